@@ -1,0 +1,1 @@
+//! The main job on one machine, through the same programs as a user.

@@ -1,0 +1,1 @@
+//! Objects on the host's disk.

@@ -1,0 +1,4 @@
+//! The client host's half, in the order the bytes arrive: fetch, cache, FUSE, mount; then relay and launch.
+
+pub mod cache;
+pub mod mount;

@@ -1,0 +1,15 @@
+//! The storage manager, and the mount daemon of the client hosts: two halves of one program.
+//!
+//! ```text
+//! data     publish ──> store ──> export ══ TLS ══> fetch ──> cache ──> FUSE ──> overlay ──> exec
+//! control  upgrade ──> jobs  ──> net    ══ TLS ══> relay ──> agent (stage, drain, swap, exec, confirm)
+//! ```
+//!
+//! [`manager`] and [`host`] never import each other; they share [`net`] and the vocabulary of [`proto`].
+
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod host;
+pub mod manager;
+pub mod net;

@@ -1,0 +1,1 @@
+//! The control state: generations, exports, hosts, agents, jobs.

@@ -1,0 +1,1 @@
+//! Received files to one checked tree.

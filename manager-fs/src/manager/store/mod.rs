@@ -1,0 +1,1 @@
+//! Packs and manifests on disk.

@@ -1,0 +1,1 @@
+//! The only file that knows TLS and TCP: multiplexed requests over one connection.

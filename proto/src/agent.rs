@@ -1,0 +1,312 @@
+//! What an agent is told, does and reports: its operations API (`RUN/agents/<product>.sock`).
+//!
+//! The mount daemon dials this socket to relay the manager's messages, and local programs may use it too. Every message
+//! is a frame ([`crate::frame`]); bodies are [`crate::codec`] encodings of these types.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::TreeId;
+use crate::message::{Fault, Unix};
+use crate::name::{Product, Version};
+
+/// The manager's number of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct JobId(pub u64);
+
+/// The manager's number of a change-over (one `upgrade` of one product on one host).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ChangeId(pub u64);
+
+/// A request on the operations API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentRequest {
+    /// Who are you and what are you doing? Answered by [`AgentReply::Status`].
+    Status,
+    /// Message A: save this record ([`crate::SignedRecord::to_bytes`]) durably. Answered by `Done` once it is on disk.
+    SaveMetadata {
+        /// Of which change-over.
+        change: ChangeId,
+        /// The signed record.
+        record: Vec<u8>,
+    },
+    /// Message B: release the old attachment and attach the new one. Staging begins at once; the swap itself waits for
+    /// message C. Answered by `Done` when staging has begun.
+    Attach {
+        /// Of which change-over.
+        change: ChangeId,
+        /// What the manager believes is attached now; another tree is a refusal.
+        release: Option<TreeId>,
+        /// The tree of the record of message A.
+        attach: TreeId,
+        /// Change over before every object is local.
+        lazy: bool,
+        /// Try a generation that this host remembers as bad.
+        retry_bad: bool,
+    },
+    /// Message C: finish ongoing operations, then change over. Answered by `Done` when accepted; the steps come as
+    /// [`StepEvent`]s through the mount daemon.
+    Finish {
+        /// Of which change-over.
+        change: ChangeId,
+        /// How long operations may take to finish, milliseconds.
+        drain_deadline_ms: u64,
+    },
+    /// Run one operation. `Event`s carry [`Progress`], the response is [`AgentReply::Outcome`].
+    /// While the agent drains the answer is [`Fault::Draining`]. A job that the agent already knows (running, resumed
+    /// after a change-over, or finished) is joined, not run again.
+    Run {
+        /// The manager's number.
+        job: JobId,
+        /// What to do.
+        operation: Operation,
+    },
+    /// Stop this job at its next unit boundary.
+    Cancel {
+        /// The manager's number.
+        job: JobId,
+    },
+}
+
+/// An answer on the operations API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentReply {
+    /// Accepted or done.
+    Done,
+    /// To [`AgentRequest::Status`].
+    Status(AgentStatus),
+    /// To [`AgentRequest::Run`].
+    Outcome(Outcome),
+    /// Refused or failed.
+    Fault(Fault),
+}
+
+/// A storage operation. Paths are on the agent's host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operation {
+    /// Back up directories; one unit (one snapshot) for each source.
+    Backup {
+        /// Where to.
+        repository: Repository,
+        /// What; absolute paths.
+        sources: Vec<String>,
+    },
+    /// Restore a snapshot into a directory, which is made if need be.
+    Restore {
+        /// Where from.
+        repository: Repository,
+        /// Snapshot id, the start of one, or `latest`.
+        snapshot: String,
+        /// Absolute path.
+        target: String,
+    },
+    /// Compare a snapshot with the directory that it was made of.
+    Verify {
+        /// Where from.
+        repository: Repository,
+        /// Snapshot id, the start of one, or `latest`.
+        snapshot: String,
+    },
+    /// Check a repository's structure and, if asked, every byte of it.
+    Check {
+        /// Which.
+        repository: Repository,
+        /// Also read all packs.
+        read_data: bool,
+    },
+    /// Forget snapshots and free the space that nothing needs.
+    Prune {
+        /// Which.
+        repository: Repository,
+        /// How many of the newest snapshots of each source stay; at least 1.
+        keep_last: u32,
+    },
+}
+
+/// A restic-compatible repository on the agent's host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Repository {
+    /// Absolute path of its directory. A backup makes it if it is not there.
+    pub path: String,
+    /// File on the host with the password; `None`: `STATE/repository.password`, made at first use.
+    pub password_file: Option<String>,
+}
+
+impl Operation {
+    /// `backup`, `restore`, `verify`, `check` or `prune`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Operation::Backup { .. } => "backup",
+            Operation::Restore { .. } => "restore",
+            Operation::Verify { .. } => "verify",
+            Operation::Check { .. } => "check",
+            Operation::Prune { .. } => "prune",
+        }
+    }
+
+    /// The repository that it works on.
+    pub fn repository(&self) -> &Repository {
+        match self {
+            Operation::Backup { repository, .. }
+            | Operation::Restore { repository, .. }
+            | Operation::Verify { repository, .. }
+            | Operation::Check { repository, .. }
+            | Operation::Prune { repository, .. } => repository,
+        }
+    }
+}
+
+/// How far an operation is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Units finished.
+    pub units_done: u32,
+    /// Units in all.
+    pub units: u32,
+    /// Bytes done in the current unit.
+    pub bytes_done: u64,
+    /// Bytes of the current unit, 0 while unknown.
+    pub bytes: u64,
+    /// What is being done, for people.
+    pub activity: String,
+    /// The version that is doing it.
+    pub version: String,
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Done.
+    Done(Summary),
+    /// Stopped on request at a unit boundary.
+    Cancelled(Summary),
+    /// Failed.
+    Failed(String),
+}
+
+/// What an operation did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Snapshot ids made or read, in order.
+    pub snapshots: Vec<String>,
+    /// Files read or written.
+    pub files: u64,
+    /// Bytes read or written.
+    pub bytes: u64,
+    /// Bytes added to (or, by prune, freed from) the repository.
+    pub repository_bytes: u64,
+    /// Differences found, errors passed over: each one line. Empty means clean.
+    pub problems: Vec<String>,
+    /// The versions that took part, in order (more than one when a change-over came between).
+    pub versions: Vec<String>,
+}
+
+/// What an agent is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Its product.
+    pub product: Product,
+    /// Its version, from its saved record.
+    pub version: Version,
+    /// The tree that it runs from.
+    pub tree: TreeId,
+    /// Process id, the same across a change-over.
+    pub pid: u32,
+    /// When this version began, milliseconds since 1970.
+    pub started_unix_ms: Unix,
+    /// What it is doing.
+    pub state: AgentState,
+    /// Jobs under way.
+    pub jobs: Vec<JobId>,
+    /// Why this version runs: `launched`, `changed over from X`, `returned from X: …`.
+    pub reason: String,
+}
+
+/// What an agent is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentState {
+    /// Started, not yet believed.
+    Probation,
+    /// Takes operations.
+    Serving,
+    /// Takes operations; a new generation is being staged beside it.
+    Staging,
+    /// Takes no new operation; ongoing ones finish.
+    Draining,
+    /// Between drain and exec.
+    Swapping,
+    /// Not running (said by the mount daemon or the stub, never by the agent).
+    Stopped,
+}
+
+/// One step of a change-over, as it happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepEvent {
+    /// Which change-over; 0 for a start or return that nobody ordered.
+    pub change: ChangeId,
+    /// Of which product.
+    pub product: Product,
+    /// The tree it leaves.
+    pub from: Option<TreeId>,
+    /// The tree it goes to.
+    pub to: TreeId,
+    /// What happened.
+    pub step: Step,
+    /// When it ended, milliseconds since 1970.
+    pub at_unix_ms: Unix,
+    /// How long it took, microseconds.
+    pub duration_us: u64,
+    /// Reason or detail, for people; may be empty.
+    pub detail: String,
+}
+
+/// The steps of a change-over, in order; then the ways in which it ends early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// The record is on disk (message A).
+    MetadataSaved,
+    /// Every object of the new and of the running generation is local, the new one is mounted (message B).
+    Staged,
+    /// Its start-up files are in the page cache.
+    Warmed,
+    /// No operation is under way (message C).
+    Drained,
+    /// The intent is on disk.
+    Journaled,
+    /// The `current` link leads to the new tree.
+    Swapped,
+    /// The new version has begun: from `execve` to its first report.
+    Started,
+    /// The new version has proved itself.
+    Confirmed,
+    /// A start by the stub, without a change-over.
+    Launched,
+    /// The agent or the host refused; nothing changed.
+    Refused,
+    /// `execve` returned; the old version serves on.
+    ExecFailed,
+    /// The new version failed its probation; `detail` has exit status and last stderr.
+    ProbationFailed,
+    /// The previous version is running again.
+    Returned,
+}
+
+impl Step {
+    /// Whether the change-over is over, and whether it succeeded.
+    pub fn ends(self) -> Option<bool> {
+        match self {
+            Step::Confirmed => Some(true),
+            Step::Refused | Step::ExecFailed | Step::Returned => Some(false),
+            Step::MetadataSaved
+            | Step::Staged
+            | Step::Warmed
+            | Step::Drained
+            | Step::Journaled
+            | Step::Swapped
+            | Step::Started
+            | Step::Launched
+            | Step::ProbationFailed => None,
+        }
+    }
+}

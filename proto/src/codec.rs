@@ -1,0 +1,74 @@
+//! The only file that calls `bincode`: fixed-width little-endian integers, always with a limit, no trailing bytes.
+//!
+//! Without a limit nine hostile bytes can claim a vector of 2^40 elements and abort the process.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Bytes could not be encoded or decoded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// The value cannot be expressed (never for types of this crate within their limits).
+    #[error("cannot encode: {0}")]
+    Encode(String),
+    /// The bytes are not a value of the wanted type.
+    #[error("cannot decode: {0}")]
+    Decode(String),
+    /// The value ended before the bytes did.
+    #[error("{0} trailing bytes after the value")]
+    Trailing(usize),
+    /// More bytes than this kind of value may have.
+    #[error("{got} bytes where at most {max} are allowed")]
+    TooLarge {
+        /// Bytes given.
+        got: usize,
+        /// Bytes allowed.
+        max: usize,
+    },
+}
+
+fn config<const LIMIT: usize>() -> bincode::config::Configuration<
+    bincode::config::LittleEndian,
+    bincode::config::Fixint,
+    bincode::config::Limit<LIMIT>,
+> {
+    bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<LIMIT>()
+}
+
+/// Encodes a value. The bytes are the same on every machine.
+pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
+    let config = bincode::config::standard().with_little_endian().with_fixed_int_encoding();
+    bincode::serde::encode_to_vec(value, config).map_err(|e| CodecError::Encode(e.to_string()))
+}
+
+/// Decodes a value that takes all of `bytes`, which may be at most `LIMIT` long.
+pub fn decode<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<T, CodecError> {
+    if bytes.len() > LIMIT {
+        return Err(CodecError::TooLarge { got: bytes.len(), max: LIMIT });
+    }
+    let (value, used) =
+        bincode::serde::decode_from_slice(bytes, config::<LIMIT>()).map_err(|e| CodecError::Decode(e.to_string()))?;
+    if used != bytes.len() {
+        return Err(CodecError::Trailing(bytes.len() - used));
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostile_length_is_an_error_and_not_an_abort() {
+        let hostile = (1u64 << 40).to_le_bytes();
+        assert!(decode::<Vec<u8>, 1024>(&hostile).is_err());
+    }
+
+    #[test]
+    fn trailing_bytes_are_refused() {
+        let mut bytes = encode(&7u32).unwrap();
+        assert_eq!(bytes, [7, 0, 0, 0]);
+        bytes.push(0);
+        assert_eq!(decode::<u32, 64>(&bytes), Err(CodecError::Trailing(1)));
+    }
+}

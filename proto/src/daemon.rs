@@ -1,0 +1,98 @@
+//! The mount daemon's local socket (`RUN/mount.sock`): for agents, the stub and the command line of the same host.
+//!
+//! Peer credentials are checked: root and the daemon's own user may ask.
+
+use serde::{Deserialize, Serialize};
+
+use crate::agent::StepEvent;
+use crate::id::TreeId;
+use crate::message::Fault;
+use crate::name::{GenerationRef, Product};
+
+/// A request to the mount daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DaemonRequest {
+    /// Everything that `manager-fs status` shows, as a JSON document. Never blocks.
+    Status,
+    /// The record that this host would launch of a product: the newest exported one.
+    Newest {
+        /// Which product.
+        product: Product,
+    },
+    /// Attach a generation (lazily, if its objects are not local) and keep it until `Release`.
+    Attach {
+        /// Which.
+        generation: GenerationRef,
+    },
+    /// Drop what `Attach` keeps.
+    Release {
+        /// Which.
+        generation: GenerationRef,
+    },
+    /// Attach for as long as this connection stays open: `exec`, and the stub while it starts an agent.
+    Hold {
+        /// Which.
+        generation: GenerationRef,
+    },
+    /// Make every object of these trees local, mount and warm the first. `Event`s carry [`StageProgress`], the response
+    /// is `Attached`. What is staged stays until the change-over is over (the agents' journals tell).
+    Stage {
+        /// The new tree.
+        tree: TreeId,
+        /// The running tree, the future last-good.
+        running: Option<TreeId>,
+        /// Mount and warm at once, before every object is local.
+        lazy: bool,
+    },
+    /// Something happened to an agent: tell the manager, now or when it can be reached.
+    Report {
+        /// What.
+        event: StepEvent,
+    },
+    /// An agent swapped, started or ended: look at the journals and links again, collect what is no longer needed.
+    Changed {
+        /// Which.
+        product: Product,
+    },
+    /// End the daemon and unmount (`manager-fs unmount`).
+    Unmount,
+}
+
+/// The daemon's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DaemonReply {
+    /// Done.
+    Done,
+    /// To `Status`: JSON.
+    Status(String),
+    /// To `Newest`: the signed record.
+    Record(Vec<u8>),
+    /// To `Attach`, `Hold` and `Stage`.
+    Attached(Attached),
+    /// Refused or failed.
+    Fault(Fault),
+}
+
+/// A generation that is ready for use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The tree.
+    pub tree: TreeId,
+    /// Absolute path of its root directory.
+    pub path: String,
+    /// Process whose user and mount namespaces hold that path, when it is not valid outside of them.
+    pub namespace_pid: Option<u32>,
+    /// The signed record, when the generation was found by name or has only one.
+    pub record: Option<Vec<u8>>,
+    /// How long warming took, microseconds; 0 if nothing was warmed.
+    pub warm_us: u64,
+}
+
+/// How far staging is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageProgress {
+    /// Bytes of the objects that are local.
+    pub local_bytes: u64,
+    /// Bytes of all objects of the trees.
+    pub object_bytes: u64,
+}

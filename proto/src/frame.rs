@@ -1,0 +1,160 @@
+//! Length-prefixed frames over byte slices. "Need more bytes" is not an error.
+//!
+//! ```text
+//! "MFS\x01" | kind u8 | flags u8 = 0 | reserved u16 = 0 | request u64 | length u32 | body
+//! ```
+//! Integers are little-endian. The same frames run over TLS and over the local sockets; each side numbers its own
+//! requests, and `Response`, `Event` and `Bulk` carry the number of the request that they answer.
+
+use crate::limits::{BULK_BYTES_MAX, MESSAGE_BYTES_MAX};
+
+/// Magic with the version of the framing.
+const MAGIC: [u8; 4] = *b"MFS\x01";
+/// Bytes before the body.
+pub const HEADER_BYTES: usize = 20;
+
+/// What a frame carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameKind {
+    /// A message that wants one `Response`.
+    Request,
+    /// The last answer to a request.
+    Response,
+    /// A message on the way to the response.
+    Event,
+    /// Raw bytes on the way to the response.
+    Bulk,
+    /// The requester no longer wants the answer; a response still follows. Empty body.
+    Cancel,
+}
+
+/// A frame's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameHeader {
+    /// What it carries.
+    pub kind: FrameKind,
+    /// The requester's number.
+    pub request: u64,
+    /// Bytes of the body.
+    pub length: usize,
+}
+
+/// The peer broke the framing; the connection must be closed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameFault {
+    /// Not our magic and version.
+    #[error("the peer does not speak this protocol (frame begins with {0:02x?})")]
+    Magic([u8; 4]),
+    /// Unknown kind, or bits that must be zero.
+    #[error("malformed frame: kind {kind}, flags {flags}, reserved {reserved}")]
+    Malformed {
+        /// Kind byte.
+        kind: u8,
+        /// Flags byte.
+        flags: u8,
+        /// Reserved field.
+        reserved: u16,
+    },
+    /// Longer than its kind may be.
+    #[error("a {kind:?} frame of {length} bytes; at most {max} are allowed")]
+    TooLong {
+        /// What it carries.
+        kind: FrameKind,
+        /// Length claimed.
+        length: usize,
+        /// Length allowed.
+        max: usize,
+    },
+}
+
+impl FrameKind {
+    fn code(self) -> u8 {
+        match self {
+            FrameKind::Request => 1,
+            FrameKind::Response => 2,
+            FrameKind::Event => 3,
+            FrameKind::Bulk => 4,
+            FrameKind::Cancel => 5,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        [FrameKind::Request, FrameKind::Response, FrameKind::Event, FrameKind::Bulk, FrameKind::Cancel]
+            .into_iter()
+            .find(|kind| kind.code() == code)
+    }
+
+    fn length_max(self) -> usize {
+        match self {
+            FrameKind::Request | FrameKind::Response | FrameKind::Event => MESSAGE_BYTES_MAX,
+            FrameKind::Bulk => BULK_BYTES_MAX,
+            FrameKind::Cancel => 0,
+        }
+    }
+}
+
+impl FrameHeader {
+    /// The header's bytes.
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4] = self.kind.code();
+        bytes[8..16].copy_from_slice(&self.request.to_le_bytes());
+        bytes[16..].copy_from_slice(&(self.length as u32).to_le_bytes());
+        bytes
+    }
+
+    /// Reads the header at the start of `bytes`; `None` while it is not complete.
+    pub fn decode(bytes: &[u8]) -> Result<Option<Self>, FrameFault> {
+        let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+        let magic = [header[0], header[1], header[2], header[3]];
+        if magic != MAGIC {
+            return Err(FrameFault::Magic(magic));
+        }
+        let (flags, reserved) = (header[5], u16::from_le_bytes([header[6], header[7]]));
+        let kind = FrameKind::from_code(header[4]).filter(|_| flags == 0 && reserved == 0);
+        let kind = kind.ok_or(FrameFault::Malformed { kind: header[4], flags, reserved })?;
+        let [_, _, _, _, _, _, _, _, r0, r1, r2, r3, r4, r5, r6, r7, l0, l1, l2, l3] = *header;
+        let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        if length > kind.length_max() {
+            return Err(FrameFault::TooLong { kind, length, max: kind.length_max() });
+        }
+        Ok(Some(Self { kind, request: u64::from_le_bytes([r0, r1, r2, r3, r4, r5, r6, r7]), length }))
+    }
+}
+
+/// A whole frame: header and body in one buffer, for one write.
+pub fn frame(kind: FrameKind, request: u64, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
+    bytes.extend_from_slice(&FrameHeader { kind, request, length: body.len() }.encode());
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_fail_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            drop(FrameHeader::decode(&bytes));
+        }
+
+        #[test]
+        fn headers_round_trip(request in any::<u64>(), length in 0usize..BULK_BYTES_MAX) {
+            let header = FrameHeader { kind: FrameKind::Bulk, request, length };
+            let bytes = header.encode();
+            prop_assert_eq!(FrameHeader::decode(&bytes), Ok(Some(header)));
+            prop_assert_eq!(FrameHeader::decode(&bytes[..19]), Ok(None));
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_bound_is_refused_before_it_is_read() {
+        let mut bytes = FrameHeader { kind: FrameKind::Request, request: 1, length: 0 }.encode();
+        bytes[16..].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(matches!(FrameHeader::decode(&bytes), Err(FrameFault::TooLong { .. })));
+    }
+}

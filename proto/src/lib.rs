@@ -1,0 +1,36 @@
+//! The vocabulary that the manager, the hosts and the agents share.
+//!
+//! Everything here is bytes in, bytes out: no I/O, no clock, no task, no `unsafe`. The manager, the mount daemon and
+//! every agent read the same ids, manifests, records and messages through this crate, so neither side depends on the
+//! other. What comes from a network, an archive or a disk becomes one of these types only by being bounded, parsed
+//! and checked.
+//!
+//! ```text
+//! received files ──> Manifest ──(BLAKE3)──> TreeId ──┐
+//!                       │                            ├─> GenerationRecord ──(ed25519)──> SignedRecord
+//!                       └─ Object ─> ChunkId …       │
+//!                                   Metadata ────────┘
+//! ```
+//!
+//! Formats: `docs/tree-format.md`; messages and limits: `docs/control-protocol.md`.
+
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod bulk;
+pub mod codec;
+pub mod daemon;
+pub mod frame;
+pub mod id;
+pub mod limits;
+pub mod manifest;
+pub mod message;
+pub mod name;
+pub mod path;
+pub mod record;
+
+pub use id::{ChunkId, ObjectId, TreeId};
+pub use manifest::Manifest;
+pub use name::{GenerationRef, GroupName, HostName, Product, Version};
+pub use path::TreePath;
+pub use record::{GenerationRecord, Metadata, SignedRecord};

@@ -1,0 +1,228 @@
+//! What a host and the manager say to each other over their TLS connection.
+//!
+//! The host dials. Either side may then send requests. Specified in `docs/control-protocol.md`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::agent::{AgentStatus, ChangeId, JobId, Operation, Outcome, Progress, StepEvent};
+use crate::id::{ObjectId, TreeId};
+use crate::name::{HostName, Product};
+
+/// The version of the messages; both sides name theirs in `Hello`, and a different one is refused with both numbers.
+pub const PROTOCOL: u16 = 1;
+
+/// Milliseconds since 1970.
+pub type Unix = u64;
+
+/// Why a request failed, in a form that a machine can act on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Fault {
+    /// The asker may not see or do this. The same answer whether the thing exists or not.
+    #[error("not exported to this host: {0}")]
+    NotExported(String),
+    /// Authentication or authorisation failed.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// No such thing.
+    #[error("not found: {0}")]
+    NotFound(String),
+    /// The request makes no sense as it stands.
+    #[error("bad request: {0}")]
+    BadRequest(String),
+    /// The agent takes no new operation; ask again after its change-over.
+    #[error("the agent is draining; it takes operations again after its change-over")]
+    Draining,
+    /// The other side is not reachable or too slow; asking again may help.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+    /// The answering side failed.
+    #[error("failed: {0}")]
+    Failed(String),
+}
+
+/// A host's request to the manager.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostRequest {
+    /// First on every connection of an enrolled host.
+    Hello {
+        /// [`PROTOCOL`].
+        protocol: u16,
+        /// Version of the host's `manager-fs`.
+        software: String,
+        /// What the connection is for.
+        role: Role,
+    },
+    /// The only request that needs no client certificate.
+    Enroll {
+        /// [`PROTOCOL`].
+        protocol: u16,
+        /// The secret of the one-time token.
+        secret: Vec<u8>,
+        /// PKCS #10 request, DER; its subject is ignored, the token names the host.
+        csr: Vec<u8>,
+    },
+    /// A new certificate for the identity of this connection.
+    Renew {
+        /// PKCS #10 request, DER.
+        csr: Vec<u8>,
+    },
+    /// What is exported to this host?
+    Exports,
+    /// The manifest of an exported tree: `Bulk` frames with its bytes (zstd), then the response.
+    Manifest {
+        /// Which.
+        tree: TreeId,
+    },
+    /// Chunks of objects of an exported tree: one `Bulk` frame a chunk ([`crate::bulk`]), in any order.
+    Chunks {
+        /// In which tree; the manager checks the export, and that the objects are the tree's.
+        tree: TreeId,
+        /// Which; at most [`crate::limits::CHUNKS_PER_REQUEST_MAX`] chunks in all.
+        wants: Vec<ChunkRange>,
+    },
+    /// What happened on the host, in order. The manager answers when it is durable.
+    Report {
+        /// At least one.
+        reports: Vec<HostReport>,
+    },
+}
+
+/// What a host's connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Control and demand reads: the one connection over which the manager reaches the host.
+    Control,
+    /// Background fetches, so that demand reads never queue behind them.
+    Bulk,
+}
+
+/// Consecutive chunks of one object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ChunkRange {
+    /// Of which object.
+    pub object: ObjectId,
+    /// First chunk.
+    pub first: u32,
+    /// How many, at least 1.
+    pub count: u32,
+}
+
+/// The manager's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ManagerReply {
+    /// To `Hello`.
+    Welcome {
+        /// The name in the certificate.
+        host: HostName,
+        /// Milliseconds since 1970 on the manager.
+        now: Unix,
+    },
+    /// To `Enroll` and `Renew`.
+    Certificate {
+        /// The name in the certificate.
+        host: HostName,
+        /// The host's certificate, PEM.
+        certificate: String,
+        /// The certificate authority, PEM.
+        authority: String,
+        /// Public keys whose records the host shall believe.
+        publishers: Vec<[u8; 32]>,
+    },
+    /// To `Exports`: every generation exported to the host ([`crate::SignedRecord::to_bytes`]).
+    Exports(Vec<Vec<u8>>),
+    /// To `Manifest` and `Chunks`: how many bulk frames came before.
+    Sent(u32),
+    /// To `Report`.
+    Done,
+    /// The request failed.
+    Fault(Fault),
+}
+
+/// The manager's request to a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ManagerRequest {
+    /// Ask for `Exports` again.
+    ExportsChanged,
+    /// Relay messages A, B and C to the product's running agent.
+    ChangeOver(ChangeOver),
+    /// Relay to the product's running agent. `Event`s carry [`Progress`], the response [`HostReply::Outcome`].
+    Run {
+        /// Which agent.
+        product: Product,
+        /// The manager's number.
+        job: JobId,
+        /// What to do.
+        operation: Operation,
+    },
+    /// Relay to the product's running agent.
+    Cancel {
+        /// Which agent.
+        product: Product,
+        /// The manager's number.
+        job: JobId,
+    },
+    /// What runs here? Answered by [`HostReply::Agents`].
+    Agents,
+}
+
+/// What the manager tells a running agent, by way of its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeOver {
+    /// The manager's number.
+    pub change: ChangeId,
+    /// Which agent.
+    pub product: Product,
+    /// The signed record of the new generation (message A).
+    pub record: Vec<u8>,
+    /// The new tree (message B).
+    pub attach: TreeId,
+    /// Change over before every object is local.
+    pub lazy: bool,
+    /// Milliseconds (message C).
+    pub drain_deadline_ms: u64,
+    /// Try a generation that this host remembers as bad.
+    pub retry_bad: bool,
+}
+
+/// A host's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostReply {
+    /// Accepted or done.
+    Done,
+    /// To `Agents`.
+    Agents(Vec<AgentStatus>),
+    /// To `Run`.
+    Outcome(Outcome),
+    /// Refused or failed.
+    Fault(Fault),
+}
+
+/// Something that happened on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostReport {
+    /// A step of a change-over.
+    Step(StepEvent),
+    /// What runs now (all agents of the host).
+    Agents(Vec<AgentStatus>),
+    /// Progress of a job that was resumed after its `Run` had been cut off.
+    JobProgress {
+        /// Which.
+        job: JobId,
+        /// How far.
+        progress: Progress,
+    },
+    /// End of a job whose `Run` had been cut off.
+    JobOutcome {
+        /// Which.
+        job: JobId,
+        /// How.
+        outcome: Outcome,
+    },
+    /// The trees attached on this host (all of them); `unexport` asks.
+    Attached(Vec<TreeId>),
+    /// Bytes came with a wrong hash; they were neither served nor kept.
+    WrongHash {
+        /// Of what.
+        what: String,
+    },
+}

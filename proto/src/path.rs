@@ -1,0 +1,189 @@
+//! A checked path inside a tree.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX, PATH_DEPTH_MAX};
+
+/// A path that must not enter a tree.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("path '{path}': {fault}")]
+pub struct PathError {
+    /// The path, made printable.
+    pub path: String,
+    /// What is wrong with it.
+    pub fault: &'static str,
+}
+
+/// A relative path without `.`, `..`, empty components or NUL; the root of the tree is the empty path.
+///
+/// The one ordering of trees is by component, bytewise: a directory comes right before what is in it.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+pub struct TreePath(Vec<u8>);
+
+impl TreePath {
+    /// The tree's root directory.
+    pub fn root() -> Self {
+        Self::default()
+    }
+
+    /// Checks a path that came from elsewhere. Neither a leading nor a trailing slash is accepted.
+    pub fn parse(bytes: &[u8]) -> Result<Self, PathError> {
+        let fail = |fault| Err(PathError { path: printable(&bytes[..bytes.len().min(200)]), fault });
+        if bytes.is_empty() {
+            return Ok(Self::root());
+        }
+        if bytes[0] == b'/' {
+            return fail("is absolute; want a path relative to the tree's root");
+        }
+        if bytes.len() > PATH_BYTES_MAX {
+            return fail("is longer than 4095 bytes");
+        }
+        let mut depth = 0;
+        for name in bytes.split(|b| *b == b'/') {
+            depth += 1;
+            match name {
+                b"" => return fail("has an empty component"),
+                b"." => return fail("has a '.' component"),
+                b".." => return fail("has a '..' component, which could leave the tree"),
+                _ if name.contains(&0) => return fail("has a NUL byte"),
+                _ if name.len() > NAME_BYTES_MAX => return fail("has a component longer than 255 bytes"),
+                _ if depth > PATH_DEPTH_MAX => return fail("is more than 128 directories deep"),
+                _ => {}
+            }
+        }
+        Ok(Self(bytes.to_vec()))
+    }
+
+    /// The path of `name` in this directory.
+    pub fn join(&self, name: &[u8]) -> Result<Self, PathError> {
+        let mut bytes = self.0.clone();
+        if !bytes.is_empty() {
+            bytes.push(b'/');
+        }
+        bytes.extend_from_slice(name);
+        Self::parse(&bytes)
+    }
+
+    /// Whether this is the tree's root.
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The directory that holds this entry; `None` for the root.
+    pub fn parent(&self) -> Option<TreePath> {
+        if self.is_root() {
+            return None;
+        }
+        let cut = self.0.iter().rposition(|b| *b == b'/').unwrap_or(0);
+        Some(Self(self.0[..cut].to_vec()))
+    }
+
+    /// The last component; empty for the root.
+    pub fn name(&self) -> &[u8] {
+        match self.0.iter().rposition(|b| *b == b'/') {
+            Some(slash) => &self.0[slash + 1..],
+            None => &self.0,
+        }
+    }
+
+    /// The bytes as they stand in a manifest.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// For use below a directory that holds the tree.
+    pub fn as_path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(&self.0))
+    }
+
+    /// The components, outermost first.
+    pub fn components(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.split(|b| *b == b'/').filter(|name| !name.is_empty())
+    }
+}
+
+impl Ord for TreePath {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.components().cmp(other.components())
+    }
+}
+
+impl PartialOrd for TreePath {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for TreePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&printable(&self.0))
+    }
+}
+
+impl fmt::Debug for TreePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", printable(&self.0))
+    }
+}
+
+impl Serialize for TreePath {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        if s.is_human_readable() { s.serialize_str(&printable(&self.0)) } else { self.0.serialize(s) }
+    }
+}
+
+impl<'de> Deserialize<'de> for TreePath {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let bytes = if d.is_human_readable() { String::deserialize(d)?.into_bytes() } else { Vec::deserialize(d)? };
+        Self::parse(&bytes).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Bytes as text: valid UTF-8 as it is, other bytes and control characters as `\xNN`.
+pub fn printable(bytes: &[u8]) -> String {
+    use fmt::Write;
+    let mut text = String::with_capacity(bytes.len());
+    for piece in bytes.utf8_chunks() {
+        for c in piece.valid().chars() {
+            if c.is_control() {
+                let _ = write!(text, "\\x{:02x}", c as u32);
+            } else {
+                text.push(c)
+            }
+        }
+        for byte in piece.invalid() {
+            let _ = write!(text, "\\x{byte:02x}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_could_leave_the_tree_are_refused() {
+        for bad in ["/etc", "a//b", "a/", "./a", "a/..", "..", "a\0b"] {
+            assert!(TreePath::parse(bad.as_bytes()).is_err(), "{bad:?}");
+        }
+        assert!(TreePath::parse(&[b'a'; 256]).is_err());
+        assert!(TreePath::parse("a/".repeat(200).trim_end_matches('/').as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_directory_comes_right_before_what_is_in_it() {
+        let mut paths: Vec<_> =
+            ["a.b", "a/z", "a", "a-b", "", "a/b/c"].iter().map(|p| TreePath::parse(p.as_bytes()).unwrap()).collect();
+        paths.sort();
+        let text: Vec<_> = paths.iter().map(|p| p.to_string()).collect();
+        assert_eq!(text, ["", "a", "a/b/c", "a/z", "a-b", "a.b"]);
+        assert_eq!(paths[2].parent().unwrap().to_string(), "a/b");
+        assert_eq!(paths[2].name(), b"c");
+    }
+}

@@ -1,0 +1,180 @@
+//! The generation record: what a generation is called, and everything that is needed to start it. Signed.
+
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use serde::{Deserialize, Serialize};
+
+use crate::codec::{self, CodecError};
+use crate::id::TreeId;
+use crate::limits::RECORD_BYTES_MAX;
+use crate::name::{Product, Version};
+use crate::path::TreePath;
+
+/// One generation, as its publisher signed it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationRecord {
+    /// The named component.
+    pub product: Product,
+    /// Its maker's version.
+    pub version: Version,
+    /// Grows by one with every record that the manager signs.
+    pub sequence: u64,
+    /// The tree.
+    pub tree: TreeId,
+    /// Length of the manifest, bytes.
+    pub manifest_bytes: u64,
+    /// When it was signed, milliseconds since 1970.
+    pub published_unix_ms: u64,
+    /// What the manager found out about the tree; enough to start it.
+    pub metadata: Metadata,
+}
+
+impl GenerationRecord {
+    /// `product@version`, as people write it.
+    pub fn name(&self) -> String {
+        format!("{}@{}", self.product, self.version)
+    }
+}
+
+/// Extracted from the tree at publication (`system.md`, step 2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// What `launch` and the change-over execute; `None` for a tree that is only looked at.
+    pub entry_point: Option<TreePath>,
+    /// Arguments of the entry point after `argv[0]`.
+    pub arguments: Vec<String>,
+    /// Machine of the entry point (of its interpreter for a script inside the tree), such as `x86_64`; `None` when
+    /// it runs on any.
+    pub architecture: Option<String>,
+    /// Every ELF file, in the order of the tree.
+    pub elf_files: Vec<ElfFile>,
+    /// Every executable file that begins with `#!`.
+    pub scripts: Vec<Script>,
+    /// Entries of the tree, with its root.
+    pub entry_count: u64,
+    /// Regular files, by path.
+    pub file_count: u64,
+    /// Bytes of all files, each path counted.
+    pub content_bytes: u64,
+    /// Bytes of distinct contents.
+    pub object_bytes: u64,
+    /// The agent-state schemas that the program reads.
+    pub state_schemas: SchemaRange,
+    /// How long ongoing operations may take to finish before they are checkpointed, milliseconds.
+    pub drain_deadline_ms: u64,
+    /// What the program must do to be believed.
+    pub health: HealthContract,
+}
+
+/// One ELF file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ElfFile {
+    /// Where.
+    pub path: TreePath,
+    /// Machine, such as `x86_64`.
+    pub architecture: String,
+    /// `executable`, `shared object`, `relocatable` or `core`.
+    pub kind: String,
+    /// `PT_INTERP`.
+    pub interpreter: Option<String>,
+    /// `DT_NEEDED`, in order.
+    pub needed: Vec<String>,
+    /// `DT_SONAME`.
+    pub soname: Option<String>,
+    /// `DT_RUNPATH`, or `DT_RPATH` where there is none.
+    pub runpath: Option<String>,
+    /// The GNU build id, hex.
+    pub build_id: Option<String>,
+    /// File size, bytes.
+    pub bytes: u64,
+}
+
+/// One executable script.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Script {
+    /// Where.
+    pub path: TreePath,
+    /// What stands after `#!`, trimmed.
+    pub interpreter: String,
+}
+
+/// The versions of an agent's state that a program reads, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchemaRange {
+    /// Oldest.
+    pub min: u32,
+    /// Newest; what it writes.
+    pub max: u32,
+}
+
+/// What a new version must do to be believed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthContract {
+    /// From exec to confirmation at most this long, milliseconds.
+    pub probation_ms: u64,
+}
+
+/// A record with its signature, as it is stored, sent and saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedRecord {
+    /// The publisher's ed25519 public key.
+    pub publisher: [u8; 32],
+    /// The encoded record: exactly the bytes that are signed.
+    pub payload: Vec<u8>,
+    /// The ed25519 signature over [`CONTEXT`] and `payload`, 64 bytes.
+    pub signature: Vec<u8>,
+}
+
+/// Keeps a signature of a record from being taken for one of something else.
+const CONTEXT: &[u8] = b"manager-fs generation record 1\0";
+const MAGIC: &[u8; 8] = b"MFSREC\0\x01";
+
+/// Why a record is not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordFault {
+    /// The bytes begin with something else, or are of a later format.
+    #[error("these bytes are not a generation record of format 1")]
+    NotARecord,
+    /// The bytes do not decode.
+    #[error("the generation record is damaged: {0}")]
+    Damaged(#[from] CodecError),
+    /// Signed by a key that this host does not trust.
+    #[error("the generation record is signed by publisher {0}, which is not trusted here")]
+    UnknownPublisher(String),
+    /// The signature is of other bytes: someone changed the record.
+    #[error("the generation record's signature is wrong: the record was changed after it was signed")]
+    BadSignature,
+}
+
+impl SignedRecord {
+    /// Signs a record.
+    pub fn sign(record: &GenerationRecord, key: &SigningKey) -> Result<Self, RecordFault> {
+        let payload = codec::encode(record)?;
+        let signature = key.sign(&[CONTEXT, &payload].concat()).to_bytes().to_vec();
+        Ok(Self { publisher: key.verifying_key().to_bytes(), payload, signature })
+    }
+
+    /// Returns the record if one of the trusted publishers signed it.
+    pub fn verify(&self, trusted: &[VerifyingKey]) -> Result<GenerationRecord, RecordFault> {
+        let key = trusted.iter().find(|key| key.as_bytes() == &self.publisher);
+        let key = key.ok_or_else(|| RecordFault::UnknownPublisher(hex(&self.publisher)))?;
+        let signature = Signature::from_slice(&self.signature).map_err(|_| RecordFault::BadSignature)?;
+        key.verify_strict(&[CONTEXT, &self.payload].concat(), &signature).map_err(|_| RecordFault::BadSignature)?;
+        Ok(codec::decode::<_, RECORD_BYTES_MAX>(&self.payload)?)
+    }
+
+    /// The bytes of a record file.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, RecordFault> {
+        Ok([MAGIC.as_slice(), &codec::encode(self)?].concat())
+    }
+
+    /// Reads a record file. Nothing in it is believed before [`SignedRecord::verify`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, RecordFault> {
+        let body = bytes.strip_prefix(MAGIC.as_slice()).ok_or(RecordFault::NotARecord)?;
+        Ok(codec::decode::<_, RECORD_BYTES_MAX>(body)?)
+    }
+}
+
+fn hex(bytes: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*bytes).to_hex().to_string()
+}
