@@ -33,4 +33,4 @@ pub use id::{ChunkId, ObjectId, TreeId};
 pub use manifest::Manifest;
 pub use name::{GenerationRef, GroupName, HostName, Product, Version};
 pub use path::TreePath;
-pub use record::{GenerationRecord, Metadata, SignedRecord};
+pub use record::{GenerationRecord, Metadata, Publishers, SignedRecord};

@@ -175,6 +175,74 @@ impl SignedRecord {
     }
 }
 
+/// The publishers whose records a host believes: the content of `STATE/identity/publishers`.
+///
+/// Text: one ed25519 public key a line, 64 lowercase hex digits; empty lines and lines that begin with `#` are
+/// passed over.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Publishers(Vec<VerifyingKey>);
+
+/// A line of `STATE/identity/publishers` is not a public key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line} is not an ed25519 public key: want 64 lowercase hex digits")]
+pub struct PublishersFault {
+    /// Counted from 1.
+    pub line: usize,
+}
+
+impl Publishers {
+    /// Publishers as they come in a certificate's answer.
+    ///
+    /// # Errors
+    /// One of them is not a public key; `line` counts from 1.
+    pub fn from_keys(keys: &[[u8; 32]]) -> Result<Self, PublishersFault> {
+        let keys = keys.iter().enumerate();
+        let keys = keys.map(|(i, key)| VerifyingKey::from_bytes(key).map_err(|_| PublishersFault { line: i + 1 }));
+        Ok(Self(keys.collect::<Result<_, _>>()?))
+    }
+
+    /// Reads the file's text.
+    ///
+    /// # Errors
+    /// The first line that is not a public key.
+    pub fn parse(text: &str) -> Result<Self, PublishersFault> {
+        let mut keys = Vec::new();
+        for (i, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let key = line.parse::<TreeId>().ok().and_then(|id| VerifyingKey::from_bytes(id.as_bytes()).ok());
+            keys.push(key.ok_or(PublishersFault { line: i + 1 })?);
+        }
+        Ok(Self(keys))
+    }
+
+    /// The file's text.
+    pub fn to_text(&self) -> String {
+        self.0.iter().map(|key| hex(key.as_bytes()) + "\n").collect()
+    }
+
+    /// For [`SignedRecord::verify`].
+    pub fn keys(&self) -> &[VerifyingKey] {
+        &self.0
+    }
+}
+
 fn hex(bytes: &[u8; 32]) -> String {
     blake3::Hash::from_bytes(*bytes).to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn publishers_round_trip_and_a_bad_line_is_named() {
+        let key = SigningKey::from_bytes(&[7; 32]).verifying_key();
+        let publishers = Publishers::from_keys(&[key.to_bytes()]).unwrap();
+        assert_eq!(Publishers::parse(&format!("# ours\n\n{}", publishers.to_text())), Ok(publishers.clone()));
+        assert_eq!(publishers.keys(), [key]);
+        assert_eq!(Publishers::parse("\nabc\n"), Err(PublishersFault { line: 2 }));
+    }
 }
