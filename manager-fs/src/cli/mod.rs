@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{DirFlags, Dirs};
+use crate::demo::DemoOptions;
 
 /// Serves versioned executable trees to hosts, and changes their running agents' versions.
 #[derive(Debug, Parser)]
@@ -18,7 +19,10 @@ struct Line {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// All of the other commands on this machine, in front of your eyes
+    Demo(DemoOptions),
+}
 
 /// How a command that did not fail ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,5 +50,7 @@ pub fn run() -> ExitCode {
 }
 
 fn dispatch(command: Command, _dirs: &Dirs) -> anyhow::Result<Done> {
-    match command {}
+    match command {
+        Command::Demo(options) => Ok(if crate::demo::run(&options)? { Done::Clean } else { Done::Code(1) }),
+    }
 }
