@@ -1,1 +1,66 @@
-//! The only file that knows TLS and TCP: multiplexed requests over one connection.
+//! The only place that knows TLS and sockets: connections that carry many requests at once, in both directions.
+//!
+//! ```text
+//! request(…) ──> Request ────────────────> Handler::handle(body, answer)
+//!    on(Event | Bulk) <── Event, Bulk <──── answer.event(…), answer.bulk(…)
+//!    Ok(reply)        <── Response    <──── answer.finish(…)
+//! ```
+//! A [`Link`] runs over any byte stream: TLS between host and manager ([`tls`]), Unix sockets on one machine
+//! ([`unix`]), an in-memory pipe in tests. Framing is [`proto::frame`], bodies are [`proto::codec`].
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+pub mod link;
+#[cfg(test)]
+mod tests;
+pub mod tls;
+pub mod unix;
+
+pub use link::{Answer, Cancellation, Handler, Incoming, Link, LinkLimits, RefuseAll, start, start_with};
+pub use tls::{TlsIdentity, accept, client_config, connect, enrolment_config, server_config};
+pub use unix::{bind_unix, connect_unix, peer_is_trusted};
+
+/// A boxed future, as trait methods return it.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Why a connection or a request on it failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetError {
+    /// The connection is gone, and why.
+    #[error("the connection ended: {0}")]
+    Closed(String),
+    /// No answer in time; the peer was told that it is no longer wanted.
+    #[error("no answer within {}", humantime::format_duration(*.0))]
+    Deadline(Duration),
+    /// The peer's answer does not decode, or ours does not encode.
+    #[error(transparent)]
+    Codec(#[from] proto::codec::CodecError),
+    /// A message of ours is larger than the peer would take.
+    #[error("a message of {bytes} bytes is over the limit of {max}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The peer's handler gave up without an answer.
+    #[error("the peer gave no answer to this request (its log says why)")]
+    Unanswered,
+    /// The requester no longer wants the answer.
+    #[error("the request was cancelled by its sender")]
+    Cancelled,
+    /// No connection could be made.
+    #[error("cannot connect to {address}: {reason}")]
+    Connect {
+        /// Where to.
+        address: String,
+        /// What happened.
+        reason: String,
+    },
+    /// Keys or certificates cannot be used.
+    #[error("{0}")]
+    Identity(String),
+}

@@ -1,0 +1,500 @@
+//! One multiplexed connection over any byte stream.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use proto::codec;
+use proto::frame::{FrameHeader, FrameKind, HEADER_BYTES};
+use proto::limits::{BULK_BYTES_MAX, MESSAGE_BYTES_MAX};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+
+use super::{BoxFuture, NetError};
+
+/// Bytes that may wait to be written on one connection before senders wait: enough to fill a fast network's round
+/// trip, little enough that a slow peer costs no memory.
+const QUEUE_BYTES_MAX: usize = 4 << 20;
+/// Messages of one request that wait for its `on` before the connection is no longer read.
+const UNREAD_MESSAGES_MAX: usize = 32;
+/// How long a closing connection may take to write what was already answered.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What comes before the response to a request.
+#[derive(Debug)]
+pub enum Incoming {
+    /// An encoded message ([`codec::decode`] with [`MESSAGE_BYTES_MAX`]).
+    Event(Vec<u8>),
+    /// Raw bytes.
+    Bulk(Vec<u8>),
+}
+
+/// What one side allows the other.
+#[derive(Debug, Clone, Copy)]
+pub struct LinkLimits {
+    /// Requests of the peer that may be under way at once; one more ends the connection.
+    pub requests_max: usize,
+    /// Bytes of one request of the peer.
+    pub request_bytes_max: usize,
+}
+
+impl Default for LinkLimits {
+    fn default() -> Self {
+        Self { requests_max: REQUESTS_MAX, request_bytes_max: MESSAGE_BYTES_MAX }
+    }
+}
+
+/// Requests under way on one connection in one direction; a sender waits before it goes beyond.
+pub const REQUESTS_MAX: usize = 256;
+
+/// Answers the peer's requests.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request. Runs as a task of its own; an `answer` that is dropped unfinished becomes
+    /// [`NetError::Unanswered`] on the other side.
+    fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()>;
+}
+
+/// For the side of a connection that takes no requests.
+#[derive(Debug, Clone, Copy)]
+pub struct RefuseAll;
+
+impl Handler for RefuseAll {
+    fn handle(&self, _body: Vec<u8>, _answer: Answer) -> BoxFuture<()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// A connection. Clones share it. It lives until the peer ends it, it breaks, or [`Link::close`]; dropping every clone
+/// does not end it.
+#[derive(Clone)]
+pub struct Link {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    outgoing: mpsc::UnboundedSender<Outgoing>,
+    /// Bytes that may still be queued.
+    budget: Arc<Semaphore>,
+    /// Requests that may still be sent.
+    slots: Arc<Semaphore>,
+    state: Mutex<State>,
+    /// The reason, once the connection is over.
+    closed: watch::Sender<Option<String>>,
+    limits: LinkLimits,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    /// Our requests without a response yet.
+    pending: HashMap<u64, Pending>,
+    /// The peer's requests without a response yet.
+    serving: HashMap<u64, watch::Sender<bool>>,
+}
+
+struct Pending {
+    /// `None` once nobody waits for the answer.
+    deliver: Option<mpsc::Sender<Delivered>>,
+    /// Held until the response, also of a cancelled request, so that the peer's limit is never passed.
+    _slot: OwnedSemaphorePermit,
+}
+
+enum Delivered {
+    Before(Incoming),
+    Response(Vec<u8>),
+}
+
+struct Outgoing {
+    head: Vec<u8>,
+    body: Vec<u8>,
+    _budget: Option<OwnedSemaphorePermit>,
+}
+
+/// Runs a connection over `stream`, with the usual limits.
+pub fn start<S>(stream: S, handler: Arc<dyn Handler>) -> Link
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    start_with(stream, LinkLimits::default(), |_| handler)
+}
+
+/// Runs a connection whose handler itself wants to send requests on it.
+pub fn start_with<S>(stream: S, limits: LinkLimits, handler: impl FnOnce(&Link) -> Arc<dyn Handler>) -> Link
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (outgoing, queue) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared {
+        outgoing,
+        budget: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
+        slots: Arc::new(Semaphore::new(REQUESTS_MAX)),
+        state: Mutex::default(),
+        closed: watch::Sender::new(None),
+        limits,
+    });
+    let link = Link { shared };
+    let handler = handler(&link);
+    let (reader, writer) = tokio::io::split(stream);
+    tokio::spawn(write_all(Arc::clone(&link.shared), writer, queue));
+    tokio::spawn(read_until_closed(Arc::clone(&link.shared), reader, handler));
+    link
+}
+
+impl Link {
+    /// Sends a request and waits for its response. `on` gets what comes before, in order, and must not block for long:
+    /// the connection is not read meanwhile. Dropping the future tells the peer to stop.
+    ///
+    /// # Errors
+    /// The connection is or gets closed, no response came within `deadline`, or it does not decode.
+    pub async fn request<Req: Serialize, Rep: DeserializeOwned>(
+        &self,
+        request: &Req,
+        on: impl FnMut(Incoming),
+        deadline: Duration,
+    ) -> Result<Rep, NetError> {
+        let body = codec::encode(request)?;
+        let response = tokio::time::timeout(deadline, self.exchange(body, on));
+        let response = response.await.map_err(|_| NetError::Deadline(deadline))??;
+        if response.is_empty() {
+            return Err(NetError::Unanswered);
+        }
+        Ok(codec::decode::<_, MESSAGE_BYTES_MAX>(&response)?)
+    }
+
+    /// Resolves with the reason when the connection is over.
+    pub fn closed(&self) -> impl Future<Output = String> + Send + 'static + use<> {
+        let mut closed = self.shared.closed.subscribe();
+        async move {
+            match closed.wait_for(Option::is_some).await {
+                Ok(reason) => reason.clone().unwrap_or_default(),
+                Err(_) => String::from("it was dropped"),
+            }
+        }
+    }
+
+    /// The reason, if the connection is over.
+    pub fn closed_reason(&self) -> Option<String> {
+        self.shared.closed.borrow().clone()
+    }
+
+    /// Ends the connection; what was already answered is still written, for a second at most.
+    pub fn close(&self, reason: &str) {
+        self.shared.end(reason);
+    }
+
+    async fn exchange(&self, body: Vec<u8>, mut on: impl FnMut(Incoming)) -> Result<Vec<u8>, NetError> {
+        let shared = &self.shared;
+        let slot = Arc::clone(&shared.slots).acquire_owned().await.map_err(|_| shared.closed_error())?;
+        let (deliver, mut delivered) = mpsc::channel(UNREAD_MESSAGES_MAX);
+        let mut wanted = Wanted::register(shared, Pending { deliver: Some(deliver), _slot: slot })?;
+        shared.send(FrameKind::Request, wanted.request, &[], body).await?;
+        wanted.sent = true;
+        while let Some(message) = delivered.recv().await {
+            match message {
+                Delivered::Before(incoming) => on(incoming),
+                Delivered::Response(body) => return Ok(body),
+            }
+        }
+        Err(shared.closed_error())
+    }
+}
+
+/// A request of ours; dropped before its response, it sends `Cancel`.
+struct Wanted<'a> {
+    shared: &'a Shared,
+    request: u64,
+    sent: bool,
+}
+
+impl<'a> Wanted<'a> {
+    fn register(shared: &'a Shared, pending: Pending) -> Result<Self, NetError> {
+        let mut state = shared.state();
+        if shared.closed.borrow().is_some() {
+            return Err(shared.closed_error());
+        }
+        state.next += 1;
+        let request = state.next;
+        state.pending.insert(request, pending);
+        Ok(Self { shared, request, sent: false })
+    }
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        if !self.sent {
+            state.pending.remove(&self.request);
+        } else if let Some(pending) = state.pending.get_mut(&self.request) {
+            pending.deliver = None;
+            let head = FrameHeader { kind: FrameKind::Cancel, request: self.request, length: 0 }.encode().to_vec();
+            // The queue is gone only when the connection is, and then nobody needs to be told.
+            let _ = self.shared.outgoing.send(Outgoing { head, body: Vec::new(), _budget: None });
+        }
+    }
+}
+
+impl Shared {
+    /// No code panics while it holds this lock, so a poisoned one is as good as any.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn closed_error(&self) -> NetError {
+        let reason = self.closed.borrow().clone();
+        NetError::Closed(reason.unwrap_or_else(|| String::from("it was closed")))
+    }
+
+    /// The first reason stays. Waiting requests fail, handlers see their requests as cancelled.
+    fn end(&self, reason: &str) {
+        let first = self.closed.send_if_modified(|closed| {
+            let first = closed.is_none();
+            closed.get_or_insert_with(|| reason.to_owned());
+            first
+        });
+        if first {
+            self.slots.close();
+            self.budget.close();
+            let mut state = self.state();
+            state.pending.clear();
+            state.serving.clear();
+        }
+    }
+
+    async fn send(&self, kind: FrameKind, request: u64, head: &[u8], body: Vec<u8>) -> Result<(), NetError> {
+        let length = head.len() + body.len();
+        let max = if kind == FrameKind::Bulk { BULK_BYTES_MAX } else { MESSAGE_BYTES_MAX };
+        if length > max {
+            return Err(NetError::TooLarge { bytes: length, max });
+        }
+        let cost = (HEADER_BYTES + length).min(QUEUE_BYTES_MAX) as u32;
+        let budget = Arc::clone(&self.budget).acquire_many_owned(cost).await.map_err(|_| self.closed_error())?;
+        let head = [&FrameHeader { kind, request, length }.encode(), head].concat();
+        self.outgoing.send(Outgoing { head, body, _budget: Some(budget) }).map_err(|_| self.closed_error())
+    }
+}
+
+/// One request of the peer, to be answered.
+pub struct Answer {
+    shared: Arc<Shared>,
+    request: u64,
+    cancelled: watch::Receiver<bool>,
+    finished: bool,
+}
+
+impl Answer {
+    /// Sends a message on the way to the response.
+    ///
+    /// # Errors
+    /// The requester cancelled, or the connection is over: stop working.
+    pub async fn event<T: Serialize>(&self, event: &T) -> Result<(), NetError> {
+        self.check()?;
+        self.shared.send(FrameKind::Event, self.request, &[], codec::encode(event)?).await
+    }
+
+    /// Sends raw bytes, `head` first, on the way to the response.
+    ///
+    /// # Errors
+    /// As [`Answer::event`].
+    pub async fn bulk(&self, head: &[u8], bytes: Vec<u8>) -> Result<(), NetError> {
+        self.check()?;
+        self.shared.send(FrameKind::Bulk, self.request, head, bytes).await
+    }
+
+    /// Sends the response.
+    ///
+    /// # Errors
+    /// It does not encode, is too large, or the connection is over.
+    pub async fn finish<T: Serialize>(mut self, response: &T) -> Result<(), NetError> {
+        let body = codec::encode(response)?;
+        if body.len() > MESSAGE_BYTES_MAX {
+            return Err(NetError::TooLarge { bytes: body.len(), max: MESSAGE_BYTES_MAX });
+        }
+        self.finished = true;
+        // Before the response leaves, or the peer's next request could seem one too many.
+        self.shared.state().serving.remove(&self.request);
+        self.shared.send(FrameKind::Response, self.request, &[], body).await
+    }
+
+    /// Whether the requester still wants the answer.
+    pub fn is_cancelled(&self) -> bool {
+        *self.cancelled.borrow() || self.cancelled.has_changed().is_err()
+    }
+
+    /// Tells elsewhere that the requester no longer wants the answer.
+    pub fn cancellation(&self) -> Cancellation {
+        Cancellation(self.cancelled.clone())
+    }
+
+    /// Resolves when the requester no longer wants the answer.
+    pub async fn cancelled(&self) {
+        self.cancellation().wait().await;
+    }
+
+    fn check(&self) -> Result<(), NetError> {
+        if self.shared.closed.borrow().is_some() {
+            return Err(self.shared.closed_error());
+        }
+        if self.is_cancelled() { Err(NetError::Cancelled) } else { Ok(()) }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.shared.state().serving.remove(&self.request);
+            let head = FrameHeader { kind: FrameKind::Response, request: self.request, length: 0 }.encode().to_vec();
+            let _ = self.shared.outgoing.send(Outgoing { head, body: Vec::new(), _budget: None });
+        }
+    }
+}
+
+/// See [`Answer::cancellation`].
+#[derive(Clone)]
+pub struct Cancellation(watch::Receiver<bool>);
+
+impl Cancellation {
+    /// Resolves when the requester cancelled or the connection is over.
+    pub async fn wait(mut self) {
+        // An error says that the sender is gone: the connection is over, or the request is answered.
+        let _ = self.0.wait_for(|cancelled| *cancelled).await;
+    }
+}
+
+async fn write_all<W: AsyncWrite>(shared: Arc<Shared>, writer: W, mut queue: mpsc::UnboundedReceiver<Outgoing>) {
+    let mut writer = std::pin::pin!(tokio::io::BufWriter::with_capacity(64 << 10, writer));
+    let mut closed = shared.closed.subscribe();
+    let outcome = tokio::select! {
+        outcome = async {
+            while let Some(frame) = queue.recv().await {
+                write_frame(&mut writer, &frame).await?;
+                drop(frame);
+                while let Ok(frame) = queue.try_recv() {
+                    write_frame(&mut writer, &frame).await?;
+                }
+                writer.flush().await?;
+            }
+            Ok::<(), std::io::Error>(())
+        } => outcome,
+        _ = closed.wait_for(Option::is_some) => Ok(()),
+    };
+    if let Err(error) = outcome {
+        // The peer may have said why before it closed: let the reader find that first.
+        let _ = tokio::time::timeout(FAREWELL, closed.wait_for(Option::is_some)).await;
+        shared.end(&super::tls::explain(&error));
+        return;
+    }
+    let farewell = async {
+        while let Ok(frame) = queue.try_recv() {
+            write_frame(&mut writer, &frame).await?;
+        }
+        writer.shutdown().await
+    };
+    let _ = tokio::time::timeout(FAREWELL, farewell).await;
+}
+
+async fn write_frame<W: AsyncWrite + Unpin>(writer: &mut W, frame: &Outgoing) -> std::io::Result<()> {
+    writer.write_all(&frame.head).await?;
+    writer.write_all(&frame.body).await
+}
+
+async fn read_until_closed<R: AsyncRead>(shared: Arc<Shared>, reader: R, handler: Arc<dyn Handler>) {
+    let mut closed = shared.closed.subscribe();
+    let reader = std::pin::pin!(tokio::io::BufReader::with_capacity(64 << 10, reader));
+    tokio::select! {
+        reason = read_frames(&shared, reader, &handler) => shared.end(&reason),
+        _ = closed.wait_for(Option::is_some) => {}
+    }
+}
+
+/// Reads until the connection is over; returns why.
+async fn read_frames<R: AsyncRead + Unpin>(
+    shared: &Arc<Shared>,
+    mut reader: R,
+    handler: &Arc<dyn Handler>,
+) -> String {
+    loop {
+        let (header, body) = match read_frame(&mut reader, &shared.limits).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return String::from("the peer closed it"),
+            Err(reason) => return reason,
+        };
+        let request = header.request;
+        let delivered = match header.kind {
+            FrameKind::Request => match serve(shared, request, body, handler) {
+                Ok(()) => continue,
+                Err(reason) => return reason,
+            },
+            FrameKind::Cancel => {
+                if let Some(serving) = shared.state().serving.get(&request) {
+                    serving.send_replace(true);
+                }
+                continue;
+            }
+            FrameKind::Response => Delivered::Response(body),
+            FrameKind::Event => Delivered::Before(Incoming::Event(body)),
+            FrameKind::Bulk => Delivered::Before(Incoming::Bulk(body)),
+        };
+        let deliver = {
+            let mut state = shared.state();
+            let pending = match header.kind {
+                FrameKind::Response => state.pending.remove(&request).map(|pending| pending.deliver),
+                _ => state.pending.get(&request).map(|pending| pending.deliver.clone()),
+            };
+            match pending {
+                Some(deliver) => deliver,
+                None => return format!("the peer answered request {request}, which is not open"),
+            }
+        };
+        if let Some(deliver) = deliver {
+            // Fails only when the requester has just gone away.
+            let _ = deliver.send(delivered).await;
+        }
+    }
+}
+
+fn serve(shared: &Arc<Shared>, request: u64, body: Vec<u8>, handler: &Arc<dyn Handler>) -> Result<(), String> {
+    let (cancel, cancelled) = watch::channel(false);
+    {
+        let mut state = shared.state();
+        if state.serving.len() >= shared.limits.requests_max {
+            return Err(format!("the peer sent more than {} requests at once", shared.limits.requests_max));
+        }
+        if state.serving.insert(request, cancel).is_some() {
+            return Err(format!("the peer used request number {request} twice"));
+        }
+    }
+    let answer = Answer { shared: Arc::clone(shared), request, cancelled, finished: false };
+    tokio::spawn(handler.handle(body, answer));
+    Ok(())
+}
+
+/// One frame; `None` at the end of the stream between two frames.
+async fn read_frame<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    limits: &LinkLimits,
+) -> Result<Option<(FrameHeader, Vec<u8>)>, String> {
+    let mut header = [0; HEADER_BYTES];
+    let mut have = 0;
+    while have < HEADER_BYTES {
+        match reader.read(&mut header[have..]).await {
+            Ok(0) if have == 0 => return Ok(None),
+            Ok(0) => return Err(String::from("the peer closed it within a frame")),
+            Ok(count) => have += count,
+            Err(error) => return Err(super::tls::explain(&error)),
+        }
+    }
+    let header = FrameHeader::decode(&header).map_err(|fault| fault.to_string())?;
+    let header = header.ok_or_else(|| String::from("incomplete frame header"))?;
+    if header.kind == FrameKind::Request && header.length > limits.request_bytes_max {
+        return Err(format!("a request of {} bytes; {} are allowed", header.length, limits.request_bytes_max));
+    }
+    // Grows as bytes arrive: a claimed length alone reserves little.
+    let mut body = Vec::with_capacity(header.length.min(128 << 10));
+    match reader.take(header.length as u64).read_to_end(&mut body).await {
+        Ok(count) if count == header.length => Ok(Some((header, body))),
+        Ok(_) => Err(String::from("the peer closed it within a frame")),
+        Err(error) => Err(super::tls::explain(&error)),
+    }
+}

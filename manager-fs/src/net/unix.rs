@@ -1,0 +1,62 @@
+//! Local sockets, also below directories whose paths are longer than a socket address may be.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tokio::net::{UnixListener, UnixStream};
+
+/// Listens on `path` with mode 0600. A socket that nobody serves any more is replaced; its directory is made if need be.
+///
+/// # Errors
+/// Another process listens there, or the directory cannot be written.
+pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let (_directory, short) = short(path)?;
+    match std::os::unix::net::UnixStream::connect(&short) {
+        Ok(_) => {
+            let text = format!("another process listens on {}", path.display());
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        // Nobody behind it: left by a process that was killed.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(&short)?,
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(&short)?;
+    std::fs::set_permissions(&short, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Connects to a local socket.
+///
+/// # Errors
+/// There is none, or nobody listens.
+pub async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let (_directory, short) = short(path)?;
+    UnixStream::connect(&short).await
+}
+
+/// Whether the peer of a local connection is root or this process's own user.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn peer_is_trusted(stream: &UnixStream) -> io::Result<bool> {
+    let peer = rustix::net::sockopt::socket_peercred(stream)?;
+    Ok(peer.uid.is_root() || peer.uid == rustix::process::geteuid())
+}
+
+/// A path of the same socket that fits into a socket address as long as the directory is held open.
+fn short(path: &Path) -> io::Result<(File, PathBuf)> {
+    let invalid = || io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no socket path", path.display()));
+    let (parent, name) = (path.parent().ok_or_else(invalid)?, path.file_name().ok_or_else(invalid)?);
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY;
+    let directory = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(parent)?;
+    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+    Ok((directory, short))
+}
