@@ -1,0 +1,106 @@
+//! Where an agent's files are, below the host's STATE and RUN directories.
+
+use std::path::{Path, PathBuf};
+
+use proto::agent::JobId;
+use proto::{Product, TreeId, Version};
+
+/// The paths of one product on one host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentPaths {
+    state: PathBuf,
+    run: PathBuf,
+    product: Product,
+}
+
+impl AgentPaths {
+    /// Of `product`, on the host with these directories.
+    pub fn new(state: impl Into<PathBuf>, run: impl Into<PathBuf>, product: Product) -> Self {
+        Self { state: state.into(), run: run.into(), product }
+    }
+
+    /// STATE.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// RUN.
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
+
+    /// The product.
+    pub fn product(&self) -> &Product {
+        &self.product
+    }
+
+    /// `STATE/agents/<product>`.
+    pub fn directory(&self) -> PathBuf {
+        self.state.join("agents").join(self.product.as_str())
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> PathBuf {
+        self.directory().join("journal")
+    }
+
+    /// Held by the stub and by the agent that it started: one of each for a product.
+    pub fn lock(&self) -> PathBuf {
+        self.directory().join("lock")
+    }
+
+    /// The saved metadata.
+    pub fn records(&self) -> PathBuf {
+        self.directory().join("records")
+    }
+
+    /// The saved record of a version.
+    pub fn record(&self, version: &Version) -> PathBuf {
+        self.records().join(format!("{version}.record"))
+    }
+
+    /// Evidence against versions that failed here.
+    pub fn bad(&self) -> PathBuf {
+        self.directory().join("bad")
+    }
+
+    /// Jobs under way, and the newest finished ones.
+    pub fn jobs(&self) -> PathBuf {
+        self.directory().join("jobs")
+    }
+
+    /// The file of one job.
+    pub fn job(&self, job: JobId) -> PathBuf {
+        self.jobs().join(job.0.to_string())
+    }
+
+    /// Reports that the mount daemon has not taken yet.
+    pub fn events(&self) -> PathBuf {
+        self.directory().join("events")
+    }
+
+    /// `STATE/identity/publishers`.
+    pub fn publishers(&self) -> PathBuf {
+        self.state.join("identity").join("publishers")
+    }
+
+    /// The operations API: `RUN/agents/<product>.sock`.
+    pub fn socket(&self) -> PathBuf {
+        self.run.join("agents").join(format!("{}.sock", self.product))
+    }
+
+    /// The `current` link.
+    pub fn link(&self) -> PathBuf {
+        self.run.join("agents").join(self.product.as_str()).join("current")
+    }
+
+    /// Where the mount daemon mounts a tree.
+    pub fn generation(&self, tree: &TreeId) -> PathBuf {
+        self.run.join("gens").join(tree.to_hex())
+    }
+
+    /// The mount daemon's socket.
+    pub fn daemon_socket(&self) -> PathBuf {
+        self.run.join("mount.sock")
+    }
+}
