@@ -28,6 +28,7 @@ pub mod message;
 pub mod name;
 pub mod path;
 pub mod record;
+pub mod token;
 
 pub use id::{ChunkId, ObjectId, TreeId};
 pub use manifest::Manifest;

@@ -1,4 +1,5 @@
 //! The client host's half, in the order the bytes arrive: fetch, cache, FUSE, mount; then relay and launch.
 
 pub mod cache;
+pub mod enroll;
 pub mod mount;

@@ -197,6 +197,17 @@ fn client_builder(
         .with_custom_certificate_verifier(verifier))
 }
 
+/// Bytes that nobody can guess.
+///
+/// # Errors
+/// The kernel has no entropy yet.
+pub fn random<const N: usize>() -> Result<[u8; N], NetError> {
+    let mut bytes = [0; N];
+    let filled = provider().secure_random.fill(&mut bytes);
+    filled.map_err(|_| NetError::Identity(String::from("the system gave no random bytes")))?;
+    Ok(bytes)
+}
+
 /// Named explicitly: a second provider anywhere in the program would make the process-wide default a panic.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())

@@ -1,0 +1,248 @@
+//! Who the manager is: certificate authority, server certificate, publisher key. What each is for: `docs/trust.md`.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use ed25519_dalek::SigningKey;
+use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
+use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey};
+use proto::HostName;
+use proto::message::Unix;
+use proto::token::{SECRET_BYTES, Token};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SerialNumber,
+};
+
+use crate::net::TlsIdentity;
+use crate::net::tls::{self, MANAGER_NAME};
+
+/// How long a host's certificate is valid unless told otherwise.
+pub const HOST_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
+/// The authority outlives every host: changing it means to enrol them all again.
+const AUTHORITY_LIFETIME: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+/// Made afresh at every start of the manager.
+const SERVER_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How far a host's clock may be behind the manager's.
+const CLOCK_SKEW: Duration = Duration::from_secs(3600);
+
+/// The manager's keys.
+pub struct ManagerIdentity {
+    authority: Issuer<'static, KeyPair>,
+    authority_pem: String,
+    server: TlsIdentity,
+    publisher: SigningKey,
+    host_lifetime: Duration,
+}
+
+/// A certificate that has just been issued.
+#[derive(Debug, Clone)]
+pub struct HostCertificate {
+    /// The certificate.
+    pub pem: String,
+    /// Its serial number, hex.
+    pub serial: String,
+    /// When it ends, milliseconds since 1970.
+    pub not_after: Unix,
+}
+
+/// What a verified client certificate says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Whose it is.
+    pub host: HostName,
+    /// Its serial number, hex.
+    pub serial: String,
+}
+
+impl ManagerIdentity {
+    /// Reads the keys of a store, or makes them if it has none.
+    ///
+    /// # Errors
+    /// The directory cannot be read or written, or a key in it is missing or damaged.
+    pub fn open(store: &Path, host_lifetime: Duration) -> anyhow::Result<Self> {
+        let keys = store.join("keys");
+        if !keys.exists() {
+            create(store, &keys)
+                .with_context(|| format!("cannot create the manager's keys in {}", keys.display()))?;
+        }
+        let read = |name: &str| {
+            let path = keys.join(name);
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let authority_pem = read("ca.pem")?;
+        let key = KeyPair::from_pem(&read("ca.key")?).context("keys/ca.key is damaged")?;
+        let authority = Issuer::from_ca_cert_pem(&authority_pem, key).context("keys/ca.pem is damaged")?;
+        let publisher = SigningKey::from_pkcs8_pem(&read("publisher.key")?)
+            .map_err(|error| anyhow::anyhow!("keys/publisher.key is damaged: {error}"))?;
+        let server = server_identity(&authority, &authority_pem)?;
+        Ok(Self { authority, authority_pem, server, publisher, host_lifetime })
+    }
+
+    /// What the manager listens with.
+    pub fn server(&self) -> &TlsIdentity {
+        &self.server
+    }
+
+    /// The authority's certificate, PEM.
+    pub fn authority(&self) -> &str {
+        &self.authority_pem
+    }
+
+    /// Signs generation records.
+    pub fn publisher(&self) -> &SigningKey {
+        &self.publisher
+    }
+
+    /// A new token; the manager keeps [`secret_hash`] of its secret only.
+    ///
+    /// # Errors
+    /// No random bytes.
+    pub fn token(&self) -> anyhow::Result<Token> {
+        Ok(Token { secret: tls::random::<SECRET_BYTES>()?, authority: tls::fingerprint(&self.authority_pem)? })
+    }
+
+    /// Issues a host's certificate for the public key of a request. Everything else in the request is ignored.
+    ///
+    /// # Errors
+    /// The request is malformed or not signed by its own key.
+    pub fn certify(&self, csr: &[u8], host: &HostName) -> anyhow::Result<HostCertificate> {
+        let csr =
+            CertificateSigningRequestParams::from_der(&csr.into()).context("the certificate request is malformed")?;
+        let now = SystemTime::now();
+        let not_after = now + self.host_lifetime;
+        let serial = tls::random::<16>()?.map(|byte| byte & 0x7f);
+        let mut params = CertificateParams::default();
+        params.distinguished_name = common_name(host.as_str());
+        // Not by more than half: hosts renew after two thirds of the whole validity, which must lie in the future.
+        params.not_before = (now - CLOCK_SKEW.min(self.host_lifetime / 2)).into();
+        params.not_after = not_after.into();
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&csr.public_key, &self.authority)?;
+        // Read back, so that what is remembered is what the certificate says (leading zeros, whole seconds).
+        let (peer, not_after) = parse(certificate.der())?;
+        Ok(HostCertificate { pem: certificate.pem(), serial: peer.serial, not_after })
+    }
+}
+
+/// Reads a client certificate that the TLS handshake has verified.
+///
+/// # Errors
+/// It is none that this manager issues.
+pub fn peer(certificate: &[u8]) -> anyhow::Result<Peer> {
+    Ok(parse(certificate)?.0)
+}
+
+/// What is stored of a token's secret.
+pub fn secret_hash(secret: &[u8]) -> String {
+    blake3::Hasher::new_derive_key("manager-fs 2026 enrolment token").update(secret).finalize().to_hex().to_string()
+}
+
+fn parse(certificate: &[u8]) -> anyhow::Result<(Peer, Unix)> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).context("malformed certificate")?;
+    let mut names = certificate.subject().iter_common_name();
+    let (Some(name), None) = (names.next(), names.next()) else { bail!("the certificate names no host") };
+    let host = name.as_str().context("the certificate's name is no text")?.parse::<HostName>()?;
+    let not_after = certificate.validity().not_after.timestamp();
+    let serial = certificate.raw_serial_as_string();
+    Ok((Peer { host, serial }, u64::try_from(not_after).unwrap_or(0).saturating_mul(1000)))
+}
+
+fn common_name(name: &str) -> DistinguishedName {
+    let mut names = DistinguishedName::new();
+    names.push(DnType::CommonName, name);
+    names
+}
+
+fn create(store: &Path, keys: &Path) -> anyhow::Result<()> {
+    let fresh = store.join(format!("keys.{}", std::process::id()));
+    if fresh.exists() {
+        fs::remove_dir_all(&fresh)?;
+    }
+    fs::DirBuilder::new().mode(0o700).create(&fresh)?;
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = common_name("manager-fs authority");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let now = SystemTime::now();
+    params.not_before = (now - CLOCK_SKEW).into();
+    params.not_after = (now + AUTHORITY_LIFETIME).into();
+    let certificate = params.self_signed(&key)?;
+    let publisher = SigningKey::from_bytes(&tls::random::<32>()?);
+    let publisher = publisher.to_pkcs8_pem(LineEnding::LF).map_err(|error| anyhow::anyhow!("{error}"))?;
+    write(&fresh.join("ca.key"), &key.serialize_pem())?;
+    write(&fresh.join("ca.pem"), &certificate.pem())?;
+    write(&fresh.join("publisher.key"), &publisher)?;
+    fs::File::open(&fresh)?.sync_all()?;
+    // All of them or none: a store with half of its keys would never start again.
+    fs::rename(&fresh, keys)?;
+    Ok(fs::File::open(store)?.sync_all()?)
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    Ok(file.sync_all()?)
+}
+
+fn server_identity(authority: &Issuer<'static, KeyPair>, authority_pem: &str) -> anyhow::Result<TlsIdentity> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::new([String::from(MANAGER_NAME)])?;
+    params.distinguished_name = common_name(MANAGER_NAME);
+    let now = SystemTime::now();
+    params.not_before = (now - CLOCK_SKEW).into();
+    params.not_after = (now + SERVER_LIFETIME).into();
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let certificate = params.signed_by(&key, authority)?;
+    Ok(TlsIdentity { certificate: certificate.pem(), key: key.serialize_pem(), authority: authority_pem.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn keys_are_made_once_and_are_private() {
+        let store = tempfile::tempdir().unwrap();
+        let first = ManagerIdentity::open(store.path(), HOST_CERTIFICATE_LIFETIME).unwrap();
+        let second = ManagerIdentity::open(store.path(), HOST_CERTIFICATE_LIFETIME).unwrap();
+        assert_eq!(first.authority(), second.authority());
+        assert_eq!(first.publisher().verifying_key(), second.publisher().verifying_key());
+        for name in ["ca.key", "publisher.key"] {
+            let mode = fs::metadata(store.path().join("keys").join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+        fs::write(store.path().join("keys/publisher.key"), "x").unwrap();
+        let error = ManagerIdentity::open(store.path(), HOST_CERTIFICATE_LIFETIME).err().unwrap();
+        assert!(error.to_string().contains("publisher.key"), "{error}");
+    }
+
+    #[test]
+    fn the_certificate_bears_the_name_of_the_token_and_not_of_the_request() {
+        let store = tempfile::tempdir().unwrap();
+        let identity = ManagerIdentity::open(store.path(), HOST_CERTIFICATE_LIFETIME).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = common_name("somebody-else");
+        params.is_ca = IsCa::NoCa;
+        let csr = params.serialize_request(&key).unwrap();
+        let issued = identity.certify(csr.der(), &"web-1".parse().unwrap()).unwrap();
+        let der = rustls_pem(&issued.pem);
+        assert_eq!(peer(&der).unwrap(), Peer { host: "web-1".parse().unwrap(), serial: issued.serial });
+        assert!(identity.certify(b"\x30\x03abc", &"web-1".parse().unwrap()).is_err());
+    }
+
+    fn rustls_pem(pem: &str) -> Vec<u8> {
+        use rustls::pki_types::pem::PemObject;
+        rustls::pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec()
+    }
+}
