@@ -1,0 +1,116 @@
+//! What the program that embeds this library brings: its operations, its state, its health.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use proto::agent::{JobId, Operation, Outcome, Progress};
+use proto::record::SchemaRange;
+
+use crate::durable::FileFault;
+use crate::jobs::Job;
+
+/// The embedding program, as the library calls it. All calls come from the library's threads, several at a time.
+pub trait Operations: Send + Sync + 'static {
+    /// Performs one operation to its end, on a thread of its own.
+    ///
+    /// Look at [`OperationContext::demand`] at every unit boundary, and after every unit that need not be done again
+    /// call [`OperationContext::checkpoint`]. An operation that was interrupted (change-over, crash, power cut) is
+    /// called again under the same job with what it last gave there.
+    fn run(&self, operation: &Operation, context: &OperationContext) -> Ended;
+
+    /// The schemas in which [`Operations::save_state`] can write; `own` is what the running version's record says.
+    /// A version that reads none of them is refused before anything is drained. By default only the newest own one.
+    fn writes_schemas(&self, own: SchemaRange) -> RangeInclusive<u32> {
+        own.max..=own.max
+    }
+
+    /// State for the next version, in this schema. Called once, when no operation is running any more (or, past the
+    /// deadline, beside those that are being abandoned). It crosses `execve` in memory: keep it below a few MiB.
+    fn save_state(&self, _schema: u32) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes over what the previous version saved, before anything is served. A start without a change-over (after
+    /// a crash or a boot) has nothing to take over and does not call this.
+    ///
+    /// # Errors
+    /// The state cannot be used. The version fails its probation then, and the previous one returns.
+    fn restore_state(&self, _schema: u32, _state: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Whether the program is fit to work: called while it serves, again and again during its probation until it
+    /// says yes once. Check what operations need (a repository that answers, a configuration that parses).
+    ///
+    /// # Errors
+    /// Why it is not, for people.
+    fn healthy(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// How a call of [`Operations::run`] came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The operation is over. The library adds the versions that took part to its summary.
+    Outcome(Outcome),
+    /// It stopped because of [`Demand::Checkpoint`], and goes on from its last [`OperationContext::checkpoint`].
+    Checkpointed,
+}
+
+/// What is asked of a running operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Demand {
+    /// Nothing: work.
+    None,
+    /// A change-over waits: finish soon if possible. Work may go on until the deadline.
+    Finish,
+    /// The deadline is past: stop at the next unit boundary with [`Ended::Checkpointed`]. What is not back shortly
+    /// after is abandoned by the `execve` and runs again from its last checkpoint.
+    Checkpoint,
+    /// Nobody wants the operation any more: stop at the next unit boundary with [`Outcome::Cancelled`].
+    Cancel,
+}
+
+/// What a running operation may use of the library.
+#[derive(Debug, Clone)]
+pub struct OperationContext {
+    pub(crate) job: Arc<Job>,
+    pub(crate) resume: Option<Vec<u8>>,
+}
+
+impl OperationContext {
+    /// The manager's number of the job.
+    pub fn job(&self) -> JobId {
+        self.job.id()
+    }
+
+    /// What an earlier call last gave to [`OperationContext::checkpoint`], perhaps under another version. `None` on
+    /// the first call, and when this version does not read the schema that it was written in.
+    pub fn resume(&self) -> Option<&[u8]> {
+        self.resume.as_deref()
+    }
+
+    /// What is asked of the operation. Cheap; ask often.
+    pub fn demand(&self) -> Demand {
+        self.job.demand()
+    }
+
+    /// Whether the operation must stop at the next unit boundary.
+    pub fn should_stop(&self) -> bool {
+        self.demand() >= Demand::Checkpoint
+    }
+
+    /// Makes this state durable as the place from which the operation goes on. Costs a disk sync: once a unit.
+    ///
+    /// # Errors
+    /// The disk's. The operation may go on; it would resume from an earlier checkpoint.
+    pub fn checkpoint(&self, state: &[u8]) -> Result<(), FileFault> {
+        self.job.checkpoint(state)
+    }
+
+    /// Tells whoever watches. `version` is filled in. Cheap; watchers get the newest, at a bounded rate.
+    pub fn progress(&self, progress: Progress) {
+        self.job.progress(progress);
+    }
+}
