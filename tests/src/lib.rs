@@ -1,1 +1,12 @@
-//! (see README.md)
+//! A manager and its hosts on one machine, driven through the built programs as an operator would, each with its own
+//! directories. Everything that a test starts is ended when it goes out of scope, also when the test fails.
+
+pub mod command;
+pub mod fleet;
+pub mod proxy;
+pub mod tree;
+
+pub use command::Output;
+pub use fleet::{Host, Manager};
+pub use proxy::Proxy;
+pub use tree::TreeFixture;

@@ -1,0 +1,256 @@
+//! The manager and the hosts, each with its own directories below one temporary directory.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::command::{Output, Service, program, until};
+
+/// A manager with its own store.
+#[derive(Debug)]
+pub struct Manager {
+    service: Option<Service>,
+    dir: TempDir,
+}
+
+impl Manager {
+    /// Starts a manager on an empty store.
+    #[track_caller]
+    pub fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
+        let mut manager = Self { service: None, dir };
+        manager.serve();
+        manager
+    }
+
+    /// Starts the service again, on the same address if it had one.
+    #[track_caller]
+    pub fn serve(&mut self) {
+        let listen = std::fs::read_to_string(self.store().join("address"));
+        let listen = listen.map_or_else(|_| "127.0.0.1:0".to_owned(), |text| text.trim().to_owned());
+        self.service = Some(Service::start("serve", &mut self.command(&["serve", "--listen", &listen])));
+    }
+
+    /// Ends the service.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        if let Some(mut service) = self.service.take() {
+            assert_eq!(service.end(), Some(0), "serve did not end cleanly:\n{}", service.log());
+        }
+    }
+
+    /// Kills the service.
+    pub fn kill(&mut self) {
+        if let Some(mut service) = self.service.take() {
+            service.kill();
+        }
+    }
+
+    /// The store's directory.
+    pub fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// A path beside the store that the test may use.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Where hosts dial.
+    pub fn address(&self) -> String {
+        std::fs::read_to_string(self.store().join("address")).expect("the manager's address").trim().to_owned()
+    }
+
+    /// What the service has printed.
+    pub fn log(&self) -> String {
+        self.service.as_ref().map(Service::log).unwrap_or_default()
+    }
+
+    /// A command of this manager, not yet run.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(program("manager-fs"));
+        command.args(args).env("MANAGER_FS_STORE", self.store()).env("MANAGER_FS_RUN", self.dir.path().join("run"));
+        command
+    }
+
+    /// Runs a command of this manager.
+    pub fn run(&self, args: &[&str]) -> Output {
+        Output::of(&mut self.command(args))
+    }
+
+    /// Publishes a source and returns its tree id.
+    #[track_caller]
+    pub fn publish(&self, product: &str, version: &str, source: &Path) -> String {
+        let source = source.to_string_lossy();
+        let published = self.run(&["publish", product, version, &source, "--json"]).expect(0).json();
+        published["tree_id"].as_str().expect("tree_id").to_owned()
+    }
+
+    /// Exports a generation.
+    #[track_caller]
+    pub fn export(&self, generation: &str, to: &str) {
+        self.run(&["export", generation, "--to", to]).expect(0);
+    }
+
+    /// What `agents --json` says of a product on a host.
+    #[track_caller]
+    pub fn agent(&self, host: &str, product: &str) -> Option<Value> {
+        let document = self.run(&["agents", "--json"]).expect(0).json();
+        let agents = document["agents"].as_array().expect("agents");
+        agents.iter().find(|agent| agent["host"] == host && agent["product"] == product).cloned()
+    }
+
+    /// Waits until the manager knows that this version of the product serves on the host.
+    #[track_caller]
+    pub fn wait_for_version(&self, host: &str, product: &str, version: &str) -> Value {
+        until(&format!("{product} {version} serves on {host}"), || {
+            self.agent(host, product).filter(|agent| agent["version"] == version && agent["state"] == "serving")
+        })
+    }
+}
+
+/// A client host.
+#[derive(Debug)]
+pub struct Host {
+    /// The name in its certificate.
+    pub name: String,
+    agents: Vec<(String, Service)>,
+    mount: Option<Service>,
+    dir: TempDir,
+}
+
+impl Host {
+    /// Makes a host's directories; nothing runs yet.
+    pub fn new(name: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix(name).tempdir().expect("a temporary directory");
+        Self { name: name.to_owned(), agents: Vec::new(), mount: None, dir }
+    }
+
+    /// An enrolled and mounted host.
+    #[track_caller]
+    pub fn mounted(name: &str, manager: &Manager) -> Self {
+        let mut host = Self::new(name);
+        host.enroll(manager, &manager.address());
+        host.mount(&[]);
+        host
+    }
+
+    /// Enrols with a fresh token, dialling `address` (the manager's own, or a proxy's).
+    #[track_caller]
+    pub fn enroll(&self, manager: &Manager, address: &str) {
+        let token = manager.run(&["token", &self.name]).text();
+        self.run(&["enroll", "--manager", address, "--token", &token]).expect(0);
+    }
+
+    /// Starts the mount daemon.
+    #[track_caller]
+    pub fn mount(&mut self, more: &[&str]) {
+        let mut args = vec!["mount"];
+        args.extend(more);
+        self.mount = Some(Service::start(&format!("mount of {}", self.name), &mut self.command(&args)));
+    }
+
+    /// Ends the mount daemon; returns its exit code.
+    #[track_caller]
+    pub fn unmount(&mut self) -> Option<i32> {
+        self.mount.take().and_then(|mut service| service.end())
+    }
+
+    /// The process id of the mount daemon's holder.
+    pub fn holder_pid(&self) -> u32 {
+        self.mount.as_ref().expect("a mounted host").pid()
+    }
+
+    /// Starts the agent of a product and waits until it serves.
+    #[track_caller]
+    pub fn launch(&mut self, product: &str) {
+        let service = Service::start(&format!("launch on {}", self.name), &mut self.command(&["launch", product]));
+        self.agents.push((product.to_owned(), service));
+    }
+
+    /// Ends the agent of a product; returns the stub's exit code.
+    #[track_caller]
+    pub fn stop(&mut self, product: &str) -> Option<i32> {
+        let at = self.agents.iter().position(|(name, _)| name == product).expect("a launched product");
+        self.agents.remove(at).1.end()
+    }
+
+    /// The stub of a product.
+    pub fn stub(&mut self, product: &str) -> &mut Service {
+        let found = self.agents.iter_mut().find(|(name, _)| name == product);
+        &mut found.expect("a launched product").1
+    }
+
+    /// What the mount daemon has printed.
+    pub fn log(&self) -> String {
+        self.mount.as_ref().map(Service::log).unwrap_or_default()
+    }
+
+    /// A path in the host's directory: `state`, `cache` and `run` are the host's own.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The default mountpoint.
+    pub fn mountpoint(&self) -> PathBuf {
+        self.path("run/mnt")
+    }
+
+    /// A command of this host, not yet run.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(program("manager-fs"));
+        command.args(args);
+        for (variable, name) in
+            [("MANAGER_FS_STATE", "state"), ("MANAGER_FS_CACHE", "cache"), ("MANAGER_FS_RUN", "run")]
+        {
+            command.env(variable, self.path(name));
+        }
+        command
+    }
+
+    /// Runs a command of this host.
+    pub fn run(&self, args: &[&str]) -> Output {
+        Output::of(&mut self.command(args))
+    }
+
+    /// Attaches a generation once it is visible here; returns the path of its tree.
+    #[track_caller]
+    pub fn attach(&self, generation: &str) -> PathBuf {
+        let output = until(&format!("{generation} attaches on {}", self.name), || {
+            let output = self.run(&["attach", generation]);
+            (output.code == Some(0)).then_some(output)
+        });
+        PathBuf::from(output.text())
+    }
+
+    /// The document of `status --json`.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        self.run(&["status", "--json"]).expect(0).json()
+    }
+
+    /// All FUSE requests so far.
+    #[track_caller]
+    pub fn fuse_requests(&self) -> u64 {
+        let status = self.status();
+        let counts = status["fuse"]["requests"].as_object().expect("fuse.requests");
+        counts.values().filter_map(Value::as_u64).sum()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.agents.clear();
+        self.mount.take();
+        // What a killed daemon left mounted would keep the temporary directory; the deepest mounts go first.
+        let text = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let mut mounts: Vec<&str> = text.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+        mounts.retain(|mount| Path::new(mount).starts_with(self.dir.path()));
+        mounts.sort_by_key(|mount| std::cmp::Reverse(mount.len()));
+        for mount in mounts {
+            let _ = rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
