@@ -1,1 +1,83 @@
-fn main() {}
+//! The reference storage agent: parse, build, run.
+//!
+//! One program in two roles. As a *data agent* it backs up, restores and verifies directories of its host, as a *media
+//! agent* it checks and prunes the repositories that backups go to. `agent-core` gives it the rest: it takes operations
+//! on a local socket, changes its own version, and starts from the saved metadata alone.
+
+mod config;
+mod engine;
+mod health;
+mod jobs;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use agent_core::{Ended, OperationContext, Operations};
+use proto::agent::Operation;
+use tracing_subscriber::EnvFilter;
+
+use config::{Asked, Config, HELP, Role};
+use engine::rustic::Rustic;
+
+fn main() -> ExitCode {
+    match Asked::read(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
+        Ok(Asked::Help) => print!("{HELP}"),
+        Ok(Asked::Version) => println!("agent-bin {}", env!("CARGO_PKG_VERSION")),
+        Ok(Asked::Run(config)) => {
+            log_to_stderr();
+            if let Err(error) = serve(config) {
+                eprintln!("agent-bin: {error:#}");
+                return ExitCode::FAILURE;
+            }
+        }
+        Err(what) => {
+            eprintln!("agent-bin: {what}");
+            return ExitCode::from(2);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn serve(config: Config) -> anyhow::Result<()> {
+    let _agent = StorageAgent::new(config);
+    Ok(())
+}
+
+/// What `agent-core` calls.
+struct StorageAgent {
+    role: Role,
+    engine: Rustic,
+    state: PathBuf,
+}
+
+impl StorageAgent {
+    fn new(Config { role, state }: Config) -> Self {
+        Self { role, engine: Rustic::new(state.join("repository.password")), state }
+    }
+}
+
+impl Operations for StorageAgent {
+    fn run(&self, operation: &Operation, context: &OperationContext) -> Ended {
+        jobs::run(&self.engine, self.role, operation, context)
+    }
+
+    fn healthy(&self) -> Result<(), String> {
+        health::prove(&self.state)
+    }
+}
+
+/// Logs to stderr, which the stub keeps the end of as evidence. A panic in a thread of the engine is a line of the log:
+/// it becomes the operation's error, or nothing when the operation was to be stopped.
+fn log_to_stderr() {
+    let filter =
+        std::env::var("MANAGER_FS_LOG").unwrap_or_else(|_| "info,rustic_core=warn,rustic_backend=warn".into());
+    let filter = EnvFilter::try_new(&filter).unwrap_or_else(|error| {
+        eprintln!("agent-bin: MANAGER_FS_LOG={filter}: {error}; logging at info");
+        EnvFilter::new("info")
+    });
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    std::panic::set_hook(Box::new(|panic| {
+        let text = panic.to_string();
+        if engine::was_stopped(&text) { tracing::debug!("{text}") } else { tracing::error!("{text}") }
+    }));
+}

@@ -1,0 +1,354 @@
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use super::*;
+
+struct Bench {
+    dir: tempfile::TempDir,
+    engine: Rustic,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Rustic::new(dir.path().join("state/repository.password"));
+        Self { dir, engine }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn at(&self) -> Location {
+        Location { path: self.path("repo").display().to_string(), password_file: None }
+    }
+
+    /// Files of several kinds, sizes and times.
+    fn source(&self) -> PathBuf {
+        let source = self.path("source");
+        fs::create_dir_all(source.join("bin/deep/er")).unwrap();
+        fs::create_dir(source.join("empty")).unwrap();
+        // Does not compress, so that what is stored is as large as what is read.
+        let mut state = 88_172_645_463_325_252u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        })
+        .take(3_000_000)
+        .collect();
+        fs::write(source.join("bin/program"), &noise).unwrap();
+        fs::write(source.join("bin/deep/er/text"), "hello\n").unwrap();
+        fs::write(source.join("nothing"), "").unwrap();
+        fs::set_permissions(source.join("bin/program"), fs::Permissions::from_mode(0o4755)).unwrap();
+        fs::hard_link(source.join("bin/program"), source.join("program-too")).unwrap();
+        symlink("bin/program", source.join("link")).unwrap();
+        rustix::fs::setxattr(source.join("nothing"), "user.note", b"kept", rustix::fs::XattrFlags::empty()).unwrap();
+        rustix::fs::setxattr(&source, "user.root", b"kept too", rustix::fs::XattrFlags::empty()).unwrap();
+        fs::set_permissions(&source, fs::Permissions::from_mode(0o750)).unwrap();
+        let then = SystemTime::UNIX_EPOCH + Duration::new(1_234_567_890, 123_456_789);
+        for path in ["nothing", "bin", ""] {
+            File::open(source.join(path)).unwrap().set_times(fs::FileTimes::new().set_modified(then)).unwrap();
+        }
+        source
+    }
+
+    fn backup(&self, source: &Path) -> (Work, Vec<String>) {
+        let meter = SharedMeter::default();
+        let work = self.engine.backup(&self.at(), source, &mark(false), &meter).unwrap();
+        (work, meter.take_problems())
+    }
+
+    fn verify(&self, snapshot: &str) -> Vec<String> {
+        let meter = SharedMeter::default();
+        self.engine.verify(&self.at(), snapshot, &meter).unwrap();
+        meter.take_problems()
+    }
+}
+
+fn mark(look: bool) -> Mark {
+    Mark { tag: "job-1".into(), since_unix_ms: 0, look }
+}
+
+#[test]
+fn what_is_backed_up_comes_back_the_same() {
+    let bench = Bench::new();
+    let source = bench.source();
+    let (work, problems) = bench.backup(&source);
+    assert_eq!(problems, Vec::<String>::new());
+    assert_eq!((work.snapshots.len(), work.files), (1, 5), "{work:?}");
+    let password = fs::metadata(bench.path("state/repository.password")).unwrap();
+    assert_eq!(password.mode() & 0o777, 0o600);
+
+    assert_eq!(bench.verify("latest"), Vec::<String>::new());
+
+    let (target, meter) = (bench.path("back/again"), SharedMeter::default());
+    let restored = bench.engine.restore(&bench.at(), &work.snapshots[0][..8], &target, &meter).unwrap();
+    assert_eq!(meter.take_problems(), Vec::<String>::new());
+    assert_eq!(restored.snapshots, work.snapshots);
+    assert_eq!(work.snapshots[0].len(), 64, "ids are whole");
+    let (before, after) = (fs::metadata(&source).unwrap(), fs::metadata(&target).unwrap());
+    assert_eq!((before.mode(), before.mtime_nsec()), (after.mode(), after.mtime_nsec()));
+    assert_eq!(fs::metadata(target.join("bin/program")).unwrap().nlink(), 2);
+    assert!(!target.join(RESTORING).exists());
+    let diff = Command::new("diff").args(["-r", "--no-dereference"]).args([&source, &target]).output().unwrap();
+    assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
+}
+
+#[test]
+fn verify_names_every_kind_of_difference() {
+    let bench = Bench::new();
+    let source = bench.source();
+    let (work, _) = bench.backup(&source);
+    // The same size and the same time: only the content tells.
+    let program = source.join("bin/program");
+    let modified = fs::metadata(&program).unwrap().modified().unwrap();
+    let mut content = fs::read(&program).unwrap();
+    content[1_500_000] ^= 1;
+    fs::write(&program, content).unwrap();
+    File::options().write(true).open(&program).unwrap().set_modified(modified).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
+    fs::remove_file(source.join("link")).unwrap();
+    symlink("elsewhere", source.join("link")).unwrap();
+    fs::write(source.join("bin/new"), "new").unwrap();
+    fs::remove_dir(source.join("empty")).unwrap();
+    fs::set_permissions(source.join("bin/deep/er/text"), fs::Permissions::from_mode(0o600)).unwrap();
+    rustix::fs::setxattr(source.join("nothing"), "user.note", b"lost", rustix::fs::XattrFlags::empty()).unwrap();
+
+    let problems = bench.verify(&work.snapshots[0]).join("\n");
+    for expected in [
+        "bin/program: differs from the snapshot from byte 1500000 on",
+        "program-too: differs from the snapshot from byte 1500000 on",
+        "link: leads to elsewhere, in the snapshot to bin/program",
+        "bin/new: is in the directory and not in the snapshot",
+        "empty: is in the snapshot and not in the directory",
+        "er/text: has mode 0600, in the snapshot 0644",
+        "nothing: has another value of the extended attribute user.note",
+    ] {
+        assert!(problems.contains(expected), "no {expected:?} in:\n{problems}");
+    }
+}
+
+#[test]
+fn debian_restic_reads_checks_and_restores_what_was_written() {
+    let found = Command::new("restic").arg("version").output();
+    assert!(found.is_ok(), "restic is not installed: apt-get install restic ({found:?})");
+    let bench = Bench::new();
+    let source = bench.source();
+    let (work, _) = bench.backup(&source);
+    let target = bench.path("by-restic");
+    let restic = |arguments: &[&str]| {
+        let output = Command::new("restic")
+            .args(["--no-cache", "--repo"])
+            .arg(bench.path("repo"))
+            .arg("--password-file")
+            .arg(bench.path("state/repository.password"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "restic {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    restic(&["check", "--read-data"]);
+    restic(&["restore", &work.snapshots[0], "--target", &target.display().to_string()]);
+    let restored = target.join(source.strip_prefix("/").unwrap());
+    let diff = Command::new("diff").args(["-r", "--no-dereference"]).args([&source, &restored]).output().unwrap();
+    assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
+    let metadata = fs::metadata(&restored).unwrap();
+    assert_eq!(metadata.mode() & 0o7777, 0o750);
+    assert_eq!(metadata.mtime_nsec(), 123_456_789);
+
+    // And the other way round: a snapshot that restic adds is one that we verify.
+    restic(&["backup", &source.display().to_string()]);
+    assert!(restic(&["snapshots", "--json"]).matches("short_id").count() == 2);
+    assert_eq!(bench.verify("latest"), Vec::<String>::new());
+}
+
+#[test]
+fn a_second_backup_stores_only_what_changed() {
+    let bench = Bench::new();
+    let source = bench.source();
+    let (first, _) = bench.backup(&source);
+    fs::write(source.join("changed"), vec![7u8; 1000]).unwrap();
+    let (second, _) = bench.backup(&source);
+    assert!(first.repository_bytes > 1_000_000, "{first:?}");
+    assert!(second.repository_bytes < 20_000, "{second:?}");
+}
+
+#[test]
+fn a_stopped_backup_leaves_no_snapshot_and_loses_no_work() {
+    let bench = Bench::new();
+    let source = bench.source();
+    let meter = SharedMeter::default();
+    meter.stop();
+    let stopped = bench.engine.backup(&bench.at(), &source, &mark(false), &meter);
+    assert!(matches!(stopped, Err(EngineError::Stopped)), "{stopped:?}");
+    let none = bench.engine.verify(&bench.at(), "latest", &SharedMeter::default());
+    assert!(matches!(none, Err(EngineError::Failed { .. })), "{none:?}");
+    let (work, problems) = bench.backup(&source);
+    assert_eq!((work.files, problems), (5, Vec::new()));
+    assert_eq!(bench.verify("latest"), Vec::<String>::new());
+}
+
+#[test]
+fn a_rerun_finds_the_snapshot_that_its_first_run_finished() {
+    let bench = Bench::new();
+    let source = bench.source();
+    let (first, _) = bench.backup(&source);
+    let meter = SharedMeter::default();
+    let again = bench.engine.backup(&bench.at(), &source, &mark(true), &meter).unwrap();
+    assert_eq!(again.snapshots, first.snapshots);
+    let later = Mark { since_unix_ms: u64::MAX, ..mark(true) };
+    let new = bench.engine.backup(&bench.at(), &source, &later, &meter).unwrap();
+    assert_ne!(new.snapshots, first.snapshots, "a snapshot older than the job is not the job's");
+}
+
+#[test]
+fn an_unfinished_restore_goes_on_and_a_strange_target_is_refused() {
+    let bench = Bench::new();
+    let source = bench.source();
+    let (work, _) = bench.backup(&source);
+    let target = bench.path("target");
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join("mine"), "precious").unwrap();
+    let restore = || {
+        let meter = SharedMeter::default();
+        let ended = bench.engine.restore(&bench.at(), "latest", &target, &meter);
+        (ended, meter.take_problems())
+    };
+    let (refused, _) = restore();
+    assert!(refused.unwrap_err().to_string().contains("is not empty"));
+    assert_eq!(fs::read_to_string(target.join("mine")).unwrap(), "precious");
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 1);
+
+    // As a restore that was cut off leaves it: some files, half of one, links already there.
+    fs::remove_file(target.join("mine")).unwrap();
+    fs::write(target.join(RESTORING), format!("{}\n", work.snapshots[0])).unwrap();
+    fs::create_dir(target.join("bin")).unwrap();
+    fs::write(target.join("bin/program"), vec![0u8; 3_000_000]).unwrap();
+    fs::hard_link(target.join("bin/program"), target.join("program-too")).unwrap();
+    symlink("bin/program", target.join("link")).unwrap();
+    let (finished, problems) = restore();
+    assert!(finished.is_ok(), "{finished:?}");
+    assert_eq!(problems, Vec::<String>::new());
+    let diff = Command::new("diff").args(["-r", "--no-dereference"]).args([&source, &target]).output().unwrap();
+    assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
+}
+
+#[test]
+fn prune_keeps_the_newest_of_each_source_and_frees_the_rest() {
+    let bench = Bench::new();
+    let source = bench.source();
+    let other = bench.path("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("file"), "other").unwrap();
+    bench.backup(&other);
+    bench.backup(&source);
+    fs::remove_file(source.join("bin/program")).unwrap();
+    fs::remove_file(source.join("program-too")).unwrap();
+    let (newest, _) = bench.backup(&source);
+
+    let meter = SharedMeter::default();
+    let forgotten = bench.engine.forget(&bench.at(), 1, &meter).unwrap();
+    assert_eq!(forgotten.snapshots.len(), 1, "{forgotten:?}");
+    let freed = bench.engine.reclaim(&bench.at(), &meter).unwrap();
+    assert!(freed.repository_bytes > 1_000_000, "{freed:?}");
+    bench.engine.check(&bench.at(), true, &meter).unwrap();
+    assert_eq!(meter.take_problems(), Vec::<String>::new());
+    assert_eq!(bench.verify(&newest.snapshots[0]), Vec::<String>::new());
+
+    let at_work = lock(&bench.path("repo"), Access::Write).unwrap();
+    let refused = bench.engine.reclaim(&bench.at(), &meter);
+    assert!(matches!(refused, Err(EngineError::InUse { .. })), "{refused:?}");
+    drop(at_work);
+}
+
+#[test]
+fn check_finds_a_damaged_pack_and_verify_survives_it() {
+    let bench = Bench::new();
+    let source = bench.source();
+    bench.backup(&source);
+    let meter = SharedMeter::default();
+    let mut packs: Vec<PathBuf> = Vec::new();
+    for directory in fs::read_dir(bench.path("repo/data")).unwrap() {
+        packs.extend(fs::read_dir(directory.unwrap().path()).unwrap().map(|pack| pack.unwrap().path()));
+    }
+    let largest = packs.into_iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
+    let mut bytes = fs::read(&largest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0xff;
+    fs::set_permissions(&largest, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&largest, bytes).unwrap();
+
+    bench.engine.check(&bench.at(), false, &meter).unwrap();
+    assert_eq!(meter.take_problems(), Vec::<String>::new(), "the structure is sound");
+    bench.engine.check(&bench.at(), true, &meter).unwrap();
+    assert!(!meter.take_problems().is_empty());
+    let problems = bench.verify("latest").join("\n");
+    assert!(problems.contains("bin/program: cannot be read from the repository"), "{problems}");
+    let restored = bench.engine.restore(&bench.at(), "latest", &bench.path("target"), &meter);
+    assert!(matches!(restored, Err(EngineError::Failed { .. })), "{restored:?}");
+}
+
+#[test]
+fn what_cannot_be_done_is_named() {
+    let bench = Bench::new();
+    let source = bench.source();
+    let at = bench.at();
+    let meter = SharedMeter::default();
+    let text = |result: Result<Work, EngineError>| result.expect_err("must fail").to_string();
+
+    let missing = bench.path("missing");
+    let error = text(bench.engine.backup(&at, &missing, &mark(false), &meter));
+    assert!(error.contains(&missing.display().to_string()), "{error}");
+    assert!(!Path::new(&at.path).exists(), "a refused backup makes no repository");
+    let error = text(bench.engine.backup(&at, Path::new("relative"), &mark(false), &meter));
+    assert!(error.contains("absolute"), "{error}");
+    let error = text(bench.engine.backup(&at, &source.join("link"), &mark(false), &meter));
+    assert!(error.contains("symbolic link") && error.contains("bin/program"), "{error}");
+    let error = text(bench.engine.verify(&at, "latest", &meter));
+    assert!(error.contains("there is no repository here"), "{error}");
+    let strange = Location { path: source.display().to_string(), password_file: None };
+    let error = text(bench.engine.backup(&strange, &source, &mark(false), &meter));
+    assert!(error.contains("is not a repository"), "{error}");
+
+    bench.backup(&source);
+    let error = text(bench.engine.verify(&at, "0123abcd", &meter));
+    assert!(error.contains("0123abcd"), "{error}");
+    let wrong = bench.path("wrong");
+    fs::write(&wrong, "not it\n").unwrap();
+    let with = |file: &Path| Location { password_file: Some(file.display().to_string()), ..bench.at() };
+    let error = text(bench.engine.verify(&with(&wrong), "latest", &meter));
+    assert!(error.to_lowercase().contains("password"), "{error}");
+    let error = text(bench.engine.verify(&with(&missing), "latest", &meter));
+    assert!(error.contains("password file") && error.contains("missing"), "{error}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_problem_and_the_rest_is_backed_up() {
+    let bench = Bench::new();
+    let source = bench.path("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("good"), "good").unwrap();
+    // Reading it fails with EIO also for root.
+    symlink("/proc/self/mem", source.join("link")).unwrap();
+    let file = source.join("gone");
+    fs::write(&file, "gone").unwrap();
+    let meter = SharedMeter::default();
+    let watched = WatchedSource::new(&source, meter.clone()).unwrap();
+    use rustic_core::{ReadSource, ReadSourceOpen};
+    let entries: Vec<_> = watched.entries().map(Result::unwrap).collect();
+    fs::remove_file(&file).unwrap();
+    for entry in entries {
+        if entry.node.is_file() {
+            let mut content = Vec::new();
+            let read = io::Read::read_to_end(&mut entry.open.unwrap().open().unwrap(), &mut content);
+            assert_eq!(read.is_ok(), entry.path.ends_with("good"));
+        }
+    }
+    let problems = meter.take_problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("gone") && problems[0].contains("No such file"), "{problems:?}");
+}

@@ -1,0 +1,197 @@
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use proto::agent::Repository;
+
+use super::*;
+
+/// Does nothing, and tells what it was asked to do.
+#[derive(Default)]
+struct FakeEngine {
+    calls: Mutex<Vec<String>>,
+    fails_at: Option<&'static str>,
+    /// Waits in this unit until it is stopped.
+    hangs_at: Option<&'static str>,
+}
+
+impl FakeEngine {
+    fn call(&self, what: String, meter: &SharedMeter) -> Result<Work, EngineError> {
+        let failing = self.fails_at.is_some_and(|at| what.contains(at));
+        let hanging = self.hangs_at.is_some_and(|at| what.contains(at));
+        self.calls.lock().unwrap().push(what.clone());
+        if failing {
+            return Err(EngineError::Failed { path: "/repo".into(), what: "is damaged".into() });
+        }
+        if hanging {
+            while !meter.is_stopped() {
+                std::thread::yield_now();
+            }
+            return Err(EngineError::Stopped);
+        }
+        Ok(Work { snapshots: vec![what], files: 1, bytes: 10, repository_bytes: 5 })
+    }
+
+    fn calls(&self) -> Vec<String> {
+        self.calls.lock().unwrap().clone()
+    }
+}
+
+impl BackupEngine for FakeEngine {
+    fn backup(&self, _: &Repository, source: &Path, mark: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
+        assert_eq!(mark.tag, "job-7");
+        self.call(format!("backup {}", source.display()), meter)
+    }
+    fn restore(&self, _: &Repository, id: &str, target: &Path, meter: &SharedMeter) -> Result<Work, EngineError> {
+        self.call(format!("restore {id} {}", target.display()), meter)
+    }
+    fn verify(&self, _: &Repository, id: &str, meter: &SharedMeter) -> Result<Work, EngineError> {
+        self.call(format!("verify {id}"), meter)
+    }
+    fn check(&self, _: &Repository, read_data: bool, meter: &SharedMeter) -> Result<Work, EngineError> {
+        self.call(format!("check {read_data}"), meter)
+    }
+    fn forget(&self, _: &Repository, keep_last: u32, meter: &SharedMeter) -> Result<Work, EngineError> {
+        self.call(format!("forget {keep_last}"), meter)
+    }
+    fn reclaim(&self, _: &Repository, meter: &SharedMeter) -> Result<Work, EngineError> {
+        self.call("reclaim".into(), meter)
+    }
+}
+
+struct FakeHost {
+    wanted: Mutex<Vec<Wanted>>,
+    before: Option<Vec<u8>>,
+    state: Mutex<Option<Vec<u8>>>,
+    reports: AtomicUsize,
+}
+
+impl FakeHost {
+    /// Answers `wanted` one after the other, the last one for ever.
+    fn new(wanted: &[Wanted], before: Option<Vec<u8>>) -> Self {
+        let (wanted, state) = (Mutex::new(wanted.to_vec()), Mutex::new(before.clone()));
+        Self { wanted, before, state, reports: AtomicUsize::new(0) }
+    }
+
+    fn state(&self) -> Option<Vec<u8>> {
+        self.state.lock().unwrap().clone()
+    }
+}
+
+impl Host for FakeHost {
+    fn job(&self) -> u64 {
+        7
+    }
+    fn report(&self, _: Progress) {
+        self.reports.fetch_add(1, Ordering::Relaxed);
+    }
+    fn wanted(&self) -> Wanted {
+        let mut wanted = self.wanted.lock().unwrap();
+        if wanted.len() > 1 { wanted.remove(0) } else { wanted[0] }
+    }
+    fn saved(&self) -> Option<&[u8]> {
+        self.before.as_deref()
+    }
+    fn save(&self, state: &[u8]) -> Result<(), String> {
+        *self.state.lock().unwrap() = Some(state.to_vec());
+        Ok(())
+    }
+}
+
+fn repository() -> Repository {
+    Repository { path: "/repo".into(), password_file: None }
+}
+
+fn backup(sources: &[&str]) -> Operation {
+    Operation::Backup { repository: repository(), sources: sources.iter().map(|s| (*s).to_owned()).collect() }
+}
+
+#[test]
+fn each_role_refuses_the_others_operations_by_name() {
+    let operations = [
+        (backup(&["/a"]), Role::Data),
+        (Operation::Restore { repository: repository(), snapshot: "latest".into(), target: "/t".into() }, Role::Data),
+        (Operation::Verify { repository: repository(), snapshot: "latest".into() }, Role::Data),
+        (Operation::Check { repository: repository(), read_data: true }, Role::Media),
+        (Operation::Prune { repository: repository(), keep_last: 1 }, Role::Media),
+    ];
+    for (operation, does) in operations {
+        for role in [Role::Data, Role::Media] {
+            let (engine, host) = (FakeEngine::default(), FakeHost::new(&[Wanted::GoOn], None));
+            match run(&engine, role, &operation, &host) {
+                Ended::Outcome(Outcome::Done(_)) => assert_eq!(role, does, "{operation:?}"),
+                Ended::Outcome(Outcome::Failed(what)) => {
+                    assert_ne!(role, does, "{what}");
+                    assert!(what.contains(operation.kind()) && what.contains(&does.to_string()), "{what}");
+                    assert!(engine.calls().is_empty());
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn each_source_is_a_unit_and_the_sums_add_up() {
+    let (engine, host) = (FakeEngine::default(), FakeHost::new(&[Wanted::GoOn], None));
+    let Ended::Outcome(Outcome::Done(done)) = run(&engine, Role::Data, &backup(&["/a", "/b"]), &host) else {
+        panic!("not done")
+    };
+    assert_eq!(done.snapshots, ["backup /a", "backup /b"]);
+    assert_eq!((done.files, done.bytes, done.repository_bytes), (2, 20, 10));
+    assert!(host.reports.load(Ordering::Relaxed) >= 2);
+}
+
+#[test]
+fn the_next_version_continues_after_the_units_that_are_done() {
+    let engine = FakeEngine { hangs_at: Some("/b"), ..FakeEngine::default() };
+    let old = FakeHost::new(&[Wanted::GoOn, Wanted::GoOn, Wanted::GoOn, Wanted::Checkpoint], None);
+    let operation = backup(&["/a", "/b", "/c"]);
+    assert_eq!(run(&engine, Role::Data, &operation, &old), Ended::Checkpointed);
+    assert_eq!(engine.calls(), ["backup /a", "backup /b"]);
+
+    let engine = FakeEngine::default();
+    let new = FakeHost::new(&[Wanted::GoOn], old.state());
+    let Ended::Outcome(Outcome::Done(done)) = run(&engine, Role::Data, &operation, &new) else { panic!("not done") };
+    assert_eq!(engine.calls(), ["backup /b", "backup /c"]);
+    assert_eq!(done.snapshots, ["backup /a", "backup /b", "backup /c"]);
+}
+
+#[test]
+fn a_cancelled_job_says_what_it_had_done() {
+    let engine = FakeEngine { hangs_at: Some("/b"), ..FakeEngine::default() };
+    let host = FakeHost::new(&[Wanted::GoOn, Wanted::GoOn, Wanted::GoOn, Wanted::Cancel], None);
+    let Ended::Outcome(Outcome::Cancelled(done)) = run(&engine, Role::Data, &backup(&["/a", "/b"]), &host) else {
+        panic!("not cancelled")
+    };
+    assert_eq!(done.snapshots, ["backup /a"]);
+}
+
+#[test]
+fn a_failure_names_the_fault_and_what_was_done_before() {
+    let engine = FakeEngine { fails_at: Some("/b"), ..FakeEngine::default() };
+    let host = FakeHost::new(&[Wanted::GoOn], None);
+    let Ended::Outcome(Outcome::Failed(what)) = run(&engine, Role::Data, &backup(&["/a", "/b"]), &host) else {
+        panic!("not failed")
+    };
+    assert!(what.contains("/repo: is damaged") && what.contains("backup /a"), "{what}");
+}
+
+#[test]
+fn a_state_of_a_later_form_is_refused_by_number() {
+    let later = br#"{"schema":2,"units":"a new idea"}"#.to_vec();
+    let (engine, host) = (FakeEngine::default(), FakeHost::new(&[Wanted::GoOn], Some(later.clone())));
+    let Ended::Outcome(Outcome::Failed(what)) = run(&engine, Role::Data, &backup(&["/a"]), &host) else {
+        panic!("not failed")
+    };
+    assert!(what.contains("form 2") && what.contains("form 1"), "{what}");
+    assert_eq!(host.state(), Some(later), "a state that is not understood is not written over");
+}
+
+#[test]
+fn prune_keeps_something_and_is_two_units() {
+    let (engine, host) = (FakeEngine::default(), FakeHost::new(&[Wanted::GoOn], None));
+    let prune = |keep_last| Operation::Prune { repository: repository(), keep_last };
+    assert!(matches!(run(&engine, Role::Media, &prune(0), &host), Ended::Outcome(Outcome::Failed(_))));
+    assert!(matches!(run(&engine, Role::Media, &prune(2), &host), Ended::Outcome(Outcome::Done(_))));
+    assert_eq!(engine.calls(), ["forget 2", "reclaim"]);
+}
