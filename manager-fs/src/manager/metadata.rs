@@ -1,0 +1,352 @@
+//! What the manager finds out about a tree: enough to start the version later.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::time::Duration;
+
+use proto::manifest::{Node, NodeKind, Object};
+use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange, Script};
+use proto::{ChunkId, Manifest, ObjectId, TreePath};
+use serde::Deserialize;
+
+use super::elf;
+use super::monitor::{Monitor, Task};
+use super::store::StoreError;
+
+/// The descriptor, in the root of a tree.
+pub const DESCRIPTOR: &str = "manager-fs.toml";
+/// Bytes of a descriptor; a real one has some hundred.
+const DESCRIPTOR_BYTES_MAX: u64 = 64 << 10;
+/// Bytes of a `#!` line: what Linux reads of it (`BINPRM_BUF_SIZE`).
+const SCRIPT_LINE_BYTES_MAX: usize = 256;
+/// Symlinks on the way to an entry point: the kernel's own bound.
+const SYMLINKS_MAX: usize = 40;
+
+const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
+const PROBATION: Duration = Duration::from_secs(10);
+
+/// Why a tree has no usable metadata.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MetadataError {
+    /// The entry point is missing or cannot be executed.
+    #[error("entry point '{path}' ({named_by}) {fault}; {}", candidates_text(.candidates))]
+    EntryPoint {
+        /// As it was given.
+        path: String,
+        /// Who gave it.
+        named_by: &'static str,
+        /// What is wrong with it.
+        fault: String,
+        /// Executables of the tree.
+        candidates: Vec<TreePath>,
+    },
+    /// The descriptor does not say what a descriptor says.
+    #[error("{DESCRIPTOR} in the root of the tree: {0}")]
+    Descriptor(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn candidates_text(candidates: &[TreePath]) -> String {
+    match candidates {
+        [] => "the tree has no executable file".to_owned(),
+        some => {
+            let shown: Vec<String> = some.iter().take(10).map(|path| format!("'{path}'")).collect();
+            let more = if some.len() > 10 { format!(" and {} more", some.len() - 10) } else { String::new() };
+            format!("executables of the tree: {}{more}", shown.join(", "))
+        }
+    }
+}
+
+/// `manager-fs.toml`: what a product says about itself.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Descriptor {
+    entrypoint: Option<String>,
+    #[serde(default)]
+    arguments: Vec<String>,
+    state_schemas: Option<[u32; 2]>,
+    drain_deadline: Option<String>,
+    probation: Option<String>,
+}
+
+/// Reads a chunk's plain, checked bytes.
+pub(crate) type ReadChunk<'a> = dyn Fn(&ChunkId) -> Result<Vec<u8>, StoreError> + 'a;
+
+/// A tree, and the means to look into its files.
+pub(crate) struct Inspection<'a> {
+    pub(crate) manifest: &'a Manifest,
+    /// The first bytes of objects, where they are known already.
+    pub(crate) heads: &'a HashMap<ObjectId, [u8; 4]>,
+    pub(crate) chunk: &'a ReadChunk<'a>,
+    pub(crate) monitor: &'a dyn Monitor,
+}
+
+impl Inspection<'_> {
+    /// Extracts the metadata. `entry_point` is what the operator named.
+    ///
+    /// # Errors
+    /// See [`MetadataError`].
+    pub(crate) fn run(&self, entry_point: Option<&str>) -> Result<Metadata, MetadataError> {
+        let descriptor = self.descriptor()?;
+        let (elf_files, scripts) = self.programs()?;
+        let candidates = self.candidates(&elf_files, &scripts);
+        let named = match (entry_point, &descriptor.entrypoint) {
+            (Some(path), _) => Some((path, "named by --entrypoint")),
+            (None, Some(path)) => Some((path.as_str(), "named by manager-fs.toml")),
+            (None, None) => None,
+        };
+        let entry_point = match named {
+            Some((path, named_by)) => Some(self.checked_entry_point(path).map_err(|fault| {
+                let (path, candidates) = (path.to_owned(), candidates.clone());
+                MetadataError::EntryPoint { path, named_by, fault, candidates }
+            })?),
+            None => obvious(&candidates),
+        };
+        let architecture = entry_point.as_ref().and_then(|path| self.architecture(path, &elf_files, &scripts));
+        let bytes_of = |node: &Node| match &node.kind {
+            NodeKind::File(id) => self.manifest.object(id).map_or(0, |object| object.bytes),
+            _ => 0,
+        };
+        let nodes = || self.manifest.entries.iter().map(|entry| self.manifest.node(entry));
+        Ok(Metadata {
+            entry_point,
+            arguments: descriptor.arguments.clone(),
+            architecture,
+            elf_files,
+            scripts,
+            entry_count: self.manifest.entries.len() as u64,
+            file_count: nodes().filter(|n| matches!(n.kind, NodeKind::File(_) | NodeKind::EmptyFile)).count() as u64,
+            content_bytes: nodes().map(bytes_of).sum(),
+            object_bytes: self.manifest.object_bytes(),
+            state_schemas: descriptor.state_schemas()?,
+            drain_deadline_ms: duration_ms("drain_deadline", &descriptor.drain_deadline, DRAIN_DEADLINE)?,
+            health: HealthContract { probation_ms: duration_ms("probation", &descriptor.probation, PROBATION)? },
+        })
+    }
+
+    fn descriptor(&self) -> Result<Descriptor, MetadataError> {
+        let Ok(path) = TreePath::parse(DESCRIPTOR.as_bytes()) else { return Ok(Descriptor::default()) };
+        let Some(entry) = self.manifest.entry(&path) else { return Ok(Descriptor::default()) };
+        let refused = |fault: &str| Err(MetadataError::Descriptor(fault.to_owned()));
+        let bytes = match &self.manifest.node(entry).kind {
+            NodeKind::EmptyFile => Vec::new(),
+            NodeKind::File(id) => {
+                let Some(object) = self.manifest.object(id) else { return refused("its content is missing") };
+                if object.bytes > DESCRIPTOR_BYTES_MAX {
+                    return refused("it is larger than 64 KiB");
+                }
+                self.start_of(object, DESCRIPTOR_BYTES_MAX as usize)?
+            }
+            _ => return refused("it is not a regular file"),
+        };
+        let text = String::from_utf8(bytes).map_err(|error| MetadataError::Descriptor(error.to_string()))?;
+        toml::from_str(&text).map_err(|error| MetadataError::Descriptor(error.to_string().trim_end().to_owned()))
+    }
+
+    /// Every ELF file, and every executable script, in the order of the tree.
+    fn programs(&self) -> Result<(Vec<ElfFile>, Vec<Script>), MetadataError> {
+        let (mut elf_files, mut scripts) = (Vec::new(), Vec::new());
+        let total = self.manifest.entries.len() as u64;
+        for (done, entry) in self.manifest.entries.iter().enumerate() {
+            if done % 256 == 0 {
+                self.monitor.progress(Task::Inspect, done as u64, total);
+            }
+            let node = self.manifest.node(entry);
+            let NodeKind::File(id) = &node.kind else { continue };
+            let Some(object) = self.manifest.object(id) else { continue };
+            let head = match self.heads.get(id) {
+                Some(head) => head.to_vec(),
+                None => self.start_of(object, 4)?,
+            };
+            if head.starts_with(&elf::MAGIC) {
+                let content = ObjectReader::new(object, self.manifest.chunk_bytes, self.chunk);
+                elf_files.extend(elf::describe(&entry.path, object.bytes, content));
+            } else if head.starts_with(b"#!") && node.mode & 0o111 != 0 {
+                let start = self.start_of(object, SCRIPT_LINE_BYTES_MAX)?;
+                let line = start.split(|byte| *byte == b'\n').next().unwrap_or_default();
+                let interpreter = proto::path::printable(line.get(2..).unwrap_or_default()).trim().to_owned();
+                scripts.push(Script { path: entry.path.clone(), interpreter });
+            }
+        }
+        Ok((elf_files, scripts))
+    }
+
+    fn start_of(&self, object: &Object, bytes_max: usize) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = Vec::new();
+        for chunk in &object.chunks {
+            if bytes.len() >= bytes_max {
+                break;
+            }
+            bytes.extend_from_slice(&(self.chunk)(chunk)?);
+        }
+        bytes.truncate(bytes_max);
+        Ok(bytes)
+    }
+
+    /// Files that can be started: executable by mode, and a program or a script by content.
+    fn candidates(&self, elf_files: &[ElfFile], scripts: &[Script]) -> Vec<TreePath> {
+        let programs = elf_files.iter().filter(|file| file.kind == "executable").map(|file| &file.path);
+        let mut paths: Vec<&TreePath> = programs.chain(scripts.iter().map(|script| &script.path)).collect();
+        paths.sort();
+        let mut seen = std::collections::HashSet::new();
+        let executable = |path: &&TreePath| {
+            let Some(entry) = self.manifest.entry(path) else { return false };
+            // Of a file with several names the first stands for all.
+            self.manifest.node(entry).mode & 0o111 != 0 && seen.insert(entry.node)
+        };
+        paths.into_iter().filter(executable).cloned().collect()
+    }
+
+    /// The entry point as it was named, if it leads to an executable file without leaving the tree.
+    fn checked_entry_point(&self, text: &str) -> Result<TreePath, String> {
+        let path =
+            TreePath::parse(text.trim_start_matches("./").as_bytes()).map_err(|error| error.fault.to_owned())?;
+        let node = self.manifest.node(&self.manifest.entries[self.resolve(&path)?]);
+        match node.kind {
+            NodeKind::File(_) | NodeKind::EmptyFile if node.mode & 0o111 == 0 => {
+                Err(format!("is not executable (mode {:04o})", node.mode))
+            }
+            NodeKind::File(_) => Ok(path),
+            NodeKind::EmptyFile => Err("is an empty file".into()),
+            NodeKind::Directory => Err("is a directory".into()),
+            NodeKind::Symlink(_) => Err("is a symlink that leads nowhere".into()),
+        }
+    }
+
+    /// Follows symlinks inside the tree; returns the index of the entry.
+    fn resolve(&self, path: &TreePath) -> Result<usize, String> {
+        let mut left: Vec<Vec<u8>> = path.components().map(<[u8]>::to_vec).collect();
+        left.reverse();
+        let mut at = TreePath::root();
+        let mut links = 0;
+        let find = |at: &TreePath| self.manifest.entries.binary_search_by(|entry| entry.path.cmp(at));
+        while let Some(name) = left.pop() {
+            match name.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    at = at.parent().ok_or("leads out of the tree")?;
+                    continue;
+                }
+                _ => {}
+            }
+            let next = at.join(&name).map_err(|error| error.fault.to_owned())?;
+            let index = find(&next).map_err(|_| match &next == path {
+                true => "is not in the tree".to_owned(),
+                false => format!("leads to '{next}', which is not in the tree"),
+            })?;
+            if let NodeKind::Symlink(target) = &self.manifest.node(&self.manifest.entries[index]).kind {
+                links += 1;
+                if target.starts_with(b"/") {
+                    return Err(format!("leads out of the tree, to '{}'", proto::path::printable(target)));
+                }
+                if links > SYMLINKS_MAX {
+                    return Err("leads through more than 40 symlinks".into());
+                }
+                left.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
+            } else {
+                at = next;
+            }
+        }
+        find(&at).map_err(|_| "is not in the tree".to_owned())
+    }
+
+    /// The machine of a program; of a script, that of its interpreter if that is in the tree.
+    fn architecture(&self, path: &TreePath, elf_files: &[ElfFile], scripts: &[Script]) -> Option<String> {
+        let mut path = self.manifest.entries.get(self.resolve(path).ok()?)?.path.clone();
+        // An interpreter may be a script itself; the kernel follows at most five.
+        for _ in 0..5 {
+            if let Some(file) = elf_files.iter().find(|file| file.path == path) {
+                return Some(file.architecture.clone());
+            }
+            let script = scripts.iter().find(|script| script.path == path)?;
+            let interpreter = script.interpreter.split_whitespace().next()?;
+            let inside = TreePath::parse(interpreter.trim_start_matches('/').as_bytes()).ok()?;
+            path = self.manifest.entries.get(self.resolve(&inside).ok()?)?.path.clone();
+        }
+        None
+    }
+}
+
+/// The only executable of `bin`, else of `usr/bin`, else of the tree.
+fn obvious(candidates: &[TreePath]) -> Option<TreePath> {
+    for folder in [b"bin".as_slice(), b"usr/bin", b""] {
+        let inside =
+            |path: &&TreePath| folder.is_empty() || path.parent().is_some_and(|parent| parent.as_bytes() == folder);
+        let mut found = candidates.iter().filter(inside);
+        match (found.next(), found.next()) {
+            (Some(only), None) => return Some(only.clone()),
+            (Some(_), Some(_)) => return None,
+            (None, _) => {}
+        }
+    }
+    None
+}
+
+impl Descriptor {
+    fn state_schemas(&self) -> Result<SchemaRange, MetadataError> {
+        match self.state_schemas {
+            None => Ok(SchemaRange { min: 1, max: 1 }),
+            Some([min, max]) if min <= max => Ok(SchemaRange { min, max }),
+            Some([min, max]) => Err(MetadataError::Descriptor(format!(
+                "state_schemas = [{min}, {max}]: want the oldest and the newest, in this order"
+            ))),
+        }
+    }
+}
+
+fn duration_ms(key: &str, text: &Option<String>, default: Duration) -> Result<u64, MetadataError> {
+    let duration = match text {
+        None => default,
+        Some(text) => humantime::parse_duration(text).map_err(|error| {
+            MetadataError::Descriptor(format!("{key} = \"{text}\": {error}; want such as \"60s\""))
+        })?,
+    };
+    u64::try_from(duration.as_millis())
+        .map_err(|_| MetadataError::Descriptor(format!("{key} is longer than a program can run")))
+}
+
+/// An object's content out of chunks; holds one chunk at a time.
+struct ObjectReader<'a> {
+    object: &'a Object,
+    chunk_bytes: u64,
+    chunk: &'a ReadChunk<'a>,
+    at: u64,
+    held: Option<(u64, Vec<u8>)>,
+}
+
+impl<'a> ObjectReader<'a> {
+    fn new(object: &'a Object, chunk_bytes: u32, chunk: &'a ReadChunk<'a>) -> Self {
+        Self { object, chunk_bytes: u64::from(chunk_bytes), chunk, at: 0, held: None }
+    }
+}
+
+impl Read for ObjectReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let number = self.at / self.chunk_bytes;
+        if self.held.as_ref().is_none_or(|(held, _)| *held != number) {
+            let Some(id) = self.object.chunks.get(number as usize) else { return Ok(0) };
+            self.held = Some((number, (self.chunk)(id).map_err(io::Error::other)?));
+        }
+        let Some((_, plain)) = &self.held else { return Ok(0) };
+        let rest = plain.get((self.at % self.chunk_bytes) as usize..).unwrap_or_default();
+        let bytes = rest.len().min(buffer.len());
+        buffer[..bytes].copy_from_slice(&rest[..bytes]);
+        self.at += bytes as u64;
+        Ok(bytes)
+    }
+}
+
+impl Seek for ObjectReader<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.object.bytes.checked_add_signed(by),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = target.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}

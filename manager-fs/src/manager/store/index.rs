@@ -1,0 +1,229 @@
+//! Which chunk lies where, and who must not lose it.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use proto::bulk::Encoding;
+use proto::{ChunkId, TreeId};
+
+use super::pack::{Frame, PackId};
+
+/// A pack in the index. Never given twice, so that a pin cannot come to mean another pack.
+pub(super) type Slot = u32;
+
+/// Where a chunk lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Location {
+    pub(super) slot: Slot,
+    pub(super) offset: u64,
+    pub(super) stored_bytes: u32,
+    pub(super) plain_bytes: u32,
+    pub(super) encoding: Encoding,
+    pub(super) check: [u8; 8],
+}
+
+/// Every chunk of the store. Rebuilt from the packs' own indexes at start, so it cannot disagree with them.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    chunks: HashMap<ChunkId, Location>,
+    /// Further places of chunks that two publishers wrote at the same time.
+    spare: HashMap<ChunkId, Vec<Location>>,
+    packs: HashMap<PackId, Slot>,
+    names: HashMap<Slot, PackId>,
+    next_slot: Slot,
+}
+
+impl Index {
+    /// Adds a pack's frames; a pack that is there already keeps its slot.
+    pub(super) fn add(&mut self, pack: PackId, frames: &[Frame]) -> Slot {
+        if let Some(slot) = self.packs.get(&pack) {
+            return *slot;
+        }
+        let slot = self.next_slot;
+        self.next_slot += 1;
+        self.packs.insert(pack, slot);
+        self.names.insert(slot, pack);
+        self.chunks.reserve(frames.len());
+        for frame in frames {
+            let location = Location {
+                slot,
+                offset: frame.offset,
+                stored_bytes: frame.stored_bytes,
+                plain_bytes: frame.plain_bytes,
+                encoding: frame.encoding,
+                check: frame.check,
+            };
+            if let Some(first) = self.chunks.get(&frame.chunk) {
+                if first.slot != slot {
+                    self.spare.entry(frame.chunk).or_default().push(location);
+                }
+            } else {
+                self.chunks.insert(frame.chunk, location);
+            }
+        }
+        slot
+    }
+
+    /// Forgets a pack; chunks that lie elsewhere too stay known.
+    pub(super) fn remove(&mut self, pack: &PackId) {
+        let Some(slot) = self.packs.remove(pack) else { return };
+        self.names.remove(&slot);
+        self.spare.retain(|_, places| {
+            places.retain(|place| place.slot != slot);
+            !places.is_empty()
+        });
+        let Self { chunks, spare, .. } = self;
+        chunks.retain(|chunk, place| {
+            if place.slot != slot {
+                return true;
+            }
+            match spare.get_mut(chunk).and_then(Vec::pop) {
+                Some(other) => {
+                    *place = other;
+                    true
+                }
+                None => false,
+            }
+        });
+        spare.retain(|_, places| !places.is_empty());
+    }
+
+    /// Forgets one place of a chunk, whose bytes turned out to be damaged, so that the next publication writes it anew.
+    pub(super) fn forget(&mut self, chunk: &ChunkId, slot: Slot) {
+        if let Some(places) = self.spare.get_mut(chunk) {
+            places.retain(|place| place.slot != slot);
+        }
+        if self.chunks.get(chunk).is_some_and(|place| place.slot == slot) {
+            match self.spare.get_mut(chunk).and_then(Vec::pop) {
+                Some(other) => self.chunks.insert(*chunk, other),
+                None => self.chunks.remove(chunk),
+            };
+        }
+        self.spare.retain(|_, places| !places.is_empty());
+    }
+
+    /// The place that is read.
+    pub(super) fn first(&self, chunk: &ChunkId) -> Option<&Location> {
+        self.chunks.get(chunk)
+    }
+
+    /// Every place of a chunk, with the pack's name.
+    pub(super) fn places(&self, chunk: &ChunkId) -> Vec<(PackId, Location)> {
+        let spare = self.spare.get(chunk).into_iter().flatten();
+        let all = self.chunks.get(chunk).into_iter().chain(spare);
+        all.filter_map(|place| Some((*self.names.get(&place.slot)?, *place))).collect()
+    }
+
+    /// Every chunk with the place that is read.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&ChunkId, &Location)> {
+        self.chunks.iter()
+    }
+
+    /// Every pack.
+    pub(super) fn packs(&self) -> BTreeSet<PackId> {
+        self.packs.keys().copied().collect()
+    }
+
+    pub(super) fn slot(&self, pack: &PackId) -> Option<Slot> {
+        self.packs.get(pack).copied()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.chunks.len()
+    }
+}
+
+/// What one publication, or one that ended during a collection, still needs.
+#[derive(Debug, Default)]
+pub(super) struct Pins {
+    slots: HashSet<Slot>,
+    trees: BTreeSet<TreeId>,
+}
+
+type SharedPins = Arc<Mutex<Pins>>;
+
+/// The running publications.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    state: Mutex<RegistryState>,
+}
+
+#[derive(Debug, Default)]
+struct RegistryState {
+    live: HashMap<u64, SharedPins>,
+    next: u64,
+    passes: usize,
+    /// Of publications that ended while a collection runs: it may have learned what to keep before they did.
+    ended: Vec<SharedPins>,
+}
+
+impl Registry {
+    fn state(&self) -> std::sync::MutexGuard<'_, RegistryState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A publication begins.
+    pub(super) fn guard(self: &Arc<Self>) -> PublishGuard {
+        let mut state = self.state();
+        let number = state.next;
+        state.next += 1;
+        let pins = SharedPins::default();
+        state.live.insert(number, pins.clone());
+        PublishGuard { registry: self.clone(), number, pins }
+    }
+
+    pub(super) fn pass_begins(&self) {
+        self.state().passes += 1;
+    }
+
+    pub(super) fn pass_ends(&self) {
+        let mut state = self.state();
+        state.passes -= 1;
+        if state.passes == 0 {
+            state.ended.clear();
+        }
+    }
+
+    fn any(&self, needs: impl Fn(&Pins) -> bool) -> bool {
+        let state = self.state();
+        let mut all = state.live.values().chain(&state.ended);
+        all.any(|pins| needs(&pins.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    pub(super) fn needs_pack(&self, slot: Slot) -> bool {
+        self.any(|pins| pins.slots.contains(&slot))
+    }
+
+    pub(super) fn needs_tree(&self, tree: &TreeId) -> bool {
+        self.any(|pins| pins.trees.contains(tree))
+    }
+}
+
+/// Keeps `gc` from removing what a publication has written or relies on, until it is dropped: hold it until the
+/// generation's record is committed.
+#[derive(Debug)]
+pub struct PublishGuard {
+    registry: Arc<Registry>,
+    number: u64,
+    pins: SharedPins,
+}
+
+impl PublishGuard {
+    pub(super) fn pin_pack(&self, slot: Slot) {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).slots.insert(slot);
+    }
+
+    pub(super) fn pin_tree(&self, tree: TreeId) {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).trees.insert(tree);
+    }
+}
+
+impl Drop for PublishGuard {
+    fn drop(&mut self) {
+        let mut state = self.registry.state();
+        let pins = state.live.remove(&self.number);
+        if state.passes > 0 {
+            state.ended.extend(pins);
+        }
+    }
+}

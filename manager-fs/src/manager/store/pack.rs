@@ -1,0 +1,265 @@
+//! The pack: chunk frames, then their index, then a trailer. Specified in `docs/tree-format.md`, "Pack".
+//!
+//! ```text
+//! header  magic "MFSPACK\0" | version u16 | ignorable u32 | refuse u32
+//! frames  stored bytes of the chunks, one after another
+//! index   a frame: chunk id 32 | stored u32 | plain u32 | encoding u8 | check 8
+//! trailer frames u64 (bytes) | count u32 | pack id 32 | magic "MFSPKEND"
+//! ```
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+
+use proto::bulk::Encoding;
+use proto::id::IdError;
+use proto::limits::CHUNK_BYTES_MAX;
+use proto::{ChunkId, ObjectId};
+
+use super::pack_store::{BlobName, Draft, PackStore};
+
+const MAGIC: &[u8; 8] = b"MFSPACK\0";
+const END_MAGIC: &[u8; 8] = b"MFSPKEND";
+const VERSION: u16 = 1;
+/// Features that a reader must know: none in version 1. Unknown ignorable features are ignored.
+const KNOWN_REFUSE_FEATURES: u32 = 0;
+pub(super) const HEADER_BYTES: u64 = 8 + 2 + 4 + 4;
+const ENTRY_BYTES: usize = 32 + 4 + 4 + 1 + 8;
+const TRAILER_BYTES: u64 = 8 + 4 + 32 + 8;
+/// Keeps a pack's id from being the hash of something else.
+const ID_CONTEXT: &[u8] = b"manager-fs pack 1\0";
+
+/// A pack: BLAKE3 of its header, index and sizes; the checks in the index pin the frames.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PackId(ObjectId);
+
+impl PackId {
+    /// 64 lowercase hex digits.
+    pub fn to_hex(&self) -> String {
+        self.0.to_hex()
+    }
+
+    pub(super) fn to_shard(self) -> (String, String) {
+        self.0.to_shard()
+    }
+}
+
+impl fmt::Display for PackId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for PackId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PackId({})", &self.to_hex()[..12])
+    }
+}
+
+impl FromStr for PackId {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        text.parse().map(Self)
+    }
+}
+
+/// One frame of a pack, as its index tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Frame {
+    /// Which chunk.
+    pub(super) chunk: ChunkId,
+    /// Where the stored bytes begin in the pack.
+    pub(super) offset: u64,
+    /// How many they are.
+    pub(super) stored_bytes: u32,
+    /// How many they are when decoded.
+    pub(super) plain_bytes: u32,
+    /// How they are stored.
+    pub(super) encoding: Encoding,
+    /// The start of the BLAKE3 of the stored bytes: tells damage before bytes are served, cheaper than decoding.
+    pub(super) check: [u8; 8],
+}
+
+/// The check of stored bytes.
+pub(super) fn check_of(stored: &[u8]) -> [u8; 8] {
+    let mut check = [0; 8];
+    check.copy_from_slice(&blake3::hash(stored).as_bytes()[..8]);
+    check
+}
+
+/// Why a pack cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PackFault {
+    #[error("it cannot be read: {0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Malformed(&'static str),
+    #[error("it is of pack format {version} with features {features:#x}; this program reads format 1: upgrade it")]
+    Newer { version: u16, features: u32 },
+}
+
+/// A pack that is being written.
+pub(super) struct PackWriter {
+    draft: Box<dyn Draft>,
+    frames: Vec<Frame>,
+    offset: u64,
+}
+
+impl PackWriter {
+    /// Starts a pack.
+    pub(super) fn create(store: &dyn PackStore) -> io::Result<Self> {
+        let mut draft = store.create()?;
+        draft.append(&header())?;
+        Ok(Self { draft, frames: Vec::new(), offset: HEADER_BYTES })
+    }
+
+    /// Appends frames whose stored bytes stand one after another; their offsets are ours to set.
+    pub(super) fn append_many(&mut self, frames: impl IntoIterator<Item = Frame>, stored: &[u8]) -> io::Result<()> {
+        if stored.is_empty() {
+            return Ok(());
+        }
+        self.draft.append(stored)?;
+        for frame in frames {
+            self.frames.push(Frame { offset: self.offset, ..frame });
+            self.offset += u64::from(frame.stored_bytes);
+        }
+        Ok(())
+    }
+
+    /// The frames so far.
+    pub(super) fn frames(&self) -> &[Frame] {
+        &self.frames
+    }
+
+    /// Reads a frame back before the pack is committed.
+    pub(super) fn read(&self, frame: &Frame) -> io::Result<Vec<u8>> {
+        self.draft.read(frame.offset..frame.offset + u64::from(frame.stored_bytes))
+    }
+
+    /// Writes index and trailer: the pack is whole, and still invisible.
+    pub(super) fn seal(mut self) -> io::Result<SealedPack> {
+        let index: Vec<u8> = self.frames.iter().flat_map(encode_entry).collect();
+        let frames_bytes = self.offset - HEADER_BYTES;
+        let count = u32::try_from(self.frames.len()).map_err(|_| io::Error::other("more than 2^32 chunks"))?;
+        let id = pack_id(&header(), &index, frames_bytes, count);
+        self.draft.append(&index)?;
+        let mut trailer = Vec::with_capacity(TRAILER_BYTES as usize);
+        trailer.extend_from_slice(&frames_bytes.to_le_bytes());
+        trailer.extend_from_slice(&count.to_le_bytes());
+        trailer.extend_from_slice(id.0.as_bytes());
+        trailer.extend_from_slice(END_MAGIC);
+        self.draft.append(&trailer)?;
+        Ok(SealedPack { id, draft: self.draft, frames: self.frames })
+    }
+}
+
+/// A pack that only needs its name.
+pub(super) struct SealedPack {
+    id: PackId,
+    draft: Box<dyn Draft>,
+    frames: Vec<Frame>,
+}
+
+impl SealedPack {
+    pub(super) fn id(&self) -> PackId {
+        self.id
+    }
+
+    /// Makes the pack durable and visible. Equal ids mean equal indexes, so a pack that is there already holds the same
+    /// chunks at the same places.
+    pub(super) fn commit(self) -> io::Result<(PackId, Vec<Frame>)> {
+        self.draft.commit(&BlobName::Pack(self.id))?;
+        Ok((self.id, self.frames))
+    }
+}
+
+/// Reads and checks a pack's header, index and trailer.
+pub(super) fn read_index(store: &dyn PackStore, id: &PackId) -> Result<Vec<Frame>, PackFault> {
+    let name = BlobName::Pack(*id);
+    let bytes = store.size(&name)?.ok_or(io::Error::from(io::ErrorKind::NotFound))?;
+    if bytes < HEADER_BYTES + TRAILER_BYTES {
+        return Err(PackFault::Malformed("it is shorter than a header and a trailer"));
+    }
+    let header = store.get(&name, 0..HEADER_BYTES)?;
+    check_header(&header)?;
+    let trailer = store.get(&name, bytes - TRAILER_BYTES..bytes)?;
+    if trailer[44..] != END_MAGIC[..] {
+        return Err(PackFault::Malformed("its end is cut off or overwritten"));
+    }
+    let mut number = [0; 8];
+    number.copy_from_slice(&trailer[..8]);
+    let frames_bytes = u64::from_le_bytes(number);
+    let count = u32::from_le_bytes([trailer[8], trailer[9], trailer[10], trailer[11]]);
+    let index_bytes = u64::from(count) * ENTRY_BYTES as u64;
+    let sum = frames_bytes.checked_add(HEADER_BYTES + TRAILER_BYTES + index_bytes);
+    if sum != Some(bytes) {
+        return Err(PackFault::Malformed("its length is not what its trailer says"));
+    }
+    let index = store.get(&name, HEADER_BYTES + frames_bytes..bytes - TRAILER_BYTES)?;
+    if pack_id(&header, &index, frames_bytes, count) != *id || trailer[12..44] != id.0.as_bytes()[..] {
+        return Err(PackFault::Malformed("the hash of its header and index is not its id"));
+    }
+    decode_index(&index, frames_bytes)
+}
+
+fn header() -> Vec<u8> {
+    [MAGIC.as_slice(), &VERSION.to_le_bytes(), &[0; 8]].concat()
+}
+
+fn check_header(header: &[u8]) -> Result<(), PackFault> {
+    if &header[..8] != MAGIC {
+        return Err(PackFault::Malformed("its first bytes are not those of a pack"));
+    }
+    let version = u16::from_le_bytes([header[8], header[9]]);
+    let features = u32::from_le_bytes([header[14], header[15], header[16], header[17]]);
+    if version != VERSION || features & !KNOWN_REFUSE_FEATURES != 0 {
+        return Err(PackFault::Newer { version, features });
+    }
+    Ok(())
+}
+
+fn pack_id(header: &[u8], index: &[u8], frames_bytes: u64, count: u32) -> PackId {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(ID_CONTEXT).update(header).update(&frames_bytes.to_le_bytes()).update(&count.to_le_bytes());
+    hasher.update(index);
+    PackId(ObjectId::from_bytes(*hasher.finalize().as_bytes()))
+}
+
+fn encode_entry(frame: &Frame) -> [u8; ENTRY_BYTES] {
+    let mut entry = [0; ENTRY_BYTES];
+    entry[..32].copy_from_slice(frame.chunk.as_bytes());
+    entry[32..36].copy_from_slice(&frame.stored_bytes.to_le_bytes());
+    entry[36..40].copy_from_slice(&frame.plain_bytes.to_le_bytes());
+    entry[40] = frame.encoding.code();
+    entry[41..].copy_from_slice(&frame.check);
+    entry
+}
+
+fn decode_index(index: &[u8], frames_bytes: u64) -> Result<Vec<Frame>, PackFault> {
+    let mut offset = HEADER_BYTES;
+    let mut frames = Vec::with_capacity(index.len() / ENTRY_BYTES);
+    for entry in index.chunks_exact(ENTRY_BYTES) {
+        let mut id = [0; 32];
+        id.copy_from_slice(&entry[..32]);
+        let mut check = [0; 8];
+        check.copy_from_slice(&entry[41..]);
+        let frame = Frame {
+            chunk: ChunkId::from_bytes(id),
+            offset,
+            stored_bytes: u32::from_le_bytes([entry[32], entry[33], entry[34], entry[35]]),
+            plain_bytes: u32::from_le_bytes([entry[36], entry[37], entry[38], entry[39]]),
+            encoding: Encoding::from_code(entry[40]).ok_or(PackFault::Malformed("an unknown encoding"))?,
+            check,
+        };
+        let sizes = 1..=CHUNK_BYTES_MAX;
+        if !sizes.contains(&frame.plain_bytes) || !(1..=frame.plain_bytes).contains(&frame.stored_bytes) {
+            return Err(PackFault::Malformed("a frame's size is out of range"));
+        }
+        offset += u64::from(frame.stored_bytes);
+        frames.push(frame);
+    }
+    if offset != HEADER_BYTES + frames_bytes {
+        return Err(PackFault::Malformed("its frames do not add up to what its trailer says"));
+    }
+    Ok(frames)
+}

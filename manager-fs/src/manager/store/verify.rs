@@ -1,0 +1,181 @@
+//! Checking every byte of the store, and telling which trees a fault touches.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use proto::{ChunkId, Manifest, ObjectId, TreeId};
+
+use super::pack::{self, Frame};
+use super::pack_store::{BlobKind, BlobName};
+use super::{PackId, Store, StoreError, StoredChunk};
+use crate::manager::monitor::{Monitor, Task};
+
+/// Something that is not as it was stored.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Problem {
+    /// Pack, chunk, manifest or object.
+    pub what: String,
+    /// What is wrong with it.
+    pub fault: String,
+    /// The trees that need it.
+    pub trees: BTreeSet<TreeId>,
+}
+
+/// What was checked, and what was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct VerifyReport {
+    /// Packs read.
+    pub packs: u64,
+    /// Bytes of packs and manifests read.
+    pub bytes: u64,
+    /// Chunks decoded and hashed.
+    pub chunks: u64,
+    /// Manifests checked.
+    pub manifests: u64,
+    /// Distinct objects put together and hashed.
+    pub objects: u64,
+    /// What is wrong; empty when all is well.
+    pub problems: Vec<Problem>,
+}
+
+impl VerifyReport {
+    fn problem(&mut self, monitor: &dyn Monitor, what: String, fault: String) {
+        monitor.problem(&format!("{what}: {fault}"));
+        self.problems.push(Problem { what, fault, trees: BTreeSet::new() });
+    }
+}
+
+impl Store {
+    /// Reads every byte: packs with their indexes, every chunk decoded and hashed, every manifest, every object put
+    /// together and hashed. Damaged chunks are forgotten, so that publishing the same files again mends the store.
+    ///
+    /// # Errors
+    /// The store cannot be listed. What is damaged is in the report.
+    pub fn verify(&self, monitor: &dyn Monitor) -> Result<VerifyReport, StoreError> {
+        let listed = |source| StoreError::io("the list of blobs", source);
+        let mut report = VerifyReport::default();
+        let packs = self.packs.list(BlobKind::Pack).map_err(listed)?;
+        let total = self.usage()?.pack_bytes;
+        let mut bad_chunks: HashMap<ChunkId, usize> = HashMap::new();
+        for name in packs {
+            let BlobName::Pack(id) = name else { continue };
+            self.verify_pack(&id, total, monitor, &mut report, &mut bad_chunks);
+        }
+        let mut checked: HashMap<(ObjectId, u32), Option<usize>> = HashMap::new();
+        for tree in self.trees()? {
+            self.verify_tree(&tree, monitor, &mut report, &bad_chunks, &mut checked);
+        }
+        monitor.progress(Task::Verify, total, total);
+        Ok(report)
+    }
+
+    fn verify_pack(
+        &self,
+        id: &PackId,
+        total: u64,
+        monitor: &dyn Monitor,
+        report: &mut VerifyReport,
+        bad_chunks: &mut HashMap<ChunkId, usize>,
+    ) {
+        let frames = match pack::read_index(self.packs.as_ref(), id) {
+            Ok(frames) => frames,
+            // Removed by a collection since it was listed.
+            Err(_) if matches!(self.packs.size(&BlobName::Pack(*id)), Ok(None)) => return,
+            Err(fault) => return report.problem(monitor, format!("pack {id}"), fault.to_string()),
+        };
+        report.packs += 1;
+        for frame in frames {
+            if let Err(fault) = self.verify_frame(id, &frame) {
+                if matches!(self.packs.size(&BlobName::Pack(*id)), Ok(None)) {
+                    return;
+                }
+                let mut index = self.index_mut();
+                if let Some(slot) = index.slot(id) {
+                    index.forget(&frame.chunk, slot);
+                }
+                self.bad_packs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(*id);
+                if index.first(&frame.chunk).is_none() {
+                    bad_chunks.insert(frame.chunk, report.problems.len());
+                }
+                drop(index);
+                report.problem(monitor, format!("chunk {} in pack {id}", frame.chunk), fault);
+            }
+            report.chunks += 1;
+            report.bytes += u64::from(frame.stored_bytes);
+            if report.chunks.is_multiple_of(64) {
+                monitor.progress(Task::Verify, report.bytes, total);
+            }
+        }
+    }
+
+    fn verify_frame(&self, id: &PackId, frame: &Frame) -> Result<(), String> {
+        let range = frame.offset..frame.offset + u64::from(frame.stored_bytes);
+        let bytes = self.packs.get(&BlobName::Pack(*id), range).map_err(|error| error.to_string())?;
+        if pack::check_of(&bytes) != frame.check {
+            return Err("its stored bytes are not what was stored".into());
+        }
+        let chunk = StoredChunk { encoding: frame.encoding, plain_bytes: frame.plain_bytes, bytes };
+        let plain = chunk.plain(&frame.chunk)?;
+        if plain.len() != frame.plain_bytes as usize {
+            return Err(format!("it has {} bytes where the index says {}", plain.len(), frame.plain_bytes));
+        }
+        Ok(())
+    }
+
+    fn verify_tree(
+        &self,
+        tree: &TreeId,
+        monitor: &dyn Monitor,
+        report: &mut VerifyReport,
+        bad_chunks: &HashMap<ChunkId, usize>,
+        checked: &mut HashMap<(ObjectId, u32), Option<usize>>,
+    ) {
+        let manifest = match self.tree(tree) {
+            Ok(manifest) => manifest,
+            Err(StoreError::Missing { .. }) => return,
+            Err(error) => {
+                report.problem(monitor, format!("manifest {tree}"), error.to_string());
+                if let Some(problem) = report.problems.last_mut() {
+                    problem.trees.insert(*tree);
+                }
+                return;
+            }
+        };
+        report.manifests += 1;
+        let mut touched: HashSet<usize> = HashSet::new();
+        for object in &manifest.objects {
+            touched.extend(object.chunks.iter().filter_map(|chunk| bad_chunks.get(chunk)).copied());
+            let key = (object.id, manifest.chunk_bytes);
+            let found = match checked.get(&key) {
+                Some(found) => *found,
+                None => {
+                    let found = self.verify_object(&manifest, object.id).err().map(|fault| {
+                        report.problem(monitor, format!("object {}", object.id), fault);
+                        report.problems.len() - 1
+                    });
+                    report.objects += 1;
+                    checked.insert(key, found);
+                    found
+                }
+            };
+            touched.extend(found);
+        }
+        for problem in touched {
+            report.problems[problem].trees.insert(*tree);
+        }
+    }
+
+    fn verify_object(&self, manifest: &Manifest, id: ObjectId) -> Result<(), String> {
+        let Some(object) = manifest.object(&id) else { return Ok(()) };
+        let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0_u64);
+        for chunk in &object.chunks {
+            let plain = self.plain_chunk(chunk).map_err(|error| error.to_string())?;
+            hasher.update(&plain);
+            bytes += plain.len() as u64;
+        }
+        let got = ObjectId::from_bytes(*hasher.finalize().as_bytes());
+        if got != id || bytes != object.bytes {
+            return Err(format!("its chunks make {bytes} bytes with the hash {got}"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,382 @@
+//! Contents into the store: read and hash, cut and compress, write. Memory is bounded by a fixed number of batches.
+//!
+//! ```text
+//! caller: read, hash object ─batch─> workers: hash chunks, compress the new ones ─batch─> writer: pack, in order
+//!    ^──────────────────────────────── empty batches ────────────────────────────────────────┘
+//! ```
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use proto::bulk::Encoding;
+use proto::manifest::{NodeKind, Object};
+use proto::{ChunkId, ObjectId};
+
+use super::pack::{Frame, PackWriter, check_of};
+use super::pack_store::BlobName;
+use super::{PublishGuard, Store, StoreError, StoredChunk};
+use crate::manager::monitor::{Monitor, Task};
+
+/// Plain bytes of one batch: large enough that passing it on costs nothing beside compressing it.
+const BATCH_BYTES: usize = 1 << 20;
+/// Levels above 3 cost more time than the bytes they save on a local network; see `docs/decisions.md`.
+const ZSTD_LEVEL: i32 = 3;
+/// A frame that saves less than this part of its chunk is stored raw: decoding it would cost more than it saves.
+const MIN_GAIN: usize = 32;
+
+/// Why a content was not taken in.
+#[derive(Debug)]
+pub(crate) enum AddError {
+    /// The source could not be read.
+    Source(io::Error),
+    /// It has more bytes than were allowed.
+    TooLarge,
+    /// The caller gave up.
+    Cancelled,
+    /// The pipeline has failed; its error is the one that counts.
+    Broken,
+}
+
+/// One file's content, as it was taken in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Content {
+    /// [`NodeKind::File`], or [`NodeKind::EmptyFile`].
+    pub(crate) kind: NodeKind,
+    /// Length, bytes.
+    pub(crate) bytes: u64,
+}
+
+/// Consecutive pieces of contents on their way through the pipeline.
+#[derive(Default)]
+struct Batch {
+    sequence: u64,
+    plain: Vec<u8>,
+    used: usize,
+    lens: Vec<u32>,
+    ids: Vec<ChunkId>,
+    frames: Vec<Frame>,
+    stored: Vec<u8>,
+}
+
+impl Batch {
+    fn sized() -> Self {
+        Self { plain: vec![0; BATCH_BYTES], stored: vec![0; BATCH_BYTES], ..Self::default() }
+    }
+
+    fn reset(&mut self, sequence: u64) {
+        self.sequence = sequence;
+        self.used = 0;
+        self.lens.clear();
+        self.ids.clear();
+        self.frames.clear();
+        self.stored.resize(BATCH_BYTES, 0);
+    }
+}
+
+/// Where the chunks of one object stand in the order of all chunks.
+struct Span {
+    bytes: u64,
+    first: u64,
+    chunks: u64,
+}
+
+/// Takes contents in, one after another.
+pub(crate) struct ContentWriter<'a> {
+    chunk_bytes: usize,
+    to_workers: SyncSender<Batch>,
+    empty: Receiver<Batch>,
+    batch: Option<Batch>,
+    next_sequence: u64,
+    chunks: u64,
+    bytes: u64,
+    spans: HashMap<ObjectId, Span>,
+    heads: HashMap<ObjectId, [u8; 4]>,
+    monitor: &'a dyn Monitor,
+    cancelled: &'a AtomicBool,
+}
+
+impl ContentWriter<'_> {
+    /// Reads `source` to its end, which must come after at most `bytes_max` bytes.
+    pub(crate) fn add(&mut self, source: &mut dyn Read, bytes_max: u64) -> Result<Content, AddError> {
+        let mut hasher = blake3::Hasher::new();
+        let (first, mut bytes, mut head) = (self.chunks, 0_u64, [0; 4]);
+        loop {
+            if self.cancelled.load(Ordering::Relaxed) {
+                return Err(AddError::Cancelled);
+            }
+            let chunk_bytes = self.chunk_bytes;
+            let batch = self.batch_with_room()?;
+            let room = (BATCH_BYTES - batch.used) / chunk_bytes * chunk_bytes;
+            let target = &mut batch.plain[batch.used..batch.used + room];
+            let got = read_full(source, target).map_err(AddError::Source)?;
+            let piece = &target[..got];
+            hasher.update(piece);
+            if bytes == 0 {
+                let len = got.min(4);
+                head[..len].copy_from_slice(&piece[..len]);
+            }
+            batch.lens.extend(piece.chunks(chunk_bytes).map(|chunk| chunk.len() as u32));
+            batch.used += got;
+            bytes += got as u64;
+            self.chunks += got.div_ceil(chunk_bytes) as u64;
+            if bytes > bytes_max {
+                return Err(AddError::TooLarge);
+            }
+            if got < room {
+                break;
+            }
+        }
+        self.bytes += bytes;
+        self.monitor.progress(Task::Read, self.bytes, 0);
+        if bytes == 0 {
+            return Ok(Content { kind: NodeKind::EmptyFile, bytes });
+        }
+        let id = ObjectId::from_bytes(*hasher.finalize().as_bytes());
+        self.spans.entry(id).or_insert(Span { bytes, first, chunks: self.chunks - first });
+        self.heads.insert(id, head);
+        Ok(Content { kind: NodeKind::File(id), bytes })
+    }
+
+    fn batch_with_room(&mut self) -> Result<&mut Batch, AddError> {
+        if self.batch.as_ref().is_some_and(|batch| BATCH_BYTES - batch.used < self.chunk_bytes) {
+            self.flush()?;
+        }
+        if self.batch.is_none() {
+            let mut batch = self.empty.recv().map_err(|_| AddError::Broken)?;
+            batch.reset(self.next_sequence);
+            self.next_sequence += 1;
+            self.batch = Some(batch);
+        }
+        self.batch.as_mut().ok_or(AddError::Broken)
+    }
+
+    fn flush(&mut self) -> Result<(), AddError> {
+        match self.batch.take() {
+            Some(batch) => self.to_workers.send(batch).map_err(|_| AddError::Broken),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What has been taken in: objects, and a pack of their new chunks that is not yet visible.
+pub(crate) struct Contents {
+    pack: Option<PackWriter>,
+    pending: HashMap<ChunkId, usize>,
+    /// Every object that was read.
+    pub(crate) objects: HashMap<ObjectId, Object>,
+    /// The first bytes of every object.
+    pub(crate) heads: HashMap<ObjectId, [u8; 4]>,
+    /// Bytes read.
+    pub(crate) bytes: u64,
+}
+
+impl Contents {
+    /// A chunk's content, out of the new pack or the store; checked.
+    pub(crate) fn plain_chunk(&self, store: &Store, id: &ChunkId) -> Result<Vec<u8>, StoreError> {
+        let (Some(pack), Some(at)) = (&self.pack, self.pending.get(id)) else { return store.plain_chunk(id) };
+        let frame = &pack.frames()[*at];
+        let bytes = pack.read(frame).map_err(|source| StoreError::io("the new pack", source))?;
+        let chunk = StoredChunk { encoding: frame.encoding, plain_bytes: frame.plain_bytes, bytes };
+        chunk.plain(id).map_err(|fault| StoreError::Damaged { what: "the new pack".into(), fault })
+    }
+
+    /// How many chunks the store did not have, and their stored bytes.
+    pub(crate) fn new_chunks(&self) -> (u64, u64) {
+        let frames = self.pack.as_ref().map_or(&[][..], PackWriter::frames);
+        (frames.len() as u64, frames.iter().map(|frame| u64::from(frame.stored_bytes)).sum())
+    }
+
+    /// Makes the new chunks durable and visible to other publications.
+    pub(crate) fn commit(self, store: &Store, guard: &PublishGuard) -> Result<(), StoreError> {
+        match self.pack {
+            Some(pack) => store.commit_pack(pack, guard),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Store {
+    /// Runs `body` with a writer for contents; what it took in becomes visible with [`Contents::commit`] only.
+    ///
+    /// # Errors
+    /// Those of `body`, unless the pipeline failed: then its own.
+    pub(crate) fn write_contents<R, E: From<StoreError>>(
+        &self,
+        chunk_bytes: u32,
+        guard: &PublishGuard,
+        monitor: &dyn Monitor,
+        cancelled: &AtomicBool,
+        body: impl FnOnce(&mut ContentWriter<'_>) -> Result<R, E>,
+    ) -> Result<(R, Contents), E> {
+        let worker_count = thread::available_parallelism().map_or(2, usize::from).min(16);
+        let batch_count = 2 * worker_count + 2;
+        let (to_workers, from_reader) = sync_channel::<Batch>(batch_count);
+        let (to_writer, from_workers) = sync_channel::<Batch>(batch_count);
+        let (to_reader, empty) = sync_channel::<Batch>(batch_count);
+        for _ in 0..batch_count {
+            // The channel has room for every batch, so this cannot block; its receiver is ours.
+            let _ = to_reader.send(Batch::sized());
+        }
+        let claimed = Mutex::new(HashSet::new());
+        let from_reader = Mutex::new(from_reader);
+        thread::scope(|scope| {
+            let (from_reader, claimed) = (&from_reader, &claimed);
+            for _ in 0..worker_count {
+                let to_writer = to_writer.clone();
+                scope.spawn(move || work(self, guard, claimed, from_reader, &to_writer));
+            }
+            drop(to_writer);
+            let writer = scope.spawn(move || write(self, &from_workers, &to_reader));
+            let mut reader = ContentWriter {
+                chunk_bytes: chunk_bytes as usize,
+                to_workers,
+                empty,
+                batch: None,
+                next_sequence: 0,
+                chunks: 0,
+                bytes: 0,
+                spans: HashMap::new(),
+                heads: HashMap::new(),
+                monitor,
+                cancelled,
+            };
+            let result = body(&mut reader);
+            let flushed = reader.flush();
+            let ContentWriter { to_workers, spans, heads, bytes, .. } = reader;
+            drop(to_workers);
+            let broken = || StoreError::io("the new pack", io::Error::other("a thread of the pipeline ended early"));
+            let (pack, ids) = writer.join().map_err(|_| broken())??;
+            let value = result?;
+            flushed.map_err(|_| broken())?;
+            let frames = pack.as_ref().map_or(&[][..], PackWriter::frames);
+            let pending = frames.iter().enumerate().map(|(at, frame)| (frame.chunk, at)).collect();
+            let objects = spans.into_iter().map(|(id, span)| (id, span.object(id, &ids))).collect();
+            Ok((value, Contents { pack, pending, objects, heads, bytes }))
+        })
+    }
+
+    fn commit_pack(&self, pack: PackWriter, guard: &PublishGuard) -> Result<(), StoreError> {
+        let failed = |source| StoreError::io("the new pack", source);
+        let pack = pack.seal().map_err(failed)?;
+        let _commit = self.commits.read().unwrap_or_else(PoisonError::into_inner);
+        let replaces = self.bad_packs.lock().unwrap_or_else(PoisonError::into_inner).remove(&pack.id());
+        if replaces {
+            self.packs.delete(&BlobName::Pack(pack.id())).map_err(failed)?;
+        }
+        let (id, frames) = pack.commit().map_err(failed)?;
+        let mut index = self.index_mut();
+        if replaces {
+            index.remove(&id);
+        }
+        guard.pin_pack(index.add(id, &frames));
+        Ok(())
+    }
+}
+
+impl Span {
+    fn object(&self, id: ObjectId, ids: &[ChunkId]) -> Object {
+        let first = self.first as usize;
+        Object { id, bytes: self.bytes, chunks: ids[first..first + self.chunks as usize].to_vec() }
+    }
+}
+
+/// A worker: names every chunk of a batch, and compresses those that neither the store nor this publication has.
+fn work(
+    store: &Store,
+    guard: &PublishGuard,
+    claimed: &Mutex<HashSet<ChunkId>>,
+    batches: &Mutex<Receiver<Batch>>,
+    to_writer: &SyncSender<Batch>,
+) {
+    let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL).ok();
+    loop {
+        let batch = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(mut batch) = batch else { return };
+        let (mut from, mut to) = (0, 0);
+        for at in 0..batch.lens.len() {
+            let plain = &batch.plain[from..from + batch.lens[at] as usize];
+            from += plain.len();
+            let id = ChunkId::of(plain);
+            batch.ids.push(id);
+            let mine = || claimed.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+            if store.pin(&id, guard) || !mine() {
+                continue;
+            }
+            let (encoding, stored_bytes) = compress(compressor.as_mut(), plain, &mut batch.stored[to..]);
+            let stored = &batch.stored[to..to + stored_bytes];
+            to += stored_bytes;
+            batch.frames.push(Frame {
+                chunk: id,
+                offset: 0,
+                stored_bytes: stored_bytes as u32,
+                plain_bytes: plain.len() as u32,
+                encoding,
+                check: check_of(stored),
+            });
+        }
+        batch.stored.truncate(to);
+        if to_writer.send(batch).is_err() {
+            return;
+        }
+    }
+}
+
+/// Writes a chunk's stored bytes to the start of `out`, which has at least the chunk's length.
+fn compress(compressor: Option<&mut zstd::bulk::Compressor<'_>>, plain: &[u8], out: &mut [u8]) -> (Encoding, usize) {
+    let room = plain.len() - plain.len().div_ceil(MIN_GAIN);
+    // A frame that does not fit into what pays is an error of the compressor, and means raw.
+    if let Some(Ok(bytes)) = compressor.map(|zstd| zstd.compress_to_buffer(plain, &mut out[..room]))
+        && bytes > 0
+    {
+        return (Encoding::Zstd, bytes);
+    }
+    out[..plain.len()].copy_from_slice(plain);
+    (Encoding::Raw, plain.len())
+}
+
+/// The writer: puts batches back into order, so that the same input makes the same pack, and appends their frames.
+fn write(
+    store: &Store,
+    batches: &Receiver<Batch>,
+    to_reader: &SyncSender<Batch>,
+) -> Result<(Option<PackWriter>, Vec<ChunkId>), StoreError> {
+    let failed = |source| StoreError::io("the new pack", source);
+    let mut waiting = BTreeMap::new();
+    let mut next = 0;
+    let (mut pack, mut ids): (Option<PackWriter>, Vec<ChunkId>) = (None, Vec::new());
+    for batch in batches {
+        waiting.insert(batch.sequence, batch);
+        while let Some(mut batch) = waiting.remove(&next) {
+            next += 1;
+            ids.append(&mut batch.ids);
+            if !batch.frames.is_empty() {
+                let pack = match &mut pack {
+                    Some(pack) => pack,
+                    None => pack.insert(PackWriter::create(store.packs.as_ref()).map_err(failed)?),
+                };
+                pack.append_many(batch.frames.drain(..), &batch.stored).map_err(failed)?;
+            }
+            // The reader may have ended already.
+            let _ = to_reader.send(batch);
+        }
+    }
+    Ok((pack, ids))
+}
+
+/// Reads until the buffer is full or the source ends.
+fn read_full(source: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match source.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(got) => filled += got,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
