@@ -124,6 +124,11 @@ impl Client {
         Ok(Self { stream, requests: 0 })
     }
 
+    /// The connection, so that another thread can end it while a request waits.
+    pub fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
     /// Sends a request and waits for its response; `on_event` gets the events on the way. `silence` bounds the wait
     /// for each next frame, not for all of them, so that long work that shows progress is not cut off; `None` waits
     /// as long as the connection lives. After an error the connection is of no further use.

@@ -25,7 +25,7 @@ const MAGIC: &[u8; 8] = b"MFSJOB\0\x01";
 /// Operations at once. Each has a thread; a manager that asks for more than this has lost count.
 const RUNNING_MAX: usize = 64;
 /// Finished jobs whose outcome is kept, so that a manager that was away gets it when it asks again.
-const FINISHED_MAX: usize = 256;
+const FINISHED_MAX: usize = 64;
 /// Starts of one operation without a checkpoint between them. An operation that takes the agent down with it each time
 /// must not do so for ever.
 const STARTS_MAX: u32 = 5;
@@ -337,6 +337,9 @@ impl Jobs {
 
     fn start(self: &Arc<Self>, job: &Arc<Job>) {
         let mut state = job.lock();
+        if state.has_thread || state.record.outcome.is_some() {
+            return;
+        }
         state.has_thread = true;
         let resume = state.record.resume.clone();
         let readable = |(schema, _): &(u32, Vec<u8>)| (self.schemas.min..=self.schemas.max).contains(schema);

@@ -1,0 +1,343 @@
+//! The front door: a program becomes an agent by starting one of these.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use proto::agent::{AgentRequest, AgentState, AgentStatus, ChangeId, Step, StepEvent};
+use proto::message::Fault;
+use proto::{Product, TreeId};
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
+
+use crate::channel::{Channel, StubMessage};
+use crate::driver::{Driver, Input, Work};
+use crate::durable::{Durability, FileFault};
+use crate::handoff::{Handoff, variable};
+use crate::jobs::Jobs;
+use crate::journal::{Journal, Phase};
+use crate::machine::{Facts, State};
+use crate::operations::Operations;
+use crate::paths::AgentPaths;
+use crate::records::{self, RecordError};
+use crate::report::{Reporter, unix_ms};
+use crate::serve::{Server, Service};
+use crate::{generation, sys};
+
+/// A program cannot become an agent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// It was not started by the stub.
+    #[error("{0} is not set: start this program with `manager-fs launch PRODUCT`")]
+    NotLaunched(&'static str),
+    /// A variable of the stub means nothing.
+    #[error("{name} is '{value}': {fault}")]
+    Variable {
+        /// Which.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// The inherited descriptors were taken before.
+    #[error("the agent was started before in this process")]
+    StartedBefore,
+    /// There is no journal.
+    #[error("{}: the journal is not there: start this program with `manager-fs launch PRODUCT`", .0.display())]
+    NoJournal(PathBuf),
+    /// The saved metadata cannot be used.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileFault),
+    /// The embedding program cannot take over what the version before it left.
+    #[error("the previous version's state cannot be taken over: {0}")]
+    State(String),
+    /// The host is out of something.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The fault.
+        source: std::io::Error,
+    },
+}
+
+/// What the stub gave to this program.
+#[derive(Debug)]
+pub struct AgentConfig {
+    paths: AgentPaths,
+    operations: UnixListener,
+    stub: Option<OwnedFd>,
+    lock: Option<OwnedFd>,
+    handoff: Option<OwnedFd>,
+    stop_patience: Duration,
+}
+
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+impl AgentConfig {
+    /// Reads the environment that the stub, or the version before this one, made. Call it first in `main`, before
+    /// anything that opens descriptors: what is named there is taken over by number.
+    ///
+    /// # Errors
+    /// A variable is missing or means nothing, or this is the second call.
+    pub fn from_env() -> Result<Self, AgentError> {
+        let product = text(variable::PRODUCT)?;
+        let product: Product = product.parse().map_err(|e| invalid(variable::PRODUCT, &product, &e))?;
+        let (state, run) = (text(variable::STATE)?, text(variable::RUN)?);
+        if TAKEN.swap(true, Ordering::AcqRel) {
+            return Err(AgentError::StartedBefore);
+        }
+        let operations =
+            descriptor(variable::OPERATIONS_FD)?.ok_or(AgentError::NotLaunched(variable::OPERATIONS_FD))?;
+        Ok(Self {
+            paths: AgentPaths::new(state, run, product),
+            operations: UnixListener::from(operations),
+            stub: descriptor(variable::STUB_FD)?,
+            lock: descriptor(variable::LOCK_FD)?,
+            handoff: descriptor(variable::HANDOFF_FD)?,
+            stop_patience: Duration::from_secs(10),
+        })
+    }
+
+    /// Where this agent's files are.
+    pub fn paths(&self) -> &AgentPaths {
+        &self.paths
+    }
+
+    /// How long operations may take to their next unit boundary when the program is told to end (default 10 s). What
+    /// is not back then goes on from its last checkpoint at the next start.
+    #[must_use]
+    pub fn stop_patience(mut self, patience: Duration) -> Self {
+        self.stop_patience = patience;
+        self
+    }
+}
+
+/// Why [`Agent::wait`] came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// SIGTERM came.
+    Terminated,
+    /// The stub has gone; a new one will start this product again.
+    StubGone,
+}
+
+/// A running agent. It works on its own threads; the program keeps it for as long as it wants to be one.
+#[derive(Debug)]
+pub struct Agent {
+    core: Arc<Core>,
+    stub: Option<Arc<Channel>>,
+    terminated: OwnedFd,
+    stop_patience: Duration,
+    inputs: Sender<Input>,
+    reporter: Reporter,
+}
+
+struct Core {
+    paths: AgentPaths,
+    status: AgentStatus,
+    state: Arc<Mutex<AgentState>>,
+    jobs: Arc<Jobs>,
+    inputs: Mutex<Sender<Input>>,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Core({})", self.paths.product())
+    }
+}
+
+impl Agent {
+    /// Takes over from the version before (if there was one), serves the operations API, resumes interrupted
+    /// operations, and confirms this version as soon as it is healthy. From now on SIGTERM no longer ends the process
+    /// by itself: [`Agent::wait`] tells.
+    ///
+    /// # Errors
+    /// See [`AgentError`]. The program should print it and exit with 1: the stub returns to the version before.
+    pub fn start(config: AgentConfig, operations: impl Operations) -> Result<Self, AgentError> {
+        let began_us = sys::monotonic_us();
+        let terminated = catch_termination()?;
+        let operations: Arc<dyn Operations> = Arc::new(operations);
+        let paths = config.paths.clone();
+        let journal = Journal::read(&paths.journal())?.ok_or_else(|| AgentError::NoJournal(paths.journal()))?;
+        let verified = records::load(&paths, &journal.current.version)?;
+        let handoff = take_over(config.handoff, &*operations)?;
+        let running = verified.entry();
+        let schemas = verified.record.metadata.state_schemas;
+        let jobs = Jobs::open(&paths, verified.record.version.clone(), schemas, operations.clone())?;
+        let reporter = Reporter::start(&paths)?;
+        let (inputs, inbox) = mpsc::channel();
+        let change = match &journal.phase {
+            Phase::Probation { change, .. } => Some((*change, journal.last_good.as_ref().map(|entry| entry.tree))),
+            Phase::Confirmed | Phase::Launching => None,
+        };
+        let shown = Arc::new(Mutex::new(AgentState::Probation));
+        let status = AgentStatus {
+            product: paths.product().clone(),
+            version: running.version.clone(),
+            tree: running.tree,
+            pid: std::process::id(),
+            started_unix_ms: unix_ms(),
+            state: AgentState::Probation,
+            jobs: Vec::new(),
+            reason: journal.reason.clone(),
+        };
+        let core = Arc::new(Core {
+            paths: paths.clone(),
+            status,
+            state: shown.clone(),
+            jobs: jobs.clone(),
+            inputs: Mutex::new(inputs.clone()),
+        });
+        let server =
+            Server::start(config.operations, core.clone()).map_err(io("the operations API cannot be served"))?;
+        let stub = config.stub.map(|fd| Arc::new(Channel::from(fd)));
+        if let Some(stub) = &stub {
+            drop(stub.send(&StubMessage::Serving));
+        }
+        let started = handoff.as_ref().map(|handoff| started(&paths, handoff));
+        if let Some(event) = &started {
+            reporter.report(event, Durability::PowerCut);
+        }
+        let mut timeline = handoff.as_ref().map(|handoff| handoff.timeline.clone()).unwrap_or_default();
+        timeline.extend(started);
+        let driver = Driver {
+            facts: Facts { running, writes: operations.writes_schemas(schemas), machine: generation::machine() },
+            paths,
+            journal,
+            operations,
+            jobs,
+            server,
+            reporter: reporter.clone(),
+            stub: stub.clone(),
+            lock: config.lock,
+            shown,
+            inputs: inputs.clone(),
+            exec_us: handoff.map_or(began_us, |handoff| handoff.exec_us),
+            timeline,
+            work: Work::default(),
+        };
+        let (state, effects) = State::begin(change);
+        let thread = std::thread::Builder::new().name("agent".to_owned());
+        thread.spawn(move || driver.run(state, effects, &inbox)).map_err(io("no thread can be started"))?;
+        Ok(Self { core, stub, terminated, stop_patience: config.stop_patience, inputs, reporter })
+    }
+
+    /// What [`AgentRequest::Status`] answers.
+    pub fn status(&self) -> AgentStatus {
+        self.core.status()
+    }
+
+    /// Waits until the program is to end, then lets operations stop at their next unit boundary. The program should
+    /// exit with 0 after it.
+    pub fn wait(self) -> Stop {
+        let why = self.wait_for_end();
+        let (reply, stopped) = mpsc::sync_channel(1);
+        if self.inputs.send(Input::Stop(self.stop_patience, reply)).is_ok() {
+            let _ = stopped.recv();
+        }
+        self.reporter.flush(Duration::from_millis(200));
+        why
+    }
+
+    fn wait_for_end(&self) -> Stop {
+        loop {
+            let mut fds = vec![PollFd::new(&self.terminated, PollFlags::IN)];
+            // Nothing is ever sent to the agent on the channel: what comes is its end.
+            fds.extend(self.stub.as_ref().map(|stub| PollFd::from_borrowed_fd(stub.as_fd(), PollFlags::RDHUP)));
+            if rustix::event::poll(&mut fds, None).is_err() {
+                continue;
+            }
+            if !fds[0].revents().is_empty() {
+                return Stop::Terminated;
+            }
+            if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) {
+                return Stop::StubGone;
+            }
+        }
+    }
+}
+
+impl Service for Core {
+    fn status(&self) -> AgentStatus {
+        let state = *self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        AgentStatus { state, jobs: self.jobs.under_way(), ..self.status.clone() }
+    }
+
+    fn message(&self, request: AgentRequest) -> Result<(), Fault> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        let inputs = self.inputs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let ending = || Fault::Unavailable("the agent is ending".to_owned());
+        inputs.send(Input::Message(request, reply)).map_err(|_| ending())?;
+        answer.recv().map_err(|_| ending())?
+    }
+
+    fn jobs(&self) -> &Arc<Jobs> {
+        &self.jobs
+    }
+}
+
+impl Core {
+    fn status(&self) -> AgentStatus {
+        Service::status(self)
+    }
+}
+
+fn take_over(memory: Option<OwnedFd>, operations: &dyn Operations) -> Result<Option<Handoff>, AgentError> {
+    let Some(memory) = memory else { return Ok(None) };
+    let handoff = Handoff::read(memory)?;
+    operations.restore_state(handoff.schema, &handoff.state).map_err(AgentError::State)?;
+    Ok(Some(handoff))
+}
+
+/// The report that this version serves, with the time in which nobody did.
+fn started(paths: &AgentPaths, handoff: &Handoff) -> StepEvent {
+    let now_us = sys::monotonic_us();
+    let blackout_us = now_us.saturating_sub(handoff.drained_us);
+    let (from, to): (TreeId, TreeId) = (handoff.from.tree, handoff.to.tree);
+    let change: ChangeId = handoff.change;
+    StepEvent {
+        change,
+        product: paths.product().clone(),
+        from: Some(from),
+        to,
+        step: Step::Started,
+        at_unix_ms: unix_ms(),
+        duration_us: now_us.saturating_sub(handoff.exec_us),
+        detail: format!("blackout {}.{:03} ms, from the end of the drain", blackout_us / 1000, blackout_us % 1000),
+    }
+}
+
+fn catch_termination() -> Result<OwnedFd, AgentError> {
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    let event = rustix::event::eventfd(0, flags).map_err(|e| io("no descriptor left")(e.into()))?;
+    let copy = event.try_clone().map_err(io("no descriptor left"))?;
+    sys::signal::wake_on_terminate(copy).map_err(io("SIGTERM cannot be caught"))?;
+    Ok(event)
+}
+
+fn io(what: &'static str) -> impl Fn(std::io::Error) -> AgentError {
+    move |source| AgentError::Io { what, source }
+}
+
+fn text(name: &'static str) -> Result<String, AgentError> {
+    std::env::var(name).map_err(|_| AgentError::NotLaunched(name))
+}
+
+fn descriptor(name: &'static str) -> Result<Option<OwnedFd>, AgentError> {
+    let Ok(value) = std::env::var(name) else { return Ok(None) };
+    let number: i32 = value.parse().map_err(|e| invalid(name, &value, &e))?;
+    sys::fd::take_inherited(number).map(Some).map_err(|e| invalid(name, &value, &e))
+}
+
+fn invalid(name: &'static str, value: &str, fault: &dyn std::fmt::Display) -> AgentError {
+    AgentError::Variable { name, value: value.to_owned(), fault: fault.to_string() }
+}

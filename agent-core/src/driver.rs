@@ -1,0 +1,416 @@
+//! The only loop: takes messages and results, asks the machine what follows, performs the effects.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use proto::TreeId;
+use proto::agent::{AgentRequest, AgentState, ChangeId, Step, StepEvent};
+use proto::message::Fault;
+
+use crate::channel::{Channel, StubMessage};
+use crate::durable::Durability;
+use crate::exec::{self, Crossing};
+use crate::generation::Attachment;
+use crate::handoff::Handoff;
+use crate::jobs::Jobs;
+use crate::journal::{Journal, Phase, Staged};
+use crate::machine::{Candidate, Effect, Event, Facts, JournalWrite, Saved, StageDone, State, Took};
+use crate::operations::Operations;
+use crate::paths::AgentPaths;
+use crate::records::{self, Verified};
+use crate::report::{Reporter, unix_ms};
+use crate::serve::Server;
+use crate::stage::{Order, StageHandle, stage};
+use crate::{bad, confirm, drain, swap, sys};
+
+/// What comes to the driver.
+pub(crate) enum Input {
+    /// A message of the operations API; the sender waits for the answer.
+    Message(AgentRequest, SyncSender<Result<(), Fault>>),
+    /// Something that was done in the background.
+    Event(Event),
+    /// A generation is ready, and where.
+    Ready(ChangeId, TreeId, PathBuf, StageDone, u64),
+    /// End in good order; the sender waits.
+    Stop(Duration, SyncSender<()>),
+}
+
+/// Everything that effects are performed with.
+pub(crate) struct Driver {
+    pub(crate) facts: Facts,
+    pub(crate) paths: AgentPaths,
+    pub(crate) journal: Journal,
+    pub(crate) operations: Arc<dyn Operations>,
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) server: Server,
+    pub(crate) reporter: Reporter,
+    pub(crate) stub: Option<Arc<Channel>>,
+    pub(crate) lock: Option<OwnedFd>,
+    pub(crate) shown: Arc<Mutex<AgentState>>,
+    pub(crate) inputs: Sender<Input>,
+    /// When the change-over to this version called `execve`, or when this version began.
+    pub(crate) exec_us: u64,
+    /// Steps of the change-over that is under way.
+    pub(crate) timeline: Vec<StepEvent>,
+    /// The schema in which the state is to be handed over is chosen when the candidate is known.
+    pub(crate) work: Work,
+}
+
+/// What is under way.
+#[derive(Default)]
+pub(crate) struct Work {
+    reply: Option<SyncSender<Result<(), Fault>>>,
+    staging: Option<StageHandle>,
+    ready: BTreeMap<TreeId, PathBuf>,
+    /// Where `current` led before the swap.
+    link_before: Option<PathBuf>,
+    drained_us: u64,
+    journal_before: Option<Journal>,
+    /// Set by `Stop`: nothing new is begun.
+    stopping: Arc<AtomicBool>,
+}
+
+impl Driver {
+    /// Runs until the program ends or becomes another one.
+    pub(crate) fn run(mut self, mut state: State, first: Vec<Effect>, inputs: &Receiver<Input>) {
+        let mut queue = VecDeque::new();
+        self.perform_all(first, &mut queue);
+        state = self.drain_queue(state, &mut queue);
+        while let Ok(input) = inputs.recv() {
+            match input {
+                Input::Message(request, reply) => {
+                    self.work.reply = Some(reply);
+                    queue.extend(event_of(request));
+                }
+                Input::Event(event) => queue.push_back(event),
+                Input::Ready(change, tree, path, done, took_us) => {
+                    self.work.ready.insert(tree, path);
+                    queue.push_back(Event::StageEnded { change, result: Ok(done), took_us });
+                }
+                Input::Stop(at_most, reply) => {
+                    self.work.stopping.store(true, Ordering::Release);
+                    drain::stop(&self.jobs, at_most);
+                    self.server.quiesce();
+                    let _ = reply.send(());
+                    return;
+                }
+            }
+            state = self.drain_queue(state, &mut queue);
+            if let Some(reply) = self.work.reply.take() {
+                let text = "the message was not answered; this is a fault of the agent".to_owned();
+                drop(reply.send(Err(Fault::Failed(text))));
+            }
+        }
+    }
+
+    fn drain_queue(&mut self, mut state: State, queue: &mut VecDeque<Event>) -> State {
+        while let Some(event) = queue.pop_front() {
+            tracing::debug!(?event, "change-over");
+            let (next, effects) = state.on(event, &self.facts);
+            *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = next.shown();
+            state = next;
+            self.perform_all(effects, queue);
+        }
+        state
+    }
+
+    fn perform_all(&mut self, effects: Vec<Effect>, queue: &mut VecDeque<Event>) {
+        for effect in effects {
+            match self.perform(effect) {
+                Ok(event) => queue.extend(event),
+                Err(what) => {
+                    queue.push_back(Event::Failed { what });
+                    return;
+                }
+            }
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) -> Result<Option<Event>, String> {
+        match effect {
+            Effect::Answer(result) => {
+                if let Some(reply) = self.work.reply.take() {
+                    drop(reply.send(result));
+                }
+            }
+            Effect::SaveRecord { change, record } => return Ok(Some(self.save(change, &record))),
+            Effect::Journal(write) => return self.write_journal(write),
+            Effect::Stage { target, running, lazy } => self.stage(&target, running, lazy),
+            Effect::CancelStage => {
+                if let Some(staging) = self.work.staging.take() {
+                    staging.cancel();
+                }
+            }
+            Effect::Drain { change, deadline_ms } => return Ok(self.drain(change, deadline_ms)),
+            Effect::Resume => {
+                self.reporter.resume();
+                self.jobs.end_drain();
+            }
+            Effect::Swap(tree) => return self.swap(tree).map(Some),
+            Effect::SwapBack(tree) => self.swap_back(tree),
+            Effect::Exec(target) => return Ok(Some(self.exec(&target))),
+            Effect::RememberBad { entry, evidence } => {
+                let text = format!("{evidence}\n{} {} (tree {})\n", self.paths.product(), entry.version, entry.tree);
+                if let Err(e) = bad::remember(&self.paths, &entry.tree, &text) {
+                    tracing::warn!("a bad version cannot be remembered: {e}");
+                }
+            }
+            Effect::Report { change, from, to, step, took_us, detail } => {
+                let duration_us = match took_us {
+                    Took::Us(us) => us,
+                    Took::SinceExec => sys::monotonic_us().saturating_sub(self.exec_us),
+                };
+                self.report(change, from, to, step, duration_us, detail);
+            }
+            Effect::CheckHealth { after_ms } => self.check_health(Duration::from_millis(after_ms)),
+            Effect::TellConfirmed => self.tell(&StubMessage::Confirmed),
+            Effect::TellExecReturned => self.tell(&StubMessage::ExecReturned),
+        }
+        Ok(None)
+    }
+
+    fn save(&mut self, change: ChangeId, record: &[u8]) -> Event {
+        let begun = Instant::now();
+        let result = records::save(&self.paths, record).map(|verified| Box::new(self.candidate(verified)));
+        Event::Saved { change, result: result.map_err(|e| e.to_string()), took_us: micros(begun) }
+    }
+
+    fn candidate(&self, verified: Verified) -> Candidate {
+        let bad = bad::reason(&self.paths, &verified.record.tree);
+        let entry = verified.entry();
+        let metadata = verified.record.metadata;
+        Candidate {
+            entry,
+            entry_point: verified.entry_point,
+            arguments: metadata.arguments,
+            reads: metadata.state_schemas,
+            architecture: metadata.architecture,
+            probation_ms: metadata.health.probation_ms,
+            bad,
+        }
+    }
+
+    fn write_journal(&mut self, write: JournalWrite) -> Result<Option<Event>, String> {
+        let begun = Instant::now();
+        let mut next = self.journal.clone();
+        let (must, event) = match write {
+            JournalWrite::Staged(change, entry) => {
+                next.staged = Some(Staged { change, entry });
+                (true, false)
+            }
+            JournalWrite::NothingStaged => {
+                next.staged = None;
+                (false, false)
+            }
+            JournalWrite::Intent(target) => {
+                self.work.journal_before = Some(Journal { staged: None, ..next.clone() });
+                intend(&mut next, &target);
+                (true, true)
+            }
+            JournalWrite::Back => {
+                if let Some(before) = self.work.journal_before.take() {
+                    next = Journal { sequence: next.sequence, ..before };
+                }
+                (false, false)
+            }
+            JournalWrite::Confirmed => {
+                next.phase = Phase::Confirmed;
+                next.staged = None;
+                (true, true)
+            }
+        };
+        let unchanged = Journal { sequence: self.journal.sequence, ..next.clone() } == self.journal;
+        // A restart of a believed version has nothing new to say.
+        let written = if unchanged { Ok(()) } else { next.write(&self.paths.journal()) };
+        match written {
+            Ok(()) => self.journal = next,
+            Err(e) if must => return Err(e.to_string()),
+            Err(e) => tracing::warn!("the journal cannot be written: {e}"),
+        }
+        if self.journal.phase == Phase::Confirmed {
+            self.reporter.changed();
+        }
+        Ok(event.then(|| Event::Journaled { took_us: micros(begun) }))
+    }
+
+    fn stage(&mut self, target: &Saved, running: TreeId, lazy: bool) {
+        let handle = StageHandle::default();
+        self.work.staging = Some(handle.clone());
+        self.timeline.retain(|step| step.change == target.change);
+        let (tree, entry_point) = (target.candidate.entry.tree, target.candidate.entry_point.clone());
+        let order = Order { tree, running, lazy, entry_point };
+        let (paths, change) = (self.paths.clone(), target.change);
+        self.in_background("stage", move || {
+            let begun = Instant::now();
+            let result = stage(&paths, &order, &handle);
+            let took_us = micros(begun);
+            match result {
+                Ok((done, path)) => Input::Ready(change, order.tree, path, done, took_us),
+                Err(fault) => Input::Event(Event::StageEnded { change, result: Err(fault), took_us }),
+            }
+        });
+    }
+
+    fn drain(&mut self, change: ChangeId, deadline_ms: u64) -> Option<Event> {
+        let begun = Instant::now();
+        drain::begin(&self.jobs);
+        if drain::is_idle(&self.jobs) {
+            return Some(drained(&self.jobs, change, Duration::ZERO, begun));
+        }
+        let jobs = self.jobs.clone();
+        let deadline = Duration::from_millis(deadline_ms);
+        self.in_background("drain", move || Input::Event(drained(&jobs, change, deadline, begun)));
+        None
+    }
+
+    fn swap(&mut self, tree: TreeId) -> Result<Event, String> {
+        let begun = Instant::now();
+        let path = self.work.ready.get(&tree).cloned().unwrap_or_else(|| self.paths.generation(&tree));
+        self.work.link_before = std::fs::read_link(self.paths.link()).ok();
+        swap::swap(&self.paths, &tree, &path).map_err(|e| e.to_string())?;
+        Ok(Event::Swapped { took_us: micros(begun) })
+    }
+
+    fn swap_back(&mut self, tree: TreeId) {
+        let back = match self.work.link_before.take() {
+            Some(target) => swap::point(&self.paths, &target),
+            None => swap::swap(&self.paths, &tree, &self.paths.generation(&tree)),
+        };
+        if let Err(e) = back {
+            tracing::warn!("the link cannot be put back: {e}");
+        }
+    }
+
+    fn exec(&mut self, target: &Saved) -> Event {
+        let entry = &target.candidate.entry;
+        let path = self.work.ready.get(&entry.tree).cloned().unwrap_or_else(|| self.paths.generation(&entry.tree));
+        let program = Attachment::open(entry.tree, &path).and_then(|t| t.program(&target.candidate.entry_point));
+        let program = match program {
+            Ok(program) => program,
+            Err(e) => return Event::ExecReturned { of_the_version: e.is_of_the_version(), fault: e.to_string() },
+        };
+        // The newest schema that one writes and the other reads; that there is one was checked before the drain.
+        let schema = target.candidate.reads.max.min(*self.facts.writes.end());
+        let (unfinished, _) = self.jobs.suspend();
+        self.server.quiesce();
+        let mut handoff = Handoff {
+            change: target.change,
+            from: self.facts.running.clone(),
+            to: entry.clone(),
+            schema,
+            state: self.operations.save_state(schema),
+            unfinished,
+            timeline: self.timeline.clone(),
+            drained_us: self.work.drained_us,
+            exec_us: 0,
+        };
+        self.tell(&StubMessage::Executing {
+            change: target.change,
+            from: handoff.from.clone(),
+            to: handoff.to.clone(),
+            probation_ms: target.candidate.probation_ms,
+            timeline: handoff.timeline.clone(),
+        });
+        let crossing = Crossing {
+            operations: self.server.listener().as_fd(),
+            stub: self.stub.as_ref().map(|stub| stub.as_fd()),
+            lock: self.lock.as_ref().map(|lock| lock.as_fd()),
+        };
+        let arguments = &target.candidate.arguments;
+        let fault = exec::become_program(&program, arguments, &self.paths, &mut handoff, &crossing);
+        if let Err(e) = self.server.resume() {
+            tracing::error!("the operations API cannot be served again: {e}");
+        }
+        let of_the_version = exec::is_of_the_version(&fault);
+        Event::ExecReturned { fault: format!("{}: {fault}", program.display()), of_the_version }
+    }
+
+    fn report(
+        &mut self,
+        change: ChangeId,
+        from: Option<TreeId>,
+        to: TreeId,
+        step: Step,
+        took_us: u64,
+        detail: String,
+    ) {
+        if step == Step::Drained {
+            // Until the new version serves, nothing but the change-over itself is to be done.
+            self.work.drained_us = sys::monotonic_us();
+            self.reporter.pause();
+        }
+        let product = self.paths.product().clone();
+        let at_unix_ms = unix_ms();
+        let event = StepEvent { change, product, from, to, step, at_unix_ms, duration_us: took_us, detail };
+        let durability = match step {
+            Step::Drained | Step::Journaled | Step::Swapped => Durability::ProcessDeath,
+            _ => Durability::PowerCut,
+        };
+        self.reporter.report(&event, durability);
+        self.timeline.push(event);
+    }
+
+    fn check_health(&self, after: Duration) {
+        let (operations, paths) = (self.operations.clone(), self.paths.clone());
+        self.in_background("health", move || {
+            std::thread::sleep(after);
+            let result = confirm::check(&*operations, &paths);
+            if let Err(reason) = &result {
+                tracing::warn!("not healthy yet: {reason}");
+            }
+            Input::Event(Event::Health { result })
+        });
+    }
+
+    fn tell(&self, message: &StubMessage) {
+        if let Some(stub) = &self.stub
+            && let Err(e) = stub.send(message)
+        {
+            // It looks at the journal whenever this process ends, so it loses nothing but time.
+            tracing::warn!("the stub cannot be told: {e}");
+        }
+    }
+
+    fn in_background(&self, name: &str, work: impl FnOnce() -> Input + Send + 'static) {
+        let inputs = self.inputs.clone();
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        if let Err(e) = thread.spawn(move || drop(inputs.send(work()))) {
+            drop(self.inputs.send(Input::Event(Event::Failed { what: format!("no thread can be started: {e}") })));
+        }
+    }
+}
+
+/// The journal's words for the intent to change over.
+fn intend(journal: &mut Journal, target: &Saved) {
+    let from = std::mem::replace(&mut journal.current, target.candidate.entry.clone());
+    journal.reason = format!("changed over from {}", from.version);
+    journal.last_good = Some(from);
+    journal.staged = None;
+    let probation_ms = target.candidate.probation_ms;
+    journal.phase = Phase::Probation { change: target.change, attempts: 1, probation_ms };
+}
+
+fn drained(jobs: &Arc<Jobs>, change: ChangeId, deadline: Duration, begun: Instant) -> Event {
+    let drained = drain::wait(jobs, deadline);
+    Event::Drained { change, detail: drained.detail, took_us: micros(begun) }
+}
+
+fn event_of(request: AgentRequest) -> Option<Event> {
+    match request {
+        AgentRequest::SaveMetadata { change, record } => Some(Event::SaveAsked { change, record }),
+        AgentRequest::Attach { change, release, attach, lazy, retry_bad } => {
+            Some(Event::AttachAsked { change, release, attach, lazy, retry_bad })
+        }
+        AgentRequest::Finish { change, drain_deadline_ms } => Some(Event::FinishAsked { change, drain_deadline_ms }),
+        AgentRequest::Status | AgentRequest::Run { .. } | AgentRequest::Cancel { .. } => None,
+    }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}

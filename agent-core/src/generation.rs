@@ -1,0 +1,148 @@
+//! A generation as an agent sees it: one tree held open, and the program in it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use proto::{TreeId, TreePath};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+
+/// The root of one tree, held open. The descriptor is closed by `execve`, or the mount would be busy for ever.
+#[derive(Debug)]
+pub struct Attachment {
+    tree: TreeId,
+    path: PathBuf,
+    root: OwnedFd,
+}
+
+/// The program of a tree cannot be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProgramFault {
+    /// The tree is not attached here.
+    #[error("the tree is not at {path}: {source}")]
+    NotAttached {
+        /// Where it should be.
+        path: String,
+        /// What came instead.
+        source: io::Error,
+    },
+    /// The tree has no such file, or it is not a program. This is the version's own fault.
+    #[error("entry point {entry}: {fault}")]
+    NotAProgram {
+        /// Its path in the tree.
+        entry: TreePath,
+        /// What is wrong.
+        fault: &'static str,
+    },
+    /// The tree cannot be read just now. This is not the version's fault.
+    #[error("entry point {entry} cannot be read: {source}")]
+    Unreadable {
+        /// Its path in the tree.
+        entry: TreePath,
+        /// The fault.
+        source: io::Error,
+    },
+}
+
+impl ProgramFault {
+    /// Whether another try of the same version must end in the same way.
+    pub fn is_of_the_version(&self) -> bool {
+        matches!(self, ProgramFault::NotAProgram { .. })
+    }
+}
+
+impl Attachment {
+    /// Opens the tree at its own path, `RUN/gens/<tree>`.
+    ///
+    /// # Errors
+    /// Nothing is attached there.
+    pub fn open(tree: TreeId, path: &Path) -> Result<Self, ProgramFault> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(root) => Ok(Self { tree, path: path.to_owned(), root }),
+            Err(e) => Err(ProgramFault::NotAttached { path: path.display().to_string(), source: e.into() }),
+        }
+    }
+
+    /// Which tree.
+    pub fn tree(&self) -> TreeId {
+        self.tree
+    }
+
+    /// Its root directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path to execute: below the tree's own path and not below `current`, so that `/proc/self/exe` and `$ORIGIN`
+    /// stay right after the next swap.
+    ///
+    /// # Errors
+    /// It is not there, not a file, or not executable.
+    pub fn program(&self, entry: &TreePath) -> Result<PathBuf, ProgramFault> {
+        let not = |fault| Err(ProgramFault::NotAProgram { entry: entry.clone(), fault });
+        let stat = match rustix::fs::statat(&self.root, entry.as_path(), AtFlags::empty()) {
+            Ok(stat) => stat,
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return not("is not in the tree"),
+            Err(rustix::io::Errno::LOOP) => return not("is a chain of symbolic links without an end"),
+            Err(e) => return Err(ProgramFault::Unreadable { entry: entry.clone(), source: e.into() }),
+        };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return not("is not a file");
+        }
+        if stat.st_mode & 0o111 == 0 {
+            return not("is not executable");
+        }
+        Ok(self.path.join(entry.as_path()))
+    }
+}
+
+impl AsFd for Attachment {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+}
+
+/// Whether a program for `architecture` runs on a machine that calls itself `machine` (as `uname -m` does).
+pub fn runs_on(architecture: &str, machine: &str) -> bool {
+    let is_x86 = |name: &str| matches!(name, "x86" | "i386" | "i486" | "i586" | "i686");
+    architecture == machine
+        || machine == "x86_64" && is_x86(architecture)
+        || is_x86(machine) && is_x86(architecture)
+        || machine == "aarch64" && architecture == "arm"
+}
+
+/// What this machine calls itself.
+pub fn machine() -> String {
+    rustix::system::uname().machine().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn what_cannot_be_a_program_is_the_versions_fault() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = TreeId::of(b"tree");
+        assert!(!Attachment::open(tree, &dir.path().join("no")).unwrap_err().is_of_the_version());
+        let attachment = Attachment::open(tree, dir.path()).unwrap();
+        std::fs::create_dir(dir.path().join("bin")).unwrap();
+        let program = dir.path().join("bin/agent");
+        let entry = TreePath::parse(b"bin/agent").unwrap();
+        assert!(attachment.program(&entry).unwrap_err().is_of_the_version());
+        std::fs::write(&program, "#!/bin/sh\n").unwrap();
+        assert!(attachment.program(&entry).unwrap_err().to_string().contains("not executable"));
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(attachment.program(&entry).unwrap(), program);
+        assert!(attachment.program(&TreePath::parse(b"bin").unwrap()).unwrap_err().is_of_the_version());
+    }
+
+    #[test]
+    fn architectures_are_compared_with_the_machine() {
+        assert!(runs_on("x86_64", "x86_64") && runs_on("i386", "x86_64"));
+        assert!(!runs_on("aarch64", "x86_64") && !runs_on("x86_64", "aarch64"));
+    }
+}

@@ -1,0 +1,144 @@
+//! What crosses `execve`: a sealed memory file with versioned state, and descriptors that are named in the environment.
+//!
+//! The old version writes it, the new one (perhaps older, perhaps newer code) reads and checks it before it serves.
+//! Everything that must outlive a crash is on disk as well; the handoff carries what only this change-over needs.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use proto::agent::{ChangeId, JobId, StepEvent};
+use proto::codec;
+use rustix::fs::{MemfdFlags, SealFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::durable::{self, FileFault};
+use crate::journal::Entry;
+
+const MAGIC: &[u8; 8] = b"MFSHND\0\x01";
+/// The embedder's state is to be small; this is where it is no longer.
+const BYTES_MAX: usize = 64 << 20;
+
+/// Names of the environment variables that name what is inherited.
+pub mod variable {
+    /// The product.
+    pub const PRODUCT: &str = "MANAGER_FS_PRODUCT";
+    /// STATE.
+    pub const STATE: &str = "MANAGER_FS_STATE";
+    /// RUN.
+    pub const RUN: &str = "MANAGER_FS_RUN";
+    /// Descriptor of the listening operations socket.
+    pub const OPERATIONS_FD: &str = "MANAGER_FS_OPS_FD";
+    /// Descriptor of the channel to the stub.
+    pub const STUB_FD: &str = "MANAGER_FS_STUB_FD";
+    /// Descriptor of the product's lock.
+    pub const LOCK_FD: &str = "MANAGER_FS_LOCK_FD";
+    /// Descriptor of the handoff; set by a change-over alone.
+    pub const HANDOFF_FD: &str = "MANAGER_FS_HANDOFF_FD";
+}
+
+/// What the old version tells the new one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handoff {
+    /// Which change-over.
+    pub change: ChangeId,
+    /// The version that wrote this.
+    pub from: Entry,
+    /// The version that shall read it.
+    pub to: Entry,
+    /// Schema of `state`.
+    pub schema: u32,
+    /// The embedding program's state.
+    pub state: Vec<u8>,
+    /// Jobs without an outcome; their records are on disk.
+    pub unfinished: Vec<JobId>,
+    /// The steps so far, for the evidence.
+    pub timeline: Vec<StepEvent>,
+    /// When the drain ended, microseconds of `CLOCK_MONOTONIC`.
+    pub drained_us: u64,
+    /// When `execve` was called, microseconds of `CLOCK_MONOTONIC`.
+    pub exec_us: u64,
+}
+
+impl Handoff {
+    /// Writes the sealed memory file. It is closed by `execve` unless the caller says otherwise.
+    ///
+    /// # Errors
+    /// No memory, or the state is beyond its bound.
+    pub fn write(&self) -> io::Result<OwnedFd> {
+        let body = codec::encode(self).map_err(io::Error::other)?;
+        if body.len() > BYTES_MAX {
+            return Err(io::Error::other(format!(
+                "the state to hand over has {} bytes, at most {BYTES_MAX}",
+                body.len()
+            )));
+        }
+        let memory = rustix::fs::memfd_create("handoff", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let mut file = File::from(memory);
+        file.write_all(&durable::seal(MAGIC, &body))?;
+        rustix::fs::fcntl_add_seals(&file, seals())?;
+        Ok(file.into())
+    }
+
+    /// Reads and checks what the old version wrote.
+    ///
+    /// # Errors
+    /// It is not sealed, of another format, or damaged.
+    pub fn read(memory: OwnedFd) -> Result<Self, FileFault> {
+        let path = Path::new("handoff");
+        let io = |e: io::Error| FileFault::io(path, e);
+        let damaged = |detail: String| FileFault::Damaged { path: path.to_owned(), what: "handoff", detail };
+        let found = rustix::fs::fcntl_get_seals(memory.as_fd()).map_err(|e| io(e.into()))?;
+        if !found.contains(seals()) {
+            return Err(damaged("not sealed".to_owned()));
+        }
+        let mut file = File::from(memory);
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(0)).map_err(io)?;
+        file.take(BYTES_MAX as u64 + 64).read_to_end(&mut bytes).map_err(io)?;
+        let body = durable::unseal(MAGIC, &bytes, path, "handoff")?;
+        codec::decode::<_, BYTES_MAX>(body).map_err(|e| damaged(e.to_string()))
+    }
+}
+
+fn seals() -> SealFlags {
+    SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::TreeId;
+
+    fn handoff() -> Handoff {
+        let entry = |n: &str| Entry { version: n.parse().unwrap(), tree: TreeId::of(n.as_bytes()) };
+        Handoff {
+            change: ChangeId(7),
+            from: entry("1.0"),
+            to: entry("2.0"),
+            schema: 3,
+            state: vec![1; 100_000],
+            unfinished: vec![JobId(4)],
+            timeline: Vec::new(),
+            drained_us: 1,
+            exec_us: 2,
+        }
+    }
+
+    #[test]
+    fn it_comes_back_and_nobody_can_change_it() {
+        let memory = handoff().write().unwrap();
+        let mut copy = File::from(memory.try_clone().unwrap());
+        assert!(copy.write_all(b"x").is_err());
+        assert!(copy.set_len(0).is_err());
+        assert_eq!(Handoff::read(memory).unwrap(), handoff());
+    }
+
+    #[test]
+    fn what_is_not_sealed_is_refused() {
+        let memory = rustix::fs::memfd_create("x", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        assert!(Handoff::read(memory).unwrap_err().to_string().contains("not sealed"));
+        assert!(Handoff::read(File::open("/dev/null").unwrap().into()).is_err());
+    }
+}

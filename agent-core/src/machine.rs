@@ -1,0 +1,525 @@
+//! The swap machine: state and event in, state and effects out. No I/O, no clock, no task.
+//!
+//! ```text
+//!             healthy            A, B                  ready; C            no operation
+//!  Probation ─────────> Serving ───────> Staging ─ Staged ───────> Draining ────────────> Journaling
+//!      ^                ^ ^   ^             │                                                 │ intent on disk
+//!      │                │ │   └── refused ──┘                                                 v
+//!      │                │ └────────────────── undone ─────────────────────────────────── Swapping
+//!      │                └──────────────────── undone ──────────────── Executing <─────────────┘
+//!      └──────────────── the new program, in the same process ────────────┘
+//! ```
+//!
+//! The driver performs a transition's effects in order. A failing effect gives an event in which the failure is named,
+//! and the rest of that transition's effects is dropped. Results of effects that take long carry the change-over that
+//! they are of, so that one which came too late is told from one that is waited for.
+
+mod vocabulary;
+
+#[cfg(test)]
+mod tests;
+
+use proto::TreeId;
+use proto::agent::{AgentState, ChangeId, Step};
+use proto::message::Fault;
+
+use crate::generation::runs_on;
+pub use vocabulary::{Candidate, Effect, Event, Facts, JournalWrite, Saved, StageDone, StageFault, Took};
+
+/// Where a change-over stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Started, and not yet believed.
+    Probation(Probation),
+    /// At work.
+    Serving(Serving),
+    /// At work; the new generation is being made ready.
+    Staging(Staging),
+    /// At work; the new generation is ready, message C has not come.
+    Staged(Staged),
+    /// No new operation; ongoing ones finish or stop.
+    Draining(Leaving),
+    /// The intent is being written.
+    Journaling(Leaving),
+    /// The link is being renamed.
+    Swapping(Leaving),
+    /// `execve`.
+    Executing(Leaving),
+}
+
+/// Started, and not yet believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probation {
+    /// The change-over that brought it, and what it came from; `None` for a start of a version that is believed.
+    pub change: Option<(ChangeId, Option<TreeId>)>,
+    /// A record that came meanwhile.
+    pub saved: Option<Saved>,
+}
+
+/// At work.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Serving {
+    /// The newest record that message A brought.
+    pub saved: Option<Saved>,
+    /// The last change-over that ended in this program, and why if it failed: a message C that is on its way is
+    /// answered by it.
+    pub ended: Option<(ChangeId, Option<String>)>,
+}
+
+/// The new generation is being made ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Staging {
+    /// Which.
+    pub target: Saved,
+    /// The drain deadline of message C, milliseconds, when it has come.
+    pub finish: Option<u64>,
+}
+
+/// The new generation is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Staged {
+    /// Which.
+    pub target: Saved,
+}
+
+/// On the way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaving {
+    /// Where to.
+    pub target: Saved,
+}
+
+impl State {
+    /// The state of a program that has just begun. `change`: see [`Probation::change`].
+    pub fn begin(change: Option<(ChangeId, Option<TreeId>)>) -> (Self, Vec<Effect>) {
+        (State::Probation(Probation { change, saved: None }), vec![Effect::CheckHealth { after_ms: 0 }])
+    }
+
+    /// As `status` shows it.
+    pub fn shown(&self) -> AgentState {
+        match self {
+            State::Probation(_) => AgentState::Probation,
+            State::Serving(_) => AgentState::Serving,
+            State::Staging(_) | State::Staged(_) => AgentState::Staging,
+            State::Draining(_) => AgentState::Draining,
+            State::Journaling(_) | State::Swapping(_) | State::Executing(_) => AgentState::Swapping,
+        }
+    }
+
+    /// The one function: what follows from an event.
+    pub fn on(self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
+        match self {
+            State::Probation(state) => state.on(event, facts),
+            State::Serving(state) => state.on(event, facts),
+            State::Staging(state) => state.on(event, facts),
+            State::Staged(state) => state.on(event, facts),
+            State::Draining(state) => state.on_draining(event, facts),
+            State::Journaling(state) => state.on_journaling(event, facts),
+            State::Swapping(state) => state.on_swapping(event, facts),
+            State::Executing(state) => state.on_executing(event, facts),
+        }
+    }
+}
+
+/// How long after a failed health check the next one comes, milliseconds.
+const HEALTH_AGAIN_MS: u64 = 200;
+
+impl Probation {
+    fn on(mut self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
+        match event {
+            Event::SaveAsked { change, record } => (State::Probation(self), save(change, record)),
+            Event::Saved { change, result, took_us } => {
+                let effects = saved(&mut self.saved, change, result, took_us, facts);
+                (State::Probation(self), effects)
+            }
+            Event::Health { result: Ok(()) } => {
+                (State::Probation(self), vec![Effect::Journal(JournalWrite::Confirmed)])
+            }
+            // The stub has the clock: it ends a version whose time is up.
+            Event::Health { result: Err(_) } => {
+                (State::Probation(self), vec![Effect::CheckHealth { after_ms: HEALTH_AGAIN_MS }])
+            }
+            Event::Journaled { .. } => {
+                let mut effects = vec![Effect::TellConfirmed];
+                if let Some((change, from)) = self.change {
+                    effects.push(Effect::Report {
+                        change,
+                        from,
+                        to: facts.running.tree,
+                        step: Step::Confirmed,
+                        took_us: Took::SinceExec,
+                        detail: String::new(),
+                    });
+                }
+                let ended = self.change.map(|(change, _)| (change, None));
+                (State::Serving(Serving { saved: self.saved, ended }), effects)
+            }
+            // A full disk is no fault of the version, but an unwritten confirmation is none: try until the time is up.
+            Event::Failed { .. } => (State::Probation(self), vec![Effect::CheckHealth { after_ms: HEALTH_AGAIN_MS }]),
+            Event::FinishAsked { change, .. } if self.change.is_some_and(|(ours, _)| ours == change) => {
+                (State::Probation(self), answer(Ok(())))
+            }
+            Event::AttachAsked { .. } | Event::FinishAsked { .. } => {
+                let text = "the running version has not proved itself yet; ask again when it has".to_owned();
+                (State::Probation(self), answer(Err(Fault::Unavailable(text))))
+            }
+            Event::StageEnded { .. } | Event::Drained { .. } | Event::Swapped { .. } | Event::ExecReturned { .. } => {
+                (State::Probation(self), Vec::new())
+            }
+        }
+    }
+}
+
+impl Serving {
+    fn on(mut self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
+        match event {
+            Event::SaveAsked { change, record } => (State::Serving(self), save(change, record)),
+            Event::Saved { change, result, took_us } => {
+                let effects = saved(&mut self.saved, change, result, took_us, facts);
+                (State::Serving(self), effects)
+            }
+            Event::AttachAsked { change, release, attach, lazy, retry_bad } => {
+                self.attach(Asked { change, release, attach, lazy, retry_bad }, facts)
+            }
+            Event::FinishAsked { change, .. } => {
+                let reply = match &self.ended {
+                    Some((ended, None)) if *ended == change => Ok(()),
+                    Some((ended, Some(reason))) if *ended == change => Err(Fault::Refused(reason.clone())),
+                    Some(_) | None => Err(out_of_order(change, "B")),
+                };
+                (State::Serving(self), answer(reply))
+            }
+            // Late results of a change-over that is over.
+            Event::StageEnded { .. }
+            | Event::Drained { .. }
+            | Event::Journaled { .. }
+            | Event::Swapped { .. }
+            | Event::Failed { .. }
+            | Event::ExecReturned { .. }
+            | Event::Health { .. } => (State::Serving(self), Vec::new()),
+        }
+    }
+
+    fn attach(mut self, asked: Asked, facts: &Facts) -> (State, Vec<Effect>) {
+        let change = asked.change;
+        if let Some((ended, reason)) = &self.ended
+            && *ended == change
+        {
+            let reply = reason.clone().map_or(Ok(()), |reason| Err(Fault::Refused(reason)));
+            return (State::Serving(self), answer(reply));
+        }
+        let target = match &self.saved {
+            Some(saved) if saved.change == change && saved.candidate.entry.tree == asked.attach => saved.clone(),
+            Some(_) | None => return (State::Serving(self), answer(Err(out_of_order(change, "A")))),
+        };
+        if target.candidate.entry == facts.running {
+            self.ended = Some((change, None));
+            let detail = "this version runs already; nothing was done".to_owned();
+            let report = report(&target, facts, Step::Confirmed, 0, detail);
+            return (State::Serving(self), vec![Effect::Answer(Ok(())), report]);
+        }
+        if let Err(refusal) = judge(&target.candidate, &asked, facts) {
+            let mut effects = answer(Err(Fault::Refused(refusal.text.clone())));
+            if refusal.remember {
+                let (entry, evidence) = (target.candidate.entry.clone(), refusal.text.clone());
+                effects.push(Effect::RememberBad { entry, evidence });
+            }
+            effects.push(report(&target, facts, Step::Refused, 0, refusal.text.clone()));
+            self.ended = Some((change, Some(refusal.text)));
+            return (State::Serving(self), effects);
+        }
+        let effects = vec![
+            Effect::Journal(JournalWrite::Staged(change, target.candidate.entry.clone())),
+            Effect::Stage { target: Box::new(target.clone()), running: facts.running.tree, lazy: asked.lazy },
+            Effect::Answer(Ok(())),
+        ];
+        (State::Staging(Staging { target, finish: None }), effects)
+    }
+}
+
+impl Staging {
+    fn on(mut self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
+        match event {
+            Event::StageEnded { change, .. } if change != self.target.change => (State::Staging(self), Vec::new()),
+            Event::StageEnded { result: Ok(done), took_us, .. } => {
+                let staging_us = took_us.saturating_sub(done.warm_us);
+                let mut effects = vec![
+                    report(&self.target, facts, Step::Staged, staging_us, done.detail),
+                    report(&self.target, facts, Step::Warmed, done.warm_us, String::new()),
+                ];
+                match self.finish {
+                    None => (State::Staged(Staged { target: self.target }), effects),
+                    Some(deadline_ms) => {
+                        effects.push(Effect::Drain { change: self.target.change, deadline_ms });
+                        (State::Draining(Leaving { target: self.target }), effects)
+                    }
+                }
+            }
+            Event::StageEnded { result: Err(StageFault::OfTheWorld(reason)), .. } => {
+                refuse(self.target, facts, format!("staging failed: {reason}"), false)
+            }
+            Event::StageEnded { result: Err(StageFault::OfTheVersion(reason)), .. } => {
+                refuse(self.target, facts, reason, true)
+            }
+            // The journal could not say what is staged, so the mount daemon would not keep it.
+            Event::Failed { what } => {
+                let reply = Effect::Answer(Err(Fault::Failed(what.clone())));
+                let (state, mut effects) = refuse(self.target, facts, what, false);
+                effects.insert(0, reply);
+                (state, effects)
+            }
+            Event::FinishAsked { change, drain_deadline_ms } if change == self.target.change => {
+                self.finish = Some(drain_deadline_ms);
+                (State::Staging(self), answer(Ok(())))
+            }
+            Event::FinishAsked { change, .. } => (State::Staging(self), answer(Err(out_of_order(change, "B")))),
+            Event::AttachAsked { change, .. } if change == self.target.change => {
+                (State::Staging(self), answer(Ok(())))
+            }
+            Event::SaveAsked { change, .. } if change == self.target.change => (State::Staging(self), answer(Ok(()))),
+            Event::SaveAsked { change, .. } | Event::AttachAsked { change, .. } if change < self.target.change => {
+                let text = format!("change-over {} came after it", self.target.change.0);
+                (State::Staging(self), answer(Err(Fault::Refused(text))))
+            }
+            newer @ (Event::SaveAsked { .. } | Event::AttachAsked { .. }) => {
+                supersede(self.target, newer, facts, vec![Effect::CancelStage])
+            }
+            Event::Saved { .. }
+            | Event::Drained { .. }
+            | Event::Journaled { .. }
+            | Event::Swapped { .. }
+            | Event::ExecReturned { .. }
+            | Event::Health { .. } => (State::Staging(self), Vec::new()),
+        }
+    }
+}
+
+impl Staged {
+    fn on(self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
+        match event {
+            Event::FinishAsked { change, drain_deadline_ms } if change == self.target.change => {
+                let drain = Effect::Drain { change, deadline_ms: drain_deadline_ms };
+                (State::Draining(Leaving { target: self.target }), vec![Effect::Answer(Ok(())), drain])
+            }
+            Event::FinishAsked { change, .. } => (State::Staged(self), answer(Err(out_of_order(change, "B")))),
+            Event::AttachAsked { change, .. } | Event::SaveAsked { change, .. } if change == self.target.change => {
+                (State::Staged(self), answer(Ok(())))
+            }
+            Event::SaveAsked { change, .. } | Event::AttachAsked { change, .. } if change < self.target.change => {
+                let text = format!("change-over {} came after it", self.target.change.0);
+                (State::Staged(self), answer(Err(Fault::Refused(text))))
+            }
+            newer @ (Event::SaveAsked { .. } | Event::AttachAsked { .. }) => {
+                supersede(self.target, newer, facts, Vec::new())
+            }
+            Event::Saved { .. }
+            | Event::StageEnded { .. }
+            | Event::Drained { .. }
+            | Event::Journaled { .. }
+            | Event::Swapped { .. }
+            | Event::Failed { .. }
+            | Event::ExecReturned { .. }
+            | Event::Health { .. } => (State::Staged(self), Vec::new()),
+        }
+    }
+}
+
+impl Leaving {
+    fn on_draining(self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
+        match event {
+            Event::Drained { change, detail, took_us } if change == self.target.change => {
+                let effects = vec![
+                    report(&self.target, facts, Step::Drained, took_us, detail),
+                    Effect::Journal(JournalWrite::Intent(Box::new(self.target.clone()))),
+                ];
+                (State::Journaling(self), effects)
+            }
+            event => self.busy(event, State::Draining),
+        }
+    }
+
+    fn on_journaling(self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
+        match event {
+            Event::Journaled { took_us } => {
+                let effects = vec![
+                    report(&self.target, facts, Step::Journaled, took_us, String::new()),
+                    Effect::Swap(self.target.candidate.entry.tree),
+                ];
+                (State::Swapping(self), effects)
+            }
+            Event::Failed { what } => {
+                self.undo(Step::Refused, format!("the journal cannot be written: {what}"), facts)
+            }
+            event => self.busy(event, State::Journaling),
+        }
+    }
+
+    fn on_swapping(self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
+        match event {
+            Event::Swapped { took_us } => {
+                let effects = vec![
+                    report(&self.target, facts, Step::Swapped, took_us, String::new()),
+                    Effect::Exec(Box::new(self.target.clone())),
+                ];
+                (State::Executing(self), effects)
+            }
+            Event::Failed { what } => self.undo(Step::Refused, format!("the swap failed: {what}"), facts),
+            event => self.busy(event, State::Swapping),
+        }
+    }
+
+    fn on_executing(self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
+        match event {
+            Event::ExecReturned { fault, of_the_version } => {
+                let entry = self.target.candidate.entry.clone();
+                let (state, mut effects) = self.undo(Step::ExecFailed, fault.clone(), facts);
+                if of_the_version {
+                    effects.push(Effect::RememberBad { entry, evidence: format!("execve: {fault}") });
+                }
+                (state, effects)
+            }
+            event => self.busy(event, State::Executing),
+        }
+    }
+
+    /// What was done is undone at once, and the old version serves on.
+    fn undo(self, step: Step, reason: String, facts: &Facts) -> (State, Vec<Effect>) {
+        let mut effects = Vec::new();
+        if step == Step::ExecFailed {
+            effects.push(Effect::TellExecReturned);
+        }
+        effects.push(Effect::SwapBack(facts.running.tree));
+        effects.push(Effect::Journal(JournalWrite::Back));
+        effects.push(Effect::Resume);
+        effects.push(report(&self.target, facts, step, 0, reason.clone()));
+        let ended = Some((self.target.change, Some(reason)));
+        (State::Serving(Serving { saved: None, ended }), effects)
+    }
+
+    /// Messages while the agent is on its way out, and late results.
+    fn busy(self, event: Event, state: fn(Leaving) -> State) -> (State, Vec<Effect>) {
+        let ours = self.target.change;
+        match event {
+            Event::SaveAsked { change, .. }
+            | Event::AttachAsked { change, .. }
+            | Event::FinishAsked { change, .. } => {
+                let text = format!("change-over {} is under way; ask again when it is over", ours.0);
+                let reply = if change == ours { Ok(()) } else { Err(Fault::Unavailable(text)) };
+                (state(self), answer(reply))
+            }
+            Event::Saved { .. }
+            | Event::StageEnded { .. }
+            | Event::Drained { .. }
+            | Event::Journaled { .. }
+            | Event::Swapped { .. }
+            | Event::Failed { .. }
+            | Event::ExecReturned { .. }
+            | Event::Health { .. } => (state(self), Vec::new()),
+        }
+    }
+}
+
+/// Message B, as it was asked.
+struct Asked {
+    change: ChangeId,
+    release: Option<TreeId>,
+    attach: TreeId,
+    lazy: bool,
+    retry_bad: bool,
+}
+
+struct Refusal {
+    text: String,
+    remember: bool,
+}
+
+/// Whether this version may be changed over to, before anything is done for it.
+fn judge(candidate: &Candidate, asked: &Asked, facts: &Facts) -> Result<(), Refusal> {
+    let refusal = |text: String| Err(Refusal { text, remember: false });
+    let version = &candidate.entry.version;
+    if let Some(release) = asked.release
+        && release != facts.running.tree
+    {
+        let (version, tree) = (&facts.running.version, facts.running.tree);
+        return refusal(format!("asked to release tree {release}, but {version} (tree {tree}) is what runs here"));
+    }
+    if let Some(evidence) = candidate.bad.as_ref().filter(|_| !asked.retry_bad) {
+        return refusal(format!(
+            "{version} is remembered as bad on this host ({evidence}); ask for it again to retry"
+        ));
+    }
+    if let Some(architecture) = &candidate.architecture
+        && !runs_on(architecture, &facts.machine)
+    {
+        let text = format!("{version} is for {architecture}, and this host is {}", facts.machine);
+        return Err(Refusal { text, remember: true });
+    }
+    let (reads, writes) = (candidate.reads, &facts.writes);
+    if *writes.start() > reads.max || reads.min > *writes.end() {
+        return refusal(format!(
+            "{version} reads agent state of schemas {} to {}, and the running {} writes {} to {}",
+            reads.min,
+            reads.max,
+            facts.running.version,
+            writes.start(),
+            writes.end()
+        ));
+    }
+    Ok(())
+}
+
+fn answer(reply: Result<(), Fault>) -> Vec<Effect> {
+    vec![Effect::Answer(reply)]
+}
+
+fn save(change: ChangeId, record: Vec<u8>) -> Vec<Effect> {
+    vec![Effect::SaveRecord { change, record }]
+}
+
+fn saved(
+    place: &mut Option<Saved>,
+    change: ChangeId,
+    result: Result<Box<Candidate>, String>,
+    took_us: u64,
+    facts: &Facts,
+) -> Vec<Effect> {
+    match result {
+        Ok(candidate) => {
+            let saved = Saved { change, candidate: *candidate };
+            let report = report(&saved, facts, Step::MetadataSaved, took_us, String::new());
+            *place = Some(saved);
+            vec![Effect::Answer(Ok(())), report]
+        }
+        // There is no believable record, so there is no tree that a step could be reported of: the answer says it all.
+        Err(reason) => answer(Err(Fault::Refused(reason))),
+    }
+}
+
+fn report(target: &Saved, facts: &Facts, step: Step, took_us: u64, detail: String) -> Effect {
+    let (from, to) = (Some(facts.running.tree), target.candidate.entry.tree);
+    Effect::Report { change: target.change, from, to, step, took_us: Took::Us(took_us), detail }
+}
+
+fn refuse(target: Saved, facts: &Facts, reason: String, remember: bool) -> (State, Vec<Effect>) {
+    let mut effects = Vec::new();
+    if remember {
+        let entry = target.candidate.entry.clone();
+        effects.push(Effect::RememberBad { entry, evidence: reason.clone() });
+    }
+    effects.push(Effect::Journal(JournalWrite::NothingStaged));
+    effects.push(report(&target, facts, Step::Refused, 0, reason.clone()));
+    (State::Serving(Serving { saved: None, ended: Some((target.change, Some(reason))) }), effects)
+}
+
+/// A newer change-over takes the place of one that has not begun to drain.
+fn supersede(old: Saved, newer: Event, facts: &Facts, mut effects: Vec<Effect>) -> (State, Vec<Effect>) {
+    let (state, refused) = refuse(old, facts, "a newer change-over took its place".to_owned(), false);
+    effects.extend(refused);
+    let (state, more) = state.on(newer, facts);
+    effects.extend(more);
+    (state, effects)
+}
+
+fn out_of_order(change: ChangeId, missing: &str) -> Fault {
+    Fault::BadRequest(format!("message {missing} of change-over {} has not come to the running agent", change.0))
+}

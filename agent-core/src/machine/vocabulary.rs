@@ -1,0 +1,153 @@
+//! What goes into the machine and what comes out: facts, events, effects.
+
+use std::ops::RangeInclusive;
+
+use proto::agent::{ChangeId, Step};
+use proto::message::Fault;
+use proto::record::SchemaRange;
+use proto::{TreeId, TreePath};
+
+use crate::journal::Entry;
+
+/// What does not change while this program runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// What runs.
+    pub running: Entry,
+    /// State schemas that the running program can write.
+    pub writes: RangeInclusive<u32>,
+    /// `uname -m`.
+    pub machine: String,
+}
+
+/// A version to change over to, as its verified record describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Which.
+    pub entry: Entry,
+    /// What is executed.
+    pub entry_point: TreePath,
+    /// With what.
+    pub arguments: Vec<String>,
+    /// State schemas that it reads.
+    pub reads: SchemaRange,
+    /// Machine of its entry point; `None` when it runs on any.
+    pub architecture: Option<String>,
+    /// From exec to confirmation, milliseconds.
+    pub probation_ms: u64,
+    /// Why this host remembers it as bad, if it does.
+    pub bad: Option<String>,
+}
+
+/// What message A brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saved {
+    /// For which change-over.
+    pub change: ChangeId,
+    /// What.
+    pub candidate: Candidate,
+}
+
+/// Something that happened. Durations are in microseconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Message A came.
+    SaveAsked { change: ChangeId, record: Vec<u8> },
+    /// [`Effect::SaveRecord`] is done: the record is on disk, or is refused.
+    Saved { change: ChangeId, result: Result<Box<Candidate>, String>, took_us: u64 },
+    /// Message B came.
+    AttachAsked { change: ChangeId, release: Option<TreeId>, attach: TreeId, lazy: bool, retry_bad: bool },
+    /// [`Effect::Stage`] is done.
+    StageEnded { change: ChangeId, result: Result<StageDone, StageFault>, took_us: u64 },
+    /// Message C came.
+    FinishAsked { change: ChangeId, drain_deadline_ms: u64 },
+    /// [`Effect::Drain`] is done.
+    Drained { change: ChangeId, detail: String, took_us: u64 },
+    /// [`Effect::Journal`] is done.
+    Journaled { took_us: u64 },
+    /// [`Effect::Swap`] is done.
+    Swapped { took_us: u64 },
+    /// An effect that must succeed failed.
+    Failed { what: String },
+    /// `execve` came back. `of_the_version`: another try would end in the same way.
+    ExecReturned { fault: String, of_the_version: bool },
+    /// [`Effect::CheckHealth`] is done.
+    Health { result: Result<(), String> },
+}
+
+/// A generation is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageDone {
+    /// How long warming took, microseconds.
+    pub warm_us: u64,
+    /// For people.
+    pub detail: String,
+}
+
+/// A generation cannot be made ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StageFault {
+    /// The tree has no program that can run: the version's own fault.
+    OfTheVersion(String),
+    /// It could not be fetched or mounted.
+    OfTheWorld(String),
+}
+
+/// What the driver is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Answer the message that is being handled.
+    Answer(Result<(), Fault>),
+    /// Verify and save, then [`Event::Saved`].
+    SaveRecord { change: ChangeId, record: Vec<u8> },
+    /// Write the journal, then [`Event::Journaled`] where the variant says so.
+    Journal(JournalWrite),
+    /// Make ready beside the running tree, in the background, then [`Event::StageEnded`].
+    Stage { target: Box<Saved>, running: TreeId, lazy: bool },
+    /// Nobody waits for it any more.
+    CancelStage,
+    /// Take no new operation, let ongoing ones finish, in the background, then [`Event::Drained`].
+    Drain { change: ChangeId, deadline_ms: u64 },
+    /// Take operations again, and run on those that stopped.
+    Resume,
+    /// Point `current` at this tree, then [`Event::Swapped`].
+    Swap(TreeId),
+    /// Point `current` back. A failure is a warning: the stub puts the link right at its next start.
+    SwapBack(TreeId),
+    /// Hand over and `execve`; only a failure comes back, as [`Event::ExecReturned`].
+    Exec(Box<Saved>),
+    /// Keep the evidence, so that the version is not tried again by itself.
+    RememberBad { entry: Entry, evidence: String },
+    /// Tell the manager, by way of the mount daemon.
+    Report { change: ChangeId, from: Option<TreeId>, to: TreeId, step: Step, took_us: Took, detail: String },
+    /// Ask the embedding program and our own socket, in the background, then [`Event::Health`].
+    CheckHealth { after_ms: u64 },
+    /// Tell the stub that this version is believed.
+    TellConfirmed,
+    /// Tell the stub that `execve` came back.
+    TellExecReturned,
+}
+
+/// How long a step took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Took {
+    /// Microseconds.
+    Us(u64),
+    /// Since `execve`; the driver knows when that was.
+    SinceExec,
+}
+
+/// What is written to the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JournalWrite {
+    /// This generation is staged. No event.
+    Staged(ChangeId, Entry),
+    /// Nothing is staged. A failure is a warning. No event.
+    NothingStaged,
+    /// The intent to change over; the next start is of the new version. [`Event::Journaled`].
+    Intent(Box<Saved>),
+    /// The intent is taken back. A failure is a warning: two starts later the stub returns by itself. No event.
+    Back,
+    /// The running version is believed. [`Event::Journaled`].
+    Confirmed,
+}

@@ -1,0 +1,223 @@
+//! Reports to the manager, by way of the mount daemon: each is a file until the daemon has taken it, so that neither a
+//! daemon that is being respawned nor a change-over nor a crash loses one.
+//!
+//! `STATE/agents/<product>/events/`. Stub and agent write to the same directory, and each of them sends what it finds.
+//! A report may come twice (sent, and its sender killed before it could remove the file), never not at all.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use proto::agent::StepEvent;
+use proto::codec;
+use proto::daemon::{DaemonReply, DaemonRequest};
+use proto::limits::MESSAGE_BYTES_MAX;
+use rustix::fs::FlockOperation;
+
+use crate::control::Client;
+use crate::durable::{self, Durability, FileFault};
+use crate::paths::AgentPaths;
+
+const MAGIC: &[u8; 8] = b"MFSEVT\0\x01";
+/// How long the daemon may take for one report.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Between tries while the daemon is away: short at first, since a respawned worker is back in a moment.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Sends reports from a thread of its own.
+#[derive(Debug, Clone)]
+pub struct Reporter(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    paths: AgentPaths,
+    state: Mutex<Sending>,
+    wake: Condvar,
+    count: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Sending {
+    /// Something is new since the thread last looked.
+    news: bool,
+    /// The daemon is to look at journals and links again.
+    changed: bool,
+    paused: bool,
+    in_flight: bool,
+}
+
+impl Reporter {
+    /// Begins to send what is there.
+    ///
+    /// # Errors
+    /// The directory cannot be made, or no thread can be started.
+    pub fn start(paths: &AgentPaths) -> Result<Self, FileFault> {
+        let dir = paths.events();
+        durable::create_dir(&dir)?;
+        let state = Mutex::new(Sending { news: true, ..Sending::default() });
+        let shared = Shared { paths: paths.clone(), state, wake: Condvar::new(), count: AtomicU64::new(0) };
+        let reporter = Self(Arc::new(shared));
+        let thread = reporter.clone();
+        let spawned = std::thread::Builder::new().name("reports".to_owned()).spawn(move || thread.run());
+        spawned.map_err(|e| FileFault::io(&dir, e))?;
+        Ok(reporter)
+    }
+
+    /// Keeps a report, and sends it as soon as that is possible.
+    pub fn report(&self, event: &StepEvent, durability: Durability) {
+        if let Err(e) = spool(&self.0.paths, self.0.count.fetch_add(1, Ordering::Relaxed), event, durability) {
+            tracing::warn!(step = ?event.step, "a report cannot be kept: {e}");
+        }
+        self.lock().news = true;
+        self.0.wake.notify_all();
+    }
+
+    /// Has the daemon look at journals and links again, when it can be reached.
+    pub fn changed(&self) {
+        self.lock().changed = true;
+        self.0.wake.notify_all();
+    }
+
+    /// Sends nothing more until [`Reporter::resume`]; waits a moment for what is on its way, so that an exec right
+    /// after does not make it come twice.
+    pub fn pause(&self) {
+        let mut state = self.lock();
+        state.paused = true;
+        let at_most = Duration::from_millis(20);
+        drop(self.0.wake.wait_timeout_while(state, at_most, |s| s.in_flight));
+    }
+
+    /// Sends again.
+    pub fn resume(&self) {
+        self.lock().paused = false;
+        self.0.wake.notify_all();
+    }
+
+    /// Waits until everything is sent, at most this long; whether it is. For a program that is about to end.
+    pub fn flush(&self, at_most: Duration) -> bool {
+        let wait = |s: &mut Sending| s.news || s.changed || s.in_flight;
+        let (_state, result) =
+            self.0.wake.wait_timeout_while(self.lock(), at_most, wait).unwrap_or_else(PoisonError::into_inner);
+        !result.timed_out()
+    }
+
+    fn run(&self) {
+        let mut client = None;
+        let mut retry = RETRY_MIN;
+        loop {
+            let changed = {
+                let mut state = self.lock();
+                while state.paused || !(state.news || state.changed) {
+                    state = self.0.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                state.in_flight = true;
+                state.news = false;
+                std::mem::take(&mut state.changed)
+            };
+            let sent = self.send_all(&mut client, changed);
+            let mut state = self.lock();
+            state.in_flight = false;
+            match sent {
+                Ok(()) => retry = RETRY_MIN,
+                Err(reason) => {
+                    tracing::debug!("the mount daemon does not take reports now: {reason}");
+                    client = None;
+                    state.news = true;
+                    state.changed |= changed;
+                }
+            }
+            self.0.wake.notify_all();
+            if state.news && client.is_none() {
+                // Other than the wait above this one must not end by what `report` says, or it would spin.
+                drop(state);
+                std::thread::sleep(retry);
+                retry = (retry * 2).min(RETRY_MAX);
+            }
+        }
+    }
+
+    fn send_all(&self, client: &mut Option<Client>, changed: bool) -> Result<(), String> {
+        let waiting = list(&self.0.paths.events()).map_err(|e| e.to_string())?;
+        for path in waiting {
+            if self.lock().paused {
+                self.lock().news = true;
+                return Ok(());
+            }
+            send_one(&self.0.paths, client, &path)?;
+        }
+        if changed {
+            let product = self.0.paths.product().clone();
+            ask(&self.0.paths, client, &DaemonRequest::Changed { product })?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sending> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Milliseconds since 1970.
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn spool(paths: &AgentPaths, number: u64, event: &StepEvent, durability: Durability) -> Result<(), FileFault> {
+    // Sorted by time, then by writer: the order in which things happened.
+    let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    let path = paths.events().join(format!("{micros:020}-{:010}-{number:06}", std::process::id()));
+    let body = codec::encode(event).map_err(|e| FileFault::io(&path, io::Error::other(e)))?;
+    durable::write(&path, &durable::seal(MAGIC, &body), durability)
+}
+
+fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with('.') {
+            paths.push(entry.path());
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn send_one(paths: &AgentPaths, client: &mut Option<Client>, path: &Path) -> Result<(), String> {
+    let Ok(file) = File::open(path) else { return Ok(()) };
+    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() || !path.exists() {
+        // Stub and agent look at the same directory: the other one is at it, or done with it.
+        return Ok(());
+    }
+    let event = fs::read(path).map_err(|e| FileFault::io(path, e)).and_then(|bytes| {
+        let body = durable::unseal(MAGIC, &bytes, path, "report")?;
+        codec::decode::<StepEvent, MESSAGE_BYTES_MAX>(body).map_err(|e| FileFault::Damaged {
+            path: path.to_owned(),
+            what: "report",
+            detail: e.to_string(),
+        })
+    });
+    match event {
+        Ok(event) => ask(paths, client, &DaemonRequest::Report { event })?,
+        Err(e) if e.is_io() => return Err(e.to_string()),
+        // Cut short by a power cut: it can never be sent, and must not stop those behind it.
+        Err(e) => tracing::warn!("a report is dropped: {e}"),
+    }
+    durable::remove(path, Durability::ProcessDeath).map_err(|e| e.to_string())
+}
+
+fn ask(paths: &AgentPaths, client: &mut Option<Client>, request: &DaemonRequest) -> Result<(), String> {
+    let connected = match client.take() {
+        Some(client) => client,
+        None => Client::connect(&paths.daemon_socket()).map_err(|e| e.to_string())?,
+    };
+    let connected = client.insert(connected);
+    match connected.request(request, Some(SILENCE), |_: ()| {}).map_err(|e| e.to_string())? {
+        DaemonReply::Fault(fault) => Err(fault.to_string()),
+        DaemonReply::Done | DaemonReply::Status(_) | DaemonReply::Record(_) | DaemonReply::Attached(_) => Ok(()),
+    }
+}
