@@ -13,3 +13,4 @@ pub mod demo;
 pub mod host;
 pub mod manager;
 pub mod net;
+mod sys;

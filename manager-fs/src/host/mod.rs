@@ -2,4 +2,8 @@
 
 pub mod cache;
 pub mod enroll;
+pub mod fetch;
+pub mod fuse;
 pub mod mount;
+pub mod objects;
+mod pool;

@@ -1,1 +1,295 @@
 //! Objects on the host's disk.
+//!
+//! ```text
+//! CACHE/partial/<2 hex>/<rest>.<chunk bytes>   sparse, being filled; every chunk verified before it is written
+//!       │ last chunk: hash the whole, fsync, 0444, rename
+//!       v
+//! CACHE/local/<2 hex>/<rest>                   whole, immutable: a data layer of the generations' overlays
+//! CACHE/manifests/<2 hex>/<rest>               manifests, verified on every load
+//! ```
+//! `local` is a 0700 directory: the overlay opens objects with the mounter's credentials and checks the modes of the
+//! *tree*; anyone else who could reach an object by its id could read a file that is 0600 in its tree.
+//!
+//! A put may fail without failing the read: over quota, or on a full or read-only disk, reads stream.
+
+mod evict;
+mod local;
+mod partial;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use proto::manifest::{Manifest, Object};
+use proto::{ObjectId, TreeId};
+
+pub use local::VerifyReport;
+pub use partial::Partial;
+
+/// The cache could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// A file system call failed.
+    #[error("cache: {what}: {source}")]
+    Io {
+        /// What was tried, with the path.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A whole object's bytes are not the object.
+    #[error("cache: object {0} has a wrong hash; it was removed and will be fetched again")]
+    WrongHash(ObjectId),
+    /// The quota is used up by objects that must stay.
+    #[error("cache: quota of {quota_bytes} bytes is used up by attached generations: raise it or release one")]
+    OverQuota {
+        /// The quota.
+        quota_bytes: u64,
+    },
+}
+
+impl CacheError {
+    fn io(what: &str, path: &Path, source: io::Error) -> Self {
+        Self::Io { what: format!("{what} {}", path.display()), source }
+    }
+}
+
+/// How a cache is kept.
+#[derive(Debug, Clone, Default)]
+pub struct CacheOptions {
+    /// Largest size of `local` and `partial` together, bytes; `None` for no limit but the disk's.
+    pub quota_bytes: Option<u64>,
+}
+
+/// What the cache holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct CacheUsage {
+    /// Bytes of whole objects.
+    pub local_bytes: u64,
+    /// Bytes of verified chunks of objects that are not whole.
+    pub partial_bytes: u64,
+    /// The quota.
+    pub quota_bytes: Option<u64>,
+    /// Whole objects.
+    pub objects: u64,
+    /// Objects evicted since start.
+    pub evicted_objects: u64,
+    /// Whether the last write failed, or did not fit, so that reads stream.
+    pub streaming: bool,
+    /// Whether new whole objects are protected by fs-verity.
+    pub verity: bool,
+}
+
+/// Where an object's bytes are.
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// Whole.
+    Local(Arc<File>),
+    /// Some chunks may be missing.
+    Partial(Arc<Partial>),
+}
+
+/// The host's objects.
+#[derive(Debug)]
+pub struct Cache {
+    dir: PathBuf,
+    options: CacheOptions,
+    partials: Mutex<HashMap<(ObjectId, u32), Arc<Partial>>>,
+    open_locals: Mutex<lru::LruCache<ObjectId, Arc<File>>>,
+    pins: Mutex<HashMap<TreeId, Pin>>,
+    finishing: Mutex<()>,
+    counts: Counts,
+    verity: bool,
+}
+
+#[derive(Debug)]
+struct Pin {
+    count: usize,
+    objects: Arc<[ObjectId]>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    local_bytes: AtomicU64,
+    partial_bytes: AtomicU64,
+    objects: AtomicU64,
+    evicted_objects: AtomicU64,
+    streaming: AtomicBool,
+    /// Milliseconds since start of the last eviction that freed nothing; see `evict.rs`.
+    fruitless_ms: AtomicU64,
+}
+
+const OPEN_LOCALS: usize = 64;
+/// Descriptors held for objects being filled; idle ones above it are closed and verified again when next used.
+const OPEN_PARTIALS: usize = 128;
+
+impl Cache {
+    /// Opens or creates the cache below `dir`. What it holds is counted now (names and sizes only).
+    ///
+    /// # Errors
+    /// A directory cannot be created or read.
+    pub fn open(dir: &Path, options: CacheOptions) -> Result<Arc<Self>, CacheError> {
+        for sub in ["local", "partial", "manifests", "records"] {
+            make_private_dir(&dir.join(sub))?;
+        }
+        let cache = Self {
+            dir: dir.to_owned(),
+            options,
+            partials: Mutex::default(),
+            open_locals: Mutex::new(lru::LruCache::new(
+                std::num::NonZeroUsize::new(OPEN_LOCALS).unwrap_or(std::num::NonZeroUsize::MIN),
+            )),
+            pins: Mutex::default(),
+            finishing: Mutex::default(),
+            counts: Counts::default(),
+            verity: local::probe_verity(&dir.join("local")),
+        };
+        cache.count_contents()?;
+        Ok(Arc::new(cache))
+    }
+
+    /// The directory that is the overlays' first data layer.
+    pub fn local_dir(&self) -> PathBuf {
+        self.dir.join("local")
+    }
+
+    /// Where this tree's manifest is kept.
+    pub fn manifest_path(&self, tree: &TreeId) -> PathBuf {
+        let (shard, rest) = tree.to_shard();
+        self.dir.join("manifests").join(shard).join(rest)
+    }
+
+    /// The manifest of a tree, if its bytes are here and are the tree's. Damaged bytes are a miss and are removed.
+    pub fn manifest(&self, tree: &TreeId) -> Option<Manifest> {
+        let path = self.manifest_path(tree);
+        let bytes = std::fs::read(&path).ok()?;
+        match Manifest::decode(&bytes, tree) {
+            Ok(manifest) => Some(manifest),
+            Err(fault) => {
+                tracing::warn!(%tree, %fault, "a cached manifest is damaged; it will be fetched again");
+                let _ = std::fs::remove_file(&path);
+                None
+            }
+        }
+    }
+
+    /// Keeps a manifest whose bytes were checked against `tree`.
+    pub fn put_manifest(&self, tree: &TreeId, bytes: &[u8]) -> Result<(), CacheError> {
+        let path = self.manifest_path(tree);
+        let fail = |e| CacheError::io("write manifest", &path, e);
+        let parent = path.parent().unwrap_or(&self.dir);
+        make_private_dir(parent)?;
+        let temporary = parent.join(format!(".{}.{}", std::process::id(), &tree.to_hex()[2..]));
+        let file = File::create(&temporary).map_err(fail)?;
+        let written = file.write_all_at(bytes, 0).and_then(|()| file.sync_all());
+        written.and_then(|()| std::fs::rename(&temporary, &path)).map_err(|e| {
+            let _ = std::fs::remove_file(&temporary);
+            fail(e)
+        })
+    }
+
+    /// Where to read the object, or to fill it; opens what an earlier process left of it.
+    ///
+    /// # Errors
+    /// The disk does not let us; the caller streams.
+    pub(crate) fn place(&self, object: &Object, chunk_bytes: u32) -> Result<Place, CacheError> {
+        let key = (object.id, chunk_bytes);
+        let mut partials = lock(&self.partials);
+        if let Some(partial) = partials.get(&key) {
+            return Ok(Place::Partial(partial.clone()));
+        }
+        if let Some(file) = self.open_local(object) {
+            return Ok(Place::Local(file));
+        }
+        if partials.len() >= OPEN_PARTIALS {
+            partials.retain(|_, partial| Arc::strong_count(partial) > 1);
+        }
+        let partial = Arc::new(Partial::open(&self.dir.join("partial"), object, chunk_bytes)?);
+        partials.insert(key, partial.clone());
+        Ok(Place::Partial(partial))
+    }
+
+    /// Writes a verified chunk. `Ok(false)`: it did not fit, the caller streams.
+    pub(crate) fn put_chunk(&self, partial: &Partial, index: u32, bytes: &[u8]) -> bool {
+        let fits = self.make_room(bytes.len() as u64);
+        let written = match partial.write(index, bytes) {
+            _ if !fits => false,
+            Ok(new_bytes) => {
+                self.counts.partial_bytes.fetch_add(new_bytes, Ordering::Relaxed);
+                true
+            }
+            Err(error) => {
+                if !self.counts.streaming.load(Ordering::Relaxed) {
+                    tracing::warn!(%error, "the cache cannot be written: reads stream until it can");
+                }
+                false
+            }
+        };
+        self.counts.streaming.store(!written, Ordering::Relaxed);
+        written
+    }
+
+    /// Bytes of the tree's objects that are whole and local. One `stat` an object.
+    pub fn local_bytes(&self, manifest: &Manifest) -> u64 {
+        manifest.objects.iter().filter(|object| self.is_local(object)).map(|object| object.bytes).sum()
+    }
+
+    /// Keeps the objects of a tree from eviction until [`Cache::unpin`]; calls nest.
+    pub fn pin(&self, tree: TreeId, manifest: &Manifest) {
+        let mut pins = lock(&self.pins);
+        let pin = pins
+            .entry(tree)
+            .or_insert_with(|| Pin { count: 0, objects: manifest.objects.iter().map(|object| object.id).collect() });
+        pin.count += 1;
+    }
+
+    /// Ends one [`Cache::pin`]. When it was the last, the objects count as just used.
+    pub fn unpin(&self, tree: &TreeId) {
+        let mut pins = lock(&self.pins);
+        let Some(pin) = pins.get_mut(tree) else { return };
+        pin.count -= 1;
+        if pin.count == 0
+            && let Some(pin) = pins.remove(tree)
+        {
+            drop(pins);
+            self.touch(&pin.objects);
+        }
+    }
+
+    /// What is held now. Never blocks on the disk.
+    pub fn usage(&self) -> CacheUsage {
+        CacheUsage {
+            local_bytes: self.counts.local_bytes.load(Ordering::Relaxed),
+            partial_bytes: self.counts.partial_bytes.load(Ordering::Relaxed),
+            quota_bytes: self.options.quota_bytes,
+            objects: self.counts.objects.load(Ordering::Relaxed),
+            evicted_objects: self.counts.evicted_objects.load(Ordering::Relaxed),
+            streaming: self.counts.streaming.load(Ordering::Relaxed),
+            verity: self.verity,
+        }
+    }
+}
+
+/// A poisoned lock of this half guards only values that are whole after every statement.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lowers a counter, which is an estimate after a restart, not below 0.
+fn lower(counter: &AtomicU64, by: u64) {
+    let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_sub(by)));
+}
+
+fn make_private_dir(dir: &Path) -> Result<(), CacheError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    let private = made.and_then(|()| {
+        let mode = std::fs::metadata(dir)?.permissions().mode() & 0o7777;
+        if mode == 0o700 { Ok(()) } else { std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)) }
+    });
+    private.map_err(|e| CacheError::io("create directory", dir, e))
+}

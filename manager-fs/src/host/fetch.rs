@@ -1,0 +1,624 @@
+//! Bytes on demand: joins duplicate requests, batches, retries, verifies, hands over.
+//!
+//! ```text
+//! read(object, range) ──> missing chunks ──┬─ in flight elsewhere: wait for them
+//!                                          └─ mine: one upstream request ──> decode ──> BLAKE3 = chunk id? ──> cache
+//! ```
+//! Nothing is written to the cache or handed to a reader before its hash is the chunk id of the verified manifest.
+//! All calls block and are made from threads; none is made with a lock held.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use proto::TreeId;
+use proto::bulk::{ChunkHead, Encoding};
+use proto::id::ChunkId;
+use proto::limits::{CHUNKS_PER_REQUEST_MAX, READ_DEADLINE_MS};
+use proto::manifest::{Manifest, Object};
+use proto::message::ChunkRange;
+
+use super::cache::{Cache, CacheError, Partial, Place, lock};
+use flight::{Departed, Flight, FlightKey, FlightState, Leg};
+
+mod flight;
+mod hydrate;
+
+pub use hydrate::{HydrateOptions, HydrateProgress};
+
+/// Where bytes come from. Implemented over the network by the daemon, and by tests. All calls block.
+pub trait Upstream: Send + Sync {
+    /// The stored bytes of a tree's manifest; the caller checks them.
+    fn manifest(&self, tree: &TreeId, deadline: Instant) -> Result<Vec<u8>, UpstreamError>;
+
+    /// Calls `sink` with each wanted chunk, in any order; [`ChunkHead::sequence`] counts the chunks of `wants` as
+    /// they are named. What `sink` was given before an error is used.
+    fn chunks(
+        &self,
+        tree: &TreeId,
+        wants: &[ChunkRange],
+        urgency: Urgency,
+        deadline: Instant,
+        sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
+    ) -> Result<(), UpstreamError>;
+}
+
+/// Whether someone waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// A program waits for these bytes.
+    Demand,
+    /// Fetched ahead; must never delay a demand.
+    Background,
+}
+
+/// Why the upstream did not deliver.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamError {
+    /// This host may not have the tree. Asking again does not help.
+    #[error("not exported to this host: {0}")]
+    NotExported(String),
+    /// Not reachable, too slow, or cut off. Asking again may help.
+    #[error("manager unavailable: {0}")]
+    Unavailable(String),
+    /// It answered with a failure.
+    #[error("manager failed: {0}")]
+    Failed(String),
+}
+
+/// Why bytes could not be had.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The upstream's last answer within the deadline.
+    #[error("{what}: {source}")]
+    Upstream {
+        /// What was wanted.
+        what: String,
+        /// The upstream's answer.
+        source: UpstreamError,
+    },
+    /// Time is up.
+    #[error("{what}: not there within {} ms", deadline.as_millis())]
+    Deadline {
+        /// What was wanted.
+        what: String,
+        /// How long was waited.
+        deadline: Duration,
+    },
+    /// Every answer had a wrong hash.
+    #[error("{what}: every answer had a wrong hash; nothing of it was used")]
+    WrongHash {
+        /// What was wanted.
+        what: String,
+    },
+    /// The local disk failed.
+    #[error("{0}")]
+    Cache(Arc<CacheError>),
+    /// The caller gave up.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl From<CacheError> for FetchError {
+    fn from(error: CacheError) -> Self {
+        FetchError::Cache(Arc::new(error))
+    }
+}
+
+/// How bytes are fetched.
+#[derive(Clone)]
+pub struct FetchOptions {
+    /// How long one read may take before it fails with `EIO`.
+    pub read_deadline: Duration,
+    /// Largest read-ahead for a sequential reader, bytes; 0 switches it off.
+    pub read_ahead_bytes_max: u64,
+    /// Told what came with a wrong hash, to be reported to the manager.
+    pub on_wrong_hash: Arc<dyn Fn(String) + Send + Sync>,
+}
+
+impl Default for FetchOptions {
+    fn default() -> Self {
+        Self {
+            read_deadline: Duration::from_millis(READ_DEADLINE_MS),
+            read_ahead_bytes_max: 4 << 20,
+            on_wrong_hash: Arc::new(|what| tracing::error!(%what, "wrong hash")),
+        }
+    }
+}
+
+/// What was fetched since start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct FetchCounts {
+    /// Requests sent upstream.
+    pub requests: u64,
+    /// Chunks received and verified.
+    pub chunks: u64,
+    /// Bytes received, as they were sent (compressed).
+    pub wire_bytes: u64,
+    /// Bytes after decoding.
+    pub plain_bytes: u64,
+    /// Reads that waited for a chunk that another read had asked for.
+    pub joined: u64,
+    /// Answers with a wrong hash.
+    pub wrong_hashes: u64,
+    /// Requests that failed and were sent again.
+    pub retries: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    requests: AtomicU64,
+    chunks: AtomicU64,
+    wire_bytes: AtomicU64,
+    plain_bytes: AtomicU64,
+    joined: AtomicU64,
+    wrong_hashes: AtomicU64,
+    retries: AtomicU64,
+}
+
+/// Fetches what is missing into a [`Cache`], or past it.
+pub struct Fetcher {
+    upstream: Arc<dyn Upstream>,
+    cache: Arc<Cache>,
+    options: FetchOptions,
+    flights: Mutex<HashMap<FlightKey, Arc<Flight>>>,
+    counters: Counters,
+    ahead: super::pool::Pool,
+    /// Complete objects that wait to be made local, together.
+    complete: Mutex<Vec<Arc<Partial>>>,
+}
+
+/// A demand that finds its chunk in a background request waits at most this long before it asks itself.
+const BACKGROUND_PATIENCE: Duration = Duration::from_millis(200);
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Wrong answers to one read after which it fails: the manager lies, and time will not change that.
+const WRONG_ANSWERS_MAX: u32 = 4;
+
+/// One object of one tree.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    /// In which exported tree.
+    pub tree: &'a TreeId,
+    /// The tree's chunk size.
+    pub chunk_bytes: u32,
+    /// The object, with its chunk ids.
+    pub object: &'a Object,
+}
+
+impl<'a> Wanted<'a> {
+    /// An object of a manifest.
+    pub fn of(tree: &'a TreeId, manifest: &'a Manifest, object: &'a Object) -> Self {
+        Self { tree, chunk_bytes: manifest.chunk_bytes, object }
+    }
+
+    fn key(&self, index: u32) -> FlightKey {
+        (self.object.id, self.chunk_bytes, index)
+    }
+
+    fn chunk_len(&self, index: u32) -> u32 {
+        self.object.chunk_len(index, self.chunk_bytes).unwrap_or(0)
+    }
+}
+
+impl Fetcher {
+    /// A fetcher that fills `cache` from `upstream`.
+    pub fn new(upstream: Arc<dyn Upstream>, cache: Arc<Cache>, options: FetchOptions) -> Arc<Self> {
+        Arc::new(Self {
+            upstream,
+            cache,
+            options,
+            flights: Mutex::default(),
+            counters: Counters::default(),
+            ahead: super::pool::Pool::new("ahead", 2, 64),
+            complete: Mutex::default(),
+        })
+    }
+
+    /// The cache that is filled.
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    /// How long one read may take.
+    pub fn read_deadline(&self) -> Duration {
+        self.options.read_deadline
+    }
+
+    /// What was fetched since start.
+    pub fn counts(&self) -> FetchCounts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        FetchCounts {
+            requests: read(&self.counters.requests),
+            chunks: read(&self.counters.chunks),
+            wire_bytes: read(&self.counters.wire_bytes),
+            plain_bytes: read(&self.counters.plain_bytes),
+            joined: read(&self.counters.joined),
+            wrong_hashes: read(&self.counters.wrong_hashes),
+            retries: read(&self.counters.retries),
+        }
+    }
+
+    /// The manifest of an exported tree: from the cache, else fetched, verified and kept.
+    ///
+    /// # Errors
+    /// It cannot be had within the deadline, or is not the tree's.
+    pub fn manifest(&self, tree: &TreeId, deadline: Instant) -> Result<Manifest, FetchError> {
+        if let Some(manifest) = self.cache.manifest(tree) {
+            return Ok(manifest);
+        }
+        let what = || format!("manifest of {tree}");
+        let mut retry = Retry::new(deadline);
+        loop {
+            let error = match self.upstream.manifest(tree, deadline) {
+                Ok(bytes) => match Manifest::decode(&bytes, tree) {
+                    Ok(manifest) => {
+                        self.count(&self.counters.wire_bytes, bytes.len() as u64);
+                        if let Err(error) = self.cache.put_manifest(tree, &bytes) {
+                            tracing::warn!(%error, "the manifest is not kept");
+                        }
+                        return Ok(manifest);
+                    }
+                    Err(fault) => {
+                        self.wrong_hash(format!("manifest of tree {tree}: {fault}"));
+                        FetchError::WrongHash { what: what() }
+                    }
+                },
+                Err(source) => FetchError::Upstream { what: what(), source },
+            };
+            retry.pause(error)?;
+            self.count(&self.counters.retries, 1);
+        }
+    }
+
+    /// Bytes `offset..offset+len` of an object, less what lies past its end, if no fetch is needed for them.
+    pub fn read_present(&self, wanted: Wanted<'_>, offset: u64, len: u32) -> Option<io::Result<Vec<u8>>> {
+        let len = len_within(wanted.object, offset, len);
+        if len == 0 {
+            return Some(Ok(Vec::new()));
+        }
+        let mut bytes = vec![0; len];
+        match self.cache.place(wanted.object, wanted.chunk_bytes).ok()? {
+            Place::Local(file) => Some(file.read_exact_at(&mut bytes, offset).map(|()| bytes)),
+            Place::Partial(partial) => {
+                let ids = &wanted.object.chunks;
+                let mut needed = chunk_range(offset, len, wanted.chunk_bytes);
+                needed
+                    .all(|index| ids.get(index as usize).is_some_and(|id| partial.has(index, id)))
+                    .then(|| partial.read_at(&mut bytes, offset).map(|()| bytes))
+            }
+        }
+    }
+
+    /// Bytes `offset..offset+len` of an object, less what lies past its end, fetched where they are missing.
+    ///
+    /// # Errors
+    /// They cannot be had within the deadline; the reader gets `EIO`.
+    pub fn read(
+        self: &Arc<Self>,
+        wanted: Wanted<'_>,
+        offset: u64,
+        len: u32,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, FetchError> {
+        let wanted_len = len_within(wanted.object, offset, len);
+        if wanted_len == 0 {
+            return Ok(Vec::new());
+        }
+        let place = self.cache.place(wanted.object, wanted.chunk_bytes).ok();
+        let partial = match place {
+            Some(Place::Local(file)) => {
+                let mut bytes = vec![0; wanted_len];
+                return match file.read_exact_at(&mut bytes, offset) {
+                    Ok(()) => Ok(bytes),
+                    Err(e) => {
+                        Err(CacheError::Io { what: format!("read object {}", wanted.object.id), source: e }.into())
+                    }
+                };
+            }
+            Some(Place::Partial(partial)) => Some(partial),
+            None => None,
+        };
+        let chunks: Vec<u32> = chunk_range(offset, wanted_len, wanted.chunk_bytes).collect();
+        let held = self.fetch_all(wanted, partial.as_deref(), &chunks, deadline)?;
+        let bytes = assemble(wanted, partial.as_deref(), &chunks, &held, offset, wanted_len)?;
+        if let Some(partial) = partial {
+            self.after_read(wanted, &partial, offset, wanted_len as u64);
+        }
+        Ok(bytes)
+    }
+
+    /// Gets every listed chunk; returns those that the cache did not take.
+    fn fetch_all(
+        &self,
+        wanted: Wanted<'_>,
+        partial: Option<&Partial>,
+        chunks: &[u32],
+        deadline: Instant,
+    ) -> Result<HashMap<u32, Arc<Vec<u8>>>, FetchError> {
+        let mut held = HashMap::new();
+        let mut retry = Retry::new(deadline);
+        loop {
+            let missing: Vec<u32> =
+                chunks.iter().copied().filter(|i| !held.contains_key(i) && !has(partial, wanted, *i)).collect();
+            if missing.is_empty() {
+                return Ok(held);
+            }
+            let (mine, theirs) = self.depart(wanted, partial, &missing, Urgency::Demand);
+            let fetched = match mine.flights.is_empty() {
+                true => Ok(()),
+                false => self.fly(
+                    wanted.tree,
+                    &[Leg { wanted, partial, flights: &mine.flights }],
+                    Urgency::Demand,
+                    deadline,
+                ),
+            };
+            self.count(&self.counters.joined, theirs.len() as u64);
+            for (index, flight) in mine.flights.iter().chain(&theirs) {
+                let patience = match flight.urgency {
+                    Urgency::Demand => deadline,
+                    Urgency::Background => deadline.min(Instant::now() + BACKGROUND_PATIENCE),
+                };
+                match flight.wait(patience) {
+                    FlightState::Bytes(bytes) => {
+                        held.insert(*index, bytes);
+                    }
+                    FlightState::InAir if flight.urgency == Urgency::Background => {
+                        self.abandon(wanted.key(*index), flight)
+                    }
+                    FlightState::InAir | FlightState::Stored | FlightState::Lost => {}
+                }
+            }
+            drop(mine);
+            if let Err(error) = fetched {
+                retry.pause(error)?;
+                self.count(&self.counters.retries, 1);
+            } else {
+                retry.check(|| format!("object {}", wanted.object.id))?;
+            }
+        }
+    }
+
+    /// Divides missing chunks into those that this thread now has to fetch and those that are on their way.
+    fn depart(
+        &self,
+        wanted: Wanted<'_>,
+        partial: Option<&Partial>,
+        missing: &[u32],
+        urgency: Urgency,
+    ) -> (Departed<'_>, Vec<(u32, Arc<Flight>)>) {
+        let mut mine = Departed {
+            fetcher: self,
+            object: wanted.object.id,
+            chunk_bytes: wanted.chunk_bytes,
+            flights: Vec::new(),
+        };
+        let mut theirs = Vec::new();
+        let mut flights = lock(&self.flights);
+        for index in missing {
+            if let Some(flight) = flights.get(&wanted.key(*index)) {
+                theirs.push((*index, flight.clone()));
+            } else if !has(partial, wanted, *index) && mine.flights.len() < CHUNKS_PER_REQUEST_MAX {
+                let flight = Arc::new(Flight::new(urgency));
+                flights.insert(wanted.key(*index), flight.clone());
+                mine.flights.push((*index, flight));
+            }
+        }
+        (mine, theirs)
+    }
+
+    /// A demand takes a chunk over from a background request that is too slow; whichever arrives first counts.
+    fn abandon(&self, key: FlightKey, flight: &Arc<Flight>) {
+        let mut flights = lock(&self.flights);
+        if flights.get(&key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
+            flights.remove(&key);
+        }
+    }
+
+    /// One request for the chunks of one or more objects of a tree; lands every flight that arrives verified.
+    fn fly(&self, tree: &TreeId, legs: &[Leg<'_>], urgency: Urgency, deadline: Instant) -> Result<(), FetchError> {
+        let mut wants: Vec<ChunkRange> = Vec::new();
+        let mut order: Vec<(&Leg<'_>, u32, &Arc<Flight>)> = Vec::new();
+        for leg in legs {
+            for (index, flight) in leg.flights {
+                order.push((leg, *index, flight));
+                match wants.last_mut() {
+                    Some(range) if range.object == leg.wanted.object.id && range.first + range.count == *index => {
+                        range.count += 1;
+                    }
+                    _ => wants.push(ChunkRange { object: leg.wanted.object.id, first: *index, count: 1 }),
+                }
+            }
+        }
+        self.count(&self.counters.requests, 1);
+        let mut wrong = None;
+        let result = self.upstream.chunks(tree, &wants, urgency, deadline, &mut |head, stored| {
+            let Some((leg, index, flight)) = order.get(head.sequence as usize) else { return };
+            match self.receive(leg, *index, head, stored) {
+                Ok(state) => flight.land(state),
+                Err(what) => {
+                    self.wrong_hash(what.clone());
+                    wrong = Some(what);
+                }
+            }
+        });
+        let what = || format!("{} chunks of tree {tree}", order.len());
+        match (result, wrong) {
+            (_, Some(what)) => Err(FetchError::WrongHash { what }),
+            (Err(source), None) => Err(FetchError::Upstream { what: what(), source }),
+            (Ok(()), None) if order.iter().all(|(_, _, flight)| flight.has_landed()) => Ok(()),
+            (Ok(()), None) => {
+                let source = UpstreamError::Failed("it left out chunks that were asked for".into());
+                Err(FetchError::Upstream { what: what(), source })
+            }
+        }
+    }
+
+    /// Decodes and verifies one chunk, then stores it. The error says what was wrong.
+    fn receive(&self, leg: &Leg<'_>, index: u32, head: ChunkHead, stored: Vec<u8>) -> Result<FlightState, String> {
+        let wanted = leg.wanted;
+        let plain_len = wanted.chunk_len(index);
+        let what = |fault: &str| format!("object {} chunk {index}: {fault}", wanted.object.id);
+        self.count(&self.counters.wire_bytes, stored.len() as u64);
+        if head.plain_bytes != plain_len {
+            return Err(what("its length is not the manifest's"));
+        }
+        let plain = match head.encoding {
+            Encoding::Raw => stored,
+            Encoding::Zstd => zstd::bulk::decompress(&stored, plain_len as usize)
+                .map_err(|e| what(&format!("does not decompress: {e}")))?,
+        };
+        let id = wanted.object.chunks.get(index as usize);
+        if id != Some(&ChunkId::of(&plain)) || plain.len() != plain_len as usize {
+            return Err(what("wrong hash"));
+        }
+        self.count(&self.counters.chunks, 1);
+        self.count(&self.counters.plain_bytes, u64::from(plain_len));
+        match leg.partial {
+            Some(partial) if self.cache.put_chunk(partial, index, &plain) => Ok(FlightState::Stored),
+            _ => Ok(FlightState::Bytes(Arc::new(plain))),
+        }
+    }
+
+    /// Finishes the object if the read completed it, else fetches ahead of a sequential reader.
+    fn after_read(self: &Arc<Self>, wanted: Wanted<'_>, partial: &Arc<Partial>, offset: u64, len: u64) {
+        if partial.is_complete() {
+            return self.finish_soon(partial);
+        }
+        let ahead = partial.note_read(offset, len, self.options.read_ahead_bytes_max);
+        let start = offset + len;
+        if ahead == 0 || start >= wanted.object.bytes {
+            return;
+        }
+        let end = (start + ahead).min(wanted.object.bytes);
+        let chunks: Vec<u32> = chunk_range(start, (end - start) as usize, wanted.chunk_bytes)
+            .filter(|index| !has(Some(partial), wanted, *index))
+            .collect();
+        // Fetched in halves of the window: a reader that catches up asks less often.
+        if (chunks.len() as u64) * u64::from(wanted.chunk_bytes) * 2 < ahead.min(end - start) {
+            return;
+        }
+        let (fetcher, tree, partial) = (self.clone(), *wanted.tree, partial.clone());
+        let (object, chunk_bytes) = (wanted.object.clone(), wanted.chunk_bytes);
+        self.ahead.run(move || {
+            let wanted = Wanted { tree: &tree, chunk_bytes, object: &object };
+            let (mine, _) = fetcher.depart(wanted, Some(&partial), &chunks, Urgency::Background);
+            let deadline = Instant::now() + fetcher.options.read_deadline;
+            if !mine.flights.is_empty() {
+                let leg = Leg { wanted, partial: Some(&partial), flights: &mine.flights };
+                let _ = fetcher.fly(&tree, &[leg], Urgency::Background, deadline);
+            }
+            drop(mine);
+            if partial.is_complete() {
+                fetcher.finish_soon(&partial);
+            }
+        });
+    }
+
+    /// Hands a complete object to a background thread; those that come while one is busy go together.
+    fn finish_soon(self: &Arc<Self>, partial: &Arc<Partial>) {
+        lock(&self.complete).push(partial.clone());
+        let fetcher = self.clone();
+        self.ahead.run(move || {
+            let complete = std::mem::take(&mut *lock(&fetcher.complete));
+            if let Err(error) = fetcher.cache.finish(&complete) {
+                tracing::warn!(%error, "an object could not be made local");
+            }
+        });
+    }
+
+    fn wrong_hash(&self, what: String) {
+        self.count(&self.counters.wrong_hashes, 1);
+        (self.options.on_wrong_hash)(what);
+    }
+
+    fn count(&self, counter: &AtomicU64, by: u64) {
+        counter.fetch_add(by, Ordering::Relaxed);
+    }
+}
+
+fn has(partial: Option<&Partial>, wanted: Wanted<'_>, index: u32) -> bool {
+    let id = wanted.object.chunks.get(index as usize);
+    partial.zip(id).is_some_and(|(partial, id)| partial.has(index, id))
+}
+
+fn len_within(object: &Object, offset: u64, len: u32) -> usize {
+    object.bytes.saturating_sub(offset).min(u64::from(len)) as usize
+}
+
+/// The chunks that hold `len` bytes (at least one) from `offset`.
+fn chunk_range(offset: u64, len: usize, chunk_bytes: u32) -> std::ops::RangeInclusive<u32> {
+    let chunk = u64::from(chunk_bytes);
+    ((offset / chunk) as u32)..=(((offset + len as u64 - 1) / chunk) as u32)
+}
+
+/// Puts the wanted range together from the cache and from what it did not take.
+fn assemble(
+    wanted: Wanted<'_>,
+    partial: Option<&Partial>,
+    chunks: &[u32],
+    held: &HashMap<u32, Arc<Vec<u8>>>,
+    offset: u64,
+    len: usize,
+) -> Result<Vec<u8>, FetchError> {
+    let mut bytes = vec![0; len];
+    let failed =
+        |source| FetchError::from(CacheError::Io { what: format!("read object {}", wanted.object.id), source });
+    if let (Some(partial), true) = (partial, held.is_empty()) {
+        partial.read_at(&mut bytes, offset).map_err(failed)?;
+        return Ok(bytes);
+    }
+    for index in chunks {
+        let chunk_start = u64::from(*index) * u64::from(wanted.chunk_bytes);
+        let chunk_end = chunk_start + u64::from(wanted.chunk_len(*index));
+        let (start, end) = (chunk_start.max(offset), chunk_end.min(offset + len as u64));
+        let into = &mut bytes[(start - offset) as usize..(end - offset) as usize];
+        match (held.get(index), partial) {
+            (Some(chunk), _) => {
+                into.copy_from_slice(&chunk[(start - chunk_start) as usize..(end - chunk_start) as usize]);
+            }
+            (None, Some(partial)) => partial.read_at(into, start).map_err(failed)?,
+            (None, None) => return Err(failed(io::ErrorKind::NotFound.into())),
+        }
+    }
+    Ok(bytes)
+}
+
+/// Decides whether a failure is tried again, and when.
+struct Retry {
+    deadline: Instant,
+    begun: Instant,
+    pause: Duration,
+    wrong_answers: u32,
+}
+
+impl Retry {
+    fn new(deadline: Instant) -> Self {
+        Self { deadline, begun: Instant::now(), pause: RETRY_PAUSE, wrong_answers: 0 }
+    }
+
+    /// Waits before the next attempt, or returns the error when there shall be none.
+    fn pause(&mut self, error: FetchError) -> Result<(), FetchError> {
+        self.wrong_answers += u32::from(matches!(error, FetchError::WrongHash { .. }));
+        let hopeless = matches!(error, FetchError::Upstream { source: UpstreamError::NotExported(_), .. });
+        if hopeless || self.wrong_answers >= WRONG_ANSWERS_MAX || Instant::now() + self.pause >= self.deadline {
+            return Err(error);
+        }
+        std::thread::sleep(self.pause);
+        self.pause = (self.pause * 2).min(RETRY_PAUSE_MAX);
+        Ok(())
+    }
+
+    /// Fails when time is up although nothing failed.
+    fn check(&self, what: impl Fn() -> String) -> Result<(), FetchError> {
+        match Instant::now() < self.deadline {
+            true => Ok(()),
+            false => Err(FetchError::Deadline { what: what(), deadline: self.deadline - self.begun }),
+        }
+    }
+}

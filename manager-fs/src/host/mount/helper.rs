@@ -1,0 +1,216 @@
+//! The process that touches the mounts. It holds no FUSE descriptor, so it may wait for the worker like any program.
+
+use std::io;
+use std::io::Read;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
+
+use proto::manifest::Manifest;
+use proto::{TreeId, TreePath};
+
+use super::holder::inherited;
+use super::message::{HelperReply, HelperRequest, MetaUsage, MountedGeneration, receive, send};
+use super::meta::{MetaStore, TmpfsMeta};
+use super::probe::{ProbeReport, probe_overlay};
+use super::{Layout, copy, overlay};
+use crate::host::cache::lock;
+
+/// Kernel memory of one entry of a metadata layer, bytes: inode, dentry, two attributes (measured over 100,000 entries).
+const META_ENTRY_BYTES: u64 = 1_300;
+/// Marks an overlay that has the FUSE layer: `with_fuse` of [`MountedGeneration`] is read from the mount's options.
+const DATA_LAYER_OPTION: &str = "datadir+=";
+
+/// Runs the helper until its holder ends. The body of the hidden command `__helper`.
+///
+/// `meta_bytes_max` caps the kernel memory of all metadata layers (an estimate, by entries).
+///
+/// # Errors
+/// It was not started by a holder, or the metadata tmpfs cannot be mounted.
+pub fn serve_helper(layout: Layout, meta_bytes_max: u64) -> anyhow::Result<()> {
+    let [listener, control] = inherited()?;
+    let listener = UnixListener::from(listener);
+    let helper = Arc::new(Helper { layout, meta_bytes_max, mounting: Mutex::default(), probed: OnceLock::new() });
+    helper.prepare()?;
+    std::thread::Builder::new().name("holder-watch".into()).stack_size(64 << 10).spawn(move || {
+        // The holder never writes: the end of the stream is the holder's end.
+        let _ = std::fs::File::from(control).read(&mut [0; 1]);
+        std::process::exit(0);
+    })?;
+    loop {
+        let (stream, _) = listener.accept()?;
+        let helper = helper.clone();
+        std::thread::Builder::new()
+            .name("helper".into())
+            .stack_size(256 << 10)
+            .spawn(move || helper.converse(stream))?;
+    }
+}
+
+struct Helper {
+    layout: Layout,
+    meta_bytes_max: u64,
+    /// Held while the set of mounts changes; never while a file is read.
+    mounting: Mutex<()>,
+    probed: OnceLock<ProbeReport>,
+}
+
+impl Helper {
+    fn prepare(&self) -> anyhow::Result<()> {
+        let meta = self.layout.meta();
+        let mounted = overlay::mounts()?.iter().any(|line| line.target == meta && line.kind == "tmpfs");
+        if !mounted && let Err(error) = overlay::mount_meta(&meta, self.inodes_max()) {
+            // Without any right to mount the plain copy is what remains; the probe will say why.
+            tracing::warn!(%error, "no tmpfs for metadata layers");
+        }
+        Ok(())
+    }
+
+    fn inodes_max(&self) -> u64 {
+        (self.meta_bytes_max / META_ENTRY_BYTES).max(1_000)
+    }
+
+    fn converse(&self, mut stream: UnixStream) {
+        let own = rustix::process::geteuid();
+        let peer = rustix::net::sockopt::socket_peercred(&stream);
+        if peer.is_ok_and(|peer| peer.uid == own)
+            && let Ok(request) = receive::<HelperRequest>(&mut stream)
+        {
+            let reply = self.answer(request).unwrap_or_else(|error| HelperReply::Failed {
+                errno: error.raw_os_error().unwrap_or(libc::EIO),
+                text: error.to_string(),
+            });
+            let _ = send(&mut stream, &reply);
+        }
+    }
+
+    fn answer(&self, request: HelperRequest) -> io::Result<HelperReply> {
+        match request {
+            HelperRequest::Mount { tree, with_fuse } => self.mount(&tree, with_fuse),
+            HelperRequest::Unmount { tree } => self.unmount(&tree),
+            HelperRequest::UnmountAll => {
+                for mounted in self.list()? {
+                    if let Err(error) = self.unmount(&mounted.tree) {
+                        tracing::warn!(tree = %mounted.tree, %error, "not unmounted");
+                    }
+                }
+                let _ = overlay::unmount_unused(&self.layout.meta());
+                Ok(HelperReply::Unmounted)
+            }
+            HelperRequest::Warm { tree, paths, bytes_max } => self.warm(&tree, &paths, bytes_max),
+            HelperRequest::Copy { tree } => {
+                let _one_at_a_time = lock(&self.mounting);
+                let begun = Instant::now();
+                let manifest = self.manifest(&tree)?;
+                let made = copy::make(&self.layout.copies(), &self.layout.local_objects(), &tree, &manifest)?;
+                Ok(mounted_reply(&made, false, &manifest, begun, begun))
+            }
+            HelperRequest::List => self.list().map(HelperReply::List),
+            HelperRequest::Probe => Ok(HelperReply::Probe(self.probe().clone())),
+            HelperRequest::MetaUsage => self.meta_usage().map(HelperReply::MetaUsage),
+        }
+    }
+
+    fn mount(&self, tree: &TreeId, with_fuse: bool) -> io::Result<HelperReply> {
+        let flavour = self.probe().flavour().ok_or(io::ErrorKind::Unsupported)?;
+        let _one_at_a_time = lock(&self.mounting);
+        let manifest = self.manifest(tree)?;
+        let target = self.layout.generation(tree);
+        let begun = Instant::now();
+        if self.list()?.iter().any(|mounted| mounted.tree == *tree) {
+            return Ok(mounted_reply(&target, true, &manifest, begun, begun));
+        }
+        let meta = TmpfsMeta::new(self.layout.meta(), flavour).make(tree, &manifest).map_err(|error| {
+            let full = error.kind() == io::ErrorKind::StorageFull;
+            let hint =
+                if full { "; the cap on metadata memory is reached: raise it or release a generation" } else { "" };
+            io::Error::new(error.kind(), format!("metadata layer of {tree}: {error}{hint}"))
+        })?;
+        let meta_made = Instant::now();
+        std::fs::create_dir_all(&target)?;
+        let mut layers = vec![self.layout.local_objects()];
+        if with_fuse {
+            layers.push(self.layout.fuse_objects());
+        }
+        overlay::mount_overlay(&meta, &layers, flavour, &target)?;
+        Ok(mounted_reply(&target, false, &manifest, begun, meta_made))
+    }
+
+    fn unmount(&self, tree: &TreeId) -> io::Result<HelperReply> {
+        let _one_at_a_time = lock(&self.mounting);
+        let target = self.layout.generation(tree);
+        while self.list()?.iter().any(|mounted| mounted.tree == *tree) {
+            if !overlay::unmount_unused(&target)? {
+                return Ok(HelperReply::Busy);
+            }
+        }
+        let _ = std::fs::remove_dir(&target);
+        if let Some(flavour) = self.probe().flavour() {
+            TmpfsMeta::new(self.layout.meta(), flavour).remove(tree)?;
+        }
+        copy::remove(&self.layout.copies(), tree)?;
+        Ok(HelperReply::Unmounted)
+    }
+
+    /// Reading puts every page into the page cache; `readahead` and `fadvise` leave hundreds of reads to the start.
+    fn warm(&self, tree: &TreeId, paths: &[TreePath], bytes_max: u64) -> io::Result<HelperReply> {
+        let begun = Instant::now();
+        let root = self.layout.generation(tree);
+        let mut buffer = vec![0; 256 << 10];
+        let mut bytes = 0;
+        for path in paths {
+            let Ok(mut file) = std::fs::File::open(root.join(path.as_path())) else { continue };
+            while bytes < bytes_max {
+                match file.read(&mut buffer)? {
+                    0 => break,
+                    len => bytes += len as u64,
+                }
+            }
+        }
+        Ok(HelperReply::Warmed { bytes, took_us: begun.elapsed().as_micros() as u64 })
+    }
+
+    /// From the mount table alone: nothing is touched.
+    fn list(&self) -> io::Result<Vec<MountedGeneration>> {
+        let generations = self.layout.generations();
+        let fuse_layer = format!("{DATA_LAYER_OPTION}{}", self.layout.fuse_objects().display());
+        Ok(overlay::mounts()?
+            .into_iter()
+            .filter(|line| line.kind == "overlay" && line.target.parent() == Some(&generations))
+            .filter_map(|line| {
+                let tree = line.target.file_name()?.to_str()?.parse().ok()?;
+                let path = line.target.to_str()?.to_owned();
+                Some(MountedGeneration { tree, path, with_fuse: line.options.contains(&fuse_layer) })
+            })
+            .collect())
+    }
+
+    fn probe(&self) -> &ProbeReport {
+        self.probed.get_or_init(|| probe_overlay(&self.layout.meta(), &self.layout.local_objects()))
+    }
+
+    fn meta_usage(&self) -> io::Result<MetaUsage> {
+        let found = rustix::fs::statvfs(self.layout.meta())?;
+        let inodes = found.f_files.saturating_sub(found.f_ffree);
+        Ok(MetaUsage { inodes, inodes_max: found.f_files, bytes_estimate: inodes * META_ENTRY_BYTES })
+    }
+
+    /// The worker has fetched and kept it; it is verified again, for it decides what a path means.
+    fn manifest(&self, tree: &TreeId) -> io::Result<Manifest> {
+        let path = self.layout.manifest(tree);
+        let bytes = std::fs::read(&path)
+            .map_err(|e| io::Error::new(e.kind(), format!("manifest {}: {e}", path.display())))?;
+        Manifest::decode(&bytes, tree).map_err(io::Error::other)
+    }
+}
+
+fn mounted_reply(path: &Path, already: bool, manifest: &Manifest, begun: Instant, meta_made: Instant) -> HelperReply {
+    HelperReply::Mounted {
+        path: path.display().to_string(),
+        already,
+        entries: manifest.entries.len() as u64,
+        meta_us: (meta_made - begun).as_micros() as u64,
+        mount_us: meta_made.elapsed().as_micros() as u64,
+    }
+}

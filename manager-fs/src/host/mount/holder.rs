@@ -1,0 +1,385 @@
+//! The parent process: holds what must not be lost, and restarts what may die.
+//!
+//! It opens `/dev/fuse`, mounts, reads INIT, and keeps the descriptor, INIT and its answer. It knows nothing of trees,
+//! networks or caches, so it never needs to change while a mount lives.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use proto::codec;
+use serde::{Deserialize, Serialize};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{HelperClient, Layout, message, overlay};
+
+/// What `manager-fs mount` means.
+#[derive(Debug, Clone)]
+pub struct HoldOptions {
+    /// Where everything is.
+    pub layout: Layout,
+    /// The binary of worker and helper; asked again at every start, so replacing the file upgrades the worker.
+    pub program: PathBuf,
+    /// Arguments that make it a worker.
+    pub worker_args: Vec<OsString>,
+    /// Arguments that make it a helper.
+    pub helper_args: Vec<OsString>,
+    /// Whose mounts they are.
+    pub namespace: NamespaceChoice,
+}
+
+/// Where the mounts are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NamespaceChoice {
+    /// In the host's namespace if this user may mount there, else in a new user namespace.
+    Auto,
+    /// In a new user namespace.
+    New,
+    /// In this process's namespace, whatever it may.
+    Own,
+}
+
+/// What a worker is told first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Greeting {
+    pub(super) init: Vec<u8>,
+    /// What the kernel was told; `None` before the first answer.
+    pub(super) answer: Option<Vec<u8>>,
+    pub(super) restarts: u32,
+    pub(super) namespace_pid: Option<u32>,
+    pub(super) fuse_fault: Option<String>,
+}
+
+/// What a worker says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum Said {
+    /// Its answer to INIT, when there was none before.
+    Answer(Vec<u8>),
+    /// Everything is served; a line for the operator.
+    Ready(String),
+}
+
+const FDS: &str = "MANAGER_FS_INHERITED";
+const SAID_BYTES_MAX: usize = 16 << 10;
+/// `FUSE_MIN_READ_BUFFER` of linux/fuse.h.
+const INIT_READ_BYTES: usize = 8 << 10;
+/// How long a worker may take to end after SIGTERM.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Holds the mount until SIGTERM, SIGINT, or a worker that ends with exit code 0; then unmounts what nobody uses.
+///
+/// Call it before any thread starts: entering a user namespace needs that.
+///
+/// # Errors
+/// Another daemon runs here, the directories or the mount cannot be made, or the first worker failed at once.
+pub fn hold(options: &HoldOptions) -> anyhow::Result<()> {
+    let namespace_pid = enter_namespace(options.namespace)?;
+    prepare_dirs(&options.layout)?;
+    let _only_one = lock_run(&options.layout.run)?;
+    clear_dead_mount(&options.layout.mountpoint)?;
+    let mut held = Held::open(options, namespace_pid)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(held.run());
+    held.clean_up();
+    ended
+}
+
+struct Held<'o> {
+    options: &'o HoldOptions,
+    device: Option<OwnedFd>,
+    greeting: Greeting,
+    listener: UnixListener,
+    /// The helper sees its end when this process ends.
+    helper_control: Option<OwnedFd>,
+    was_ready: bool,
+}
+
+/// A running worker.
+struct RunningWorker {
+    child: Child,
+    control: tokio::net::UnixStream,
+    heard: Vec<u8>,
+    started: Instant,
+    ready: bool,
+}
+
+enum Event {
+    WorkerEnded(io::Result<ExitStatus>),
+    HelperEnded,
+    Said,
+    Stop,
+}
+
+impl<'o> Held<'o> {
+    fn open(options: &'o HoldOptions, namespace_pid: Option<u32>) -> anyhow::Result<Self> {
+        let mut greeting = Greeting { init: Vec::new(), answer: None, restarts: 0, namespace_pid, fuse_fault: None };
+        let device = match open_fuse(&options.layout.mountpoint) {
+            Ok((device, init)) => {
+                greeting.init = init;
+                Some(device)
+            }
+            Err(error) => {
+                greeting.fuse_fault = Some(format!("{error:#}"));
+                None
+            }
+        };
+        let socket = options.layout.helper_socket();
+        let listener = message::listen(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+        Ok(Self { options, device, greeting, listener, helper_control: None, was_ready: false })
+    }
+
+    async fn run(&mut self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut helper = self.start_helper()?;
+        let mut worker = self.start_worker()?;
+        let mut pause = Duration::ZERO;
+        loop {
+            let event = tokio::select! {
+                status = worker.child.wait() => Event::WorkerEnded(status),
+                _ = helper.wait() => Event::HelperEnded,
+                _ = worker.control.readable() => Event::Said,
+                _ = terminate.recv() => Event::Stop,
+                _ = interrupt.recv() => Event::Stop,
+            };
+            match event {
+                Event::Said => self.listen_to(&mut worker),
+                Event::HelperEnded => helper = self.start_helper()?,
+                Event::WorkerEnded(status) => {
+                    // What it said last may still be in the socket.
+                    self.listen_to(&mut worker);
+                    if status.as_ref().is_ok_and(ExitStatus::success) {
+                        return Ok(());
+                    }
+                    if !self.was_ready && status.as_ref().is_ok_and(|status| status.code().is_some()) {
+                        bail!("the mount daemon's worker failed at its start; see its message above");
+                    }
+                    // One that dies before it serves would die again at once.
+                    pause = if worker.ready { Duration::ZERO } else { next_pause(pause, worker.started.elapsed()) };
+                    tokio::time::sleep(pause).await;
+                    self.greeting.restarts += 1;
+                    worker = self.start_worker()?;
+                }
+                Event::Stop => return end(&mut worker.child).await,
+            }
+        }
+    }
+
+    fn start_worker(&self) -> anyhow::Result<RunningWorker> {
+        let (mut ours, theirs) = UnixStream::pair()?;
+        message::send(&mut ours, &self.greeting)?;
+        let mut command = Command::new(&self.options.program);
+        command.args(&self.options.worker_args).kill_on_drop(true);
+        // Freed memory goes back at once, and threads share two heaps: the worker is small and stays so.
+        command
+            .env("MALLOC_ARENA_MAX", "2")
+            .env("MALLOC_MMAP_THRESHOLD_", "131072")
+            .env("MALLOC_TRIM_THRESHOLD_", "131072");
+        let mut fds = vec![theirs.as_fd()];
+        fds.extend(self.device.as_ref().map(AsFd::as_fd));
+        let child = spawn(command, &fds).with_context(|| format!("start {}", self.options.program.display()))?;
+        ours.set_nonblocking(true)?;
+        let control = tokio::net::UnixStream::from_std(ours)?;
+        Ok(RunningWorker { child, control, heard: Vec::new(), started: Instant::now(), ready: false })
+    }
+
+    fn start_helper(&mut self) -> anyhow::Result<Child> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let mut command = Command::new(&self.options.program);
+        command.args(&self.options.helper_args).kill_on_drop(false);
+        let child = spawn(command, &[self.listener.as_fd(), theirs.as_fd()])
+            .with_context(|| format!("start {}", self.options.program.display()))?;
+        self.helper_control = Some(ours.into());
+        Ok(child)
+    }
+
+    /// Takes every message that is there.
+    fn listen_to(&mut self, worker: &mut RunningWorker) {
+        let mut piece = [0; 4096];
+        while let Ok(len @ 1..) = worker.control.try_read(&mut piece) {
+            worker.heard.extend_from_slice(&piece[..len]);
+        }
+        while let Some((len, body)) = worker.heard.split_first_chunk::<4>() {
+            let len = u32::from_le_bytes(*len) as usize;
+            let Some(body) = body.get(..len) else { return };
+            let said = codec::decode::<Said, SAID_BYTES_MAX>(body);
+            worker.heard.drain(..4 + len);
+            match said {
+                Ok(Said::Answer(answer)) => self.answer_init(&answer),
+                Ok(Said::Ready(line)) => self.announce(worker, &line),
+                Err(error) => tracing::warn!(%error, "the worker said something unknown"),
+            }
+        }
+    }
+
+    /// The kernel hears the first answer and no other.
+    fn answer_init(&mut self, answer: &[u8]) {
+        let Some(device) = self.device.as_ref().filter(|_| self.greeting.answer.is_none()) else { return };
+        match rustix::io::write(device, answer) {
+            Ok(_) => self.greeting.answer = Some(answer.to_vec()),
+            Err(error) => tracing::error!(%error, "the kernel refused the answer to INIT"),
+        }
+    }
+
+    fn announce(&mut self, worker: &mut RunningWorker, line: &str) {
+        worker.ready = true;
+        if !std::mem::replace(&mut self.was_ready, true) {
+            eprintln!("{line}");
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        }
+    }
+
+    /// Unmounts what nobody uses. A generation in use stays mounted: its local files go on working.
+    fn clean_up(&mut self) {
+        let helper = HelperClient::new(self.options.layout.helper_socket());
+        if let Err(error) = helper.unmount_all(END_PATIENCE) {
+            tracing::warn!(%error, "generations not unmounted");
+        }
+        self.helper_control = None;
+        if self.device.take().is_some() {
+            let mountpoint = &self.options.layout.mountpoint;
+            if !overlay::unmount_unused(mountpoint).unwrap_or(false) {
+                let _ = overlay::detach_dead(mountpoint);
+            }
+        }
+        let _ = std::fs::remove_file(self.options.layout.helper_socket());
+        let _ = std::fs::remove_file(self.options.layout.numbers());
+    }
+}
+
+fn next_pause(last: Duration, lived: Duration) -> Duration {
+    if lived > Duration::from_secs(5) {
+        Duration::ZERO
+    } else {
+        (last * 2).clamp(Duration::from_millis(20), RESTART_PAUSE_MAX)
+    }
+}
+
+/// Asks the worker to end, then makes it.
+async fn end(worker: &mut Child) -> anyhow::Result<()> {
+    if let Some(pid) = worker.id().and_then(|id| rustix::process::Pid::from_raw(id as i32)) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+    if tokio::time::timeout(END_PATIENCE, worker.wait()).await.is_err() {
+        worker.kill().await?;
+    }
+    Ok(())
+}
+
+/// Starts a child that inherits exactly these descriptors beside 0 to 2.
+fn spawn(mut command: Command, fds: &[BorrowedFd<'_>]) -> io::Result<Child> {
+    // Without CLOEXEC only while the child is started; this process has one thread, so no other child gets them.
+    let inheritable = fds.iter().map(|fd| rustix::io::dup(fd)).collect::<Result<Vec<_>, _>>()?;
+    let numbers: Vec<String> = inheritable.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+    command.env(FDS, numbers.join(",")).spawn()
+}
+
+/// The descriptors that the holder left open for this process.
+pub(super) fn inherited<const N: usize>() -> anyhow::Result<[OwnedFd; N]> {
+    let fds = inherited_list()?;
+    fds.try_into().map_err(|_| anyhow::anyhow!("the holder left other descriptors than expected"))
+}
+
+fn inherited_list() -> anyhow::Result<Vec<OwnedFd>> {
+    let Ok(list) = std::env::var(FDS) else { bail!("this command is started by 'manager-fs mount' and not by hand") };
+    let numbers = list.split(',').map(str::parse::<RawFd>).collect::<Result<Vec<_>, _>>().context(FDS)?;
+    numbers.into_iter().map(|number| crate::sys::adopt_descriptor(number).context(FDS)).collect()
+}
+
+/// See [`super::Worker::bootstrap`].
+pub(super) fn inherited_worker() -> anyhow::Result<(Option<OwnedFd>, UnixStream, Greeting)> {
+    let mut fds = inherited_list()?.into_iter();
+    let mut control = UnixStream::from(fds.next().context("no control socket")?);
+    let greeting = message::receive::<Greeting>(&mut control).context("read the holder's greeting")?;
+    Ok((fds.next(), control, greeting))
+}
+
+/// Mounts and waits for INIT, which the kernel sends first and once.
+fn open_fuse(mountpoint: &Path) -> anyhow::Result<(OwnedFd, Vec<u8>)> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let device = rustix::fs::open("/dev/fuse", flags, Mode::empty()).context("open /dev/fuse")?;
+    overlay::mount_fuse(device.as_fd(), mountpoint)
+        .with_context(|| format!("mount FUSE at {}", mountpoint.display()))?;
+    let mut init = vec![0; INIT_READ_BYTES];
+    let len = rustix::io::read(&device, &mut init[..]).context("read INIT")?;
+    init.truncate(len);
+    Ok((device, init))
+}
+
+/// Enters a new user and mount namespace where that is wanted; returns this process's id then.
+fn enter_namespace(choice: NamespaceChoice) -> anyhow::Result<Option<u32>> {
+    let root = rustix::process::geteuid().is_root();
+    if choice == NamespaceChoice::Own || (choice == NamespaceChoice::Auto && root) {
+        return Ok(None);
+    }
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    if let Err(error) = crate::sys::unshare_user_and_mounts() {
+        if choice == NamespaceChoice::New {
+            return Err(error).context("enter a user namespace");
+        }
+        // Without it only the plain copy remains, which needs no privilege.
+        tracing::warn!(%error, "user namespaces are not permitted here");
+        return Ok(None);
+    }
+    // The kernel refuses a group map of an unprivileged writer unless setgroups is given up.
+    std::fs::write("/proc/self/setgroups", "deny").context("give up setgroups")?;
+    std::fs::write("/proc/self/gid_map", format!("0 {gid} 1")).context("map the group")?;
+    std::fs::write("/proc/self/uid_map", format!("0 {uid} 1")).context("map the user")?;
+    // Mounts made here must not be proposed to the parent namespace.
+    let slave = rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", slave).context("make the namespace's mounts its own")?;
+    Ok(Some(std::process::id()))
+}
+
+fn prepare_dirs(layout: &Layout) -> anyhow::Result<()> {
+    let make = |dir: &Path, mode: u32| {
+        std::fs::DirBuilder::new().recursive(true).mode(mode).create(dir)?;
+        Ok::<_, io::Error>(())
+    };
+    for (dir, mode) in [
+        (layout.run.clone(), 0o755),
+        (layout.generations(), 0o755),
+        (layout.cache.clone(), 0o700),
+        (layout.local_objects(), 0o700),
+    ] {
+        make(&dir, mode).with_context(|| format!("create {}", dir.display()))?;
+    }
+    make(&layout.meta(), 0o700).with_context(|| format!("create {}", layout.meta().display()))?;
+    // A dead mount answers ENOTCONN to everything, so the mount point is only made where nothing is mounted.
+    if !overlay::mounts()?.iter().any(|line| line.target == layout.mountpoint) {
+        make(&layout.mountpoint, 0o755).with_context(|| format!("create {}", layout.mountpoint.display()))?;
+        std::fs::set_permissions(&layout.mountpoint, std::fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+/// One daemon a RUN directory.
+fn lock_run(run: &Path) -> anyhow::Result<std::fs::File> {
+    let path = run.join("mount.lock");
+    let file = std::fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(_) => bail!("a mount daemon already runs on {}: end it first, or use another --run", run.display()),
+    }
+}
+
+/// A holder that was killed leaves a mount that nobody answers.
+fn clear_dead_mount(mountpoint: &Path) -> anyhow::Result<()> {
+    let here = |line: &overlay::MountLine| line.target == mountpoint;
+    while let Some(line) = overlay::mounts()?.into_iter().rev().find(here) {
+        if line.kind != "fuse" || line.source != "manager-fs" {
+            bail!("{} is already a mount point ({} from {})", mountpoint.display(), line.kind, line.source);
+        }
+        overlay::detach_dead(mountpoint).with_context(|| format!("unmount the dead {}", mountpoint.display()))?;
+    }
+    Ok(())
+}

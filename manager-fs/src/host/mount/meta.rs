@@ -1,0 +1,209 @@
+//! The metadata layer of a generation: its manifest as a directory of a tmpfs.
+//!
+//! Directories and symlinks are as in the tree. A file is sparse with the right size, mode, owner and times, and two
+//! overlay attributes: `metacopy` (its data are elsewhere) and `redirect` (at which path of the data layers). An empty
+//! file is a plain empty file.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use proto::TreeId;
+use proto::manifest::{Manifest, Node, NodeKind};
+use rustix::fs::{
+    AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod, fchown, ftruncate,
+    futimens, linkat, mkdirat, openat, symlinkat, utimensat,
+};
+
+/// Where metadata layers are made. A tmpfs needs no privilege inside a user namespace; an image file could stand here
+/// for trees of more entries than kernel memory should hold.
+pub(super) trait MetaStore {
+    /// Makes the layer of a tree, or finds it made.
+    ///
+    /// # Errors
+    /// What could not be made, with the path in the tree. A half-made layer is never found later.
+    fn make(&self, tree: &TreeId, manifest: &Manifest) -> io::Result<PathBuf>;
+
+    /// Removes it.
+    fn remove(&self, tree: &TreeId) -> io::Result<()>;
+}
+
+/// Layers as directories of one tmpfs.
+#[derive(Debug)]
+pub(super) struct TmpfsMeta {
+    dir: PathBuf,
+    flavour: Flavour,
+}
+
+/// Which attribute names the overlay reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flavour {
+    /// `trusted.overlay.*`: needs the initial user namespace's root.
+    Trusted,
+    /// `user.overlay.*`, with the mount option `userxattr`.
+    User,
+}
+
+impl Flavour {
+    fn name(self, what: &str) -> String {
+        match self {
+            Flavour::Trusted => format!("trusted.overlay.{what}"),
+            Flavour::User => format!("user.overlay.{what}"),
+        }
+    }
+}
+
+impl TmpfsMeta {
+    pub(super) fn new(dir: PathBuf, flavour: Flavour) -> Self {
+        Self { dir, flavour }
+    }
+}
+
+impl MetaStore for TmpfsMeta {
+    fn make(&self, tree: &TreeId, manifest: &Manifest) -> io::Result<PathBuf> {
+        let path = self.dir.join(tree.to_hex());
+        if path.exists() {
+            return Ok(path);
+        }
+        let making = self.dir.join(format!(".making-{}", tree.to_hex()));
+        if making.exists() {
+            std::fs::remove_dir_all(&making)?;
+        }
+        let made = build(&making, manifest, Some(self.flavour), &mut |_, _| Ok(())).and_then(|()| {
+            // Complete only under its own name: a helper killed in the middle leaves nothing that looks like a layer.
+            std::fs::rename(&making, &path)
+        });
+        if made.is_err() {
+            let _ = std::fs::remove_dir_all(&making);
+        }
+        made.map(|()| path)
+    }
+
+    fn remove(&self, tree: &TreeId) -> io::Result<()> {
+        match std::fs::remove_dir_all(self.dir.join(tree.to_hex())) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Fills an empty file with its object; see [`build`].
+pub(super) type Fill<'f> = &'f mut dyn FnMut(&OwnedFd, &proto::ObjectId) -> io::Result<()>;
+
+/// Makes the tree below `target`. With a flavour files are sparse and redirected, without one `fill` writes them.
+pub(super) fn build(target: &Path, manifest: &Manifest, flavour: Option<Flavour>, fill: Fill<'_>) -> io::Result<()> {
+    std::fs::create_dir(target)?;
+    let root = openat(CWD, target, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut builder =
+        Builder { root, manifest, flavour, keep_owners: is_initial_namespace(), first_name: HashMap::new() };
+    for entry in &manifest.entries[1..] {
+        builder.make(entry, fill).map_err(|e| at_path(&entry.path, e))?;
+    }
+    // Last and from the inside out: making an entry changes its directory's time, and a mode may forbid making it.
+    for entry in manifest.entries.iter().rev() {
+        let node = manifest.node(entry);
+        if node.kind == NodeKind::Directory {
+            builder.finish_directory(entry.path.as_path(), node).map_err(|e| at_path(&entry.path, e))?;
+        }
+    }
+    Ok(())
+}
+
+fn at_path(path: &proto::TreePath, error: io::Error) -> io::Error {
+    let kind = error.raw_os_error().map_or(error.kind(), |n| io::Error::from_raw_os_error(n).kind());
+    io::Error::new(kind, format!("'{path}': {error}"))
+}
+
+struct Builder<'m> {
+    root: OwnedFd,
+    manifest: &'m Manifest,
+    flavour: Option<Flavour>,
+    keep_owners: bool,
+    /// The first path of nodes with more names.
+    first_name: HashMap<u32, &'m Path>,
+}
+
+impl<'m> Builder<'m> {
+    fn make(&mut self, entry: &'m proto::manifest::Entry, fill: Fill<'_>) -> io::Result<()> {
+        let (path, node) = (entry.path.as_path(), self.manifest.node(entry));
+        match &node.kind {
+            NodeKind::Directory => Ok(mkdirat(&self.root, path, Mode::RWXU)?),
+            _ if self.first_name.contains_key(&entry.node) => {
+                Ok(linkat(&self.root, self.first_name[&entry.node], &self.root, path, AtFlags::empty())?)
+            }
+            NodeKind::Symlink(target) => {
+                self.first_name.insert(entry.node, path);
+                symlinkat(target.as_slice(), &self.root, path)?;
+                let (uid, gid) = self.owner(node);
+                chownat(&self.root, path, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+                Ok(utimensat(&self.root, path, &times(node), AtFlags::SYMLINK_NOFOLLOW)?)
+            }
+            NodeKind::EmptyFile | NodeKind::File(_) => {
+                self.first_name.insert(entry.node, path);
+                self.make_file(path, node, fill)
+            }
+        }
+    }
+
+    fn make_file(&self, path: &Path, node: &Node, fill: Fill<'_>) -> io::Result<()> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = openat(&self.root, path, flags, Mode::RUSR | Mode::WUSR)?;
+        if let NodeKind::File(id) = &node.kind {
+            match self.flavour {
+                Some(flavour) => {
+                    let object = self.manifest.object(id).ok_or(io::ErrorKind::InvalidData)?;
+                    ftruncate(&file, object.bytes)?;
+                    let (shard, rest) = id.to_shard();
+                    let redirect = format!("/{shard}/{rest}");
+                    rustix::fs::fsetxattr(&file, flavour.name("metacopy"), b"", XattrFlags::empty())?;
+                    rustix::fs::fsetxattr(&file, flavour.name("redirect"), redirect.as_bytes(), XattrFlags::empty())?;
+                }
+                None => fill(&file, id)?,
+            }
+        }
+        self.finish(&file, node)
+    }
+
+    fn finish_directory(&self, path: &Path, node: &Node) -> io::Result<()> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let dir = openat(&self.root, path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        self.finish(&dir, node)
+    }
+
+    /// Owner before mode and capabilities (`chown` clears set-id bits and capabilities), times last.
+    fn finish(&self, file: impl AsFd, node: &Node) -> io::Result<()> {
+        let (uid, gid) = self.owner(node);
+        fchown(&file, uid, gid)?;
+        fchmod(&file, Mode::from_raw_mode(node.mode))?;
+        for xattr in &node.xattrs {
+            let set = rustix::fs::fsetxattr(&file, xattr.name.as_slice(), &xattr.value, XattrFlags::empty());
+            match set {
+                // A user namespace has no file capabilities of other namespaces, and nosuid takes their effect anyway.
+                Err(rustix::io::Errno::PERM | rustix::io::Errno::INVAL) if !self.keep_owners => {}
+                other => other?,
+            }
+        }
+        Ok(futimens(&file, &times(node))?)
+    }
+
+    /// In a user namespace only its own user exists, and owns everything.
+    fn owner(&self, node: &Node) -> (Option<Uid>, Option<Gid>) {
+        match self.keep_owners {
+            true => (Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid))),
+            false => (None, None),
+        }
+    }
+}
+
+/// Whether every user id exists here.
+pub(super) fn is_initial_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let whole = map.split_whitespace().collect::<Vec<_>>() == ["0", "0", "4294967295"];
+    whole && rustix::process::geteuid().is_root()
+}
+
+fn times(node: &Node) -> Timestamps {
+    let time = Timespec { tv_sec: node.mtime_s, tv_nsec: node.mtime_ns.into() };
+    Timestamps { last_access: time, last_modification: time }
+}

@@ -1,0 +1,208 @@
+//! The worker's side: taking over from the holder, serving the kernel, and asking the helper to mount.
+
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use fuser::{BackgroundSession, INodeNo, Notifier};
+use proto::TreeId;
+
+use super::holder::{Greeting, Said, inherited_worker};
+use super::message::{HelperClient, HelperError, HelperReply, send};
+use super::probe::ProbeReport;
+use super::{DataPath, Layout, resume};
+use crate::host::fuse::{Adapter, RequestCounts, ServeOptions};
+use crate::host::objects::Objects;
+
+/// A worker that has what its holder gave it.
+#[derive(Debug)]
+pub struct Worker {
+    layout: Layout,
+    device: Option<OwnedFd>,
+    control: UnixStream,
+    greeting: Greeting,
+}
+
+impl Worker {
+    /// Takes over what the holder left open. Call it first in the hidden command `__worker`, before any thread starts.
+    ///
+    /// # Errors
+    /// The process was not started by a holder.
+    pub fn bootstrap(layout: Layout) -> anyhow::Result<Self> {
+        let (device, control, greeting) = inherited_worker()?;
+        Ok(Self { layout, device, control, greeting })
+    }
+
+    /// How many workers the holder has started before this one: 0 for the first.
+    pub fn restarts(&self) -> u32 {
+        self.greeting.restarts
+    }
+
+    /// Whether this host has FUSE; if not, why.
+    pub fn fuse(&self) -> Result<(), &str> {
+        self.greeting.fuse_fault.as_deref().map_or(Ok(()), Err)
+    }
+
+    /// The process whose user and mount namespaces hold the mounts, when they are not those of the host.
+    pub fn namespace_pid(&self) -> Option<u32> {
+        self.greeting.namespace_pid
+    }
+
+    /// Whether requests in flight survive the death of a worker (kernel 6.9).
+    pub fn can_resend(&self) -> bool {
+        resume::can_resend(&self.greeting.init)
+    }
+
+    /// Starts answering the kernel. `None` without FUSE. Dropping the server does not unmount.
+    ///
+    /// # Errors
+    /// The connection cannot be taken over.
+    pub fn serve(&self, objects: Arc<Objects>, options: ServeOptions) -> anyhow::Result<Option<Server>> {
+        let Some(device) = &self.device else { return Ok(None) };
+        let counts = Arc::new(RequestCounts::default());
+        let adapter = Adapter::new(objects.clone(), counts.clone(), options);
+        let pinned = self.greeting.answer.as_deref();
+        let resumed = resume::serve(adapter, device.as_fd(), &self.greeting.init, pinned)
+            .context("take over the FUSE connection")?;
+        if pinned.is_none() {
+            // The holder saves the answer before it hands it to the kernel: a worker that dies in between is harmless.
+            self.tell(&Said::Answer(resumed.answer))?;
+        }
+        let notifier = resumed.session.notifier();
+        Ok(Some(Server { _session: resumed.session, notifier, counts, objects }))
+    }
+
+    /// Tells the holder that everything is served; the first time it says so to the operator and the service manager.
+    pub fn ready(&self, line: &str) -> anyhow::Result<()> {
+        self.tell(&Said::Ready(line.to_owned()))
+    }
+
+    /// Ends the process when the holder has gone: nobody would restart this worker, and a new holder starts its own.
+    pub fn end_with_holder(&self) -> anyhow::Result<()> {
+        let mut control = self.control.try_clone()?;
+        std::thread::Builder::new().name("holder-watch".into()).stack_size(64 << 10).spawn(move || {
+            let _ = control.read(&mut [0; 1]);
+            std::process::exit(1);
+        })?;
+        Ok(())
+    }
+
+    /// For mounting generations.
+    pub fn mounts(&self) -> Mounts {
+        let helper = HelperClient::new(self.layout.helper_socket());
+        Mounts { layout: self.layout.clone(), helper, fuse: self.device.is_some() }
+    }
+
+    fn tell(&self, said: &Said) -> anyhow::Result<()> {
+        send(&mut self.control.try_clone()?, said).context("tell the holder")
+    }
+}
+
+/// The running FUSE server.
+pub struct Server {
+    _session: BackgroundSession,
+    notifier: Notifier,
+    counts: Arc<RequestCounts>,
+    objects: Arc<Objects>,
+}
+
+impl Server {
+    /// Requests by opcode. Never blocks.
+    pub fn counts(&self) -> &Arc<RequestCounts> {
+        &self.counts
+    }
+
+    /// Makes the kernel ask again for the listings that [`Objects::set_view`] has changed.
+    ///
+    /// Only whole directories are invalidated: that takes no lock which a request of this file system can hold. To
+    /// invalidate an entry the kernel locks its directory, and a worker killed while it waits for that lock could never
+    /// die. Entries need none of it: what is new was never remembered as absent, what is gone is forgotten in a second.
+    pub fn invalidate_view(&self) {
+        for ino in self.objects.changing_directories() {
+            // ENOENT: the kernel does not know that directory.
+            let _ = self.notifier.inval_inode(INodeNo(ino), 0, 0);
+        }
+    }
+}
+
+/// A generation that can be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// Its root.
+    pub path: PathBuf,
+    /// How its bytes come.
+    pub data_path: DataPath,
+    /// Whether it was mounted before.
+    pub already: bool,
+    /// Making the metadata layer took so long, microseconds.
+    pub meta_us: u64,
+    /// Mounting took so long, microseconds.
+    pub mount_us: u64,
+}
+
+/// Mounts and unmounts generations, by way of the helper. Blocks; call it from a thread.
+#[derive(Debug, Clone)]
+pub struct Mounts {
+    layout: Layout,
+    helper: HelperClient,
+    fuse: bool,
+}
+
+impl Mounts {
+    /// The helper, for what needs no decision.
+    pub fn helper(&self) -> &HelperClient {
+        &self.helper
+    }
+
+    /// What this host permits, and the data path that follows.
+    pub fn probe(&self) -> Result<(DataPath, ProbeReport), HelperError> {
+        let report = self.helper.probe()?;
+        Ok((report.data_path(self.fuse), report))
+    }
+
+    /// Makes a registered tree usable. `all_local` says that every object is local: then the generation is mounted
+    /// without the FUSE layer and does not depend on the daemon at all. Where [`DataPath::needs_all_objects`], it must be.
+    ///
+    /// # Errors
+    /// The helper failed, or the data path needs what is not there.
+    pub fn mount_generation(
+        &self,
+        tree: &TreeId,
+        objects: &Objects,
+        all_local: bool,
+    ) -> Result<Mounted, HelperError> {
+        let (data_path, report) = self.probe()?;
+        if data_path.needs_all_objects() && !all_local {
+            let text = format!("{data_path}: every object of {tree} must be local first");
+            return Err(HelperError::Failed { errno: libc::EAGAIN, text });
+        }
+        let reply = match data_path {
+            DataPath::Overlay | DataPath::OverlayLocal => self.helper.mount(tree, !all_local)?,
+            DataPath::Copy => self.helper.copy(tree)?,
+            DataPath::View => return self.view(tree, objects, &report),
+        };
+        match reply {
+            HelperReply::Mounted { path, already, meta_us, mount_us, .. } => {
+                let data_path =
+                    if all_local && data_path == DataPath::Overlay { DataPath::OverlayLocal } else { data_path };
+                Ok(Mounted { path: path.into(), data_path, already, meta_us, mount_us })
+            }
+            _ => Err(HelperError::Protocol),
+        }
+    }
+
+    fn view(&self, tree: &TreeId, objects: &Objects, report: &ProbeReport) -> Result<Mounted, HelperError> {
+        let relative = objects.view_path(tree).ok_or_else(|| HelperError::Failed {
+            errno: libc::ENOENT,
+            text: format!(
+                "tree {tree} is not in the browsing view, and overlay mounts are not permitted here ({})",
+                report.overlay_fault.as_deref().unwrap_or_default()
+            ),
+        })?;
+        let path = self.layout.mountpoint.join(relative);
+        Ok(Mounted { path, data_path: DataPath::View, already: true, meta_us: 0, mount_us: 0 })
+    }
+}
