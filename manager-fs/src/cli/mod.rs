@@ -1,6 +1,16 @@
 //! What the operator typed: one file a command. Each turns its flags into a call of the library and the result into
 //! text or JSON; none decides anything.
 
+mod client;
+mod export;
+mod generations;
+mod hosts;
+mod job;
+mod log;
+mod publish;
+mod serve;
+mod upgrade;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -20,6 +30,42 @@ struct Line {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the manager
+    Serve(serve::ServeArgs),
+    /// Take files in as a new generation of a product
+    Publish(publish::PublishArgs),
+    /// Take a generation back that is neither exported nor attached
+    Unpublish(publish::UnpublishArgs),
+    /// List generations
+    Generations(generations::GenerationsArgs),
+    /// Show one generation with its metadata
+    Show(generations::ShowArgs),
+    /// Show what differs between two generations
+    Diff(generations::DiffArgs),
+    /// Check every byte of the store
+    Verify(generations::VerifyArgs),
+    /// Remove from the store what nothing needs
+    Gc(generations::GcArgs),
+    /// Let hosts see and fetch a generation
+    Export(export::ExportArgs),
+    /// Take an export back
+    Unexport(export::UnexportArgs),
+    /// List hosts
+    Hosts(hosts::HostsArgs),
+    /// Revoke and group hosts
+    #[command(subcommand)]
+    Host(hosts::HostCommand),
+    /// Print a one-time token that enrols a host
+    Token(hosts::TokenArgs),
+    /// Enrol this host with a manager
+    Enroll(hosts::EnrollArgs),
+    /// Tell running agents to change over to another generation, in either direction
+    Upgrade(upgrade::UpgradeArgs),
+    /// Show what runs where, since when, and why it last changed
+    Agents(upgrade::AgentsArgs),
+    /// Run and follow storage operations
+    #[command(subcommand)]
+    Job(job::JobCommand),
     /// All of the other commands on this machine, in front of your eyes
     Demo(DemoOptions),
 }
@@ -49,8 +95,25 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command, _dirs: &Dirs) -> anyhow::Result<Done> {
+fn dispatch(command: Command, dirs: &Dirs) -> anyhow::Result<Done> {
     match command {
+        Command::Serve(args) => serve::run(&args, dirs),
+        Command::Publish(args) => publish::publish(&args, dirs),
+        Command::Unpublish(args) => publish::unpublish(&args, dirs),
+        Command::Generations(args) => generations::generations(&args, dirs),
+        Command::Show(args) => generations::show(&args, dirs),
+        Command::Diff(args) => generations::diff(&args, dirs),
+        Command::Verify(args) => generations::verify(&args, dirs),
+        Command::Gc(args) => generations::gc(&args, dirs),
+        Command::Export(args) => export::export(&args, dirs),
+        Command::Unexport(args) => export::unexport(&args, dirs),
+        Command::Hosts(args) => hosts::hosts(&args, dirs),
+        Command::Host(command) => hosts::host(&command, dirs),
+        Command::Token(args) => hosts::token(&args, dirs),
+        Command::Enroll(args) => hosts::enroll(&args, dirs),
+        Command::Upgrade(args) => upgrade::upgrade(&args, dirs),
+        Command::Agents(args) => upgrade::agents(&args, dirs),
+        Command::Job(command) => job::run(&command, dirs),
         Command::Demo(options) => Ok(if crate::demo::run(&options)? { Done::Clean } else { Done::Code(1) }),
     }
 }

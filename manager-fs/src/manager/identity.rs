@@ -139,6 +139,14 @@ pub fn peer(certificate: &[u8]) -> anyhow::Result<Peer> {
     Ok(parse(certificate)?.0)
 }
 
+/// As [`peer`], and when the certificate ends, milliseconds since 1970.
+///
+/// # Errors
+/// As [`peer`].
+pub fn peer_until(certificate: &[u8]) -> anyhow::Result<(Peer, Unix)> {
+    parse(certificate)
+}
+
 /// What is stored of a token's secret.
 pub fn secret_hash(secret: &[u8]) -> String {
     blake3::Hasher::new_derive_key("manager-fs 2026 enrolment token").update(secret).finalize().to_hex().to_string()

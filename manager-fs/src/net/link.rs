@@ -179,6 +179,11 @@ impl Link {
         self.shared.closed.borrow().clone()
     }
 
+    /// Whether both are the same connection.
+    pub fn is_same(&self, other: &Link) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Ends the connection; what was already answered is still written, for a second at most.
     pub fn close(&self, reason: &str) {
         self.shared.end(reason);
@@ -365,37 +370,40 @@ impl Cancellation {
 async fn write_all<W: AsyncWrite>(shared: Arc<Shared>, writer: W, mut queue: mpsc::UnboundedReceiver<Outgoing>) {
     let mut writer = std::pin::pin!(tokio::io::BufWriter::with_capacity(64 << 10, writer));
     let mut closed = shared.closed.subscribe();
-    let outcome = tokio::select! {
-        outcome = async {
-            while let Some(frame) = queue.recv().await {
-                write_frame(&mut writer, &frame).await?;
-                drop(frame);
-                while let Ok(frame) = queue.try_recv() {
-                    write_frame(&mut writer, &frame).await?;
-                }
-                writer.flush().await?;
+    let mut late = shared.closed.subscribe();
+    // Never dropped within a frame unless the connection has been over for a while.
+    let writing = async {
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = queue.recv() => frame,
+                _ = closed.wait_for(Option::is_some) => None,
+            };
+            let Some(frame) = frame else { return writer.shutdown().await };
+            write_frame(&mut writer, frame).await?;
+            while let Ok(frame) = queue.try_recv() {
+                write_frame(&mut writer, frame).await?;
             }
-            Ok::<(), std::io::Error>(())
-        } => outcome,
-        _ = closed.wait_for(Option::is_some) => Ok(()),
+            writer.flush().await?;
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = writing => outcome,
+        () = async {
+            let _ = late.wait_for(Option::is_some).await;
+            tokio::time::sleep(FAREWELL).await;
+        } => Ok(()),
     };
     if let Err(error) = outcome {
         // The peer may have said why before it closed: let the reader find that first.
-        let _ = tokio::time::timeout(FAREWELL, closed.wait_for(Option::is_some)).await;
+        let _ = tokio::time::timeout(FAREWELL, late.wait_for(Option::is_some)).await;
         shared.end(&super::tls::explain(&error));
-        return;
     }
-    let farewell = async {
-        while let Ok(frame) = queue.try_recv() {
-            write_frame(&mut writer, &frame).await?;
-        }
-        writer.shutdown().await
-    };
-    let _ = tokio::time::timeout(FAREWELL, farewell).await;
 }
 
-async fn write_frame<W: AsyncWrite + Unpin>(writer: &mut W, frame: &Outgoing) -> std::io::Result<()> {
+async fn write_frame<W: AsyncWrite + Unpin>(writer: &mut W, frame: Outgoing) -> std::io::Result<()> {
     writer.write_all(&frame.head).await?;
+    // Its share of the queue is free again once this returns and the frame is dropped.
     writer.write_all(&frame.body).await
 }
 

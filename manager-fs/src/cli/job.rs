@@ -1,0 +1,323 @@
+//! `job`: storage operations on agents.
+
+use clap::{Args, Subcommand};
+use proto::agent::{JobId, Operation, Outcome, Progress, Repository};
+use proto::{HostName, Product};
+use serde_json::{Value, json};
+
+use super::Done;
+use super::client::{ProgressLine, ask, ask_once, megabytes, moment, print_json, print_table, unexpected};
+use crate::config::Dirs;
+use crate::manager::admin::{AdminEvent, AdminReply, AdminRequest};
+use crate::manager::control::jobs::{JobRecord, JobState};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum JobCommand {
+    /// Back up directories of a host, each as one snapshot
+    Backup {
+        #[command(flatten)]
+        common: DataAgent,
+        /// Absolute paths on the host
+        #[arg(required = true, value_name = "SOURCE")]
+        sources: Vec<String>,
+    },
+    /// Restore a snapshot into a directory
+    Restore {
+        #[command(flatten)]
+        common: DataAgent,
+        /// Snapshot id, the start of one, or latest
+        #[arg(long)]
+        snapshot: String,
+        /// Absolute path on the host; it is made if need be
+        #[arg(long, value_name = "DIR")]
+        target: String,
+    },
+    /// Compare a snapshot with the directory that it was made of
+    Verify {
+        #[command(flatten)]
+        common: DataAgent,
+        /// Snapshot id, the start of one, or latest
+        #[arg(long, default_value = "latest")]
+        snapshot: String,
+    },
+    /// Check a repository's structure
+    Check {
+        #[command(flatten)]
+        common: MediaAgent,
+        /// Also read every byte
+        #[arg(long)]
+        read_data: bool,
+    },
+    /// Forget old snapshots and free their space
+    Prune {
+        #[command(flatten)]
+        common: MediaAgent,
+        /// How many of the newest snapshots of each source stay
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        keep_last: u32,
+    },
+    /// Every job
+    List {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// One job
+    Show(OneJob),
+    /// Wait for a job's end
+    Wait(OneJob),
+    /// Stop a job at its next unit boundary
+    Cancel(OneJob),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DataAgent {
+    /// Which agent does it
+    #[arg(long, default_value = "data-agent")]
+    product: Product,
+    #[command(flatten)]
+    order: Order,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MediaAgent {
+    /// Which agent does it
+    #[arg(long, default_value = "media-agent")]
+    product: Product,
+    #[command(flatten)]
+    order: Order,
+}
+
+#[derive(Debug, Args)]
+struct Order {
+    /// On which host
+    #[arg(long)]
+    host: HostName,
+    /// The repository's directory on the host
+    #[arg(long, value_name = "DIR")]
+    repository: String,
+    /// File on the host with the repository's password; by default one in the host's state directory
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<String>,
+    /// Print the job's number and do not wait
+    #[arg(long)]
+    detach: bool,
+    /// Print one JSON line for each progress, and the job as the last line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OneJob {
+    /// The job's number
+    job: u64,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(command: &JobCommand, dirs: &Dirs) -> anyhow::Result<Done> {
+    match command {
+        JobCommand::Backup { common, sources } => {
+            let (repository, sources) = (common.order.repository(), sources.clone());
+            order(&common.product, &common.order, Operation::Backup { repository, sources }, dirs)
+        }
+        JobCommand::Restore { common, snapshot, target } => {
+            let (repository, snapshot, target) = (common.order.repository(), snapshot.clone(), target.clone());
+            order(&common.product, &common.order, Operation::Restore { repository, snapshot, target }, dirs)
+        }
+        JobCommand::Verify { common, snapshot } => {
+            let (repository, snapshot) = (common.order.repository(), snapshot.clone());
+            order(&common.product, &common.order, Operation::Verify { repository, snapshot }, dirs)
+        }
+        JobCommand::Check { common, read_data } => {
+            let operation = Operation::Check { repository: common.order.repository(), read_data: *read_data };
+            order(&common.product, &common.order, operation, dirs)
+        }
+        JobCommand::Prune { common, keep_last } => {
+            let operation = Operation::Prune { repository: common.order.repository(), keep_last: *keep_last };
+            order(&common.product, &common.order, operation, dirs)
+        }
+        JobCommand::List { json } => list(*json, dirs),
+        JobCommand::Show(one) => {
+            let record = job(ask_once(dirs, &AdminRequest::Job(JobId(one.job)))?)?;
+            print(&record, one.json);
+            Ok(Done::Clean)
+        }
+        JobCommand::Wait(one) => wait(JobId(one.job), one.json, dirs),
+        JobCommand::Cancel(one) => {
+            let record = job(ask_once(dirs, &AdminRequest::JobCancel(JobId(one.job)))?)?;
+            print(&record, one.json);
+            Ok(Done::Clean)
+        }
+    }
+}
+
+impl Order {
+    fn repository(&self) -> Repository {
+        Repository { path: self.repository.clone(), password_file: self.password_file.clone() }
+    }
+}
+
+fn order(product: &Product, order: &Order, operation: Operation, dirs: &Dirs) -> anyhow::Result<Done> {
+    let request = AdminRequest::JobRun { host: order.host.clone(), product: product.clone(), operation };
+    let record = job(ask_once(dirs, &request)?)?;
+    if !order.detach {
+        eprintln!("manager-fs: job {}", record.id.0);
+        return wait(record.id, order.json, dirs);
+    }
+    if order.json {
+        println!("{}", job_json(&record));
+    } else {
+        println!("{}", record.id.0);
+    }
+    Ok(Done::Clean)
+}
+
+/// Follows a job to its end. Interrupted, the job goes on.
+fn wait(id: JobId, json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
+    let mut line = ProgressLine::new();
+    let mut last: Option<(Option<Progress>, Option<String>)> = None;
+    let reply = ask(dirs, &AdminRequest::JobWait(id), |event| {
+        let AdminEvent::Job(record) = event else { return };
+        let now = (record.progress.clone(), record.waiting.clone());
+        if last.as_ref() == Some(&now) {
+            return;
+        }
+        if json {
+            println!("{}", json!({ "job": record.id, "progress": record.progress, "waiting": record.waiting }));
+        } else {
+            line.line(&doing(&record));
+        }
+        last = Some(now);
+    });
+    line.clear();
+    let record = job(reply?)?;
+    if json {
+        println!("{}", job_json(&record));
+    } else {
+        print(&record, false);
+    }
+    let problems = match &record.outcome {
+        Some(Outcome::Done(summary) | Outcome::Cancelled(summary)) => !summary.problems.is_empty(),
+        _ => false,
+    };
+    Ok(match record.state {
+        JobState::Done if !problems => Done::Clean,
+        JobState::Done => Done::WithProblems,
+        _ => Done::Code(1),
+    })
+}
+
+fn list(json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
+    let AdminReply::Jobs(jobs) = ask_once(dirs, &AdminRequest::Jobs)? else { return unexpected() };
+    if json {
+        print_json(&json!({ "jobs": jobs.iter().map(job_json).collect::<Vec<_>>() }));
+        return Ok(Done::Clean);
+    }
+    let rows: Vec<Vec<String>> = jobs
+        .iter()
+        .map(|record| {
+            vec![
+                record.id.0.to_string(),
+                record.host.to_string(),
+                record.operation.kind().to_owned(),
+                state_name(record.state),
+                moment(record.created),
+                doing(record),
+            ]
+        })
+        .collect();
+    print_table(&["JOB", "HOST", "OPERATION", "STATE", "ORDERED", ""], &rows);
+    Ok(Done::Clean)
+}
+
+fn job(reply: AdminReply) -> anyhow::Result<JobRecord> {
+    match reply {
+        AdminReply::Job(record) => Ok(record),
+        _ => unexpected(),
+    }
+}
+
+fn job_json(record: &JobRecord) -> Value {
+    let (summary, error) = match &record.outcome {
+        Some(Outcome::Done(summary) | Outcome::Cancelled(summary)) => (Some(summary), None),
+        Some(Outcome::Failed(error)) => (None, Some(error)),
+        None => (None, None),
+    };
+    json!({
+        "job": record.id,
+        "host": record.host,
+        "product": record.product,
+        "operation": record.operation.kind(),
+        "repository": record.operation.repository().path,
+        "state": record.state,
+        "created_unix_ms": record.created,
+        "started_unix_ms": record.started,
+        "ended_unix_ms": record.ended,
+        "progress": record.progress,
+        "waiting": record.waiting,
+        "cancel_asked": record.cancel,
+        "error": error,
+        "snapshots": summary.map_or(&[][..], |summary| &summary.snapshots),
+        "files": summary.map(|summary| summary.files),
+        "bytes": summary.map(|summary| summary.bytes),
+        "repository_bytes": summary.map(|summary| summary.repository_bytes),
+        "problems": summary.map_or(&[][..], |summary| &summary.problems),
+        "versions": summary.map_or(&[][..], |summary| &summary.versions),
+    })
+}
+
+fn print(record: &JobRecord, json: bool) {
+    if json {
+        return print_json(&job_json(record));
+    }
+    let what = format!("job {}: {} on {}", record.id.0, record.operation.kind(), record.host);
+    println!(
+        "{what}: {}{}",
+        state_name(record.state),
+        Some(doing(record)).filter(|text| !text.is_empty()).map_or_else(String::new, |text| format!(", {text}"))
+    );
+    if let Some(Outcome::Done(summary) | Outcome::Cancelled(summary)) = &record.outcome {
+        for snapshot in &summary.snapshots {
+            println!("snapshot {snapshot}");
+        }
+        for problem in &summary.problems {
+            println!("problem: {problem}");
+        }
+    }
+}
+
+/// What a job is doing or why not, in a few words.
+fn doing(record: &JobRecord) -> String {
+    match (&record.outcome, &record.waiting, &record.progress) {
+        (Some(Outcome::Failed(error)), _, _) => error.clone(),
+        (Some(Outcome::Done(summary) | Outcome::Cancelled(summary)), _, _) => {
+            let versions = summary.versions.join(", ");
+            format!("{} files, {}, by version {versions}", summary.files, megabytes(summary.bytes))
+        }
+        (None, Some(waiting), _) => format!("waits: {waiting}"),
+        (None, None, Some(progress)) => {
+            let of = if progress.bytes > 0 { format!(" of {}", megabytes(progress.bytes)) } else { String::new() };
+            format!(
+                "unit {} of {}, {}{of}, {}",
+                (progress.units_done + 1).min(progress.units),
+                progress.units,
+                megabytes(progress.bytes_done),
+                progress.activity
+            )
+        }
+        (None, None, None) => String::new(),
+    }
+}
+
+fn state_name(state: JobState) -> String {
+    match state {
+        JobState::Queued => "queued",
+        JobState::Running => "running",
+        JobState::Done => "done",
+        JobState::Failed => "failed",
+        JobState::Cancelled => "cancelled",
+    }
+    .to_owned()
+}

@@ -1,0 +1,16 @@
+//! Log lines of the long-running commands: on standard error, filtered by `MANAGER_FS_LOG`.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+/// Begins to print log lines. `MANAGER_FS_LOG` is a filter such as `debug` or `manager_fs::net=trace`; default `info`.
+pub(super) fn start() {
+    let filter = EnvFilter::try_from_env("MANAGER_FS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // Fails when a log was set up already, which is as good.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .try_init();
+}

@@ -1,0 +1,297 @@
+//! Hosts, their certificates, groups and tokens, and what the hosts report.
+
+use std::collections::BTreeSet;
+
+use anyhow::bail;
+use proto::agent::{AgentStatus, StepEvent};
+use proto::message::{Fault, Unix};
+use proto::name::Target;
+use proto::{GroupName, HostName, Product, TreeId};
+use serde::{Deserialize, Serialize};
+
+use super::{Change, ControlError, Expect, State};
+
+/// Steps remembered of one agent: some twenty change-overs.
+const HISTORY_STEPS: usize = 200;
+/// Wrong hashes remembered of one host.
+const WRONG_HASHES: usize = 20;
+
+/// One enrolled host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// When it last enrolled.
+    pub enrolled: Unix,
+    /// The certificates that are accepted from it.
+    pub certificates: Vec<IssuedCertificate>,
+    /// When it was revoked; it may enrol again with a new token.
+    pub revoked: Option<Unix>,
+}
+
+/// A certificate that was issued to a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssuedCertificate {
+    /// Serial number, hex.
+    pub serial: String,
+    /// When it ends.
+    pub not_after: Unix,
+}
+
+/// A token that was printed and may still be used, or was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// Whom it enrols.
+    pub host: HostName,
+    /// Until when.
+    pub expires: Unix,
+    /// When it was used.
+    pub used: Option<Unix>,
+}
+
+/// What a host last said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Version of its `manager-fs`.
+    pub software: String,
+    /// When it was last heard of.
+    pub last_seen: Unix,
+    /// Its agents.
+    pub agents: Vec<AgentStatus>,
+    /// The trees attached there.
+    pub attached: Vec<TreeId>,
+    /// The last wrong hashes that it found, with times.
+    pub wrong_hashes: Vec<(Unix, String)>,
+}
+
+impl State {
+    /// Every host.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub fn hosts(&self) -> anyhow::Result<Vec<(HostName, HostRecord)>> {
+        let found: Vec<(String, HostRecord)> = self.read_all("host/")?;
+        found.into_iter().map(|(key, record)| Ok((key["host/".len()..].parse()?, record))).collect()
+    }
+
+    /// One host.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub fn host(&self, host: &HostName) -> Result<Option<HostRecord>, ControlError> {
+        Ok(self.read(&host_key(host))?.map(|(record, _)| record))
+    }
+
+    /// One host, which must exist.
+    ///
+    /// # Errors
+    /// [`Fault::NotFound`].
+    pub fn known_host(&self, host: &HostName) -> anyhow::Result<HostRecord> {
+        match self.host(host)? {
+            Some(record) => Ok(record),
+            None => bail!(Fault::NotFound(format!("host '{host}'; `manager-fs hosts` lists the enrolled ones"))),
+        }
+    }
+
+    /// Whether this certificate is still accepted from this host.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] with the reason.
+    pub fn admit(&self, host: &HostName, serial: &str) -> anyhow::Result<()> {
+        match self.host(host)? {
+            None => bail!(Fault::Refused(format!("host '{host}' is not known to this manager; enrol it again"))),
+            Some(record) if record.revoked.is_some() => bail!(Fault::Refused(format!("host '{host}' was revoked"))),
+            Some(record) if record.certificates.iter().all(|issued| issued.serial != serial) => {
+                bail!(Fault::Refused(format!(
+                    "host '{host}' was enrolled anew since; this certificate is no longer accepted"
+                )))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Records an enrolment: only the new certificate is accepted from now on.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub fn enrolled(&self, host: &HostName, certificate: &IssuedCertificate, now: Unix) -> anyhow::Result<()> {
+        self.update(&host_key(host), |_: Option<HostRecord>| {
+            let certificates = vec![certificate.clone()];
+            Ok((Some(HostRecord { enrolled: now, certificates, revoked: None }), ()))
+        })
+    }
+
+    /// Records a renewal: the old certificate stays accepted until it ends, as the host may crash before it has saved
+    /// the new one.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] when the host is gone or revoked.
+    pub fn renewed(&self, host: &HostName, certificate: &IssuedCertificate, now: Unix) -> anyhow::Result<()> {
+        self.update(&host_key(host), |record: Option<HostRecord>| match record {
+            Some(mut record) if record.revoked.is_none() => {
+                record.certificates.retain(|issued| issued.not_after > now);
+                record.certificates.push(certificate.clone());
+                Ok((Some(record), ()))
+            }
+            _ => bail!(Fault::Refused(format!("host '{host}' was revoked"))),
+        })
+    }
+
+    /// Revokes a host.
+    ///
+    /// # Errors
+    /// [`Fault::NotFound`].
+    pub fn revoke(&self, host: &HostName, now: Unix) -> anyhow::Result<()> {
+        self.known_host(host)?;
+        self.update(&host_key(host), |record: Option<HostRecord>| {
+            Ok((record.map(|record| HostRecord { revoked: Some(now), certificates: Vec::new(), ..record }), ()))
+        })
+    }
+
+    /// Remembers a token's hash. Tokens that ended more than a week ago are forgotten on the way.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub fn add_token(&self, hash: &str, token: &TokenRecord, now: Unix) -> anyhow::Result<()> {
+        const WEEK_MS: u64 = 7 * 24 * 3600 * 1000;
+        let tokens: Vec<(String, TokenRecord)> = self.read_all("token/")?;
+        let old = tokens.into_iter().filter(|(_, old)| old.expires + WEEK_MS < now);
+        let mut changes: Vec<Change> = old.map(|(key, _)| Change::delete(key, Expect::Any)).collect();
+        changes.push(Change::put(format!("token/{hash}"), Expect::Absent, super::encode(token)?));
+        Ok(self.store().commit(&changes).map(drop)?)
+    }
+
+    /// Uses a token up. Of two at the same time one wins.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`]: unknown, expired, or used before.
+    pub fn use_token(&self, hash: &str, now: Unix) -> anyhow::Result<HostName> {
+        self.update(&format!("token/{hash}"), |token: Option<TokenRecord>| {
+            let refused = |reason: &str| Fault::Refused(format!("{reason}; print a new one with `manager-fs token`"));
+            match token {
+                None => bail!(refused("this manager did not print this token")),
+                Some(token) if token.used.is_some() => {
+                    bail!(refused("this token was used before, it enrols only once"))
+                }
+                Some(token) if token.expires <= now => bail!(refused("this token has expired")),
+                Some(token) => {
+                    let host = token.host.clone();
+                    Ok((Some(TokenRecord { used: Some(now), ..token }), host))
+                }
+            }
+        })
+    }
+
+    /// Every group with its hosts.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub fn groups(&self) -> anyhow::Result<Vec<(GroupName, BTreeSet<HostName>)>> {
+        let found: Vec<(String, BTreeSet<HostName>)> = self.read_all("group/")?;
+        found.into_iter().map(|(key, hosts)| Ok((key["group/".len()..].parse()?, hosts))).collect()
+    }
+
+    /// The groups that a host is in.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub fn groups_of(&self, host: &HostName) -> Result<BTreeSet<GroupName>, ControlError> {
+        let found: Vec<(String, BTreeSet<HostName>)> = self.read_all("group/")?;
+        let found = found.into_iter().filter(|(_, hosts)| hosts.contains(host));
+        // Only checked names were ever written as keys.
+        Ok(found.filter_map(|(key, _)| key["group/".len()..].parse().ok()).collect())
+    }
+
+    /// Changes the hosts of a group, making it if need be.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub fn change_group(&self, group: &GroupName, change: impl Fn(&mut BTreeSet<HostName>)) -> anyhow::Result<()> {
+        self.update(&format!("group/{group}"), |hosts: Option<BTreeSet<HostName>>| {
+            let mut hosts = hosts.unwrap_or_default();
+            change(&mut hosts);
+            Ok((Some(hosts), ()))
+        })
+    }
+
+    /// Deletes a group and the exports to it.
+    ///
+    /// # Errors
+    /// [`Fault::NotFound`].
+    pub fn delete_group(&self, group: &GroupName) -> anyhow::Result<()> {
+        self.hosts_of(&Target::Group(group.clone()))?;
+        let mut changes = vec![Change::delete(format!("group/{group}"), Expect::Any)];
+        for export in self.exports()?.into_iter().filter(|export| export.target == Target::Group(group.clone())) {
+            let key = format!("export/{}/{}/{}", export.product, export.version, export.target);
+            changes.push(Change::delete(key, Expect::Any));
+        }
+        Ok(self.store().commit(&changes).map(drop)?)
+    }
+
+    /// The hosts that a target means now.
+    ///
+    /// # Errors
+    /// [`Fault::NotFound`]: no such host or group.
+    pub fn hosts_of(&self, target: &Target) -> anyhow::Result<BTreeSet<HostName>> {
+        match target {
+            Target::Host(host) => self.known_host(host).map(|_| BTreeSet::from([host.clone()])),
+            Target::Group(group) => match self.read(&format!("group/{group}"))? {
+                Some((hosts, _)) => Ok(hosts),
+                None => bail!(Fault::NotFound(format!("group '{group}'; `manager-fs host group list` lists them"))),
+            },
+        }
+    }
+
+    /// What a host last said.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub fn status(&self, host: &HostName) -> Result<HostStatus, ControlError> {
+        Ok(self.read(&format!("status/{host}"))?.map(|(status, _)| status).unwrap_or_default())
+    }
+
+    /// Changes what is known of a host's doings.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub fn change_status(&self, host: &HostName, change: impl Fn(&mut HostStatus)) -> anyhow::Result<()> {
+        self.update(&format!("status/{host}"), |status: Option<HostStatus>| {
+            let mut status = status.unwrap_or_default();
+            change(&mut status);
+            let surplus = status.wrong_hashes.len().saturating_sub(WRONG_HASHES);
+            status.wrong_hashes.drain(..surplus);
+            Ok((Some(status), ()))
+        })
+    }
+
+    /// Adds a step to an agent's history; `false` when it is there already (hosts send again what was not answered).
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub fn add_step(&self, host: &HostName, event: &StepEvent) -> anyhow::Result<bool> {
+        self.update(&history_key(host, &event.product), |steps: Option<Vec<StepEvent>>| {
+            let mut steps = steps.unwrap_or_default();
+            if steps.contains(event) {
+                return Ok((None, false));
+            }
+            steps.push(event.clone());
+            let surplus = steps.len().saturating_sub(HISTORY_STEPS);
+            steps.drain(..surplus);
+            Ok((Some(steps), true))
+        })
+    }
+
+    /// The steps of an agent's change-overs, oldest first.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub fn steps(&self, host: &HostName, product: &Product) -> Result<Vec<StepEvent>, ControlError> {
+        Ok(self.read(&history_key(host, product))?.map(|(steps, _)| steps).unwrap_or_default())
+    }
+}
+
+fn host_key(host: &HostName) -> String {
+    format!("host/{host}")
+}
+
+fn history_key(host: &HostName, product: &Product) -> String {
+    format!("history/{host}/{product}")
+}

@@ -1,0 +1,153 @@
+//! Jobs: the manager's record of each storage operation.
+
+use anyhow::bail;
+use proto::agent::{JobId, Operation, Outcome, Progress};
+use proto::message::{Fault, Unix};
+use proto::{HostName, Product};
+use serde::{Deserialize, Serialize};
+
+use super::{ControlError, State};
+
+/// One storage operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Its number.
+    pub id: JobId,
+    /// On which host.
+    pub host: HostName,
+    /// Which agent does it.
+    pub product: Product,
+    /// What.
+    pub operation: Operation,
+    /// How far it is.
+    pub state: JobState,
+    /// When it was ordered.
+    pub created: Unix,
+    /// When an agent first took it.
+    pub started: Option<Unix>,
+    /// When it ended.
+    pub ended: Option<Unix>,
+    /// The last progress that was saved.
+    pub progress: Option<Progress>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// Why it waits, for people.
+    pub waiting: Option<String>,
+    /// Someone asked to stop it.
+    pub cancel: bool,
+    /// How often it was sent to the agent.
+    pub sent: u32,
+}
+
+/// The states of a job. The last three are final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Not taken by an agent yet.
+    Queued,
+    /// Taken by an agent.
+    Running,
+    /// Done.
+    Done,
+    /// Failed.
+    Failed,
+    /// Stopped on request.
+    Cancelled,
+}
+
+impl JobState {
+    /// Whether nothing more will happen.
+    pub fn is_final(self) -> bool {
+        match self {
+            JobState::Queued | JobState::Running => false,
+            JobState::Done | JobState::Failed | JobState::Cancelled => true,
+        }
+    }
+}
+
+impl JobRecord {
+    /// Ends the job, once: a second outcome changes nothing.
+    pub fn end(&mut self, outcome: &Outcome, now: Unix) {
+        if self.state.is_final() {
+            return;
+        }
+        self.state = match outcome {
+            Outcome::Done(_) => JobState::Done,
+            Outcome::Cancelled(_) => JobState::Cancelled,
+            Outcome::Failed(_) => JobState::Failed,
+        };
+        self.outcome = Some(outcome.clone());
+        self.ended = Some(now);
+        self.waiting = None;
+    }
+}
+
+impl State {
+    /// Records a new job.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub fn add_job(
+        &self,
+        host: &HostName,
+        product: &Product,
+        operation: &Operation,
+        now: Unix,
+    ) -> anyhow::Result<JobRecord> {
+        let record = JobRecord {
+            id: JobId(self.next_number("job")?),
+            host: host.clone(),
+            product: product.clone(),
+            operation: operation.clone(),
+            state: JobState::Queued,
+            created: now,
+            started: None,
+            ended: None,
+            progress: None,
+            outcome: None,
+            waiting: None,
+            cancel: false,
+            sent: 0,
+        };
+        self.update(&key(record.id), |_: Option<JobRecord>| Ok((Some(record.clone()), ())))?;
+        Ok(record)
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// [`Fault::NotFound`].
+    pub fn job(&self, id: JobId) -> anyhow::Result<JobRecord> {
+        match self.read(&key(id))? {
+            Some((record, _)) => Ok(record),
+            None => bail!(Fault::NotFound(format!("job {}; `manager-fs job list` lists them", id.0))),
+        }
+    }
+
+    /// Every job, oldest first.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub fn jobs(&self) -> Result<Vec<JobRecord>, ControlError> {
+        Ok(self.read_all("job/")?.into_iter().map(|(_, record)| record).collect())
+    }
+
+    /// Alters one job and returns it as it is then.
+    ///
+    /// # Errors
+    /// [`Fault::NotFound`].
+    pub fn alter_job(&self, id: JobId, alter: impl Fn(&mut JobRecord)) -> anyhow::Result<JobRecord> {
+        self.update(&key(id), |record: Option<JobRecord>| match record {
+            Some(mut record) => {
+                alter(&mut record);
+                Ok((Some(record.clone()), record))
+            }
+            None => bail!(Fault::NotFound(format!("job {}", id.0))),
+        })
+    }
+}
+
+/// Hex of fixed width, so that keys are in the order of numbers.
+fn key(id: JobId) -> String {
+    format!("job/{:016x}", id.0)
+}
