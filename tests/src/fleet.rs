@@ -158,6 +158,13 @@ impl Host {
         self.mount.take().and_then(|mut service| service.end())
     }
 
+    /// Kills the mount daemon's holder.
+    pub fn kill_mount(&mut self) {
+        if let Some(mut service) = self.mount.take() {
+            service.kill();
+        }
+    }
+
     /// The process id of the mount daemon's holder.
     pub fn holder_pid(&self) -> u32 {
         self.mount.as_ref().expect("a mounted host").pid()

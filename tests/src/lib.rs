@@ -7,6 +7,8 @@
 pub mod command;
 pub mod fleet;
 pub mod proxy;
+pub mod real;
+pub mod sources;
 pub mod tree;
 
 pub use command::Output;

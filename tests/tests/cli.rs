@@ -1,0 +1,264 @@
+//! What an operator meets on the command line: exit codes, what goes where, and refusals that name the fault.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tests::command::program;
+use tests::sources::hostile;
+use tests::{Host, Manager, Output, TreeFixture};
+
+fn bare(args: &[&str], dir: &std::path::Path) -> Output {
+    let mut command = Command::new(program("manager-fs"));
+    for (variable, name) in [
+        ("MANAGER_FS_STORE", "store"),
+        ("MANAGER_FS_STATE", "state"),
+        ("MANAGER_FS_CACHE", "cache"),
+        ("MANAGER_FS_RUN", "run"),
+    ] {
+        command.env(variable, dir.join(name));
+    }
+    Output::of(command.args(args))
+}
+
+#[test]
+fn wrong_usage_is_code_2() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in [
+        &["publish"][..],
+        &["publish", "one", "1"],
+        &["publish", "UPPER/slash", "1", "/tmp"],
+        &["show"],
+        &["show", "--no-such-flag", "a@1"],
+        &["export", "a@1"],
+        &["upgrade", "a"],
+        &["job"],
+        &["job", "no-such-kind"],
+        &["token"],
+        &["token", "not a host name"],
+        &["mount", "--no-such-flag"],
+        &["exec", "a@1"],
+        &["frobnicate"],
+    ] {
+        let output = bare(args, dir.path());
+        assert_eq!(output.code, Some(2), "{args:?}: {}", output.stderr);
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let help = bare(&["--help"], dir.path()).text();
+    for command in [
+        "serve",
+        "publish",
+        "generations",
+        "show",
+        "diff",
+        "verify",
+        "gc",
+        "export",
+        "unexport",
+        "hosts",
+        "host",
+        "token",
+        "enroll",
+        "mount",
+        "unmount",
+        "attach",
+        "release",
+        "exec",
+        "launch",
+        "upgrade",
+        "agents",
+        "job",
+        "status",
+        "demo",
+    ] {
+        assert!(help.contains(command), "--help does not list {command}");
+        let text = bare(&[command, "--help"], dir.path()).expect(0).stdout;
+        assert!(text.contains("Usage:"), "{command}: {text}");
+    }
+}
+
+#[test]
+fn without_a_manager_or_a_daemon_commands_say_so_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in [
+        &["generations"][..],
+        &["agents"],
+        &["hosts"],
+        &["token", "host-1"],
+        &["status"],
+        &["status", "--json"],
+        &["attach", "a@1"],
+        &["exec", "a@1", "--", "true"],
+        &["unmount"],
+    ] {
+        let since = Instant::now();
+        let output = bare(args, dir.path()).expect(1);
+        assert!(since.elapsed() < Duration::from_secs(5), "{args:?} took {:?}", since.elapsed());
+        assert!(output.stdout.is_empty(), "{args:?}: {}", output.stdout);
+        let named = output.stderr.contains(&dir.path().display().to_string());
+        assert!(named && (output.stderr.contains("serve") || output.stderr.contains("mount")), "{}", output.stderr);
+    }
+}
+
+#[test]
+fn a_token_is_printed_alone_and_works_once() {
+    let manager = Manager::start();
+    let output = manager.run(&["token", "host-1"]).expect(0);
+    assert_eq!(output.stdout.lines().count(), 1, "{}", output.stdout);
+    let token = output.stdout.trim().to_owned();
+    let address = manager.address();
+    let (first, second, third) = (Host::new("a"), Host::new("b"), Host::new("c"));
+    let enroll = |host: &Host, token: &str| host.run(&["enroll", "--manager", &address, "--token", token]);
+    // A changed token is refused and uses nothing up.
+    let mut changed = token.clone().into_bytes();
+    let last = changed.len() - 1;
+    changed[last] = if changed[last] == b'a' { b'b' } else { b'a' };
+    let refused = enroll(&third, std::str::from_utf8(&changed).unwrap()).expect(1);
+    assert!(refused.stderr.contains("token") || refused.stderr.contains("certificate"), "{}", refused.stderr);
+    enroll(&first, &token).expect(0);
+    let twice = enroll(&second, &token).expect(1);
+    assert!(twice.stderr.contains("token"), "{}", twice.stderr);
+    assert!(!second.path("state/identity/host.pem").exists(), "a refused host has no identity");
+    assert_eq!(enroll(&third, "not-a-token").code, Some(1));
+    let mode = fs::metadata(first.path("state/identity/host.key")).map(|meta| {
+        use std::os::unix::fs::PermissionsExt;
+        meta.permissions().mode() & 0o777
+    });
+    assert_eq!(mode.unwrap(), 0o600);
+    let hosts = manager.run(&["hosts", "--json"]).expect(0).json();
+    assert!(hosts.to_string().contains("host-1"), "{hosts}");
+}
+
+#[test]
+fn what_is_unknown_is_named() {
+    let manager = Manager::start();
+    manager.publish("known", "1.0", TreeFixture::script("exit 0", "").path());
+    for (args, named) in [
+        (&["show", "unknown@1.0"][..], "unknown@1.0"),
+        (&["show", "known@9"], "known@9"),
+        (&["show", "ffffffffffff"], "ffffffffffff"),
+        (&["diff", "known@1.0", "known@9"], "known@9"),
+        (&["export", "known@1.0", "--to", "nobody"], "nobody"),
+        (&["export", "known@9", "--to", "nobody"], "known@9"),
+        (&["export", "known@1.0", "--to", "@nogroup"], "nogroup"),
+        (&["host", "revoke", "nobody"], "nobody"),
+        (&["upgrade", "known", "known@1.0", "--to", "nobody"], "nobody"),
+        (&["job", "show", "4711"], "4711"),
+        (&["publish", "known", "2.0", "/no/such/source"], "/no/such/source"),
+    ] {
+        let output = manager.run(args).expect(1);
+        assert!(output.stderr.contains(named), "{args:?} does not name {named}: {}", output.stderr);
+        assert!(output.stdout.is_empty(), "{args:?}: {}", output.stdout);
+    }
+}
+
+#[test]
+fn a_tree_under_two_versions_is_ambiguous_by_its_id() {
+    let manager = Manager::start();
+    let tree = TreeFixture::script("exit 0", "");
+    let id = manager.publish("twice", "1.0", tree.path());
+    assert_eq!(manager.publish("twice", "1.0-again", tree.path()), id);
+    let output = manager.run(&["export", &id, "--to", "nobody"]).expect(1);
+    assert!(output.stderr.contains("twice@1.0") && output.stderr.contains("twice@1.0-again"), "{}", output.stderr);
+}
+
+#[test]
+fn a_version_is_published_once() {
+    let manager = Manager::start();
+    let (one, other) = (TreeFixture::script("exit 0", ""), TreeFixture::script("exit 1", ""));
+    let id = manager.publish("known", "1.0", one.path());
+    let output = manager.run(&["publish", "known", "1.0", &other.path().to_string_lossy()]).expect(1);
+    assert!(output.stderr.contains("known@1.0"), "{}", output.stderr);
+    assert_eq!(manager.run(&["show", "known@1.0", "--json"]).expect(0).json()["tree_id"], id);
+}
+
+#[test]
+fn json_is_one_document_and_nothing_else() {
+    let manager = Manager::start();
+    manager.publish("known", "1.0", TreeFixture::script("exit 0", "").path());
+    let host = Host::mounted("host-1", &manager);
+    for args in
+        [&["generations", "--json"][..], &["hosts", "--json"], &["agents", "--json"], &["job", "list", "--json"]]
+    {
+        manager.run(args).expect(0).json();
+    }
+    let status = host.run(&["status", "--json"]).expect(0).json();
+    assert!(status["fuse"]["requests"].is_object(), "{status}");
+    let people = host.run(&["status"]).expect(0).stdout;
+    assert!(!people.trim_start().starts_with('{'), "{people}");
+}
+
+#[test]
+fn hostile_archives_are_refused_and_the_store_is_as_before() {
+    let manager = Manager::start();
+    manager.publish("good", "1.0", TreeFixture::script("exit 0", "").path());
+    let files = || {
+        let mut found = Vec::new();
+        let mut stack =
+            vec![manager.store().join("packs"), manager.store().join("manifests"), manager.store().join("tmp")];
+        while let Some(dir) = stack.pop() {
+            for entry in fs::read_dir(&dir).into_iter().flatten().map(Result::unwrap) {
+                if entry.file_type().unwrap().is_dir() { stack.push(entry.path()) } else { found.push(entry.path()) }
+            }
+        }
+        found.sort();
+        found
+    };
+    let before = files();
+    let work = tempfile::tempdir().unwrap();
+    for (archive, named) in hostile(work.path()) {
+        let output = manager.run(&["publish", "bad", "1.0", &archive.to_string_lossy()]);
+        assert_eq!(output.code, Some(1), "{} was taken in: {output:?}", archive.display());
+        assert!(output.stderr.contains(named), "{}: {named} is not named: {}", archive.display(), output.stderr);
+        assert_eq!(files(), before, "{} left something behind", archive.display());
+    }
+    assert!(!std::path::Path::new("/etc/escape").exists() && !std::path::Path::new("/tmp/escape").exists());
+    let garbage = work.path().join("garbage");
+    fs::write(&garbage, "neither an archive nor a directory\n").unwrap();
+    let output = manager.run(&["publish", "bad", "1.0", &garbage.to_string_lossy()]).expect(1);
+    assert!(output.stderr.contains("garbage"), "{}", output.stderr);
+    let generations = manager.run(&["generations", "--json"]).expect(0).stdout;
+    assert!(!generations.contains("\"bad\""), "{generations}");
+    manager.run(&["verify"]).expect(0);
+}
+
+#[test]
+fn a_store_of_a_newer_format_is_left_alone() {
+    let mut manager = Manager::start();
+    manager.stop();
+    fs::write(manager.store().join("format"), "manager-fs store 2\n").unwrap();
+    let output = manager.run(&["serve", "--listen", "127.0.0.1:0"]).expect(1);
+    assert!(output.stderr.contains('2') && output.stderr.contains("format"), "{}", output.stderr);
+    fs::write(manager.store().join("format"), "manager-fs store 1\n").unwrap();
+    manager.serve();
+}
+
+#[test]
+fn one_store_has_one_manager() {
+    let manager = Manager::start();
+    let output = manager.run(&["serve", "--listen", "127.0.0.1:0"]).expect(1);
+    assert!(output.stderr.contains(&manager.store().display().to_string()), "{}", output.stderr);
+    manager.run(&["generations"]).expect(0);
+}
+
+#[test]
+fn services_end_cleanly_and_start_again() {
+    let mut manager = Manager::start();
+    manager.publish("known", "1.0", TreeFixture::script("exit 0", "").path());
+    let mut host = Host::mounted("host-1", &manager);
+    manager.export("known@1.0", "host-1");
+    host.attach("known@1.0");
+    manager.stop();
+    manager.serve();
+    assert_eq!(host.unmount(), Some(0), "{}", host.log());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(&host.path("run").display().to_string()), "left mounted:\n{mounts}");
+    host.mount(&[]);
+    host.attach("known@1.0");
+    host.run(&["release", "known@1.0"]).expect(0);
+}

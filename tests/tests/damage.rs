@@ -1,0 +1,236 @@
+//! Bytes that are not what they should be, wherever they are found: never served, never executed, reported.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tests::command::until;
+use tests::{Host, Manager, Proxy, TreeFixture};
+
+/// A tree of files that do not compress; each gets its own content.
+fn tree(files: usize, bytes: usize) -> TreeFixture {
+    let tree = TreeFixture::new();
+    for n in 0..files {
+        let mut state = 0xdead_beef_cafe_f00d_u64.wrapping_mul(n as u64 + 1);
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        })
+        .take(bytes)
+        .collect();
+        tree.file(&format!("file-{n}"), 0o644, noise);
+    }
+    tree
+}
+
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let (mut found, mut stack) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = stack.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() { stack.push(entry.path()) } else { found.push(entry.path()) }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Flips a bit in the middle of a file, whatever its mode says.
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_pack_is_found_and_its_bytes_are_never_given_out() {
+    let (mut manager, source) = (Manager::start(), tree(4, 1 << 20));
+    manager.publish("sample", "1.0", source.path());
+    manager.stop();
+    let packs = files_below(&manager.store().join("packs"));
+    let pack = packs.iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).expect("a pack");
+    flip(pack);
+    manager.serve();
+    let found = manager.run(&["verify"]);
+    assert!(matches!(found.code, Some(1 | 3)), "{found:?}");
+    let name = pack.file_stem().unwrap().to_string_lossy();
+    assert!(format!("{}{}", found.stdout, found.stderr).contains(&name[..8]), "{name} is not named: {found:?}");
+
+    let mut host = Host::new("host-1");
+    host.enroll(&manager, &manager.address());
+    host.mount(&["--read-deadline", "2s"]);
+    manager.export("sample@1.0", "host-1");
+    let path = host.attach("sample@1.0");
+    let mut refused = 0;
+    for n in 0..4 {
+        let name = format!("file-{n}");
+        match fs::read(path.join(&name)) {
+            Ok(bytes) => assert!(bytes == fs::read(source.path().join(&name)).unwrap(), "wrong bytes of {name}"),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!(refused, 1, "one chunk was damaged, so one file cannot be read");
+}
+
+#[test]
+fn a_damaged_object_in_the_cache_is_fetched_again_before_it_is_used() {
+    let (manager, source) = (Manager::start(), tree(3, 256 << 10));
+    manager.publish("sample", "1.0", source.path());
+    let mut host = Host::mounted("host-1", &manager);
+    manager.export("sample@1.0", "host-1");
+    let path = host.attach("sample@1.0");
+    for n in 0..3 {
+        fs::read(path.join(format!("file-{n}"))).unwrap();
+    }
+    until("the objects are local", || (files_below(&host.path("cache/local")).len() == 3).then_some(()));
+    assert_eq!(host.unmount(), Some(0));
+    let objects = files_below(&host.path("cache/local"));
+    // One with a flipped bit and one cut short; a restart of the daemon stands for a cold boot.
+    flip(&objects[0]);
+    fs::set_permissions(&objects[1], fs::Permissions::from_mode(0o600)).unwrap();
+    fs::File::options().write(true).open(&objects[1]).unwrap().set_len(1000).unwrap();
+    host.mount(&["--verify-cache"]);
+    let path = host.attach("sample@1.0");
+    for n in 0..3 {
+        let name = format!("file-{n}");
+        let (found, expected) = (fs::read(path.join(&name)).unwrap(), fs::read(source.path().join(&name)).unwrap());
+        assert!(found == expected, "{name} differs");
+    }
+}
+
+#[test]
+fn what_is_changed_on_the_way_is_not_believed() {
+    let (manager, source) = (Manager::start(), tree(8, 512 << 10));
+    manager.publish("sample", "1.0", source.path());
+    let proxy = Proxy::start(&manager.address());
+    let mut host = Host::new("host-1");
+    host.enroll(&manager, &proxy.address());
+    host.mount(&[]);
+    manager.export("sample@1.0", "host-1");
+    let view = host.mountpoint().join("sample/1.0");
+    until("the view shows it", || view.is_dir().then_some(()));
+    proxy.corrupt();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| (0..8).map(|n| fs::read(view.join(format!("file-{n}")))).collect::<Vec<_>>());
+        until("the reader meets the damage", || (proxy.to_host_bytes() > 1000).then_some(()));
+        proxy.heal();
+        for (n, read) in reader.join().unwrap().into_iter().enumerate() {
+            let bytes = read.unwrap_or_else(|error| panic!("file-{n} after the line was good again: {error}"));
+            assert!(bytes == fs::read(source.path().join(format!("file-{n}"))).unwrap(), "wrong bytes of file-{n}");
+        }
+    });
+}
+
+#[test]
+fn a_line_that_is_cut_again_and_again_only_delays() {
+    let (manager, source) = (Manager::start(), tree(12, 1 << 20));
+    manager.publish("sample", "1.0", source.path());
+    let proxy = Proxy::start(&manager.address());
+    let mut host = Host::new("host-1");
+    host.enroll(&manager, &proxy.address());
+    host.mount(&[]);
+    manager.export("sample@1.0", "host-1");
+    let view = host.mountpoint().join("sample/1.0");
+    until("the view shows it", || view.is_dir().then_some(()));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| (0..12).map(|n| fs::read(view.join(format!("file-{n}")))).collect::<Vec<_>>());
+        for _ in 0..4 {
+            let before = proxy.to_host_bytes();
+            until("bytes flow", || (reader.is_finished() || proxy.to_host_bytes() > before + 20_000).then_some(()));
+            proxy.cut();
+            proxy.heal();
+        }
+        for (n, read) in reader.join().unwrap().into_iter().enumerate() {
+            let bytes = read.unwrap_or_else(|error| panic!("file-{n}: {error}"));
+            assert!(bytes == fs::read(source.path().join(format!("file-{n}"))).unwrap(), "wrong bytes of file-{n}");
+        }
+    });
+}
+
+#[test]
+fn garbage_on_the_managers_port_hurts_nobody() {
+    use std::io::{Read, Write};
+    let (manager, source) = (Manager::start(), tree(1, 1000));
+    manager.publish("sample", "1.0", source.path());
+    let host = Host::mounted("host-1", &manager);
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], &[0x16, 3, 1, 0xff, 0xff, 1], b""] {
+        let mut stream = std::net::TcpStream::connect(manager.address()).unwrap();
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+        let _ = stream.write_all(garbage);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(answer.len() < 4096, "{answer:?}");
+    }
+    manager.export("sample@1.0", "host-1");
+    host.attach("sample@1.0");
+}
+
+#[test]
+fn a_host_without_a_certificate_of_this_manager_is_refused() {
+    let (manager, stranger, source) = (Manager::start(), Manager::start(), tree(1, 1000));
+    manager.publish("sample", "1.0", source.path());
+    let mut host = Host::new("host-1");
+    host.enroll(&stranger, &stranger.address());
+    // The right name, enrolled elsewhere: neither side believes the other.
+    manager.run(&["token", "host-1"]).expect(0);
+    host.mount(&["--manager", &manager.address()]);
+    let refused = host.run(&["attach", "sample@1.0"]).expect(1);
+    assert!(refused.stderr.contains("sample@1.0"), "{}", refused.stderr);
+    assert!(!host.mountpoint().join("sample").exists());
+}
+
+#[test]
+fn a_full_cache_disk_streams_and_an_attach_still_works() {
+    if !rustix::process::geteuid().is_root() {
+        // A small file system of one's own needs a user namespace; the quota test covers the same path without.
+        return quota_streams();
+    }
+    let (manager, source) = (Manager::start(), tree(10, 1 << 20));
+    manager.publish("sample", "1.0", source.path());
+    let mut host = Host::new("host-1");
+    host.enroll(&manager, &manager.address());
+    let cache = host.path("cache");
+    fs::create_dir_all(&cache).unwrap();
+    let options = c"size=3m";
+    rustix::mount::mount("tmpfs", &cache, "tmpfs", rustix::mount::MountFlags::empty(), options).unwrap();
+    host.mount(&[]);
+    manager.export("sample@1.0", "host-1");
+    let path = host.attach("sample@1.0");
+    for n in 0..10 {
+        let name = format!("file-{n}");
+        let found = fs::read(path.join(&name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(found == fs::read(source.path().join(&name)).unwrap(), "{name} differs");
+    }
+    host.status();
+    quota_streams();
+}
+
+fn quota_streams() {
+    let (manager, source) = (Manager::start(), tree(10, 1 << 20));
+    manager.publish("sample", "1.0", source.path());
+    let mut host = Host::new("host-2");
+    host.enroll(&manager, &manager.address());
+    host.mount(&["--cache-quota", "3M"]);
+    manager.export("sample@1.0", "host-2");
+    let view = host.mountpoint().join("sample/1.0");
+    until("the view shows it", || view.is_dir().then_some(()));
+    for n in 0..10 {
+        let name = format!("file-{n}");
+        assert!(
+            fs::read(view.join(&name)).unwrap() == fs::read(source.path().join(&name)).unwrap(),
+            "{name} differs"
+        );
+    }
+    until("the cache is within its quota", || {
+        let used: u64 =
+            files_below(&host.path("cache/local")).iter().map(|file| fs::metadata(file).unwrap().len()).sum();
+        (used <= 3 << 20).then_some(())
+    });
+}
