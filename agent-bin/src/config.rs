@@ -1,8 +1,7 @@
-//! What the process was told: its role, its directories. Read once at the start; nothing else looks at the environment.
+//! What the process was told to be. Where its files are and what it inherits, `agent-core` reads.
 
 use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
 
 /// What this process is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,18 +21,10 @@ impl fmt::Display for Role {
     }
 }
 
-/// What the command line and the environment mean.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Config {
-    pub(crate) role: Role,
-    /// The host's durable state (`MANAGER_FS_STATE`); the default password file lies there.
-    pub(crate) state: PathBuf,
-}
-
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
-    Run(Config),
+    Run(Role),
     Help,
     Version,
 }
@@ -81,9 +72,7 @@ impl Asked {
                     .to_owned(),
             ),
         };
-        let state = variable("MANAGER_FS_STATE").map(PathBuf::from).filter(|path| path.is_absolute());
-        let state = state.ok_or("MANAGER_FS_STATE is not set to an absolute path; `manager-fs launch` sets it")?;
-        Ok(Asked::Run(Config { role, state }))
+        Ok(Asked::Run(role))
     }
 }
 
@@ -117,8 +106,8 @@ mod tests {
     }
 
     fn role(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Role, String> {
-        match read(arguments, &[variables, &[("MANAGER_FS_STATE", "/state")]].concat())? {
-            Asked::Run(config) => Ok(config.role),
+        match read(arguments, variables)? {
+            Asked::Run(role) => Ok(role),
             other => panic!("{other:?}"),
         }
     }
@@ -145,6 +134,5 @@ mod tests {
             let error = role(arguments, variables).expect_err("must be refused");
             assert!(error.contains(named), "{error} does not name {named}");
         }
-        assert!(read(&["--role=data"], &[]).expect_err("no state").contains("MANAGER_FS_STATE"));
     }
 }

@@ -12,22 +12,25 @@ mod jobs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use agent_core::{Ended, OperationContext, Operations};
+use agent_core::{Agent, AgentConfig, AgentError, Ended, OperationContext, Operations, Stop};
 use proto::agent::Operation;
 use tracing_subscriber::EnvFilter;
 
-use config::{Asked, Config, HELP, Role};
+use config::{Asked, HELP, Role};
 use engine::rustic::Rustic;
 
 fn main() -> ExitCode {
     match Asked::read(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
         Ok(Asked::Help) => print!("{HELP}"),
         Ok(Asked::Version) => println!("agent-bin {}", env!("CARGO_PKG_VERSION")),
-        Ok(Asked::Run(config)) => {
+        Ok(Asked::Run(role)) => {
             log_to_stderr();
-            if let Err(error) = serve(config) {
-                eprintln!("agent-bin: {error:#}");
-                return ExitCode::FAILURE;
+            match serve(role) {
+                Ok(why) => tracing::info!("ending: {why:?}"),
+                Err(error) => {
+                    eprintln!("agent-bin: {error}");
+                    return ExitCode::FAILURE;
+                }
             }
         }
         Err(what) => {
@@ -38,9 +41,14 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn serve(config: Config) -> anyhow::Result<()> {
-    let _agent = StorageAgent::new(config);
-    Ok(())
+fn serve(role: Role) -> Result<Stop, AgentError> {
+    let config = AgentConfig::from_env()?;
+    let state = config.paths().state().to_owned();
+    let engine = Rustic::new(state.join("repository.password"));
+    let agent = Agent::start(config, StorageAgent { role, engine, state })?;
+    let status = agent.status();
+    tracing::info!("{role} agent {} {} serves as process {}", status.product, status.version, status.pid);
+    Ok(agent.wait())
 }
 
 /// What `agent-core` calls.
@@ -48,12 +56,6 @@ struct StorageAgent {
     role: Role,
     engine: Rustic,
     state: PathBuf,
-}
-
-impl StorageAgent {
-    fn new(Config { role, state }: Config) -> Self {
-        Self { role, engine: Rustic::new(state.join("repository.password")), state }
-    }
 }
 
 impl Operations for StorageAgent {

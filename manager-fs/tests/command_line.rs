@@ -1,6 +1,8 @@
 //! The command line without a manager or a host: usage, versions, and what it says when nobody is there. These tests
 //! also make `cargo test` build the program, which the black-box tests of the workspace run.
 
+#![allow(clippy::expect_used)]
+
 use std::process::{Command, Output};
 
 fn manager_fs(arguments: &[&str], dir: &std::path::Path) -> Output {

@@ -1,5 +1,8 @@
 //! What an operator meets on the command line: exit codes, what goes where, and refusals that name the fault.
 
+// Panicking is how a test reports, also in the functions that tests share.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -1,5 +1,8 @@
 //! Processes killed at any moment: nothing half-done is visible afterwards, and nobody has to clean up by hand.
 
+// Panicking is how a test reports, also in the functions that tests share.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::fs;
 use std::path::Path;
 use std::time::Duration;

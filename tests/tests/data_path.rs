@@ -1,5 +1,8 @@
 //! publish → store → export → mount: what goes in is what programs on a host see, and nothing else is seen.
 
+// Panicking is how a test reports, also in the functions that tests share.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::fs;
 use std::path::Path;
 

@@ -1,5 +1,8 @@
 //! What `docs/mount-semantics.md` promises to a program that runs from a mount.
 
+// Panicking is how a test reports, also in the functions that tests share.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io;

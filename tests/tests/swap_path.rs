@@ -1,6 +1,9 @@
 //! upgrade → agent → drain → swap → exec → confirm: running agents change their version, in both directions, and come
 //! back from a bad one by themselves.
 
+// Panicking is how a test reports, also in the functions that tests share.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
