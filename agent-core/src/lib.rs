@@ -20,6 +20,7 @@ pub mod records;
 pub mod report;
 mod serve;
 mod stage;
+pub mod stub;
 pub mod swap;
 pub mod sys;
 

@@ -78,6 +78,14 @@ pub fn spawn(
     command.spawn()
 }
 
+/// Makes orphaned descendants children of this process, so that it can reap them.
+///
+/// # Errors
+/// Never since Linux 3.4.
+pub fn adopt_orphans() -> io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
+}
+
 /// Kills and reaps every child process of this one.
 pub fn end_children() {
     for child in children() {

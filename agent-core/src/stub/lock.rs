@@ -1,0 +1,138 @@
+//! One stub and one agent for a product: a lock that both hold, so that it outlives a stub that was killed until its
+//! agent has ended, too.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::process::{Pid, Signal};
+
+use super::begin::pause;
+use super::{Observer, StubError, io_error};
+use crate::AgentPaths;
+use crate::sys::signal::SignalFd;
+
+/// How long an agent without its stub may take to end by itself; an agent of ours does so within its stop patience.
+const ORPHAN_PATIENCE: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The held lock.
+#[derive(Debug)]
+pub(crate) struct Lock(File);
+
+/// A process, told from a later one with the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Known {
+    pid: u32,
+    started: u64,
+}
+
+impl Lock {
+    /// Takes the lock. Waits for an agent whose stub is gone. `None`: told to end meanwhile.
+    pub(crate) fn take(
+        paths: &AgentPaths,
+        signals: &mut SignalFd,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<Self>, StubError> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(paths.lock());
+        let mut lock = Self(file.map_err(io_error("the product's lock cannot be opened"))?);
+        let since = Instant::now();
+        let mut said = false;
+        while rustix::fs::flock(&lock.0, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let (stub, agent) = lock.holders();
+            if let Some(stub) = stub.filter(Known::is_alive) {
+                return Err(StubError::Running { product: paths.product().to_string(), pid: stub.pid });
+            }
+            let Some(agent) = agent else {
+                // The other stub has the lock and has not written yet.
+                if pause(signals, LOOK_EVERY) {
+                    return Ok(None);
+                }
+                continue;
+            };
+            if !said {
+                let pid = agent.pid;
+                observer.say(&format!("waiting for the agent that an earlier stub left (process {pid}) to end"));
+                said = true;
+            }
+            if since.elapsed() > ORPHAN_PATIENCE && agent.is_alive() {
+                observer.say(&format!("killing process group {}, which has not ended by itself", agent.pid));
+                kill_group(agent.pid);
+            }
+            if pause(signals, LOOK_EVERY) {
+                return Ok(None);
+            }
+        }
+        lock.note(None)?;
+        Ok(Some(lock))
+    }
+
+    /// Writes down who holds the lock, for the next stub.
+    pub(crate) fn note(&mut self, agent: Option<u32>) -> Result<(), StubError> {
+        let known = |pid| start_time(pid).map(|started| format!("{pid} {started}\n")).unwrap_or_default();
+        let text = known(std::process::id()) + &agent.map(known).unwrap_or_default();
+        let write = |file: &mut File| {
+            file.set_len(0)?;
+            file.seek(SeekFrom::Start(0))?;
+            file.write_all(text.as_bytes())
+        };
+        write(&mut self.0).map_err(io_error("the product's lock cannot be written"))
+    }
+
+    fn holders(&mut self) -> (Option<Known>, Option<Known>) {
+        let mut text = String::new();
+        drop(self.0.seek(SeekFrom::Start(0)).and_then(|_| self.0.read_to_string(&mut text)));
+        let mut lines = text.lines().map(|line| {
+            let (pid, started) = line.split_once(' ')?;
+            Some(Known { pid: pid.parse().ok()?, started: started.parse().ok()? })
+        });
+        (lines.next().flatten(), lines.next().flatten())
+    }
+}
+
+impl std::os::fd::AsFd for Lock {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Known {
+    fn is_alive(&self) -> bool {
+        start_time(self.pid) == Some(self.started)
+    }
+}
+
+/// Kills an agent and everything that it started and that stayed in its process group.
+pub(crate) fn kill_group(pid: u32) {
+    if let Some(group) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
+}
+
+/// When a process began, in clock ticks since boot (field 22 of `/proc/PID/stat`); `None` when it is gone or a zombie.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses, and may contain anything.
+    let fields: Vec<&str> = stat.get(stat.rfind(')')? + 1..)?.split_whitespace().collect();
+    if fields.first() == Some(&"Z") {
+        return None;
+    }
+    fields.get(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_with_its_number() {
+        let pid = std::process::id();
+        let started = start_time(pid).unwrap();
+        assert!(Known { pid, started }.is_alive());
+        assert!(!Known { pid, started: started + 1 }.is_alive());
+        assert_eq!(start_time(u32::MAX), None);
+    }
+}

@@ -1,0 +1,109 @@
+//! The stub (`manager-fs launch PRODUCT`): starts an agent from its journal and saved metadata alone, watches it, and
+//! returns to the last good version when a new one does not prove itself. It knows no version, links none, and stays
+//! the parent of all of them; the agent's process id stays through every change-over, and so does its listening socket,
+//! which is the stub's.
+//!
+//! ```text
+//!           journal, record, mount daemon            Serving          SIGTERM
+//!  start ───────────────────────────────> Running ───────────> ready ─────────> agent ends ──> exit 0
+//!                                          │  ^
+//!                  ended, or time is up    v  │ last good (probation), or the same again after a while
+//!                                        verdict
+//! ```
+//!
+//! One thread and one `poll`; a second thread sends reports. Nothing here looks at a clock more often than a deadline
+//! asks for.
+
+mod begin;
+mod evidence;
+mod lock;
+mod run;
+mod verdict;
+
+use std::io;
+
+use crate::AgentPaths;
+use crate::durable::FileFault;
+use crate::generation::ProgramFault;
+use crate::records::RecordError;
+
+pub use verdict::{Cause, Verdict, judge};
+
+/// Whoever watches the stub: its messages are for people, one line each.
+pub trait Observer {
+    /// Something happened.
+    fn say(&mut self, line: &str);
+    /// The agent serves; called once.
+    fn ready(&mut self, line: &str);
+}
+
+/// The stub cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StubError {
+    /// The saved metadata cannot be used.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileFault),
+    /// The entry point cannot be started.
+    #[error(transparent)]
+    Program(#[from] ProgramFault),
+    /// Another stub of this product runs on these directories.
+    #[error("another `launch` of {product} runs here (process {pid})")]
+    Running {
+        /// The product.
+        product: String,
+        /// Its process.
+        pid: u32,
+    },
+    /// The mount daemon says no.
+    #[error("the mount daemon refuses {what}: {fault}")]
+    Daemon {
+        /// What was asked.
+        what: String,
+        /// Its answer.
+        fault: String,
+    },
+    /// The mount daemon's namespaces cannot be entered.
+    #[error("cannot enter the mount daemon's namespaces (process {pid}): {source}")]
+    Namespace {
+        /// The holder.
+        pid: u32,
+        /// The fault.
+        source: io::Error,
+    },
+    /// The operating system says no.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The fault.
+        source: io::Error,
+    },
+}
+
+/// Runs the product's agent until SIGTERM or SIGINT, which ends the agent in good order first.
+///
+/// # Errors
+/// The agent cannot be started, for a reason that waiting does not cure: the metadata is missing or not believed, the
+/// product is not exported to this host, another stub runs. An agent that ends by itself is no error; it is started
+/// again.
+pub fn run(paths: &AgentPaths, observer: &mut dyn Observer) -> Result<(), StubError> {
+    // Before anything else: signals are blocked before the first thread, and what the caller left open is not for the
+    // agent.
+    let signals = crate::sys::signal::SignalFd::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD]);
+    let mut signals = signals.map_err(io_error("no descriptor for signals"))?;
+    crate::sys::fd::close_all_on_exec().map_err(io_error("/proc/self/fd cannot be listed"))?;
+    crate::sys::exec::adopt_orphans().map_err(io_error("orphans cannot be adopted"))?;
+    match begin::begin(paths, &mut signals, observer)? {
+        Some(begun) => run::Stub::new(paths, observer, signals, begun)?.run(),
+        // Told to end while it waited.
+        None => Ok(()),
+    }
+}
+
+fn io_error(what: &'static str) -> impl Fn(io::Error) -> StubError {
+    move |source| StubError::Io { what, source }
+}
