@@ -6,6 +6,7 @@ mod export;
 mod generations;
 mod hosts;
 mod job;
+mod launch;
 mod log;
 mod publish;
 mod serve;
@@ -66,6 +67,8 @@ enum Command {
     /// Run and follow storage operations
     #[command(subcommand)]
     Job(job::JobCommand),
+    /// Start a product's agent, watch it, and return it to the last good version if need be
+    Launch(launch::LaunchArgs),
     /// All of the other commands on this machine, in front of your eyes
     Demo(DemoOptions),
 }
@@ -114,6 +117,7 @@ fn dispatch(command: Command, dirs: &Dirs) -> anyhow::Result<Done> {
         Command::Upgrade(args) => upgrade::upgrade(&args, dirs),
         Command::Agents(args) => upgrade::agents(&args, dirs),
         Command::Job(command) => job::run(&command, dirs),
+        Command::Launch(args) => launch::run(&args, dirs),
         Command::Demo(options) => Ok(if crate::demo::run(&options)? { Done::Clean } else { Done::Code(1) }),
     }
 }

@@ -4,6 +4,7 @@ pub mod cache;
 pub mod enroll;
 pub mod fetch;
 pub mod fuse;
+pub mod launch;
 pub mod mount;
 pub mod objects;
 mod pool;

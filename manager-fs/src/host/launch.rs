@@ -1,0 +1,34 @@
+//! `manager-fs launch PRODUCT`: the stub of [`agent_core::stub`] with this program's directories, its messages on
+//! stderr, and its readiness for the service manager.
+
+use agent_core::AgentPaths;
+use agent_core::stub::{self, Observer, StubError};
+use proto::Product;
+
+use crate::config::Dirs;
+
+/// Starts the product's agent and watches it until SIGTERM. Has to be called before this process starts a thread:
+/// without root it enters the mount daemon's namespaces, which the kernel allows to a single thread only.
+///
+/// # Errors
+/// See [`stub::run`].
+pub fn launch(product: &Product, dirs: &Dirs) -> Result<(), StubError> {
+    let paths = AgentPaths::new(&dirs.state, &dirs.run, product.clone());
+    stub::run(&paths, &mut Terminal(product))
+}
+
+/// People and the service manager.
+struct Terminal<'a>(&'a Product);
+
+impl Observer for Terminal<'_> {
+    fn say(&mut self, line: &str) {
+        eprintln!("manager-fs: {}: {line}", self.0);
+        // Without a service manager there is nobody to tell, which is no fault.
+        drop(sd_notify::notify(&[sd_notify::NotifyState::Status(line)]));
+    }
+
+    fn ready(&mut self, line: &str) {
+        eprintln!("manager-fs: ready: {line}");
+        drop(sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(line)]));
+    }
+}
