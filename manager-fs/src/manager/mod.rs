@@ -28,3 +28,6 @@ pub(crate) fn now() -> Unix {
 pub(crate) fn fault_of(error: anyhow::Error) -> Fault {
     error.downcast::<Fault>().unwrap_or_else(|error| Fault::Failed(format!("{error:#}")))
 }
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -105,8 +105,9 @@ pub fn publish(
     let guard = store.guard();
     let base = options.onto.map(|tree| base_tree(store, tree, &guard)).transpose()?;
     let chunk_bytes = chunk_bytes(options, base.as_ref())?;
-    let (tree, contents) = store
-        .write_contents(chunk_bytes, &guard, monitor, cancelled, |writer| ingest::read_source(source, writer))?;
+    let (tree, contents) = store.write_contents(chunk_bytes, &guard, monitor, cancelled, |writer| {
+        ingest::read_source(source, base.as_ref(), writer)
+    })?;
     let object = |id: &_| {
         let earlier = || base.as_ref().and_then(|base| base.object(id).cloned());
         contents.objects.get(id).cloned().or_else(earlier)

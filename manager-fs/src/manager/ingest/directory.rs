@@ -17,12 +17,9 @@ use super::{IngestError, Intake};
 
 const CHANGED: &str = "it changed while it was read; publish again when nothing writes to it";
 
-/// Reads the directory that the intake is of.
-pub(super) fn read(intake: &mut Intake<'_, '_>) -> Result<(), IngestError> {
-    // The source itself may be named by a symlink: the operator typed it.
-    let root = rustix::fs::open(&intake.from, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let root = root.map_err(|error| intake.unread(b"", error))?;
-    Walk { intake, links: HashMap::new() }.directory(&root, TreePath::root())
+/// Reads the directory `root` into the intake.
+pub(super) fn read(intake: &mut Intake<'_, '_>, root: &OwnedFd) -> Result<(), IngestError> {
+    Walk { intake, links: HashMap::new() }.directory(root, TreePath::root())
 }
 
 struct Walk<'a, 'b, 'c> {
@@ -115,7 +112,7 @@ impl Walk<'_, '_, '_> {
         // None that is kept can be on a symlink, but those that are refused can.
         let through = [format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).as_bytes(), name.to_bytes()].concat();
         let mut list = Vec::new();
-        let mut listed = rustix::fs::llistxattr(through.as_slice(), &mut [0_u8; 0][..]);
+        let mut listed = rustix::fs::llistxattr_query(through.as_slice());
         if let Ok(bytes @ 1..) = listed {
             list.resize(bytes, 0_u8);
             listed = rustix::fs::llistxattr(through.as_slice(), list.as_mut_slice());
@@ -138,7 +135,7 @@ impl Walk<'_, '_, '_> {
         let unread = |error: Errno| self.intake.unread(path.as_bytes(), error);
         let mut xattrs = Vec::new();
         // Most files have none: ask for the length first, and allocate nothing.
-        let bytes = match rustix::fs::flistxattr(fd, &mut [0_u8; 0][..]) {
+        let bytes = match rustix::fs::flistxattr_query(fd) {
             Ok(0) | Err(Errno::NOTSUP) => return Ok(xattrs),
             result => result.map_err(unread)?,
         };

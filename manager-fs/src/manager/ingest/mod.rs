@@ -2,22 +2,32 @@
 //!
 //! ```text
 //! directory ─┐
-//! archive   ─┼─> TreeBuilder ──(service pack: laid over an earlier tree)──> Manifest
+//! tar, zip  ─┼─> TreeBuilder ──(service pack: laid over an earlier tree)──> Manifest
 //! deb       ─┘        └ contents ──> ContentWriter
 //! ```
 
+mod acl;
+mod archive;
+mod deb;
 mod directory;
+mod service_pack;
+mod sparse;
+mod tar;
 mod tree;
+mod zip;
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use proto::TreePath;
 use proto::limits::{FILE_BYTES_MAX, TREE_BYTES_MAX};
 use proto::manifest::NodeKind;
 use proto::path::printable;
+use proto::{Manifest, TreePath};
+use rustix::fs::{FileType, Mode, OFlags};
 
-pub(crate) use tree::{Attributes, TreeBuilder};
+use archive::BombLimit;
+use tree::{Attributes, TreeBuilder};
 
 use super::store::{AddError, ContentWriter, StoreError};
 
@@ -26,7 +36,7 @@ use super::store::{AddError, ContentWriter, StoreError};
 #[non_exhaustive]
 pub enum IngestError {
     /// Something in the source does not belong into a tree.
-    #[error("'{place}' in {from}: {fault}")]
+    #[error("{}: {fault}", whereabouts(.place, .from))]
     Refused {
         /// The directory or archive.
         from: String,
@@ -36,7 +46,7 @@ pub enum IngestError {
         fault: String,
     },
     /// Reading failed.
-    #[error("reading '{place}' in {from}: {source}")]
+    #[error("reading {}: {source}", whereabouts(.place, .from))]
     Read {
         /// The directory or archive.
         from: String,
@@ -61,11 +71,17 @@ pub enum IngestError {
     Cancelled,
 }
 
+fn whereabouts(place: &str, from: &str) -> String {
+    if place.is_empty() { from.to_owned() } else { format!("'{place}' in {from}") }
+}
+
 /// A source on its way into a tree: names what is wrong, and counts what comes in.
 pub(crate) struct Intake<'a, 'b> {
     from: PathBuf,
     writer: &'a mut ContentWriter<'b>,
     tree: TreeBuilder,
+    /// The earlier tree, where the source is a service pack.
+    base: Option<&'a Manifest>,
     bytes: u64,
 }
 
@@ -76,6 +92,14 @@ impl Intake<'_, '_> {
 
     fn unread(&self, place: &[u8], source: impl Into<io::Error>) -> IngestError {
         IngestError::Read { from: self.from_text(), place: printable(place), source: source.into() }
+    }
+
+    fn unfit(&self, fault: &str) -> IngestError {
+        IngestError::Source { from: self.from_text(), fault: fault.to_owned() }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.writer.is_cancelled()
     }
 
     fn from_text(&self) -> String {
@@ -108,21 +132,55 @@ impl Intake<'_, '_> {
         let place = path.clone();
         self.tree.link(path, node).map_err(|fault| self.refused(place.as_bytes(), fault))
     }
+
+    /// Enters a further name of what the source, or the earlier tree, has at `target`.
+    fn link_to(&mut self, path: TreePath, target: &TreePath) -> Result<(), IngestError> {
+        let place = path.clone();
+        let entered = match (self.tree.find(target), self.base.and_then(|base| Some((base, base.entry(target)?)))) {
+            (Some(node), _) => self.tree.link(path, node),
+            (None, Some((base, entry))) => self.tree.link_base(path, base, entry.node),
+            (None, None) => Err(format!("a hard link to '{target}', which the archive does not have before it")),
+        };
+        entered.map_err(|fault| self.refused(place.as_bytes(), fault))
+    }
 }
 
-/// Reads a source into a tree; its contents go to `writer`.
+/// Reads a source into a tree; its contents go to `writer`. With a `base` the source is a service pack, and the tree is
+/// that of both.
 ///
 /// # Errors
 /// See [`IngestError`]. Nothing is visible in the store.
-pub(crate) fn read_source(source: &Path, writer: &mut ContentWriter<'_>) -> Result<TreeBuilder, IngestError> {
-    let from = source.to_path_buf();
-    let failed = |fault: String| IngestError::Source { from: source.display().to_string(), fault };
-    let metadata = std::fs::metadata(source).map_err(|error| failed(error.to_string()))?;
-    let mut intake = Intake { from, writer, tree: TreeBuilder::new(), bytes: 0 };
-    if metadata.is_dir() {
-        directory::read(&mut intake)?;
-    } else {
-        return Err(failed("it is neither a directory nor a known archive".into()));
-    }
-    Ok(intake.tree)
+pub(crate) fn read_source(
+    source: &Path,
+    base: Option<&Manifest>,
+    writer: &mut ContentWriter<'_>,
+) -> Result<TreeBuilder, IngestError> {
+    read_source_within(source, base, writer, BombLimit::DEFAULT)
 }
+
+fn read_source_within(
+    source: &Path,
+    base: Option<&Manifest>,
+    writer: &mut ContentWriter<'_>,
+    limit: BombLimit,
+) -> Result<TreeBuilder, IngestError> {
+    let mut intake = Intake { from: source.to_path_buf(), writer, tree: TreeBuilder::new(), base, bytes: 0 };
+    // The source itself may be named by a symlink: the operator typed it. NONBLOCK: it may be a pipe.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = rustix::fs::open(source, flags, Mode::empty()).map_err(|error| intake.unread(b"", error))?;
+    let stat = rustix::fs::fstat(&fd).map_err(|error| intake.unread(b"", error))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => directory::read(&mut intake, &fd)?,
+        FileType::RegularFile => archive::read(&mut intake, File::from(fd), limit)?,
+        _ => return Err(intake.unfit("it is neither a directory nor a file")),
+    }
+    match base {
+        None => Ok(intake.tree),
+        Some(base) => {
+            service_pack::lay(base, &intake.tree).map_err(|(place, fault)| intake.refused(place.as_bytes(), fault))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 
-use proto::limits::ENTRIES_MAX;
+use proto::limits::{ENTRIES_MAX, PATH_BYTES_MAX};
 use proto::manifest::{Entry, Manifest, Node, NodeKind, Object, Xattr, xattr_fault};
 use proto::{ObjectId, TreePath};
+
+const TWICE: &str = "it is there twice; a tree has one entry a path";
 
 /// What an inode has beside its kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +67,21 @@ struct Slot {
 pub(crate) struct TreeBuilder {
     entries: BTreeMap<TreePath, Slot>,
     nodes: Vec<Node>,
+    /// Nodes of a service pack that are further names of nodes of the earlier tree.
+    same_as_base: HashMap<u32, u32>,
+}
+
+/// An entry of a tree under construction.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Described<'a> {
+    pub(crate) path: &'a TreePath,
+    /// The node's number in this tree.
+    pub(crate) number: u32,
+    pub(crate) node: &'a Node,
+    /// Nobody has described it; it was made because something is in it.
+    pub(crate) implied: bool,
+    /// The node of the earlier tree of which it is a further name.
+    pub(crate) same_as_base: Option<u32>,
 }
 
 impl TreeBuilder {
@@ -72,7 +89,7 @@ impl TreeBuilder {
     pub(crate) fn new() -> Self {
         let root = node(NodeKind::Directory, Attributes::of_implied_directory());
         let entries = BTreeMap::from([(TreePath::root(), Slot { node: 0, implied: true })]);
-        Self { entries, nodes: vec![root] }
+        Self { entries, nodes: vec![root], same_as_base: HashMap::new() }
     }
 
     /// Adds a node under a path that is not taken. Returns its number, for [`TreeBuilder::link`].
@@ -80,10 +97,17 @@ impl TreeBuilder {
     /// # Errors
     /// The text says what is wrong with the entry.
     pub(crate) fn add(&mut self, path: TreePath, kind: NodeKind, attributes: Attributes) -> Result<u32, String> {
-        let number = self.nodes.len() as u32;
+        if let NodeKind::Symlink(target) = &kind
+            && (target.is_empty() || target.len() > PATH_BYTES_MAX || target.contains(&0))
+        {
+            return Err("a symlink whose target is empty, longer than 4095 bytes, or has a NUL".into());
+        }
         if let Some(slot) = self.entries.get_mut(&path) {
-            if !slot.implied || kind != NodeKind::Directory {
-                return Err("it is there twice; a tree has one entry a path".into());
+            if !slot.implied {
+                return Err(TWICE.into());
+            }
+            if kind != NodeKind::Directory {
+                return Err("other entries are below it, so it must be a directory".into());
             }
             slot.implied = false;
             let number = slot.node;
@@ -91,6 +115,7 @@ impl TreeBuilder {
             return Ok(number);
         }
         self.make_parents(&path)?;
+        let number = self.nodes.len() as u32;
         self.insert(path, Slot { node: number, implied: false })?;
         self.nodes.push(node(kind, attributes));
         Ok(number)
@@ -105,10 +130,62 @@ impl TreeBuilder {
             return Err("a hard link to a directory".into());
         }
         if self.entries.contains_key(&path) {
-            return Err("it is there twice; a tree has one entry a path".into());
+            return Err(TWICE.into());
         }
         self.make_parents(&path)?;
         self.insert(path, Slot { node, implied: false })
+    }
+
+    /// Adds a further path of a node of the earlier tree over which this one will be laid.
+    ///
+    /// # Errors
+    /// The text says what is wrong with the entry.
+    pub(crate) fn link_base(&mut self, path: TreePath, base: &Manifest, number: u32) -> Result<(), String> {
+        let node = base.nodes[number as usize].clone();
+        if node.kind == NodeKind::Directory {
+            return Err("a hard link to a directory".into());
+        }
+        let ours = self.put(&path, node, None)?;
+        self.same_as_base.insert(ours, number);
+        Ok(())
+    }
+
+    /// Enters a node: a directory in place of another one's attributes, a known node under a further path, or anew.
+    ///
+    /// # Errors
+    /// The text says what is wrong with the entry.
+    pub(super) fn put(&mut self, path: &TreePath, node: Node, known: Option<u32>) -> Result<u32, String> {
+        if let Some(number) = known {
+            return self.link(path.clone(), number).map(|()| number);
+        }
+        let directory = |number: u32| self.nodes[number as usize].kind == NodeKind::Directory;
+        let number = match self.entries.get_mut(path) {
+            Some(slot) if node.kind == NodeKind::Directory && directory(slot.node) => {
+                slot.implied = false;
+                slot.node
+            }
+            Some(_) => return Err(TWICE.into()),
+            None => {
+                self.make_parents(path)?;
+                let number = self.nodes.len() as u32;
+                self.insert(path.clone(), Slot { node: number, implied: false })?;
+                self.nodes.push(node);
+                return Ok(number);
+            }
+        };
+        self.nodes[number as usize] = node;
+        Ok(number)
+    }
+
+    /// Every entry, in order.
+    pub(super) fn described(&self) -> impl Iterator<Item = Described<'_>> {
+        self.entries.iter().map(|(path, slot)| Described {
+            path,
+            number: slot.node,
+            node: &self.nodes[slot.node as usize],
+            implied: slot.implied,
+            same_as_base: self.same_as_base.get(&slot.node).copied(),
+        })
     }
 
     /// The node at a path.

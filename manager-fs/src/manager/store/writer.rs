@@ -105,7 +105,7 @@ impl ContentWriter<'_> {
         let mut hasher = blake3::Hasher::new();
         let (first, mut bytes, mut head) = (self.chunks, 0_u64, [0; 4]);
         loop {
-            if self.cancelled.load(Ordering::Relaxed) {
+            if self.is_cancelled() {
                 return Err(AddError::Cancelled);
             }
             let chunk_bytes = self.chunk_bytes;
@@ -139,6 +139,11 @@ impl ContentWriter<'_> {
         self.spans.entry(id).or_insert(Span { bytes, first, chunks: self.chunks - first });
         self.heads.insert(id, head);
         Ok(Content { kind: NodeKind::File(id), bytes })
+    }
+
+    /// Whether the caller has given up.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
     }
 
     fn batch_with_room(&mut self) -> Result<&mut Batch, AddError> {
