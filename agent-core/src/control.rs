@@ -171,6 +171,15 @@ impl Client {
         }
     }
 
+    /// Keeps the connection open in the program that this process executes next: what the other side ties to the
+    /// connection (a lease) then lives as long as that program.
+    ///
+    /// # Errors
+    /// Of `fcntl(2)`.
+    pub fn keep_across_exec(&self) -> io::Result<()> {
+        Ok(rustix::io::fcntl_setfd(&self.stream, rustix::io::FdFlags::empty())?)
+    }
+
     /// [`Client::request`] of something that has no events, on a connection of its own.
     ///
     /// # Errors
