@@ -1,10 +1,24 @@
 //! The client host's half, in the order the bytes arrive: fetch, cache, FUSE, mount; then relay and launch.
 
 pub mod cache;
+pub mod daemon;
+mod data;
 pub mod enroll;
 pub mod fetch;
+mod files;
+mod follow;
 pub mod fuse;
 pub mod launch;
+mod generations;
+mod known;
+mod leases;
+mod local;
 pub mod mount;
 pub mod objects;
 mod pool;
+mod relay;
+mod spool;
+mod status;
+mod upstream;
+mod users;
+mod warm;

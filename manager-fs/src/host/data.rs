@@ -1,0 +1,281 @@
+//! The data half as the rest of the worker sees it: cache, fetcher, object tree, mounts, in one place.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use proto::bulk::ChunkHead;
+use proto::message::{ChunkRange, Fault};
+use proto::{TreeId, TreePath};
+use serde_json::json;
+
+use super::cache::Cache;
+use super::daemon::{Data, DataFacts};
+use super::fetch::{FetchError, HydrateOptions, Upstream, UpstreamError, Urgency};
+use super::files;
+use super::generations::Trees;
+use super::known::KnownRecord;
+use super::mount::{HelperError, Layout, Mounts, Server};
+use super::objects::{FsError, Objects, ViewEntry};
+use super::upstream::Manager;
+
+/// At most so much is read by one warming: more than any start-up set that was measured, less than hurts the page cache.
+const WARM_BYTES_MAX: u64 = 512 << 20;
+const WARM_DEADLINE: Duration = Duration::from_secs(60);
+/// How long one fetch in the background goes on trying before it is begun anew.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the operator chose.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DataOptions {
+    /// Bytes a second of background fetches; `None` for as fast as it goes.
+    pub(crate) hydrate_bytes_per_second: Option<u64>,
+    /// How long one read may wait for the network.
+    pub(crate) read_deadline: Duration,
+}
+
+/// See the module.
+pub(crate) struct DataPlane {
+    objects: Arc<Objects>,
+    mounts: Mounts,
+    server: Option<Server>,
+    layout: Layout,
+    options: DataOptions,
+    namespace_pid: Option<u32>,
+    boot: String,
+    /// One check of a tree after a boot at a time.
+    verifying: Mutex<()>,
+    data_path: OnceLock<String>,
+}
+
+impl DataPlane {
+    /// Puts it together from what the worker has opened.
+    pub(crate) fn new(
+        objects: Arc<Objects>,
+        mounts: Mounts,
+        server: Option<Server>,
+        layout: Layout,
+        options: DataOptions,
+        namespace_pid: Option<u32>,
+    ) -> Arc<Self> {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let (verifying, data_path) = (Mutex::default(), OnceLock::new());
+        Arc::new(Self { objects, mounts, server, layout, options, namespace_pid, boot, verifying, data_path })
+    }
+
+    fn cache(&self) -> &Arc<Cache> {
+        self.objects.fetcher().cache()
+    }
+
+    /// Says in which boot the local objects of a tree were hashed last.
+    fn verified_path(&self, tree: &TreeId) -> PathBuf {
+        self.layout.cache.join("verified").join(tree.to_hex())
+    }
+
+    /// Asks the helper what this host permits; the answer does not change while it runs.
+    pub(crate) fn probe(&self) -> Result<(), Fault> {
+        let (data_path, _) = self.mounts.probe().map_err(|error| helper(&error))?;
+        let _ = self.data_path.set(data_path.to_string());
+        Ok(())
+    }
+}
+
+impl Trees for DataPlane {
+    fn prepare(&self, tree: &TreeId, deadline: Instant) -> Result<(), Fault> {
+        self.objects.register(tree, deadline).map(drop).map_err(|error| fs(&error))
+    }
+
+    fn verify(&self, tree: &TreeId) -> Result<(), Fault> {
+        let _one_at_a_time = self.verifying.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.verified_path(tree);
+        if std::fs::read_to_string(&path).is_ok_and(|boot| boot == self.boot) {
+            return Ok(());
+        }
+        let Some(manifest) = self.cache().manifest(tree) else { return Ok(()) };
+        let report = self.cache().verify_local(&manifest, &AtomicBool::new(false), &mut |_| ());
+        for object in &report.wrong {
+            tracing::error!(%tree, %object, "a local object was damaged since it was verified; it is fetched again");
+        }
+        if report.checked > 0 {
+            tracing::info!(%tree, objects = report.checked, bytes = report.checked_bytes, "local objects verified after boot");
+        }
+        // Only an optimisation: what cannot be noted is verified again.
+        if let Err(error) = files::replace(&path, self.boot.as_bytes()) {
+            tracing::warn!(%error, path = %path.display(), "the verification could not be noted");
+        }
+        Ok(())
+    }
+
+    fn mount(&self, tree: &TreeId) -> Result<PathBuf, Fault> {
+        let whole = |plane: &Self| plane.sizes(tree).is_some_and(|(local, all)| local == all);
+        let (data_path, _) = self.mounts.probe().map_err(|error| helper(&error))?;
+        if data_path.needs_all_objects() && !whole(self) {
+            self.make_local(tree, false, &AtomicBool::new(false), &mut |_, _| ())?;
+        }
+        let mounted =
+            self.mounts.mount_generation(tree, &self.objects, whole(self)).map_err(|error| helper(&error))?;
+        tracing::debug!(%tree, meta_us = mounted.meta_us, mount_us = mounted.mount_us, path = %mounted.data_path, "mounted");
+        Ok(mounted.path)
+    }
+
+    fn unmount(&self, tree: &TreeId) -> Result<bool, Fault> {
+        match self.mounts.helper().unmount(tree) {
+            Ok(()) => {
+                self.objects.unregister(tree);
+                Ok(true)
+            }
+            Err(HelperError::Busy(_)) => Ok(false),
+            Err(error) => Err(helper(&error)),
+        }
+    }
+
+    fn mounted(&self) -> Vec<(TreeId, bool)> {
+        match self.mounts.helper().mounted() {
+            Ok(mounted) => mounted.into_iter().map(|mounted| (mounted.tree, mounted.with_fuse)).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "what is mounted cannot be told");
+                Vec::new()
+            }
+        }
+    }
+
+    fn warm(&self, tree: &TreeId, files: &[TreePath]) -> Result<(), Fault> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let warmed = self.mounts.helper().warm(tree, files.to_vec(), WARM_BYTES_MAX, WARM_DEADLINE);
+        let (bytes, took_us) = warmed.map_err(|error| helper(&error))?;
+        tracing::debug!(%tree, bytes, took_us, files = files.len(), "warmed");
+        Ok(())
+    }
+
+    fn make_local(
+        &self,
+        tree: &TreeId,
+        paced: bool,
+        cancel: &AtomicBool,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), Fault> {
+        let loaded =
+            self.objects.load(tree, Instant::now() + self.options.read_deadline).map_err(|error| fs(&error))?;
+        let bytes_per_second_max = self.options.hydrate_bytes_per_second.filter(|_| paced);
+        let options = HydrateOptions { bytes_per_second_max, patience: PATIENCE };
+        let mut told = |now: super::fetch::HydrateProgress| progress(now.local_bytes, now.object_bytes);
+        let made = self.objects.fetcher().make_local(tree, loaded.manifest(), options, cancel, &mut told);
+        made.map_err(|error| fetch(&error))
+    }
+
+    fn sizes(&self, tree: &TreeId) -> Option<(u64, u64)> {
+        let manifest = self.cache().manifest(tree)?;
+        Some((self.cache().local_bytes(&manifest), manifest.object_bytes()))
+    }
+
+    fn pin(&self, tree: &TreeId) -> bool {
+        let manifest = self.cache().manifest(tree);
+        if let Some(manifest) = &manifest {
+            self.cache().pin(*tree, manifest);
+        }
+        manifest.is_some()
+    }
+
+    fn unpin(&self, tree: &TreeId) {
+        self.cache().unpin(tree);
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.layout.generations()
+    }
+
+    fn namespace_pid(&self) -> Option<u32> {
+        self.namespace_pid
+    }
+
+    fn deadline(&self) -> Duration {
+        self.options.read_deadline
+    }
+}
+
+impl Data for DataPlane {
+    fn set_view(&self, records: &[Arc<KnownRecord>]) {
+        let entry = |known: &Arc<KnownRecord>| ViewEntry {
+            product: known.record.product.clone(),
+            version: known.record.version.clone(),
+            tree: known.record.tree,
+        };
+        let entries: Vec<_> = records.iter().map(entry).collect();
+        match (self.objects.set_view(&entries), &self.server) {
+            (Ok(true), Some(server)) => server.invalidate_view(),
+            (Ok(_), _) => {}
+            (Err(error), _) => tracing::error!(%error, "the browsing view could not be changed"),
+        }
+    }
+
+    fn facts(&self) -> DataFacts {
+        let requests = self.server.as_ref().map(|server| server.counts().snapshot()).unwrap_or_default();
+        let usage = self.cache().usage();
+        DataFacts {
+            mountpoint: self.layout.mountpoint.clone(),
+            data_path: self.data_path.get().cloned().unwrap_or_else(|| "not probed yet".to_owned()),
+            fuse_requests: requests.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+            fetch: json!(self.objects.fetcher().counts()),
+            cache: json!({
+                "dir": self.layout.cache,
+                "local_bytes": usage.local_bytes,
+                "partial_bytes": usage.partial_bytes,
+                "quota_bytes": usage.quota_bytes,
+                "objects": usage.objects,
+                "evicted_objects": usage.evicted_objects,
+                "streaming": usage.streaming,
+                "verity": usage.verity,
+            }),
+        }
+    }
+}
+
+/// The network as the fetcher sees it.
+impl Upstream for Manager {
+    fn manifest(&self, tree: &TreeId, deadline: Instant) -> Result<Vec<u8>, UpstreamError> {
+        Manager::manifest(self, tree, deadline).map_err(upstream)
+    }
+
+    fn chunks(
+        &self,
+        tree: &TreeId,
+        wants: &[ChunkRange],
+        urgency: Urgency,
+        deadline: Instant,
+        sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
+    ) -> Result<(), UpstreamError> {
+        Manager::chunks(self, tree, wants, urgency == Urgency::Demand, deadline, sink).map_err(upstream)
+    }
+}
+
+fn upstream(fault: Fault) -> UpstreamError {
+    match fault {
+        Fault::NotExported(text) => UpstreamError::NotExported(text),
+        Fault::Unavailable(text) => UpstreamError::Unavailable(text),
+        other => UpstreamError::Failed(other.to_string()),
+    }
+}
+
+fn fetch(error: &FetchError) -> Fault {
+    match error {
+        FetchError::Upstream { source: UpstreamError::NotExported(_), .. } => Fault::NotExported(error.to_string()),
+        FetchError::Upstream { source: UpstreamError::Unavailable(_), .. } | FetchError::Deadline { .. } => {
+            Fault::Unavailable(error.to_string())
+        }
+        _ => Fault::Failed(error.to_string()),
+    }
+}
+
+fn fs(error: &FsError) -> Fault {
+    match error {
+        FsError::Fetch(error) => fetch(error),
+        other => Fault::Failed(other.to_string()),
+    }
+}
+
+fn helper(error: &HelperError) -> Fault {
+    Fault::Failed(error.to_string())
+}
