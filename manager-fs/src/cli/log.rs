@@ -4,9 +4,10 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-/// Begins to print log lines. `MANAGER_FS_LOG` is a filter such as `debug` or `manager_fs::net=trace`; default `info`.
+/// Begins to print log lines. `MANAGER_FS_LOG` is a filter such as `debug` or `manager_fs::net=trace`; by default
+/// `info` without the FUSE library's own.
 pub(super) fn start() {
-    let filter = EnvFilter::try_from_env("MANAGER_FS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("MANAGER_FS_LOG").unwrap_or_else(|_| EnvFilter::new("info,fuser=warn"));
     // Fails when a log was set up already, which is as good.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

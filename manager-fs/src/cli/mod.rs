@@ -2,14 +2,18 @@
 //! text or JSON; none decides anything.
 
 mod client;
+mod exec;
 mod export;
 mod generations;
 mod hosts;
 mod job;
 mod launch;
+mod local;
 mod log;
+mod mount;
 mod publish;
 mod serve;
+mod status_text;
 mod upgrade;
 
 use std::process::ExitCode;
@@ -69,6 +73,22 @@ enum Command {
     Job(job::JobCommand),
     /// Start a product's agent, watch it, and return it to the last good version if need be
     Launch(launch::LaunchArgs),
+    /// The mount daemon of this host; shows every generation that is exported to it
+    Mount(mount::MountArgs),
+    #[command(name = "__worker", hide = true)]
+    Worker(mount::MountArgs),
+    #[command(name = "__helper", hide = true)]
+    Helper(mount::MountArgs),
+    /// Attach a generation on this host and keep it; prints the path of its tree
+    Attach(local::AttachArgs),
+    /// Drop what attach keeps
+    Release(local::ReleaseArgs),
+    /// Run a program straight from a generation
+    Exec(exec::ExecArgs),
+    /// What the mount daemon of this host does; never blocks
+    Status(local::StatusArgs),
+    /// End the mount daemon of this host
+    Unmount,
     /// All of the other commands on this machine, in front of your eyes
     Demo(DemoOptions),
 }
@@ -118,6 +138,14 @@ fn dispatch(command: Command, dirs: &Dirs) -> anyhow::Result<Done> {
         Command::Agents(args) => upgrade::agents(&args, dirs),
         Command::Job(command) => job::run(&command, dirs),
         Command::Launch(args) => launch::run(&args, dirs),
+        Command::Mount(args) => mount::mount(args, dirs),
+        Command::Worker(args) => mount::worker(args, dirs),
+        Command::Helper(args) => mount::helper(args, dirs),
+        Command::Attach(args) => local::attach(args, dirs),
+        Command::Release(args) => local::release(args, dirs),
+        Command::Exec(args) => exec::exec(args, dirs),
+        Command::Status(args) => local::status(args, dirs),
+        Command::Unmount => local::unmount(dirs),
         Command::Demo(options) => Ok(if crate::demo::run(&options)? { Done::Clean } else { Done::Code(1) }),
     }
 }

@@ -1,0 +1,148 @@
+//! `mount [MOUNTPOINT]`: the mount daemon of a host, in the foreground. The hidden commands are its two children.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::Done;
+use crate::config::Dirs;
+use crate::host::daemon::{self, WorkerOptions};
+use crate::host::enroll::Identity;
+use crate::host::mount::{HoldOptions, Layout, NamespaceChoice, hold, serve_helper};
+
+/// Kernel memory of the metadata of all attached generations: half a million entries.
+const META_BYTES_MAX: u64 = 640 << 20;
+
+/// `mount`.
+#[derive(Debug, Clone, Args)]
+pub(super) struct MountArgs {
+    /// Where the generations exported to this host are shown, as PRODUCT/VERSION [default: RUN/mnt]
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: Option<PathBuf>,
+    /// The manager's address [default: as at enrolment]
+    #[arg(long, env = "MANAGER_FS_MANAGER", value_name = "HOST:PORT")]
+    manager: Option<String>,
+    /// Largest size of the cache (2000000000, 2G, 2GiB); without it the disk's free space is the limit
+    #[arg(long, env = "MANAGER_FS_CACHE_QUOTA", value_name = "BYTES", value_parser = byte_count)]
+    cache_quota: Option<u64>,
+    /// How long a read of something that is not cached may wait for the manager before it fails
+    #[arg(long, env = "MANAGER_FS_READ_DEADLINE", value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    read_deadline: Duration,
+    /// Bytes a second of fetches in the background; without it as fast as it goes
+    #[arg(long, env = "MANAGER_FS_HYDRATE_RATE", value_name = "BYTES", value_parser = byte_count)]
+    hydrate_rate: Option<u64>,
+    /// Bytes that one page fault may drag in
+    #[arg(long, env = "MANAGER_FS_READ_AHEAD", value_name = "BYTES", default_value = "128KiB", value_parser = byte_count)]
+    read_ahead: u64,
+    /// Mount in a new user namespace also as root
+    #[arg(long)]
+    user_namespace: bool,
+}
+
+/// Holds the mount until it is told to end.
+pub(super) fn mount(args: MountArgs, dirs: &Dirs) -> Result<Done> {
+    super::log::start();
+    // Before anything is mounted: a host that is not enrolled has nothing to show.
+    Identity::load(&dirs.state)?;
+    let layout = layout(&args, dirs)?;
+    let namespace = if args.user_namespace { NamespaceChoice::New } else { NamespaceChoice::Auto };
+    let options = HoldOptions {
+        program: std::env::current_exe().context("finding this program's own file")?,
+        worker_args: child_args("__worker", &args, &layout, dirs),
+        helper_args: child_args("__helper", &args, &layout, dirs),
+        layout,
+        namespace,
+    };
+    hold(&options)?;
+    Ok(Done::Clean)
+}
+
+/// The hidden command `__worker`.
+pub(super) fn worker(args: MountArgs, dirs: &Dirs) -> Result<Done> {
+    super::log::start();
+    let layout = layout(&args, dirs)?;
+    let options = WorkerOptions {
+        manager: args.manager,
+        cache_quota_bytes: args.cache_quota,
+        read_deadline: args.read_deadline,
+        hydrate_bytes_per_second: args.hydrate_rate,
+        read_ahead_bytes: u32::try_from(args.read_ahead).context("--read-ahead")?,
+    };
+    daemon::run(dirs, layout, &options)?;
+    Ok(Done::Clean)
+}
+
+/// The hidden command `__helper`.
+pub(super) fn helper(args: MountArgs, dirs: &Dirs) -> Result<Done> {
+    super::log::start();
+    serve_helper(layout(&args, dirs)?, META_BYTES_MAX)?;
+    Ok(Done::Clean)
+}
+
+fn layout(args: &MountArgs, dirs: &Dirs) -> Result<Layout> {
+    let mountpoint = match &args.mountpoint {
+        Some(path) => std::path::absolute(path)?,
+        None => dirs.default_mountpoint(),
+    };
+    Ok(Layout { run: dirs.run.clone(), cache: dirs.cache.clone(), mountpoint })
+}
+
+/// The command line that gives a child the same options, whatever the environment says by then.
+fn child_args(name: &str, args: &MountArgs, layout: &Layout, dirs: &Dirs) -> Vec<OsString> {
+    let mut line: Vec<OsString> = Vec::new();
+    for (flag, dir) in [("--state", &dirs.state), ("--cache", &dirs.cache), ("--run", &dirs.run)] {
+        line.extend([flag.into(), dir.into()]);
+    }
+    line.push(name.into());
+    let mut option = |flag: &str, value: Option<String>| {
+        line.extend(value.into_iter().flat_map(|value| [OsString::from(flag), value.into()]));
+    };
+    option("--manager", args.manager.clone());
+    option("--cache-quota", args.cache_quota.map(|bytes| bytes.to_string()));
+    option("--read-deadline", Some(humantime::format_duration(args.read_deadline).to_string()));
+    option("--hydrate-rate", args.hydrate_rate.map(|bytes| bytes.to_string()));
+    option("--read-ahead", Some(args.read_ahead.to_string()));
+    line.extend(["--".into(), (&layout.mountpoint).into()]);
+    line
+}
+
+/// A number of bytes: plain, or with k, M, G, T (powers of 1000) or Ki, Mi, Gi, Ti (powers of 1024), and an optional B.
+fn byte_count(text: &str) -> Result<u64, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| format!("'{text}' does not begin with a number"))?;
+    let unit = unit.trim().strip_suffix('B').unwrap_or(unit.trim());
+    let factor: u64 = match unit {
+        "" => 1,
+        "k" | "K" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        _ => return Err(format!("'{unit}' is no unit of bytes: use k, M, G, T, Ki, Mi, Gi or Ti")),
+    };
+    number.checked_mul(factor).ok_or_else(|| format!("'{text}' is too large"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_counts_with_units() {
+        for (text, bytes) in
+            [("0", 0), ("4096", 4096), ("2G", 2_000_000_000), ("2GiB", 2 << 30), ("64 KiB", 64 << 10)]
+        {
+            assert_eq!(byte_count(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "-1", "1X", "99999999999T"] {
+            assert!(byte_count(text).is_err(), "{text}");
+        }
+    }
+}

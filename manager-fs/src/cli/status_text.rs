@@ -1,0 +1,157 @@
+//! `status` for people: the same document, in lines.
+
+use std::fmt::Write;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+/// The text of a status document.
+pub(super) fn render(document: &Value) -> String {
+    let mut text = String::new();
+    // Writing into a string cannot fail.
+    let _ = write(&mut text, document);
+    text
+}
+
+fn write(text: &mut String, document: &Value) -> std::fmt::Result {
+    let daemon = &document["daemon"];
+    if daemon["running"] == true {
+        writeln!(
+            text,
+            "daemon       running as process {}, since {}",
+            daemon["pid"],
+            since(&daemon["started_unix_ms"])
+        )?;
+    } else {
+        writeln!(text, "daemon       not running: {}", plain(&daemon["reason"]))?;
+    }
+    writeln!(text, "host         {}", plain(&document["host"]))?;
+    write_manager(text, &document["manager"])?;
+    if daemon["running"] == true {
+        writeln!(text, "view         {} ({})", plain(&document["mountpoint"]), plain(&document["data_path"]))?;
+        let cache = &document["cache"];
+        let quota =
+            cache["quota_bytes"].as_u64().map_or("no quota".to_owned(), |quota| format!("quota {}", bytes(quota)));
+        let used = number(&cache["local_bytes"]) + number(&cache["partial_bytes"]);
+        writeln!(text, "cache        {} used, {quota}", bytes(used))?;
+        writeln!(text, "fetched      {}", bytes(number(&document["fetched_bytes"])))?;
+        let requests = document["fuse"]["requests"].as_object();
+        let total: u64 = requests.into_iter().flatten().map(|(_, count)| number(count)).sum();
+        writeln!(text, "fuse         {total} requests")?;
+    }
+    write_generations(text, document)?;
+    write_agents(text, document)
+}
+
+fn write_manager(text: &mut String, manager: &Value) -> std::fmt::Result {
+    let address = plain(&manager["address"]);
+    if manager["connected"] == true {
+        return writeln!(
+            text,
+            "manager      {address}, connected since {}",
+            since(&manager["connected_since_unix_ms"])
+        );
+    }
+    writeln!(text, "manager      {address}, not connected")?;
+    match manager["last_error"].as_str() {
+        Some(error) => writeln!(text, "             {error}"),
+        None => Ok(()),
+    }
+}
+
+fn write_generations(text: &mut String, document: &Value) -> std::fmt::Result {
+    for generation in document["generations"].as_array().into_iter().flatten() {
+        let tree = generation["tree_id"].as_str().and_then(|id| id.get(..12)).unwrap_or("?");
+        let exported = if generation["exported"] == true { "" } else { ", no longer exported" };
+        writeln!(text, "generation   {} ({tree}{exported})", plain(&generation["name"]))?;
+        if generation["mounted"] == true {
+            let (local, all) = (number(&generation["local_bytes"]), number(&generation["object_bytes"]));
+            writeln!(text, "             {}", plain(&generation["path"]))?;
+            let users = generation["users"].as_array().map_or(0, Vec::len);
+            let path = plain(&generation["data_path"]);
+            writeln!(
+                text,
+                "             {} of {} local, data path {path}, {users} processes",
+                bytes(local),
+                bytes(all)
+            )?;
+        }
+        for reason in generation["kept_by"].as_array().into_iter().flatten() {
+            writeln!(text, "             {}", plain(reason))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_agents(text: &mut String, document: &Value) -> std::fmt::Result {
+    for agent in document["agents"].as_array().into_iter().flatten() {
+        let jobs = agent["jobs"].as_array().map_or(0, Vec::len);
+        writeln!(
+            text,
+            "agent        {}@{}: {}, process {}, {jobs} jobs; {}",
+            plain(&agent["product"]),
+            plain(&agent["version"]),
+            plain(&agent["state"]),
+            agent["pid"],
+            plain(&agent["reason"]),
+        )?;
+    }
+    Ok(())
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(0)
+}
+
+fn bytes(count: u64) -> String {
+    match count {
+        0..10_000 => format!("{count} bytes"),
+        10_000..10_000_000 => format!("{} kB", count / 1_000),
+        10_000_000.. => format!("{} MB", count / 1_000_000),
+    }
+}
+
+/// How long ago, for people.
+fn since(unix_ms: &Value) -> String {
+    let then = UNIX_EPOCH + Duration::from_millis(number(unix_ms));
+    let ago = SystemTime::now().duration_since(then).unwrap_or_default();
+    format!("{} ago", humantime::format_duration(Duration::from_secs(ago.as_secs())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_lines_say_what_the_document_says() {
+        let text = render(&json!({
+            "daemon": { "running": true, "pid": 7, "started_unix_ms": 0 },
+            "host": "h1",
+            "manager": { "address": "m:1", "connected": false, "last_error": "refused" },
+            "mountpoint": "/run/mnt", "data_path": "overlay",
+            "cache": { "local_bytes": 20_000_000, "partial_bytes": 0, "quota_bytes": null },
+            "fetched_bytes": 5,
+            "fuse": { "requests": { "read": 3, "lookup": 4 } },
+            "generations": [{
+                "name": "p@1", "tree_id": "0123456789abcdef", "exported": false, "mounted": true, "path": "/run/gens/0123",
+                "data_path": "fuse", "local_bytes": 1, "object_bytes": 20_000, "users": [1, 2], "kept_by": ["attached as p@1"],
+            }],
+            "agents": [],
+        }));
+        for wanted in
+            ["process 7", "h1", "refused", "20 MB used, no quota", "7 requests", "no longer exported", "2 processes"]
+        {
+            assert!(text.contains(wanted), "{wanted} is missing in\n{text}");
+        }
+        assert!(render(&json!({ "daemon": { "running": false, "reason": "why" } })).contains("not running: why"));
+    }
+}
