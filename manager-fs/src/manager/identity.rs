@@ -176,7 +176,9 @@ fn create(store: &Path, keys: &Path) -> anyhow::Result<()> {
     fs::DirBuilder::new().mode(0o700).create(&fresh)?;
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
-    params.distinguished_name = common_name("manager-fs authority");
+    // A name of its own, so that another manager's certificates are told apart by their issuer.
+    let number = u64::from_le_bytes(tls::random::<8>()?);
+    params.distinguished_name = common_name(&format!("manager-fs authority {number:016x}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let now = SystemTime::now();

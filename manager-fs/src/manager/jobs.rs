@@ -271,7 +271,6 @@ async fn drive(manager: Arc<Manager>, id: JobId, turn: Option<Turn>) {
 }
 
 async fn try_drive(manager: &Arc<Manager>, id: JobId, turn: Option<Turn>) -> anyhow::Result<()> {
-    let mut news = manager.news();
     let record = manager.state.job(id)?;
     let _turn = match turn.or_else(|| manager.jobs.try_turn(&record)) {
         Some(turn) => turn,
@@ -289,6 +288,8 @@ async fn try_drive(manager: &Arc<Manager>, id: JobId, turn: Option<Turn>) -> any
         if record.state.is_final() || cancel_unsent(manager, &record)? {
             return Ok(());
         }
+        // What happened before this attempt is no reason for another.
+        let mut news = manager.news();
         let interruption = match manager.control_link(&record.host) {
             None => Interruption::Wait(format!("host {} is not connected", record.host)),
             Some(link) => match send(manager, &link, &record).await? {
@@ -299,7 +300,7 @@ async fn try_drive(manager: &Arc<Manager>, id: JobId, turn: Option<Turn>) -> any
         match interruption {
             Interruption::Wait(reason) => {
                 manager.job_waits(id, &reason)?;
-                wait_for_news(&mut news, &record.host, id).await;
+                wait_for_news(manager, &mut news, &record).await?;
             }
             Interruption::Lost(reason) => manager.job_waits(id, &reason)?,
         }
@@ -322,24 +323,36 @@ async fn unsent_cancelled(manager: &Arc<Manager>, id: JobId) -> anyhow::Result<(
         if record.state.is_final() || cancel_unsent(manager, &record)? {
             return Ok(());
         }
-        wait_for_news(&mut news, &record.host, id).await;
+        wait_for_news(manager, &mut news, &record).await?;
     }
 }
 
 /// Waits for anything that could let the job go on.
-async fn wait_for_news(news: &mut broadcast::Receiver<News>, host: &HostName, id: JobId) {
+async fn wait_for_news(
+    manager: &Manager,
+    news: &mut broadcast::Receiver<News>,
+    record: &JobRecord,
+) -> anyhow::Result<()> {
     let wanted = async {
         loop {
             match news.recv().await {
-                Ok(News::Connected(of) | News::Agents(of) | News::Step(of, _)) if of == *host => return,
-                Ok(News::Job(of)) if of == id => return,
+                Ok(News::Connected(host) | News::Agents(host) | News::Step(host, _)) if host == record.host => {
+                    return Ok(());
+                }
+                // Its own waiting is news too, but no reason to try again.
+                Ok(News::Job(id)) if id == record.id => {
+                    let now = manager.state.job(id)?;
+                    if now.state.is_final() || now.cancel != record.cancel {
+                        return Ok(());
+                    }
+                }
                 Ok(_) => {}
                 // Something was missed: look at the state.
-                Err(_) => return,
+                Err(_) => return Ok(()),
             }
         }
     };
-    let _ = tokio::time::timeout(NEWS_DEADLINE, wanted).await;
+    tokio::time::timeout(NEWS_DEADLINE, wanted).await.unwrap_or(Ok(()))
 }
 
 /// Sends the job to its agent and waits for its end; `None`: it ended.

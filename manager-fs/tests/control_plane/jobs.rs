@@ -1,0 +1,204 @@
+use manager_fs::manager::admin::{AdminEvent, AdminReply, AdminRequest};
+use manager_fs::manager::control::jobs::{JobRecord, JobState};
+use proto::agent::{JobId, Operation, Outcome, Progress, Repository, Summary};
+use proto::message::{Fault, HostReply, HostReport, ManagerRequest};
+
+use crate::fixture::{FakeHost, Fixture};
+
+fn repository(path: &str) -> Repository {
+    Repository { path: path.into(), password_file: None }
+}
+
+fn backup() -> Operation {
+    Operation::Backup { repository: repository("/r"), sources: vec!["/etc".into()] }
+}
+
+fn progress(units_done: u32, version: &str) -> Progress {
+    let activity = "reading".into();
+    Progress { units_done, units: 3, bytes_done: 1, bytes: 2, activity, version: version.into() }
+}
+
+fn done(version: &str) -> Outcome {
+    let versions = vec![version.to_owned()];
+    Outcome::Done(Summary { snapshots: vec!["abc".into()], versions, ..Summary::default() })
+}
+
+async fn order(fixture: &Fixture, operation: Operation) -> JobId {
+    let (host, product) = ("web-1".parse().unwrap(), "data-agent".parse().unwrap());
+    match fixture.ask(AdminRequest::JobRun { host, product, operation }).await.unwrap() {
+        AdminReply::Job(record) => record.id,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn show(fixture: &Fixture, id: JobId) -> JobRecord {
+    match fixture.ask(AdminRequest::Job(id)).await.unwrap() {
+        AdminReply::Job(record) => record,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Follows a job until something about it holds.
+async fn until(fixture: &Fixture, id: JobId, holds: impl Fn(&JobRecord) -> bool) -> JobRecord {
+    let (found, has_found) = tokio::sync::oneshot::channel();
+    let mut found = Some(found);
+    let check = |record: JobRecord| {
+        if holds(&record)
+            && let Some(found) = found.take()
+        {
+            let _ = found.send(record);
+        }
+    };
+    let check = std::cell::RefCell::new(check);
+    let waiting = fixture.ask_with(AdminRequest::JobWait(id), |event| {
+        if let AdminEvent::Job(record) = event {
+            check.borrow_mut()(record);
+        }
+    });
+    tokio::select! {
+        record = has_found => record.unwrap(),
+        over = waiting => {
+            let AdminReply::Job(record) = over.unwrap() else { panic!() };
+            assert!(holds(&record), "{record:?}");
+            record
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_job_reports_its_progress_and_outcome() {
+    let fixture = Fixture::new().await;
+    let mut host = fixture.host("web-1").await;
+    let id = order(&fixture, backup()).await;
+    let (job, operation, answer) = host.next_run().await;
+    assert_eq!((job, operation), (id, backup()));
+    answer.event(&progress(1, "1.0")).await.unwrap();
+    let running = until(&fixture, id, |record| record.state == JobState::Running).await;
+    assert_eq!(running.progress, Some(progress(1, "1.0")));
+    answer.finish(&HostReply::Outcome(done("1.0"))).await.unwrap();
+    let over = until(&fixture, id, |record| record.state.is_final()).await;
+    assert_eq!((over.state, over.outcome), (JobState::Done, Some(done("1.0"))));
+    assert!(over.started.is_some() && over.ended.is_some());
+}
+
+#[tokio::test]
+async fn a_draining_agent_gets_the_job_again_when_it_is_back() {
+    let fixture = Fixture::new().await;
+    let mut host = fixture.host("web-1").await;
+    let id = order(&fixture, backup()).await;
+    let (_, _, answer) = host.next_run().await;
+    answer.finish(&HostReply::Fault(Fault::Draining)).await.unwrap();
+    let waiting = until(&fixture, id, |record| record.waiting.is_some()).await;
+    assert!(waiting.waiting.unwrap().contains("draining"));
+    assert!(host.asked.try_recv().is_err(), "it is not asked again and again");
+    host.report(HostReport::Agents(vec![])).await;
+    let (again, _, answer) = host.next_run().await;
+    assert_eq!(again, id);
+    answer.finish(&HostReply::Outcome(done("2.0"))).await.unwrap();
+    assert_eq!(until(&fixture, id, |record| record.state.is_final()).await.state, JobState::Done);
+}
+
+#[tokio::test]
+async fn a_lost_connection_and_a_killed_manager_do_not_end_a_job() {
+    let mut fixture = Fixture::new().await;
+    let mut host = fixture.host("web-1").await;
+    let id = order(&fixture, backup()).await;
+    let (_, _, answer) = host.next_run().await;
+    answer.event(&progress(1, "1.0")).await.unwrap();
+    until(&fixture, id, |record| record.state == JobState::Running).await;
+    host.link.close("network");
+    until(&fixture, id, |record| record.waiting.is_some()).await;
+    let mut host = FakeHost::connect(&fixture.address, host.identity.clone()).await.unwrap();
+    let (job, _, answer) = host.next_run().await;
+    assert_eq!(job, id);
+    answer.event(&progress(2, "1.0")).await.unwrap();
+    until(&fixture, id, |record| record.progress.as_ref().is_some_and(|progress| progress.units_done == 2)).await;
+
+    fixture.restart().await;
+    let record = show(&fixture, id).await;
+    assert_eq!((record.state, record.sent), (JobState::Running, 2));
+    let mut host = FakeHost::connect(&fixture.address, host.identity.clone()).await.unwrap();
+    let (job, _, _answer) = host.next_run().await;
+    assert_eq!(job, id);
+    // Its end may also come as a report; twice changes nothing.
+    for outcome in [done("1.0"), Outcome::Failed("late".into())] {
+        host.report(HostReport::JobOutcome { job: id, outcome }).await;
+    }
+    let record = until(&fixture, id, |record| record.state.is_final()).await;
+    assert_eq!(record.outcome, Some(done("1.0")));
+}
+
+#[tokio::test]
+async fn prune_is_alone_on_its_repository() {
+    let fixture = Fixture::new().await;
+    let mut host = fixture.host("web-1").await;
+    let first = order(&fixture, backup()).await;
+    let (_, _, first_answer) = host.next_run().await;
+    let second = order(&fixture, backup()).await;
+    let (job, _, second_answer) = host.next_run().await;
+    assert_eq!(job, second, "backups go on beside each other");
+    let prune = order(&fixture, Operation::Prune { repository: repository("/r/"), keep_last: 1 }).await;
+    until(&fixture, prune, |record| record.waiting.as_ref().is_some_and(|why| why.contains("another job"))).await;
+    let elsewhere = order(&fixture, Operation::Prune { repository: repository("/other"), keep_last: 1 }).await;
+    let (job, _, _elsewhere) = host.next_run().await;
+    assert_eq!(job, elsewhere, "another repository is not concerned");
+
+    first_answer.finish(&HostReply::Outcome(done("1.0"))).await.unwrap();
+    until(&fixture, first, |record| record.state.is_final()).await;
+    assert!(host.asked.try_recv().is_err());
+    second_answer.finish(&HostReply::Outcome(done("1.0"))).await.unwrap();
+    let (job, _, prune_answer) = host.next_run().await;
+    assert_eq!(job, prune);
+    let third = order(&fixture, backup()).await;
+    until(&fixture, third, |record| record.waiting.is_some()).await;
+    assert!(host.asked.try_recv().is_err(), "nothing beside a prune");
+    prune_answer.finish(&HostReply::Outcome(done("1.0"))).await.unwrap();
+    assert_eq!(host.next_run().await.0, third);
+}
+
+#[tokio::test]
+async fn jobs_are_cancelled_before_and_after_they_are_sent() {
+    let fixture = Fixture::new().await;
+    let mut host = fixture.host("web-1").await;
+    let running = order(&fixture, backup()).await;
+    let (_, _, answer) = host.next_run().await;
+    let waiting = order(&fixture, Operation::Prune { repository: repository("/r"), keep_last: 1 }).await;
+    until(&fixture, waiting, |record| record.waiting.is_some()).await;
+    fixture.ask(AdminRequest::JobCancel(waiting)).await.unwrap();
+    let record = until(&fixture, waiting, |record| record.state.is_final()).await;
+    assert_eq!((record.state, record.sent), (JobState::Cancelled, 0));
+
+    fixture.ask(AdminRequest::JobCancel(running)).await.unwrap();
+    let (request, cancel) = host.next().await;
+    assert_eq!(request, ManagerRequest::Cancel { product: "data-agent".parse().unwrap(), job: running });
+    // The agent may not have taken the job yet: it is told again.
+    cancel.finish(&HostReply::Fault(Fault::NotFound("job".into()))).await.unwrap();
+    let (_, cancel) = host.next().await;
+    cancel.finish(&HostReply::Done).await.unwrap();
+    answer.finish(&HostReply::Outcome(Outcome::Cancelled(Summary::default()))).await.unwrap();
+    assert_eq!(until(&fixture, running, |record| record.state.is_final()).await.state, JobState::Cancelled);
+    assert!(fixture.ask(AdminRequest::JobCancel(running)).await.unwrap_err().contains("over already"));
+}
+
+#[tokio::test]
+async fn orders_that_make_no_sense_are_refused_and_failures_are_final() {
+    let fixture = Fixture::new().await;
+    let mut host = fixture.host("web-1").await;
+    let product: proto::Product = "data-agent".parse().unwrap();
+    let relative = Operation::Backup { repository: repository("r"), sources: vec!["/etc".into()] };
+    let nothing = Operation::Backup { repository: repository("/r"), sources: vec![] };
+    for (host, operation) in [("web-1", relative), ("web-1", nothing), ("nobody", backup())] {
+        let request = AdminRequest::JobRun { host: host.parse().unwrap(), product: product.clone(), operation };
+        fixture.ask(request).await.unwrap_err();
+    }
+    let id = order(&fixture, backup()).await;
+    let (_, _, answer) = host.next_run().await;
+    answer.finish(&HostReply::Fault(Fault::NotFound("no such agent".into()))).await.unwrap();
+    let record = until(&fixture, id, |record| record.state.is_final()).await;
+    assert_eq!(record.state, JobState::Failed);
+    // A host speaks for its own jobs only.
+    let other = fixture.host("web-2").await;
+    let id = order(&fixture, backup()).await;
+    other.report(HostReport::JobOutcome { job: id, outcome: done("1.0") }).await;
+    assert!(!show(&fixture, id).await.state.is_final());
+}

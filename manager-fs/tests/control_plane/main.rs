@@ -1,0 +1,9 @@
+//! Manager and host over real TLS on this machine, with a host whose agents are played by the test.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod exports;
+mod fixture;
+mod jobs;
+mod trust;
+mod upgrades;

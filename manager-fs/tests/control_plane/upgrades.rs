@@ -1,0 +1,196 @@
+use manager_fs::manager::admin::{AdminEvent, AdminReply, AdminRequest};
+use manager_fs::manager::upgrade::{UpgradeEvent, UpgradeOrder, UpgradeReport, Verdict};
+use manager_fs::net::Answer;
+use proto::TreeId;
+use proto::agent::{AgentState, AgentStatus, Step, StepEvent};
+use proto::message::{ChangeOver, Fault, HostReply, HostReport, ManagerRequest};
+
+use crate::fixture::{FakeHost, Fixture};
+
+fn order(to: &[&str]) -> UpgradeOrder {
+    UpgradeOrder {
+        product: "data-agent".parse().unwrap(),
+        generation: "data-agent@2.0".parse().unwrap(),
+        targets: to.iter().map(|target| target.parse().unwrap()).collect(),
+        lazy: false,
+        drain_deadline_ms: Some(1500),
+        retry_bad: false,
+        export: false,
+        wait: true,
+        timeout_ms: None,
+    }
+}
+
+fn status(version: &str, tree: TreeId) -> AgentStatus {
+    AgentStatus {
+        product: "data-agent".parse().unwrap(),
+        version: version.parse().unwrap(),
+        tree,
+        pid: 7,
+        started_unix_ms: 1,
+        state: AgentState::Serving,
+        jobs: vec![],
+        reason: "launched".into(),
+    }
+}
+
+fn step(change: &ChangeOver, step: Step, detail: &str) -> HostReport {
+    HostReport::Step(StepEvent {
+        change: change.change,
+        product: change.product.clone(),
+        from: None,
+        to: change.attach,
+        step,
+        at_unix_ms: 1000 + step as u64,
+        duration_us: 5,
+        detail: detail.into(),
+    })
+}
+
+/// Plays the host's part up to the order.
+async fn take_order(host: &mut FakeHost, running: AgentStatus) -> (ChangeOver, Answer) {
+    let (request, answer) = host.next().await;
+    assert_eq!(request, ManagerRequest::Agents);
+    answer.finish(&HostReply::Agents(vec![running])).await.unwrap();
+    match host.next().await {
+        (ManagerRequest::ChangeOver(change), answer) => (change, answer),
+        (other, _) => panic!("{other:?}"),
+    }
+}
+
+async fn upgrade(fixture: &Fixture, order: UpgradeOrder) -> (Vec<UpgradeEvent>, Result<UpgradeReport, String>) {
+    let mut events = Vec::new();
+    let reply = fixture.ask_with(AdminRequest::Upgrade(order), |event| {
+        if let AdminEvent::Upgrade(event) = event {
+            events.push(event);
+        }
+    });
+    let reply = reply.await.map(|reply| match reply {
+        AdminReply::Upgraded(report) => report,
+        other => panic!("{other:?}"),
+    });
+    (events, reply)
+}
+
+async fn two_versions(fixture: &Fixture) -> (TreeId, TreeId) {
+    (fixture.publish("data-agent@1.0", b"one").await, fixture.publish("data-agent@2.0", b"two").await)
+}
+
+#[tokio::test]
+async fn many_hosts_change_over_and_every_step_is_seen_live_and_later() {
+    let fixture = Fixture::new().await;
+    let (one, two) = two_versions(&fixture).await;
+    let (mut good, mut bad) = (fixture.host("good").await, fixture.host("bad").await);
+    let hosts = vec![good.name.clone(), bad.name.clone()];
+    fixture.ask(AdminRequest::GroupAdd("all".parse().unwrap(), hosts)).await.unwrap();
+    fixture.export("data-agent@2.0", &["@all"]).await;
+    let good_part = async {
+        let (change, answer) = take_order(&mut good, status("1.0", one)).await;
+        assert_eq!((change.attach, change.drain_deadline_ms), (two, 1500));
+        let signed = proto::SignedRecord::from_bytes(&change.record).unwrap();
+        assert_eq!(signed.verify(&good.identity.publishers).unwrap().tree, two);
+        answer.finish(&HostReply::Done).await.unwrap();
+        for (at, kind) in [Step::MetadataSaved, Step::Staged, Step::Drained, Step::Swapped].into_iter().enumerate() {
+            good.report(step(&change, kind, &format!("step {at}"))).await;
+            // What is not answered is sent again.
+            good.report(step(&change, kind, &format!("step {at}"))).await;
+        }
+        good.report(HostReport::Agents(vec![status("2.0", two)])).await;
+        good.report(step(&change, Step::Confirmed, "took a job")).await;
+    };
+    let bad_part = async {
+        let (change, answer) = take_order(&mut bad, status("1.0", one)).await;
+        answer.finish(&HostReply::Done).await.unwrap();
+        bad.report(step(&change, Step::ProbationFailed, "exit status 3; cannot open my configuration")).await;
+        bad.report(step(&change, Step::Returned, "to 1.0")).await;
+    };
+    let ((events, report), (), ()) = tokio::join!(upgrade(&fixture, order(&["@all"])), good_part, bad_part);
+    let report = report.unwrap();
+    let verdict = |name: &str| report.hosts.iter().find(|end| end.host.as_str() == name).unwrap();
+    assert_eq!(verdict("good").verdict, Verdict::Confirmed);
+    assert_eq!(verdict("good").steps.len(), 5, "no step twice");
+    assert_eq!(verdict("bad").verdict, Verdict::Failed);
+    assert!(verdict("bad").reason.contains("cannot open my configuration"));
+    let live = events.iter().filter(|event| matches!(event, UpgradeEvent::Step { .. })).count();
+    assert_eq!(live, 7);
+
+    let AdminReply::Agents(agents) = fixture.ask(AdminRequest::Agents).await.unwrap() else { panic!() };
+    let agent = agents.iter().find(|agent| agent.host == good.name).unwrap();
+    assert_eq!((agent.status.version.as_str(), agent.last_change.len()), ("2.0", 5));
+    let agent = agents.iter().find(|agent| agent.host == bad.name).unwrap();
+    assert!(agent.last_change.iter().any(|event| event.detail.contains("exit status 3")));
+}
+
+#[tokio::test]
+async fn steps_of_a_change_over_survive_a_killed_manager() {
+    let mut fixture = Fixture::new().await;
+    let (one, two) = two_versions(&fixture).await;
+    let mut host = fixture.host("web-1").await;
+    fixture.export("data-agent@2.0", &["web-1"]).await;
+    let no_wait = UpgradeOrder { wait: false, ..order(&["web-1"]) };
+    let ((_, report), change) = tokio::join!(upgrade(&fixture, no_wait), async {
+        let (change, answer) = take_order(&mut host, status("1.0", one)).await;
+        answer.finish(&HostReply::Done).await.unwrap();
+        change
+    });
+    assert_eq!(report.unwrap().hosts[0].verdict, Verdict::Ordered);
+    host.report(step(&change, Step::Staged, "")).await;
+    fixture.restart().await;
+    let host = FakeHost::connect(&fixture.address, host.identity.clone()).await.unwrap();
+    // The host never got an answer to the first, so both come.
+    host.report(step(&change, Step::Staged, "")).await;
+    host.report(step(&change, Step::Confirmed, "")).await;
+    host.report(HostReport::Agents(vec![status("2.0", two)])).await;
+    let AdminReply::Agents(agents) = fixture.ask(AdminRequest::Agents).await.unwrap() else { panic!() };
+    let steps: Vec<Step> = agents[0].last_change.iter().map(|event| event.step).collect();
+    assert_eq!(steps, [Step::Staged, Step::Confirmed]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_changed_over_is_refused_with_the_reason() {
+    let fixture = Fixture::new().await;
+    let (one, two) = two_versions(&fixture).await;
+    let mut host = fixture.host("web-1").await;
+    let enrolled_only = fixture.enrolled("away").await;
+    let (_, report) = upgrade(&fixture, order(&["web-1"])).await;
+    let end = report.unwrap().hosts.remove(0);
+    assert!(end.verdict == Verdict::Refused && end.reason.contains("manager-fs export data-agent@2.0 --to web-1"));
+
+    fixture.export("data-agent@2.0", &["web-1", "away"]).await;
+    let (_, report) = upgrade(&fixture, order(&["away"])).await;
+    assert!(report.unwrap().hosts[0].reason.contains("not connected"));
+    drop(enrolled_only);
+
+    let ((), (_, report)) = tokio::join!(
+        async {
+            let (_, answer) = host.next().await;
+            answer.finish(&HostReply::Agents(vec![])).await.unwrap();
+        },
+        upgrade(&fixture, order(&["web-1"]))
+    );
+    assert!(report.unwrap().hosts[0].reason.contains("no agent of data-agent runs"));
+
+    let ((), (_, report)) = tokio::join!(
+        async {
+            let (_, answer) = host.next().await;
+            answer.finish(&HostReply::Agents(vec![status("2.0", two)])).await.unwrap();
+        },
+        upgrade(&fixture, order(&["web-1"]))
+    );
+    assert_eq!(report.unwrap().hosts[0].verdict, Verdict::Already);
+
+    let ((), (_, report)) = tokio::join!(
+        async {
+            let (_, answer) = take_order(&mut host, status("1.0", one)).await;
+            let fault = Fault::Refused("this generation failed here before; use --retry-bad".into());
+            answer.finish(&HostReply::Fault(fault)).await.unwrap();
+        },
+        upgrade(&fixture, order(&["web-1"]))
+    );
+    let end = report.unwrap().hosts.remove(0);
+    assert!(end.verdict == Verdict::Refused && end.reason.contains("failed here before") && end.change.is_some());
+
+    let unknown = UpgradeOrder { generation: "data-agent@9".parse().unwrap(), ..order(&["web-1"]) };
+    assert!(upgrade(&fixture, unknown).await.1.unwrap_err().contains("data-agent@9"));
+    assert!(upgrade(&fixture, order(&["nobody"])).await.1.unwrap_err().contains("nobody"));
+}
