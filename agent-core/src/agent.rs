@@ -172,6 +172,7 @@ impl Agent {
         let handoff = take_over(config.handoff, &*operations)?;
         let running = verified.entry();
         let schemas = verified.record.metadata.state_schemas;
+        let probation_ms = verified.record.metadata.health.probation_ms;
         let jobs = Jobs::open(&paths, verified.record.version.clone(), schemas, operations.clone())?;
         let reporter = Reporter::start(&paths)?;
         let (inputs, inbox) = mpsc::channel();
@@ -225,7 +226,7 @@ impl Agent {
             timeline,
             work: Work::default(),
         };
-        let (state, effects) = State::begin(change);
+        let (state, effects) = State::begin(change, probation_ms);
         let thread = std::thread::Builder::new().name("agent".to_owned());
         thread.spawn(move || driver.run(state, effects, &inbox)).map_err(io("no thread can be started"))?;
         Ok(Self { core, stub, terminated, stop_patience: config.stop_patience, inputs, reporter })

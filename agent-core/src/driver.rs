@@ -112,9 +112,10 @@ impl Driver {
         while let Some(event) = queue.pop_front() {
             tracing::debug!(?event, "change-over");
             let (next, effects) = state.on(event, &self.facts);
-            *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = next.shown();
             state = next;
             self.perform_all(effects, queue);
+            // After the effects: whoever reads `draining` may rely on it that no operation is taken any more.
+            *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = state.shown();
         }
         state
     }

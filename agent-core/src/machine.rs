@@ -90,9 +90,13 @@ pub struct Leaving {
 }
 
 impl State {
-    /// The state of a program that has just begun. `change`: see [`Probation::change`].
-    pub fn begin(change: Option<(ChangeId, Option<TreeId>)>) -> (Self, Vec<Effect>) {
-        (State::Probation(Probation { change, saved: None }), vec![Effect::CheckHealth { after_ms: 0 }])
+    /// The state of a program that has just begun. `change`: see [`Probation::change`]; `probation_ms` is that of its
+    /// record.
+    pub fn begin(change: Option<(ChangeId, Option<TreeId>)>, probation_ms: u64) -> (Self, Vec<Effect>) {
+        // A version that crashes after a while is as bad as one that does not come up: a new one works for the first
+        // half of its probation before it may be believed, and has the second half to show its health.
+        let after_ms = if change.is_some() { probation_ms / 2 } else { 0 };
+        (State::Probation(Probation { change, saved: None }), vec![Effect::CheckHealth { after_ms }])
     }
 
     /// As `status` shows it.

@@ -322,9 +322,11 @@ impl<'a> Stub<'a> {
         if let Some(returning) = self.returning.take() {
             // The version that had worked fails in the same way: the host is to blame, or at least not the other one.
             let why = format!("{name} failed right after the return as well: {reason}");
-            self.observer.say(&format!("{why}; {} is no longer held to be bad", returning.bad.version));
-            if let Err(e) = bad::withdraw(&self.paths, &returning.bad.tree, &why) {
-                self.observer.say(&e.to_string());
+            match bad::withdraw(&self.paths, &returning.bad.tree, &why) {
+                Ok(()) => {
+                    self.observer.say(&format!("{why}; {} is no longer held to be bad", returning.bad.version));
+                }
+                Err(e) => self.observer.say(&e.to_string()),
             }
             self.returning = Some(returning);
         }

@@ -63,10 +63,14 @@ pub fn spawn(
     let mut command = Command::new(program);
     command.args(&invocation.arguments).env_clear().envs(&invocation.environment);
     command.stdin(Stdio::null()).stderr(Stdio::from(stderr)).current_dir("/").process_group(0);
-    // SAFETY: the closure runs in the child between fork and exec and calls only fcntl, which is async-signal-safe; it
-    // allocates nothing.
+    // SAFETY: the closure runs in the child between fork and exec and calls only fcntl, sigemptyset and sigprocmask,
+    // which are async-signal-safe; it allocates nothing, and the zeroed set is a valid place to write to.
     unsafe {
         command.pre_exec(move || {
+            // What the caller blocks in order to read it from a descriptor would stay blocked in the program.
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
             for number in &numbers {
                 if libc::fcntl(*number, libc::F_SETFD, 0) < 0 {
                     return Err(io::Error::last_os_error());

@@ -1,0 +1,119 @@
+//! The smallest agent: it counts. A `backup` of N sources counts to N, one a unit, and `--unit-ms` says how long a unit
+//! takes. It is what this crate's tests put into trees, once as a good version and once for each way of being bad.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use agent_core::{Agent, AgentConfig, Demand, Ended, OperationContext, Operations};
+use proto::agent::{Operation, Outcome, Progress, Summary};
+
+/// Counts, and remembers how often it has been asked to since its very first version began.
+struct Counter {
+    unit: Duration,
+    /// What crosses a change-over in memory.
+    operations: Mutex<u32>,
+    healthy: bool,
+    stubborn: bool,
+}
+
+impl Operations for Counter {
+    fn run(&self, operation: &Operation, context: &OperationContext) -> Ended {
+        let Operation::Backup { sources, .. } = operation else {
+            return Ended::Outcome(Outcome::Failed(format!("a counter knows no {}", operation.kind())));
+        };
+        *lock(&self.operations) += 1;
+        let units = sources.len() as u32;
+        let first =
+            context.resume().and_then(|state| state.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        for done in first..units {
+            if self.stubborn {
+                // An operation that looks at no demand is abandoned by the exec.
+                std::thread::sleep(self.unit);
+            } else {
+                let until = Instant::now() + self.unit;
+                while Instant::now() < until && context.demand() != Demand::Cancel {
+                    std::thread::sleep(Duration::from_millis(1).min(self.unit));
+                }
+                if context.demand() == Demand::Cancel {
+                    return Ended::Outcome(Outcome::Cancelled(summary(done)));
+                }
+            }
+            if let Err(e) = context.checkpoint(&(done + 1).to_le_bytes()) {
+                return Ended::Outcome(Outcome::Failed(e.to_string()));
+            }
+            let activity = sources[done as usize].clone();
+            let version = String::new();
+            context.progress(Progress { units_done: done + 1, units, bytes_done: 0, bytes: 0, activity, version });
+            if !self.stubborn && context.should_stop() && done + 1 < units {
+                return Ended::Checkpointed;
+            }
+        }
+        Ended::Outcome(Outcome::Done(Summary { bytes: lock(&self.operations).to_owned().into(), ..summary(units) }))
+    }
+
+    fn save_state(&self, _schema: u32) -> Vec<u8> {
+        lock(&self.operations).to_le_bytes().to_vec()
+    }
+
+    fn restore_state(&self, _schema: u32, state: &[u8]) -> Result<(), String> {
+        let bytes = state.first_chunk().ok_or("want four bytes")?;
+        *lock(&self.operations) = u32::from_le_bytes(*bytes);
+        Ok(())
+    }
+
+    fn healthy(&self) -> Result<(), String> {
+        if self.healthy { Ok(()) } else { Err("told to be sick".to_owned()) }
+    }
+}
+
+fn summary(units: u32) -> Summary {
+    Summary { files: units.into(), ..Summary::default() }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let value = |name: &str| {
+        let at = arguments.iter().position(|argument| argument == name)?;
+        arguments.get(at + 1)?.parse::<u64>().ok()
+    };
+    let has = |name: &str| arguments.iter().any(|argument| argument == name);
+    if let Some(code) = value("--exit-at-once") {
+        eprintln!("tiny agent: boom");
+        std::process::exit(code as i32);
+    }
+    let file = arguments.iter().position(|a| a == "--exit-if").and_then(|at| arguments.get(at + 1));
+    if file.is_some_and(|file| std::path::Path::new(file).exists()) {
+        eprintln!("tiny agent: the world is bad");
+        std::process::exit(9);
+    }
+    if has("--hang") {
+        // Not an agent at all.
+        std::thread::sleep(Duration::from_secs(600));
+    }
+    let counter = Counter {
+        unit: Duration::from_millis(value("--unit-ms").unwrap_or(1)),
+        operations: Mutex::new(0),
+        healthy: !has("--sick"),
+        stubborn: has("--stubborn"),
+    };
+    let agent = AgentConfig::from_env().and_then(|config| Agent::start(config, counter));
+    let agent = match agent {
+        Ok(agent) => agent,
+        Err(e) => {
+            eprintln!("tiny agent: {e}");
+            std::process::exit(1);
+        }
+    };
+    if let Some(after) = value("--crash-after-ms") {
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(after));
+            eprintln!("tiny agent: crashing as told");
+            std::process::abort();
+        });
+    }
+    agent.wait();
+}

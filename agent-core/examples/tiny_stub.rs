@@ -1,0 +1,37 @@
+//! The stub as a program of its own: what `manager-fs launch PRODUCT` does, for tests and for a look at its events.
+//!
+//! `tiny_stub STATE RUN PRODUCT`
+
+use agent_core::AgentPaths;
+use agent_core::stub::{Observer, run};
+
+struct Stderr;
+
+impl Observer for Stderr {
+    fn say(&mut self, line: &str) {
+        eprintln!("stub: {line}");
+    }
+
+    fn ready(&mut self, line: &str) {
+        eprintln!("stub: ready: {line}");
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, state, run_dir, product] = arguments.as_slice() else {
+        eprintln!("usage: tiny_stub STATE RUN PRODUCT");
+        std::process::exit(2);
+    };
+    let product = match product.parse() {
+        Ok(product) => product,
+        Err(e) => {
+            eprintln!("tiny_stub: {e}");
+            std::process::exit(2);
+        }
+    };
+    if let Err(e) = run(&AgentPaths::new(state, run_dir, product), &mut Stderr) {
+        eprintln!("tiny_stub: {e}");
+        std::process::exit(1);
+    }
+}
