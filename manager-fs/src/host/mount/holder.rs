@@ -109,6 +109,9 @@ struct RunningWorker {
     heard: Vec<u8>,
     started: Instant,
     ready: bool,
+    /// It has closed its end, so it is ending. The end of a stream stays readable: waiting for it again would spin, and
+    /// keep this thread from hearing of the worker's death.
+    silent: bool,
 }
 
 enum Event {
@@ -146,7 +149,7 @@ impl<'o> Held<'o> {
             let event = tokio::select! {
                 status = worker.child.wait() => Event::WorkerEnded(status),
                 _ = helper.wait() => Event::HelperEnded,
-                _ = worker.control.readable() => Event::Said,
+                _ = worker.control.readable(), if !worker.silent => Event::Said,
                 _ = terminate.recv() => Event::Stop,
                 _ = interrupt.recv() => Event::Stop,
             };
@@ -188,7 +191,7 @@ impl<'o> Held<'o> {
         let child = spawn(command, &fds).with_context(|| format!("start {}", self.options.program.display()))?;
         ours.set_nonblocking(true)?;
         let control = tokio::net::UnixStream::from_std(ours)?;
-        Ok(RunningWorker { child, control, heard: Vec::new(), started: Instant::now(), ready: false })
+        Ok(RunningWorker { child, control, heard: Vec::new(), started: Instant::now(), ready: false, silent: false })
     }
 
     fn start_helper(&mut self) -> anyhow::Result<Child> {
@@ -204,8 +207,18 @@ impl<'o> Held<'o> {
     /// Takes every message that is there.
     fn listen_to(&mut self, worker: &mut RunningWorker) {
         let mut piece = [0; 4096];
-        while let Ok(len @ 1..) = worker.control.try_read(&mut piece) {
-            worker.heard.extend_from_slice(&piece[..len]);
+        loop {
+            match worker.control.try_read(&mut piece) {
+                Ok(0) => {
+                    worker.silent = true;
+                    break;
+                }
+                Ok(len) => worker.heard.extend_from_slice(&piece[..len]),
+                Err(error) => {
+                    worker.silent |= error.kind() != io::ErrorKind::WouldBlock;
+                    break;
+                }
+            }
         }
         while let Some((len, body)) = worker.heard.split_first_chunk::<4>() {
             let len = u32::from_le_bytes(*len) as usize;
