@@ -93,8 +93,6 @@ fn without_a_manager_or_a_daemon_commands_say_so_at_once() {
         &["agents"],
         &["hosts"],
         &["token", "host-1"],
-        &["status"],
-        &["status", "--json"],
         &["attach", "a@1"],
         &["exec", "a@1", "--", "true"],
         &["unmount"],
@@ -106,6 +104,11 @@ fn without_a_manager_or_a_daemon_commands_say_so_at_once() {
         let named = output.stderr.contains(&dir.path().display().to_string());
         assert!(named && (output.stderr.contains("serve") || output.stderr.contains("mount")), "{}", output.stderr);
     }
+    // What is on the disk can be told all the same; that the daemon does not run is the problem of code 3.
+    let status = bare(&["status", "--json"], dir.path()).expect(3);
+    assert_eq!(status.json()["daemon"]["running"], false);
+    assert!(status.stderr.contains("manager-fs mount"), "{}", status.stderr);
+    assert!(bare(&["status"], dir.path()).expect(3).stdout.contains("not running"));
 }
 
 #[test]

@@ -64,7 +64,11 @@ pub(super) fn status(args: StatusArgs, dirs: &Dirs) -> Result<Done> {
     let (document, running) = match asked {
         Ok(DaemonReply::Status(text)) => (serde_json::from_str(&text).context("the daemon's answer")?, true),
         Ok(other) => bail!("the mount daemon answered status with {other:?}"),
-        Err(error) => (without_daemon(dirs, &error), false),
+        Err(error) => {
+            let reason = reason(dirs, &error);
+            eprintln!("manager-fs: {reason}");
+            (without_daemon(dirs, &reason), false)
+        }
     };
     if args.json {
         println!("{document:#}");
@@ -75,13 +79,13 @@ pub(super) fn status(args: StatusArgs, dirs: &Dirs) -> Result<Done> {
 }
 
 /// What can be said of a host whose mount daemon does not run.
-fn without_daemon(dirs: &Dirs, error: &ControlError) -> Value {
+fn without_daemon(dirs: &Dirs, reason: &str) -> Value {
     let identity = crate::host::enroll::Identity::load(&dirs.state);
     let attached = std::fs::read_to_string(dirs.state.join("attached")).unwrap_or_default();
     let attachments = attached.lines().filter_map(|line| line.split_once(' '));
     let attachments: Vec<_> = attachments.map(|(tree, name)| json!({ "tree_id": tree, "name": name })).collect();
     json!({
-        "daemon": { "running": false, "reason": reason(dirs, error) },
+        "daemon": { "running": false, "reason": reason },
         "host": identity.as_ref().ok().map(|identity| &identity.host),
         "manager": { "address": identity.as_ref().ok().map(|identity| &identity.manager), "connected": false },
         "fuse": { "requests": {} },

@@ -1,7 +1,7 @@
 //! `mount [MOUNTPOINT]`: the mount daemon of a host, in the foreground. The hidden commands are its two children.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -37,6 +37,9 @@ pub(super) struct MountArgs {
     /// Bytes that one page fault may drag in
     #[arg(long, env = "MANAGER_FS_READ_AHEAD", value_name = "BYTES", default_value = "128KiB", value_parser = byte_count)]
     read_ahead: u64,
+    /// Verify every cached object again before its first use; otherwise once after each boot
+    #[arg(long)]
+    verify_cache: bool,
     /// Mount in a new user namespace also as root
     #[arg(long)]
     user_namespace: bool,
@@ -57,7 +60,18 @@ pub(super) fn mount(args: MountArgs, dirs: &Dirs) -> Result<Done> {
         namespace,
     };
     hold(&options)?;
-    Ok(Done::Clean)
+    let left = still_mounted(&options.layout.generations())?;
+    for path in &left {
+        eprintln!("manager-fs: {path} is in use and stays mounted until its programs end: find them with `fuser -vm {path}`");
+    }
+    Ok(if left.is_empty() { Done::Clean } else { Done::WithProblems })
+}
+
+/// The mounts below a directory. Those in use are never detached: their programs need them.
+fn still_mounted(directory: &Path) -> Result<Vec<String>> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
+    let targets = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    Ok(targets.filter(|target| Path::new(target).starts_with(directory)).map(str::to_owned).collect())
 }
 
 /// The hidden command `__worker`.
@@ -70,6 +84,7 @@ pub(super) fn worker(args: MountArgs, dirs: &Dirs) -> Result<Done> {
         read_deadline: args.read_deadline,
         hydrate_bytes_per_second: args.hydrate_rate,
         read_ahead_bytes: u32::try_from(args.read_ahead).context("--read-ahead")?,
+        verify_cache: args.verify_cache,
     };
     daemon::run(dirs, layout, &options)?;
     Ok(Done::Clean)
@@ -105,6 +120,9 @@ fn child_args(name: &str, args: &MountArgs, layout: &Layout, dirs: &Dirs) -> Vec
     option("--read-deadline", Some(humantime::format_duration(args.read_deadline).to_string()));
     option("--hydrate-rate", args.hydrate_rate.map(|bytes| bytes.to_string()));
     option("--read-ahead", Some(args.read_ahead.to_string()));
+    if args.verify_cache {
+        line.push("--verify-cache".into());
+    }
     line.extend(["--".into(), (&layout.mountpoint).into()]);
     line
 }

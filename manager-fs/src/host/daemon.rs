@@ -51,6 +51,8 @@ pub struct WorkerOptions {
     pub hydrate_bytes_per_second: Option<u64>,
     /// Bytes that one page fault may drag in.
     pub read_ahead_bytes: u32,
+    /// Verify local objects again before their first use, also without a boot in between.
+    pub verify_cache: bool,
 }
 
 /// The body of the hidden command `__worker`: returns when someone asked for the end of the whole mount.
@@ -75,6 +77,7 @@ pub fn run(dirs: &Dirs, layout: Layout, options: &WorkerOptions) -> anyhow::Resu
     let data_options = DataOptions {
         hydrate_bytes_per_second: options.hydrate_bytes_per_second,
         read_deadline: options.read_deadline,
+        verify_again: options.verify_cache,
     };
     let data = DataPlane::new(objects, worker.mounts(), server, layout.clone(), data_options, worker.namespace_pid());
     let known = Arc::new(Known::open(&dirs.cache, identity.publishers));

@@ -75,9 +75,11 @@ fn mounted(daemon: &Daemon, tree: &TreeId) -> Value {
     let kept = daemon.generations.kept();
     let users = daemon.generations.users().remove(tree).unwrap_or_default();
     let kept_by = kept.mounted.get(tree).cloned().unwrap_or_default();
+    let attached = !kept_by.is_empty() || daemon.generations.leases.attached().contains_key(tree);
     match daemon.generations.live().get(tree) {
         Some(live) => json!({
             "tree_id": tree,
+            "attached": attached,
             "mounted": true,
             "path": live.path,
             "data_path": if live.whole_at_mount { "local" } else { "fuse" },
@@ -88,6 +90,7 @@ fn mounted(daemon: &Daemon, tree: &TreeId) -> Value {
         }),
         None => json!({
             "tree_id": tree,
+            "attached": attached,
             "mounted": false,
             "path": null,
             "data_path": null,
