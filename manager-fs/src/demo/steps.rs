@@ -1,9 +1,9 @@
 //! The steps of the demo, top to bottom. Each runs commands, checks what came of them, and notes it in the timeline.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::machine::Machine;
@@ -197,13 +197,24 @@ async fn upgrade(machine: &Machine, version: &str, more: &[&str]) -> Result<Stri
     Ok(lines.join("\n"))
 }
 
-/// What `agents` says of the demo's agent, which must run and be of this version.
+/// How long the manager may take to hear what runs on the host.
+const HEARSAY_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What `agents` says of the demo's agent once it says that this version serves. The host reports as it happens, so the
+/// manager may know a moment later than the host.
 async fn expect_version(machine: &Machine, version: &str) -> Result<Value> {
-    let agents = machine.run(&["agents", "--json"]).await?.json()?;
-    let agent = agents["agents"].as_array().and_then(|list| list.iter().find(|agent| agent["product"] == PRODUCT));
-    let agent = agent.with_context(|| format!("agents --json does not list {PRODUCT}: {agents}"))?;
-    ensure!(agent["version"] == version, "version {version} should be running, but: {agent}");
-    Ok(agent.clone())
+    let since = Instant::now();
+    loop {
+        let agents = machine.run(&["agents", "--json"]).await?.json()?;
+        let agent =
+            agents["agents"].as_array().and_then(|list| list.iter().find(|agent| agent["product"] == PRODUCT));
+        match agent {
+            Some(agent) if agent["version"] == version && agent["state"] == "serving" => return Ok(agent.clone()),
+            _ if since.elapsed() < HEARSAY_DEADLINE => tokio::time::sleep(Duration::from_millis(50)).await,
+            Some(agent) => bail!("version {version} should be serving, but: {agent}"),
+            None => bail!("agents --json does not list {PRODUCT}: {agents}"),
+        }
+    }
 }
 
 /// Bytes that the mount daemon has fetched from the manager so far.
