@@ -39,11 +39,13 @@ fn make_tree(dir: &Path) {
     rustix::fs::setxattr(dir.join("lib/big"), "user.note", b"\0raw\xff", rustix::fs::XattrFlags::empty()).unwrap();
     // cap_net_bind_service=ep, revision 2.
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    rustix::fs::setxattr(dir.join("bin/shell"), "security.capability", &capability, rustix::fs::XattrFlags::empty()).unwrap();
+    rustix::fs::setxattr(dir.join("bin/shell"), "security.capability", &capability, rustix::fs::XattrFlags::empty())
+        .unwrap();
     let time = rustix::fs::Timespec { tv_sec: 1_234_567_890, tv_nsec: 123_456_789 };
     let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
     for path in ["lib/big", "lib/deep", "bin", "lib/link", "."] {
-        rustix::fs::utimensat(rustix::fs::CWD, dir.join(path), &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        rustix::fs::utimensat(rustix::fs::CWD, dir.join(path), &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+            .unwrap();
     }
 }
 
@@ -94,7 +96,6 @@ fn the_overlay_and_the_view_show_the_tree_and_programs_run() {
     make_tree(&source);
     let mut lab = Lab::new(dir.path());
     let tree = lab.origin.publish(&source);
-    eprintln!("{:?}", lab.origin.manifest(&tree).nodes.iter().map(|n| n.xattrs.len()).collect::<Vec<_>>());
     lab.start("hold");
     let root = lab.attach(&tree);
     assert_eq!(describe(&root), describe(&source));
@@ -107,4 +108,70 @@ fn the_overlay_and_the_view_show_the_tree_and_programs_run() {
         let shell = Command::new(root.join("bin/shell")).args(["-c", "echo $((6*7))"]).output().unwrap();
         assert_eq!(shell.stdout, b"42\n");
     }
+}
+
+#[test]
+fn killing_the_worker_again_and_again_goes_unnoticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    make_tree(&source);
+    let mut lab = Lab::new(dir.path());
+    let tree = lab.origin.publish(&source);
+    let others: Vec<_> = (0..8)
+        .map(|n| {
+            let other = dir.path().join(format!("other-{n}"));
+            fs::create_dir(&other).unwrap();
+            fs::write(other.join("file"), vec![n; 200_000]).unwrap();
+            (lab.origin.publish(&other), n)
+        })
+        .collect();
+    // Slow enough that kills meet requests in flight.
+    lab.set("slow", Some("1"));
+    lab.start("hold");
+    let root = lab.attach(&tree);
+    let want = fs::read(source.join("lib/big")).unwrap();
+    let (stop, reads) = (AtomicBool::new(false), AtomicU64::new(0));
+    let longest_us = AtomicU64::new(0);
+    let mut kills = 0;
+    std::thread::scope(|scope| {
+        for reader in 0..4u64 {
+            let (stop, reads, root, want, longest_us) = (&stop, &reads, &root, &want, &longest_us);
+            scope.spawn(move || {
+                let mut seed = reader + 1;
+                while !stop.load(Ordering::Relaxed) {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    let begun = Instant::now();
+                    let file = fs::File::open(root.join("lib/big")).unwrap();
+                    let offset = (seed >> 20) % (want.len() as u64 - 9_000);
+                    let mut bytes = vec![0; 9_000];
+                    std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, offset).unwrap();
+                    assert!(bytes == want[offset as usize..offset as usize + 9_000]);
+                    // What is read again must come from the worker and not from the page cache.
+                    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+                    assert!(Command::new(root.join("bin/hello")).output().unwrap().status.success());
+                    reads.fetch_add(1, Ordering::Relaxed);
+                    longest_us.fetch_max(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+                }
+            });
+        }
+        for round in 0..24 {
+            if let Some((other, n)) = others.get(round % 12) {
+                // In the middle of an attach.
+                let attaching = scope.spawn(|| lab.attach(other));
+                std::thread::sleep(Duration::from_millis(round as u64 % 5));
+                lab.kill_worker();
+                let root = attaching.join().unwrap();
+                assert_eq!(fs::read(root.join("file")).unwrap(), vec![*n; 200_000]);
+                lab.ask(&format!("release {other}"));
+            } else {
+                std::thread::sleep(Duration::from_millis(60));
+                lab.kill_worker();
+            }
+            kills += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let (reads, longest) = (reads.into_inner(), longest_us.into_inner() / 1000);
+    eprintln!("{kills} kills, {reads} verified rounds of read and exec, 0 errors, longest {longest} ms");
+    assert!(kills >= 20 && reads > 100);
 }

@@ -62,7 +62,9 @@ pub(super) fn mount(args: MountArgs, dirs: &Dirs) -> Result<Done> {
     hold(&options)?;
     let left = still_mounted(&options.layout.generations())?;
     for path in &left {
-        eprintln!("manager-fs: {path} is in use and stays mounted until its programs end: find them with `fuser -vm {path}`");
+        eprintln!(
+            "manager-fs: {path} is in use and stays mounted until its programs end: find them with `fuser -vm {path}`"
+        );
     }
     Ok(if left.is_empty() { Done::Clean } else { Done::WithProblems })
 }

@@ -42,8 +42,7 @@ impl Origin {
     pub fn publish(&self, source: &Path) -> TreeId {
         let scratch = tempfile::tempdir().unwrap();
         let store = Store::open(scratch.path()).unwrap();
-        let published =
-            publish(&store, source, &PublishOptions::default(), &Quiet, &AtomicBool::new(false)).unwrap();
+        let published = publish(&store, source, &PublishOptions::default(), &Quiet, &AtomicBool::new(false)).unwrap();
         let bytes = store.manifest(&published.tree).unwrap().unwrap();
         let manifest = Manifest::decode(&bytes, &published.tree).unwrap();
         for chunk in manifest.objects.iter().flat_map(|object| &object.chunks) {
@@ -137,7 +136,8 @@ impl Lab {
         let child = self.command(role).stderr(Stdio::piped()).spawn().unwrap();
         let child = self.holder.insert(child);
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let ready = lines.by_ref().map_while(Result::ok).inspect(|line| eprintln!("{line}")).any(|line| line == "lab ready");
+        let ready =
+            lines.by_ref().map_while(Result::ok).inspect(|line| eprintln!("{line}")).any(|line| line == "lab ready");
         assert!(ready, "the daemon ended before it was ready");
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("{line}")));
     }
@@ -246,10 +246,8 @@ fn hold_in(dir: &Path, namespace: NamespaceChoice) -> anyhow::Result<()> {
     // Roles travel in the arguments' place: a wrapper sets the variable and executes this binary.
     let role = |role: &str| {
         let exe = std::env::current_exe().unwrap();
-        let script = format!(
-            "LAB_ROLE={role} exec '{}' --exact lab_process --nocapture --test-threads=1",
-            exe.display()
-        );
+        let script =
+            format!("LAB_ROLE={role} exec '{}' --exact lab_process --nocapture --test-threads=1", exe.display());
         vec!["-c".into(), script.into()]
     };
     hold(&HoldOptions {
