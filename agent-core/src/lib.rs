@@ -1,4 +1,98 @@
-//! Embeddable library with which a running agent changes its own version.
+//! Embeddable library with which a running program changes its own version.
+//!
+//! A program that is started by `manager-fs launch PRODUCT` and that starts an [`Agent`] can be told, over its local
+//! operations socket, to become another version of itself. It goes on working while the other version is fetched,
+//! verified, mounted and warmed beside it; then it finishes or checkpoints its operations, renames one link, and
+//! `execve`s the new program **in the same process**: the process id, the listening socket and the state stay. The new
+//! version proves itself, or the stub brings the old one back, without anybody's help. Upgrading and downgrading are
+//! the same operation.
+//!
+//! ```text
+//!              stub (`launch`): parent, version-neutral, owns the listening socket, watches, returns
+//!                │ spawn                                                      ^ Serving, Executing, Confirmed
+//!                v                                                            │
+//!  ┌──────────── agent process ───────────────────────────────────────────────┴────────────┐
+//!  │ version 1                                                       │ version 2           │
+//!  │ serve ─ A save ─ B stage ─ C drain ─ journal ─ swap ─ handoff ══ execve ═> serve ─ confirm
+//!  └─────────────────────────────────────────────────────────────────┴─────────────────────┘
+//!                │ Stage, Report (mount.sock)        │ STATE/agents/<product>/journal
+//!                v                                   v
+//!          mount daemon ──> manager            what a power cut leaves
+//! ```
+//!
+//! It is a library for other people's programs: it works on its own threads, forces no runtime, no TLS, no logger and
+//! no FUSE on them, and blocks nobody. What it is not: a supervisor (the stub is), a mount (the daemon is), or a
+//! transport to the manager (the daemon relays).
+//!
+//! # A worked example
+//!
+//! An agent that backs directories up, one unit for each source. It looks at what is asked of it between units, and
+//! remembers how far it is, so that a change-over in the middle of a backup costs at most one unit.
+//!
+//! ```no_run
+//! use agent_core::{Agent, AgentConfig, Demand, Ended, OperationContext, Operations};
+//! use proto::agent::{Operation, Outcome, Progress, Summary};
+//!
+//! struct Backups;
+//!
+//! impl Operations for Backups {
+//!     fn run(&self, operation: &Operation, context: &OperationContext) -> Ended {
+//!         let Operation::Backup { sources, .. } = operation else {
+//!             return Ended::Outcome(Outcome::Failed(format!("no {} here", operation.kind())));
+//!         };
+//!         // Where an earlier call stopped: perhaps another version of this program, perhaps before a power cut.
+//!         let done = context.resume().and_then(|state| state.first().copied()).unwrap_or(0);
+//!         for (number, source) in sources.iter().enumerate().skip(done.into()) {
+//!             match context.demand() {
+//!                 Demand::None | Demand::Finish => {}
+//!                 Demand::Checkpoint => return Ended::Checkpointed,
+//!                 Demand::Cancel => return Ended::Outcome(Outcome::Cancelled(Summary::default())),
+//!             }
+//!             // … back `source` up …
+//!             if let Err(fault) = context.checkpoint(&[number as u8 + 1]) {
+//!                 return Ended::Outcome(Outcome::Failed(fault.to_string()));
+//!             }
+//!             context.progress(Progress {
+//!                 units_done: number as u32 + 1,
+//!                 units: sources.len() as u32,
+//!                 bytes_done: 0,
+//!                 bytes: 0,
+//!                 activity: source.clone(),
+//!                 version: String::new(),
+//!             });
+//!         }
+//!         Ended::Outcome(Outcome::Done(Summary::default()))
+//!     }
+//!
+//!     fn healthy(&self) -> Result<(), String> {
+//!         // Asked during probation: is everything there that operations need?
+//!         Ok(())
+//!     }
+//! }
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let config = AgentConfig::from_env()?; // first: it takes over what the stub, or the version before, left open
+//!     let agent = Agent::start(config, Backups)?;
+//!     agent.wait(); // until SIGTERM; operations have stopped at a unit boundary then
+//!     Ok(())
+//! }
+//! ```
+//!
+//! `examples/tiny_agent.rs` is a complete one, `examples/tiny_stub.rs` a stub around it, and `tests/` runs them through
+//! upgrades, downgrades and every way of failing. The order of steps, and what every failure at every step leads to, is
+//! in `docs/swap.md`.
+//!
+//! # Rules for the embedding program
+//! - Call [`AgentConfig::from_env`] before anything that opens descriptors.
+//! - Hold [`exec::child_permit`] while starting a child process; children that still live at the change-over are killed.
+//! - Do not rely on `Drop` at a change-over: `execve` ends every thread where it stands. What must last is in
+//!   [`OperationContext::checkpoint`] (durable) or [`Operations::save_state`] (across this change-over).
+//! - Standard error is read by the stub; its last 16 KiB are the evidence when the program fails.
+//!
+//! # Modules, in the order of a change-over
+//! [`operations`] is what the program brings. [`records`] saves message A; [`machine`] decides, and the driver performs;
+//! [`journal`] makes intents durable; [`swap`] renames the link; [`handoff`] and [`exec`] carry over; [`report`] tells the
+//! manager; [`stub`] watches from outside. [`control`] speaks over local sockets, [`sys`] has every system call.
 
 mod agent;
 pub mod bad;

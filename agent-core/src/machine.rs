@@ -14,6 +14,7 @@
 //! and the rest of that transition's effects is dropped. Results of effects that take long carry the change-over that
 //! they are of, so that one which came too late is told from one that is waited for.
 
+mod judge;
 mod vocabulary;
 
 #[cfg(test)]
@@ -23,7 +24,7 @@ use proto::TreeId;
 use proto::agent::{AgentState, ChangeId, Step};
 use proto::message::Fault;
 
-use crate::generation::runs_on;
+use judge::{Asked, judge};
 pub use vocabulary::{Candidate, Effect, Event, Facts, JournalWrite, Saved, StageDone, StageFault, Took};
 
 /// Where a change-over stands.
@@ -338,6 +339,9 @@ impl Leaving {
                 ];
                 (State::Journaling(self), effects)
             }
+            Event::Failed { what } => {
+                self.undo(Step::Refused, format!("the drain cannot be waited for: {what}"), facts)
+            }
             event => self.busy(event, State::Draining),
         }
     }
@@ -421,55 +425,6 @@ impl Leaving {
             | Event::Health { .. } => (state(self), Vec::new()),
         }
     }
-}
-
-/// Message B, as it was asked.
-struct Asked {
-    change: ChangeId,
-    release: Option<TreeId>,
-    attach: TreeId,
-    lazy: bool,
-    retry_bad: bool,
-}
-
-struct Refusal {
-    text: String,
-    remember: bool,
-}
-
-/// Whether this version may be changed over to, before anything is done for it.
-fn judge(candidate: &Candidate, asked: &Asked, facts: &Facts) -> Result<(), Refusal> {
-    let refusal = |text: String| Err(Refusal { text, remember: false });
-    let version = &candidate.entry.version;
-    if let Some(release) = asked.release
-        && release != facts.running.tree
-    {
-        let (version, tree) = (&facts.running.version, facts.running.tree);
-        return refusal(format!("asked to release tree {release}, but {version} (tree {tree}) is what runs here"));
-    }
-    if let Some(evidence) = candidate.bad.as_ref().filter(|_| !asked.retry_bad) {
-        return refusal(format!(
-            "{version} is remembered as bad on this host ({evidence}); ask for it again to retry"
-        ));
-    }
-    if let Some(architecture) = &candidate.architecture
-        && !runs_on(architecture, &facts.machine)
-    {
-        let text = format!("{version} is for {architecture}, and this host is {}", facts.machine);
-        return Err(Refusal { text, remember: true });
-    }
-    let (reads, writes) = (candidate.reads, &facts.writes);
-    if *writes.start() > reads.max || reads.min > *writes.end() {
-        return refusal(format!(
-            "{version} reads agent state of schemas {} to {}, and the running {} writes {} to {}",
-            reads.min,
-            reads.max,
-            facts.running.version,
-            writes.start(),
-            writes.end()
-        ));
-    }
-    Ok(())
 }
 
 fn answer(reply: Result<(), Fault>) -> Vec<Effect> {

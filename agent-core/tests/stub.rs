@@ -211,3 +211,41 @@ fn an_agent_that_is_told_to_end_keeps_its_work_for_the_next() {
     assert_eq!(summary.files, 100);
     assert!(progress.first().is_some_and(|p| p.units_done > 1), "{progress:?}");
 }
+
+/// Everything dies at a random moment of a change-over, again and again, as in a power cut: the next start is of the
+/// old version or the new, never of none, and no work is lost.
+#[test]
+fn whatever_moment_everything_dies_at_one_of_the_versions_comes_up() {
+    let mut host = Host::with_first(&quick("1.0", &["--unit-ms", "1"]));
+    let records =
+        [host.publish(&quick("2.0", &["--unit-ms", "1"])), host.publish(&quick("1.0", &["--unit-ms", "1"]))];
+    let mut came_up = std::collections::BTreeMap::<String, u32>::new();
+    for round in 0..24u64 {
+        let before = host.wait_serving_any();
+        let record = &records[usize::from(before.version.as_str() == "2.0")];
+        let work = Host::backup(1000 + round, 30);
+        let socket = host.paths.socket();
+        let sent = work.clone();
+        let watch = std::thread::spawn(move || {
+            let client = agent_core::control::Client::connect(&socket);
+            drop(client.and_then(|mut client| {
+                client.request::<_, proto::agent::Progress, proto::agent::AgentReply>(&sent, None, |_| {})
+            }));
+        });
+        host.wait_status("at work", |s| s.jobs.len() == 1 || s.version != before.version);
+        let order = common::Order { drain_ms: 5, retry_bad: true };
+        drop(host.tell(record, &order));
+        // Spread over staging, drain, journal, swap, exec, and the first moments of the new version.
+        std::thread::sleep(std::time::Duration::from_micros(round * 1500));
+        kill(before.pid);
+        let stub = host.stub();
+        stub.child.kill().unwrap();
+        stub.child.wait().unwrap();
+        watch.join().unwrap();
+        host.launch().wait_for("stub: ready");
+        let (Outcome::Done(summary), _) = host.finish(&work) else { panic!("work was lost") };
+        assert_eq!(summary.files, 30);
+        *came_up.entry(host.wait_serving_any().version.to_string()).or_default() += 1;
+    }
+    println!("came up: {came_up:?}");
+}

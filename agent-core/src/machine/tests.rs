@@ -1,1 +1,242 @@
+//! The machine against random histories: whatever comes in whatever order, some things hold.
 
+use proptest::prelude::*;
+use proto::TreePath;
+use proto::record::SchemaRange;
+
+use super::*;
+use crate::journal::Entry;
+
+fn entry(n: u8) -> Entry {
+    Entry { version: format!("{n}.0").parse().unwrap(), tree: TreeId::of(&[n]) }
+}
+
+fn facts() -> Facts {
+    Facts { running: entry(1), writes: 2..=2, machine: "x86_64".to_owned() }
+}
+
+fn candidate(n: u8) -> Candidate {
+    Candidate {
+        entry: entry(n),
+        entry_point: TreePath::parse(b"bin/agent").unwrap(),
+        arguments: vec![],
+        reads: SchemaRange { min: 1, max: 2 },
+        architecture: None,
+        probation_ms: 1000,
+        bad: None,
+    }
+}
+
+/// The world as the effects make it: what a driver would have done.
+#[derive(Debug, Default)]
+struct World {
+    /// Where `current` leads: the running tree, or another one.
+    link_is_new: bool,
+    /// What the next start would start.
+    journal_is_new: bool,
+    draining: bool,
+    execs: u32,
+    answers: u32,
+}
+
+impl World {
+    /// Performs effects; the one that fails is counted down. Returns the events that follow.
+    fn perform(&mut self, effects: Vec<Effect>, fail_at: &mut Option<u8>) -> Vec<Event> {
+        let mut events = Vec::new();
+        for effect in effects {
+            let fails = match fail_at {
+                Some(0) => true,
+                Some(n) => {
+                    *n -= 1;
+                    false
+                }
+                None => false,
+            };
+            match effect {
+                Effect::Answer(_) => self.answers += 1,
+                Effect::SaveRecord { change, record } => {
+                    let result = if fails { Err("disk full".to_owned()) } else { Ok(Box::new(candidate(record[0]))) };
+                    events.push(Event::Saved { change, result, took_us: 1 });
+                }
+                Effect::Journal(JournalWrite::Intent(_)) if !fails => {
+                    assert!(self.draining, "the intent is written after the drain");
+                    self.journal_is_new = true;
+                    events.push(Event::Journaled { took_us: 1 });
+                }
+                Effect::Journal(JournalWrite::Confirmed) if !fails => events.push(Event::Journaled { took_us: 1 }),
+                Effect::Journal(JournalWrite::Back) => self.journal_is_new = false,
+                Effect::Journal(JournalWrite::NothingStaged) => {}
+                Effect::Journal(JournalWrite::Staged(..)) if !fails => {}
+                Effect::Swap(_) if !fails => {
+                    assert!(self.journal_is_new, "the link follows the journal");
+                    self.link_is_new = true;
+                    events.push(Event::Swapped { took_us: 1 });
+                }
+                Effect::Journal(_) | Effect::Swap(_) => {
+                    events.push(Event::Failed { what: "disk full".to_owned() });
+                    return events;
+                }
+                Effect::SwapBack(tree) => {
+                    assert_eq!(tree, facts().running.tree);
+                    self.link_is_new = false;
+                }
+                Effect::Drain { .. } => self.draining = true,
+                Effect::Resume => self.draining = false,
+                Effect::Exec(_) => {
+                    assert!(self.draining && self.journal_is_new && self.link_is_new, "{self:?}");
+                    self.execs += 1;
+                }
+                Effect::Report { step, .. } => {
+                    assert!(!matches!(step, Step::Started | Step::Launched | Step::Returned | Step::ProbationFailed));
+                }
+                Effect::Stage { .. }
+                | Effect::CancelStage
+                | Effect::RememberBad { .. }
+                | Effect::CheckHealth { .. }
+                | Effect::TellConfirmed
+                | Effect::TellExecReturned => {}
+            }
+        }
+        events
+    }
+}
+
+fn events() -> impl Strategy<Value = Event> {
+    let change = (1u64..4).prop_map(ChangeId);
+    let version = 1u8..5;
+    prop_oneof![
+        (change.clone(), version.clone()).prop_map(|(change, n)| Event::SaveAsked { change, record: vec![n] }),
+        (change.clone(), version, any::<bool>()).prop_map(|(change, n, lazy)| Event::AttachAsked {
+            change,
+            release: None,
+            attach: entry(n).tree,
+            lazy,
+            retry_bad: false,
+        }),
+        (change.clone(), 0u64..9).prop_map(|(change, ms)| Event::FinishAsked { change, drain_deadline_ms: ms }),
+        (change.clone(), 0u8..4).prop_map(|(change, n)| Event::StageEnded {
+            change,
+            result: match n {
+                0 => Err(StageFault::OfTheWorld("no network".to_owned())),
+                1 => Err(StageFault::OfTheVersion("no entry point".to_owned())),
+                _ => Ok(StageDone { warm_us: 1, detail: String::new() }),
+            },
+            took_us: 2,
+        }),
+        change.prop_map(|change| Event::Drained { change, detail: String::new(), took_us: 3 }),
+        any::<bool>().prop_map(|of_the_version| Event::ExecReturned { fault: "ENOENT".to_owned(), of_the_version }),
+        Just(Event::Health { result: Ok(()) }),
+        Just(Event::Health { result: Err("sick".to_owned()) }),
+        Just(Event::Failed { what: "no thread".to_owned() }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn in_every_history_the_old_version_works_unless_it_has_become_the_new(
+        history in proptest::collection::vec((events(), proptest::option::of(0u8..6)), 0..40)
+    ) {
+        let facts = facts();
+        let mut world = World::default();
+        let (mut state, first) = State::begin(None, 1000);
+        world.perform(first, &mut None);
+        for (event, mut fail_at) in history {
+            let asked = matches!(
+                event,
+                Event::SaveAsked { .. } | Event::AttachAsked { .. } | Event::FinishAsked { .. }
+            );
+            // A failure in the background comes when its message has been answered; the driver has nobody to tell then.
+            let late = matches!(event, Event::Failed { .. });
+            let answers = world.answers;
+            let mut queue = vec![event];
+            while let Some(event) = queue.pop() {
+                let (next, effects) = state.on(event, &facts);
+                state = next;
+                queue.extend(world.perform(effects, &mut fail_at));
+            }
+            // Each message gets one answer, and nothing else does.
+            prop_assert!(late || world.answers - answers == u32::from(asked));
+            let leaving = matches!(
+                state,
+                State::Draining(_) | State::Journaling(_) | State::Swapping(_) | State::Executing(_)
+            );
+            prop_assert_eq!(world.draining, leaving);
+            // Between events the driver has come to an end of what it does by itself: nothing rests half-swapped.
+            let executing = matches!(state, State::Executing(_));
+            prop_assert_eq!((world.link_is_new, world.journal_is_new), (executing, executing));
+        }
+    }
+}
+
+fn serving_with(candidate: Candidate) -> State {
+    State::Serving(Serving { saved: Some(Saved { change: ChangeId(7), candidate }), ended: None })
+}
+
+fn attach(n: u8, retry_bad: bool) -> Event {
+    Event::AttachAsked {
+        change: ChangeId(7),
+        release: Some(entry(1).tree),
+        attach: entry(n).tree,
+        lazy: false,
+        retry_bad,
+    }
+}
+
+fn refusal(effects: &[Effect]) -> Option<&str> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Answer(Err(Fault::Refused(text))) => Some(text.as_str()),
+        _ => None,
+    })
+}
+
+#[test]
+fn what_cannot_work_is_refused_before_anything_is_done_for_it() {
+    let cases = [
+        (Candidate { bad: Some("exit status 1".to_owned()), ..candidate(2) }, "remembered as bad"),
+        (Candidate { architecture: Some("aarch64".to_owned()), ..candidate(2) }, "for aarch64"),
+        (Candidate { reads: SchemaRange { min: 3, max: 9 }, ..candidate(2) }, "schemas 3 to 9"),
+        (Candidate { reads: SchemaRange { min: 1, max: 1 }, ..candidate(2) }, "writes 2 to 2"),
+    ];
+    for (candidate, word) in cases {
+        let (state, effects) = serving_with(candidate).on(attach(2, false), &facts());
+        assert!(refusal(&effects).is_some_and(|text| text.contains(word)), "{word}: {effects:?}");
+        assert!(!effects.iter().any(|e| matches!(e, Effect::Stage { .. } | Effect::Journal(_))), "{effects:?}");
+        // Message C that was on its way gets the same answer.
+        let (_, effects) = state.on(Event::FinishAsked { change: ChangeId(7), drain_deadline_ms: 1 }, &facts());
+        assert!(refusal(&effects).is_some_and(|text| text.contains(word)), "{word}: {effects:?}");
+    }
+    let bad = Candidate { bad: Some("exit status 1".to_owned()), ..candidate(2) };
+    let (state, _) = serving_with(bad).on(attach(2, true), &facts());
+    assert!(matches!(state, State::Staging(_)), "an operator may insist");
+    let wrong = Event::AttachAsked {
+        change: ChangeId(7),
+        release: Some(entry(9).tree),
+        attach: entry(2).tree,
+        lazy: false,
+        retry_bad: false,
+    };
+    let (_, effects) = serving_with(candidate(2)).on(wrong, &facts());
+    assert!(refusal(&effects).is_some_and(|text| text.contains("is what runs here")), "{effects:?}");
+}
+
+#[test]
+fn a_program_that_writes_the_older_schema_too_may_go_back() {
+    let facts = Facts { writes: 1..=2, ..facts() };
+    let old = Candidate { reads: SchemaRange { min: 1, max: 1 }, ..candidate(2) };
+    let (state, _) = serving_with(old).on(attach(2, false), &facts);
+    assert!(matches!(state, State::Staging(_)));
+}
+
+#[test]
+fn a_result_that_comes_too_late_is_not_taken_for_another() {
+    let (state, _) = serving_with(candidate(2)).on(attach(2, false), &facts());
+    let late = Event::StageEnded {
+        change: ChangeId(6),
+        result: Ok(StageDone { warm_us: 0, detail: String::new() }),
+        took_us: 1,
+    };
+    let (state, effects) = state.on(late, &facts());
+    assert!(matches!(state, State::Staging(_)) && effects.is_empty());
+}

@@ -15,6 +15,7 @@
 //! asks for.
 
 mod begin;
+mod child;
 mod evidence;
 mod lock;
 mod run;

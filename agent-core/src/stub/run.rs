@@ -1,6 +1,6 @@
 //! The watch: one `poll` over signals, the agent's stderr and its channel, and the verdicts that follow.
 
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -8,25 +8,23 @@ use std::time::{Duration, Instant};
 
 use proto::agent::{ChangeId, Step, StepEvent};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use rustix::process::{Signal, WaitOptions, WaitStatus};
 
 use super::begin::{self, Begun};
+use super::child::Running;
 use super::evidence::{self, Tail};
 use super::lock::{Lock, kill_group};
 use super::verdict::{Cause, Verdict, judge};
 use super::{Observer, StubError, io_error};
 use crate::AgentPaths;
-use crate::channel::{Channel, Received, StubMessage};
+use crate::channel::{Received, StubMessage};
 use crate::control::Client;
 use crate::durable::Durability;
-use crate::exec;
-use crate::generation::Attachment;
-use crate::handoff::variable;
 use crate::journal::{Entry, Journal, Phase};
 use crate::records::{self, Verified};
 use crate::report::{Reporter, unix_ms};
 use crate::sys::signal::SignalFd;
-use crate::{bad, swap, sys};
+use crate::{bad, sys};
 
 /// How long the agent may take to end after SIGTERM before its process group is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
@@ -37,16 +35,16 @@ const LOOK_ANEW: u32 = 3;
 
 /// The stub at work.
 pub(crate) struct Stub<'a> {
-    paths: AgentPaths,
-    observer: &'a mut dyn Observer,
-    signals: SignalFd,
-    lock: Lock,
-    listener: UnixListener,
+    pub(super) paths: AgentPaths,
+    pub(super) observer: &'a mut dyn Observer,
+    pub(super) signals: SignalFd,
+    pub(super) lock: Lock,
+    pub(super) listener: UnixListener,
     reporter: Reporter,
-    journal: Journal,
-    verified: Verified,
-    path: PathBuf,
-    hold: Option<Client>,
+    pub(super) journal: Journal,
+    pub(super) verified: Verified,
+    pub(super) path: PathBuf,
+    pub(super) hold: Option<Client>,
     first: Option<Verdict>,
     program: Program,
     /// Ends in a row of the current version.
@@ -63,21 +61,6 @@ enum Program {
     Waiting(Instant),
     /// The stub is to end.
     Over,
-}
-
-struct Running {
-    pid: Pid,
-    channel: Channel,
-    stderr: Option<PipeReader>,
-    tail: Tail,
-    since: Instant,
-    /// When the probation is over, and how long it was.
-    probation: Option<(Instant, u64)>,
-    timeline: Vec<StepEvent>,
-    confirmed: bool,
-    overdue: Option<u64>,
-    /// SIGTERM has been passed on; by then it must have ended.
-    stopping: Option<Instant>,
 }
 
 struct Returning {
@@ -143,72 +126,6 @@ impl<'a> Stub<'a> {
             }
             Err(cause) => self.failed(&cause, &Tail::default(), &[]),
         }
-    }
-
-    fn spawn(&mut self) -> Result<Running, Cause> {
-        let world = |fault: String| Cause::NotStarted { fault, of_the_version: false };
-        let program = self.program()?;
-        let tree = self.verified.record.tree;
-        swap::swap(&self.paths, &tree, &self.path).map_err(|e| world(e.to_string()))?;
-        let io = |e: io::Error| world(e.to_string());
-        let (ours, theirs) = Channel::pair().map_err(io)?;
-        let (stderr, write) = io::pipe().map_err(io)?;
-        rustix::io::ioctl_fionbio(&stderr, true).map_err(|e| io(e.into()))?;
-        let fds = [
-            (variable::OPERATIONS_FD, self.listener.as_fd()),
-            (variable::STUB_FD, theirs.as_fd()),
-            (variable::LOCK_FD, self.lock.as_fd()),
-        ];
-        let invocation = sys::exec::Invocation {
-            arguments: self.verified.record.metadata.arguments.iter().map(Into::into).collect(),
-            environment: exec::environment(&self.paths, &fds),
-        };
-        let inherited = fds.map(|(_, fd)| fd);
-        let child = sys::exec::spawn(&program, &invocation, write.into(), &inherited)
-            .map_err(|e| Cause::NotStarted { of_the_version: exec::is_of_the_version(&e), fault: e.to_string() })?;
-        drop(self.lock.note(Some(child.id())));
-        let probation = match self.journal.phase {
-            Phase::Probation { probation_ms, .. } => {
-                Some((Instant::now() + Duration::from_millis(probation_ms), probation_ms))
-            }
-            Phase::Launching | Phase::Confirmed => None,
-        };
-        Ok(Running {
-            pid: Pid::from_child(&child),
-            channel: ours,
-            stderr: Some(stderr),
-            tail: Tail::default(),
-            since: Instant::now(),
-            probation,
-            timeline: Vec::new(),
-            confirmed: false,
-            overdue: None,
-            stopping: None,
-        })
-    }
-
-    /// The program to start, attaching its tree anew if it is not there. `Cause::Undecided`: told to end meanwhile.
-    fn program(&mut self) -> Result<PathBuf, Cause> {
-        let (tree, entry) = (self.verified.record.tree, self.verified.entry_point.clone());
-        let look = |path: &std::path::Path| Attachment::open(tree, path).and_then(|t| t.program(&entry));
-        let fault = match look(&self.path) {
-            Ok(program) => return Ok(program),
-            Err(fault) => fault,
-        };
-        let reason = |fault: String, of_the_version| Cause::NotStarted { fault, of_the_version };
-        if fault.is_of_the_version() && self.hold.is_some() {
-            return Err(reason(fault.to_string(), true));
-        }
-        // The daemon may have been away since: a mount point without its mount looks like a tree without its program.
-        let held = begin::hold(&self.paths, tree, &mut self.signals, self.observer);
-        match held.map_err(|e| reason(e.to_string(), false))? {
-            Some((attached, client)) => {
-                self.path = PathBuf::from(attached.path);
-                self.hold = Some(client);
-            }
-            None => return Err(Cause::Undecided),
-        }
-        look(&self.path).map_err(|fault| reason(fault.to_string(), fault.is_of_the_version()))
     }
 
     fn wait(&mut self) -> Result<(), StubError> {
@@ -529,15 +446,6 @@ impl<'a> Stub<'a> {
             detail,
         };
         self.reporter.report(&event, Durability::PowerCut);
-    }
-}
-
-impl Running {
-    /// A program that is not an agent closes the channel; polling it would spin.
-    fn channel_is_over(&self) -> bool {
-        let mut fds = [PollFd::from_borrowed_fd(self.channel.as_fd(), PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        rustix::event::poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
     }
 }
 

@@ -265,6 +265,10 @@ impl Host {
         self.wait_status(version, |s| s.version.as_str() == version && s.state == AgentState::Serving)
     }
 
+    pub fn wait_serving_any(&self) -> AgentStatus {
+        self.wait_status("serving", |s| s.state == AgentState::Serving)
+    }
+
     /// Messages A, B and C, back to back on one connection. Returns the first refusal.
     pub fn tell(&mut self, record: &[u8], order: &Order) -> (ChangeId, Result<(), Fault>) {
         self.changes += 1;

@@ -1,0 +1,114 @@
+//! Starting a program, and what is known of one that runs.
+
+use std::io::{self, PipeReader};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use proto::agent::StepEvent;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::Pid;
+
+use super::begin;
+use super::evidence::Tail;
+use super::run::Stub;
+use super::verdict::Cause;
+use crate::channel::Channel;
+use crate::generation::Attachment;
+use crate::handoff::variable;
+use crate::journal::Phase;
+use crate::{exec, swap, sys};
+
+/// The agent, as its parent sees it.
+pub(super) struct Running {
+    pub(super) pid: Pid,
+    pub(super) channel: Channel,
+    pub(super) stderr: Option<PipeReader>,
+    pub(super) tail: Tail,
+    pub(super) since: Instant,
+    /// When the probation is over, and how long it was.
+    pub(super) probation: Option<(Instant, u64)>,
+    pub(super) timeline: Vec<StepEvent>,
+    pub(super) confirmed: bool,
+    pub(super) overdue: Option<u64>,
+    /// SIGTERM has been passed on; by then it must have ended.
+    pub(super) stopping: Option<Instant>,
+}
+
+impl Running {
+    /// A program that is not an agent closes the channel; polling it would spin.
+    pub(super) fn channel_is_over(&self) -> bool {
+        let mut fds = [PollFd::from_borrowed_fd(self.channel.as_fd(), PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+    }
+}
+
+impl Stub<'_> {
+    /// Starts the current version's program.
+    pub(super) fn spawn(&mut self) -> Result<Running, Cause> {
+        let world = |fault: String| Cause::NotStarted { fault, of_the_version: false };
+        let program = self.program()?;
+        let tree = self.verified.record.tree;
+        swap::swap(&self.paths, &tree, &self.path).map_err(|e| world(e.to_string()))?;
+        let io = |e: io::Error| world(e.to_string());
+        let (ours, theirs) = Channel::pair().map_err(io)?;
+        let (stderr, write) = io::pipe().map_err(io)?;
+        rustix::io::ioctl_fionbio(&stderr, true).map_err(|e| io(e.into()))?;
+        let fds = [
+            (variable::OPERATIONS_FD, self.listener.as_fd()),
+            (variable::STUB_FD, theirs.as_fd()),
+            (variable::LOCK_FD, self.lock.as_fd()),
+        ];
+        let invocation = sys::exec::Invocation {
+            arguments: self.verified.record.metadata.arguments.iter().map(Into::into).collect(),
+            environment: exec::environment(&self.paths, &fds),
+        };
+        let inherited = fds.map(|(_, fd)| fd);
+        let child = sys::exec::spawn(&program, &invocation, write.into(), &inherited)
+            .map_err(|e| Cause::NotStarted { of_the_version: exec::is_of_the_version(&e), fault: e.to_string() })?;
+        drop(self.lock.note(Some(child.id())));
+        let probation = match self.journal.phase {
+            Phase::Probation { probation_ms, .. } => {
+                Some((Instant::now() + Duration::from_millis(probation_ms), probation_ms))
+            }
+            Phase::Launching | Phase::Confirmed => None,
+        };
+        Ok(Running {
+            pid: Pid::from_child(&child),
+            channel: ours,
+            stderr: Some(stderr),
+            tail: Tail::default(),
+            since: Instant::now(),
+            probation,
+            timeline: Vec::new(),
+            confirmed: false,
+            overdue: None,
+            stopping: None,
+        })
+    }
+
+    /// The program to start, attaching its tree anew if it is not there. `Cause::Undecided`: told to end meanwhile.
+    fn program(&mut self) -> Result<PathBuf, Cause> {
+        let (tree, entry) = (self.verified.record.tree, self.verified.entry_point.clone());
+        let look = |path: &Path| Attachment::open(tree, path).and_then(|t| t.program(&entry));
+        let fault = match look(&self.path) {
+            Ok(program) => return Ok(program),
+            Err(fault) => fault,
+        };
+        let reason = |fault: String, of_the_version| Cause::NotStarted { fault, of_the_version };
+        if fault.is_of_the_version() && self.hold.is_some() {
+            return Err(reason(fault.to_string(), true));
+        }
+        // The daemon may have been away since: a mount point without its mount looks like a tree without its program.
+        let held = begin::hold(&self.paths, tree, &mut self.signals, self.observer);
+        match held.map_err(|e| reason(e.to_string(), false))? {
+            Some((attached, client)) => {
+                self.path = PathBuf::from(attached.path);
+                self.hold = Some(client);
+            }
+            None => return Err(Cause::Undecided),
+        }
+        look(&self.path).map_err(|fault| reason(fault.to_string(), fault.is_of_the_version()))
+    }
+}
