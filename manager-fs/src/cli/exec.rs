@@ -13,7 +13,7 @@ use proto::daemon::{Attached, DaemonReply, DaemonRequest};
 use proto::{GenerationRecord, GenerationRef, SignedRecord};
 
 use super::Done;
-use super::local::{attached, reason};
+use super::local::{attached, patiently, reason};
 use crate::config::Dirs;
 use crate::host::enroll;
 
@@ -35,10 +35,14 @@ pub(super) struct ExecArgs {
 
 /// Becomes the program. Returns only when that fails.
 pub(super) fn exec(args: ExecArgs, dirs: &Dirs) -> Result<Done> {
-    let mut daemon = Client::connect(&dirs.daemon_socket()).map_err(|error| anyhow!("{}", reason(dirs, &error)))?;
     let hold = DaemonRequest::Hold { generation: args.generation.clone() };
-    let reply = daemon.request::<_, (), DaemonReply>(&hold, Some(HOLD_SILENCE), |()| {});
-    let tree = attached(reply.map_err(|error| anyhow!("{}", reason(dirs, &error)))?)?;
+    let held = patiently(dirs, || {
+        let mut daemon = Client::connect(&dirs.daemon_socket())?;
+        let reply = daemon.request::<_, (), DaemonReply>(&hold, Some(HOLD_SILENCE), |()| {})?;
+        Ok((daemon, reply))
+    });
+    let (daemon, reply) = held.map_err(|error| anyhow!("{}", reason(dirs, &error)))?;
+    let tree = attached(reply)?;
     let root = PathBuf::from(&tree.path);
     if let Some(pid) = tree.namespace_pid {
         agent_core::sys::namespace::enter(pid).context("entering the mount daemon's namespaces")?;

@@ -1,6 +1,7 @@
 //! Commands that ask this host's mount daemon: `attach`, `release`, `unmount`, `status`.
 
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use agent_core::control::{Client, ControlError};
 use anyhow::{Context, Result, anyhow, bail};
@@ -16,6 +17,10 @@ use crate::config::Dirs;
 const STATUS_SILENCE: Duration = Duration::from_secs(5);
 /// Longer than any read may take, so that the daemon's own reason arrives first.
 const ATTACH_SILENCE: Duration = Duration::from_secs(180);
+
+/// A worker that was killed is replaced within this time, also on a busy machine.
+const REPLACED_WITHIN: Duration = Duration::from_secs(10);
+const REPLACED_PAUSE: Duration = Duration::from_millis(20);
 
 /// `attach GENERATION`.
 #[derive(Debug, Args)]
@@ -60,7 +65,7 @@ pub(super) fn unmount(dirs: &Dirs) -> Result<Done> {
 }
 
 pub(super) fn status(args: StatusArgs, dirs: &Dirs) -> Result<Done> {
-    let asked = Client::ask(&dirs.daemon_socket(), &DaemonRequest::Status, STATUS_SILENCE);
+    let asked = patiently(dirs, || Client::ask(&dirs.daemon_socket(), &DaemonRequest::Status, STATUS_SILENCE));
     let (document, running) = match asked {
         Ok(DaemonReply::Status(text)) => (serde_json::from_str(&text).context("the daemon's answer")?, true),
         Ok(other) => bail!("the mount daemon answered status with {other:?}"),
@@ -98,8 +103,29 @@ fn without_daemon(dirs: &Dirs, reason: &str) -> Value {
 
 /// Sends one request to the mount daemon.
 pub(super) fn request(dirs: &Dirs, request: &DaemonRequest, silence: Duration) -> Result<DaemonReply> {
-    let reply = Client::ask(&dirs.daemon_socket(), request, silence);
+    let reply = patiently(dirs, || Client::ask(&dirs.daemon_socket(), request, silence));
     reply.map_err(|error| anyhow!("{}", reason(dirs, &error)))
+}
+
+/// Asks again while the daemon's worker is being replaced: every request may be repeated, and the next worker is there
+/// within moments. That there will be one is known by the holder's lock.
+pub(super) fn patiently<T>(dirs: &Dirs, mut ask: impl FnMut() -> Result<T, ControlError>) -> Result<T, ControlError> {
+    let until = Instant::now() + REPLACED_WITHIN;
+    loop {
+        match ask() {
+            Err(error) if error.may_retry() && Instant::now() < until && is_held(&dirs.run) => {
+                std::thread::sleep(REPLACED_PAUSE);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Whether a holder runs: it has the lock as long as it lives.
+fn is_held(run: &Path) -> bool {
+    use rustix::fs::{FlockOperation, flock};
+    let lock = std::fs::File::open(run.join("mount.lock"));
+    lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
 }
 
 /// Why the daemon did not answer, and what to do.
