@@ -20,7 +20,9 @@ pub(super) fn from_text(key: &[u8], text: &[u8]) -> Result<Option<Xattr>, String
     for entry in text.split([',', '\n']).map(str::trim).filter(|entry| !entry.is_empty()) {
         entries.push(parse(entry)?);
     }
-    if entries.is_empty() {
+    // What the mode says already is no list: the kernel does not store one either.
+    let same_as_mode = entries.iter().all(|(tag, ..)| [0x01, 0x04, 0x20].contains(tag));
+    if entries.is_empty() || (same_as_mode && name == b"system.posix_acl_access") {
         return Ok(None);
     }
     // The kernel wants them in this order.

@@ -26,7 +26,7 @@ pub struct GcReport {
     pub bytes_kept: u64,
     /// Packs left alone because a running publication relies on them.
     pub packs_in_use: u64,
-    /// Packs whose index cannot be read: left alone, `verify` tells more.
+    /// Damaged packs that were left alone, because something in them is needed and lies nowhere else.
     pub packs_damaged: u64,
 }
 
@@ -102,8 +102,7 @@ impl GcPass<'_> {
             self.collect_pack(&id, slot, live_bytes, &live, dry_run, &mut report)?;
         }
         monitor.progress(Task::Collect, total, total);
-        let known = self.store.index().packs().len();
-        report.packs_damaged = self.list(BlobKind::Pack)?.len().saturating_sub(known) as u64;
+        self.collect_unreadable(&live, dry_run, &mut report)?;
         Ok(report)
     }
 
@@ -171,7 +170,8 @@ impl GcPass<'_> {
         let name = BlobName::Pack(*id);
         let bytes = self.size(&name)?;
         let in_use = self.store.registry.needs_pack(slot);
-        if in_use || live_bytes * 2 >= bytes.saturating_sub(HEADER_BYTES) {
+        let damaged = self.store.is_bad(id);
+        if in_use || (live_bytes * 2 >= bytes.saturating_sub(HEADER_BYTES) && !damaged) {
             report.packs_in_use += u64::from(in_use);
             report.bytes_kept += bytes;
             return Ok(());
@@ -182,7 +182,11 @@ impl GcPass<'_> {
             (true, _) => true,
             (false, false) => self.store.remove_unless(&name, |_| self.store.registry.needs_pack(slot), None)?,
             (false, true) => {
-                let (new, frames) = self.rewrite(id, slot, live)?;
+                let Some((new, frames)) = self.rewrite(id, slot, live)? else {
+                    report.packs_damaged += 1;
+                    report.bytes_kept += bytes;
+                    return Ok(());
+                };
                 written = self.size(&BlobName::Pack(new))?;
                 let replace = Some((new, frames));
                 let removed = self.store.remove_unless(&name, |_| self.store.registry.needs_pack(slot), replace)?;
@@ -205,27 +209,67 @@ impl GcPass<'_> {
         Ok(())
     }
 
-    /// Copies the needed frames of a pack, as they are stored, into a new one.
-    fn rewrite(&self, id: &PackId, slot: Slot, live: &HashSet<ChunkId>) -> Result<(PackId, Vec<Frame>), StoreError> {
+    /// Packs without a readable index are garbage once every needed chunk lies elsewhere; until then someone may still
+    /// save something out of them.
+    fn collect_unreadable(
+        &self,
+        live: &HashSet<ChunkId>,
+        dry_run: bool,
+        report: &mut GcReport,
+    ) -> Result<(), StoreError> {
+        let complete = |index: &Index| live.iter().all(|chunk| index.first(chunk).is_some());
+        for name in self.list(BlobKind::Pack)? {
+            let BlobName::Pack(id) = name else { continue };
+            if self.store.index().slot(&id).is_some() {
+                continue;
+            }
+            let (bytes, needed) = (self.size(&name)?, !complete(&self.store.index()));
+            // One that is being committed just now is in the index by the time we may remove it.
+            if needed || !(dry_run || self.store.remove_unless(&name, |index| index.slot(&id).is_some(), None)?) {
+                report.packs_damaged += u64::from(needed);
+                report.bytes_kept += bytes;
+                continue;
+            }
+            report.packs_removed += 1;
+            report.bytes_freed += bytes;
+        }
+        Ok(())
+    }
+
+    /// Copies the needed frames of a pack, as they are stored, into a new one. `None` when one of them is damaged and lies
+    /// nowhere else.
+    fn rewrite(
+        &self,
+        id: &PackId,
+        slot: Slot,
+        live: &HashSet<ChunkId>,
+    ) -> Result<Option<(PackId, Vec<Frame>)>, StoreError> {
         let what = || format!("pack {id}");
         let packs = self.store.packs.as_ref();
-        let frames = pack::read_index(packs, id)
-            .map_err(|fault| StoreError::Damaged { what: what(), fault: fault.to_string() })?;
+        // As the index in memory has them: that of the pack may be what is damaged.
+        let frames = self.store.index().frames_of(slot);
         let failed = |source| StoreError::io("the rewritten pack", source);
         let mut new = PackWriter::create(packs).map_err(failed)?;
         for frame in frames.into_iter().filter(|frame| live.contains(&frame.chunk)) {
-            let ours = self.store.index().first(&frame.chunk).is_some_and(|place| place.slot == slot);
-            if !ours {
-                continue;
-            }
             let range = frame.offset..frame.offset + u64::from(frame.stored_bytes);
             let stored = packs.get(&BlobName::Pack(*id), range).map_err(|e| StoreError::io(what(), e))?;
-            if pack::check_of(&stored) != frame.check {
-                let fault = format!("chunk {} is not what was stored", frame.chunk);
-                return Err(StoreError::Damaged { what: what(), fault });
+            if pack::check_of(&stored) == frame.check {
+                new.append_many([frame], &stored).map_err(failed)?;
+                continue;
             }
-            new.append_many([frame], &stored).map_err(failed)?;
+            self.store.mark_bad(id);
+            let mut index = self.store.index_mut();
+            index.forget(&frame.chunk, slot);
+            if index.first(&frame.chunk).is_none() {
+                return Ok(None);
+            }
         }
-        new.seal().and_then(pack::SealedPack::commit).map_err(failed)
+        let new = new.seal().map_err(failed)?;
+        if new.id() == *id {
+            // Everything in it is needed and its frames are sound, so what was bad is repaired by writing it again.
+            self.store.replace_bad(new).map_err(failed)?;
+            return Ok(None);
+        }
+        new.commit().map(Some).map_err(failed)
     }
 }

@@ -22,6 +22,19 @@ pub(super) struct Location {
     pub(super) check: [u8; 8],
 }
 
+impl Location {
+    fn frame(&self, chunk: ChunkId) -> Frame {
+        Frame {
+            chunk,
+            offset: self.offset,
+            stored_bytes: self.stored_bytes,
+            plain_bytes: self.plain_bytes,
+            encoding: self.encoding,
+            check: self.check,
+        }
+    }
+}
+
 /// Every chunk of the store. Rebuilt from the packs' own indexes at start, so it cannot disagree with them.
 #[derive(Debug, Default)]
 pub(super) struct Index {
@@ -34,15 +47,13 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Adds a pack's frames; a pack that is there already keeps its slot.
+    /// Adds a pack's frames. A pack that is there already keeps its slot, and gets back the places that were forgotten.
     pub(super) fn add(&mut self, pack: PackId, frames: &[Frame]) -> Slot {
-        if let Some(slot) = self.packs.get(&pack) {
-            return *slot;
-        }
-        let slot = self.next_slot;
-        self.next_slot += 1;
-        self.packs.insert(pack, slot);
-        self.names.insert(slot, pack);
+        let slot = *self.packs.entry(pack).or_insert_with(|| {
+            self.next_slot += 1;
+            self.names.insert(self.next_slot, pack);
+            self.next_slot
+        });
         self.chunks.reserve(frames.len());
         for frame in frames {
             let location = Location {
@@ -53,12 +64,13 @@ impl Index {
                 encoding: frame.encoding,
                 check: frame.check,
             };
-            if let Some(first) = self.chunks.get(&frame.chunk) {
-                if first.slot != slot {
-                    self.spare.entry(frame.chunk).or_default().push(location);
-                }
-            } else {
+            let Some(first) = self.chunks.get(&frame.chunk) else {
                 self.chunks.insert(frame.chunk, location);
+                continue;
+            };
+            let spare = self.spare.get(&frame.chunk).into_iter().flatten();
+            if std::iter::once(first).chain(spare).all(|place| place.slot != slot) {
+                self.spare.entry(frame.chunk).or_default().push(location);
             }
         }
         slot
@@ -107,16 +119,31 @@ impl Index {
         self.chunks.get(chunk)
     }
 
+    /// Every place of a chunk.
+    pub(super) fn places_of(&self, chunk: &ChunkId) -> impl Iterator<Item = &Location> {
+        self.chunks.get(chunk).into_iter().chain(self.spare.get(chunk).into_iter().flatten())
+    }
+
     /// Every place of a chunk, with the pack's name.
     pub(super) fn places(&self, chunk: &ChunkId) -> Vec<(PackId, Location)> {
-        let spare = self.spare.get(chunk).into_iter().flatten();
-        let all = self.chunks.get(chunk).into_iter().chain(spare);
-        all.filter_map(|place| Some((*self.names.get(&place.slot)?, *place))).collect()
+        self.places_of(chunk).filter_map(|place| Some((self.name(place.slot)?, *place))).collect()
+    }
+
+    pub(super) fn name(&self, slot: Slot) -> Option<PackId> {
+        self.names.get(&slot).copied()
     }
 
     /// Every chunk with the place that is read.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&ChunkId, &Location)> {
         self.chunks.iter()
+    }
+
+    /// The chunks that are read out of one pack, in its order.
+    pub(super) fn frames_of(&self, slot: Slot) -> Vec<Frame> {
+        let ours = self.chunks.iter().filter(|(_, place)| place.slot == slot);
+        let mut frames: Vec<Frame> = ours.map(|(chunk, place)| place.frame(*chunk)).collect();
+        frames.sort_by_key(|frame| frame.offset);
+        frames
     }
 
     /// Every pack.

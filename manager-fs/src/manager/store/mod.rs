@@ -344,7 +344,11 @@ impl Store {
     pub(crate) fn pin(&self, chunk: &ChunkId, guard: &PublishGuard) -> bool {
         // The index stays locked while the pin is set: collection cannot come in between.
         let index = self.index();
-        let place = index.first(chunk);
+        let bad = self.bad_packs.lock().unwrap_or_else(PoisonError::into_inner);
+        // What lies in a damaged pack is written again, though it may still be readable.
+        let sound =
+            |place: &&Location| bad.is_empty() || index.name(place.slot).is_none_or(|pack| !bad.contains(&pack));
+        let place = index.places_of(chunk).find(sound);
         if let Some(place) = place {
             guard.pin_pack(place.slot);
         }
@@ -375,6 +379,15 @@ impl Store {
             return Err(StoreError::Damaged { what: format!("pack {pack}"), fault });
         }
         Ok(StoredChunk { encoding: place.encoding, plain_bytes: place.plain_bytes, bytes })
+    }
+
+    /// Whether some of this pack's bytes are known to be damaged.
+    fn is_bad(&self, pack: &PackId) -> bool {
+        self.bad_packs.lock().unwrap_or_else(PoisonError::into_inner).contains(pack)
+    }
+
+    fn mark_bad(&self, pack: &PackId) {
+        self.bad_packs.lock().unwrap_or_else(PoisonError::into_inner).insert(*pack);
     }
 
     fn index(&self) -> RwLockReadGuard<'_, Index> {
@@ -436,3 +449,6 @@ fn lock(root: &Path) -> Result<File, StoreError> {
         Err(error) => Err(failed(error.into())),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,7 +80,14 @@ impl Store {
             Ok(frames) => frames,
             // Removed by a collection since it was listed.
             Err(_) if matches!(self.packs.size(&BlobName::Pack(*id)), Ok(None)) => return,
-            Err(fault) => return report.problem(monitor, format!("pack {id}"), fault.to_string()),
+            Err(fault) => {
+                self.mark_bad(id);
+                // They may still be readable here, but not after the next start.
+                let index = self.index();
+                let chunks = index.slot(id).map(|slot| index.frames_of(slot)).unwrap_or_default();
+                bad_chunks.extend(chunks.iter().map(|frame| (frame.chunk, report.problems.len())));
+                return report.problem(monitor, format!("pack {id}"), fault.to_string());
+            }
         };
         report.packs += 1;
         for frame in frames {
@@ -92,7 +99,7 @@ impl Store {
                 if let Some(slot) = index.slot(id) {
                     index.forget(&frame.chunk, slot);
                 }
-                self.bad_packs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(*id);
+                self.mark_bad(id);
                 if index.first(&frame.chunk).is_none() {
                     bad_chunks.insert(frame.chunk, report.problems.len());
                 }

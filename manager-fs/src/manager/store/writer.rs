@@ -16,7 +16,8 @@ use proto::bulk::Encoding;
 use proto::manifest::{NodeKind, Object};
 use proto::{ChunkId, ObjectId};
 
-use super::pack::{Frame, PackWriter, check_of};
+use super::index::Slot;
+use super::pack::{Frame, PackWriter, SealedPack, check_of};
 use super::pack_store::BlobName;
 use super::{PublishGuard, Store, StoreError, StoredChunk};
 use crate::manager::monitor::{Monitor, Task};
@@ -226,7 +227,7 @@ impl Store {
             // The channel has room for every batch, so this cannot block; its receiver is ours.
             let _ = to_reader.send(Batch::sized());
         }
-        let claimed = Mutex::new(HashSet::new());
+        let claimed = Mutex::new(HashMap::new());
         let from_reader = Mutex::new(from_reader);
         thread::scope(|scope| {
             let (from_reader, claimed) = (&from_reader, &claimed);
@@ -267,18 +268,25 @@ impl Store {
     fn commit_pack(&self, pack: PackWriter, guard: &PublishGuard) -> Result<(), StoreError> {
         let failed = |source| StoreError::io("the new pack", source);
         let pack = pack.seal().map_err(failed)?;
-        let _commit = self.commits.read().unwrap_or_else(PoisonError::into_inner);
-        let replaces = self.bad_packs.lock().unwrap_or_else(PoisonError::into_inner).remove(&pack.id());
-        if replaces {
-            self.packs.delete(&BlobName::Pack(pack.id())).map_err(failed)?;
+        let commit = self.commits.read().unwrap_or_else(PoisonError::into_inner);
+        if self.is_bad(&pack.id()) {
+            drop(commit);
+            let slot = self.replace_bad(pack).map_err(failed)?;
+            guard.pin_pack(slot);
+            return Ok(());
         }
         let (id, frames) = pack.commit().map_err(failed)?;
-        let mut index = self.index_mut();
-        if replaces {
-            index.remove(&id);
-        }
-        guard.pin_pack(index.add(id, &frames));
+        guard.pin_pack(self.index_mut().add(id, &frames));
         Ok(())
+    }
+
+    /// Puts a pack in the place of a damaged one with the same id, and so with the same frames at the same places.
+    pub(super) fn replace_bad(&self, pack: SealedPack) -> io::Result<Slot> {
+        let _commit = self.commits.write().unwrap_or_else(PoisonError::into_inner);
+        self.packs.delete(&BlobName::Pack(pack.id()))?;
+        let (id, frames) = pack.commit()?;
+        self.bad_packs.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        Ok(self.index_mut().add(id, &frames))
     }
 }
 
@@ -289,11 +297,24 @@ impl Span {
     }
 }
 
+/// By which batch a new chunk will be written.
+type Claims = Mutex<HashMap<ChunkId, u64>>;
+
+/// Whether a batch has to bring a chunk: unless an earlier one does. A later one that was faster brings it too, and the
+/// writer drops that, so that where a chunk stands does not depend on which thread was faster.
+fn claim(claimed: &Claims, id: ChunkId, sequence: u64) -> bool {
+    let mut claimed = claimed.lock().unwrap_or_else(PoisonError::into_inner);
+    let first = claimed.entry(id).or_insert(sequence);
+    let mine = sequence <= *first;
+    *first = sequence.min(*first);
+    mine
+}
+
 /// A worker: names every chunk of a batch, and compresses those that neither the store nor this publication has.
 fn work(
     store: &Store,
     guard: &PublishGuard,
-    claimed: &Mutex<HashSet<ChunkId>>,
+    claimed: &Claims,
     batches: &Mutex<Receiver<Batch>>,
     to_writer: &SyncSender<Batch>,
 ) {
@@ -307,8 +328,7 @@ fn work(
             from += plain.len();
             let id = ChunkId::of(plain);
             batch.ids.push(id);
-            let mine = || claimed.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
-            if store.pin(&id, guard) || !mine() {
+            if store.pin(&id, guard) || !claim(claimed, id, batch.sequence) {
                 continue;
             }
             let (encoding, stored_bytes) = compress(compressor.as_mut(), plain, &mut batch.stored[to..]);
@@ -351,6 +371,7 @@ fn write(
 ) -> Result<(Option<PackWriter>, Vec<ChunkId>), StoreError> {
     let failed = |source| StoreError::io("the new pack", source);
     let mut waiting = BTreeMap::new();
+    let mut written: HashSet<ChunkId> = HashSet::new();
     let mut next = 0;
     let (mut pack, mut ids): (Option<PackWriter>, Vec<ChunkId>) = (None, Vec::new());
     for batch in batches {
@@ -363,13 +384,28 @@ fn write(
                     Some(pack) => pack,
                     None => pack.insert(PackWriter::create(store.packs.as_ref()).map_err(failed)?),
                 };
-                pack.append_many(batch.frames.drain(..), &batch.stored).map_err(failed)?;
+                append(pack, &mut batch, &mut written).map_err(failed)?;
             }
             // The reader may have ended already.
             let _ = to_reader.send(batch);
         }
     }
     Ok((pack, ids))
+}
+
+/// Appends the frames of a batch that no earlier one has brought.
+fn append(pack: &mut PackWriter, batch: &mut Batch, written: &mut HashSet<ChunkId>) -> io::Result<()> {
+    let (mut frames, mut at) = (Vec::with_capacity(batch.frames.len()), 0);
+    for frame in batch.frames.drain(..) {
+        let end = at + frame.stored_bytes as usize;
+        if written.insert(frame.chunk) {
+            frames.push(frame);
+            at = end;
+        } else {
+            batch.stored.drain(at..end);
+        }
+    }
+    pack.append_many(frames, &batch.stored)
 }
 
 /// Reads until the buffer is full or the source ends.

@@ -1,0 +1,509 @@
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use proto::TreeId;
+
+use super::*;
+use crate::manager::monitor::Quiet;
+use crate::manager::publish::{PublishError, PublishOptions, Published, publish};
+use crate::manager::testing::{Fixture, Item, Kind, Model, list};
+
+/// What happens at the chosen operation.
+#[derive(Clone, Copy)]
+enum Fault {
+    /// The process is gone, with all that it had not made durable.
+    Abort,
+    /// The disk is full, from now on.
+    Full,
+}
+
+/// Blobs in a directory, with a fault at the nth operation; operations before and after a commit count too.
+#[derive(Clone)]
+struct Faulty<T: ?Sized> {
+    plan: Arc<Plan>,
+    inner: Box<T>,
+}
+
+struct Plan {
+    fault: Fault,
+    left: AtomicU64,
+}
+
+impl Plan {
+    fn step(&self) -> io::Result<()> {
+        let left = self.left.load(Ordering::SeqCst);
+        self.left.store(left.saturating_sub(1), Ordering::SeqCst);
+        match self.fault {
+            Fault::Abort if left == 1 => std::process::abort(),
+            Fault::Full if left <= 1 => Err(io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl PackStore for Faulty<dyn PackStore> {
+    fn create(&self) -> io::Result<Box<dyn Draft>> {
+        self.plan.step()?;
+        let inner = self.inner.create()?;
+        Ok(Box::new(Faulty { plan: self.plan.clone(), inner }))
+    }
+    fn size(&self, name: &BlobName) -> io::Result<Option<u64>> {
+        self.inner.size(name)
+    }
+    fn get(&self, name: &BlobName, range: Range<u64>) -> io::Result<Vec<u8>> {
+        self.inner.get(name, range)
+    }
+    fn list(&self, kind: BlobKind) -> io::Result<Vec<BlobName>> {
+        self.inner.list(kind)
+    }
+    fn delete(&self, name: &BlobName) -> io::Result<()> {
+        self.plan.step()?;
+        self.inner.delete(name)
+    }
+}
+
+impl Draft for Faulty<dyn Draft> {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.plan.step()?;
+        self.inner.append(bytes)
+    }
+    fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        self.inner.read(range)
+    }
+    fn commit(self: Box<Self>, name: &BlobName) -> io::Result<Put> {
+        self.plan.step()?;
+        let put = self.inner.commit(name)?;
+        self.plan.step()?;
+        Ok(put)
+    }
+}
+
+fn open_faulty(root: &Path, fault: Fault, step: u64) -> Store {
+    let plan = Arc::new(Plan { fault, left: AtomicU64::new(step) });
+    let packs = |root: &Path| -> io::Result<Box<dyn PackStore>> {
+        Ok(Box::new(Faulty::<dyn PackStore> { plan, inner: Box::new(LocalPacks::open(root)?) }))
+    };
+    Store::open_with(root, packs).unwrap()
+}
+
+fn publish_plain(store: &Store, source: &Path) -> Result<Published, PublishError> {
+    publish(store, source, &PublishOptions::default(), &Quiet, &AtomicBool::new(false))
+}
+
+/// Bytes that do not compress and differ by seed.
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut out = vec![0; bytes];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+    out
+}
+
+fn source(dir: &Path, name: &str, seeds: &[u64]) -> PathBuf {
+    let path = dir.join(name);
+    let mut model = Model::new([]);
+    for seed in seeds {
+        model.0.insert(format!("file-{seed}"), Item::file(noise(*seed, 300_000)));
+    }
+    model.write(&path);
+    path
+}
+
+fn assert_sound(store: &Store) {
+    let report = store.verify(&Quiet).unwrap();
+    assert_eq!(report.problems, []);
+}
+
+const CHILD: &str = "MANAGER_FS_TEST_CRASH";
+
+/// The process dies at every step of a publication onto a store that has a tree already: the next start finds that tree
+/// whole, no draft, and publishes the new one.
+#[test]
+fn a_crash_at_any_step_leaves_the_store_sound() {
+    if let Some(step) = std::env::var_os(CHILD) {
+        let dir = PathBuf::from(std::env::var_os("MANAGER_FS_TEST_DIR").unwrap());
+        let store = open_faulty(&dir.join("store"), Fault::Abort, step.to_str().unwrap().parse().unwrap());
+        publish_plain(&store, &dir.join("new")).unwrap();
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let old = source(dir.path(), "old", &[1, 2]);
+    source(dir.path(), "new", &[2, 3, 4, 5, 6, 7, 8, 9]);
+    let root = dir.path().join("store");
+    let old = publish_plain(&Store::open(&root).unwrap(), &old).unwrap().tree;
+    let fresh = dir.path().join("fresh");
+    copy(&root, &fresh);
+    let mut crashes = 0;
+    for step in 1.. {
+        let _ = fs::remove_dir_all(&root);
+        copy(&fresh, &root);
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "manager::store::tests::a_crash_at_any_step_leaves_the_store_sound"])
+            .env(CHILD, step.to_string())
+            .env("MANAGER_FS_TEST_DIR", dir.path())
+            .output()
+            .unwrap()
+            .status;
+        let store = Store::open(&root).unwrap();
+        assert_eq!(list(&root.join("tmp")), [""; 0], "step {step}");
+        assert_sound(&store);
+        let trees = store.trees().unwrap();
+        assert!(trees.contains(&old), "step {step}");
+        let again = publish_plain(&store, &dir.path().join("new")).unwrap();
+        assert_sound(&store);
+        if status.success() {
+            assert!(trees.contains(&again.tree) && again.stats.new_chunks == 0, "step {step}");
+            break;
+        }
+        assert_eq!(status.signal(), Some(6), "the child must die at step {step} and of nothing else");
+        crashes += 1;
+    }
+    assert!(crashes >= 10, "{crashes} steps are too few: the faults are not where the work is");
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for path in list(from) {
+        let (from, to) = (from.join(&path), to.join(&path));
+        if from.is_dir() { fs::create_dir(&to).unwrap() } else { fs::copy(&from, &to).map(|_| ()).unwrap() }
+    }
+}
+
+#[test]
+fn a_full_disk_is_said_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(dir.path(), "source", &[1, 2, 3, 4, 5]);
+    let root = dir.path().join("store");
+    let mut failures = 0;
+    for step in 1.. {
+        let _ = fs::remove_dir_all(&root);
+        let store = open_faulty(&root, Fault::Full, step);
+        match publish_plain(&store, &source) {
+            Ok(_) => break,
+            Err(error) => {
+                assert!(error.to_string().contains("no space left"), "{error}");
+                assert_eq!(store.trees().unwrap().len(), usize::from(step_is_last(&store)));
+                assert_eq!(list(&root.join("tmp")), [""; 0]);
+                assert_sound(&store);
+                failures += 1;
+            }
+        }
+    }
+    assert!(failures >= 8, "{failures}");
+}
+
+/// The step after the last commit fails without undoing it.
+fn step_is_last(store: &Store) -> bool {
+    !store.trees().unwrap().is_empty()
+}
+
+#[test]
+fn what_is_no_store_of_ours_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = |root: &Path| Store::open(root).err().expect("refused").to_string();
+    let root = dir.path().join("store");
+    let store = Store::open(&root).unwrap();
+    assert!(error(&root).contains("in use"));
+    drop(store);
+
+    fs::write(root.join("format"), "manager-fs store 2\n").unwrap();
+    assert!(error(&root).contains("'manager-fs store 2'") && error(&root).contains("newer manager-fs"));
+    fs::write(root.join("format"), "something else\n").unwrap();
+    assert!(error(&root).contains("something else"));
+
+    fs::remove_file(root.join("format")).unwrap();
+    fs::create_dir(root.join("packs/aa")).unwrap();
+    assert!(error(&root).contains("'format' is missing"));
+
+    let other = dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("letters.txt"), "dear").unwrap();
+    assert!(error(&other).contains("letters.txt"));
+    assert_eq!(list(&other), ["letters.txt"], "nothing was made there");
+}
+
+#[test]
+fn drafts_of_a_crash_are_removed_at_the_next_start() {
+    let fixture = Fixture::new();
+    let root = fixture.dir.path().join("store");
+    drop(fixture.store);
+    fs::write(root.join("tmp/left"), "over").unwrap();
+    Store::open(&root).unwrap();
+    assert_eq!(list(&root.join("tmp")), [""; 0]);
+}
+
+#[test]
+fn publishers_at_the_same_time_all_succeed() {
+    let fixture = Fixture::new();
+    let dir = fixture.dir.path();
+    let sources: Vec<PathBuf> =
+        (0..4).map(|n| source(dir, &format!("source-{n}"), &[1, 2, 10 + n / 2, 20 + n])).collect();
+    let start = Barrier::new(8);
+    let trees: Vec<TreeId> = thread::scope(|scope| {
+        let handles: Vec<_> = (0..8_usize)
+            .map(|n| {
+                let (store, source, start) = (&fixture.store, &sources[n / 2], &start);
+                scope.spawn(move || {
+                    start.wait();
+                    publish_plain(store, source).unwrap().tree
+                })
+            })
+            .collect();
+        handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+    });
+    assert!(trees.chunks(2).all(|pair| pair[0] == pair[1]));
+    assert_eq!(fixture.store.trees().unwrap().len(), 4);
+    assert_sound(&fixture.store);
+
+    // Chunks that were written twice are found wherever they remain.
+    let keep = BTreeSet::from([trees[7]]);
+    fixture.store.gc(&keep, false, &Quiet).unwrap();
+    assert_eq!(fixture.store.trees().unwrap(), [trees[7]]);
+    assert_sound(&fixture.store);
+    let root = fixture.dir.path().join("store");
+    drop(fixture.store);
+    assert_sound(&Store::open(&root).unwrap());
+}
+
+/// Publications and collections at the same time: what a guard holds, and what is kept, is always whole.
+#[test]
+fn collection_beside_publication_and_readers_takes_nothing_that_is_needed() {
+    let fixture = Fixture::new();
+    let store = &fixture.store;
+    let kept = publish_plain(store, &source(fixture.dir.path(), "kept", &[1, 2, 3])).unwrap();
+    let keep = BTreeSet::from([kept.tree]);
+    drop(kept);
+    // Shares chunks with what is kept, with one another, and with what was collected a moment ago.
+    let sources: Vec<PathBuf> =
+        (0..3).map(|n| source(fixture.dir.path(), &format!("s{n}"), &[3, 50, 60 + n, 70 + n])).collect();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let publishers: Vec<_> = sources
+            .iter()
+            .map(|source| {
+                scope.spawn(|| {
+                    for _ in 0..12 {
+                        let published = publish_plain(store, source).unwrap();
+                        read_all(store, &published.tree);
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                store.gc(&keep, false, &Quiet).unwrap();
+            }
+        });
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                keep.iter().for_each(|tree| read_all(store, tree));
+            }
+        });
+        let results: Vec<_> = publishers.into_iter().map(|publisher| publisher.join()).collect();
+        done.store(true, Ordering::SeqCst);
+        results.into_iter().for_each(|result| result.unwrap());
+    });
+    assert_sound(store);
+    store.gc(&keep, false, &Quiet).unwrap();
+    assert_eq!(store.trees().unwrap(), keep.iter().copied().collect::<Vec<_>>());
+    assert_eq!(store.usage().unwrap().plain_bytes, 900_000);
+    store.gc(&BTreeSet::new(), false, &Quiet).unwrap();
+    assert_eq!(store.usage().unwrap(), Usage::default());
+}
+
+fn read_all(store: &Store, tree: &TreeId) {
+    for object in store.tree(tree).unwrap().objects {
+        for chunk in object.chunks {
+            store.plain_chunk(&chunk).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_publication_that_ends_during_a_collection_is_kept() {
+    let fixture = Fixture::new();
+    let published = publish_plain(&fixture.store, &source(fixture.dir.path(), "a", &[1])).unwrap();
+    let tree = published.tree;
+    let pass = fixture.store.begin_gc();
+    let keep = BTreeSet::new();
+    drop(published);
+    assert_eq!(pass.run(&keep, false, &Quiet).unwrap().packs_removed, 0);
+    read_all(&fixture.store, &tree);
+    drop(pass);
+    assert_eq!(fixture.store.gc(&keep, false, &Quiet).unwrap().packs_removed, 1);
+}
+
+#[test]
+fn a_dry_run_tells_what_the_real_one_does() {
+    let fixture = Fixture::new();
+    let dir = fixture.dir.path();
+    let keep = publish_plain(&fixture.store, &source(dir, "keep", &[1])).unwrap().tree;
+    publish_plain(&fixture.store, &source(dir, "drop", &[2, 3])).unwrap();
+    // Its pack has what `half` needs and much more that nothing needs.
+    publish_plain(&fixture.store, &source(dir, "most", &[10, 11, 12, 13, 14])).unwrap();
+    let half = publish_plain(&fixture.store, &source(dir, "half", &[10])).unwrap().tree;
+    let keep = BTreeSet::from([keep, half]);
+    let before = list(fixture.store.root());
+    let dry = fixture.store.gc(&keep, true, &Quiet).unwrap();
+    assert_eq!(list(fixture.store.root()), before);
+    let real = fixture.store.gc(&keep, false, &Quiet).unwrap();
+    assert_eq!((dry.manifests_removed, dry.packs_removed, dry.packs_rewritten), (2, 1, 1));
+    assert_eq!((real.manifests_removed, real.packs_removed, real.packs_rewritten), (2, 1, 1));
+    assert!(real.bytes_freed > 1_500_000 && dry.bytes_freed.abs_diff(real.bytes_freed) < 1000, "{dry:?} {real:?}");
+    assert_eq!(fixture.store.usage().unwrap().pack_bytes, real.bytes_kept);
+    assert_sound(&fixture.store);
+    keep.iter().for_each(|tree| read_all(&fixture.store, tree));
+    assert_eq!(fixture.store.gc(&keep, false, &Quiet).unwrap().bytes_freed, 0);
+}
+
+#[test]
+fn a_kept_tree_that_is_missing_stops_the_collection() {
+    let fixture = Fixture::new();
+    publish_plain(&fixture.store, &source(fixture.dir.path(), "a", &[1])).unwrap();
+    let before = list(fixture.store.root());
+    let error = fixture.store.gc(&BTreeSet::from([TreeId::of(b"?")]), false, &Quiet).unwrap_err();
+    assert!(error.to_string().contains("missing"), "{error}");
+    assert_eq!(list(fixture.store.root()), before);
+}
+
+/// Changes a file and returns what it was.
+fn damage(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).unwrap();
+    change(&mut bytes);
+    fs::write(path, bytes).unwrap();
+}
+
+fn blob(root: &Path, folder: &str) -> PathBuf {
+    let folder = root.join(folder);
+    let found: Vec<String> = list(&folder).into_iter().filter(|path| folder.join(path).is_file()).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    folder.join(&found[0])
+}
+
+/// Every kind of damage is found, blamed on the tree that it touches, never served, and mended by publishing again.
+#[test]
+fn damage_is_found_and_publishing_again_mends_it() {
+    type Change = fn(&mut Vec<u8>);
+    let in_pack: [(&str, Change); 9] = [
+        ("magic", |bytes| bytes[0] ^= 1),
+        ("version", |bytes| bytes[8] = 9),
+        ("first frame", |bytes| bytes[18] ^= 0x80),
+        ("a frame", |bytes| bytes[150_000] ^= 1),
+        ("last of the frames", |bytes| {
+            let index = bytes.len() - 52 - 10 * 49;
+            bytes[index - 1] ^= 1;
+        }),
+        ("index", |bytes| {
+            let at = bytes.len() - 52 - 20;
+            bytes[at] ^= 1;
+        }),
+        ("trailer", |bytes| {
+            let at = bytes.len() - 20;
+            bytes[at] ^= 1;
+        }),
+        ("end", |bytes| bytes.truncate(bytes.len() - 1)),
+        ("all but nothing", |bytes| bytes.truncate(5)),
+    ];
+    for reopen in [false, true] {
+        for (name, change) in in_pack {
+            let fixture = Fixture::new();
+            let tree = source(fixture.dir.path(), "tree", &[1, 2]);
+            let published = publish_plain(&fixture.store, &tree).unwrap().tree;
+            let root = fixture.dir.path().join("store");
+            let mut store = fixture.store;
+            damage(&blob(&root, "packs"), change);
+            if reopen {
+                drop(store);
+                store = Store::open(&root).unwrap();
+            }
+            let report = store.verify(&Quiet).unwrap();
+            assert!(!report.problems.is_empty(), "{name} (reopen: {reopen}) was not found");
+            let manifest = store.tree(&published).unwrap();
+            let chunks = || manifest.objects.iter().flat_map(|object| &object.chunks);
+            let readable = chunks().all(|chunk| store.plain_chunk(chunk).is_ok());
+            if !readable {
+                assert!(
+                    report.problems.iter().any(|problem| problem.trees.contains(&published)),
+                    "{name}: {report:?}"
+                );
+            }
+            for chunk in chunks() {
+                if let Ok(Some(stored)) = store.chunk(chunk) {
+                    stored.plain(chunk).unwrap_or_else(|fault| panic!("{name}: served bad bytes: {fault}"));
+                }
+            }
+            let again = publish_plain(&store, &tree).unwrap();
+            assert_eq!(again.tree, published);
+            read_all(&store, &published);
+            drop(again);
+            store.gc(&BTreeSet::from([published]), false, &Quiet).unwrap();
+            assert_sound(&store);
+            read_all(&store, &published);
+            drop(store);
+            let store = Store::open(&root).unwrap();
+            assert_sound(&store);
+            read_all(&store, &published);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_or_missing_manifest_is_found_and_mended() {
+    let changes: [fn(&Path); 3] = [
+        |path| damage(path, |bytes| bytes[40] ^= 1),
+        |path| damage(path, |bytes| bytes.truncate(40)),
+        |path| damage(path, Vec::clear),
+    ];
+    for change in changes {
+        let fixture = Fixture::new();
+        let source = source(fixture.dir.path(), "tree", &[1]);
+        let tree = publish_plain(&fixture.store, &source).unwrap().tree;
+        change(&blob(fixture.store.root(), "manifests"));
+        let report = fixture.store.verify(&Quiet).unwrap();
+        assert_eq!(report.problems.len(), 1);
+        assert!(report.problems[0].trees.contains(&tree) && report.problems[0].what.contains("manifest"));
+        assert!(matches!(fixture.store.manifest(&tree), Err(StoreError::Damaged { .. })));
+        publish_plain(&fixture.store, &source).unwrap();
+        assert_sound(&fixture.store);
+    }
+    let fixture = Fixture::new();
+    assert!(fixture.store.manifest(&TreeId::of(b"?")).unwrap().is_none());
+}
+
+#[test]
+fn a_missing_pack_is_found() {
+    let fixture = Fixture::new();
+    let source = source(fixture.dir.path(), "tree", &[1]);
+    let tree = publish_plain(&fixture.store, &source).unwrap().tree;
+    let root = fixture.dir.path().join("store");
+    drop(fixture.store);
+    fs::remove_file(blob(&root, "packs")).unwrap();
+    let store = Store::open(&root).unwrap();
+    let report = store.verify(&Quiet).unwrap();
+    assert!(report.problems.iter().all(|problem| problem.trees.contains(&tree)));
+    assert!(report.problems[0].fault.contains("missing"), "{report:?}");
+    publish_plain(&store, &source).unwrap();
+    assert_sound(&store);
+}
+
+#[test]
+fn equal_input_makes_equal_packs() {
+    let packs = || {
+        let fixture = Fixture::new();
+        let mut model = Model::new([("empty", Item::file(""))]);
+        for number in 0..40 {
+            model.0.insert(format!("file-{number:02}"), Item::file(noise(number % 7, 1 + number as usize * 7919)));
+            model.0.insert(format!("same-{number:02}"), Item::new(Kind::File(vec![number as u8; 100_000])));
+        }
+        model.write(&fixture.dir.path().join("source"));
+        publish_plain(&fixture.store, &fixture.dir.path().join("source")).unwrap();
+        fs::read(blob(fixture.store.root(), "packs")).unwrap()
+    };
+    assert!(packs() == packs());
+}
