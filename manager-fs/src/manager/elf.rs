@@ -109,7 +109,7 @@ fn dynamic<H: FileHeader>(entries: &[H::Dyn], endian: H::Endian) -> Dynamic {
             elf::DT_SONAME => facts.soname = Some(value),
             elf::DT_RUNPATH => facts.runpath = Some(value),
             elf::DT_RPATH => facts.rpath = Some(value),
-            elf::DT_FLAGS_1 => facts.pie = value & u64::from(elf::DF_1_PIE.0) != 0,
+            elf::DT_FLAGS_1 => facts.pie = value & elf::DF_1_PIE.0 != 0,
             _ => {}
         }
     }

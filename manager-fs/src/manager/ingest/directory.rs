@@ -167,6 +167,6 @@ fn attributes(stat: &Stat) -> Attributes {
 
 /// What changes when a file or directory does. The status change time cannot be set back by a writer.
 fn stamp(stat: &Stat) -> (u64, u64, i64, i64, u64, i64, u64) {
-    let (mtime_ns, ctime_ns) = (stat.st_mtime_nsec as u64, stat.st_ctime_nsec as u64);
+    let (mtime_ns, ctime_ns) = (stat.st_mtime_nsec, stat.st_ctime_nsec);
     (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime, mtime_ns, stat.st_ctime, ctime_ns)
 }

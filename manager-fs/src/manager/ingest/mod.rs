@@ -87,22 +87,22 @@ pub(crate) struct Intake<'a, 'b> {
 
 impl Intake<'_, '_> {
     fn refused(&self, place: &[u8], fault: impl Into<String>) -> IngestError {
-        IngestError::Refused { from: self.from_text(), place: printable(place), fault: fault.into() }
+        IngestError::Refused { from: self.source_text(), place: printable(place), fault: fault.into() }
     }
 
     fn unread(&self, place: &[u8], source: impl Into<io::Error>) -> IngestError {
-        IngestError::Read { from: self.from_text(), place: printable(place), source: source.into() }
+        IngestError::Read { from: self.source_text(), place: printable(place), source: source.into() }
     }
 
     fn unfit(&self, fault: &str) -> IngestError {
-        IngestError::Source { from: self.from_text(), fault: fault.to_owned() }
+        IngestError::Source { from: self.source_text(), fault: fault.to_owned() }
     }
 
     fn is_cancelled(&self) -> bool {
         self.writer.is_cancelled()
     }
 
-    fn from_text(&self) -> String {
+    fn source_text(&self) -> String {
         self.from.display().to_string()
     }
 
