@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use tokio::net::{UnixListener, UnixStream};
@@ -16,20 +16,9 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }
-    let (_directory, short) = short(path)?;
-    match std::os::unix::net::UnixStream::connect(&short) {
-        Ok(_) => {
-            let text = format!("another process listens on {}", path.display());
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        // Nobody behind it: left by a process that was killed.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(&short)?,
-        Err(error) => return Err(error),
-    }
-    let listener = UnixListener::bind(&short)?;
-    std::fs::set_permissions(&short, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    let listener = agent_core::sys::socket::bind(path)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
 }
 
 /// Connects to a local socket.
