@@ -186,7 +186,7 @@ pub enum AdminEvent {
     /// A change-over goes on.
     Upgrade(UpgradeEvent),
     /// A job goes on.
-    Job(JobRecord),
+    Job(Box<JobRecord>),
 }
 
 /// What `publish` did.
@@ -414,7 +414,7 @@ impl Manager {
             if record.state.is_final() {
                 return Ok(AdminReply::Job(record));
             }
-            answer.event(&AdminEvent::Job(record)).await?;
+            answer.event(&AdminEvent::Job(Box::new(record))).await?;
             let mut changed = std::pin::pin!(async {
                 while let Ok(event) = news.recv().await {
                     if event == News::Job(id) {

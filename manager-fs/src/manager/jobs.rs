@@ -35,14 +35,16 @@ const CANCEL_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub struct Jobs {
     live: Mutex<HashMap<JobId, Live>>,
-    /// One lock for each repository on each host.
-    repositories: Mutex<HashMap<(HostName, String), Arc<RwLock<()>>>>,
+    repositories: Mutex<HashMap<RepositoryKey, Arc<RwLock<()>>>>,
 }
 
 struct Live {
     progress: Progress,
     saved: Instant,
 }
+
+/// A host and the path of a repository there.
+type RepositoryKey = (HostName, String);
 
 /// A job's turn at its repository.
 enum Turn {

@@ -52,7 +52,7 @@ async fn until(fixture: &Fixture, id: JobId, holds: impl Fn(&JobRecord) -> bool)
     let check = std::cell::RefCell::new(check);
     let waiting = fixture.ask_with(AdminRequest::JobWait(id), |event| {
         if let AdminEvent::Job(record) = event {
-            check.borrow_mut()(record);
+            check.borrow_mut()(*record);
         }
     });
     tokio::select! {
