@@ -89,6 +89,9 @@ impl Driver {
                 }
                 Input::Event(event) => queue.push_back(event),
                 Input::Ready(change, tree, path, done, took_us) => {
+                    if let Err(e) = swap::prepare(&self.paths, &tree, &path) {
+                        tracing::warn!("the link cannot be prepared: {e}");
+                    }
                     self.work.ready.insert(tree, path);
                     queue.push_back(Event::StageEnded { change, result: Ok(done), took_us });
                 }

@@ -12,17 +12,20 @@ use crate::durable::FileFault;
 use crate::paths::AgentPaths;
 
 /// Points `current` at `tree`, whose root is at `path`. Not synced: RUN does not outlive a boot, and the journal is the
-/// truth.
+/// truth. What [`prepare`] has done before need not be done here.
 ///
 /// # Errors
 /// The file system's; the link leads where it led before then.
 pub fn swap(paths: &AgentPaths, tree: &TreeId, path: &Path) -> Result<(), FileFault> {
-    if path == paths.generation(tree) {
-        point(paths, &PathBuf::from("../../gens").join(tree.to_hex()))
-    } else {
-        // The fallback data paths lie elsewhere.
-        point(paths, path)
-    }
+    point(paths, &target(paths, tree, path))
+}
+
+/// Makes the new link beside the old one, so that the swap itself is one `rename(2)`.
+///
+/// # Errors
+/// The file system's.
+pub fn prepare(paths: &AgentPaths, tree: &TreeId, path: &Path) -> Result<(), FileFault> {
+    make(&beside(paths), &target(paths, tree, path))
 }
 
 /// Points `current` at exactly this, for a swap that is undone.
@@ -30,14 +33,32 @@ pub fn swap(paths: &AgentPaths, tree: &TreeId, path: &Path) -> Result<(), FileFa
 /// # Errors
 /// The file system's; the link leads where it led before then.
 pub fn point(paths: &AgentPaths, target: &Path) -> Result<(), FileFault> {
-    let link = paths.link();
-    let temporary = link.with_file_name(".current.new");
-    match fs::remove_file(&temporary) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(FileFault::io(&temporary, e)),
+    let (link, temporary) = (paths.link(), beside(paths));
+    if !fs::read_link(&temporary).is_ok_and(|prepared| prepared == target) {
+        make(&temporary, target)?;
+    }
+    fs::rename(&temporary, &link).map_err(|e| FileFault::io(&link, e))
+}
+
+fn beside(paths: &AgentPaths) -> PathBuf {
+    paths.link().with_file_name(".current.new")
+}
+
+fn make(temporary: &Path, target: &Path) -> Result<(), FileFault> {
+    match fs::remove_file(temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(FileFault::io(temporary, e)),
         Ok(()) | Err(_) => {}
     }
-    symlink(target, &temporary).map_err(|e| FileFault::io(&temporary, e))?;
-    fs::rename(&temporary, &link).map_err(|e| FileFault::io(&link, e))
+    symlink(target, temporary).map_err(|e| FileFault::io(temporary, e))
+}
+
+fn target(paths: &AgentPaths, tree: &TreeId, path: &Path) -> PathBuf {
+    if path == paths.generation(tree) {
+        PathBuf::from("../../gens").join(tree.to_hex())
+    } else {
+        // The fallback data paths lie elsewhere.
+        path.to_owned()
+    }
 }
 
 /// The tree that `current` leads to; `None` when there is no link, or it leads to something else.

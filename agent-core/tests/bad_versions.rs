@@ -52,7 +52,8 @@ fn check_return(bad: &Spec<'_>, spoil: impl FnOnce(&Path), words: &[&str]) {
     for word in words {
         assert!(failed.detail.contains(word), "{word:?} is not in: {}", failed.detail);
     }
-    assert!(failed.detail.contains("Journaled"), "no timeline: {}", failed.detail);
+    let kept = bad::evidence(&host.paths, &tree("2.0")).unwrap();
+    assert!(kept.contains("Journaled") && kept.contains(words[0]), "no timeline: {kept}");
     let returned = host.wait_step(change, Step::Returned);
     assert_eq!((returned.from, returned.to), (Some(tree("2.0")), tree("1.0")));
     let status = host.wait_serving("1.0");

@@ -227,8 +227,13 @@ impl<'a> Stub<'a> {
                 Ok(())
             }
             Verdict::Return { change, bad, good, reason } => {
-                let evidence = evidence::text(&bad, &reason, tail, timeline);
-                self.return_to(change, bad, good, reason, &evidence)
+                // The manager has had the steps one by one; on this disk they belong to the evidence.
+                let report = evidence::text(&bad, &reason, tail, &[]);
+                let kept = evidence::text(&bad, &reason, tail, timeline);
+                if let Err(e) = bad::remember(&self.paths, &bad.tree, &kept) {
+                    self.observer.say(&e.to_string());
+                }
+                self.return_to(change, bad, good, reason, report)
             }
         }
     }
@@ -261,15 +266,12 @@ impl<'a> Stub<'a> {
         bad: Entry,
         good: Entry,
         reason: String,
-        evidence: &str,
+        evidence: String,
     ) -> Result<(), StubError> {
         let product = self.paths.product().clone();
         self.observer.say(&format!("{product}@{} failed: {reason}; returning to {}", bad.version, good.version));
         let verified = records::load(&self.paths, &good.version)?;
-        if let Err(e) = bad::remember(&self.paths, &bad.tree, evidence) {
-            self.observer.say(&e.to_string());
-        }
-        self.report(change, Some(&good), &bad, Step::ProbationFailed, 0, evidence.to_owned());
+        self.report(change, Some(&good), &bad, Step::ProbationFailed, 0, evidence);
         self.journal.current = Entry { version: good.version, tree: verified.record.tree };
         self.journal.last_good = None;
         self.journal.staged = None;
