@@ -16,7 +16,7 @@ use super::fetch::{FetchError, HydrateOptions, Upstream, UpstreamError, Urgency}
 use super::files;
 use super::generations::Trees;
 use super::known::KnownRecord;
-use super::mount::{HelperError, Layout, Mounts, Server};
+use super::mount::{DataPath, HelperError, Layout, Mounts, Server};
 use super::objects::{FsError, Objects, ViewEntry};
 use super::upstream::Manager;
 
@@ -114,16 +114,17 @@ impl Trees for DataPlane {
         Ok(())
     }
 
-    fn mount(&self, tree: &TreeId) -> Result<PathBuf, Fault> {
+    fn mount(&self, tree: &TreeId) -> Result<(PathBuf, bool), Fault> {
         let whole = |plane: &Self| plane.sizes(tree).is_some_and(|(local, all)| local == all);
         let (data_path, _) = self.mounts.probe().map_err(|error| helper(&error))?;
         if data_path.needs_all_objects() && !whole(self) {
             self.make_local(tree, false, &AtomicBool::new(false), &mut |_, _| ())?;
         }
-        let mounted =
-            self.mounts.mount_generation(tree, &self.objects, whole(self)).map_err(|error| helper(&error))?;
+        let whole = whole(self);
+        let mounted = self.mounts.mount_generation(tree, &self.objects, whole).map_err(|error| helper(&error))?;
         tracing::debug!(%tree, meta_us = mounted.meta_us, mount_us = mounted.mount_us, path = %mounted.data_path, "mounted");
-        Ok(mounted.path)
+        // The view is always served from here, whatever is local.
+        Ok((mounted.path, whole && mounted.data_path != DataPath::View))
     }
 
     fn unmount(&self, tree: &TreeId) -> Result<bool, Fault> {

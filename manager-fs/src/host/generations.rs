@@ -35,8 +35,8 @@ pub(crate) trait Trees: Send + Sync + 'static {
     fn prepare(&self, tree: &TreeId, deadline: Instant) -> Result<(), Fault>;
     /// Hashes the tree's local objects again, once between a boot and the first use.
     fn verify(&self, tree: &TreeId) -> Result<(), Fault>;
-    /// Mounts a prepared tree and returns its path.
-    fn mount(&self, tree: &TreeId) -> Result<PathBuf, Fault>;
+    /// Mounts a prepared tree; returns its path, and whether it can be read without this daemon from now on.
+    fn mount(&self, tree: &TreeId) -> Result<(PathBuf, bool), Fault>;
     /// Unmounts it; `false` while it is in use.
     fn unmount(&self, tree: &TreeId) -> Result<bool, Fault>;
     /// The trees that are mounted, by looking, each with whether it needs this daemon to be read.
@@ -320,14 +320,9 @@ impl Generations {
         if lock(&self.pinned).insert(*tree) && !self.trees.pin(tree) {
             lock(&self.pinned).remove(tree);
         }
+        let (path, whole_at_mount) = self.trees.mount(tree)?;
         let (local, all) = self.trees.sizes(tree).unwrap_or((0, 0));
-        let path = self.trees.mount(tree)?;
-        let live = Arc::new(Live {
-            path,
-            whole_at_mount: local == all,
-            local_bytes: AtomicU64::new(local),
-            object_bytes: all,
-        });
+        let live = Arc::new(Live { path, whole_at_mount, local_bytes: AtomicU64::new(local), object_bytes: all });
         lock(&self.live).insert(*tree, Arc::clone(&live));
         tracing::info!(%tree, path = %live.path.display(), local, all, "mounted");
         self.fetchable();

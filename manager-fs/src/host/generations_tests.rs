@@ -43,14 +43,15 @@ impl Trees for Fake {
         Ok(())
     }
 
-    fn mount(&self, tree: &TreeId) -> Result<PathBuf, Fault> {
+    fn mount(&self, tree: &TreeId) -> Result<(PathBuf, bool), Fault> {
         let mut state = self.state();
         if state.fail_mount {
             return Err(Fault::Failed("no mounts today".to_owned()));
         }
         assert!(state.mounted.insert(*tree), "mounted twice");
         state.log.push(format!("mount {}", &tree.to_hex()[..4]));
-        Ok(Path::new("/gens").join(tree.to_hex()))
+        let whole = state.local.get(tree).is_some_and(|(local, all)| local == all);
+        Ok((Path::new("/gens").join(tree.to_hex()), whole))
     }
 
     fn unmount(&self, tree: &TreeId) -> Result<bool, Fault> {
