@@ -168,3 +168,134 @@ fn architecture(machine: elf::Machine) -> String {
     };
     name.to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn own_program() -> Vec<u8> {
+        std::fs::read("/proc/self/exe").unwrap()
+    }
+
+    fn described(bytes: &[u8]) -> Option<ElfFile> {
+        describe(&TreePath::root(), bytes.len() as u64, Cursor::new(bytes))
+    }
+
+    #[test]
+    fn a_real_program_is_described() {
+        let bytes = own_program();
+        let file = described(&bytes).unwrap();
+        assert_eq!(file.architecture, std::env::consts::ARCH);
+        assert_eq!(file.kind, "executable");
+        assert!(file.interpreter.unwrap().contains("ld-linux"));
+        assert!(file.needed.contains(&"libc.so.6".to_owned()), "{:?}", file.needed);
+        assert_eq!(file.bytes, bytes.len() as u64);
+    }
+
+    /// A library of 32 bits and the other byte order, made by hand: one loaded and one dynamic segment.
+    fn foreign_library() -> Vec<u8> {
+        let mut bytes = vec![0; 0x200];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        let word = |value: u32| value.to_be_bytes();
+        put(0, b"\x7fELF\x01\x02\x01");
+        put(16, &[0, 3, 0, 22]); // shared object, S/390
+        put(20, &word(1));
+        put(28, &word(52)); // program headers
+        put(40, &[0, 52, 0, 32, 0, 2]);
+        for (at, fields) in
+            [(52, [1, 0, 0x1000, 0x1000, 0x200, 0x200, 5, 0x1000]), (84, [2, 0x100, 0x1100, 0x1100, 48, 48, 4, 4])]
+        {
+            fields.iter().enumerate().for_each(|(n, field)| put(at + 4 * n, &word(*field)));
+        }
+        // STRTAB at 0x1180, NEEDED, SONAME, RPATH, FLAGS_1, NULL
+        let entries = [(5, 0x1180), (1, 1), (14, 11), (15, 20), (0x6fff_fffb, 0), (0, 0)];
+        entries.iter().enumerate().for_each(|(n, (tag, value))| {
+            put(0x100 + 8 * n, &word(*tag));
+            put(0x104 + 8 * n, &word(*value));
+        });
+        put(0x180, b"\0libx.so.1\0libme.so\0\0/opt/lib\0");
+        put(0x180 + 20, b"/opt/lib\0");
+        bytes
+    }
+
+    #[test]
+    fn a_foreign_library_is_described() {
+        let file = described(&foreign_library()).unwrap();
+        assert_eq!((file.architecture.as_str(), file.kind.as_str()), ("s390x", "shared object"));
+        assert_eq!(file.needed, ["libx.so.1"]);
+        assert_eq!((file.soname.as_deref(), file.runpath.as_deref()), (Some("libme.so"), Some("/opt/lib")));
+        assert_eq!((file.interpreter, file.build_id), (None, None));
+    }
+
+    #[test]
+    fn what_is_no_elf_file_is_not_described() {
+        for bytes in [b"".as_slice(), b"\x7fELF", b"\x7fELF\x03\x01\x01 and so on and on", &[0; 4096]] {
+            assert_eq!(described(bytes), None);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        /// Any number of wrong bytes and any cut gives a description or none, and never more than is allowed.
+        #[test]
+        fn damage_never_panics(
+            changes in prop::collection::vec((0..0x200_usize, any::<u8>()), 0..12),
+            cut in prop::option::of(0..0x200_usize),
+        ) {
+            let mut bytes = foreign_library();
+            changes.iter().for_each(|(at, value)| bytes[*at] = *value);
+            bytes.truncate(cut.unwrap_or(bytes.len()));
+            if let Some(file) = described(&bytes) {
+                prop_assert!(file.needed.len() <= NEEDED_MAX);
+                prop_assert!(file.needed.iter().all(|name| name.len() <= 4 * STRING_BYTES_MAX as usize));
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn damage_to_the_start_of_a_real_program_never_panics(
+            changes in prop::collection::vec((0..1200_usize, any::<u8>()), 1..8),
+        ) {
+            static PROGRAM: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+            let program = PROGRAM.get_or_init(own_program);
+            // The rest of the file stays shared: it is large.
+            let mut head = program[..4096].to_vec();
+            changes.iter().for_each(|(at, value)| head[*at] = *value);
+            describe(&TreePath::root(), program.len() as u64, Patched { head: &head, program, at: 0 });
+        }
+    }
+
+    struct Patched<'a> {
+        head: &'a [u8],
+        program: &'a [u8],
+        at: u64,
+    }
+
+    impl Read for Patched<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let at = (self.at as usize).min(self.program.len());
+            let rest = self.head.get(at..).filter(|rest| !rest.is_empty()).unwrap_or(&self.program[at..]);
+            let bytes = rest.len().min(buffer.len());
+            buffer[..bytes].copy_from_slice(&rest[..bytes]);
+            self.at += bytes as u64;
+            Ok(bytes)
+        }
+    }
+
+    impl Seek for Patched<'_> {
+        fn seek(&mut self, to: std::io::SeekFrom) -> std::io::Result<u64> {
+            let mut cursor = Cursor::new(self.program);
+            cursor.set_position(self.at);
+            self.at = cursor.seek(to)?;
+            Ok(self.at)
+        }
+    }
+}

@@ -350,3 +350,172 @@ impl Seek for ObjectReader<'_> {
         Ok(self.at)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::monitor::Quiet;
+    use crate::manager::publish::PublishOptions;
+    use crate::manager::testing::{Fixture, Item, Kind, Model, tree_path};
+
+    fn script() -> Item {
+        Item::file("#!/bin/sh\nexit 0\n")
+    }
+
+    fn directory() -> Item {
+        Item::new(Kind::Directory)
+    }
+
+    fn link(target: &str) -> Item {
+        Item::new(Kind::Symlink(target.into()))
+    }
+
+    fn descriptor(text: &str) -> (&'static str, Item) {
+        let mut item = Item::file(text);
+        item.mode = 0o644;
+        (DESCRIPTOR, item)
+    }
+
+    fn inspect(items: Vec<(&'static str, Item)>, entry_point: Option<&str>) -> Result<Metadata, String> {
+        let fixture = Fixture::new();
+        let source = fixture.dir.path().join("source");
+        Model::new(items).write(&source);
+        let options = PublishOptions { entry_point: entry_point.map(str::to_owned), ..PublishOptions::default() };
+        let published = fixture.publish_with(&source, &options, &Quiet);
+        published.map(|published| published.metadata).map_err(|error| error.to_string())
+    }
+
+    fn entry_point(items: Vec<(&'static str, Item)>, named: Option<&str>) -> Result<Option<String>, String> {
+        inspect(items, named).map(|metadata| metadata.entry_point.map(|path| path.to_string()))
+    }
+
+    #[test]
+    fn the_only_executable_is_the_entry_point() {
+        let found = |items| entry_point(items, None).unwrap();
+        assert_eq!(found(vec![]), None);
+        assert_eq!(found(vec![("run", script())]).as_deref(), Some("run"));
+        assert_eq!(found(vec![("a", script()), ("b", script())]), None);
+        let with_bin = |more: Vec<(&'static str, Item)>| {
+            let mut items = vec![("bin", directory()), ("bin/agent", script()), ("lib", directory())];
+            items.extend(more);
+            found(items)
+        };
+        assert_eq!(with_bin(vec![("lib/helper", script())]).as_deref(), Some("bin/agent"));
+        assert_eq!(with_bin(vec![("bin/alias", link("agent"))]).as_deref(), Some("bin/agent"));
+        assert_eq!(
+            with_bin(vec![("bin/same", Item::new(Kind::Link("bin/agent".into())))]).as_deref(),
+            Some("bin/agent")
+        );
+        assert_eq!(with_bin(vec![("bin/other", script())]), None);
+        let mut data = script();
+        data.mode = 0o644;
+        assert_eq!(
+            with_bin(vec![("bin/data", data), ("bin/text", Item::file("text"))]).as_deref(),
+            Some("bin/agent")
+        );
+        let usr = vec![("usr", directory()), ("usr/bin", directory()), ("usr/bin/agent", script()), ("x", script())];
+        assert_eq!(found(usr).as_deref(), Some("usr/bin/agent"));
+    }
+
+    #[test]
+    fn a_named_entry_point_must_lead_to_an_executable_in_the_tree() {
+        let items = || {
+            let mut plain = script();
+            plain.mode = 0o644;
+            vec![
+                ("bin", directory()),
+                ("bin/agent", script()),
+                ("bin/other", script()),
+                ("bin/alias", link("../opt/current/run")),
+                ("bin/away", link("/bin/sh")),
+                ("bin/up", link("../../run")),
+                ("bin/loop", link("loop")),
+                ("bin/dangling", link("nothing")),
+                ("opt", directory()),
+                ("opt/current", link("v2")),
+                ("opt/v2", directory()),
+                ("opt/v2/run", script()),
+                ("plain", plain),
+            ]
+        };
+        for good in ["bin/agent", "./bin/other", "bin/alias", "opt/current/run"] {
+            assert_eq!(entry_point(items(), Some(good)).unwrap().unwrap(), good.trim_start_matches("./"));
+        }
+        for (bad, fault) in [
+            ("bin/missing", "is not in the tree"),
+            ("bin/away", "leads out of the tree, to '/bin/sh'"),
+            ("bin/up", "leads out of the tree"),
+            ("bin/loop", "40 symlinks"),
+            ("bin/dangling", "leads to 'bin/nothing'"),
+            ("bin", "is a directory"),
+            ("plain", "is not executable (mode 0644)"),
+            ("/bin/agent", "is absolute"),
+            ("bin/../bin/agent", ".."),
+        ] {
+            let error = entry_point(items(), Some(bad)).unwrap_err();
+            assert!(error.contains(fault) && error.contains(bad), "{bad}: {error}");
+            assert!(error.contains("'bin/agent', 'bin/other', 'opt/v2/run'"), "candidates are listed: {error}");
+        }
+    }
+
+    #[test]
+    fn the_descriptor_says_what_the_files_cannot() {
+        let items = |text: &str| vec![("a", script()), ("b", script()), descriptor(text)];
+        let all = "entrypoint = 'b'\narguments = ['--serve', 'x y']\nstate_schemas = [2, 5]\n\
+                   drain_deadline = '2m'\nprobation = '1500ms'\n";
+        let metadata = inspect(items(all), None).unwrap();
+        assert_eq!(metadata.entry_point, Some(tree_path("b")));
+        assert_eq!(metadata.arguments, ["--serve", "x y"]);
+        assert_eq!(metadata.state_schemas, SchemaRange { min: 2, max: 5 });
+        assert_eq!((metadata.drain_deadline_ms, metadata.health.probation_ms), (120_000, 1500));
+        let named = inspect(items(all), Some("a")).unwrap();
+        assert_eq!(named.entry_point, Some(tree_path("a")), "the operator has the last word");
+
+        let metadata = inspect(items(""), None).unwrap();
+        assert_eq!((metadata.entry_point, metadata.state_schemas), (None, SchemaRange { min: 1, max: 1 }));
+        assert_eq!((metadata.drain_deadline_ms, metadata.health.probation_ms), (60_000, 10_000));
+        for (bad, fault) in [
+            ("entrypoint = 'c'", "'c' (named by manager-fs.toml) is not in the tree"),
+            ("entry_point = 'a'", "unknown field"),
+            ("state_schemas = [5, 2]", "oldest and the newest"),
+            ("probation = 'soon'", "probation = \"soon\""),
+            ("arguments = 'x'", "sequence"),
+            ("= =", "manager-fs.toml"),
+            (&format!("# {}", "x".repeat(70_000)), "larger than 64 KiB"),
+        ] {
+            let error = inspect(items(bad), None).unwrap_err();
+            assert!(error.contains(fault) && error.contains(DESCRIPTOR), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_found_is_counted_and_told() {
+        let program = std::fs::read("/proc/self/exe").unwrap();
+        let bytes = program.len() as u64;
+        let mut library = Item::file(&program);
+        library.mode = 0o644;
+        let mut interpreted = Item::file("#! /opt/lib/program -x\n");
+        interpreted.mode = 0o755;
+        let items = vec![
+            ("bin", directory()),
+            ("bin/run", interpreted),
+            ("opt", directory()),
+            ("opt/lib", link("../lib")),
+            ("lib", directory()),
+            ("lib/program", Item::file(&program)),
+            ("lib/same", library),
+            ("lib/empty", Item::file("")),
+        ];
+        let metadata = inspect(items, None).unwrap();
+        let paths: Vec<String> = metadata.elf_files.iter().map(|file| file.path.to_string()).collect();
+        assert_eq!(paths, ["lib/program", "lib/same"]);
+        assert_eq!(
+            metadata.scripts,
+            [Script { path: tree_path("bin/run"), interpreter: "/opt/lib/program -x".into() }]
+        );
+        assert_eq!(metadata.entry_point, Some(tree_path("bin/run")));
+        assert_eq!(metadata.architecture.as_deref(), Some(std::env::consts::ARCH));
+        assert_eq!((metadata.entry_count, metadata.file_count), (9, 4));
+        assert_eq!((metadata.content_bytes, metadata.object_bytes), (2 * bytes + 23, bytes + 23));
+    }
+}

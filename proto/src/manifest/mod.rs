@@ -136,3 +136,6 @@ impl Object {
         Some(left.min(u64::from(chunk_bytes)) as u32)
     }
 }
+
+#[cfg(test)]
+mod tests;

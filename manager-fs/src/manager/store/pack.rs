@@ -263,3 +263,74 @@ fn decode_index(index: &[u8], frames_bytes: u64) -> Result<Vec<Frame>, PackFault
     }
     Ok(frames)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::LocalPacks;
+    use super::*;
+
+    fn frame(plain: &[u8], stored: &[u8], encoding: Encoding) -> Frame {
+        Frame {
+            chunk: ChunkId::of(plain),
+            offset: 0,
+            stored_bytes: stored.len() as u32,
+            plain_bytes: plain.len() as u32,
+            encoding,
+            check: check_of(stored),
+        }
+    }
+
+    /// Format 1, byte for byte as `docs/tree-format.md` has it.
+    #[test]
+    fn the_format_is_what_is_written_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalPacks::open(dir.path()).unwrap();
+        let mut pack = PackWriter::create(&store).unwrap();
+        let frames = [frame(b"one", b"one", Encoding::Raw), frame(&[7; 4096], b"(zstd)", Encoding::Zstd)];
+        pack.append_many(frames, b"one(zstd)").unwrap();
+        let (id, frames) = pack.seal().unwrap().commit().unwrap();
+
+        let entry = |frame: &Frame, stored: u32, plain: u32, encoding: u8| -> Vec<u8> {
+            [
+                frame.chunk.as_bytes().as_slice(),
+                &stored.to_le_bytes(),
+                &plain.to_le_bytes(),
+                &[encoding],
+                &frame.check,
+            ]
+            .concat()
+        };
+        let header = b"MFSPACK\0\x01\0\0\0\0\0\0\0\0\0";
+        let index = [entry(&frames[0], 3, 3, 0), entry(&frames[1], 6, 4096, 1)].concat();
+        let sizes = [9_u64.to_le_bytes().as_slice(), &2_u32.to_le_bytes()].concat();
+        let named = [b"manager-fs pack 1\0".as_slice(), header, &sizes, &index].concat();
+        assert_eq!(id.to_hex(), blake3::hash(&named).to_hex().to_string());
+        let wanted =
+            [header.as_slice(), b"one(zstd)", &index, &sizes, blake3::hash(&named).as_bytes(), b"MFSPKEND"].concat();
+        let name = BlobName::Pack(id);
+        let length = store.size(&name).unwrap().unwrap();
+        assert_eq!(store.get(&name, 0..length).unwrap(), wanted);
+        assert_eq!(read_index(&store, &id).unwrap(), frames);
+        assert_eq!((frames[0].offset, frames[1].offset), (18, 21));
+        assert_eq!(frames[0].check, blake3::hash(b"one").as_bytes()[..8]);
+    }
+
+    #[test]
+    fn an_index_that_contradicts_itself_is_refused() {
+        let good = frame(b"one", b"one", Encoding::Raw);
+        let index = |frame: Frame| encode_entry(&frame).to_vec();
+        assert!(decode_index(&index(good), 3).is_ok());
+        assert!(decode_index(&index(good), 4).is_err());
+        for bad in [
+            Frame { stored_bytes: 0, ..good },
+            Frame { plain_bytes: 0, ..good },
+            Frame { plain_bytes: CHUNK_BYTES_MAX + 1, ..good },
+            Frame { stored_bytes: 4, ..good },
+        ] {
+            assert!(decode_index(&index(bad), u64::from(bad.stored_bytes)).is_err(), "{bad:?}");
+        }
+        let mut unknown = index(good);
+        unknown[40] = 9;
+        assert!(decode_index(&unknown, 3).is_err());
+    }
+}
