@@ -174,6 +174,13 @@ impl Agent {
         let schemas = verified.record.metadata.state_schemas;
         let probation_ms = verified.record.metadata.health.probation_ms;
         let jobs = Jobs::open(&paths, verified.record.version.clone(), schemas, operations.clone())?;
+        if let Some(handoff) = &handoff {
+            let known = jobs.under_way();
+            for lost in handoff.unfinished.iter().filter(|job| !known.contains(job)) {
+                // Finished at the last moment, or its record is not readable: the manager asks for it again.
+                tracing::warn!(job = lost.0, "a job that was handed over is not under way here");
+            }
+        }
         let reporter = Reporter::start(&paths)?;
         let (inputs, inbox) = mpsc::channel();
         let change = match &journal.phase {

@@ -1,6 +1,9 @@
 //! The operations under way and the newest finished ones, each with a durable record, so that neither a change-over
 //! nor a crash loses one, and nobody runs one twice.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};

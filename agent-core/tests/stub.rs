@@ -121,6 +121,23 @@ fn a_killed_stub_leaves_no_agent_and_the_next_one_takes_over() {
     assert!(matches!(outcome.0, Outcome::Done(_)));
 }
 
+#[test]
+fn an_agent_that_dies_on_the_way_out_is_no_evidence_against_the_new_version() {
+    let host = Host::with_first(&quick("1.0", &[]));
+    host.publish(&quick("2.0", &[]));
+    let pid = host.wait_serving("1.0").pid;
+    // The intent is on disk, and the old version dies before it tells the stub that it executes.
+    let entry = |v: &str| Entry { version: v.parse().unwrap(), tree: tree(v) };
+    let phase = Phase::Probation { change: ChangeId(9), attempts: 1, probation_ms: 400 };
+    let mut intent = Journal { last_good: Some(entry("1.0")), phase, ..Journal::first(entry("2.0")) };
+    intent.write(&host.paths.journal()).unwrap();
+    kill(pid);
+    host.wait_step(ChangeId(9), Step::Returned);
+    assert_ne!(host.wait_serving("1.0").pid, pid);
+    assert_eq!(bad::reason(&host.paths, &tree("2.0")), None);
+    assert_eq!(host.journal().phase, Phase::Confirmed);
+}
+
 /// The journal as a power cut would have left it, and what the next start makes of it.
 #[test]
 fn a_power_cut_leaves_the_old_version_or_the_new() {

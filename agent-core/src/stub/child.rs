@@ -30,6 +30,8 @@ pub(super) struct Running {
     pub(super) probation: Option<(Instant, u64)>,
     pub(super) timeline: Vec<StepEvent>,
     pub(super) confirmed: bool,
+    /// It is what the journal calls current, not the version before on its way there.
+    pub(super) is_new: bool,
     pub(super) overdue: Option<u64>,
     /// SIGTERM has been passed on; by then it must have ended.
     pub(super) stopping: Option<Instant>,
@@ -83,6 +85,7 @@ impl Stub<'_> {
             probation,
             timeline: Vec::new(),
             confirmed: false,
+            is_new: matches!(self.journal.phase, Phase::Probation { .. }),
             overdue: None,
             stopping: None,
         })

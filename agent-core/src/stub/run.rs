@@ -99,7 +99,7 @@ impl<'a> Stub<'a> {
 
     pub(crate) fn run(mut self) -> Result<(), StubError> {
         match self.first.take() {
-            Some(verdict) => self.follow(verdict, &Tail::default(), &[])?,
+            Some(verdict) => self.follow(verdict, None)?,
             None => self.start()?,
         }
         while !matches!(self.program, Program::Over) {
@@ -124,7 +124,7 @@ impl<'a> Stub<'a> {
                 self.program = Program::Over;
                 Ok(())
             }
-            Err(cause) => self.failed(&cause, &Tail::default(), &[]),
+            Err(cause) => self.failed(&cause, None),
         }
     }
 
@@ -207,33 +207,43 @@ impl<'a> Stub<'a> {
         if running.confirmed && running.since.elapsed() > WORKED {
             self.failures = 0;
         }
+        let how = describe(status);
         let cause = match running.overdue {
             Some(probation_ms) => Cause::Overdue { probation_ms },
-            None => Cause::Ended { how: describe(status) },
+            None if matches!(self.journal.phase, Phase::Probation { .. }) && !running.is_new => {
+                Cause::EndedBefore { how }
+            }
+            None => Cause::Ended { how },
         };
-        self.failed(&cause, &running.tail, &running.timeline)
+        self.failed(&cause, Some(&running))
     }
 
-    fn failed(&mut self, cause: &Cause, tail: &Tail, timeline: &[StepEvent]) -> Result<(), StubError> {
+    fn failed(&mut self, cause: &Cause, program: Option<&Running>) -> Result<(), StubError> {
         let verdict = judge(&self.journal, cause, self.failures);
         self.failures += 1;
-        self.follow(verdict, tail, timeline)
+        self.follow(verdict, program)
     }
 
-    fn follow(&mut self, verdict: Verdict, tail: &Tail, timeline: &[StepEvent]) -> Result<(), StubError> {
+    fn follow(&mut self, verdict: Verdict, program: Option<&Running>) -> Result<(), StubError> {
+        let nothing = Tail::default();
+        let (tail, timeline, ran_us) = match program {
+            Some(program) => (&program.tail, program.timeline.as_slice(), micros(program.since)),
+            None => (&nothing, [].as_slice(), 0),
+        };
         match verdict {
             Verdict::Again { after, reason } => {
                 self.again(after, &reason, tail);
                 Ok(())
             }
-            Verdict::Return { change, bad, good, reason } => {
+            Verdict::Return { change, bad, good, reason, at_fault } => {
                 // The manager has had the steps one by one; on this disk they belong to the evidence.
                 let report = evidence::text(&bad, &reason, tail, &[]);
                 let kept = evidence::text(&bad, &reason, tail, timeline);
-                if let Err(e) = bad::remember(&self.paths, &bad.tree, &kept) {
+                if at_fault && let Err(e) = bad::remember(&self.paths, &bad.tree, &kept) {
                     self.observer.say(&e.to_string());
                 }
-                self.return_to(change, bad, good, reason, report)
+                self.report(change, Some(&good), &bad, Step::ProbationFailed, ran_us, report);
+                self.return_to(change, bad, good, reason)
             }
         }
     }
@@ -260,18 +270,10 @@ impl<'a> Stub<'a> {
         self.program = Program::Waiting(Instant::now() + after);
     }
 
-    fn return_to(
-        &mut self,
-        change: ChangeId,
-        bad: Entry,
-        good: Entry,
-        reason: String,
-        evidence: String,
-    ) -> Result<(), StubError> {
+    fn return_to(&mut self, change: ChangeId, bad: Entry, good: Entry, reason: String) -> Result<(), StubError> {
         let product = self.paths.product().clone();
         self.observer.say(&format!("{product}@{} failed: {reason}; returning to {}", bad.version, good.version));
         let verified = records::load(&self.paths, &good.version)?;
-        self.report(change, Some(&good), &bad, Step::ProbationFailed, 0, evidence);
         self.journal.current = Entry { version: good.version, tree: verified.record.tree };
         self.journal.last_good = None;
         self.journal.staged = None;
@@ -309,6 +311,7 @@ impl<'a> Stub<'a> {
                 running.timeline = timeline;
                 running.tail.clear();
                 running.confirmed = false;
+                running.is_new = true;
                 running.since = Instant::now();
                 self.failures = 0;
                 self.returning = None;
@@ -317,6 +320,7 @@ impl<'a> Stub<'a> {
             StubMessage::ExecReturned => {
                 running.probation = None;
                 running.confirmed = true;
+                running.is_new = false;
                 self.observer.say("the change-over did not come about; the version before goes on");
             }
             StubMessage::Confirmed => self.confirmed(),
@@ -335,9 +339,10 @@ impl<'a> Stub<'a> {
     fn confirmed(&mut self) {
         let Program::Running(running) = &mut self.program else { return };
         let changed = !running.timeline.is_empty();
-        let took_us = u64::try_from(running.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let took_us = micros(running.since);
         running.probation = None;
         running.confirmed = true;
+        running.is_new = false;
         running.timeline.clear();
         if let Ok(Some(journal)) = Journal::read(&self.paths.journal()) {
             self.journal = journal;
@@ -353,7 +358,7 @@ impl<'a> Stub<'a> {
         let name = self.verified.record.name();
         self.observer.say(&format!("{name} has confirmed"));
         if let Some(returning) = self.returning.take() {
-            let took_us = u64::try_from(returning.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let took_us = micros(returning.since);
             self.report(returning.change, Some(&returning.bad), &entry, Step::Returned, took_us, returning.reason);
         } else if !changed {
             self.report(ChangeId(0), None, &entry, Step::Launched, took_us, self.journal.reason.clone());
@@ -449,6 +454,10 @@ impl<'a> Stub<'a> {
         };
         self.reporter.report(&event, Durability::PowerCut);
     }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn describe(status: WaitStatus) -> String {

@@ -14,6 +14,11 @@ pub enum Cause {
         /// `exit status 1`, `SIGSEGV`.
         how: String,
     },
+    /// The version before it ended with the intent on disk, and never became it.
+    EndedBefore {
+        /// As above.
+        how: String,
+    },
     /// Its probation is over, and it has not confirmed. It has been killed.
     Overdue {
         /// How long it had, milliseconds.
@@ -33,7 +38,7 @@ pub enum Cause {
 /// What follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Return to the last good version, and remember the other one as bad.
+    /// Return to the last good version.
     Return {
         /// Of which change-over.
         change: ChangeId,
@@ -43,6 +48,8 @@ pub enum Verdict {
         good: Entry,
         /// Why, for people.
         reason: String,
+        /// Whether the version is to blame, so that it is remembered as bad.
+        at_fault: bool,
     },
     /// Start the same version again after a while.
     Again {
@@ -61,6 +68,7 @@ impl Cause {
     pub fn reason(&self) -> String {
         match self {
             Cause::Ended { how } => how.clone(),
+            Cause::EndedBefore { how } => format!("the version before it ended on the way to it: {how}"),
             Cause::Overdue { probation_ms } => format!("did not confirm within {probation_ms} ms"),
             Cause::NotStarted { fault, .. } => format!("cannot be started: {fault}"),
             Cause::Undecided => "ended twice before it could confirm".to_owned(),
@@ -85,9 +93,17 @@ pub fn judge(journal: &Journal, cause: &Cause, failures: u32) -> Verdict {
     };
     match cause {
         Cause::NotStarted { of_the_version: false, .. } if failures == 0 => again(reason),
-        Cause::Ended { .. } | Cause::Overdue { .. } | Cause::NotStarted { .. } | Cause::Undecided => {
-            Verdict::Return { change, bad: journal.current.clone(), good: good.clone(), reason }
-        }
+        Cause::Ended { .. }
+        | Cause::EndedBefore { .. }
+        | Cause::Overdue { .. }
+        | Cause::NotStarted { .. }
+        | Cause::Undecided => Verdict::Return {
+            change,
+            bad: journal.current.clone(),
+            good: good.clone(),
+            reason,
+            at_fault: !matches!(cause, Cause::EndedBefore { .. }),
+        },
     }
 }
 
@@ -108,10 +124,13 @@ mod tests {
     fn only_a_version_on_probation_is_returned_from() {
         let probation = Phase::Probation { change: ChangeId(7), attempts: 1, probation_ms: 10 };
         let ended = Cause::Ended { how: "exit status 1".to_owned() };
-        let Verdict::Return { change, bad, good, reason } = judge(&journal(probation.clone()), &ended, 0) else {
-            panic!("must return");
-        };
-        assert_eq!((change, bad, good, reason.as_str()), (ChangeId(7), entry(2), entry(1), "exit status 1"));
+        let reason = "exit status 1".to_owned();
+        let (change, bad, good) = (ChangeId(7), entry(2), entry(1));
+        let want = Verdict::Return { change, bad, good, reason, at_fault: true };
+        assert_eq!(judge(&journal(probation.clone()), &ended, 0), want);
+        let before = Cause::EndedBefore { how: "ended by SIGKILL".to_owned() };
+        let verdict = judge(&journal(probation.clone()), &before, 0);
+        assert!(matches!(verdict, Verdict::Return { at_fault: false, .. }), "it never ran: {verdict:?}");
         for phase in [Phase::Confirmed, Phase::Launching] {
             assert!(matches!(judge(&journal(phase), &ended, 0), Verdict::Again { .. }));
         }

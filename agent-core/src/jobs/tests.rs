@@ -1,0 +1,206 @@
+use super::*;
+use proto::agent::{Repository, Summary};
+use std::sync::mpsc;
+
+/// Runs whatever the test sends it, by the number of sources.
+struct Scripted {
+    begun: Mutex<mpsc::Sender<(JobId, Option<Vec<u8>>)>>,
+}
+
+impl Operations for Scripted {
+    fn run(&self, operation: &Operation, context: &OperationContext) -> Ended {
+        let resume = context.resume().map(<[u8]>::to_vec);
+        self.begun.lock().unwrap().send((context.job(), resume)).unwrap();
+        let Operation::Backup { sources, .. } = operation else { panic!("as told") };
+        if sources.is_empty() {
+            return Ended::Outcome(Outcome::Done(Summary::default()));
+        }
+        context.checkpoint(b"half").unwrap();
+        while !context.should_stop() {
+            std::thread::yield_now();
+        }
+        match context.demand() {
+            Demand::Cancel => Ended::Outcome(Outcome::Cancelled(Summary::default())),
+            Demand::None | Demand::Finish | Demand::Checkpoint => Ended::Checkpointed,
+        }
+    }
+}
+
+struct Fixture {
+    _dir: tempfile::TempDir,
+    paths: AgentPaths,
+}
+
+type Begun = mpsc::Receiver<(JobId, Option<Vec<u8>>)>;
+
+fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = AgentPaths::new(dir.path(), dir.path(), "agent".parse().unwrap());
+    Fixture { _dir: dir, paths }
+}
+
+impl Fixture {
+    fn open(&self, version: &str, schemas: (u32, u32)) -> (Arc<Jobs>, Begun) {
+        let (begun, receiver) = mpsc::channel();
+        let operations = Arc::new(Scripted { begun: Mutex::new(begun) });
+        let schemas = SchemaRange { min: schemas.0, max: schemas.1 };
+        (Jobs::open(&self.paths, version.parse().unwrap(), schemas, operations).unwrap(), receiver)
+    }
+}
+
+fn repository() -> Repository {
+    Repository { path: "/r".to_owned(), password_file: None }
+}
+
+/// Ends at once.
+fn short() -> Operation {
+    Operation::Backup { repository: repository(), sources: vec![] }
+}
+
+/// Runs until it is stopped.
+fn long() -> Operation {
+    Operation::Backup { repository: repository(), sources: vec!["/".to_owned()] }
+}
+
+fn outcome(job: &Job) -> Outcome {
+    match job.wait(0, Duration::from_secs(20)) {
+        News::Ended(outcome) => outcome,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+#[test]
+fn a_known_job_is_joined_and_not_run_again() {
+    let fixture = fixture();
+    let (jobs, begun) = fixture.open("1.0", (1, 1));
+    let job = jobs.run(JobId(1), short()).unwrap();
+    let first = outcome(&job);
+    assert_eq!(outcome(&jobs.run(JobId(1), short()).unwrap()), first);
+    assert_eq!(begun.iter().take(1).count(), 1);
+    assert!(begun.try_recv().is_err(), "it was run again");
+    assert!(matches!(jobs.run(JobId(1), long()), Err(Fault::BadRequest(_))));
+    assert!(jobs.wait_idle(soon()));
+    // Also after a restart.
+    let (jobs, begun) = fixture.open("2.0", (1, 1));
+    assert_eq!(outcome(&jobs.run(JobId(1), short()).unwrap()), first);
+    assert!(begun.try_recv().is_err());
+}
+
+#[test]
+fn a_panic_is_the_operations_and_not_the_agents() {
+    let fixture = fixture();
+    let (jobs, _begun) = fixture.open("1.0", (1, 1));
+    let job = jobs.run(JobId(1), Operation::Verify { repository: repository(), snapshot: "x".to_owned() }).unwrap();
+    assert_eq!(outcome(&job), Outcome::Failed("the operation panicked: as told".to_owned()));
+}
+
+#[test]
+fn a_cancelled_job_stays_cancelled_over_a_restart() {
+    let fixture = fixture();
+    let (jobs, begun) = fixture.open("1.0", (1, 1));
+    let job = jobs.run(JobId(1), long()).unwrap();
+    begun.recv().unwrap();
+    jobs.cancel(JobId(1)).unwrap();
+    assert!(matches!(outcome(&job), Outcome::Cancelled(_)));
+    assert!(matches!(jobs.cancel(JobId(2)), Err(Fault::NotFound(_))));
+    // Cancelled, and the agent gone before the unit boundary.
+    let mut record = read_record(&fixture.paths.job(JobId(1))).unwrap();
+    record.outcome = None;
+    write_record(&fixture.paths.job(JobId(1)), &record).unwrap();
+    let (jobs, _begun) = fixture.open("1.0", (1, 1));
+    assert!(matches!(outcome(&jobs.run(JobId(1), long()).unwrap()), Outcome::Cancelled(_)));
+}
+
+#[test]
+fn a_drain_stops_work_and_a_drain_that_came_to_nothing_runs_it_on() {
+    let fixture = fixture();
+    let (jobs, begun) = fixture.open("1.0", (1, 1));
+    let job = jobs.run(JobId(1), long()).unwrap();
+    assert_eq!(begun.recv().unwrap().1, None);
+    jobs.begin_drain();
+    assert!(matches!(jobs.run(JobId(2), short()), Err(Fault::Draining)));
+    assert!(!jobs.wait_idle(Instant::now() + Duration::from_millis(20)), "finishing is asked, stopping is not");
+    jobs.demand_checkpoint();
+    assert!(jobs.wait_idle(soon()));
+    assert_eq!(jobs.suspend(), (vec![JobId(1)], 0));
+    assert_eq!(job.wait(u64::MAX, Duration::ZERO), News::Suspended);
+    jobs.end_drain();
+    assert_eq!(begun.recv().unwrap().1.as_deref(), Some(b"half".as_slice()), "from its checkpoint");
+    assert_eq!(jobs.under_way(), [JobId(1)]);
+    jobs.cancel(JobId(1)).unwrap();
+    outcome(&job);
+}
+
+#[test]
+fn the_next_version_goes_on_if_it_reads_the_state_and_begins_anew_if_not() {
+    let fixture = fixture();
+    let (jobs, begun) = fixture.open("1.0", (1, 2));
+    jobs.run(JobId(1), long()).unwrap();
+    begun.recv().unwrap();
+    drain_off(&jobs);
+    let (jobs, begun) = fixture.open("2.0", (2, 3));
+    assert_eq!(begun.recv().unwrap().1.as_deref(), Some(b"half".as_slice()));
+    drain_off(&jobs);
+    // That checkpoint was written in schema 3.
+    let (jobs, begun) = fixture.open("1.0", (1, 2));
+    assert_eq!(begun.recv().unwrap().1, None);
+    jobs.cancel(JobId(1)).unwrap();
+    assert!(jobs.wait_idle(soon()));
+    let Some(Outcome::Cancelled(summary)) = read_record(&fixture.paths.job(JobId(1))).unwrap().outcome else {
+        panic!("not cancelled")
+    };
+    assert_eq!(summary.versions, ["1.0", "2.0", "1.0"]);
+}
+
+fn drain_off(jobs: &Arc<Jobs>) {
+    // The checkpoint comes right after the start.
+    while read_record(&jobs.paths.job(JobId(1))).unwrap().resume.is_none() {
+        std::thread::yield_now();
+    }
+    jobs.begin_drain();
+    jobs.demand_checkpoint();
+    assert!(jobs.wait_idle(soon()));
+}
+
+#[test]
+fn an_operation_that_takes_the_agent_down_each_time_is_given_up() {
+    let fixture = fixture();
+    durable::create_dir(&fixture.paths.jobs()).unwrap();
+    let record = JobRecord {
+        id: JobId(1),
+        operation: short(),
+        resume: None,
+        starts: STARTS_MAX,
+        cancelled: false,
+        versions: vec![],
+        outcome: None,
+    };
+    write_record(&fixture.paths.job(JobId(1)), &record).unwrap();
+    fs::write(fixture.paths.jobs().join("2"), b"not a job").unwrap();
+    fs::write(fixture.paths.jobs().join(".3.77.tmp"), b"left over").unwrap();
+    let (jobs, begun) = fixture.open("1.0", (1, 1));
+    let Outcome::Failed(text) = outcome(&jobs.run(JobId(1), short()).unwrap()) else { panic!("not failed") };
+    assert!(text.starts_with("given up"), "{text}");
+    assert!(begun.try_recv().is_err());
+    let mut left: Vec<_> =
+        fs::read_dir(fixture.paths.jobs()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, ["1", "2"], "what cannot be read is kept for people, what was left over is not");
+}
+
+#[test]
+fn outcomes_are_kept_for_a_while_and_not_for_ever() {
+    let fixture = fixture();
+    let (jobs, _begun) = fixture.open("1.0", (1, 1));
+    let count = FINISHED_MAX as u64 + 5;
+    for id in 1..=count {
+        outcome(&jobs.run(JobId(id), short()).unwrap());
+    }
+    assert!(jobs.wait_idle(soon()));
+    assert_eq!(fs::read_dir(fixture.paths.jobs()).unwrap().count(), FINISHED_MAX);
+    assert!(fixture.paths.job(JobId(count)).exists() && !fixture.paths.job(JobId(1)).exists());
+}
