@@ -56,8 +56,11 @@ pub(super) enum JobCommand {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         keep_last: u32,
     },
-    /// Every job
+    /// The newest jobs
     List {
+        /// How many at most
+        #[arg(long, value_name = "N", default_value_t = 200)]
+        limit: u32,
         /// Print one JSON document
         #[arg(long)]
         json: bool,
@@ -138,7 +141,7 @@ pub(super) fn run(command: &JobCommand, dirs: &Dirs) -> anyhow::Result<Done> {
             let operation = Operation::Prune { repository: common.order.repository(), keep_last: *keep_last };
             order(&common.product, &common.order, operation, dirs)
         }
-        JobCommand::List { json } => list(*json, dirs),
+        JobCommand::List { limit, json } => list(*limit, *json, dirs),
         JobCommand::Show(one) => {
             let record = job(ask_once(dirs, &AdminRequest::Job(JobId(one.job)))?)?;
             print(&record, one.json);
@@ -209,8 +212,8 @@ fn wait(id: JobId, json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
     })
 }
 
-fn list(json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
-    let AdminReply::Jobs(jobs) = ask_once(dirs, &AdminRequest::Jobs)? else { return unexpected() };
+fn list(limit: u32, json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
+    let AdminReply::Jobs(jobs) = ask_once(dirs, &AdminRequest::Jobs { limit })? else { return unexpected() };
     if json {
         print_json(&json!({ "jobs": jobs.iter().map(job_json).collect::<Vec<_>>() }));
         return Ok(Done::Clean);

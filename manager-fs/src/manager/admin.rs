@@ -94,8 +94,11 @@ pub enum AdminRequest {
         /// What.
         operation: Operation,
     },
-    /// Every job.
-    Jobs,
+    /// The newest jobs, oldest of them first.
+    Jobs {
+        /// How many at most.
+        limit: u32,
+    },
     /// One job.
     Job(JobId),
     /// One job, once it is over. `Event`s carry [`AdminEvent::Job`].
@@ -333,7 +336,11 @@ impl Manager {
             AdminRequest::Upgrade(order) => {
                 let (events, received) = mpsc::unbounded_channel();
                 let upgrade = async move { manager.upgrade(&order, events).await.map(AdminReply::Upgraded) };
-                pass_on(answer, received, AdminEvent::Upgrade, upgrade).await
+                tokio::select! {
+                    reply = pass_on(answer, received, AdminEvent::Upgrade, upgrade) => reply,
+                    // The change-overs go on; only nobody watches them any more.
+                    () = answer.cancelled() => Err(net::NetError::Cancelled.into()),
+                }
             }
             AdminRequest::JobWait(id) => self.wait_for_job(id, answer).await,
             AdminRequest::JobRun { host, product, operation } => {
@@ -371,8 +378,10 @@ impl Manager {
             AdminRequest::GroupDelete(group) => self.delete_group(&group)?,
             AdminRequest::Token { host, ttl_ms } => AdminReply::Token(self.print_token(&host, ttl_ms)?),
             AdminRequest::Agents => AdminReply::Agents(self.agents()?),
-            AdminRequest::Jobs => {
-                let jobs: anyhow::Result<Vec<_>> = self.state.jobs()?.iter().map(|job| self.job(job.id)).collect();
+            AdminRequest::Jobs { limit } => {
+                let all = self.state.jobs()?;
+                let older = all.len().saturating_sub(limit as usize);
+                let jobs: anyhow::Result<Vec<_>> = all[older..].iter().map(|job| self.job(job.id)).collect();
                 AdminReply::Jobs(jobs?)
             }
             AdminRequest::Job(id) => AdminReply::Job(self.job(id)?),

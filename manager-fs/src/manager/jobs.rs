@@ -293,6 +293,10 @@ async fn try_drive(manager: &Arc<Manager>, id: JobId, turn: Option<Turn>) -> any
         // What happened before this attempt is no reason for another.
         let mut news = manager.news();
         let interruption = match manager.control_link(&record.host) {
+            None if manager.state.host(&record.host)?.is_none_or(|host| host.revoked.is_some()) => {
+                let reason = format!("host {} was revoked; what its agent did of it is not known", record.host);
+                return manager.end_job(id, &Outcome::Failed(reason));
+            }
             None => Interruption::Wait(format!("host {} is not connected", record.host)),
             Some(link) => match send(manager, &link, &record).await? {
                 None => return Ok(()),
@@ -338,7 +342,9 @@ async fn wait_for_news(
     let wanted = async {
         loop {
             match news.recv().await {
-                Ok(News::Connected(host) | News::Agents(host) | News::Step(host, _)) if host == record.host => {
+                Ok(News::Connected(host) | News::Disconnected(host) | News::Agents(host) | News::Step(host, _))
+                    if host == record.host =>
+                {
                     return Ok(());
                 }
                 // Its own waiting is news too, but no reason to try again.

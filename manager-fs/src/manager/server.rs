@@ -28,6 +28,8 @@ use crate::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits};
 const GREETING_DEADLINE: Duration = Duration::from_secs(10);
 /// Connections of one address that have not shown a known certificate and said `Hello`. Many hosts may share an address.
 const STRANGERS_PER_ADDRESS_MAX: usize = 64;
+/// Connections for background fetches that one host may have; one more replaces the oldest.
+const BULK_CONNECTIONS_MAX: usize = 8;
 /// An enrolment request carries a secret and a certificate request: about 300 bytes.
 const STRANGER_LIMITS: LinkLimits = LinkLimits { requests_max: 1, request_bytes_max: 16 << 10 };
 /// News that a slow listener may be behind before it must look at the state instead.
@@ -156,6 +158,8 @@ impl Manager {
     pub fn revoke(&self, host: &HostName) -> anyhow::Result<()> {
         self.state.revoke(host, now())?;
         self.cut(host, "the host was revoked");
+        // Its jobs end for want of a host; those that wait for it look at it now.
+        self.tell(News::Disconnected(host.clone()));
         tracing::warn!(%host, "host revoked");
         Ok(())
     }
@@ -195,12 +199,9 @@ impl Manager {
         let replaced = {
             let mut connections = self.connections();
             let of_host = connections.entry(host.clone()).or_default();
-            let replaced = match role {
-                Role::Control => {
-                    of_host.iter().position(|old| old.role == Role::Control).map(|at| of_host.remove(at))
-                }
-                Role::Bulk => None,
-            };
+            let allowed = if role == Role::Control { 1 } else { BULK_CONNECTIONS_MAX };
+            let same: Vec<usize> = (0..of_host.len()).filter(|at| of_host[*at].role == role).collect();
+            let replaced = same.first().filter(|_| same.len() >= allowed).map(|at| of_host.remove(*at));
             of_host.push(Connection { link: link.clone(), role, since: now() });
             replaced
         };

@@ -312,10 +312,13 @@ impl Manager {
         let _ = events.send(UpgradeEvent::Accepted { host: host.clone(), change: change.id });
         let wait =
             if order.wait { order.timeout_ms.map_or(Duration::MAX, Duration::from_millis) } else { Duration::ZERO };
-        let followed = tokio::time::timeout(wait, self.follow(&change, &mut news, events)).await;
+        let followed = tokio::select! {
+            followed = tokio::time::timeout(wait, self.follow(&change, &mut news, events)) => followed.ok(),
+            () = events.closed() => None,
+        };
         match followed {
-            Ok(end) => end,
-            Err(_) => {
+            Some(end) => end,
+            None => {
                 let steps = self.state.change(change.id)?.map(|record| record.steps).unwrap_or_default();
                 let (verdict, reason) = if order.wait {
                     (Verdict::Unfinished, "it was not over in time; it goes on, and `manager-fs agents` shows it")

@@ -5,7 +5,12 @@ use proto::message::Unix;
 use proto::{HostName, Product, TreeId, Version};
 use serde::{Deserialize, Serialize};
 
-use super::{ControlError, State};
+use super::{Change, ControlError, Expect, State};
+
+/// Change-overs remembered. Older ones that are over are forgotten, so that the state does not grow for ever.
+const CHANGES_KEPT: usize = 10_000;
+/// How often it is looked whether some can be forgotten.
+const FORGET_EVERY: u64 = 500;
 
 /// One change-over of one agent on one host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +68,9 @@ impl State {
             ended: None,
         };
         self.update(&key(record.id), |_: Option<ChangeRecord>| Ok((Some(record.clone()), ())))?;
+        if record.id.0.is_multiple_of(FORGET_EVERY) {
+            self.forget_changes()?;
+        }
         Ok(record)
     }
 
@@ -80,6 +88,17 @@ impl State {
     /// The control state failed.
     pub fn changes(&self) -> Result<Vec<ChangeRecord>, ControlError> {
         Ok(self.read_all("change/")?.into_iter().map(|(_, record)| record).collect())
+    }
+
+    fn forget_changes(&self) -> anyhow::Result<()> {
+        let all = self.changes()?;
+        let surplus = all.len().saturating_sub(CHANGES_KEPT);
+        let over = all.iter().take(surplus).filter(|record| record.ended.is_some());
+        let forgotten: Vec<Change> = over.map(|record| Change::delete(key(record.id), Expect::Any)).collect();
+        if !forgotten.is_empty() {
+            self.store().commit(&forgotten)?;
+        }
+        Ok(())
     }
 
     /// Alters one change-over, if there is one.

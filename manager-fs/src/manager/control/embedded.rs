@@ -1,8 +1,10 @@
 //! The control store of a manager on one machine: `redb`, one file, every commit synced.
 
 use std::collections::HashMap;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use proto::codec;
@@ -20,17 +22,30 @@ const LEASED: TableDefinition<'_, &str, u64> = TableDefinition::new("leased");
 
 /// Commits whose history is kept: a watcher that is further behind lists again.
 const HISTORY_COMMITS: u64 = 4096;
-const HISTORY_BYTES_MAX: usize = 256 << 20;
+/// Bytes of changes whose history is kept; an agent's timeline with its evidence may be large, and is written anew with
+/// every step.
+const HISTORY_BYTES_MAX: usize = if cfg!(test) { 64 << 10 } else { 64 << 20 };
 /// Page cache of the database, bytes. The whole state of some thousand hosts is a few MiB.
 const CACHE_BYTES: usize = 16 << 20;
+/// A database file larger than this is compacted when it is opened.
+const COMPACT_BYTES: u64 = 256 << 20;
+
+/// Bytes of one commit's changes: a handful of records.
+const CHANGES_BYTES_MAX: usize = 256 << 20;
+
+type Opener = Box<dyn Fn() -> Result<Database, ControlError> + Send + Sync>;
 
 /// See the module.
 pub struct EmbeddedStore {
-    database: Database,
+    opener: Opener,
+    /// `None` while it could not be opened again after a failure.
+    database: RwLock<Option<Database>>,
+    /// The disk failed: `redb` refuses everything until the database is opened again.
+    failed: AtomicBool,
     revision: watch::Sender<u64>,
     leases: Mutex<Leases>,
     /// Held over a commit and the publication of its revision, so that no two commits take the same number.
-    committing: Mutex<()>,
+    committing: Mutex<Committing>,
 }
 
 #[derive(Default)]
@@ -40,35 +55,72 @@ struct Leases {
     live: HashMap<LeaseId, (Duration, Instant)>,
 }
 
+#[derive(Default)]
+struct Committing {
+    /// Bytes in the history.
+    history_bytes: usize,
+}
+
 impl EmbeddedStore {
     /// Opens the database, or makes it. Leases do not outlive the process: their keys are deleted here.
     ///
     /// # Errors
     /// Another process has it open, it is damaged, or the disk fails.
     pub fn open(path: &Path) -> Result<Self, ControlError> {
-        let named = |error: &dyn std::fmt::Display| ControlError::Storage(format!("{}: {error}", path.display()));
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => named(&"another manager has it open"),
-            other => named(&other),
-        })?;
-        let leases = Mutex::new(Leases { next: 1, ..Leases::default() });
-        let store = Self { database, revision: watch::Sender::new(0), leases, committing: Mutex::new(()) };
-        let transaction = store.database.begin_write().map_err(storage)?;
-        let (last, stale) = {
+        let path = path.to_path_buf();
+        Self::open_with(Box::new(move || open_file(&path)))
+    }
+
+    fn open_with(opener: Opener) -> Result<Self, ControlError> {
+        let database = opener()?;
+        let transaction = database.begin_write().map_err(storage)?;
+        let (last, history_bytes, stale) = {
             transaction.open_table(VALUES).map_err(storage)?;
             let history = transaction.open_table(HISTORY).map_err(storage)?;
             let last = history.last().map_err(storage)?.map_or(0, |(revision, _)| revision.value());
+            let mut bytes = 0;
+            for entry in history.iter().map_err(storage)? {
+                bytes += entry.map_err(storage)?.1.value().len();
+            }
             let leased = transaction.open_table(LEASED).map_err(storage)?;
-            (last, keys_of(&leased, |_| true)?)
+            (last, bytes, keys_of(&leased, |_| true)?)
         };
         transaction.commit().map_err(storage)?;
-        store.revision.send_replace(last);
+        let store = Self {
+            opener,
+            database: RwLock::new(Some(database)),
+            failed: AtomicBool::new(false),
+            revision: watch::Sender::new(last),
+            leases: Mutex::new(Leases { next: 1, ..Leases::default() }),
+            committing: Mutex::new(Committing { history_bytes }),
+        };
         store.delete(stale)?;
         Ok(store)
     }
 
     fn leases(&self) -> MutexGuard<'_, Leases> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Works on the database; opens it again first when the disk failed before.
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, ControlError>) -> Result<T, ControlError> {
+        if self.failed.load(Ordering::Acquire) {
+            let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+            if self.failed.load(Ordering::Acquire) {
+                // Dropped first: it holds the lock on the file.
+                drop(database.take());
+                *database = Some((self.opener)()?);
+                self.failed.store(false, Ordering::Release);
+                tracing::warn!("the control state was opened again after a failure");
+            }
+        }
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let open = database.as_ref().ok_or_else(|| ControlError::Storage(String::from("it is not open")))?;
+        work(open).inspect_err(|error| {
+            if matches!(error, ControlError::Storage(_)) {
+                self.failed.store(true, Ordering::Release);
+            }
+        })
     }
 
     /// Ends leases whose time is over. Cheap while there are none.
@@ -88,49 +140,88 @@ impl EmbeddedStore {
     }
 
     fn apply(&self, changes: &[Change]) -> Result<u64, ControlError> {
-        let _only = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
-        let transaction = self.database.begin_write().map_err(storage)?;
+        let mut committing = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         let revision = *self.revision.borrow() + 1;
-        for change in changes {
-            write(&transaction, change, revision)?;
-        }
-        {
-            let mut history = transaction.open_table(HISTORY).map_err(storage)?;
-            let events: Vec<_> = changes.iter().map(|change| (&change.key, &change.put)).collect();
-            let bytes = codec::encode(&events).map_err(|error| ControlError::Storage(error.to_string()))?;
-            history.insert(revision, bytes.as_slice()).map_err(storage)?;
-            if let Some(old) = revision.checked_sub(HISTORY_COMMITS) {
-                history.remove(old).map_err(storage)?;
+        let history_bytes = self.with(|database| {
+            let transaction = database.begin_write().map_err(storage)?;
+            for change in changes {
+                write(&transaction, change, revision)?;
             }
-        }
-        transaction.commit().map_err(storage)?;
+            let history_bytes = remember(&transaction, changes, revision, committing.history_bytes)?;
+            transaction.commit().map_err(storage)?;
+            Ok(history_bytes)
+        })?;
+        committing.history_bytes = history_bytes;
         self.revision.send_replace(revision);
         Ok(revision)
+    }
+}
+
+fn open_file(path: &Path) -> Result<Database, ControlError> {
+    let named = |error: &dyn std::fmt::Display| ControlError::Storage(format!("{}: {error}", path.display()));
+    let opened = |error| match error {
+        DatabaseError::DatabaseAlreadyOpen => named(&"another manager has it open"),
+        other => named(&other),
+    };
+    let file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    let file = file.map_err(|error| named(&error))?;
+    let bytes = file.metadata().map_err(|error| named(&error))?.len();
+    // Opened a second time by path; the first only saw to it that the file is private.
+    let mut database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(opened)?;
+    if bytes > COMPACT_BYTES {
+        database.compact().map_err(|error| named(&error))?;
+    }
+    Ok(database)
+}
+
+/// Adds a commit to the history and forgets the oldest; returns the bytes that it has then.
+fn remember(
+    transaction: &WriteTransaction,
+    changes: &[Change],
+    revision: u64,
+    mut bytes: usize,
+) -> Result<usize, ControlError> {
+    let mut history = transaction.open_table(HISTORY).map_err(storage)?;
+    let events: Vec<_> = changes.iter().map(|change| (&change.key, &change.put)).collect();
+    let encoded = codec::encode(&events).map_err(|error| ControlError::Storage(error.to_string()))?;
+    bytes += encoded.len();
+    history.insert(revision, encoded.as_slice()).map_err(storage)?;
+    loop {
+        let oldest = history.first().map_err(storage)?.map_or(revision, |(oldest, _)| oldest.value());
+        if oldest == revision || (bytes <= HISTORY_BYTES_MAX && revision - oldest < HISTORY_COMMITS) {
+            return Ok(bytes);
+        }
+        let forgotten = history.pop_first().map_err(storage)?.map_or(0, |(_, encoded)| encoded.value().len());
+        bytes = bytes.saturating_sub(forgotten);
     }
 }
 
 impl ControlStore for EmbeddedStore {
     fn get(&self, key: &str) -> Result<Option<Versioned>, ControlError> {
         self.sweep()?;
-        let transaction = self.database.begin_read().map_err(storage)?;
-        let values = transaction.open_table(VALUES).map_err(storage)?;
-        let found = values.get(key).map_err(storage)?;
-        found.map(|bytes| unpack(key, bytes.value())).transpose()
+        self.with(|database| {
+            let transaction = database.begin_read().map_err(storage)?;
+            let values = transaction.open_table(VALUES).map_err(storage)?;
+            let found = values.get(key).map_err(storage)?;
+            found.map(|bytes| unpack(key, bytes.value())).transpose()
+        })
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<(String, Versioned)>, ControlError> {
         self.sweep()?;
-        let transaction = self.database.begin_read().map_err(storage)?;
-        let values = transaction.open_table(VALUES).map_err(storage)?;
-        let mut found = Vec::new();
-        for entry in values.range::<&str>(prefix..).map_err(storage)? {
-            let (key, bytes) = entry.map_err(storage)?;
-            if !key.value().starts_with(prefix) {
-                break;
+        self.with(|database| {
+            let transaction = database.begin_read().map_err(storage)?;
+            let values = transaction.open_table(VALUES).map_err(storage)?;
+            let mut found = Vec::new();
+            for entry in values.range::<&str>(prefix..).map_err(storage)? {
+                let (key, bytes) = entry.map_err(storage)?;
+                if !key.value().starts_with(prefix) {
+                    break;
+                }
+                found.push((key.value().to_owned(), unpack(key.value(), bytes.value())?));
             }
-            found.push((key.value().to_owned(), unpack(key.value(), bytes.value())?));
-        }
-        Ok(found)
+            Ok(found)
+        })
     }
 
     fn commit(&self, changes: &[Change]) -> Result<u64, ControlError> {
@@ -144,24 +235,23 @@ impl ControlStore for EmbeddedStore {
     }
 
     fn history(&self, prefix: &str, after: u64) -> Result<Vec<Event>, ControlError> {
-        let transaction = self.database.begin_read().map_err(storage)?;
-        let history = transaction.open_table(HISTORY).map_err(storage)?;
-        let oldest = history.first().map_err(storage)?.map_or(after + 1, |(revision, _)| revision.value());
-        if oldest > after + 1 {
-            return Err(ControlError::Compacted { oldest });
-        }
-        let mut events = Vec::new();
-        for entry in history.range(after + 1..).map_err(storage)? {
-            let (revision, bytes) = entry.map_err(storage)?;
-            let changes = codec::decode::<Vec<(String, Option<Vec<u8>>)>, HISTORY_BYTES_MAX>(bytes.value());
-            let changes = changes.map_err(|error| ControlError::Damaged {
-                key: format!("history of revision {}", revision.value()),
-                reason: error.to_string(),
-            })?;
-            let wanted = changes.into_iter().filter(|(key, _)| key.starts_with(prefix));
-            events.extend(wanted.map(|(key, value)| Event { revision: revision.value(), key, value }));
-        }
-        Ok(events)
+        self.with(|database| {
+            let transaction = database.begin_read().map_err(storage)?;
+            let history = transaction.open_table(HISTORY).map_err(storage)?;
+            let oldest = history.first().map_err(storage)?.map_or(after + 1, |(revision, _)| revision.value());
+            if oldest > after + 1 {
+                return Err(ControlError::Compacted { oldest });
+            }
+            let mut events = Vec::new();
+            for entry in history.range(after + 1..).map_err(storage)? {
+                let (revision, bytes) = entry.map_err(storage)?;
+                let revision = revision.value();
+                let wanted = decode_changes(revision, bytes.value())?.into_iter();
+                let wanted = wanted.filter(|(key, _)| key.starts_with(prefix));
+                events.extend(wanted.map(|(key, value)| Event { revision, key, value }));
+            }
+            Ok(events)
+        })
     }
 
     fn revision(&self) -> watch::Receiver<u64> {
@@ -186,11 +276,11 @@ impl ControlStore for EmbeddedStore {
 
     fn end(&self, lease: LeaseId) -> Result<(), ControlError> {
         self.leases().live.remove(&lease);
-        let keys = {
-            let transaction = self.database.begin_read().map_err(storage)?;
+        let keys = self.with(|database| {
+            let transaction = database.begin_read().map_err(storage)?;
             let leased = transaction.open_table(LEASED).map_err(storage)?;
-            keys_of(&leased, |owner| owner == lease.0)?
-        };
+            keys_of(&leased, |owner| owner == lease.0)
+        })?;
         self.delete(keys)
     }
 }
@@ -238,6 +328,13 @@ fn keys_of(
     Ok(keys)
 }
 
+fn decode_changes(revision: u64, bytes: &[u8]) -> Result<Vec<(String, Option<Vec<u8>>)>, ControlError> {
+    codec::decode::<_, CHANGES_BYTES_MAX>(bytes).map_err(|error| ControlError::Damaged {
+        key: format!("history of revision {revision}"),
+        reason: error.to_string(),
+    })
+}
+
 fn unpack(key: &str, bytes: &[u8]) -> Result<Versioned, ControlError> {
     let Some((version, value)) = bytes.split_first_chunk::<8>() else {
         return Err(ControlError::Damaged { key: key.to_owned(), reason: String::from("it has no version") });
@@ -253,6 +350,8 @@ fn storage(error: impl std::fmt::Display) -> ControlError {
 mod tests {
     use super::super::Watch;
     use super::*;
+    use redb::StorageBackend;
+    use redb::backends::FileBackend;
     use std::sync::Arc;
 
     fn open() -> (tempfile::TempDir, EmbeddedStore) {
@@ -338,6 +437,65 @@ mod tests {
         }
         writer.join().unwrap();
         assert_eq!(seen, (0..100).step_by(2).map(|n| n.to_string()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_full_disk_fails_the_commit_and_nothing_after_it() {
+        #[derive(Debug)]
+        struct Disk(FileBackend, Arc<AtomicBool>);
+        impl Disk {
+            fn check(&self) -> std::io::Result<()> {
+                let full = self.1.load(Ordering::SeqCst);
+                if full { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+            }
+        }
+        impl StorageBackend for Disk {
+            fn len(&self) -> std::io::Result<u64> {
+                self.0.len()
+            }
+            fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+                self.0.read(offset, out)
+            }
+            fn set_len(&self, len: u64) -> std::io::Result<()> {
+                self.check().and_then(|()| self.0.set_len(len))
+            }
+            fn sync_data(&self) -> std::io::Result<()> {
+                self.check().and_then(|()| self.0.sync_data())
+            }
+            fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+                self.check().and_then(|()| self.0.write(offset, data))
+            }
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.redb");
+        let full = Arc::new(AtomicBool::new(false));
+        let disk = Arc::clone(&full);
+        let store = EmbeddedStore::open_with(Box::new(move || {
+            let file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+            let backend = Disk(FileBackend::new(file.unwrap()).unwrap(), Arc::clone(&disk));
+            Database::builder().create_with_backend(backend).map_err(storage)
+        }))
+        .unwrap();
+        let first = store.commit(&[put("a", Expect::Absent, "1")]).unwrap();
+        full.store(true, Ordering::SeqCst);
+        for _ in 0..2 {
+            assert!(matches!(store.commit(&[put("a", Expect::Any, "2")]), Err(ControlError::Storage(_))));
+        }
+        full.store(false, Ordering::SeqCst);
+        assert_eq!(store.get("a").unwrap(), Some(Versioned { value: b"1".to_vec(), version: first }));
+        store.commit(&[put("a", Expect::Version(first), "3")]).unwrap();
+        assert_eq!(store.get("a").unwrap().unwrap().value, b"3");
+    }
+
+    #[test]
+    fn the_history_is_bounded_by_its_bytes() {
+        let (_directory, store) = open();
+        let large = "x".repeat(9 << 10);
+        for _ in 0..9 {
+            store.commit(&[put("a", Expect::Any, &large)]).unwrap();
+        }
+        let Err(ControlError::Compacted { oldest }) = store.history("", 0) else { panic!("nothing was forgotten") };
+        assert_eq!(store.history("", oldest - 1).unwrap().len(), 7);
     }
 
     #[test]

@@ -13,6 +13,8 @@ use super::{Change, ControlError, Expect, State};
 
 /// Steps remembered of one agent: some twenty change-overs.
 const HISTORY_STEPS: usize = 200;
+/// Bytes of their details; the evidence of a failed version is up to 16 KiB.
+const HISTORY_DETAIL_BYTES: usize = 256 << 10;
 /// Wrong hashes remembered of one host.
 const WRONG_HASHES: usize = 20;
 
@@ -275,6 +277,13 @@ impl State {
             steps.push(event.clone());
             let surplus = steps.len().saturating_sub(HISTORY_STEPS);
             steps.drain(..surplus);
+            let mut bytes = 0;
+            let fits = steps.iter().rev().take_while(|step| {
+                bytes += step.detail.len();
+                bytes <= HISTORY_DETAIL_BYTES
+            });
+            let kept = fits.count().max(1);
+            steps.drain(..steps.len() - kept);
             Ok((Some(steps), true))
         })
     }

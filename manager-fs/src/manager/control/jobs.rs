@@ -6,7 +6,12 @@ use proto::message::{Fault, Unix};
 use proto::{HostName, Product};
 use serde::{Deserialize, Serialize};
 
-use super::{ControlError, State};
+use super::{Change, ControlError, Expect, State};
+
+/// Jobs remembered. Older ones that are over are forgotten, so that the state does not grow for ever.
+const JOBS_KEPT: usize = 10_000;
+/// How often it is looked whether some can be forgotten.
+const FORGET_EVERY: u64 = 500;
 
 /// One storage operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +115,9 @@ impl State {
             sent: 0,
         };
         self.update(&key(record.id), |_: Option<JobRecord>| Ok((Some(record.clone()), ())))?;
+        if record.id.0.is_multiple_of(FORGET_EVERY) {
+            self.forget_jobs()?;
+        }
         Ok(record)
     }
 
@@ -130,6 +138,17 @@ impl State {
     /// The control state failed.
     pub fn jobs(&self) -> Result<Vec<JobRecord>, ControlError> {
         Ok(self.read_all("job/")?.into_iter().map(|(_, record)| record).collect())
+    }
+
+    fn forget_jobs(&self) -> anyhow::Result<()> {
+        let all = self.jobs()?;
+        let surplus = all.len().saturating_sub(JOBS_KEPT);
+        let over = all.iter().take(surplus).filter(|record| record.state.is_final());
+        let forgotten: Vec<Change> = over.map(|record| Change::delete(key(record.id), Expect::Any)).collect();
+        if !forgotten.is_empty() {
+            self.store().commit(&forgotten)?;
+        }
+        Ok(())
     }
 
     /// Alters one job and returns it as it is then.
