@@ -18,7 +18,7 @@ use crate::driver::{Driver, Input, Work};
 use crate::durable::{Durability, FileFault};
 use crate::handoff::{Handoff, variable};
 use crate::jobs::Jobs;
-use crate::journal::{Journal, Phase};
+use crate::journal::{Entry, Journal, Phase};
 use crate::machine::{Facts, State};
 use crate::operations::Operations;
 use crate::paths::AgentPaths;
@@ -175,29 +175,13 @@ impl Agent {
         let probation_ms = verified.record.metadata.health.probation_ms;
         let jobs = Jobs::open(&paths, verified.record.version.clone(), schemas, operations.clone())?;
         if let Some(handoff) = &handoff {
-            let known = jobs.under_way();
-            for lost in handoff.unfinished.iter().filter(|job| !known.contains(job)) {
-                // Finished at the last moment, or its record is not readable: the manager asks for it again.
-                tracing::warn!(job = lost.0, "a job that was handed over is not under way here");
-            }
+            look_for_lost(handoff, &jobs);
         }
         let reporter = Reporter::start(&paths)?;
         let (inputs, inbox) = mpsc::channel();
-        let change = match &journal.phase {
-            Phase::Probation { change, .. } => Some((*change, journal.last_good.as_ref().map(|entry| entry.tree))),
-            Phase::Confirmed | Phase::Launching => None,
-        };
+        let change = change_of(&journal);
         let shown = Arc::new(Mutex::new(AgentState::Probation));
-        let status = AgentStatus {
-            product: paths.product().clone(),
-            version: running.version.clone(),
-            tree: running.tree,
-            pid: std::process::id(),
-            started_unix_ms: unix_ms(),
-            state: AgentState::Probation,
-            jobs: Vec::new(),
-            reason: journal.reason.clone(),
-        };
+        let status = first_status(&paths, &journal, &running);
         let core = Arc::new(Core {
             paths: paths.clone(),
             status,
@@ -296,6 +280,35 @@ impl Service for Core {
 impl Core {
     fn status(&self) -> AgentStatus {
         Service::status(self)
+    }
+}
+
+/// The change-over that the running version is on probation for, and the tree that it left.
+fn change_of(journal: &Journal) -> Option<(ChangeId, Option<TreeId>)> {
+    match &journal.phase {
+        Phase::Probation { change, .. } => Some((*change, journal.last_good.as_ref().map(|entry| entry.tree))),
+        Phase::Confirmed | Phase::Launching => None,
+    }
+}
+
+fn first_status(paths: &AgentPaths, journal: &Journal, running: &Entry) -> AgentStatus {
+    AgentStatus {
+        product: paths.product().clone(),
+        version: running.version.clone(),
+        tree: running.tree,
+        pid: std::process::id(),
+        started_unix_ms: unix_ms(),
+        state: AgentState::Probation,
+        jobs: Vec::new(),
+        reason: journal.reason.clone(),
+    }
+}
+
+fn look_for_lost(handoff: &Handoff, jobs: &Jobs) {
+    let known = jobs.under_way();
+    for lost in handoff.unfinished.iter().filter(|job| !known.contains(job)) {
+        // Finished at the last moment, or its record is not readable: the manager asks for it again.
+        tracing::warn!(job = lost.0, "a job that was handed over is not under way here");
     }
 }
 

@@ -180,7 +180,10 @@ impl Driver {
 
     fn save(&mut self, change: ChangeId, record: &[u8]) -> Event {
         let begun = Instant::now();
-        let result = records::save(&self.paths, record).map(|verified| Box::new(self.candidate(verified)));
+        let on_probation = matches!(self.journal.phase, Phase::Probation { .. });
+        let last_good = self.journal.last_good.as_ref().filter(|_| on_probation);
+        let needed: Vec<_> = std::iter::once(&self.journal.current).chain(last_good).collect();
+        let result = records::save(&self.paths, record, &needed).map(|verified| Box::new(self.candidate(verified)));
         Event::Saved { change, result: result.map_err(|e| e.to_string()), took_us: micros(begun) }
     }
 

@@ -75,7 +75,11 @@ pub(crate) fn become_program(
 /// The environment of an agent: ours, with the variables that name what it inherits.
 pub(crate) fn environment(paths: &AgentPaths, fds: &[(&str, BorrowedFd<'_>)]) -> BTreeMap<OsString, OsString> {
     let mut environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
-    for name in [variable::OPERATIONS_FD, variable::HANDOFF_FD, variable::STUB_FD, variable::LOCK_FD] {
+    // What the service manager says to the stub is not for the agent.
+    let for_the_stub =
+        ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+    let descriptors = [variable::OPERATIONS_FD, variable::HANDOFF_FD, variable::STUB_FD, variable::LOCK_FD];
+    for name in for_the_stub.into_iter().chain(descriptors) {
         environment.remove(&OsString::from(name));
     }
     environment.insert(variable::STATE.into(), paths.state().into());

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use proto::limits::RECORD_BYTES_MAX;
 use proto::record::{PublishersFault, RecordFault};
-use proto::{GenerationRecord, Product, Publishers, SignedRecord, TreePath, Version};
+use proto::{GenerationRecord, Product, Publishers, SignedRecord, TreeId, TreePath, Version};
 
 use crate::durable::{self, Durability, FileFault};
 use crate::journal::{Entry, Journal};
@@ -52,6 +52,18 @@ pub enum RecordError {
         /// The product asked for.
         wanted: Product,
     },
+    /// The version is in use here, with another tree.
+    #[error(
+        "{name} stands for tree {tree}, but on this host for tree {needed}, which is in use; publish it as another version"
+    )]
+    OtherTree {
+        /// The record's name.
+        name: String,
+        /// Its tree.
+        tree: TreeId,
+        /// The tree that is in use under that name.
+        needed: TreeId,
+    },
     /// The tree has no program to start.
     #[error("{0} has no entry point: it can be looked at, and not be launched")]
     NoEntryPoint(String),
@@ -88,12 +100,17 @@ impl Verified {
 }
 
 /// Checks a record that came from elsewhere (message A, or the mount daemon's answer) and saves it. When this returns
-/// the file survives a power cut.
+/// the file survives a power cut. `needed` are the versions that a start may need: their files are not replaced by
+/// records of other trees, which nobody has staged.
 ///
 /// # Errors
-/// The record is not believed or of another product, or the file cannot be written.
-pub fn save(paths: &AgentPaths, bytes: &[u8]) -> Result<Verified, RecordError> {
+/// The record is not believed, of another product, or in the place of a needed one; or the file cannot be written.
+pub fn save(paths: &AgentPaths, bytes: &[u8], needed: &[&Entry]) -> Result<Verified, RecordError> {
     let verified = check(paths, bytes, "the record that was sent")?;
+    let entry = verified.entry();
+    if let Some(other) = needed.iter().find(|needed| needed.version == entry.version && needed.tree != entry.tree) {
+        return Err(RecordError::OtherTree { name: verified.record.name(), tree: entry.tree, needed: other.tree });
+    }
     durable::create_dir(&paths.records())?;
     durable::write(&paths.record(&verified.record.version), bytes, Durability::PowerCut)?;
     Ok(verified)

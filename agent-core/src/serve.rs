@@ -33,7 +33,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// How long a peer may take to accept an answer's bytes.
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long requests under way may take to be answered before the exec cuts their connections.
-const QUIESCE_PATIENCE: Duration = Duration::from_millis(200);
+const QUIESCE_PATIENCE: Duration = Duration::from_millis(50);
 
 /// What the API is served from.
 pub(crate) trait Service: Send + Sync + 'static {

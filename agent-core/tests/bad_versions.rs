@@ -117,6 +117,10 @@ fn check_never_left(bad: &Spec<'_>, spoil: impl FnOnce(&Path), step: Step, word:
     let status = host.wait_serving("1.0");
     assert_eq!((status.pid, status.reason.as_str()), (pid, "launched"));
     check_remembered(&mut host, &record, word);
+    // The way is free for another version.
+    let good = host.publish(&spec("3.0", &[]));
+    host.upgrade(&good);
+    assert_eq!(host.wait_serving("3.0").pid, pid);
 }
 
 #[test]

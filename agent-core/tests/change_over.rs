@@ -201,6 +201,9 @@ fn what_cannot_be_staged_changes_nothing() {
     host.hold_staging(false);
     host.wait_step(newer, Step::Confirmed);
     assert_eq!(host.wait_serving("3.0").reason, "changed over from 1.0");
+    // A name that is in use here keeps its tree: what is saved must be what a start finds.
+    let (_, told) = host.tell(&host.sign(&quick("3.0", &[]), tree("2.0")), &Order::default());
+    assert!(matches!(&told, Err(Fault::Refused(text)) if text.contains("which is in use")), "{told:?}");
     // The version that runs already is nothing to do.
     let (same, told) = host.tell(&three, &Order::default());
     told.unwrap();

@@ -266,3 +266,35 @@ fn whatever_moment_everything_dies_at_one_of_the_versions_comes_up() {
     }
     println!("came up: {came_up:?}");
 }
+
+#[test]
+fn without_root_the_agent_lives_in_the_daemons_namespaces() {
+    let mut host = Host::new();
+    let one = host.publish(&quick("1.0", &[]));
+    host.set_newest(&one);
+    // The holder of a daemon without root, as far as namespaces go.
+    let mut holder = std::process::Command::new("unshare");
+    holder.args(["--user", "--map-root-user", "--mount", "sh", "-c", "echo inside; exec sleep 600"]);
+    let mut holder = holder.stdout(std::process::Stdio::piped()).spawn().expect("unshare (util-linux) is needed");
+    let mut line = String::new();
+    let mut out = std::io::BufReader::new(holder.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+    assert_eq!(line, "inside\n", "user namespaces are not permitted here");
+    host.set_namespace(holder.id());
+    host.launch().wait_for("stub: ready");
+    let pid = host.wait_serving("1.0").pid;
+    let namespace = |pid: u32, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    for kind in ["user", "mnt"] {
+        assert_eq!(namespace(pid, kind), namespace(holder.id(), kind));
+        assert_ne!(namespace(pid, kind), namespace(std::process::id(), kind));
+    }
+    let two = host.publish(&quick("2.0", &[]));
+    host.upgrade(&two);
+    host.terminate();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    // A holder that is gone is named.
+    let stub = host.launch();
+    stub.wait_for("cannot enter the mount daemon's namespaces");
+    assert_eq!(stub.wait().code(), Some(1));
+}

@@ -112,7 +112,7 @@ fn newest(
     let what = format!("the newest version of {}", paths.product());
     let Some((reply, _)) = ask(paths, &request, &what, signals, observer)? else { return Ok(None) };
     match reply {
-        DaemonReply::Record(bytes) => Ok(Some(records::save(paths, &bytes)?)),
+        DaemonReply::Record(bytes) => Ok(Some(records::save(paths, &bytes, &[])?)),
         other => Err(unexpected(what, &other)),
     }
 }
@@ -122,7 +122,7 @@ pub(crate) fn newest_now(paths: &AgentPaths) -> Option<Verified> {
     let request = DaemonRequest::Newest { product: paths.product().clone() };
     let reply = Client::ask(&paths.daemon_socket(), &request, Duration::from_secs(2)).ok()?;
     match reply {
-        DaemonReply::Record(bytes) => records::save(paths, &bytes).ok(),
+        DaemonReply::Record(bytes) => records::save(paths, &bytes, &[]).ok(),
         DaemonReply::Done | DaemonReply::Status(_) | DaemonReply::Attached(_) | DaemonReply::Fault(_) => None,
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use proto::agent::{ChangeId, Step, StepEvent};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Signal, WaitOptions, WaitStatus};
+use rustix::process::{Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
 use super::begin::{self, Begun};
 use super::child::Running;
@@ -178,12 +178,21 @@ impl<'a> Stub<'a> {
 
     /// Reaps the agent, and the orphans of agents, which fall to the stub.
     fn reap(&mut self) -> Result<(), StubError> {
+        if let Program::Running(running) = &self.program {
+            let pid = running.pid;
+            let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            if let Ok(Some(_)) = rustix::process::waitid(WaitId::Pid(pid), peek) {
+                // What it had started must not outlive it: it would work on without anybody knowing of it. Before it
+                // is reaped, while its number cannot be another's.
+                kill_group(pid.as_raw_nonzero().get().unsigned_abs());
+                if let Ok(Some((_, status))) = rustix::process::waitpid(Some(pid), WaitOptions::empty()) {
+                    self.ended(status)?;
+                }
+            }
+        }
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            let ended = match &mut self.program {
-                Program::Running(running) if running.pid == pid => Some(()),
-                Program::Running(_) | Program::Waiting(_) | Program::Over => None,
-            };
-            if ended.is_some() {
+            if matches!(&self.program, Program::Running(running) if running.pid == pid) {
+                // It ended since the look above.
                 self.ended(status)?;
             }
         }
@@ -194,8 +203,6 @@ impl<'a> Stub<'a> {
         self.read_channel();
         self.read_stderr();
         let Program::Running(running) = std::mem::replace(&mut self.program, Program::Over) else { return Ok(()) };
-        // What it had started must not outlive it: it would work on without anybody knowing of it.
-        kill_group(running.pid.as_raw_nonzero().get().unsigned_abs());
         drop(self.lock.note(None));
         if running.stopping.is_some() {
             return Ok(());

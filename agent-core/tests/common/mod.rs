@@ -62,7 +62,7 @@ struct DaemonState {
     reports: Vec<StepEvent>,
     stage_fault: Option<Fault>,
     stage_held: bool,
-    held: u32,
+    namespace_pid: Option<u32>,
 }
 
 pub struct Daemon {
@@ -186,6 +186,11 @@ impl Host {
     pub fn hold_staging(&self, held: bool) {
         self.shared.state.lock().unwrap().stage_held = held;
         self.shared.news.notify_all();
+    }
+
+    /// The paths of trees are valid only in this process's namespaces.
+    pub fn set_namespace(&self, pid: u32) {
+        self.shared.state.lock().unwrap().namespace_pid = Some(pid);
     }
 
     /// Starts the stub.
@@ -441,8 +446,8 @@ impl Shared {
                 None => DaemonReply::Fault(Fault::NotFound(format!("no generation of {product} is exported here"))),
             },
             DaemonRequest::Hold { generation: GenerationRef::TreePrefix(hex) } => {
-                self.state.lock().unwrap().held += 1;
-                self.attached(hex.parse().unwrap(), 0)
+                let namespace_pid = self.state.lock().unwrap().namespace_pid;
+                self.attached(hex.parse().unwrap(), 0, namespace_pid)
             }
             DaemonRequest::Stage { tree, .. } => {
                 let progress = StageProgress { local_bytes: 1, object_bytes: 2 };
@@ -451,7 +456,7 @@ impl Shared {
                 let state = self.news.wait_while(state, |s| s.stage_held).unwrap();
                 match state.stage_fault.clone() {
                     Some(fault) => DaemonReply::Fault(fault),
-                    None => self.attached(tree, 7),
+                    None => self.attached(tree, 7, None),
                 }
             }
             DaemonRequest::Report { event } => {
@@ -464,13 +469,13 @@ impl Shared {
         }
     }
 
-    fn attached(&self, tree: TreeId, warm_us: u64) -> DaemonReply {
+    fn attached(&self, tree: TreeId, warm_us: u64, namespace_pid: Option<u32>) -> DaemonReply {
         let path = self.run.join("gens").join(tree.to_hex());
         if !path.is_dir() {
             return DaemonReply::Fault(Fault::NotFound(format!("tree {tree}")));
         }
         let path = path.to_str().unwrap().to_owned();
-        DaemonReply::Attached(Attached { tree, path, namespace_pid: None, record: None, warm_us })
+        DaemonReply::Attached(Attached { tree, path, namespace_pid, record: None, warm_us })
     }
 }
 
