@@ -46,14 +46,14 @@ pub enum IngestError {
         fault: String,
     },
     /// Reading failed.
-    #[error("reading {}: {source}", whereabouts(.place, .from))]
+    #[error("reading {}: {cause}", whereabouts(.place, .from))]
     Read {
         /// The directory or archive.
         from: String,
         /// The path in it.
         place: String,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The source as a whole cannot be taken in.
     #[error("{from}: {fault}")]
@@ -90,8 +90,8 @@ impl Intake<'_, '_> {
         IngestError::Refused { from: self.source_text(), place: printable(place), fault: fault.into() }
     }
 
-    fn unread(&self, place: &[u8], source: impl Into<io::Error>) -> IngestError {
-        IngestError::Read { from: self.source_text(), place: printable(place), source: source.into() }
+    fn unread(&self, place: &[u8], cause: impl Into<io::Error>) -> IngestError {
+        IngestError::Read { from: self.source_text(), place: printable(place), cause: cause.into() }
     }
 
     fn unfit(&self, fault: &str) -> IngestError {

@@ -60,28 +60,29 @@ impl Store {
         self.begin_gc().run(keep, dry_run, monitor)
     }
 
-    /// A blob's removal, in which no publication can come to rely on it.
-    fn remove_unless(
-        &self,
-        name: &BlobName,
-        needed: impl FnOnce(&Index) -> bool,
-        replace: Option<(PackId, Vec<Frame>)>,
-    ) -> Result<bool, StoreError> {
+    /// Removes a blob unless `needed` says otherwise, at a moment when no publication can come to rely on it.
+    fn remove_unless(&self, name: &BlobName, needed: impl FnOnce(&Index) -> bool) -> Result<bool, StoreError> {
         let _commit = self.commits.write().unwrap_or_else(PoisonError::into_inner);
-        let mut index = self.index_mut();
-        if needed(&index) {
-            return Ok(false);
+        let needed = needed(&self.index());
+        if !needed {
+            self.delete(name)?;
         }
-        if let Some((id, frames)) = replace {
-            index.add(id, &frames);
-        }
-        if let BlobName::Pack(id) = name {
-            index.remove(id);
-        }
-        drop(index);
-        self.packs.delete(name).map_err(|source| StoreError::io(format!("removing {name:?}"), source))?;
-        Ok(true)
+        Ok(!needed)
     }
+
+    fn delete(&self, name: &BlobName) -> Result<(), StoreError> {
+        self.packs.delete(name).map_err(|cause| StoreError::io(format!("removing {name:?}"), cause))
+    }
+}
+
+/// A pack as a collection sees it.
+struct Measured {
+    id: PackId,
+    slot: Slot,
+    /// Bytes of the file.
+    bytes: u64,
+    /// Stored bytes of the chunks in it that are needed.
+    live_bytes: u64,
 }
 
 impl GcPass<'_> {
@@ -95,19 +96,22 @@ impl GcPass<'_> {
         let mut report = GcReport::default();
         let live = self.live_chunks(keep)?;
         self.collect_manifests(keep, dry_run, &mut report)?;
-        let packs = self.measure(&live);
+        let packs = self.measure(&live)?;
         let total = packs.len() as u64;
-        for (done, (id, slot, live_bytes)) in packs.into_iter().enumerate() {
+        let (dead, rest): (Vec<_>, Vec<_>) = packs.into_iter().partition(|pack| pack.live_bytes == 0);
+        for (done, pack) in rest.into_iter().enumerate() {
             monitor.progress(Task::Collect, done as u64, total);
-            self.collect_pack(&id, slot, live_bytes, &live, dry_run, &mut report)?;
+            self.collect_partly_live(&pack, &live, dry_run, &mut report)?;
         }
+        // Last, since copying may find that a chunk's other place is the sound one.
+        self.remove_dead(dead, &live, dry_run, &mut report)?;
         monitor.progress(Task::Collect, total, total);
         self.collect_unreadable(&live, dry_run, &mut report)?;
         Ok(report)
     }
 
     fn list(&self, kind: BlobKind) -> Result<Vec<BlobName>, StoreError> {
-        self.store.packs.list(kind).map_err(|source| StoreError::io("the list of blobs", source))
+        self.store.packs.list(kind).map_err(|cause| StoreError::io("the list of blobs", cause))
     }
 
     fn live_chunks(&self, keep: &BTreeSet<TreeId>) -> Result<HashSet<ChunkId>, StoreError> {
@@ -132,7 +136,7 @@ impl GcPass<'_> {
                 continue;
             }
             let bytes = self.size(&name)?;
-            if dry_run || self.store.remove_unless(&name, |_| self.store.registry.needs_tree(&tree), None)? {
+            if dry_run || self.store.remove_unless(&name, |_| self.store.registry.needs_tree(&tree))? {
                 report.manifests_removed += 1;
                 report.bytes_freed += bytes;
             }
@@ -141,72 +145,108 @@ impl GcPass<'_> {
     }
 
     fn size(&self, name: &BlobName) -> Result<u64, StoreError> {
-        let size = self.store.packs.size(name).map_err(|source| StoreError::io("a blob's size", source))?;
+        let size = self.store.packs.size(name).map_err(|cause| StoreError::io("a blob's size", cause))?;
         Ok(size.unwrap_or(0))
     }
 
-    /// How many stored bytes of each pack are needed.
-    fn measure(&self, live: &HashSet<ChunkId>) -> Vec<(PackId, Slot, u64)> {
-        let index = self.store.index();
+    fn measure(&self, live: &HashSet<ChunkId>) -> Result<Vec<Measured>, StoreError> {
         let mut needed: HashMap<Slot, u64> = HashMap::new();
-        for (_, place) in index.iter().filter(|(chunk, _)| live.contains(*chunk)) {
-            *needed.entry(place.slot).or_default() += u64::from(place.stored_bytes);
-        }
-        let packs = index.packs().into_iter();
-        packs
-            .filter_map(|id| index.slot(&id).map(|slot| (id, slot, needed.get(&slot).copied().unwrap_or(0))))
-            .collect()
+        let packs: Vec<(PackId, Slot)> = {
+            let index = self.store.index();
+            for (_, place) in index.iter().filter(|(chunk, _)| live.contains(*chunk)) {
+                *needed.entry(place.slot).or_default() += u64::from(place.stored_bytes);
+            }
+            index.packs().into_iter().filter_map(|id| Some((id, index.slot(&id)?))).collect()
+        };
+        let measured = packs.into_iter().map(|(id, slot)| {
+            let live_bytes = needed.get(&slot).copied().unwrap_or(0);
+            Ok(Measured { id, slot, bytes: self.size(&BlobName::Pack(id))?, live_bytes })
+        });
+        measured.collect()
     }
 
-    fn collect_pack(
+    /// Removes packs of which nothing is needed, unless that has changed.
+    fn remove_dead(
         &self,
-        id: &PackId,
-        slot: Slot,
-        live_bytes: u64,
+        dead: Vec<Measured>,
         live: &HashSet<ChunkId>,
         dry_run: bool,
         report: &mut GcReport,
     ) -> Result<(), StoreError> {
-        let name = BlobName::Pack(*id);
-        let bytes = self.size(&name)?;
-        let in_use = self.store.registry.needs_pack(slot);
-        let damaged = self.store.is_bad(id);
-        if in_use || (live_bytes * 2 >= bytes.saturating_sub(HEADER_BYTES) && !damaged) {
-            report.packs_in_use += u64::from(in_use);
-            report.bytes_kept += bytes;
-            return Ok(());
+        let _commit = self.store.commits.write().unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.store.index_mut();
+        let live_places = index.iter().filter(|(chunk, _)| live.contains(*chunk));
+        let live_slots: HashSet<Slot> = live_places.map(|(_, place)| place.slot).collect();
+        let needed = |pack: &Measured| self.store.registry.needs_pack(pack.slot) || live_slots.contains(&pack.slot);
+        let (stays, goes): (Vec<_>, Vec<_>) = dead.into_iter().partition(needed);
+        for pack in stays {
+            report.packs_in_use += 1;
+            report.bytes_kept += pack.bytes;
         }
-        let rewrites = live_bytes > 0;
-        let mut written = live_bytes;
-        let removed = match (dry_run, rewrites) {
-            (true, _) => true,
-            (false, false) => self.store.remove_unless(&name, |_| self.store.registry.needs_pack(slot), None)?,
-            (false, true) => {
-                let Some((new, frames)) = self.rewrite(id, slot, live)? else {
+        if !dry_run {
+            let names: Vec<PackId> = goes.iter().map(|pack| pack.id).collect();
+            index.remove(&names);
+        }
+        drop(index);
+        for pack in goes {
+            if !dry_run {
+                self.store.delete(&BlobName::Pack(pack.id))?;
+            }
+            report.packs_removed += 1;
+            report.bytes_freed += pack.bytes;
+        }
+        Ok(())
+    }
+
+    /// Writes a pack anew when less than half of it is needed, or when it is damaged.
+    fn collect_partly_live(
+        &self,
+        pack: &Measured,
+        live: &HashSet<ChunkId>,
+        dry_run: bool,
+        report: &mut GcReport,
+    ) -> Result<(), StoreError> {
+        let needed = || self.store.registry.needs_pack(pack.slot);
+        let worth_it = pack.live_bytes * 2 < pack.bytes.saturating_sub(HEADER_BYTES) || self.store.is_bad(&pack.id);
+        let mut written = pack.live_bytes;
+        let mut removed = false;
+        if worth_it && !needed() {
+            removed = dry_run;
+            if !dry_run {
+                let Some((new, frames)) = self.rewrite(&pack.id, pack.slot, live)? else {
                     report.packs_damaged += 1;
-                    report.bytes_kept += bytes;
+                    report.bytes_kept += pack.bytes;
                     return Ok(());
                 };
                 written = self.size(&BlobName::Pack(new))?;
-                let replace = Some((new, frames));
-                let removed = self.store.remove_unless(&name, |_| self.store.registry.needs_pack(slot), replace)?;
-                if !removed {
-                    // A publication has come to rely on the old pack; the copy is not known to anyone yet.
-                    self.store.remove_unless(&BlobName::Pack(new), |index| index.slot(&new).is_some(), None)?;
-                }
-                removed
+                removed = self.replace(pack, new, &frames)?;
             }
-        };
-        if removed {
-            report.packs_removed += u64::from(!rewrites);
-            report.packs_rewritten += u64::from(rewrites);
-            report.bytes_freed += bytes.saturating_sub(written);
-            report.bytes_kept += written;
-        } else {
-            report.packs_in_use += 1;
-            report.bytes_kept += bytes;
         }
+        report.packs_in_use += u64::from(!removed && needed());
+        report.packs_rewritten += u64::from(removed);
+        report.bytes_freed += if removed { pack.bytes.saturating_sub(written) } else { 0 };
+        report.bytes_kept += if removed { written } else { pack.bytes };
         Ok(())
+    }
+
+    /// Puts a copy in the place of a pack, unless a publication has come to rely on the pack meanwhile.
+    fn replace(&self, old: &Measured, new: PackId, frames: &[Frame]) -> Result<bool, StoreError> {
+        let _commit = self.store.commits.write().unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.store.index_mut();
+        if self.store.registry.needs_pack(old.slot) {
+            // The copy is not known to anyone, unless a publication has just written the same.
+            let known = index.slot(&new).is_some();
+            drop(index);
+            if !known {
+                self.store.delete(&BlobName::Pack(new))?;
+            }
+            return Ok(false);
+        }
+        index.add(new, frames);
+        index.remove(&[old.id]);
+        drop(index);
+        self.store.delete(&BlobName::Pack(old.id))?;
+        Ok(true)
     }
 
     /// Packs without a readable index are garbage once every needed chunk lies elsewhere; until then someone may still
@@ -225,7 +265,7 @@ impl GcPass<'_> {
             }
             let (bytes, needed) = (self.size(&name)?, !complete(&self.store.index()));
             // One that is being committed just now is in the index by the time we may remove it.
-            if needed || !(dry_run || self.store.remove_unless(&name, |index| index.slot(&id).is_some(), None)?) {
+            if needed || !(dry_run || self.store.remove_unless(&name, |index| index.slot(&id).is_some())?) {
                 report.packs_damaged += u64::from(needed);
                 report.bytes_kept += bytes;
                 continue;
@@ -248,7 +288,7 @@ impl GcPass<'_> {
         let packs = self.store.packs.as_ref();
         // As the index in memory has them: that of the pack may be what is damaged.
         let frames = self.store.index().frames_of(slot);
-        let failed = |source| StoreError::io("the rewritten pack", source);
+        let failed = |cause| StoreError::io("the rewritten pack", cause);
         let mut new = PackWriter::create(packs).map_err(failed)?;
         for frame in frames.into_iter().filter(|frame| live.contains(&frame.chunk)) {
             let range = frame.offset..frame.offset + u64::from(frame.stored_bytes);

@@ -76,17 +76,20 @@ impl Index {
         slot
     }
 
-    /// Forgets a pack; chunks that lie elsewhere too stay known.
-    pub(super) fn remove(&mut self, pack: &PackId) {
-        let Some(slot) = self.packs.remove(pack) else { return };
-        self.names.remove(&slot);
+    /// Forgets packs; chunks that lie elsewhere too stay known.
+    pub(super) fn remove(&mut self, packs: &[PackId]) {
+        let slots: HashSet<Slot> = packs.iter().filter_map(|pack| self.packs.remove(pack)).collect();
+        if slots.is_empty() {
+            return;
+        }
+        self.names.retain(|slot, _| !slots.contains(slot));
         self.spare.retain(|_, places| {
-            places.retain(|place| place.slot != slot);
+            places.retain(|place| !slots.contains(&place.slot));
             !places.is_empty()
         });
         let Self { chunks, spare, .. } = self;
         chunks.retain(|chunk, place| {
-            if place.slot != slot {
+            if !slots.contains(&place.slot) {
                 return true;
             }
             match spare.get_mut(chunk).and_then(Vec::pop) {

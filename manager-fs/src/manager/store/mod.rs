@@ -37,7 +37,7 @@ use index::{Index, Location, Registry};
 
 const FORMAT: &str = "manager-fs store 1\n";
 /// What may lie in a directory that becomes a store: the manager's own files, made before or beside us.
-const KNOWN_NAMES: [&str; 11] = [
+const KNOWN_NAMES: [&str; 12] = [
     "format",
     "format.new",
     "lock",
@@ -46,6 +46,7 @@ const KNOWN_NAMES: [&str; 11] = [
     "tmp",
     "control.redb",
     "keys",
+    "address",
     "manager.sock",
     "admin.sock",
     "lost+found",
@@ -84,12 +85,12 @@ pub enum StoreError {
         what: String,
     },
     /// Reading or writing failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Io {
         /// What was being read or written.
         what: String,
         /// Why it failed.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Stored bytes are not what was stored.
     #[error("{what} is damaged: {fault}; run 'manager-fs verify' to see what it touches")]
@@ -108,11 +109,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    pub(crate) fn io(what: impl Into<String>, source: io::Error) -> Self {
+    pub(crate) fn io(what: impl Into<String>, cause: io::Error) -> Self {
         let what = what.into();
-        match source.kind() {
+        match cause.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full { what },
-            _ => StoreError::Io { what, source },
+            _ => StoreError::Io { what, cause },
         }
     }
 }
@@ -173,7 +174,7 @@ pub struct Store {
     commits: RwLock<()>,
     /// Packs whose bytes are known to be bad; a publication that writes the same pack replaces it.
     bad_packs: Mutex<HashSet<PackId>>,
-    /// One collection at a time.
+    /// One collection or check at a time.
     collecting: Mutex<()>,
     _lock: File,
 }
@@ -196,7 +197,7 @@ impl Store {
         root: &Path,
         packs: impl FnOnce(&Path) -> io::Result<Box<dyn PackStore>>,
     ) -> Result<Self, StoreError> {
-        let failed = |source| StoreError::io(format!("store {}", root.display()), source);
+        let failed = |cause| StoreError::io(format!("store {}", root.display()), cause);
         fs::create_dir_all(root).map_err(failed)?;
         let known = read_format(root)?;
         let lock = lock(root)?;
@@ -242,7 +243,7 @@ impl Store {
     pub fn manifest(&self, tree: &TreeId) -> Result<Option<Vec<u8>>, StoreError> {
         let name = BlobName::Manifest(*tree);
         let what = || format!("manifest {tree}");
-        let failed = |source| StoreError::io(what(), source);
+        let failed = |cause| StoreError::io(what(), cause);
         let Some(bytes) = self.packs.size(&name).map_err(failed)? else { return Ok(None) };
         if bytes > MANIFEST_BYTES_MAX as u64 {
             return Err(StoreError::Damaged { what: what(), fault: "it is larger than a manifest may be".into() });
@@ -281,7 +282,7 @@ impl Store {
             for (pack, place) in places {
                 match self.read_place(&pack, &place) {
                     Ok(chunk) => return Ok(Some(chunk)),
-                    Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => moved = true,
+                    Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => moved = true,
                     Err(error) => result = Err(error),
                 }
             }
@@ -357,7 +358,7 @@ impl Store {
 
     /// Stores a manifest durably. Its chunks must be there already.
     pub(crate) fn put_manifest(&self, tree: &TreeId, bytes: &[u8], guard: &PublishGuard) -> Result<Put, StoreError> {
-        let failed = |source| StoreError::io(format!("manifest {tree}"), source);
+        let failed = |cause| StoreError::io(format!("manifest {tree}"), cause);
         guard.pin_tree(*tree);
         let _commit = self.commits.read().unwrap_or_else(PoisonError::into_inner);
         match self.manifest(tree) {
@@ -373,7 +374,7 @@ impl Store {
     fn read_place(&self, pack: &PackId, place: &Location) -> Result<StoredChunk, StoreError> {
         let range = place.offset..place.offset + u64::from(place.stored_bytes);
         let bytes = self.packs.get(&BlobName::Pack(*pack), range.clone());
-        let bytes = bytes.map_err(|source| StoreError::io(format!("pack {pack}"), source))?;
+        let bytes = bytes.map_err(|cause| StoreError::io(format!("pack {pack}"), cause))?;
         if pack::check_of(&bytes) != place.check {
             let fault = format!("its bytes {} to {} are not what was stored", range.start, range.end);
             return Err(StoreError::Damaged { what: format!("pack {pack}"), fault });
@@ -413,7 +414,7 @@ fn read_format(root: &Path) -> Result<bool, StoreError> {
             Err(StoreError::NotAStore { path, fault: format!("its file 'format' says '{line}'") })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let failed = |source| StoreError::io(format!("store {}", root.display()), source);
+            let failed = |cause| StoreError::io(format!("store {}", root.display()), cause);
             for entry in fs::read_dir(root).map_err(failed)? {
                 let name = entry.map_err(failed)?.file_name();
                 let known = KNOWN_NAMES.iter().any(|known| name == *known);
@@ -426,7 +427,7 @@ fn read_format(root: &Path) -> Result<bool, StoreError> {
             }
             Ok(false)
         }
-        Err(source) => Err(StoreError::io(format!("store {}", root.display()), source)),
+        Err(cause) => Err(StoreError::io(format!("store {}", root.display()), cause)),
     }
 }
 
@@ -441,7 +442,7 @@ fn write_format(root: &Path) -> io::Result<()> {
 
 fn lock(root: &Path) -> Result<File, StoreError> {
     let path = root.join("lock");
-    let failed = |source| StoreError::io(format!("lock {}", path.display()), source);
+    let failed = |cause| StoreError::io(format!("lock {}", path.display()), cause);
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),

@@ -51,7 +51,9 @@ impl Store {
     /// # Errors
     /// The store cannot be listed. What is damaged is in the report.
     pub fn verify(&self, monitor: &dyn Monitor) -> Result<VerifyReport, StoreError> {
-        let listed = |source| StoreError::io("the list of blobs", source);
+        // A collection must not act on places that are being found out to be damaged.
+        let _alone = self.collecting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let listed = |cause| StoreError::io("the list of blobs", cause);
         let mut report = VerifyReport::default();
         let packs = self.packs.list(BlobKind::Pack).map_err(listed)?;
         let total = self.usage()?.pack_bytes;

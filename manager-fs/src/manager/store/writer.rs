@@ -185,7 +185,7 @@ impl Contents {
     pub(crate) fn plain_chunk(&self, store: &Store, id: &ChunkId) -> Result<Vec<u8>, StoreError> {
         let (Some(pack), Some(at)) = (&self.pack, self.pending.get(id)) else { return store.plain_chunk(id) };
         let frame = &pack.frames()[*at];
-        let bytes = pack.read(frame).map_err(|source| StoreError::io("the new pack", source))?;
+        let bytes = pack.read(frame).map_err(|cause| StoreError::io("the new pack", cause))?;
         let chunk = StoredChunk { encoding: frame.encoding, plain_bytes: frame.plain_bytes, bytes };
         chunk.plain(id).map_err(|fault| StoreError::Damaged { what: "the new pack".into(), fault })
     }
@@ -266,7 +266,7 @@ impl Store {
     }
 
     fn commit_pack(&self, pack: PackWriter, guard: &PublishGuard) -> Result<(), StoreError> {
-        let failed = |source| StoreError::io("the new pack", source);
+        let failed = |cause| StoreError::io("the new pack", cause);
         let pack = pack.seal().map_err(failed)?;
         let commit = self.commits.read().unwrap_or_else(PoisonError::into_inner);
         if self.is_bad(&pack.id()) {
@@ -369,7 +369,7 @@ fn write(
     batches: &Receiver<Batch>,
     to_reader: &SyncSender<Batch>,
 ) -> Result<(Option<PackWriter>, Vec<ChunkId>), StoreError> {
-    let failed = |source| StoreError::io("the new pack", source);
+    let failed = |cause| StoreError::io("the new pack", cause);
     let mut waiting = BTreeMap::new();
     let mut written: HashSet<ChunkId> = HashSet::new();
     let mut next = 0;
