@@ -117,9 +117,13 @@ pub(super) fn hosts(args: &HostsArgs, dirs: &Dirs) -> anyhow::Result<Done> {
                 (None, Some(since)) => format!("connected since {}", moment(since)),
                 (None, None) => format!("last seen {}", moment(host.last_seen)),
             };
+            let wrong = match host.wrong_hashes.len() {
+                0 => String::new(),
+                count => format!(", found {count} wrong hashes"),
+            };
             vec![
                 host.name.to_string(),
-                state,
+                format!("{state}{wrong}"),
                 host.certificate_expires.map_or_else(|| String::from("-"), moment),
                 host.groups.iter().map(|group| format!("@{group}")).collect::<Vec<_>>().join(" "),
                 host.software.clone(),

@@ -12,7 +12,7 @@ use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::{Fault, HostRequest, ManagerReply, ManagerRequest, PROTOCOL, Role, Unix};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 
 use super::control::embedded::EmbeddedStore;
 use super::control::hosts::IssuedCertificate;
@@ -30,6 +30,8 @@ const GREETING_DEADLINE: Duration = Duration::from_secs(10);
 const STRANGERS_PER_ADDRESS_MAX: usize = 64;
 /// Connections for background fetches that one host may have; one more replaces the oldest.
 const BULK_CONNECTIONS_MAX: usize = 8;
+/// Chunk requests of one connection that are answered at once; others wait. Each holds a megabyte or two.
+const CHUNK_REQUESTS_MAX: usize = 16;
 /// An enrolment request carries a secret and a certificate request: about 300 bytes.
 const STRANGER_LIMITS: LinkLimits = LinkLimits { requests_max: 1, request_bytes_max: 16 << 10 };
 /// News that a slow listener may be behind before it must look at the state instead.
@@ -355,6 +357,7 @@ async fn welcome(
         peer,
         greeted: OnceLock::new(),
         stranger: Mutex::new(Some(stranger)),
+        chunk_requests: Semaphore::new(CHUNK_REQUESTS_MAX),
     });
     let link = net::start_with(stream, limits, |link| {
         let _ = session.link.set(link.clone());
@@ -421,6 +424,7 @@ struct Session {
     peer: Option<Peer>,
     greeted: OnceLock<()>,
     stranger: Mutex<Option<Stranger>>,
+    chunk_requests: Semaphore,
 }
 
 struct ServeSession(Arc<Session>);
@@ -486,7 +490,10 @@ impl Session {
                 Ok(ManagerReply::Exports(exported.iter().map(|generation| generation.signed.clone()).collect()))
             }
             HostRequest::Manifest { tree } => manager.send_manifest(&peer.host, &tree, answer).await,
-            HostRequest::Chunks { tree, wants } => manager.send_chunks(&peer.host, &tree, &wants, answer).await,
+            HostRequest::Chunks { tree, wants } => {
+                let _turn = self.chunk_requests.acquire().await?;
+                manager.send_chunks(&peer.host, &tree, &wants, answer).await
+            }
             HostRequest::Report { reports } => {
                 blocking(move || manager.take_reports(&peer.host, reports)).await?;
                 Ok(ManagerReply::Done)

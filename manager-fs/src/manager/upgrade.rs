@@ -263,6 +263,9 @@ impl Manager {
             let reason = format!("{0} is not exported to {host}: `manager-fs export {0} --to {host}`", record.name());
             return Ok(refused(host, reason));
         }
+        if self.state.known_host(host)?.revoked.is_some() {
+            return Ok(refused(host, format!("host {host} was revoked")));
+        }
         let Some(link) = self.control_link(host) else {
             return Ok(refused(host, format!("host {host} is not connected")));
         };

@@ -3,7 +3,7 @@ use manager_fs::manager::upgrade::{UpgradeEvent, UpgradeOrder, UpgradeReport, Ve
 use manager_fs::net::Answer;
 use proto::TreeId;
 use proto::agent::{AgentState, AgentStatus, Step, StepEvent};
-use proto::message::{ChangeOver, Fault, HostReply, HostReport, ManagerRequest};
+use proto::message::{ChangeOver, Fault, HostReply, HostReport, HostRequest, ManagerReply, ManagerRequest};
 
 use crate::fixture::{FakeHost, Fixture};
 
@@ -193,4 +193,38 @@ async fn what_cannot_be_changed_over_is_refused_with_the_reason() {
     let unknown = UpgradeOrder { generation: "data-agent@9".parse().unwrap(), ..order(&["web-1"]) };
     assert!(upgrade(&fixture, unknown).await.1.unwrap_err().contains("data-agent@9"));
     assert!(upgrade(&fixture, order(&["nobody"])).await.1.unwrap_err().contains("nobody"));
+}
+
+#[tokio::test]
+async fn a_hundred_hosts_change_over_in_one_command() {
+    let fixture = Fixture::new().await;
+    let (one, _) = two_versions(&fixture).await;
+    let mut names = Vec::new();
+    let mut hosts = tokio::task::JoinSet::new();
+    for number in 0..100 {
+        let mut host = fixture.host(&format!("host-{number}")).await;
+        names.push(host.name.clone());
+        hosts.spawn(async move {
+            let (change, answer) = take_order(&mut host, status("1.0", one)).await;
+            answer.finish(&HostReply::Done).await.unwrap();
+            for kind in
+                [Step::MetadataSaved, Step::Staged, Step::Warmed, Step::Drained, Step::Journaled, Step::Swapped]
+            {
+                host.report(step(&change, kind, "")).await;
+            }
+            // The order of steps is that of the report.
+            let last = [step(&change, Step::Started, ""), step(&change, Step::Confirmed, "")];
+            let reply = host.request(HostRequest::Report { reports: last.into() }).await;
+            assert_eq!(reply, ManagerReply::Done);
+            host
+        });
+    }
+    fixture.ask(AdminRequest::GroupAdd("all".parse().unwrap(), names)).await.unwrap();
+    fixture.export("data-agent@2.0", &["@all"]).await;
+    let (events, report) = upgrade(&fixture, order(&["@all"])).await;
+    let report = report.unwrap();
+    assert_eq!(report.hosts.iter().filter(|end| end.verdict == Verdict::Confirmed).count(), 100);
+    assert!(report.hosts.iter().all(|end| end.steps.len() == 8));
+    assert_eq!(events.iter().filter(|event| matches!(event, UpgradeEvent::Step { .. })).count(), 800);
+    assert_eq!(hosts.join_all().await.len(), 100);
 }

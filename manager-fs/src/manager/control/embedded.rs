@@ -1,10 +1,13 @@
 //! The control store of a manager on one machine: `redb`, one file, every commit synced.
+//!
+//! A sync costs milliseconds, and a thousand hosts report at once: commits that wait for the same sync share it, each
+//! with a revision of its own.
 
 use std::collections::HashMap;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use proto::codec;
@@ -44,8 +47,16 @@ pub struct EmbeddedStore {
     failed: AtomicBool,
     revision: watch::Sender<u64>,
     leases: Mutex<Leases>,
-    /// Held over a commit and the publication of its revision, so that no two commits take the same number.
+    /// Commits that wait for the next transaction.
+    waiting: Mutex<Vec<Waiting>>,
+    /// Held over a transaction and the publication of its revisions, so that no two commits take the same number.
     committing: Mutex<Committing>,
+}
+
+/// A commit that waits for its turn.
+struct Waiting {
+    changes: Vec<Change>,
+    outcome: Arc<OnceLock<Result<u64, ControlError>>>,
 }
 
 #[derive(Default)]
@@ -92,6 +103,7 @@ impl EmbeddedStore {
             failed: AtomicBool::new(false),
             revision: watch::Sender::new(last),
             leases: Mutex::new(Leases { next: 1, ..Leases::default() }),
+            waiting: Mutex::default(),
             committing: Mutex::new(Committing { history_bytes }),
         };
         store.delete(stale)?;
@@ -140,20 +152,53 @@ impl EmbeddedStore {
     }
 
     fn apply(&self, changes: &[Change]) -> Result<u64, ControlError> {
+        let outcome = Arc::new(OnceLock::new());
+        let waiting = Waiting { changes: changes.to_vec(), outcome: Arc::clone(&outcome) };
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(waiting);
+        // Whoever gets here first commits for all that wait; the others find their outcome.
         let mut committing = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
-        let revision = *self.revision.borrow() + 1;
-        let history_bytes = self.with(|database| {
-            let transaction = database.begin_write().map_err(storage)?;
-            for change in changes {
-                write(&transaction, change, revision)?;
+        if outcome.get().is_none() {
+            let batch = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+            let outcomes = self.commit_batch(&batch, &mut committing);
+            for (at, waiting) in batch.iter().enumerate() {
+                let its = outcomes.as_ref().map_or_else(|error| Err(error.clone()), |outcomes| outcomes[at].clone());
+                // Set once: a batch is taken by one leader.
+                let _ = waiting.outcome.set(its);
             }
-            let history_bytes = remember(&transaction, changes, revision, committing.history_bytes)?;
+        }
+        let lost = || Err(ControlError::Storage(String::from("the commit was lost")));
+        outcome.get().cloned().unwrap_or_else(lost)
+    }
+
+    /// One transaction for all; a commit whose conditions do not hold leaves the others alone.
+    fn commit_batch(
+        &self,
+        batch: &[Waiting],
+        committing: &mut Committing,
+    ) -> Result<Vec<Result<u64, ControlError>>, ControlError> {
+        let mut revision = *self.revision.borrow();
+        let mut history_bytes = committing.history_bytes;
+        let outcomes = self.with(|database| {
+            let transaction = database.begin_write().map_err(storage)?;
+            let mut outcomes = Vec::with_capacity(batch.len());
+            for waiting in batch {
+                match check(&transaction, &waiting.changes) {
+                    Err(conflict @ ControlError::Conflict { .. }) => outcomes.push(Err(conflict)),
+                    Err(error) => return Err(error),
+                    Ok(()) => {
+                        revision += 1;
+                        write(&transaction, &waiting.changes, revision)?;
+                        history_bytes = remember(&transaction, &waiting.changes, revision, history_bytes)?;
+                        outcomes.push(Ok(revision));
+                    }
+                }
+            }
             transaction.commit().map_err(storage)?;
-            Ok(history_bytes)
+            Ok(outcomes)
         })?;
         committing.history_bytes = history_bytes;
         self.revision.send_replace(revision);
-        Ok(revision)
+        Ok(outcomes)
     }
 }
 
@@ -285,32 +330,40 @@ impl ControlStore for EmbeddedStore {
     }
 }
 
-fn write(transaction: &WriteTransaction, change: &Change, revision: u64) -> Result<(), ControlError> {
+/// Whether all conditions of a commit hold.
+fn check(transaction: &WriteTransaction, changes: &[Change]) -> Result<(), ControlError> {
+    let values = transaction.open_table(VALUES).map_err(storage)?;
+    for change in changes {
+        let found = values.get(change.key.as_str()).map_err(storage)?;
+        let version = found.map(|bytes| unpack(&change.key, bytes.value())).transpose()?.map(|found| found.version);
+        let holds = match change.expect {
+            Expect::Any => true,
+            Expect::Absent => version.is_none(),
+            Expect::Version(wanted) => version == Some(wanted),
+        };
+        if !holds {
+            return Err(ControlError::Conflict { key: change.key.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn write(transaction: &WriteTransaction, changes: &[Change], revision: u64) -> Result<(), ControlError> {
     let mut values = transaction.open_table(VALUES).map_err(storage)?;
     let mut leased = transaction.open_table(LEASED).map_err(storage)?;
-    let key = change.key.as_str();
-    let version = {
-        let found = values.get(key).map_err(storage)?;
-        found.map(|bytes| unpack(key, bytes.value())).transpose()?.map(|found| found.version)
-    };
-    let holds = match change.expect {
-        Expect::Any => true,
-        Expect::Absent => version.is_none(),
-        Expect::Version(wanted) => version == Some(wanted),
-    };
-    if !holds {
-        return Err(ControlError::Conflict { key: change.key.clone() });
+    for change in changes {
+        let key = change.key.as_str();
+        match &change.put {
+            Some(value) => values.insert(key, [&revision.to_le_bytes(), value.as_slice()].concat().as_slice()),
+            None => values.remove(key),
+        }
+        .map_err(storage)?;
+        match change.lease {
+            Some(lease) if change.put.is_some() => leased.insert(key, lease.0),
+            _ => leased.remove(key),
+        }
+        .map_err(storage)?;
     }
-    match &change.put {
-        Some(value) => values.insert(key, [&revision.to_le_bytes(), value.as_slice()].concat().as_slice()),
-        None => values.remove(key),
-    }
-    .map_err(storage)?;
-    match change.lease {
-        Some(lease) if change.put.is_some() => leased.insert(key, lease.0),
-        _ => leased.remove(key),
-    }
-    .map_err(storage)?;
     Ok(())
 }
 
@@ -352,7 +405,6 @@ mod tests {
     use super::*;
     use redb::StorageBackend;
     use redb::backends::FileBackend;
-    use std::sync::Arc;
 
     fn open() -> (tempfile::TempDir, EmbeddedStore) {
         let directory = tempfile::tempdir().unwrap();
@@ -375,6 +427,38 @@ mod tests {
         assert!(store.commit(&[put("a", Expect::Version(first), "3")]).is_err());
         assert!(store.commit(&[Change::delete("a", Expect::Version(second))]).is_ok());
         assert_eq!(store.get("a").unwrap(), None);
+    }
+
+    #[test]
+    fn commits_of_many_threads_share_syncs_and_lose_nothing() {
+        const THREADS: u64 = 16;
+        const EACH: u64 = 25;
+        let (_directory, store) = open();
+        store.commit(&[put("n", Expect::Absent, "0")]).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    for _ in 0..EACH {
+                        loop {
+                            let found = store.get("n").unwrap().unwrap();
+                            let next = String::from_utf8(found.value).unwrap().parse::<u64>().unwrap() + 1;
+                            let swap = put("n", Expect::Version(found.version), &next.to_string());
+                            match store.commit(&[swap]) {
+                                Ok(_) => break,
+                                Err(ControlError::Conflict { .. }) => {}
+                                Err(error) => panic!("{error}"),
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        let end = store.get("n").unwrap().unwrap();
+        assert_eq!(end.value, (THREADS * EACH).to_string().as_bytes());
+        // Each success has a revision of its own, and conflicts have none.
+        assert_eq!(end.version, THREADS * EACH + 1);
+        let events = store.history("n", 0).unwrap();
+        assert!(events.iter().enumerate().all(|(at, event)| event.value == Some(at.to_string().into())));
     }
 
     #[test]
