@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use proto::manifest::{Node, NodeKind, Object};
@@ -47,6 +48,9 @@ pub enum MetadataError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The caller gave up.
+    #[error("cancelled; nothing was published")]
+    Cancelled,
 }
 
 fn candidates_text(candidates: &[TreePath]) -> String {
@@ -82,6 +86,7 @@ pub(crate) struct Inspection<'a> {
     pub(crate) heads: &'a HashMap<ObjectId, [u8; 4]>,
     pub(crate) chunk: &'a ReadChunk<'a>,
     pub(crate) monitor: &'a dyn Monitor,
+    pub(crate) cancelled: &'a AtomicBool,
 }
 
 impl Inspection<'_> {
@@ -153,6 +158,9 @@ impl Inspection<'_> {
         for (done, entry) in self.manifest.entries.iter().enumerate() {
             if done % 256 == 0 {
                 self.monitor.progress(Task::Inspect, done as u64, total);
+                if self.cancelled.load(Ordering::Relaxed) {
+                    return Err(MetadataError::Cancelled);
+                }
             }
             let node = self.manifest.node(entry);
             let NodeKind::File(id) = &node.kind else { continue };

@@ -4,7 +4,7 @@
 //! leaves the store as it was; whatever fails after leaves blobs that nothing names, which `gc` removes.
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proto::limits::{CHUNK_BYTES, RECORD_BYTES_MAX};
 use proto::manifest::ManifestFault;
@@ -86,7 +86,10 @@ pub enum PublishError {
 impl PublishError {
     /// Whether the caller gave up.
     pub fn is_cancelled(&self) -> bool {
-        matches!(self, PublishError::Ingest(IngestError::Cancelled))
+        matches!(
+            self,
+            PublishError::Ingest(IngestError::Cancelled) | PublishError::Metadata(MetadataError::Cancelled)
+        )
     }
 }
 
@@ -115,13 +118,17 @@ pub fn publish(
     let manifest = tree.into_manifest(chunk_bytes, object);
     let manifest = manifest.map_err(|id| StoreError::Missing { what: format!("object {id}") })?;
     let chunk = |id: &_| contents.plain_chunk(store, id);
-    let inspection = Inspection { manifest: &manifest, heads: &contents.heads, chunk: &chunk, monitor };
+    let inspection = Inspection { manifest: &manifest, heads: &contents.heads, chunk: &chunk, monitor, cancelled };
     let metadata = inspection.run(options.entry_point.as_deref())?;
     let (bytes, tree) = manifest.encode()?;
     // Room for the rest of the record and its signature.
     match proto::codec::encode(&metadata).map_or(usize::MAX, |encoded| encoded.len()) {
         bytes if bytes > RECORD_BYTES_MAX - 4096 => return Err(PublishError::MetadataTooLarge { bytes }),
         _ => {}
+    }
+    // From here on it is a matter of the disk's speed.
+    if cancelled.load(Ordering::Relaxed) {
+        return Err(IngestError::Cancelled.into());
     }
     let (new_chunks, stored_bytes) = contents.new_chunks();
     let stats = PublishStats { read_bytes: contents.bytes, new_chunks, stored_bytes };

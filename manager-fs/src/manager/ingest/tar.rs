@@ -231,7 +231,7 @@ impl Described {
         let mut xattrs: Vec<Xattr> = Vec::new();
         for (key, value) in &records {
             if let Some(attribute) = key.strip_prefix(b"SCHILY.xattr.".as_slice()) {
-                take_xattr(&mut xattrs, attribute, value.clone()).map_err(|what| fault(&what))?;
+                take_xattr(&mut xattrs, &unescaped(attribute), value.clone()).map_err(|what| fault(&what))?;
             }
             if key.starts_with(b"SCHILY.acl.") && !records.contains_key(acl_attribute(key)) {
                 let attribute = super::acl::from_text(key, value).map_err(|what| fault(&what))?;
@@ -365,6 +365,22 @@ fn parse_records(mut bytes: &[u8]) -> Result<Records, &'static str> {
     Ok(records)
 }
 
+/// GNU tar writes `=` in a key, which would end it, as `%3D`, and `%` as `%25`.
+fn unescaped(key: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(key.len());
+    let mut rest = key;
+    while let Some((first, after)) = rest.split_first() {
+        let (byte, after) = match after {
+            [b'3', b'D', after @ ..] if *first == b'%' => (b'=', after),
+            [b'2', b'5', after @ ..] if *first == b'%' => (b'%', after),
+            _ => (*first, after),
+        };
+        plain.push(byte);
+        rest = after;
+    }
+    plain
+}
+
 fn split_once(record: &[u8]) -> Option<(&[u8], &[u8])> {
     let equals = record.iter().position(|byte| *byte == b'=')?;
     Some((&record[..equals], &record[equals + 1..]))
@@ -376,3 +392,39 @@ fn cut_nul(bytes: &[u8]) -> Vec<u8> {
 
 /// See [`sparse`].
 pub(super) type Extents = Vec<Extent>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_octal_or_binary() {
+        assert_eq!(number(b"0000755\0"), Some(0o755));
+        assert_eq!(number(b" 755 \0\0\0"), Some(0o755));
+        assert_eq!(number(&[0; 8]), Some(0));
+        assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 1, 2]), Some(258));
+        assert_eq!(number(&[0xff; 12]), Some(-1));
+        assert_eq!(number(&[0x80, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), None, "more than 63 bits");
+        assert_eq!(number(b"0000799\0"), None);
+        assert_eq!(number(b"-000755\0"), None);
+        assert_eq!(number(b"+000755\0"), None);
+    }
+
+    #[test]
+    fn times_have_fractions_and_signs() {
+        assert_eq!(decimal_time(b"12"), Some((12, 0)));
+        assert_eq!(decimal_time(b"12.5"), Some((12, 500_000_000)));
+        assert_eq!(decimal_time(b"12.0000000019"), Some((12, 1)));
+        assert_eq!(decimal_time(b"-1.5"), Some((-2, 500_000_000)));
+        assert_eq!(decimal_time(b"-0.25"), Some((-1, 750_000_000)));
+        assert_eq!(decimal_time(b"-3"), Some((-3, 0)));
+        for bad in [b"".as_slice(), b"x", b"1.x", b"1.-5", b"99999999999999999999"] {
+            assert_eq!(decimal_time(bad), None, "{}", printable(bad));
+        }
+    }
+
+    #[test]
+    fn keys_of_attributes_are_unescaped() {
+        assert_eq!(unescaped(b"user.a%3Db%25%2"), b"user.a=b%%2");
+    }
+}

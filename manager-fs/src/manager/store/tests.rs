@@ -507,3 +507,35 @@ fn equal_input_makes_equal_packs() {
     };
     assert!(packs() == packs());
 }
+
+/// Every store that a released format has written is read as on its first day. The files are never edited; a new format
+/// adds a directory and a line here.
+#[test]
+fn stores_of_every_format_stay_readable() {
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data");
+    let known = [("store-1", "9582746e8161ecd2bc8f76eacb4091af2929f36c8e0888df7451de986d16ca83")];
+    let mut found: Vec<String> = fs::read_dir(&samples)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("store-"))
+        .collect();
+    found.sort();
+    assert_eq!(found, known.map(|(name, _)| name));
+    for (name, tree) in known {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("store");
+        copy(&samples.join(name), &root);
+        let source = dir.path().join("source.tar.gz");
+        fs::rename(root.join("source.tar.gz"), &source).unwrap();
+        let store = Store::open(&root).unwrap();
+        assert_sound(&store);
+        let tree: TreeId = tree.parse().unwrap();
+        assert_eq!(store.trees().unwrap(), [tree]);
+        let manifest = store.tree(&tree).unwrap();
+        let paths: Vec<String> = manifest.entries.iter().map(|entry| entry.path.to_string()).collect();
+        assert_eq!(paths, ["", "bin", "bin/again", "bin/alias", "bin/run", "empty", "noise", "numbers"]);
+        read_all(&store, &tree);
+        let again = publish_plain(&store, &source).unwrap();
+        assert_eq!((again.tree, again.stats.new_chunks), (tree, 0), "the same input is the same tree for ever");
+    }
+}
