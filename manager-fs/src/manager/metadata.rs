@@ -179,6 +179,7 @@ impl Inspection<'_> {
                 scripts.push(Script { path: entry.path.clone(), interpreter });
             }
         }
+        self.monitor.progress(Task::Inspect, total, total);
         Ok((elf_files, scripts))
     }
 

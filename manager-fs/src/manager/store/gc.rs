@@ -6,7 +6,7 @@ use std::sync::{MutexGuard, PoisonError};
 use proto::{ChunkId, TreeId};
 
 use super::index::{Index, Slot};
-use super::pack::{self, Frame, HEADER_BYTES, PackWriter};
+use super::pack::{self, Frame, PackWriter};
 use super::pack_store::{BlobKind, BlobName};
 use super::{PackId, Store, StoreError};
 use crate::manager::monitor::{Monitor, Task};
@@ -81,8 +81,18 @@ struct Measured {
     slot: Slot,
     /// Bytes of the file.
     bytes: u64,
-    /// Stored bytes of the chunks in it that are needed.
+    /// Bytes of a pack of the chunks in it that are needed; 0 when none are.
     live_bytes: u64,
+}
+
+/// What became of a pack that was to be written anew.
+enum Rewritten {
+    /// Here is the copy.
+    Copy(PackId, Vec<Frame>),
+    /// All of it was needed, and what was damaged is as it was.
+    InPlace,
+    /// A needed chunk is damaged and lies nowhere else.
+    Beyond,
 }
 
 impl GcPass<'_> {
@@ -151,10 +161,11 @@ impl GcPass<'_> {
 
     fn measure(&self, live: &HashSet<ChunkId>) -> Result<Vec<Measured>, StoreError> {
         let mut needed: HashMap<Slot, u64> = HashMap::new();
+        let empty = pack::pack_bytes(0, 0);
         let packs: Vec<(PackId, Slot)> = {
             let index = self.store.index();
             for (_, place) in index.iter().filter(|(chunk, _)| live.contains(*chunk)) {
-                *needed.entry(place.slot).or_default() += u64::from(place.stored_bytes);
+                *needed.entry(place.slot).or_insert(empty) += pack::pack_bytes(1, place.stored_bytes.into()) - empty;
             }
             index.packs().into_iter().filter_map(|id| Some((id, index.slot(&id)?))).collect()
         };
@@ -207,25 +218,28 @@ impl GcPass<'_> {
         report: &mut GcReport,
     ) -> Result<(), StoreError> {
         let needed = || self.store.registry.needs_pack(pack.slot);
-        let worth_it = pack.live_bytes * 2 < pack.bytes.saturating_sub(HEADER_BYTES) || self.store.is_bad(&pack.id);
-        let mut written = pack.live_bytes;
-        let mut removed = false;
+        let worth_it = pack.live_bytes * 2 < pack.bytes || self.store.is_bad(&pack.id);
+        let mut written = None;
         if worth_it && !needed() {
-            removed = dry_run;
+            written = Some(pack.live_bytes);
             if !dry_run {
-                let Some((new, frames)) = self.rewrite(&pack.id, pack.slot, live)? else {
-                    report.packs_damaged += 1;
-                    report.bytes_kept += pack.bytes;
-                    return Ok(());
+                written = match self.rewrite(&pack.id, pack.slot, live)? {
+                    Rewritten::Copy(new, frames) => {
+                        let bytes = self.size(&BlobName::Pack(new))?;
+                        self.replace(pack, new, &frames)?.then_some(bytes)
+                    }
+                    Rewritten::InPlace => Some(pack.bytes),
+                    Rewritten::Beyond => {
+                        report.packs_damaged += 1;
+                        None
+                    }
                 };
-                written = self.size(&BlobName::Pack(new))?;
-                removed = self.replace(pack, new, &frames)?;
             }
         }
-        report.packs_in_use += u64::from(!removed && needed());
-        report.packs_rewritten += u64::from(removed);
-        report.bytes_freed += if removed { pack.bytes.saturating_sub(written) } else { 0 };
-        report.bytes_kept += if removed { written } else { pack.bytes };
+        report.packs_in_use += u64::from(written.is_none() && needed());
+        report.packs_rewritten += u64::from(written.is_some());
+        report.bytes_freed += written.map_or(0, |written| pack.bytes.saturating_sub(written));
+        report.bytes_kept += written.unwrap_or(pack.bytes);
         Ok(())
     }
 
@@ -276,14 +290,8 @@ impl GcPass<'_> {
         Ok(())
     }
 
-    /// Copies the needed frames of a pack, as they are stored, into a new one. `None` when one of them is damaged and lies
-    /// nowhere else.
-    fn rewrite(
-        &self,
-        id: &PackId,
-        slot: Slot,
-        live: &HashSet<ChunkId>,
-    ) -> Result<Option<(PackId, Vec<Frame>)>, StoreError> {
+    /// Copies the needed frames of a pack, as they are stored, into a new one.
+    fn rewrite(&self, id: &PackId, slot: Slot, live: &HashSet<ChunkId>) -> Result<Rewritten, StoreError> {
         let what = || format!("pack {id}");
         let packs = self.store.packs.as_ref();
         // As the index in memory has them: that of the pack may be what is damaged.
@@ -301,15 +309,15 @@ impl GcPass<'_> {
             let mut index = self.store.index_mut();
             index.forget(&frame.chunk, slot);
             if index.first(&frame.chunk).is_none() {
-                return Ok(None);
+                return Ok(Rewritten::Beyond);
             }
         }
         let new = new.seal().map_err(failed)?;
         if new.id() == *id {
-            // Everything in it is needed and its frames are sound, so what was bad is repaired by writing it again.
             self.store.replace_bad(new).map_err(failed)?;
-            return Ok(None);
+            return Ok(Rewritten::InPlace);
         }
-        new.commit().map(Some).map_err(failed)
+        let (id, frames) = new.commit().map_err(failed)?;
+        Ok(Rewritten::Copy(id, frames))
     }
 }

@@ -23,7 +23,7 @@ const END_MAGIC: &[u8; 8] = b"MFSPKEND";
 const VERSION: u16 = 1;
 /// Features that a reader must know: none in version 1. Unknown ignorable features are ignored.
 const KNOWN_REFUSE_FEATURES: u32 = 0;
-pub(super) const HEADER_BYTES: u64 = 8 + 2 + 4 + 4;
+const HEADER_BYTES: u64 = 8 + 2 + 4 + 4;
 const ENTRY_BYTES: usize = 32 + 4 + 4 + 1 + 8;
 const TRAILER_BYTES: u64 = 8 + 4 + 32 + 8;
 /// Keeps a pack's id from being the hash of something else.
@@ -173,6 +173,11 @@ impl SealedPack {
     }
 }
 
+/// How long a pack of so many frames with so many stored bytes is.
+pub(super) fn pack_bytes(frames: u64, stored_bytes: u64) -> u64 {
+    HEADER_BYTES + stored_bytes + frames * ENTRY_BYTES as u64 + TRAILER_BYTES
+}
+
 /// Reads and checks a pack's header, index and trailer.
 pub(super) fn read_index(store: &dyn PackStore, id: &PackId) -> Result<Vec<Frame>, PackFault> {
     let name = BlobName::Pack(*id);
@@ -310,6 +315,7 @@ mod tests {
         let name = BlobName::Pack(id);
         let length = store.size(&name).unwrap().unwrap();
         assert_eq!(store.get(&name, 0..length).unwrap(), wanted);
+        assert_eq!(pack_bytes(2, 9), length);
         assert_eq!(read_index(&store, &id).unwrap(), frames);
         assert_eq!((frames[0].offset, frames[1].offset), (18, 21));
         assert_eq!(frames[0].check, blake3::hash(b"one").as_bytes()[..8]);
