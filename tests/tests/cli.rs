@@ -40,7 +40,7 @@ fn wrong_usage_is_code_2() {
         &["token"],
         &["token", "not a host name"],
         &["mount", "--no-such-flag"],
-        &["exec", "a@1"],
+        &["exec"],
         &["frobnicate"],
     ] {
         let output = bare(args, dir.path());
