@@ -1,6 +1,7 @@
 //! The data half as the rest of the worker sees it: cache, fetcher, object tree, mounts, in one place.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -189,6 +190,26 @@ impl Trees for DataPlane {
 
     fn unpin(&self, tree: &TreeId) {
         self.cache().unpin(tree);
+    }
+
+    fn forget_all_but(&self, trees: &BTreeSet<TreeId>) {
+        let other = |hex: &str| hex.parse::<TreeId>().is_ok_and(|tree| !trees.contains(&tree));
+        let list = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten().collect::<Vec<_>>();
+        for shard in list(&self.layout.cache.join("manifests")) {
+            for entry in list(&shard.path()) {
+                let hex =
+                    [shard.file_name(), entry.file_name()].map(|name| name.to_string_lossy().into_owned()).concat();
+                if other(&hex) {
+                    // One that cannot be removed now is removed with the next change.
+                    let _ = std::fs::remove_file(entry.path());
+                }
+            }
+        }
+        for entry in list(&self.layout.cache.join("verified")) {
+            if other(&entry.file_name().to_string_lossy()) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 
     fn directory(&self) -> PathBuf {

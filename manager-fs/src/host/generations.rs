@@ -18,16 +18,11 @@ use proto::daemon::{Attached, StageProgress};
 use proto::message::Fault;
 use proto::{GenerationRef, Metadata, TreeId, TreePath};
 
+use super::collect::Wake;
 use super::known::{Known, Resolved};
 use super::leases::{Kept, Leases};
 use super::users;
 use super::warm;
-
-/// A mount that is busy is tried again after this time, doubled each time, up to the longest.
-const COLLECT_PAUSE_MIN: Duration = Duration::from_millis(250);
-const COLLECT_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// A background fetch that failed is tried again after this time.
-const HYDRATE_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the data path offers; a trait so that the rules here are tested without mounts.
 pub(crate) trait Trees: Send + Sync + 'static {
@@ -57,6 +52,8 @@ pub(crate) trait Trees: Send + Sync + 'static {
     fn pin(&self, tree: &TreeId) -> bool;
     /// Ends `pin`.
     fn unpin(&self, tree: &TreeId);
+    /// Forgets what is noted about all other trees (manifests, verifications); their objects stay while there is room.
+    fn forget_all_but(&self, trees: &BTreeSet<TreeId>);
     /// Where the trees are mounted.
     fn directory(&self) -> PathBuf;
     /// The process whose namespaces hold the mounts, when they are not valid outside.
@@ -67,19 +64,22 @@ pub(crate) trait Trees: Send + Sync + 'static {
 
 /// The generations of one host.
 pub(crate) struct Generations {
-    trees: Arc<dyn Trees>,
-    known: Arc<Known>,
+    pub(super) trees: Arc<dyn Trees>,
+    pub(super) known: Arc<Known>,
     pub(crate) leases: Leases,
-    live: Mutex<BTreeMap<TreeId, Arc<Live>>>,
+    pub(super) live: Mutex<BTreeMap<TreeId, Arc<Live>>>,
     /// One at a time for mounting and unmounting a tree.
-    turns: Mutex<HashMap<TreeId, Arc<Mutex<()>>>>,
-    pinned: Mutex<BTreeSet<TreeId>>,
-    wake: Wake,
-    ended: AtomicBool,
+    pub(super) turns: Mutex<HashMap<TreeId, Arc<Mutex<()>>>>,
+    pub(super) pinned: Mutex<BTreeSet<TreeId>>,
+    pub(super) wake: Wake,
+    pub(super) ended: AtomicBool,
     users: Mutex<BTreeMap<TreeId, BTreeSet<u32>>>,
-    kept: Mutex<Kept>,
+    looking: AtomicBool,
+    pub(super) kept: Mutex<Kept>,
+    /// The trees about which something may be noted on the disk, when that was last tidied.
+    pub(super) remembered: Mutex<BTreeSet<TreeId>>,
     /// Told every tree that has a reason to stay mounted, whenever that was looked at.
-    tell: Box<dyn Fn(BTreeSet<TreeId>) + Send + Sync>,
+    pub(super) tell: Box<dyn Fn(BTreeSet<TreeId>) + Send + Sync>,
 }
 
 /// A mounted tree.
@@ -93,13 +93,6 @@ pub(crate) struct Live {
     pub(crate) local_bytes: AtomicU64,
     /// Bytes of all its objects.
     pub(crate) object_bytes: u64,
-}
-
-/// Wakes the two background threads.
-#[derive(Default)]
-struct Wake {
-    state: Mutex<(u64, u64)>,
-    changed: Condvar,
 }
 
 impl Generations {
@@ -120,7 +113,9 @@ impl Generations {
             wake: Wake::default(),
             ended: AtomicBool::new(false),
             users: Mutex::default(),
+            looking: AtomicBool::new(false),
             kept: Mutex::default(),
+            remembered: Mutex::default(),
             tell,
         });
         for (tree, needs_daemon) in generations.trees.mounted() {
@@ -130,13 +125,10 @@ impl Generations {
         generations
     }
 
-    /// Mounts what must be mounted (after a boot nothing is), then starts the background threads.
+    /// Starts the background threads; the first thing they do is to mount what must be mounted.
     pub(crate) fn start(self: &Arc<Self>) -> std::io::Result<()> {
-        for (name, work) in [
-            ("restore", Self::restore as fn(&Self)),
-            ("collect", Self::collect_for_ever),
-            ("hydrate", Self::hydrate_for_ever),
-        ] {
+        let threads = [("collect", Self::collect_for_ever as fn(&Self)), ("hydrate", Self::hydrate_for_ever)];
+        for (name, work) in threads {
             let generations = Arc::clone(self);
             std::thread::Builder::new()
                 .name(name.to_owned())
@@ -257,10 +249,15 @@ impl Generations {
         lock(&self.users).clone()
     }
 
-    /// Looks which processes use which tree.
+    /// Looks which processes use which tree. One look at a time: what the kernel says of a process that hangs can hang
+    /// too, and must not take thread after thread with it.
     pub(crate) fn look_for_users(&self) {
+        if self.looking.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let found = users::scan(&self.trees.directory());
         *lock(&self.users) = found;
+        self.looking.store(false, Ordering::Release);
     }
 
     fn answer(&self, resolved: &Resolved, live: &Live, warm: Duration) -> Attached {
@@ -305,7 +302,7 @@ impl Generations {
     }
 
     /// The path of a tree, mounted if it is not yet. A lease must hold it already.
-    fn mount(&self, tree: &TreeId) -> Result<Arc<Live>, Fault> {
+    pub(super) fn mount(&self, tree: &TreeId) -> Result<Arc<Live>, Fault> {
         let turn = self.turn(tree);
         let _turn = lock(&turn);
         if let Some(live) = lock(&self.live).get(tree) {
@@ -359,7 +356,7 @@ impl Generations {
         }
     }
 
-    fn count(&self, tree: &TreeId) -> Option<(u64, u64)> {
+    pub(super) fn count(&self, tree: &TreeId) -> Option<(u64, u64)> {
         let sizes = self.trees.sizes(tree);
         if let (Some((local, _)), Some(live)) = (sizes, lock(&self.live).get(tree)) {
             live.local_bytes.store(local, Ordering::Relaxed);
@@ -378,149 +375,17 @@ impl Generations {
         metadata.map(warm::start_up_files).unwrap_or_default()
     }
 
-    fn turn(&self, tree: &TreeId) -> Arc<Mutex<()>> {
+    pub(super) fn turn(&self, tree: &TreeId) -> Arc<Mutex<()>> {
         Arc::clone(lock(&self.turns).entry(*tree).or_default())
     }
 
-    fn is_ended(&self) -> bool {
+    pub(super) fn is_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
-    }
-
-    /// Mounts everything that has a reason to be mounted.
-    fn restore(&self) {
-        for tree in self.leases.kept().mounted.into_keys() {
-            if self.is_ended() {
-                return;
-            }
-            if let Err(fault) = self.mount(&tree) {
-                tracing::warn!(%tree, %fault, "a generation that should be attached cannot be mounted yet");
-            }
-        }
-    }
-
-    fn collect_for_ever(&self) {
-        let mut pause = COLLECT_PAUSE_MIN;
-        loop {
-            let seen = self.wake.seen().0;
-            let busy = self.collect();
-            pause = if busy { (pause * 2).min(COLLECT_PAUSE_MAX) } else { COLLECT_PAUSE_MAX };
-            if self.wake.wait(pause, |state| state.0 != seen) {
-                pause = COLLECT_PAUSE_MIN;
-            }
-            if self.is_ended() {
-                return;
-            }
-        }
-    }
-
-    /// Unmounts what nothing needs, pins and unpins; `true` while something unneeded is still in use.
-    pub(crate) fn collect(&self) -> bool {
-        let kept = self.leases.kept();
-        let mut busy = false;
-        let live: Vec<TreeId> = lock(&self.live).keys().copied().collect();
-        for tree in live.iter().filter(|tree| !kept.keeps(tree)) {
-            match self.unmount(tree) {
-                Ok(true) => {}
-                Ok(false) => busy = true,
-                Err(fault) => {
-                    busy = true;
-                    tracing::warn!(%tree, %fault, "a released generation cannot be unmounted yet");
-                }
-            }
-        }
-        self.follow_pins(&kept);
-        (self.tell)(kept.mounted.keys().copied().collect());
-        *lock(&self.kept) = kept;
-        busy
-    }
-
-    fn unmount(&self, tree: &TreeId) -> Result<bool, Fault> {
-        let turn = self.turn(tree);
-        let _turn = lock(&turn);
-        // Someone may have taken a lease while we waited for our turn.
-        if self.leases.kept().keeps(tree) {
-            return Ok(true);
-        }
-        if !self.trees.unmount(tree)? {
-            return Ok(false);
-        }
-        lock(&self.live).remove(tree);
-        tracing::info!(%tree, "released and unmounted");
-        Ok(true)
-    }
-
-    fn follow_pins(&self, kept: &Kept) {
-        if kept.uncertain.is_some() {
-            return;
-        }
-        let mut wanted = kept.all();
-        wanted.extend(lock(&self.live).keys());
-        let mut pinned = lock(&self.pinned);
-        let gone: Vec<_> = pinned.difference(&wanted).copied().collect();
-        for tree in gone {
-            self.trees.unpin(&tree);
-            pinned.remove(&tree);
-        }
-        for tree in wanted {
-            if !pinned.contains(&tree) && self.trees.pin(&tree) {
-                pinned.insert(tree);
-            }
-        }
-    }
-
-    fn hydrate_for_ever(&self) {
-        while !self.is_ended() {
-            let seen = self.wake.seen().1;
-            let mut failed = false;
-            for tree in self.unfinished() {
-                let made = self.trees.make_local(&tree, true, &self.ended, &mut |local, _| {
-                    if let Some(live) = lock(&self.live).get(&tree) {
-                        live.local_bytes.store(local, Ordering::Relaxed);
-                    }
-                });
-                match made {
-                    Ok(()) => tracing::info!(%tree, "every object is local"),
-                    Err(fault) => {
-                        failed = true;
-                        tracing::debug!(%tree, %fault, "fetching in the background stopped");
-                    }
-                }
-                self.count(&tree);
-            }
-            let pause = if failed { HYDRATE_PAUSE } else { COLLECT_PAUSE_MAX };
-            self.wake.wait(pause, |state| state.1 != seen);
-        }
-    }
-
-    /// Mounted trees that are not whole, and what an agent may return to.
-    fn unfinished(&self) -> Vec<TreeId> {
-        let mut trees: BTreeSet<_> = lock(&self.live).keys().copied().collect();
-        trees.extend(self.leases.kept().cached);
-        trees.retain(|tree| self.count(tree).is_some_and(|(local, all)| local < all));
-        trees.into_iter().collect()
-    }
-}
-
-impl Wake {
-    fn wake(&self, change: impl FnOnce(&mut (u64, u64))) {
-        change(&mut lock(&self.state));
-        self.changed.notify_all();
-    }
-
-    fn seen(&self) -> (u64, u64) {
-        *lock(&self.state)
-    }
-
-    /// Waits until `done`, at most for `pause`; `true` if it is.
-    fn wait(&self, pause: Duration, done: impl Fn(&(u64, u64)) -> bool) -> bool {
-        let state = lock(&self.state);
-        let waited = self.changed.wait_timeout_while(state, pause, |state| !done(state));
-        waited.is_ok_and(|(_, timeout)| !timeout.timed_out())
     }
 }
 
 /// No statement under these locks leaves a value half changed, so a poisoned one is as good as any.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -16,6 +16,7 @@ struct State {
     busy: BTreeSet<TreeId>,
     pinned: Vec<TreeId>,
     log: Vec<String>,
+    remembered: Option<BTreeSet<TreeId>>,
     fail_mount: bool,
     offline: bool,
 }
@@ -110,6 +111,10 @@ impl Trees for Fake {
         self.state().pinned.retain(|pinned| pinned != tree);
     }
 
+    fn forget_all_but(&self, trees: &BTreeSet<TreeId>) {
+        self.state().remembered = Some(trees.clone());
+    }
+
     fn directory(&self) -> PathBuf {
         PathBuf::from("/gens")
     }
@@ -175,6 +180,23 @@ fn attached_until_released_and_collected_when_no_longer_busy() {
     fake.state().busy.clear();
     assert!(!generations.collect());
     assert!(fake.state().mounted.is_empty() && fake.state().pinned.is_empty() && generations.live().is_empty());
+}
+
+#[test]
+fn manifests_go_when_neither_an_export_nor_a_program_needs_them() {
+    let Fixture { dir: _dir, fake, generations } = fixture();
+    let resolved = generations.resolve(&named("p@1")).unwrap();
+    generations.attach(&resolved, &named("p@1")).unwrap();
+    generations.known.set_exports(vec![]);
+    generations.collect();
+    assert_eq!(fake.state().remembered, Some(BTreeSet::from([tree(1)])), "attached, though no longer exported");
+    generations.release(&named("p@1")).unwrap();
+    fake.state().busy.insert(tree(1));
+    generations.collect();
+    assert_eq!(fake.state().remembered, Some(BTreeSet::from([tree(1)])), "released, but a program runs from it");
+    fake.state().busy.clear();
+    generations.collect();
+    assert_eq!(fake.state().remembered, Some(BTreeSet::new()));
 }
 
 #[test]

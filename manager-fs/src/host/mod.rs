@@ -1,6 +1,7 @@
 //! The client host's half, in the order the bytes arrive: fetch, cache, FUSE, mount; then relay and launch.
 
 pub mod cache;
+mod collect;
 pub mod daemon;
 mod data;
 pub mod enroll;

@@ -280,3 +280,7 @@ async fn status(
 fn process_exists(pid: u32) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()
 }
+
+#[cfg(test)]
+#[path = "relay_tests.rs"]
+mod tests;

@@ -18,6 +18,11 @@ pub(crate) fn scan(generations: &Path) -> BTreeMap<TreeId, BTreeSet<u32>> {
     let mut users: BTreeMap<TreeId, BTreeSet<u32>> = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // A process that waits for a FUSE answer may hold what its /proc files are read under: asking would wait with it.
+        let waits = fs::read(entry.path().join("wchan")).is_ok_and(|wchan| wchan.starts_with(b"request_wait_answer"));
+        if waits {
+            continue;
+        }
         for tree in trees_of(&entry.path(), generations) {
             users.entry(tree).or_default().insert(pid);
         }
