@@ -381,7 +381,10 @@ fn keys_of(
     Ok(keys)
 }
 
-fn decode_changes(revision: u64, bytes: &[u8]) -> Result<Vec<(String, Option<Vec<u8>>)>, ControlError> {
+/// A key and its new value.
+type Written = (String, Option<Vec<u8>>);
+
+fn decode_changes(revision: u64, bytes: &[u8]) -> Result<Vec<Written>, ControlError> {
     codec::decode::<_, CHANGES_BYTES_MAX>(bytes).map_err(|error| ControlError::Damaged {
         key: format!("history of revision {revision}"),
         reason: error.to_string(),
