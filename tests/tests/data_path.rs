@@ -260,9 +260,9 @@ fn wait_until_local(host: &Host) {
     until("everything attached is local", || {
         let status = host.status();
         let generations = status["generations"].as_array().expect("generations").clone();
-        let attached: Vec<_> = generations.iter().filter(|generation| generation["attached"] == true).collect();
+        let mounted: Vec<_> = generations.iter().filter(|generation| generation["mounted"] == true).collect();
         let local = |generation: &&serde_json::Value| generation["local_bytes"] == generation["object_bytes"];
-        (!attached.is_empty() && attached.iter().all(local)).then_some(())
+        (!mounted.is_empty() && mounted.iter().all(local)).then_some(())
     });
 }
 
