@@ -400,5 +400,5 @@ fn a_cancelled_job_ends_and_the_agent_goes_on() {
     data(&little, 1 << 20);
     job(&manager, &host, "backup", &[&little.to_string_lossy()]).expect(0);
     let missing = job(&manager, &host, "backup", &["/no/such/directory"]).expect(1);
-    assert!(missing.stderr.contains("/no/such/directory"), "{missing:?}");
+    assert!(format!("{}{}", missing.stdout, missing.stderr).contains("/no/such/directory"), "{missing:?}");
 }
