@@ -1,0 +1,186 @@
+//! The mount daemon's own behaviour: what it keeps and why, what it says, and how it ends.
+
+// Panicking is how a test reports, also in the functions that tests share.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+use serde_json::Value;
+use tests::command::until;
+use tests::{Host, Manager, TreeFixture};
+
+/// A manager, and a host that sees a program which waits on its standard input.
+fn host_with_program() -> (Manager, Host) {
+    let (manager, tree) = (Manager::start(), TreeFixture::new());
+    tree.system_program("bin/wait", "cat").file("share/note", 0o644, "note");
+    manager.publish("sample", "1.0", tree.path());
+    let host = Host::mounted("host-1", &manager);
+    manager.export("sample@1.0", "host-1");
+    until("the export arrives", || host.mountpoint().join("sample/1.0").is_dir().then_some(()));
+    (manager, host)
+}
+
+/// Starts a command whose program runs until its standard input ends.
+fn start(host: &Host, args: &[&str]) -> Child {
+    host.command(args).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+fn end(mut child: Child) {
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+}
+
+fn generation(host: &Host, name: &str) -> Value {
+    let status = host.status();
+    let found = status["generations"].as_array().unwrap().iter().find(|generation| generation["name"] == name);
+    found.unwrap_or_else(|| panic!("{name} is not in {status}")).clone()
+}
+
+#[test]
+fn a_program_holds_its_generation_as_long_as_it_runs() {
+    let (_manager, host) = host_with_program();
+    let program = start(&host, &["exec", "sample@1.0", "--", "wait"]);
+    let pid = program.id();
+    let held = until("the program is seen as a user", || {
+        let found = generation(&host, "sample@1.0");
+        found["users"].as_array().unwrap().contains(&Value::from(pid)).then_some(found)
+    });
+    assert_eq!((&held["attached"], &held["mounted"]), (&Value::from(true), &Value::from(true)), "{held}");
+    let path = held["path"].as_str().unwrap().to_owned();
+    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    assert_eq!(exe, Path::new(&path).join("bin/wait"), "the process became the program");
+    end(program);
+    until("the mount is collected", || (generation(&host, "sample@1.0")["mounted"] == false).then_some(()));
+    assert!(!Path::new(&path).join("bin").exists());
+}
+
+#[test]
+fn a_hold_outlives_the_worker_that_granted_it() {
+    let (_manager, host) = host_with_program();
+    let program = start(&host, &["exec", "sample@1.0", "--", "wait"]);
+    let worker = until("the program runs", || {
+        let found = generation(&host, "sample@1.0");
+        let runs = found["users"].as_array().unwrap().contains(&Value::from(program.id()));
+        runs.then(|| host.status()["daemon"]["pid"].as_i64().unwrap())
+    });
+    let worker = rustix::process::Pid::from_raw(i32::try_from(worker).unwrap()).unwrap();
+    rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+    let found = generation(&host, "sample@1.0");
+    assert_eq!(found["mounted"], true, "{found}");
+    let note = Path::new(found["path"].as_str().unwrap()).join("share/note");
+    assert_eq!(std::fs::read_to_string(note).unwrap(), "note");
+    end(program);
+}
+
+#[test]
+fn a_mount_in_use_is_left_and_named_at_the_end() {
+    let (_manager, mut host) = host_with_program();
+    let path = host.attach("sample@1.0");
+    let mut program = std::process::Command::new(path.join("bin/wait"));
+    let program = program.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    until("the program runs", || {
+        let exe = std::fs::read_link(format!("/proc/{}/exe", program.id())).ok()?;
+        exe.starts_with(&path).then_some(())
+    });
+    until("everything is local", || {
+        let found = generation(&host, "sample@1.0");
+        (found["local_bytes"] == found["object_bytes"]).then_some(())
+    });
+    assert_eq!(host.unmount(), Some(3), "done, with problems");
+    assert_eq!(std::fs::read_to_string(path.join("share/note")).unwrap(), "note", "what is local goes on working");
+    // The next daemon takes it over, and what the operator attached is attached again.
+    host.mount(&[]);
+    assert_eq!(host.attach("sample@1.0"), path);
+    end(program);
+    assert_eq!(host.unmount(), Some(0));
+    assert!(!path.join("share").exists());
+}
+
+#[test]
+fn without_a_command_the_entry_point_runs() {
+    let (manager, host) = host_with_program();
+    let tree = TreeFixture::script("echo entry $1 $MANAGER_FS_TREE", "arguments = [\"first\"]\n");
+    let id = manager.publish("script", "1", tree.path());
+    manager.export("script@1", "host-1");
+    let path = host.attach("script@1");
+    assert_eq!(host.run(&["exec", "script@1"]).text(), format!("entry first {}", path.display()));
+    let none = host.run(&["exec", "sample@1.0", "--"]);
+    assert!(none.code != Some(0) || none.stdout.is_empty(), "{}", none.stdout);
+    // The entry point belongs to the record: a tree under two names has none of its own.
+    manager.publish("script", "2", tree.path());
+    manager.export("script@2", "host-1");
+    host.attach("script@2");
+    let unclear = host.run(&["exec", &id]).expect(1);
+    assert!(unclear.stderr.contains("several versions"), "{}", unclear.stderr);
+    assert_eq!(host.run(&["exec", &id, "--", "bin/agent", "x"]).text(), format!("entry x {}", path.display()));
+}
+
+#[test]
+fn one_daemon_a_directory_and_none_without_an_identity() {
+    let (_manager, host) = host_with_program();
+    let second = host.run(&["mount"]).expect(1);
+    assert!(second.stderr.contains("already runs"), "{}", second.stderr);
+    assert_eq!(host.status()["daemon"]["running"], true);
+    let stranger = Host::new("stranger");
+    let refused = stranger.run(&["mount"]).expect(1);
+    assert!(refused.stderr.contains("manager-fs enroll"), "{}", refused.stderr);
+    assert!(!stranger.path("run/mount.sock").exists());
+}
+
+#[test]
+fn unmount_ends_the_daemon() {
+    let (_manager, mut host) = host_with_program();
+    host.attach("sample@1.0");
+    host.run(&["unmount"]).expect(0);
+    until("the socket is gone", || (!host.path("run/mount.sock").exists()).then_some(()));
+    until("nothing is mounted", || {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        (!mounts.contains(&*host.path("run").to_string_lossy())).then_some(())
+    });
+    assert_eq!(host.unmount(), Some(0));
+}
+
+#[test]
+fn status_is_one_stable_document() {
+    let (manager, host) = host_with_program();
+    let path = host.attach("sample@1.0");
+    std::fs::read(path.join("bin/wait")).unwrap();
+    let status = until("everything is local", || {
+        let status = host.status();
+        let found = &status["generations"][0];
+        (found["local_bytes"] == found["object_bytes"]).then_some(status.clone())
+    });
+    assert_eq!(status["host"], "host-1");
+    assert_eq!(status["manager"]["connected"], true);
+    assert_eq!(status["manager"]["address"], manager.address());
+    assert!(status["fuse"]["requests"]["lookup"].as_u64().unwrap() > 0, "{status}");
+    assert!(status["fetched_bytes"].as_u64().unwrap() > 0);
+    assert!(status["cache"]["local_bytes"].as_u64().unwrap() > 0);
+    assert_eq!(status["attachments"][0]["name"], "sample@1.0");
+    let found = &status["generations"][0];
+    assert_eq!((found["product"].as_str(), found["version"].as_str()), (Some("sample"), Some("1.0")));
+    assert_eq!(found["path"], path.to_string_lossy().as_ref());
+    assert_eq!(found["data_path"], "fuse", "it was mounted before its objects were local");
+    assert!(host.run(&["status"]).text().contains("sample@1.0"));
+}
+
+#[test]
+fn what_happens_without_the_manager_is_told_when_it_is_back() {
+    let (mut manager, tree) = (Manager::start(), TreeFixture::agent("1.0", "data", ""));
+    manager.publish("data-agent", "1.0", tree.path());
+    let mut host = Host::mounted("host-1", &manager);
+    manager.export("data-agent@1.0", "host-1");
+    host.launch("data-agent");
+    manager.wait_for_version("host-1", "data-agent", "1.0");
+    assert_eq!(host.stop("data-agent"), Some(0));
+    manager.stop();
+    host.launch("data-agent");
+    let waiting = until("the start waits to be told", || {
+        host.status()["manager"]["reports_waiting"].as_u64().filter(|waiting| *waiting > 0)
+    });
+    assert!(waiting > 0);
+    manager.serve();
+    manager.wait_for_version("host-1", "data-agent", "1.0");
+    until("all is told", || (host.status()["manager"]["reports_waiting"] == 0).then_some(()));
+}
