@@ -4,6 +4,7 @@
 //! `STATE/agents/<product>/events/`. Stub and agent write to the same directory, and each of them sends what it finds.
 //! A report may come twice (sent, and its sender killed before it could remove the file), never not at all.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// Between tries while the daemon is away: short at first, since a respawned worker is back in a moment.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Reports held in memory while the disk takes none.
+const UNSAVED_MAX: usize = 256;
 
 /// Sends reports from a thread of its own.
 #[derive(Debug, Clone)]
@@ -48,6 +51,8 @@ struct Sending {
     changed: bool,
     paused: bool,
     in_flight: bool,
+    /// Reports that the disk did not take: they last as long as this process.
+    unsaved: VecDeque<StepEvent>,
 }
 
 impl Reporter {
@@ -69,10 +74,14 @@ impl Reporter {
 
     /// Keeps a report, and sends it as soon as that is possible.
     pub fn report(&self, event: &StepEvent, durability: Durability) {
-        if let Err(e) = spool(&self.0.paths, self.0.count.fetch_add(1, Ordering::Relaxed), event, durability) {
-            tracing::warn!(step = ?event.step, "a report cannot be kept: {e}");
+        let spooled = spool(&self.0.paths, self.0.count.fetch_add(1, Ordering::Relaxed), event, durability);
+        let mut state = self.lock();
+        if let Err(e) = spooled {
+            tracing::warn!(step = ?event.step, "a report cannot be kept on disk: {e}");
+            state.unsaved.push_back(event.clone());
+            state.unsaved.truncate(UNSAVED_MAX);
         }
-        self.lock().news = true;
+        state.news = true;
         self.0.wake.notify_all();
     }
 
@@ -149,6 +158,12 @@ impl Reporter {
             }
             send_one(&self.0.paths, client, &path)?;
         }
+        loop {
+            // Taken off only when it is sent; nobody else takes from the front.
+            let Some(event) = self.lock().unsaved.front().cloned() else { break };
+            ask(&self.0.paths, client, &DaemonRequest::Report { event })?;
+            self.lock().unsaved.pop_front();
+        }
         if changed {
             let product = self.0.paths.product().clone();
             ask(&self.0.paths, client, &DaemonRequest::Changed { product })?;
@@ -219,5 +234,97 @@ fn ask(paths: &AgentPaths, client: &mut Option<Client>, request: &DaemonRequest)
     match connected.request(request, Some(SILENCE), |_: ()| {}).map_err(|e| e.to_string())? {
         DaemonReply::Fault(fault) => Err(fault.to_string()),
         DaemonReply::Done | DaemonReply::Status(_) | DaemonReply::Record(_) | DaemonReply::Attached(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{read_frame, write_frame};
+    use crate::sys::socket;
+    use proto::TreeId;
+    use proto::agent::{ChangeId, Step};
+    use proto::frame::FrameKind;
+    use std::sync::mpsc;
+
+    fn event(change: u64) -> StepEvent {
+        StepEvent {
+            change: ChangeId(change),
+            product: "agent".parse().unwrap(),
+            from: None,
+            to: TreeId::of(b"tree"),
+            step: Step::Launched,
+            at_unix_ms: 1,
+            duration_us: 1,
+            detail: String::new(),
+        }
+    }
+
+    /// Takes reports; every second one is refused the first time.
+    fn daemon(paths: &AgentPaths) -> mpsc::Receiver<u64> {
+        let listener = socket::replace(&paths.daemon_socket()).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let refused = Arc::new(Mutex::new(std::collections::BTreeSet::new()));
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                let (refused, sender) = (refused.clone(), sender.clone());
+                std::thread::spawn(move || serve(stream, &refused, &sender));
+            }
+        });
+        receiver
+    }
+
+    fn serve(
+        mut stream: std::os::unix::net::UnixStream,
+        refused: &Mutex<std::collections::BTreeSet<ChangeId>>,
+        taken: &mpsc::Sender<u64>,
+    ) {
+        while let Ok(Some(frame)) = read_frame(&mut stream) {
+            let request = codec::decode::<DaemonRequest, MESSAGE_BYTES_MAX>(&frame.body).unwrap();
+            let DaemonRequest::Report { event } = request else { panic!("{request:?}") };
+            let reply = if event.change.0 % 2 == 0 && refused.lock().unwrap().insert(event.change) {
+                DaemonReply::Fault(proto::message::Fault::Unavailable("no disk".to_owned()))
+            } else {
+                taken.send(event.change.0).unwrap();
+                DaemonReply::Done
+            };
+            write_frame(&stream, FrameKind::Response, frame.request, &reply).unwrap();
+        }
+    }
+
+    #[test]
+    fn reports_wait_for_the_daemon_and_come_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = AgentPaths::new(dir.path(), dir.path(), "agent".parse().unwrap());
+        durable::create_dir(&paths.events()).unwrap();
+        fs::write(paths.events().join("0000-cut-short"), b"MFSEVT").unwrap();
+        let first = Reporter::start(&paths).unwrap();
+        for change in 1..=4 {
+            first.report(&event(change), Durability::ProcessDeath);
+        }
+        assert!(!first.flush(Duration::from_millis(20)), "nobody has taken them");
+        // The stub and the agent look at the same directory.
+        let second = Reporter::start(&paths).unwrap();
+        let taken = daemon(&paths);
+        let next = || taken.recv_timeout(Duration::from_secs(20)).unwrap();
+        let mut came: Vec<u64> = (0..4).map(|_| next()).collect();
+        came.sort_unstable();
+        assert_eq!(came, [1, 2, 3, 4]);
+        assert!(first.flush(Duration::from_secs(20)) && second.flush(Duration::from_secs(20)));
+        assert_eq!(fs::read_dir(paths.events()).unwrap().count(), 0);
+        assert!(taken.try_recv().is_err(), "one came twice");
+        // Paused: kept, and sent afterwards.
+        first.pause();
+        first.report(&event(5), Durability::ProcessDeath);
+        assert!(taken.recv_timeout(Duration::from_millis(50)).is_err());
+        first.resume();
+        assert_eq!(next(), 5);
+        // A disk that takes nothing: from memory.
+        fs::remove_dir_all(paths.events()).unwrap();
+        fs::write(paths.events(), b"in the way").unwrap();
+        first.report(&event(7), Durability::PowerCut);
+        fs::remove_file(paths.events()).unwrap();
+        durable::create_dir(&paths.events()).unwrap();
+        assert_eq!(next(), 7);
     }
 }
