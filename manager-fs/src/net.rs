@@ -12,13 +12,16 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+pub mod answer;
 pub mod link;
 #[cfg(test)]
 mod tests;
 pub mod tls;
 pub mod unix;
 
-pub use link::{Answer, Cancellation, Handler, Incoming, Link, LinkLimits, RefuseAll, start, start_with};
+pub use answer::{Answer, Cancellation};
+pub use link::{Handler, Incoming, Link, LinkLimits, RefuseAll, start, start_with};
+pub use rustls::{ClientConfig, ServerConfig};
 pub use tls::{TlsIdentity, accept, client_config, connect, enrolment_config, server_config};
 pub use unix::{bind_unix, connect_unix, peer_is_trusted};
 

@@ -12,6 +12,7 @@ pub mod monitor;
 pub mod publish;
 mod reports;
 pub mod server;
+mod session;
 pub mod store;
 pub mod upgrade;
 

@@ -1,18 +1,16 @@
 //! The manager that serves: its listener, the hosts' connections, and their requests.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use proto::HostName;
-use proto::codec;
-use proto::limits::MESSAGE_BYTES_MAX;
-use proto::message::{Fault, HostRequest, ManagerReply, ManagerRequest, PROTOCOL, Role, Unix};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, broadcast};
+use proto::message::{Fault, ManagerReply, ManagerRequest, PROTOCOL, Role, Unix};
+use tokio::net::TcpListener;
+use tokio::sync::broadcast;
 
 use super::control::embedded::EmbeddedStore;
 use super::control::hosts::IssuedCertificate;
@@ -20,20 +18,15 @@ use super::control::{Change, ControlStore, Expect, LeaseId, State};
 use super::export::Exporter;
 use super::identity::{self, HostCertificate, ManagerIdentity, Peer};
 use super::jobs::Jobs;
+use super::now;
+use super::session::{Strangers, welcome};
 use super::store::Store;
-use super::{fault_of, now};
-use crate::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits};
+use crate::net::{self, Link};
 
 /// How long a host may take to say `Hello`, and an enrolment may take in all.
-const GREETING_DEADLINE: Duration = Duration::from_secs(10);
-/// Connections of one address that have not shown a known certificate and said `Hello`. Many hosts may share an address.
-const STRANGERS_PER_ADDRESS_MAX: usize = 64;
+pub(super) const GREETING_DEADLINE: Duration = Duration::from_secs(10);
 /// Connections for background fetches that one host may have; one more replaces the oldest.
 const BULK_CONNECTIONS_MAX: usize = 8;
-/// Chunk requests of one connection that are answered at once; others wait. Each holds a megabyte or two.
-const CHUNK_REQUESTS_MAX: usize = 16;
-/// An enrolment request carries a secret and a certificate request: about 300 bytes.
-const STRANGER_LIMITS: LinkLimits = LinkLimits { requests_max: 1, request_bytes_max: 16 << 10 };
 /// News that a slow listener may be behind before it must look at the state instead.
 const NEWS_MAX: usize = 4096;
 /// The manager's own presence; the keys of connected hosts are bound to it.
@@ -196,7 +189,13 @@ impl Manager {
     }
 
     /// A new connection of an admitted host has said `Hello`.
-    fn greeted(self: &Arc<Self>, peer: &Peer, link: &Link, role: Role, software: &str) -> anyhow::Result<()> {
+    pub(super) fn greeted(
+        self: &Arc<Self>,
+        peer: &Peer,
+        link: &Link,
+        role: Role,
+        software: &str,
+    ) -> anyhow::Result<()> {
         let host = &peer.host;
         let replaced = {
             let mut connections = self.connections();
@@ -273,7 +272,7 @@ impl Manager {
         Ok((issued, reply))
     }
 
-    fn enroll(&self, protocol: u16, secret: &[u8], csr: &[u8]) -> anyhow::Result<ManagerReply> {
+    pub(super) fn enroll(&self, protocol: u16, secret: &[u8], csr: &[u8]) -> anyhow::Result<ManagerReply> {
         check_protocol(protocol)?;
         // A malformed request must not use the token up.
         self.certify(csr, &"malformed-request-check".parse()?)?;
@@ -287,7 +286,7 @@ impl Manager {
         Ok(reply)
     }
 
-    fn renew(&self, host: &HostName, csr: &[u8]) -> anyhow::Result<ManagerReply> {
+    pub(super) fn renew(&self, host: &HostName, csr: &[u8]) -> anyhow::Result<ManagerReply> {
         let (issued, reply) = self.certify(csr, host)?;
         let certificate = IssuedCertificate { serial: issued.serial, not_after: issued.not_after };
         self.state.renewed(host, &certificate, now())?;
@@ -296,14 +295,14 @@ impl Manager {
     }
 }
 
-fn check_protocol(protocol: u16) -> Result<(), Fault> {
+pub(super) fn check_protocol(protocol: u16) -> Result<(), Fault> {
     if protocol == PROTOCOL {
         return Ok(());
     }
     Err(Fault::Refused(format!("the host speaks protocol {protocol}, this manager {PROTOCOL}: update the older one")))
 }
 
-async fn accept_hosts(manager: Arc<Manager>, listener: TcpListener, config: Arc<rustls::ServerConfig>) {
+async fn accept_hosts(manager: Arc<Manager>, listener: TcpListener, config: Arc<net::ServerConfig>) {
     let strangers = Arc::new(Strangers::default());
     loop {
         match listener.accept().await {
@@ -330,189 +329,6 @@ async fn keep_presence(manager: Arc<Manager>) {
         if let Err(error) = manager.state.store().keep(manager.presence) {
             tracing::error!(%error, "the manager's presence has lapsed; hosts are shown as disconnected");
             return;
-        }
-    }
-}
-
-async fn welcome(
-    manager: Arc<Manager>,
-    stream: TcpStream,
-    address: SocketAddr,
-    config: Arc<rustls::ServerConfig>,
-    stranger: Stranger,
-) {
-    let (stream, certificate) = match net::accept(stream, config).await {
-        Ok(accepted) => accepted,
-        Err(error) => return tracing::warn!(%address, %error, "handshake failed"),
-    };
-    let (peer, ends, limits) = match certificate.as_deref().map(identity::peer_until).transpose() {
-        Ok(Some((peer, ends))) => (Some(peer), Some(ends), LinkLimits::default()),
-        Ok(None) => (None, None, STRANGER_LIMITS),
-        Err(error) => return tracing::warn!(%address, %error, "a certificate that this manager never issued"),
-    };
-    let session = Arc::new(Session {
-        manager,
-        address,
-        link: OnceLock::new(),
-        peer,
-        greeted: OnceLock::new(),
-        stranger: Mutex::new(Some(stranger)),
-        chunk_requests: Semaphore::new(CHUNK_REQUESTS_MAX),
-    });
-    let link = net::start_with(stream, limits, |link| {
-        let _ = session.link.set(link.clone());
-        Arc::new(ServeSession(Arc::clone(&session)))
-    });
-    tokio::select! {
-        reason = link.closed() => tracing::debug!(%address, reason, "connection ended before it was of use"),
-        () = tokio::time::sleep(GREETING_DEADLINE) => {
-            if session.greeted.get().is_none() {
-                tracing::warn!(%address, "no greeting in time");
-                link.close("no Hello or Enroll in time");
-            }
-        }
-    }
-    // A connection lives no longer than the certificate that it was admitted with; the host renews long before.
-    if let Some(ends) = ends {
-        let left = Duration::from_millis(ends.saturating_sub(now()));
-        tokio::select! {
-            _ = link.closed() => {}
-            () = tokio::time::sleep(left) => link.close("the host's certificate has expired"),
-        }
-    }
-}
-
-/// Connections of one address that are not known yet.
-#[derive(Default)]
-struct Strangers(Mutex<HashMap<IpAddr, usize>>);
-
-struct Stranger {
-    all: Arc<Strangers>,
-    address: IpAddr,
-}
-
-impl Strangers {
-    fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Stranger> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_default();
-        if *count >= STRANGERS_PER_ADDRESS_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(Stranger { all: Arc::clone(self), address })
-    }
-}
-
-impl Drop for Stranger {
-    fn drop(&mut self) {
-        let mut counts = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
-            }
-        }
-    }
-}
-
-/// One connection of a host.
-struct Session {
-    manager: Arc<Manager>,
-    address: SocketAddr,
-    link: OnceLock<Link>,
-    /// Who it is, by its certificate; `None` may only enrol.
-    peer: Option<Peer>,
-    greeted: OnceLock<()>,
-    stranger: Mutex<Option<Stranger>>,
-    chunk_requests: Semaphore,
-}
-
-struct ServeSession(Arc<Session>);
-
-impl Handler for ServeSession {
-    fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
-        let session = Arc::clone(&self.0);
-        Box::pin(async move { session.answer(body, answer).await })
-    }
-}
-
-impl Session {
-    async fn answer(self: Arc<Self>, body: Vec<u8>, answer: Answer) {
-        let request = match codec::decode::<HostRequest, MESSAGE_BYTES_MAX>(&body) {
-            Ok(request) => request,
-            Err(error) => {
-                tracing::warn!(address = %self.address, %error, "malformed request");
-                return self.close("malformed request");
-            }
-        };
-        let reply = self.reply(request, &answer).await;
-        let reply = reply.unwrap_or_else(|error| ManagerReply::Fault(fault_of(error)));
-        let ends = match &reply {
-            ManagerReply::Fault(fault) => {
-                let host = self.peer.as_ref().map(|peer| &peer.host);
-                tracing::warn!(address = %self.address, ?host, %fault, "request refused");
-                self.greeted.get().is_none()
-            }
-            _ => self.peer.is_none(),
-        };
-        if let Err(error) = answer.finish(&reply).await {
-            tracing::debug!(address = %self.address, %error, "answer not delivered");
-        }
-        if ends {
-            self.close("nothing more to say");
-        }
-    }
-
-    async fn reply(self: &Arc<Self>, request: HostRequest, answer: &Answer) -> anyhow::Result<ManagerReply> {
-        let manager = Arc::clone(&self.manager);
-        let Some(peer) = self.peer.clone() else {
-            let HostRequest::Enroll { protocol, secret, csr } = request else {
-                return Err(Fault::Refused(String::from("a connection without a certificate can only enrol")).into());
-            };
-            self.greeted.set(()).ok();
-            return blocking(move || manager.enroll(protocol, &secret, &csr)).await;
-        };
-        if let HostRequest::Hello { protocol, software, role } = request {
-            check_protocol(protocol)?;
-            let session = Arc::clone(self);
-            return blocking(move || session.hello(&peer, role, &software)).await;
-        }
-        if self.greeted.get().is_none() {
-            return Err(Fault::BadRequest(String::from("a host says Hello first")).into());
-        }
-        match request {
-            HostRequest::Hello { .. } | HostRequest::Enroll { .. } => {
-                Err(Fault::BadRequest(String::from("this connection is enrolled already")).into())
-            }
-            HostRequest::Renew { csr } => blocking(move || manager.renew(&peer.host, &csr)).await,
-            HostRequest::Exports => {
-                let exported = manager.state.exported_to(&peer.host)?;
-                Ok(ManagerReply::Exports(exported.iter().map(|generation| generation.signed.clone()).collect()))
-            }
-            HostRequest::Manifest { tree } => manager.send_manifest(&peer.host, &tree, answer).await,
-            HostRequest::Chunks { tree, wants } => {
-                let _turn = self.chunk_requests.acquire().await?;
-                manager.send_chunks(&peer.host, &tree, &wants, answer).await
-            }
-            HostRequest::Report { reports } => {
-                blocking(move || manager.take_reports(&peer.host, reports)).await?;
-                Ok(ManagerReply::Done)
-            }
-        }
-    }
-
-    fn hello(&self, peer: &Peer, role: Role, software: &str) -> anyhow::Result<ManagerReply> {
-        self.manager.state.admit(&peer.host, &peer.serial)?;
-        anyhow::ensure!(self.greeted.set(()).is_ok(), Fault::BadRequest(String::from("a second Hello")));
-        let link = self.link.get().context("the connection is not set up")?;
-        self.manager.greeted(peer, link, role, software)?;
-        self.stranger.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok(ManagerReply::Welcome { host: peer.host.clone(), now: now() })
-    }
-
-    fn close(&self, reason: &str) {
-        if let Some(link) = self.link.get() {
-            link.close(reason);
         }
     }
 }

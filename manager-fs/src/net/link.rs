@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use super::{BoxFuture, NetError};
+use super::{Answer, BoxFuture, NetError};
 
 /// Bytes that may wait to be written on one connection before senders wait: enough to fill a fast network's round
 /// trip, little enough that a slow peer costs no memory.
@@ -73,25 +73,25 @@ pub struct Link {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    outgoing: mpsc::UnboundedSender<Outgoing>,
+pub(super) struct Shared {
+    pub(super) outgoing: mpsc::UnboundedSender<Outgoing>,
     /// Bytes that may still be queued.
     budget: Arc<Semaphore>,
     /// Requests that may still be sent.
     slots: Arc<Semaphore>,
     state: Mutex<State>,
     /// The reason, once the connection is over.
-    closed: watch::Sender<Option<String>>,
+    pub(super) closed: watch::Sender<Option<String>>,
     limits: LinkLimits,
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     next: u64,
     /// Our requests without a response yet.
     pending: HashMap<u64, Pending>,
     /// The peer's requests without a response yet.
-    serving: HashMap<u64, watch::Sender<bool>>,
+    pub(super) serving: HashMap<u64, watch::Sender<bool>>,
 }
 
 struct Pending {
@@ -106,10 +106,10 @@ enum Delivered {
     Response(Vec<u8>),
 }
 
-struct Outgoing {
-    head: Vec<u8>,
-    body: Vec<u8>,
-    _budget: Option<OwnedSemaphorePermit>,
+pub(super) struct Outgoing {
+    pub(super) head: Vec<u8>,
+    pub(super) body: Vec<u8>,
+    pub(super) _budget: Option<OwnedSemaphorePermit>,
 }
 
 /// Runs a connection over `stream`, with the usual limits.
@@ -242,11 +242,11 @@ impl Drop for Wanted<'_> {
 
 impl Shared {
     /// No code panics while it holds this lock, so a poisoned one is as good as any.
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn closed_error(&self) -> NetError {
+    pub(super) fn closed_error(&self) -> NetError {
         let reason = self.closed.borrow().clone();
         NetError::Closed(reason.unwrap_or_else(|| String::from("it was closed")))
     }
@@ -267,7 +267,13 @@ impl Shared {
         }
     }
 
-    async fn send(&self, kind: FrameKind, request: u64, head: &[u8], body: Vec<u8>) -> Result<(), NetError> {
+    pub(super) async fn send(
+        &self,
+        kind: FrameKind,
+        request: u64,
+        head: &[u8],
+        body: Vec<u8>,
+    ) -> Result<(), NetError> {
         let length = head.len() + body.len();
         let max = if kind == FrameKind::Bulk { BULK_BYTES_MAX } else { MESSAGE_BYTES_MAX };
         if length > max {
@@ -277,93 +283,6 @@ impl Shared {
         let budget = Arc::clone(&self.budget).acquire_many_owned(cost).await.map_err(|_| self.closed_error())?;
         let head = [&FrameHeader { kind, request, length }.encode(), head].concat();
         self.outgoing.send(Outgoing { head, body, _budget: Some(budget) }).map_err(|_| self.closed_error())
-    }
-}
-
-/// One request of the peer, to be answered.
-pub struct Answer {
-    shared: Arc<Shared>,
-    request: u64,
-    cancelled: watch::Receiver<bool>,
-    finished: bool,
-}
-
-impl Answer {
-    /// Sends a message on the way to the response.
-    ///
-    /// # Errors
-    /// The requester cancelled, or the connection is over: stop working.
-    pub async fn event<T: Serialize>(&self, event: &T) -> Result<(), NetError> {
-        self.check()?;
-        self.shared.send(FrameKind::Event, self.request, &[], codec::encode(event)?).await
-    }
-
-    /// Sends raw bytes, `head` first, on the way to the response.
-    ///
-    /// # Errors
-    /// As [`Answer::event`].
-    pub async fn bulk(&self, head: &[u8], bytes: Vec<u8>) -> Result<(), NetError> {
-        self.check()?;
-        self.shared.send(FrameKind::Bulk, self.request, head, bytes).await
-    }
-
-    /// Sends the response.
-    ///
-    /// # Errors
-    /// It does not encode, is too large, or the connection is over.
-    pub async fn finish<T: Serialize>(mut self, response: &T) -> Result<(), NetError> {
-        let body = codec::encode(response)?;
-        if body.len() > MESSAGE_BYTES_MAX {
-            return Err(NetError::TooLarge { bytes: body.len(), max: MESSAGE_BYTES_MAX });
-        }
-        self.finished = true;
-        // Before the response leaves, or the peer's next request could seem one too many.
-        self.shared.state().serving.remove(&self.request);
-        self.shared.send(FrameKind::Response, self.request, &[], body).await
-    }
-
-    /// Whether the requester still wants the answer.
-    pub fn is_cancelled(&self) -> bool {
-        *self.cancelled.borrow() || self.cancelled.has_changed().is_err()
-    }
-
-    /// Tells elsewhere that the requester no longer wants the answer.
-    pub fn cancellation(&self) -> Cancellation {
-        Cancellation(self.cancelled.clone())
-    }
-
-    /// Resolves when the requester no longer wants the answer.
-    pub async fn cancelled(&self) {
-        self.cancellation().wait().await;
-    }
-
-    fn check(&self) -> Result<(), NetError> {
-        if self.shared.closed.borrow().is_some() {
-            return Err(self.shared.closed_error());
-        }
-        if self.is_cancelled() { Err(NetError::Cancelled) } else { Ok(()) }
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        if !self.finished {
-            self.shared.state().serving.remove(&self.request);
-            let head = FrameHeader { kind: FrameKind::Response, request: self.request, length: 0 }.encode().to_vec();
-            let _ = self.shared.outgoing.send(Outgoing { head, body: Vec::new(), _budget: None });
-        }
-    }
-}
-
-/// See [`Answer::cancellation`].
-#[derive(Clone)]
-pub struct Cancellation(watch::Receiver<bool>);
-
-impl Cancellation {
-    /// Resolves when the requester cancelled or the connection is over.
-    pub async fn wait(mut self) {
-        // An error says that the sender is gone: the connection is over, or the request is answered.
-        let _ = self.0.wait_for(|cancelled| *cancelled).await;
     }
 }
 

@@ -1,0 +1,211 @@
+//! One connection of a host, from the handshake to its end. States and limits: `docs/control-protocol.md`.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use proto::codec;
+use proto::limits::MESSAGE_BYTES_MAX;
+use proto::message::{Fault, HostRequest, ManagerReply, Role};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+
+use super::identity::{self, Peer};
+use super::server::{GREETING_DEADLINE, Manager, blocking, check_protocol};
+use super::{fault_of, now};
+use crate::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits};
+
+/// Connections of one address that have not shown a known certificate and said `Hello`. Many hosts may share an address.
+const STRANGERS_PER_ADDRESS_MAX: usize = 64;
+
+/// Chunk requests of one connection that are answered at once; others wait. Each holds a megabyte or two.
+const CHUNK_REQUESTS_MAX: usize = 16;
+
+/// An enrolment request carries a secret and a certificate request: about 300 bytes.
+const STRANGER_LIMITS: LinkLimits = LinkLimits { requests_max: 1, request_bytes_max: 16 << 10 };
+
+/// Receives one connection and sees it to its end.
+pub(super) async fn welcome(
+    manager: Arc<Manager>,
+    stream: TcpStream,
+    address: SocketAddr,
+    config: Arc<net::ServerConfig>,
+    stranger: Stranger,
+) {
+    let (stream, certificate) = match net::accept(stream, config).await {
+        Ok(accepted) => accepted,
+        Err(error) => return tracing::warn!(%address, %error, "handshake failed"),
+    };
+    let (peer, ends, limits) = match certificate.as_deref().map(identity::peer_until).transpose() {
+        Ok(Some((peer, ends))) => (Some(peer), Some(ends), LinkLimits::default()),
+        Ok(None) => (None, None, STRANGER_LIMITS),
+        Err(error) => return tracing::warn!(%address, %error, "a certificate that this manager never issued"),
+    };
+    let session = Arc::new(Session {
+        manager,
+        address,
+        link: OnceLock::new(),
+        peer,
+        greeted: OnceLock::new(),
+        stranger: Mutex::new(Some(stranger)),
+        chunk_requests: Semaphore::new(CHUNK_REQUESTS_MAX),
+    });
+    let link = net::start_with(stream, limits, |link| {
+        let _ = session.link.set(link.clone());
+        Arc::new(ServeSession(Arc::clone(&session)))
+    });
+    tokio::select! {
+        reason = link.closed() => tracing::debug!(%address, reason, "connection ended before it was of use"),
+        () = tokio::time::sleep(GREETING_DEADLINE) => {
+            if session.greeted.get().is_none() {
+                tracing::warn!(%address, "no greeting in time");
+                link.close("no Hello or Enroll in time");
+            }
+        }
+    }
+    // A connection lives no longer than the certificate that it was admitted with; the host renews long before.
+    if let Some(ends) = ends {
+        let left = Duration::from_millis(ends.saturating_sub(now()));
+        tokio::select! {
+            _ = link.closed() => {}
+            () = tokio::time::sleep(left) => link.close("the host's certificate has expired"),
+        }
+    }
+}
+
+/// Connections of one address that are not known yet.
+#[derive(Default)]
+pub(super) struct Strangers(Mutex<HashMap<IpAddr, usize>>);
+
+pub(super) struct Stranger {
+    all: Arc<Strangers>,
+    address: IpAddr,
+}
+
+impl Strangers {
+    pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Stranger> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(address).or_default();
+        if *count >= STRANGERS_PER_ADDRESS_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Stranger { all: Arc::clone(self), address })
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let mut counts = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// One connection of a host.
+struct Session {
+    manager: Arc<Manager>,
+    address: SocketAddr,
+    link: OnceLock<Link>,
+    /// Who it is, by its certificate; `None` may only enrol.
+    peer: Option<Peer>,
+    greeted: OnceLock<()>,
+    stranger: Mutex<Option<Stranger>>,
+    chunk_requests: Semaphore,
+}
+
+struct ServeSession(Arc<Session>);
+
+impl Handler for ServeSession {
+    fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
+        let session = Arc::clone(&self.0);
+        Box::pin(async move { session.answer(body, answer).await })
+    }
+}
+
+impl Session {
+    async fn answer(self: Arc<Self>, body: Vec<u8>, answer: Answer) {
+        let request = match codec::decode::<HostRequest, MESSAGE_BYTES_MAX>(&body) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::warn!(address = %self.address, %error, "malformed request");
+                return self.close("malformed request");
+            }
+        };
+        let reply = self.reply(request, &answer).await;
+        let reply = reply.unwrap_or_else(|error| ManagerReply::Fault(fault_of(error)));
+        let ends = match &reply {
+            ManagerReply::Fault(fault) => {
+                let host = self.peer.as_ref().map(|peer| &peer.host);
+                tracing::warn!(address = %self.address, ?host, %fault, "request refused");
+                self.greeted.get().is_none()
+            }
+            _ => self.peer.is_none(),
+        };
+        if let Err(error) = answer.finish(&reply).await {
+            tracing::debug!(address = %self.address, %error, "answer not delivered");
+        }
+        if ends {
+            self.close("nothing more to say");
+        }
+    }
+
+    async fn reply(self: &Arc<Self>, request: HostRequest, answer: &Answer) -> anyhow::Result<ManagerReply> {
+        let manager = Arc::clone(&self.manager);
+        let Some(peer) = self.peer.clone() else {
+            let HostRequest::Enroll { protocol, secret, csr } = request else {
+                return Err(Fault::Refused(String::from("a connection without a certificate can only enrol")).into());
+            };
+            self.greeted.set(()).ok();
+            return blocking(move || manager.enroll(protocol, &secret, &csr)).await;
+        };
+        if let HostRequest::Hello { protocol, software, role } = request {
+            check_protocol(protocol)?;
+            let session = Arc::clone(self);
+            return blocking(move || session.hello(&peer, role, &software)).await;
+        }
+        if self.greeted.get().is_none() {
+            return Err(Fault::BadRequest(String::from("a host says Hello first")).into());
+        }
+        match request {
+            HostRequest::Hello { .. } | HostRequest::Enroll { .. } => {
+                Err(Fault::BadRequest(String::from("this connection is enrolled already")).into())
+            }
+            HostRequest::Renew { csr } => blocking(move || manager.renew(&peer.host, &csr)).await,
+            HostRequest::Exports => {
+                let exported = manager.state.exported_to(&peer.host)?;
+                Ok(ManagerReply::Exports(exported.iter().map(|generation| generation.signed.clone()).collect()))
+            }
+            HostRequest::Manifest { tree } => manager.send_manifest(&peer.host, &tree, answer).await,
+            HostRequest::Chunks { tree, wants } => {
+                let _turn = self.chunk_requests.acquire().await?;
+                manager.send_chunks(&peer.host, &tree, &wants, answer).await
+            }
+            HostRequest::Report { reports } => {
+                blocking(move || manager.take_reports(&peer.host, reports)).await?;
+                Ok(ManagerReply::Done)
+            }
+        }
+    }
+
+    fn hello(&self, peer: &Peer, role: Role, software: &str) -> anyhow::Result<ManagerReply> {
+        self.manager.state.admit(&peer.host, &peer.serial)?;
+        anyhow::ensure!(self.greeted.set(()).is_ok(), Fault::BadRequest(String::from("a second Hello")));
+        let link = self.link.get().context("the connection is not set up")?;
+        self.manager.greeted(peer, link, role, software)?;
+        self.stranger.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(ManagerReply::Welcome { host: peer.host.clone(), now: now() })
+    }
+
+    fn close(&self, reason: &str) {
+        if let Some(link) = self.link.get() {
+            link.close(reason);
+        }
+    }
+}
