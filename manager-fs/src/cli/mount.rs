@@ -58,6 +58,7 @@ pub(super) fn mount(args: MountArgs, dirs: &Dirs) -> Result<Done> {
         helper_args: child_args("__helper", &args, &layout, dirs),
         layout,
         namespace,
+        fuse_device: "/dev/fuse".into(),
     };
     hold(&options)?;
     let left = still_mounted(&options.layout.generations())?;

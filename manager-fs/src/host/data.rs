@@ -101,10 +101,7 @@ impl Trees for DataPlane {
             return Ok(());
         }
         let Some(manifest) = self.cache().manifest(tree) else { return Ok(()) };
-        let report = self.cache().verify_local(&manifest, &AtomicBool::new(false), &mut |_| ());
-        for object in &report.wrong {
-            tracing::error!(%tree, %object, "a local object was damaged since it was verified; it is fetched again");
-        }
+        let report = self.objects.fetcher().verify_local(tree, &manifest, &AtomicBool::new(false));
         if report.checked > 0 {
             tracing::info!(%tree, objects = report.checked, bytes = report.checked_bytes, "local objects verified after boot");
         }

@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,53 +21,22 @@ use proto::limits::{CHUNKS_PER_REQUEST_MAX, READ_DEADLINE_MS};
 use proto::manifest::{Manifest, Object};
 use proto::message::ChunkRange;
 
-use super::cache::{Cache, CacheError, Partial, Place, lock};
+use super::cache::{Cache, CacheError, Partial, Place, VerifyReport, lock};
+use assemble::assemble;
 use flight::{Departed, Flight, FlightKey, FlightState, Leg};
+use retry::Retry;
 
+mod ahead;
+mod assemble;
 mod flight;
 mod hydrate;
+mod retry;
+#[cfg(test)]
+mod tests;
+mod upstream;
 
 pub use hydrate::{HydrateOptions, HydrateProgress};
-
-/// Where bytes come from. Implemented over the network by the daemon, and by tests. All calls block.
-pub trait Upstream: Send + Sync {
-    /// The stored bytes of a tree's manifest; the caller checks them.
-    fn manifest(&self, tree: &TreeId, deadline: Instant) -> Result<Vec<u8>, UpstreamError>;
-
-    /// Calls `sink` with each wanted chunk, in any order; [`ChunkHead::sequence`] counts the chunks of `wants` as
-    /// they are named. What `sink` was given before an error is used.
-    fn chunks(
-        &self,
-        tree: &TreeId,
-        wants: &[ChunkRange],
-        urgency: Urgency,
-        deadline: Instant,
-        sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
-    ) -> Result<(), UpstreamError>;
-}
-
-/// Whether someone waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Urgency {
-    /// A program waits for these bytes.
-    Demand,
-    /// Fetched ahead; must never delay a demand.
-    Background,
-}
-
-/// Why the upstream did not deliver.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UpstreamError {
-    /// This host may not have the tree. Asking again does not help.
-    #[error("not exported to this host: {0}")]
-    NotExported(String),
-    /// Not reachable, too slow, or cut off. Asking again may help.
-    #[error("manager unavailable: {0}")]
-    Unavailable(String),
-    /// It answered with a failure.
-    #[error("manager failed: {0}")]
-    Failed(String),
-}
+pub use upstream::{Upstream, UpstreamError, Urgency};
 
 /// Why bytes could not be had.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -174,11 +143,6 @@ pub struct Fetcher {
 
 /// A demand that finds its chunk in a background request waits at most this long before it asks itself.
 const BACKGROUND_PATIENCE: Duration = Duration::from_millis(200);
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
-const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Wrong answers to one read after which it fails: the manager lies, and time will not change that.
-const WRONG_ANSWERS_MAX: u32 = 4;
-
 /// One object of one tree.
 #[derive(Clone, Copy)]
 pub struct Wanted<'a> {
@@ -358,6 +322,8 @@ impl Fetcher {
                     deadline,
                 ),
             };
+            // What did not come is asked for again, by whoever first does.
+            mine.flights.iter().for_each(|(_, flight)| flight.land(FlightState::Lost));
             self.count(&self.counters.joined, theirs.len() as u64);
             for (index, flight) in mine.flights.iter().chain(&theirs) {
                 let patience = match flight.urgency {
@@ -485,51 +451,13 @@ impl Fetcher {
         }
     }
 
-    /// Finishes the object if the read completed it, else fetches ahead of a sequential reader.
-    fn after_read(self: &Arc<Self>, wanted: Wanted<'_>, partial: &Arc<Partial>, offset: u64, len: u64) {
-        if partial.is_complete() {
-            return self.finish_soon(partial);
+    /// [`Cache::verify_local`], with what was found wrong reported. Call it between a boot and the first execution.
+    pub fn verify_local(&self, tree: &TreeId, manifest: &Manifest, cancel: &AtomicBool) -> VerifyReport {
+        let report = self.cache.verify_local(manifest, cancel, &mut |_| {});
+        for object in &report.wrong {
+            self.wrong_hash(format!("local object {object} of tree {tree}"));
         }
-        let ahead = partial.note_read(offset, len, self.options.read_ahead_bytes_max);
-        let start = offset + len;
-        if ahead == 0 || start >= wanted.object.bytes {
-            return;
-        }
-        let end = (start + ahead).min(wanted.object.bytes);
-        let chunks: Vec<u32> = chunk_range(start, (end - start) as usize, wanted.chunk_bytes)
-            .filter(|index| !has(Some(partial), wanted, *index))
-            .collect();
-        // Fetched in halves of the window: a reader that catches up asks less often.
-        if (chunks.len() as u64) * u64::from(wanted.chunk_bytes) * 2 < ahead.min(end - start) {
-            return;
-        }
-        let (fetcher, tree, partial) = (self.clone(), *wanted.tree, partial.clone());
-        let (object, chunk_bytes) = (wanted.object.clone(), wanted.chunk_bytes);
-        self.ahead.run(move || {
-            let wanted = Wanted { tree: &tree, chunk_bytes, object: &object };
-            let (mine, _) = fetcher.depart(wanted, Some(&partial), &chunks, Urgency::Background);
-            let deadline = Instant::now() + fetcher.options.read_deadline;
-            if !mine.flights.is_empty() {
-                let leg = Leg { wanted, partial: Some(&partial), flights: &mine.flights };
-                let _ = fetcher.fly(&tree, &[leg], Urgency::Background, deadline);
-            }
-            drop(mine);
-            if partial.is_complete() {
-                fetcher.finish_soon(&partial);
-            }
-        });
-    }
-
-    /// Hands a complete object to a background thread; those that come while one is busy go together.
-    fn finish_soon(self: &Arc<Self>, partial: &Arc<Partial>) {
-        lock(&self.complete).push(partial.clone());
-        let fetcher = self.clone();
-        self.ahead.run(move || {
-            let complete = std::mem::take(&mut *lock(&fetcher.complete));
-            if let Err(error) = fetcher.cache.finish(&complete) {
-                tracing::warn!(%error, "an object could not be made local");
-            }
-        });
+        report
     }
 
     fn wrong_hash(&self, what: String) {
@@ -555,70 +483,4 @@ fn len_within(object: &Object, offset: u64, len: u32) -> usize {
 fn chunk_range(offset: u64, len: usize, chunk_bytes: u32) -> std::ops::RangeInclusive<u32> {
     let chunk = u64::from(chunk_bytes);
     ((offset / chunk) as u32)..=(((offset + len as u64 - 1) / chunk) as u32)
-}
-
-/// Puts the wanted range together from the cache and from what it did not take.
-fn assemble(
-    wanted: Wanted<'_>,
-    partial: Option<&Partial>,
-    chunks: &[u32],
-    held: &HashMap<u32, Arc<Vec<u8>>>,
-    offset: u64,
-    len: usize,
-) -> Result<Vec<u8>, FetchError> {
-    let mut bytes = vec![0; len];
-    let failed =
-        |source| FetchError::from(CacheError::Io { what: format!("read object {}", wanted.object.id), source });
-    if let (Some(partial), true) = (partial, held.is_empty()) {
-        partial.read_at(&mut bytes, offset).map_err(failed)?;
-        return Ok(bytes);
-    }
-    for index in chunks {
-        let chunk_start = u64::from(*index) * u64::from(wanted.chunk_bytes);
-        let chunk_end = chunk_start + u64::from(wanted.chunk_len(*index));
-        let (start, end) = (chunk_start.max(offset), chunk_end.min(offset + len as u64));
-        let into = &mut bytes[(start - offset) as usize..(end - offset) as usize];
-        match (held.get(index), partial) {
-            (Some(chunk), _) => {
-                into.copy_from_slice(&chunk[(start - chunk_start) as usize..(end - chunk_start) as usize]);
-            }
-            (None, Some(partial)) => partial.read_at(into, start).map_err(failed)?,
-            (None, None) => return Err(failed(io::ErrorKind::NotFound.into())),
-        }
-    }
-    Ok(bytes)
-}
-
-/// Decides whether a failure is tried again, and when.
-struct Retry {
-    deadline: Instant,
-    begun: Instant,
-    pause: Duration,
-    wrong_answers: u32,
-}
-
-impl Retry {
-    fn new(deadline: Instant) -> Self {
-        Self { deadline, begun: Instant::now(), pause: RETRY_PAUSE, wrong_answers: 0 }
-    }
-
-    /// Waits before the next attempt, or returns the error when there shall be none.
-    fn pause(&mut self, error: FetchError) -> Result<(), FetchError> {
-        self.wrong_answers += u32::from(matches!(error, FetchError::WrongHash { .. }));
-        let hopeless = matches!(error, FetchError::Upstream { source: UpstreamError::NotExported(_), .. });
-        if hopeless || self.wrong_answers >= WRONG_ANSWERS_MAX || Instant::now() + self.pause >= self.deadline {
-            return Err(error);
-        }
-        std::thread::sleep(self.pause);
-        self.pause = (self.pause * 2).min(RETRY_PAUSE_MAX);
-        Ok(())
-    }
-
-    /// Fails when time is up although nothing failed.
-    fn check(&self, what: impl Fn() -> String) -> Result<(), FetchError> {
-        match Instant::now() < self.deadline {
-            true => Ok(()),
-            false => Err(FetchError::Deadline { what: what(), deadline: self.deadline - self.begun }),
-        }
-    }
 }

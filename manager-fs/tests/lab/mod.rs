@@ -1,7 +1,7 @@
 //! A mount daemon in small: real holder, worker and helper processes around an upstream that reads a directory.
 //!
-//! The holder starts this very test binary again, with `--exact lab_process` and the role in the environment. Faults of
-//! the upstream are files that a test makes while the daemon runs: `offline`, `lie`, `slow`.
+//! The holder starts this very test binary again, with the role in the environment. Faults of the upstream are files
+//! that a test makes while the daemon runs: `offline`, `lie`, `slow`.
 
 #![allow(dead_code)]
 
@@ -133,7 +133,30 @@ impl Lab {
 
     /// `role` is `hold` or `hold-namespace`.
     pub fn start(&mut self, role: &str) {
-        let child = self.command(role).stderr(Stdio::piped()).spawn().unwrap();
+        self.start_by(self.command(role));
+    }
+
+    /// Starts as a user without rights. Everything below the directory is given to it first.
+    pub fn start_unprivileged(&mut self, role: &str) {
+        use std::os::unix::process::CommandExt;
+        const NOBODY: u32 = 65_534;
+        let owned = Command::new("chown").arg("-R").arg(NOBODY.to_string()).arg(&self.dir).status().unwrap();
+        assert!(owned.success());
+        let mut command = self.command(role);
+        // The build directory may be closed to others; the binary is executed from a copy.
+        let copy = self.dir.join("test-binary");
+        fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        let mut by_nobody = Command::new(copy);
+        for (name, value) in command.get_envs() {
+            by_nobody.env(name, value.unwrap_or_default());
+        }
+        command = by_nobody;
+        command.stdout(Stdio::null()).uid(NOBODY).gid(NOBODY);
+        self.start_by(command);
+    }
+
+    fn start_by(&mut self, mut command: Command) {
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
         let child = self.holder.insert(child);
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let ready =
@@ -144,7 +167,6 @@ impl Lab {
 
     pub fn command(&self, role: &str) -> Command {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "lab_process", "--nocapture", "--test-threads=1"]);
         command.env("LAB_ROLE", role).env("LAB_DIR", &self.dir).stdout(Stdio::null());
         command
     }
@@ -155,6 +177,13 @@ impl Lab {
 
     pub fn layout(&self) -> Layout {
         layout(&self.dir)
+    }
+
+    /// Ends the holder as a crash would.
+    pub fn kill_holder(&mut self) {
+        let mut holder = self.holder.take().unwrap();
+        holder.kill().unwrap();
+        holder.wait().unwrap();
     }
 
     /// A command to the worker; asked again while there is none.
@@ -224,13 +253,22 @@ pub fn layout(dir: &Path) -> Layout {
     Layout { run: dir.join("run"), cache: dir.join("cache"), mountpoint: dir.join("run/mnt") }
 }
 
-/// What a re-started test binary does; returns at once in the real one.
+/// What a re-started test binary does; returns at once in the one that runs the tests. No thread may run yet.
 pub fn process() {
     let Ok(role) = std::env::var("LAB_ROLE") else { return };
     let dir = PathBuf::from(std::env::var("LAB_DIR").unwrap());
     let result = match role.as_str() {
         "worker" => worker(&dir),
-        "helper" => serve_helper(layout(&dir), 64 << 20),
+        "helper" => {
+            let meta_bytes_max =
+                fs::read_to_string(dir.join("meta-bytes")).map_or(64 << 20, |text| text.parse().unwrap());
+            serve_helper(layout(&dir), meta_bytes_max)
+        }
+        // By hand: LAB_ROLE=publish LAB_SOURCE=DIR, then LAB_ROLE=hold, then lines to run/lab.sock.
+        "publish" => {
+            println!("{}", Origin::at(&dir.join("origin")).publish(Path::new(&std::env::var("LAB_SOURCE").unwrap())));
+            Ok(())
+        }
         "hold" => hold_in(&dir, NamespaceChoice::Own),
         "hold-namespace" => hold_in(&dir, NamespaceChoice::New),
         other => panic!("{other}"),
@@ -246,8 +284,7 @@ fn hold_in(dir: &Path, namespace: NamespaceChoice) -> anyhow::Result<()> {
     // Roles travel in the arguments' place: a wrapper sets the variable and executes this binary.
     let role = |role: &str| {
         let exe = std::env::current_exe().unwrap();
-        let script =
-            format!("LAB_ROLE={role} exec '{}' --exact lab_process --nocapture --test-threads=1", exe.display());
+        let script = format!("LAB_ROLE={role} exec '{}'", exe.display());
         vec!["-c".into(), script.into()]
     };
     hold(&HoldOptions {
@@ -256,6 +293,10 @@ fn hold_in(dir: &Path, namespace: NamespaceChoice) -> anyhow::Result<()> {
         worker_args: role("worker"),
         helper_args: role("helper"),
         namespace,
+        fuse_device: match dir.join("no-fuse").exists() {
+            true => "/dev/there-is-no-fuse".into(),
+            false => "/dev/fuse".into(),
+        },
     })
 }
 
@@ -301,10 +342,22 @@ impl Serving {
         let far = Instant::now() + Duration::from_secs(60);
         Ok(match words {
             ["pid"] => std::process::id().to_string(),
+            ["verify", tree] => {
+                let tree: TreeId = tree.parse()?;
+                let loaded = self.objects.load(&tree, far)?;
+                let cancel = AtomicBool::new(false);
+                let report = self.objects.fetcher().verify_local(&tree, loaded.manifest(), &cancel);
+                format!("{} {}", report.checked, report.wrong.len())
+            }
             ["counts"] => self.server.as_ref().map_or(0, |server| server.counts().total()).to_string(),
             ["opcodes"] => format!("{:?}", self.server.as_ref().map(|server| server.counts().snapshot())),
             ["fetched"] => self.objects.fetcher().counts().plain_bytes.to_string(),
             ["usage"] => format!("{:?}", self.objects.fetcher().cache().usage()),
+            ["probe"] => format!("{:?}", self.mounts.probe()?),
+            ["rss"] => fs::read_to_string("/proc/self/status")?
+                .lines()
+                .find_map(|line| line.strip_prefix("VmRSS:"))
+                .map_or(String::new(), |text| text.trim().trim_end_matches(" kB").to_owned()),
             ["meta"] => format!("{:?}", self.mounts.helper().meta_usage()?),
             ["attach", tree] => {
                 let tree: TreeId = tree.parse()?;

@@ -9,7 +9,8 @@ use proto::manifest::{Manifest, Object};
 use proto::{ObjectId, TreeId};
 
 use super::flight::{Departed, Flight, FlightState, Leg};
-use super::{FetchError, Fetcher, Retry, Urgency, Wanted, has};
+use super::retry::Retry;
+use super::{FetchError, Fetcher, Urgency, Wanted, has};
 use crate::host::cache::{CacheError, Partial, Place};
 
 /// How a tree is made local.
@@ -40,6 +41,9 @@ pub struct HydrateProgress {
 /// chunk in it need not ask itself.
 const BATCH_BYTES: u64 = 4 << 20;
 
+/// Objects of one batch: each has two descriptors open until it is whole.
+const BATCH_OBJECTS: usize = 64;
+
 struct Pending<'a> {
     object: &'a Object,
     partial: Arc<Partial>,
@@ -68,7 +72,10 @@ impl Fetcher {
         while todo.peek().is_some() {
             let mut batch = Vec::new();
             let (mut bytes, mut chunks) = (0, 0);
-            while let Some(object) = todo.next_if(|_| bytes < BATCH_BYTES && chunks < CHUNKS_PER_REQUEST_MAX) {
+            let room = |bytes: u64, chunks: usize, objects: usize| {
+                bytes < BATCH_BYTES && chunks < CHUNKS_PER_REQUEST_MAX && objects < BATCH_OBJECTS
+            };
+            while let Some(object) = todo.next_if(|_| room(bytes, chunks, batch.len())) {
                 if let Some(pending) = self.pending(manifest, object)? {
                     bytes += object.bytes;
                     chunks += object.chunks.len();
@@ -86,7 +93,10 @@ impl Fetcher {
         }
         match manifest.objects.iter().find(|object| !self.cache.is_local(object)) {
             Some(object) => Err(self.did_not_stay(object.id)),
-            None => Ok(progress(HydrateProgress { local_bytes: object_bytes, object_bytes })),
+            None => {
+                progress(HydrateProgress { local_bytes: object_bytes, object_bytes });
+                Ok(())
+            }
         }
     }
 

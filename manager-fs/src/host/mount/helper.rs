@@ -90,7 +90,7 @@ impl Helper {
             HelperRequest::Mount { tree, with_fuse } => self.mount(&tree, with_fuse),
             HelperRequest::Unmount { tree } => self.unmount(&tree),
             HelperRequest::UnmountAll => {
-                for mounted in self.list()? {
+                for mounted in generations(&self.layout)? {
                     if let Err(error) = self.unmount(&mounted.tree) {
                         tracing::warn!(tree = %mounted.tree, %error, "not unmounted");
                     }
@@ -106,7 +106,10 @@ impl Helper {
                 let made = copy::make(&self.layout.copies(), &self.layout.local_objects(), &tree, &manifest)?;
                 Ok(mounted_reply(&made, false, &manifest, begun, begun))
             }
-            HelperRequest::List => self.list().map(HelperReply::List),
+            HelperRequest::List => {
+                let _one_at_a_time = lock(&self.mounting);
+                self.list().map(HelperReply::List)
+            }
             HelperRequest::Probe => Ok(HelperReply::Probe(self.probe().clone())),
             HelperRequest::MetaUsage => self.meta_usage().map(HelperReply::MetaUsage),
         }
@@ -145,6 +148,10 @@ impl Helper {
                 return Ok(HelperReply::Busy);
             }
         }
+        if generations(&self.layout)?.iter().any(|layer| layer.tree == *tree) {
+            // A dead one below is still in use, and needs the metadata.
+            return Ok(HelperReply::Unmounted);
+        }
         let _ = std::fs::remove_dir(&target);
         if let Some(flavour) = self.probe().flavour() {
             TmpfsMeta::new(self.layout.meta(), flavour).remove(tree)?;
@@ -171,19 +178,40 @@ impl Helper {
         Ok(HelperReply::Warmed { bytes, took_us: begun.elapsed().as_micros() as u64 })
     }
 
-    /// From the mount table alone: nothing is touched.
+    /// The generations that work, by the mount table: nothing is touched but what an earlier holder left dead, which goes
+    /// when nobody uses it.
     fn list(&self) -> io::Result<Vec<MountedGeneration>> {
-        let generations = self.layout.generations();
-        let fuse_layer = format!("{DATA_LAYER_OPTION}{}", self.layout.fuse_objects().display());
-        Ok(overlay::mounts()?
-            .into_iter()
-            .filter(|line| line.kind == "overlay" && line.target.parent() == Some(&generations))
-            .filter_map(|line| {
-                let tree = line.target.file_name()?.to_str()?.parse().ok()?;
-                let path = line.target.to_str()?.to_owned();
-                Some(MountedGeneration { tree, path, with_fuse: line.options.contains(&fuse_layer) })
-            })
-            .collect())
+        let mut mounted = generations(&self.layout)?;
+        let mut stale = self.stale();
+        if stale.is_empty() {
+            return Ok(mounted);
+        }
+        for tree in stale.clone() {
+            let layers = |mounted: &[MountedGeneration]| mounted.iter().filter(|layer| layer.tree == tree).count();
+            let dead = stale.iter().filter(|known| **known == tree).count();
+            // A new mount lies over the dead ones: those below it cannot be reached.
+            if layers(&mounted) <= dead && overlay::unmount_unused(&self.layout.generation(&tree)).unwrap_or(false) {
+                mounted = generations(&self.layout)?;
+            }
+            if layers(&mounted) < dead
+                && let Some(at) = stale.iter().position(|known| *known == tree)
+            {
+                stale.remove(at);
+            }
+        }
+        let lines: String = stale.iter().map(|tree| format!("{tree}\n")).collect();
+        std::fs::write(self.layout.stale(), lines)?;
+        for tree in stale {
+            if let Some(at) = mounted.iter().position(|layer| layer.tree == tree) {
+                mounted.remove(at);
+            }
+        }
+        Ok(mounted)
+    }
+
+    fn stale(&self) -> Vec<TreeId> {
+        let text = std::fs::read_to_string(self.layout.stale()).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
     }
 
     fn probe(&self) -> &ProbeReport {
@@ -203,6 +231,21 @@ impl Helper {
             .map_err(|e| io::Error::new(e.kind(), format!("manifest {}: {e}", path.display())))?;
         Manifest::decode(&bytes, tree).map_err(io::Error::other)
     }
+}
+
+/// Every overlay of a generation, in the order in which they were mounted.
+pub(super) fn generations(layout: &Layout) -> io::Result<Vec<MountedGeneration>> {
+    let parent = layout.generations();
+    let fuse_layer = format!("{DATA_LAYER_OPTION}{}", layout.fuse_objects().display());
+    Ok(overlay::mounts()?
+        .into_iter()
+        .filter(|line| line.kind == "overlay" && line.target.parent() == Some(&parent))
+        .filter_map(|line| {
+            let tree = line.target.file_name()?.to_str()?.parse().ok()?;
+            let path = line.target.to_str()?.to_owned();
+            Some(MountedGeneration { tree, path, with_fuse: line.options.contains(&fuse_layer) })
+        })
+        .collect())
 }
 
 fn mounted_reply(path: &Path, already: bool, manifest: &Manifest, begun: Instant, meta_made: Instant) -> HelperReply {

@@ -33,6 +33,8 @@ pub struct HoldOptions {
     pub helper_args: Vec<OsString>,
     /// Whose mounts they are.
     pub namespace: NamespaceChoice,
+    /// `/dev/fuse`; where it cannot be opened the mount does without ([`super::DataPath`]).
+    pub fuse_device: PathBuf,
 }
 
 /// Where the mounts are made.
@@ -85,6 +87,7 @@ pub fn hold(options: &HoldOptions) -> anyhow::Result<()> {
     prepare_dirs(&options.layout)?;
     let _only_one = lock_run(&options.layout.run)?;
     clear_dead_mount(&options.layout.mountpoint)?;
+    note_stale_generations(&options.layout)?;
     let mut held = Held::open(options, namespace_pid)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(held.run());
@@ -124,7 +127,7 @@ enum Event {
 impl<'o> Held<'o> {
     fn open(options: &'o HoldOptions, namespace_pid: Option<u32>) -> anyhow::Result<Self> {
         let mut greeting = Greeting { init: Vec::new(), answer: None, restarts: 0, namespace_pid, fuse_fault: None };
-        let device = match open_fuse(&options.layout.mountpoint) {
+        let device = match open_fuse(&options.fuse_device, &options.layout.mountpoint) {
             Ok((device, init)) => {
                 greeting.init = init;
                 Some(device)
@@ -290,7 +293,7 @@ async fn end(worker: &mut Child) -> anyhow::Result<()> {
 /// Starts a child that inherits exactly these descriptors beside 0 to 2.
 fn spawn(mut command: Command, fds: &[BorrowedFd<'_>]) -> io::Result<Child> {
     // Without CLOEXEC only while the child is started; this process has one thread, so no other child gets them.
-    let inheritable = fds.iter().map(|fd| rustix::io::dup(fd)).collect::<Result<Vec<_>, _>>()?;
+    let inheritable = fds.iter().map(rustix::io::dup).collect::<Result<Vec<_>, _>>()?;
     let numbers: Vec<String> = inheritable.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
     command.env(FDS, numbers.join(",")).spawn()
 }
@@ -316,10 +319,12 @@ pub(super) fn inherited_worker() -> anyhow::Result<(Option<OwnedFd>, UnixStream,
 }
 
 /// Mounts and waits for INIT, which the kernel sends first and once.
-fn open_fuse(mountpoint: &Path) -> anyhow::Result<(OwnedFd, Vec<u8>)> {
+fn open_fuse(device: &Path, mountpoint: &Path) -> anyhow::Result<(OwnedFd, Vec<u8>)> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let device = rustix::fs::open("/dev/fuse", flags, Mode::empty()).context("open /dev/fuse")?;
+    let device = rustix::fs::open(device, flags, Mode::empty()).with_context(|| {
+        format!("open {}: load the fuse module, or ask for permission to use it", device.display())
+    })?;
     overlay::mount_fuse(device.as_fd(), mountpoint)
         .with_context(|| format!("mount FUSE at {}", mountpoint.display()))?;
     let mut init = vec![0; INIT_READ_BYTES];
@@ -395,4 +400,16 @@ fn clear_dead_mount(mountpoint: &Path) -> anyhow::Result<()> {
         overlay::detach_dead(mountpoint).with_context(|| format!("unmount the dead {}", mountpoint.display()))?;
     }
     Ok(())
+}
+
+/// An overlay over the FUSE mount of an earlier holder still shows what is in the page cache and fails for the rest. The
+/// helper takes it away as soon as nobody uses it, and mounts anew over it before that. Node numbers died with that mount.
+fn note_stale_generations(layout: &Layout) -> anyhow::Result<()> {
+    let _ = std::fs::remove_file(layout.numbers());
+    let stale: String = super::helper::generations(layout)?
+        .into_iter()
+        .filter(|mounted| mounted.with_fuse)
+        .map(|mounted| format!("{}\n", mounted.tree))
+        .collect();
+    std::fs::write(layout.stale(), stale).with_context(|| format!("write {}", layout.stale().display()))
 }

@@ -77,6 +77,11 @@ impl Layout {
         self.run.join("numbers")
     }
 
+    /// Generations whose FUSE layer died with an earlier holder, one tree id a line.
+    fn stale(&self) -> PathBuf {
+        self.run.join("stale")
+    }
+
     /// The first data layer.
     pub fn local_objects(&self) -> PathBuf {
         self.cache.join("local")

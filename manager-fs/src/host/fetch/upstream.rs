@@ -1,0 +1,47 @@
+//! The side from which bytes come.
+
+use std::time::Instant;
+
+use proto::TreeId;
+use proto::bulk::ChunkHead;
+use proto::message::ChunkRange;
+
+/// Where bytes come from. Implemented over the network by the daemon, and by tests. All calls block.
+pub trait Upstream: Send + Sync {
+    /// The stored bytes of a tree's manifest; the caller checks them.
+    fn manifest(&self, tree: &TreeId, deadline: Instant) -> Result<Vec<u8>, UpstreamError>;
+
+    /// Calls `sink` with each wanted chunk, in any order; [`ChunkHead::sequence`] counts the chunks of `wants` as
+    /// they are named. What `sink` was given before an error is used.
+    fn chunks(
+        &self,
+        tree: &TreeId,
+        wants: &[ChunkRange],
+        urgency: Urgency,
+        deadline: Instant,
+        sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
+    ) -> Result<(), UpstreamError>;
+}
+
+/// Whether someone waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// A program waits for these bytes.
+    Demand,
+    /// Fetched ahead; must never delay a demand.
+    Background,
+}
+
+/// Why the upstream did not deliver.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamError {
+    /// This host may not have the tree. Asking again does not help.
+    #[error("not exported to this host: {0}")]
+    NotExported(String),
+    /// Not reachable, too slow, or cut off. Asking again may help.
+    #[error("manager unavailable: {0}")]
+    Unavailable(String),
+    /// It answered with a failure.
+    #[error("manager failed: {0}")]
+    Failed(String),
+}
