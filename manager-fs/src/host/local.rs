@@ -25,8 +25,8 @@ const PROGRESS_MIN: Duration = Duration::from_millis(100);
 const PROGRESS_MAX: Duration = Duration::from_secs(2);
 /// A stage that cannot reach the manager tries again after this time.
 const STAGE_PAUSE: Duration = Duration::from_secs(1);
-/// How long `status` waits for a fresh look at the processes before it shows the last one.
-const USERS_DEADLINE: Duration = Duration::from_millis(200);
+/// How long `status` waits for a fresh look at the processes, and at the agents, before it shows the last one.
+const LOOK_DEADLINE: Duration = Duration::from_millis(200);
 
 /// Accepts connections for ever.
 pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
@@ -135,7 +135,8 @@ async fn status_text(daemon: &Arc<Daemon>) -> String {
         Ok(())
     });
     // A look that takes longer goes on, and shows next time.
-    let _ = tokio::time::timeout(USERS_DEADLINE, look).await;
+    let _ = tokio::time::timeout(LOOK_DEADLINE, look).await;
+    let _ = tokio::time::timeout(LOOK_DEADLINE, daemon.relay.look()).await;
     status::document(daemon).to_string()
 }
 
