@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
-use proto::message::{Fault, HostRequest, ManagerReply, Role};
+use proto::message::{Fault, HostRequest, ManagerReply, Role, Unix};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
@@ -65,12 +65,25 @@ pub(super) async fn welcome(
             }
         }
     }
-    // A connection lives no longer than the certificate that it was admitted with; the host renews long before.
-    if let Some(ends) = ends {
+    if let (Some(peer), Some(ends)) = (&session.peer, ends) {
+        close_in_time(&session.manager, &link, peer, ends).await;
+    }
+}
+
+/// A connection lives no longer than the host's right to it: that of its certificate, or of one that replaced it.
+async fn close_in_time(manager: &Manager, link: &Link, peer: &Peer, mut ends: Unix) {
+    loop {
         let left = Duration::from_millis(ends.saturating_sub(now()));
         tokio::select! {
-            _ = link.closed() => {}
-            () = tokio::time::sleep(left) => link.close("the host's certificate has expired"),
+            _ = link.closed() => return,
+            () = tokio::time::sleep(left) => {}
+        }
+        // A host that has renewed goes on undisturbed, as reads may be under way.
+        let newest =
+            manager.state.host(&peer.host).ok().flatten().and_then(|record| record.newest_certificate_ends());
+        match newest.filter(|newest| *newest > now()) {
+            Some(newest) => ends = newest,
+            None => return link.close("the host's certificate has expired"),
         }
     }
 }

@@ -82,6 +82,20 @@ async fn an_expired_certificate_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_connection_ends_with_its_certificate_unless_that_was_renewed() {
+    let fixture = Fixture::with_lifetime(Duration::from_secs(3)).await;
+    let (silent, renewing) = (fixture.host("silent").await, fixture.host("renewing").await);
+    let renewed = enroll::renew(&renewing.link, &fixture.state("renewing")).await.unwrap();
+    // Whole seconds: the new certificate may end with the old one.
+    let until = silent.link.closed();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let renewed = enroll::renew(&renewing.link, &fixture.state("renewing")).await.unwrap_or(renewed);
+    tokio::time::timeout(SOON, until).await.unwrap();
+    assert!(renewed.not_after > silent.identity.not_after);
+    assert_eq!(renewing.exports().await, Vec::<String>::new(), "a renewed host is not disturbed");
+}
+
+#[tokio::test]
 async fn a_certificate_of_another_manager_is_refused() {
     let (fixture, other) = (Fixture::new().await, Fixture::new().await);
     let mut foreign = other.enrolled("web-1").await;

@@ -211,7 +211,7 @@ impl Manager {
                 connected_since,
                 last_seen: if connected_since.is_some() { now() } else { status.last_seen },
                 enrolled: record.enrolled,
-                certificate_expires: record.certificates.iter().map(|issued| issued.not_after).max(),
+                certificate_expires: record.newest_certificate_ends(),
                 revoked: record.revoked,
                 groups: self.state.groups_of(&name)?.into_iter().collect(),
                 software: status.software,

@@ -29,6 +29,13 @@ pub struct HostRecord {
     pub revoked: Option<Unix>,
 }
 
+impl HostRecord {
+    /// When the last of its certificates ends; `None`: it has none that is accepted.
+    pub fn newest_certificate_ends(&self) -> Option<Unix> {
+        self.certificates.iter().map(|issued| issued.not_after).max()
+    }
+}
+
 /// A certificate that was issued to a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IssuedCertificate {
