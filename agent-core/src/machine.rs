@@ -130,8 +130,16 @@ impl State {
 const HEALTH_AGAIN_MS: u64 = 200;
 
 impl Probation {
+    fn is_of(&self, change: ChangeId) -> bool {
+        self.change.is_some_and(|(ours, _)| ours == change)
+    }
+
     fn on(mut self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
         match event {
+            // Asked again by somebody who did not hear the answer before the exec.
+            Event::SaveAsked { change, .. } | Event::AttachAsked { change, .. } if self.is_of(change) => {
+                (State::Probation(self), answer(Ok(())))
+            }
             Event::SaveAsked { change, record } => (State::Probation(self), save(change, record)),
             Event::Saved { change, result, took_us } => {
                 let effects = saved(&mut self.saved, change, result, took_us, facts);
@@ -161,9 +169,7 @@ impl Probation {
             }
             // A full disk is no fault of the version, but an unwritten confirmation is none: try until the time is up.
             Event::Failed { .. } => (State::Probation(self), vec![Effect::CheckHealth { after_ms: HEALTH_AGAIN_MS }]),
-            Event::FinishAsked { change, .. } if self.change.is_some_and(|(ours, _)| ours == change) => {
-                (State::Probation(self), answer(Ok(())))
-            }
+            Event::FinishAsked { change, .. } if self.is_of(change) => (State::Probation(self), answer(Ok(()))),
             Event::AttachAsked { .. } | Event::FinishAsked { .. } => {
                 let text = "the running version has not proved itself yet; ask again when it has".to_owned();
                 (State::Probation(self), answer(Err(Fault::Unavailable(text))))
@@ -176,8 +182,18 @@ impl Probation {
 }
 
 impl Serving {
+    /// What is answered to messages of a change-over that is over: they may come late, or once more.
+    fn has_ended(&self, change: ChangeId) -> Option<Result<(), Fault>> {
+        let (_, reason) = self.ended.as_ref().filter(|(ended, _)| *ended == change)?;
+        Some(reason.clone().map_or(Ok(()), |reason| Err(Fault::Refused(reason))))
+    }
+
     fn on(mut self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
         match event {
+            Event::SaveAsked { change, .. } if self.has_ended(change).is_some() => {
+                let reply = self.has_ended(change).unwrap_or(Ok(()));
+                (State::Serving(self), answer(reply))
+            }
             Event::SaveAsked { change, record } => (State::Serving(self), save(change, record)),
             Event::Saved { change, result, took_us } => {
                 let effects = saved(&mut self.saved, change, result, took_us, facts);
@@ -187,11 +203,7 @@ impl Serving {
                 self.attach(Asked { change, release, attach, lazy, retry_bad }, facts)
             }
             Event::FinishAsked { change, .. } => {
-                let reply = match &self.ended {
-                    Some((ended, None)) if *ended == change => Ok(()),
-                    Some((ended, Some(reason))) if *ended == change => Err(Fault::Refused(reason.clone())),
-                    Some(_) | None => Err(out_of_order(change, "B")),
-                };
+                let reply = self.has_ended(change).unwrap_or_else(|| Err(out_of_order(change, "B")));
                 (State::Serving(self), answer(reply))
             }
             // Late results of a change-over that is over.
@@ -207,10 +219,7 @@ impl Serving {
 
     fn attach(mut self, asked: Asked, facts: &Facts) -> (State, Vec<Effect>) {
         let change = asked.change;
-        if let Some((ended, reason)) = &self.ended
-            && *ended == change
-        {
-            let reply = reason.clone().map_or(Ok(()), |reason| Err(Fault::Refused(reason)));
+        if let Some(reply) = self.has_ended(change) {
             return (State::Serving(self), answer(reply));
         }
         let target = match &self.saved {

@@ -240,3 +240,31 @@ fn a_result_that_comes_too_late_is_not_taken_for_another() {
     let (state, effects) = state.on(late, &facts());
     assert!(matches!(state, State::Staging(_)) && effects.is_empty());
 }
+
+#[test]
+fn messages_that_come_twice_are_answered_twice_and_followed_once() {
+    let (change, saved) = (ChangeId(7), Saved { change: ChangeId(7), candidate: candidate(2) });
+    let states = [
+        State::Staging(Staging { target: saved.clone(), finish: Some(1) }),
+        State::Draining(Leaving { target: saved.clone() }),
+        State::Journaling(Leaving { target: saved.clone() }),
+        State::Probation(Probation { change: Some((change, None)), saved: None }),
+        State::Serving(Serving { saved: None, ended: Some((change, None)) }),
+    ];
+    for state in states {
+        for message in [
+            Event::SaveAsked { change, record: vec![2] },
+            attach(2, false),
+            Event::FinishAsked { change, drain_deadline_ms: 1 },
+        ] {
+            let (next, effects) = state.clone().on(message, &facts());
+            assert_eq!(effects, [Effect::Answer(Ok(()))], "{state:?}");
+            assert_eq!(next, state);
+        }
+    }
+    // Staged: message C, the first time.
+    let (state, effects) = State::Staged(Staged { target: saved }).on(attach(2, false), &facts());
+    assert_eq!(effects, [Effect::Answer(Ok(()))]);
+    let (state, _) = state.on(Event::FinishAsked { change, drain_deadline_ms: 1 }, &facts());
+    assert!(matches!(state, State::Draining(_)));
+}
