@@ -15,9 +15,12 @@ use super::control::changes::{ChangeEnd, ChangeRecord};
 use super::control::generations::{Export, Generation};
 use super::now;
 use super::server::{Manager, News};
+use crate::net::{Link, NetError};
 
 /// How long a host may take to accept a change-over (not to carry it out).
 const ACCEPT_DEADLINE: Duration = Duration::from_secs(60);
+/// How often it is looked whether a host is back.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// News says when to look again; this only covers news that was lost.
 const NEWS_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -250,6 +253,34 @@ impl Manager {
         })
     }
 
+    /// Gives the order to the host. A connection that breaks before the answer may have broken between two of the three
+    /// messages (the host's worker was replaced), so the order is given again on the next one: the agent answers
+    /// messages that it has had, and follows them once.
+    async fn hand_over(
+        &self,
+        host: &HostName,
+        mut link: Link,
+        order: &ManagerRequest,
+    ) -> Result<HostReply, NetError> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            let error = match link.request::<_, HostReply>(order, |_| {}, ACCEPT_DEADLINE).await {
+                Err(error @ NetError::Closed(_)) => error,
+                answered => return answered,
+            };
+            tracing::info!(%host, %error, "the order is given again when the host is back");
+            link = loop {
+                if begun.elapsed() > ACCEPT_DEADLINE {
+                    return Err(error);
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+                if let Some(link) = self.control_link(host) {
+                    break link;
+                }
+            };
+        }
+    }
+
     async fn upgrade_host(
         self: &Arc<Self>,
         host: &HostName,
@@ -294,7 +325,7 @@ impl Manager {
             drain_deadline_ms: order.drain_deadline_ms.unwrap_or(record.metadata.drain_deadline_ms),
             retry_bad: order.retry_bad,
         });
-        let reply = link.request::<_, HostReply>(&request, |_| {}, ACCEPT_DEADLINE).await;
+        let reply = self.hand_over(host, link, &request).await;
         let refusal = match reply {
             Ok(HostReply::Done) => None,
             Ok(HostReply::Fault(fault)) => Some(fault.to_string()),
