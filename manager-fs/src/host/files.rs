@@ -1,10 +1,10 @@
-//! Small files that must be whole or absent after a power cut.
+//! Small files of this host: whole or absent after a power cut, and never read without a bound.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 
-use rustix::fs::Mode;
+use agent_core::durable::{self, Durability, FileFault};
 
 /// Replaces `path` with `bytes`: after a power cut it holds the old bytes or the new ones. Missing directories are made.
 ///
@@ -12,21 +12,11 @@ use rustix::fs::Mode;
 /// Of the file system; the old file is untouched then.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = path.parent().ok_or_else(|| io::Error::other("a file needs a directory"))?;
-    fs::create_dir_all(directory)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let beside = directory.join(format!(".{name}.{}.{:?}.new", std::process::id(), std::thread::current().id()));
-    let written = write_and_sync(&beside, bytes).and_then(|()| fs::rename(&beside, path));
-    if written.is_err() {
-        // The error that matters is the one above; what is left over is replaced by the next attempt of this thread.
-        let _ = fs::remove_file(&beside);
-    }
-    written?;
-    sync_directory(directory)
-}
-
-/// Makes names created, renamed or removed in `directory` durable.
-pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
+    let written = durable::create_dir(directory).and_then(|()| durable::write(path, bytes, Durability::PowerCut));
+    written.map_err(|fault| match fault {
+        FileFault::Io { source, .. } => source,
+        other => io::Error::other(other.to_string()),
+    })
 }
 
 /// Reads a file that may be missing, at most `bytes_max` bytes.
@@ -49,14 +39,6 @@ pub(crate) fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<Option<Vec
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-fn write_and_sync(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use rustix::fs::OFlags;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let mut file = File::from(rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))?);
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 #[cfg(test)]

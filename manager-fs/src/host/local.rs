@@ -12,7 +12,7 @@ use proto::codec;
 use proto::daemon::{Attached, DaemonReply, DaemonRequest, StageProgress};
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::Fault;
-use proto::{Product, TreeId};
+use proto::{GenerationRef, Product, TreeId};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
@@ -170,6 +170,8 @@ async fn stage(
     lazy: bool,
     answer: &Answer,
 ) -> Result<DaemonReply, Fault> {
+    // What was exported a moment ago may not have reached this host yet; what is not exported at all is refused here.
+    daemon.resolve(&GenerationRef::TreePrefix(tree.to_hex())).await?;
     let cancel = Arc::new(AtomicBool::new(false));
     let (told, progress) = watch::channel(StageProgress { local_bytes: 0, object_bytes: 0 });
     let work = {
