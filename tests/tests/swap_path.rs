@@ -281,13 +281,13 @@ fn another_record_starts_differently_and_a_changed_one_is_refused() {
 
 /// The `--role` of the agent that runs on the host, from its command line.
 fn role_of_the_agent(host: &Host) -> String {
-    let status = host.status();
-    let pid = &status["agents"][0]["pid"];
-    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_else(|e| panic!("agent {pid}: {e}: {status}"));
-    let words: Vec<_> =
-        line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-    let at = words.iter().position(|word| word == "--role").unwrap_or_else(|| panic!("no --role in {words:?}"));
-    words[at + 1].clone()
+    // The daemon asks the agents what they are; right after a start it may still know of the one before.
+    until("the daemon knows the agent that runs", || {
+        let status = host.status();
+        let line = fs::read(format!("/proc/{}/cmdline", status["agents"][0]["pid"])).ok()?;
+        let words = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+        words.skip_while(|word| word != "--role").nth(1)
+    })
 }
 
 #[test]
