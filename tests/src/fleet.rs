@@ -118,6 +118,8 @@ pub struct Host {
     pub name: String,
     agents: Vec<(String, Service)>,
     mount: Option<Service>,
+    /// Where this process sees the daemon's mounts, when they are in a namespace of their own (without root).
+    seen_below: Option<PathBuf>,
     dir: TempDir,
 }
 
@@ -125,7 +127,7 @@ impl Host {
     /// Makes a host's directories; nothing runs yet.
     pub fn new(name: &str) -> Self {
         let dir = tempfile::Builder::new().prefix(name).tempdir().expect("a temporary directory");
-        Self { name: name.to_owned(), agents: Vec::new(), mount: None, dir }
+        Self { name: name.to_owned(), agents: Vec::new(), mount: None, seen_below: None, dir }
     }
 
     /// An enrolled and mounted host.
@@ -150,6 +152,21 @@ impl Host {
         let mut args = vec!["mount"];
         args.extend(more);
         self.mount = Some(Service::start(&format!("mount of {}", self.name), &mut self.command(&args)));
+        let namespace = self.status()["daemon"]["namespace_pid"].as_u64();
+        self.seen_below = namespace.map(|pid| PathBuf::from(format!("/proc/{pid}/root")));
+    }
+
+    /// The directory below which this process sees the daemon's paths: `/`, or the root of its namespace.
+    pub fn seen_below(&self) -> &Path {
+        self.seen_below.as_deref().unwrap_or(Path::new("/"))
+    }
+
+    /// Where this process sees a path of the daemon.
+    fn seen(&self, path: PathBuf) -> PathBuf {
+        match &self.seen_below {
+            Some(root) => root.join(path.strip_prefix("/").expect("an absolute path")),
+            None => path,
+        }
     }
 
     /// Ends the mount daemon; returns its exit code.
@@ -202,7 +219,7 @@ impl Host {
 
     /// The default mountpoint.
     pub fn mountpoint(&self) -> PathBuf {
-        self.path("run/mnt")
+        self.seen(self.path("run/mnt"))
     }
 
     /// A command of this host, not yet run.
@@ -229,7 +246,7 @@ impl Host {
             let output = self.run(&["attach", generation]);
             (output.code == Some(0)).then_some(output)
         });
-        PathBuf::from(output.text())
+        self.seen(PathBuf::from(output.text()))
     }
 
     /// The document of `status --json`.

@@ -346,6 +346,7 @@ fn without_the_manager_what_is_cached_starts_and_what_is_not_fails_in_time() {
     assert_eq!(fs::read(host.attach("cached@1.0").join("share/large")).unwrap(), noise(3 << 20));
     manager.serve();
     proxy.heal();
+    let view = host.mountpoint().join("uncached/1.0/data");
     let content = until("the manager is back", || fs::read(&view).ok());
     assert_eq!(content, noise(8 << 20));
 }

@@ -47,10 +47,19 @@ pub(super) fn mount_fuse(device: BorrowedFd<'_>, target: &Path) -> io::Result<()
     set(fs, "rootmode", "40000")?;
     set(fs, "user_id", rustix::process::geteuid().as_raw().to_string())?;
     set(fs, "group_id", rustix::process::getegid().as_raw().to_string())?;
-    for flag in ["default_permissions", "allow_other"] {
-        fsconfig_set_flag(fs, flag).map_err(|e| explain(fs, flag, e))?;
+    fsconfig_set_flag(fs, "default_permissions").map_err(|e| explain(fs, "default_permissions", e))?;
+    // In a user namespace there is nobody else, and with this flag the kernel would refuse the very same user outside of
+    // it, who looks in through /proc/PID/root.
+    if !in_user_namespace() {
+        fsconfig_set_flag(fs, "allow_other").map_err(|e| explain(fs, "allow_other", e))?;
     }
     finish(fs, TREE_ATTRIBUTES, target)
+}
+
+/// Whether this process's user ids are not the machine's own (`user_namespaces(7)`: the initial map is the identity).
+fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().ne(["0", "0", "4294967295"])
 }
 
 /// Mounts the tmpfs of the metadata layers. Its memory is inodes, not blocks, so inodes are what is limited.
