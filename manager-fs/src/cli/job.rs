@@ -189,6 +189,12 @@ fn wait(id: JobId, json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
         }
         if json {
             println!("{}", json!({ "job": record.id, "progress": record.progress, "waiting": record.waiting }));
+        } else if let Some(waiting) = &record.waiting {
+            // At once: it may be up to the operator that the job can go on.
+            if last.as_ref().is_none_or(|(_, before)| before.as_ref() != Some(waiting)) {
+                line.clear();
+                eprintln!("manager-fs: job {} waits: {waiting}", id.0);
+            }
         } else {
             line.line(&doing(&record));
         }

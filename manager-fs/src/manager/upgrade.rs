@@ -21,6 +21,8 @@ use crate::net::{Link, NetError};
 const ACCEPT_DEADLINE: Duration = Duration::from_secs(60);
 /// How often it is looked whether a host is back.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How long a host whose answer was lost may take to report a first step.
+const BEGIN_DEADLINE: Duration = Duration::from_secs(30);
 /// News says when to look again; this only covers news that was lost.
 const NEWS_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -331,10 +333,11 @@ impl Manager {
             Ok(HostReply::Fault(fault)) => Some(fault.to_string()),
             Ok(_) => Some(String::from("the host gave an answer that makes no sense")),
             // It may have accepted all the same: its steps will tell.
-            Err(error) => {
-                tracing::warn!(%host, %error, "no answer to the change-over");
+            Err(error) if self.begins(&change, &mut news).await? => {
+                tracing::warn!(%host, %error, "no answer to the change-over, but it has begun");
                 None
             }
+            Err(error) => Some(format!("{host} did not answer ({error}) and has not begun to change over")),
         };
         if let Some(reason) = refusal {
             self.state.alter_change(change.id, |record| {
@@ -361,6 +364,25 @@ impl Manager {
                 };
                 Ok(HostEnd { host: host.clone(), change: Some(change.id), verdict, reason: reason.to_owned(), steps })
             }
+        }
+    }
+
+    /// Whether the host reports a step of a change-over within the time that it has to accept one.
+    async fn begins(&self, change: &ChangeRecord, news: &mut broadcast::Receiver<News>) -> anyhow::Result<bool> {
+        let begun = || Ok(self.state.change(change.id)?.is_some_and(|record| !record.steps.is_empty()));
+        let waiting = async {
+            while !begun()? {
+                if let Ok(News::Step(host, event)) = news.recv().await
+                    && (host, event.change) == (change.host.clone(), change.id)
+                {
+                    return anyhow::Ok(());
+                }
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(BEGIN_DEADLINE, waiting).await {
+            Ok(waited) => waited.map(|()| true),
+            Err(_) => begun(),
         }
     }
 

@@ -147,6 +147,27 @@ async fn steps_of_a_change_over_survive_a_killed_manager() {
 }
 
 #[tokio::test]
+async fn a_lost_answer_does_not_lose_the_change_over() {
+    let fixture = Fixture::new().await;
+    let (one, _) = two_versions(&fixture).await;
+    let mut host = fixture.host("web-1").await;
+    fixture.export("data-agent@2.0", &["web-1"]).await;
+    let ((_, report), ()) = tokio::join!(upgrade(&fixture, order(&["web-1"])), async {
+        let (change, _unanswered) = take_order(&mut host, status("1.0", one)).await;
+        host.link.close("network");
+        let mut host = FakeHost::connect(&fixture.address, host.identity.clone()).await.unwrap();
+        // The order comes again, as the first may have been cut short on the host.
+        let (ManagerRequest::ChangeOver(again), answer) = host.next().await else { panic!() };
+        assert_eq!(again, change);
+        answer.finish(&HostReply::Done).await.unwrap();
+        host.report(step(&change, Step::Staged, "")).await;
+        host.report(step(&change, Step::Confirmed, "")).await;
+    });
+    let end = report.unwrap().hosts.remove(0);
+    assert_eq!((end.verdict, end.steps.len()), (Verdict::Confirmed, 2));
+}
+
+#[tokio::test]
 async fn what_cannot_be_changed_over_is_refused_with_the_reason() {
     let fixture = Fixture::new().await;
     let (one, two) = two_versions(&fixture).await;
