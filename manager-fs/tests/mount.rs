@@ -1,5 +1,8 @@
 //! The mount as its users meet it: real processes, real mounts. Needs root and /dev/fuse.
 
+// Panicking is how a test reports, also in the functions that tests share.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod lab;
 
 use std::fs;

@@ -28,18 +28,18 @@ use proto::message::ChunkRange;
 use proto::{Manifest, TreeId};
 
 /// Published trees as plain files: manifests and chunks by id.
-pub struct Origin {
+pub(crate) struct Origin {
     dir: PathBuf,
 }
 
 impl Origin {
-    pub fn at(dir: &Path) -> Self {
+    pub(crate) fn at(dir: &Path) -> Self {
         fs::create_dir_all(dir.join("manifests")).unwrap();
         fs::create_dir_all(dir.join("chunks")).unwrap();
         Self { dir: dir.to_owned() }
     }
 
-    pub fn publish(&self, source: &Path) -> TreeId {
+    pub(crate) fn publish(&self, source: &Path) -> TreeId {
         let scratch = tempfile::tempdir().unwrap();
         let store = Store::open(scratch.path()).unwrap();
         let published = publish(&store, source, &PublishOptions::default(), &Quiet, &AtomicBool::new(false)).unwrap();
@@ -56,7 +56,7 @@ impl Origin {
         published.tree
     }
 
-    pub fn manifest(&self, tree: &TreeId) -> Manifest {
+    pub(crate) fn manifest(&self, tree: &TreeId) -> Manifest {
         Manifest::decode(&fs::read(self.manifest_path(tree)).unwrap(), tree).unwrap()
     }
 
@@ -119,7 +119,7 @@ impl Upstream for Origin {
 }
 
 /// One host directory with a running daemon.
-pub struct Lab {
+pub(crate) struct Lab {
     pub dir: PathBuf,
     pub origin: Origin,
     holder: Option<Child>,
@@ -127,17 +127,17 @@ pub struct Lab {
 
 impl Lab {
     /// Directories only.
-    pub fn new(dir: &Path) -> Self {
+    pub(crate) fn new(dir: &Path) -> Self {
         Self { dir: dir.to_owned(), origin: Origin::at(&dir.join("origin")), holder: None }
     }
 
     /// `role` is `hold` or `hold-namespace`.
-    pub fn start(&mut self, role: &str) {
+    pub(crate) fn start(&mut self, role: &str) {
         self.start_by(self.command(role));
     }
 
     /// Starts as a user without rights. Everything below the directory is given to it first.
-    pub fn start_unprivileged(&mut self, role: &str) {
+    pub(crate) fn start_unprivileged(&mut self, role: &str) {
         use std::os::unix::process::CommandExt;
         const NOBODY: u32 = 65_534;
         let owned = Command::new("chown").arg("-R").arg(NOBODY.to_string()).arg(&self.dir).status().unwrap();
@@ -165,29 +165,29 @@ impl Lab {
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("{line}")));
     }
 
-    pub fn command(&self, role: &str) -> Command {
+    pub(crate) fn command(&self, role: &str) -> Command {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.env("LAB_ROLE", role).env("LAB_DIR", &self.dir).stdout(Stdio::null());
         command
     }
 
-    pub fn holder_pid(&self) -> u32 {
+    pub(crate) fn holder_pid(&self) -> u32 {
         self.holder.as_ref().unwrap().id()
     }
 
-    pub fn layout(&self) -> Layout {
+    pub(crate) fn layout(&self) -> Layout {
         layout(&self.dir)
     }
 
     /// Ends the holder as a crash would.
-    pub fn kill_holder(&mut self) {
+    pub(crate) fn kill_holder(&mut self) {
         let mut holder = self.holder.take().unwrap();
         holder.kill().unwrap();
         holder.wait().unwrap();
     }
 
     /// A command to the worker; asked again while there is none.
-    pub fn ask(&self, line: &str) -> String {
+    pub(crate) fn ask(&self, line: &str) -> String {
         let until = Instant::now() + Duration::from_secs(60);
         loop {
             match self.ask_once(line) {
@@ -206,25 +206,25 @@ impl Lab {
         Ok(answer.trim_end().to_owned())
     }
 
-    pub fn attach(&self, tree: &TreeId) -> PathBuf {
+    pub(crate) fn attach(&self, tree: &TreeId) -> PathBuf {
         let answer = self.ask(&format!("attach {tree}"));
         PathBuf::from(answer.strip_prefix("ok ").unwrap_or_else(|| panic!("attach: {answer}")))
     }
 
-    pub fn counts(&self) -> u64 {
+    pub(crate) fn counts(&self) -> u64 {
         self.ask("counts").parse().unwrap()
     }
 
-    pub fn worker_pid(&self) -> i32 {
+    pub(crate) fn worker_pid(&self) -> i32 {
         self.ask("pid").parse().unwrap()
     }
 
-    pub fn kill_worker(&self) {
+    pub(crate) fn kill_worker(&self) {
         let pid = rustix::process::Pid::from_raw(self.worker_pid()).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
 
-    pub fn set(&self, flag: &str, text: Option<&str>) {
+    pub(crate) fn set(&self, flag: &str, text: Option<&str>) {
         let path = self.dir.join("origin").join(flag);
         match text {
             Some(text) => fs::write(path, text).unwrap(),
@@ -234,7 +234,7 @@ impl Lab {
         }
     }
 
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         let Some(mut holder) = self.holder.take() else { return };
         let pid = rustix::process::Pid::from_raw(holder.id() as i32).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
@@ -249,12 +249,12 @@ impl Drop for Lab {
     }
 }
 
-pub fn layout(dir: &Path) -> Layout {
+pub(crate) fn layout(dir: &Path) -> Layout {
     Layout { run: dir.join("run"), cache: dir.join("cache"), mountpoint: dir.join("run/mnt") }
 }
 
 /// What a re-started test binary does; returns at once in the one that runs the tests. No thread may run yet.
-pub fn process() {
+pub(crate) fn process() {
     let Ok(role) = std::env::var("LAB_ROLE") else { return };
     let dir = PathBuf::from(std::env::var("LAB_DIR").unwrap());
     let result = match role.as_str() {
