@@ -255,22 +255,22 @@ impl Manager {
         })
     }
 
-    /// Gives the order to the host. A connection that breaks before the answer may have broken between two of the three
-    /// messages (the host's worker was replaced), so the order is given again on the next one: the agent answers
-    /// messages that it has had, and follows them once.
-    async fn hand_over(
+    /// Asks the host, again if the connection breaks before the answer: its worker may have been replaced. An order may
+    /// have broken off between two of its three messages then; the agent answers those that it has had, and follows
+    /// them once.
+    async fn ask_host(
         &self,
         host: &HostName,
         mut link: Link,
-        order: &ManagerRequest,
+        request: &ManagerRequest,
     ) -> Result<HostReply, NetError> {
         let begun = tokio::time::Instant::now();
         loop {
-            let error = match link.request::<_, HostReply>(order, |_| {}, ACCEPT_DEADLINE).await {
+            let error = match link.request::<_, HostReply>(request, |_| {}, ACCEPT_DEADLINE).await {
                 Err(error @ NetError::Closed(_)) => error,
                 answered => return answered,
             };
-            tracing::info!(%host, %error, "the order is given again when the host is back");
+            tracing::info!(%host, %error, "the host is asked again when it is back");
             link = loop {
                 if begun.elapsed() > ACCEPT_DEADLINE {
                     return Err(error);
@@ -302,7 +302,7 @@ impl Manager {
         let Some(link) = self.control_link(host) else {
             return Ok(refused(host, format!("host {host} is not connected")));
         };
-        match self.running(host, &record.product, &link).await? {
+        match self.running(host, &record.product, link.clone()).await? {
             None => return Ok(refused(host, format!("no agent of {} runs on {host}", record.product))),
             Some(status) if status.tree == record.tree && status.version == record.version => {
                 let already = HostEnd {
@@ -327,7 +327,7 @@ impl Manager {
             drain_deadline_ms: order.drain_deadline_ms.unwrap_or(record.metadata.drain_deadline_ms),
             retry_bad: order.retry_bad,
         });
-        let reply = self.hand_over(host, link, &request).await;
+        let reply = self.ask_host(host, link, &request).await;
         let refusal = match reply {
             Ok(HostReply::Done) => None,
             Ok(HostReply::Fault(fault)) => Some(fault.to_string()),
@@ -387,13 +387,8 @@ impl Manager {
     }
 
     /// Asks the host which agent of the product runs.
-    async fn running(
-        &self,
-        host: &HostName,
-        product: &Product,
-        link: &crate::net::Link,
-    ) -> anyhow::Result<Option<AgentStatus>> {
-        let agents = match link.request(&ManagerRequest::Agents, |_| {}, ACCEPT_DEADLINE).await? {
+    async fn running(&self, host: &HostName, product: &Product, link: Link) -> anyhow::Result<Option<AgentStatus>> {
+        let agents = match self.ask_host(host, link, &ManagerRequest::Agents).await? {
             HostReply::Agents(agents) => agents,
             HostReply::Fault(fault) => return Err(fault.into()),
             HostReply::Done | HostReply::Outcome(_) => {
