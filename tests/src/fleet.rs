@@ -162,11 +162,14 @@ impl Host {
     }
 
     /// Where this process sees a path of the daemon.
-    fn seen(&self, path: PathBuf) -> PathBuf {
-        match &self.seen_below {
-            Some(root) => root.join(path.strip_prefix("/").expect("an absolute path")),
-            None => path,
-        }
+    pub fn seen(&self, path: impl Into<PathBuf>) -> PathBuf {
+        let path = path.into();
+        self.seen_below().join(path.strip_prefix("/").expect("an absolute path"))
+    }
+
+    /// What the daemon, and a program that it holds a generation for, call a path that this process sees.
+    pub fn told(&self, path: &Path) -> PathBuf {
+        Path::new("/").join(path.strip_prefix(self.seen_below()).expect("a path of this host"))
     }
 
     /// Ends the mount daemon; returns its exit code.

@@ -52,7 +52,7 @@ fn a_program_holds_its_generation_as_long_as_it_runs() {
     assert_eq!(exe, Path::new(&path).join("bin/wait"), "the process became the program");
     end(program);
     until("the mount is collected", || (generation(&host, "sample@1.0")["mounted"] == false).then_some(()));
-    assert!(!Path::new(&path).join("bin").exists());
+    assert!(!host.seen(path).join("bin").exists());
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_hold_outlives_the_worker_that_granted_it() {
     rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
     let found = generation(&host, "sample@1.0");
     assert_eq!(found["mounted"], true, "{found}");
-    let note = Path::new(found["path"].as_str().unwrap()).join("share/note");
+    let note = host.seen(found["path"].as_str().unwrap()).join("share/note");
     assert_eq!(std::fs::read_to_string(note).unwrap(), "note");
     end(program);
 }
@@ -81,20 +81,27 @@ fn a_mount_in_use_is_left_and_named_at_the_end() {
     let program = program.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     until("the program runs", || {
         let exe = std::fs::read_link(format!("/proc/{}/exe", program.id())).ok()?;
-        exe.starts_with(&path).then_some(())
+        exe.starts_with(host.told(&path)).then_some(())
     });
     until("everything is local", || {
         let found = generation(&host, "sample@1.0");
         (found["local_bytes"] == found["object_bytes"]).then_some(())
     });
+    let inside = host.told(&path);
     assert_eq!(host.unmount(), Some(3), "done, with problems");
-    assert_eq!(std::fs::read_to_string(path.join("share/note")).unwrap(), "note", "what is local goes on working");
+    // A namespace of the daemon's own is out of sight once the daemon is gone; the program in it lives on all the same.
+    let shared = path == inside;
+    if shared {
+        let note = std::fs::read_to_string(path.join("share/note")).unwrap();
+        assert_eq!(note, "note", "what is local goes on working");
+    }
     // The next daemon takes it over, and what the operator attached is attached again.
     host.mount(&[]);
-    assert_eq!(host.attach("sample@1.0"), path);
+    let again = host.attach("sample@1.0");
+    assert_eq!(host.told(&again), inside);
     end(program);
     assert_eq!(host.unmount(), Some(0));
-    assert!(!path.join("share").exists());
+    assert!(!again.join("share").exists());
 }
 
 #[test]
@@ -104,7 +111,7 @@ fn without_a_command_the_entry_point_runs() {
     let id = manager.publish("script", "1", tree.path());
     manager.export("script@1", "host-1");
     let path = host.attach("script@1");
-    assert_eq!(host.run(&["exec", "script@1"]).text(), format!("entry first {}", path.display()));
+    assert_eq!(host.run(&["exec", "script@1"]).text(), format!("entry first {}", host.told(&path).display()));
     let none = host.run(&["exec", "sample@1.0", "--"]);
     assert!(none.code != Some(0) || none.stdout.is_empty(), "{}", none.stdout);
     // The entry point belongs to the record: a tree under two names has none of its own.
@@ -113,7 +120,10 @@ fn without_a_command_the_entry_point_runs() {
     host.attach("script@2");
     let unclear = host.run(&["exec", &id]).expect(1);
     assert!(unclear.stderr.contains("several versions"), "{}", unclear.stderr);
-    assert_eq!(host.run(&["exec", &id, "--", "bin/agent", "x"]).text(), format!("entry x {}", path.display()));
+    assert_eq!(
+        host.run(&["exec", &id, "--", "bin/agent", "x"]).text(),
+        format!("entry x {}", host.told(&path).display())
+    );
 }
 
 #[test]
@@ -149,7 +159,9 @@ fn status_is_one_stable_document() {
     let status = until("everything is local", || {
         let status = host.status();
         let found = &status["generations"][0];
-        (found["local_bytes"] == found["object_bytes"]).then_some(status.clone())
+        // The cache counts an object a moment after it is there.
+        let counted = status["cache"]["local_bytes"].as_u64() >= found["object_bytes"].as_u64();
+        (found["local_bytes"] == found["object_bytes"] && counted).then_some(status.clone())
     });
     assert_eq!(status["host"], "host-1");
     assert_eq!(status["manager"]["connected"], true);
@@ -160,7 +172,7 @@ fn status_is_one_stable_document() {
     assert_eq!(status["attachments"][0]["name"], "sample@1.0");
     let found = &status["generations"][0];
     assert_eq!((found["product"].as_str(), found["version"].as_str()), (Some("sample"), Some("1.0")));
-    assert_eq!(found["path"], path.to_string_lossy().as_ref());
+    assert_eq!(found["path"], host.told(&path).to_string_lossy().as_ref());
     assert_eq!(found["data_path"], "fuse", "it was mounted before its objects were local");
     assert!(host.run(&["status"]).text().contains("sample@1.0"));
 }
