@@ -1,7 +1,6 @@
 //! The mount as its users meet it: real processes, real mounts. Needs root and /dev/fuse.
 
-// Panicking is how a test reports, also in the functions that tests share.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used)] // Panicking is how a test reports.
 
 mod lab;
 
@@ -31,6 +30,8 @@ const TESTS: &[Test] = tests![
     the_view_follows_the_exports_and_objects_are_closed_to_others,
     metadata_memory_is_capped_and_reported,
     a_new_daemon_replaces_what_a_killed_one_left,
+    killing_the_helper_in_the_middle_of_attaches_goes_unnoticed,
+    on_a_full_or_read_only_cache_reads_stream,
 ];
 
 /// A harness of its own: holder, worker and helper are this binary started again, and a holder may have no thread but
@@ -466,4 +467,58 @@ fn a_new_daemon_replaces_what_a_killed_one_left() {
     lab.ask(&format!("release {tree}"));
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(&tree.to_hex()), "the dead mount is gone too, once nobody uses it");
+}
+
+fn killing_the_helper_in_the_middle_of_attaches_goes_unnoticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut lab = Lab::new(dir.path());
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    (0..500).for_each(|n| fs::write(source.join(format!("{n}")), format!("content {n}")).unwrap());
+    let tree = lab.origin.publish(&source);
+    lab.start("hold");
+    for round in 0..12u64 {
+        let root = std::thread::scope(|scope| {
+            let attaching = scope.spawn(|| lab.attach(&tree));
+            std::thread::sleep(Duration::from_millis(round * 3));
+            lab.kill_helper();
+            attaching.join().unwrap()
+        });
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 500);
+        assert_eq!(fs::read(root.join("77")).unwrap(), b"content 77");
+        assert_eq!(lab.ask(&format!("release {tree}")), "ok");
+    }
+}
+
+fn on_a_full_or_read_only_cache_reads_stream() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    make_tree(&source);
+    let mut lab = Lab::new(dir.path());
+    let tree = lab.origin.publish(&source);
+    let other = dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("file"), vec![8; 300_000]).unwrap();
+    let other = lab.origin.publish(&other);
+    let cache = lab.layout().cache;
+    fs::create_dir(&cache).unwrap();
+    let mount = |options: &str| {
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", options, "cache"]).arg(&cache).status().unwrap();
+        assert!(done.success());
+    };
+    mount("size=2m");
+    lab.start("hold");
+    let root = lab.attach(&tree);
+    assert_eq!(fs::read(root.join("lib/big")).unwrap(), fs::read(source.join("lib/big")).unwrap());
+    assert!(lab.ask("usage").contains("streaming: true"), "{}", lab.ask("usage"));
+    lab.stop();
+    mount("remount,ro");
+    lab.start("hold");
+    assert_eq!(lab.attach(&tree), root);
+    assert_eq!(fs::read(root.join("lib/big")).unwrap(), fs::read(source.join("lib/big")).unwrap());
+    // A generation whose manifest cannot be kept is attached all the same.
+    let root = lab.attach(&other);
+    assert_eq!(fs::read(root.join("file")).unwrap(), vec![8; 300_000]);
+    drop(lab);
+    assert!(Command::new("umount").arg("-l").arg(&cache).status().unwrap().success());
 }

@@ -3,8 +3,6 @@
 //! The holder starts this very test binary again, with the role in the environment. Faults of the upstream are files
 //! that a test makes while the daemon runs: `offline`, `lie`, `slow`.
 
-#![allow(dead_code)]
-
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -120,8 +118,8 @@ impl Upstream for Origin {
 
 /// One host directory with a running daemon.
 pub(crate) struct Lab {
-    pub dir: PathBuf,
-    pub origin: Origin,
+    pub(crate) dir: PathBuf,
+    pub(crate) origin: Origin,
     holder: Option<Child>,
 }
 
@@ -222,6 +220,17 @@ impl Lab {
     pub(crate) fn kill_worker(&self) {
         let pid = rustix::process::Pid::from_raw(self.worker_pid()).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+
+    /// Without a look at the processes themselves: one that waits for the mount would make the looker wait too.
+    pub(crate) fn kill_helper(&self) {
+        let holder = self.holder_pid();
+        let children = fs::read_to_string(format!("/proc/{holder}/task/{holder}/children")).unwrap();
+        let worker = self.worker_pid();
+        let helper = children.split_whitespace().map(|pid| pid.parse().unwrap()).find(|pid| *pid != worker);
+        if let Some(pid) = helper.and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
     }
 
     pub(crate) fn set(&self, flag: &str, text: Option<&str>) {

@@ -77,18 +77,34 @@ impl Cache {
                 Err(error) => return Err(CacheError::io("hash", &partial.path, error)),
             }
         }
+        if let Err(error) = self.make_durable(&ready) {
+            // What the disk failed to write may read back as something else: none of it is kept.
+            ready.iter().for_each(|partial| self.discard(partial));
+            return Err(error);
+        }
+        for partial in ready {
+            self.adopt(partial)?;
+        }
+        wrong.map_or(Ok(()), |id| Err(CacheError::WrongHash(id)))
+    }
+
+    fn make_durable(&self, ready: &[&Arc<Partial>]) -> Result<(), CacheError> {
         let together = ready.len() > 4;
-        for partial in &ready {
+        for partial in ready {
             partial.seal(!together).map_err(|e| CacheError::io("sync", &partial.path, e))?;
         }
         if together {
             let dir = File::open(self.dir.join("partial"));
             dir.and_then(|dir| Ok(rustix::fs::syncfs(&dir)?)).map_err(|e| CacheError::io("sync", &self.dir, e))?;
         }
-        for partial in ready {
-            self.adopt(partial)?;
+        Ok(())
+    }
+
+    fn discard(&self, partial: &Partial) {
+        lock(&self.partials).remove(&(partial.object, partial.chunk_bytes));
+        if std::fs::remove_file(&partial.path).is_ok() {
+            lower(&self.counts.partial_bytes, partial.bytes);
         }
-        wrong.map_or(Ok(()), |id| Err(CacheError::WrongHash(id)))
     }
 
     fn check_whole(&self, partial: &Partial) -> std::io::Result<bool> {

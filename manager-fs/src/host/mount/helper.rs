@@ -157,6 +157,7 @@ impl Helper {
             TmpfsMeta::new(self.layout.meta(), flavour).remove(tree)?;
         }
         copy::remove(&self.layout.copies(), tree)?;
+        let _ = std::fs::remove_file(self.layout.spare_manifest(tree));
         Ok(HelperReply::Unmounted)
     }
 
@@ -228,6 +229,7 @@ impl Helper {
     fn manifest(&self, tree: &TreeId) -> io::Result<Manifest> {
         let path = self.layout.manifest(tree);
         let bytes = std::fs::read(&path)
+            .or_else(|error| std::fs::read(self.layout.spare_manifest(tree)).map_err(|_| error))
             .map_err(|e| io::Error::new(e.kind(), format!("manifest {}: {e}", path.display())))?;
         Manifest::decode(&bytes, tree).map_err(io::Error::other)
     }

@@ -97,6 +97,11 @@ impl Layout {
         self.cache.join("copies")
     }
 
+    /// Where a manifest is left for the helper when the cache cannot be written.
+    fn spare_manifest(&self, tree: &TreeId) -> PathBuf {
+        self.run.join("manifests").join(tree.to_hex())
+    }
+
     fn manifest(&self, tree: &TreeId) -> PathBuf {
         let (shard, rest) = tree.to_shard();
         self.cache.join("manifests").join(shard).join(rest)

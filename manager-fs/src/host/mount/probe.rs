@@ -55,17 +55,25 @@ pub(super) fn probe_overlay(meta: &Path, local: &Path) -> ProbeReport {
 fn try_overlay(meta: &Path, local: &Path, flavour: Flavour) -> io::Result<()> {
     let scratch = meta.join(format!(".probe-{}", std::process::id()));
     let object = local.join(format!(".probe-{}", std::process::id()));
-    let tried = try_in(&scratch, local, &object, flavour);
+    // On a full or read-only disk the probe file stands beside the layer: that mounts are permitted shows all the same.
+    let data = match std::fs::write(&object, b"probe") {
+        Ok(()) => local.to_owned(),
+        Err(_) => scratch.join("data"),
+    };
+    let tried = try_in(&scratch, &data, &data.join(object.file_name().unwrap_or_default()), flavour);
     let _ = std::fs::remove_dir_all(&scratch);
     let _ = std::fs::remove_file(&object);
     tried
 }
 
-fn try_in(scratch: &Path, local: &Path, object: &Path, flavour: Flavour) -> io::Result<()> {
+fn try_in(scratch: &Path, data: &Path, object: &Path, flavour: Flavour) -> io::Result<()> {
     let (layer, target) = (scratch.join("layer"), scratch.join("target"));
     std::fs::create_dir_all(&layer)?;
     std::fs::create_dir(&target)?;
-    std::fs::write(object, b"probe")?;
+    if data.starts_with(scratch) {
+        std::fs::create_dir(data)?;
+        std::fs::write(object, b"probe")?;
+    }
     let file = std::fs::File::create(layer.join("file"))?;
     file.set_len(5)?;
     let prefix = if flavour == Flavour::Trusted { "trusted" } else { "user" };
@@ -74,7 +82,7 @@ fn try_in(scratch: &Path, local: &Path, object: &Path, flavour: Flavour) -> io::
     let redirect = format!("/{name}");
     rustix::fs::fsetxattr(&file, format!("{prefix}.overlay.redirect"), redirect.as_bytes(), XattrFlags::empty())?;
     drop(file);
-    mount_overlay(&layer, &[local.to_owned()], flavour, &target)?;
+    mount_overlay(&layer, &[data.to_owned()], flavour, &target)?;
     let read = std::fs::read(target.join("file"));
     unmount_unused(&target)?;
     match read?.as_slice() {

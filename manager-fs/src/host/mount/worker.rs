@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
 use fuser::{BackgroundSession, INodeNo, Notifier};
@@ -180,6 +181,7 @@ impl Mounts {
             let text = format!("{data_path}: every object of {tree} must be local first");
             return Err(HelperError::Failed { errno: libc::EAGAIN, text });
         }
+        self.hand_over_manifest(tree, objects)?;
         let reply = match data_path {
             DataPath::Overlay | DataPath::OverlayLocal => self.helper.mount(tree, !all_local)?,
             DataPath::Copy => self.helper.copy(tree)?,
@@ -193,6 +195,23 @@ impl Mounts {
             }
             _ => Err(HelperError::Protocol),
         }
+    }
+
+    /// The helper reads the manifest in the cache. Where that is full or read-only it is left beside the sockets.
+    fn hand_over_manifest(&self, tree: &TreeId, objects: &Objects) -> Result<(), HelperError> {
+        let spare = self.layout.spare_manifest(tree);
+        if self.layout.manifest(tree).exists() || spare.exists() {
+            return Ok(());
+        }
+        let failed =
+            |text: String| HelperError::Failed { errno: libc::EIO, text: format!("manifest of {tree}: {text}") };
+        let deadline = Instant::now() + objects.fetcher().read_deadline();
+        let loaded = objects.load(tree, deadline).map_err(|error| failed(error.to_string()))?;
+        let (bytes, _) = loaded.manifest().encode().map_err(|fault| failed(fault.to_string()))?;
+        let written = std::fs::create_dir_all(self.layout.run.join("manifests"))
+            .and_then(|()| std::fs::write(spare.with_extension("new"), bytes))
+            .and_then(|()| std::fs::rename(spare.with_extension("new"), &spare));
+        written.map_err(|error| failed(format!("{}: {error}", spare.display())))
     }
 
     fn view(&self, tree: &TreeId, objects: &Objects, report: &ProbeReport) -> Result<Mounted, HelperError> {
