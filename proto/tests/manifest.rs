@@ -1,5 +1,8 @@
 //! The manifest through its public face: canonical bytes, and what a reader refuses.
 
+// Panicking is how a test reports, also in the functions that tests share.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use proptest::prelude::*;
 use proto::manifest::{Entry, Manifest, ManifestFault, Node, NodeKind, Object, Xattr};
 use proto::{ChunkId, ObjectId, TreeId, TreePath};
@@ -62,7 +65,8 @@ fn a_newer_format_is_named() {
 
 #[test]
 fn malformed_trees_are_refused() {
-    let break_it: [(&str, fn(&mut Manifest)); 14] = [
+    type Change = fn(&mut Manifest);
+    let break_it: [(&str, Change); 14] = [
         ("no root", |m| drop(m.entries.remove(0))),
         ("path twice", |m| m.entries.push(m.entries[3].clone())),
         ("order", |m| m.entries.swap(2, 3)),

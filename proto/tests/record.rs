@@ -1,5 +1,8 @@
 //! The signed record through its public face.
 
+// Panicking is how a test reports, also in the functions that tests share.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use ed25519_dalek::SigningKey;
 use proto::record::{GenerationRecord, HealthContract, Metadata, RecordFault, SchemaRange, SignedRecord};
 use proto::{TreeId, TreePath};
