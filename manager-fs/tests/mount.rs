@@ -32,6 +32,7 @@ const TESTS: &[Test] = tests![
     a_new_daemon_replaces_what_a_killed_one_left,
     killing_the_helper_in_the_middle_of_attaches_goes_unnoticed,
     on_a_full_or_read_only_cache_reads_stream,
+    a_signal_to_every_process_still_unmounts,
 ];
 
 /// A harness of its own: holder, worker and helper are this binary started again, and a holder may have no thread but
@@ -526,4 +527,20 @@ fn on_a_full_or_read_only_cache_reads_stream() {
     assert_eq!(fs::read(root.join("file")).unwrap(), vec![8; 300_000]);
     drop(lab);
     assert!(Command::new("umount").arg("-l").arg(&cache).status().unwrap().success());
+}
+
+fn a_signal_to_every_process_still_unmounts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut lab = Lab::new(dir.path());
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file"), b"content").unwrap();
+    let tree = lab.origin.publish(&source);
+    lab.start("hold");
+    assert_eq!(fs::read(lab.attach(&tree).join("file")).unwrap(), b"content");
+    // As a service manager does that kills a whole control group.
+    lab.kill_helper();
+    lab.stop();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(dir.path().to_str().unwrap()), "{mounts}");
 }

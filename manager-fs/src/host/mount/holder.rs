@@ -16,7 +16,7 @@ use anyhow::{Context, bail};
 use proto::codec;
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{HelperClient, Layout, message, overlay};
 
@@ -146,6 +146,20 @@ impl<'o> Held<'o> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut helper = self.start_helper()?;
+        let ended = self.attend(&mut helper, &mut terminate, &mut interrupt).await;
+        if helper.try_wait()?.is_some() {
+            // Whatever ended this process may have ended its children too; unmounting needs a helper.
+            self.start_helper()?;
+        }
+        ended
+    }
+
+    async fn attend(
+        &mut self,
+        helper: &mut Child,
+        terminate: &mut Signal,
+        interrupt: &mut Signal,
+    ) -> anyhow::Result<()> {
         let mut worker = self.start_worker()?;
         let mut pause = Duration::ZERO;
         loop {
@@ -158,7 +172,7 @@ impl<'o> Held<'o> {
             };
             match event {
                 Event::Said => self.listen_to(&mut worker),
-                Event::HelperEnded => helper = self.start_helper()?,
+                Event::HelperEnded => *helper = self.start_helper()?,
                 Event::WorkerEnded(status) => {
                     // What it said last may still be in the socket.
                     self.listen_to(&mut worker);
@@ -295,7 +309,8 @@ fn spawn(mut command: Command, fds: &[BorrowedFd<'_>]) -> io::Result<Child> {
     // Without CLOEXEC only while the child is started; this process has one thread, so no other child gets them.
     let inheritable = fds.iter().map(rustix::io::dup).collect::<Result<Vec<_>, _>>()?;
     let numbers: Vec<String> = inheritable.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
-    command.env(FDS, numbers.join(",")).spawn()
+    // In a group of its own: Ctrl-C is for the holder, which ends its children in order.
+    command.env(FDS, numbers.join(",")).process_group(0).spawn()
 }
 
 /// The descriptors that the holder left open for this process.
