@@ -13,4 +13,5 @@ pub mod demo;
 pub mod host;
 pub mod manager;
 pub mod net;
+pub(crate) mod patch;
 mod sys;

@@ -20,6 +20,7 @@ pub mod agent;
 pub mod bulk;
 pub mod codec;
 pub mod daemon;
+pub mod delta;
 pub mod frame;
 pub mod id;
 pub mod limits;

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod control;
+pub mod delta;
 pub mod elf;
 pub mod export;
 pub mod identity;

@@ -16,6 +16,8 @@ use crate::manager::monitor::{Monitor, Task};
 pub struct GcReport {
     /// Manifests that nothing named.
     pub manifests_removed: u64,
+    /// Deltas of which one tree is not kept.
+    pub deltas_removed: u64,
     /// Packs of which nothing was needed.
     pub packs_removed: u64,
     /// Packs of which less than half was needed: what is needed was written anew.
@@ -33,7 +35,7 @@ pub struct GcReport {
 /// A collection that has begun: publications that end from now on keep what they wrote, even if the list of what to
 /// keep does not have it yet.
 pub struct GcPass<'a> {
-    store: &'a Store,
+    pub(super) store: &'a Store,
     _alone: MutexGuard<'a, ()>,
 }
 
@@ -61,7 +63,7 @@ impl Store {
     }
 
     /// Removes a blob unless `needed` says otherwise, at a moment when no publication can come to rely on it.
-    fn remove_unless(&self, name: &BlobName, needed: impl FnOnce(&Index) -> bool) -> Result<bool, StoreError> {
+    pub(super) fn remove_unless(&self, name: &BlobName, needed: impl FnOnce(&Index) -> bool) -> Result<bool, StoreError> {
         let _commit = self.commits.write().unwrap_or_else(PoisonError::into_inner);
         let needed = needed(&self.index());
         if !needed {
@@ -105,6 +107,7 @@ impl GcPass<'_> {
     pub fn run(&self, keep: &BTreeSet<TreeId>, dry_run: bool, monitor: &dyn Monitor) -> Result<GcReport, StoreError> {
         let mut report = GcReport::default();
         let live = self.live_chunks(keep)?;
+        self.collect_deltas(keep, dry_run, &mut report)?;
         self.collect_manifests(keep, dry_run, &mut report)?;
         let packs = self.measure(&live)?;
         let total = packs.len() as u64;
@@ -120,7 +123,7 @@ impl GcPass<'_> {
         Ok(report)
     }
 
-    fn list(&self, kind: BlobKind) -> Result<Vec<BlobName>, StoreError> {
+    pub(super) fn list(&self, kind: BlobKind) -> Result<Vec<BlobName>, StoreError> {
         self.store.packs.list(kind).map_err(|cause| StoreError::io("the list of blobs", cause))
     }
 

@@ -8,6 +8,7 @@
 //! Nothing is changed in place. A crash at any moment leaves at most a draft, which the next start removes, or a blob
 //! that no generation needs, which [`Store::gc`] removes.
 
+mod deltas;
 mod gc;
 mod index;
 mod pack;
@@ -43,6 +44,7 @@ const KNOWN_NAMES: [&str; 12] = [
     "lock",
     "packs",
     "manifests",
+    "deltas",
     "tmp",
     "control.redb",
     "keys",

@@ -21,6 +21,8 @@ pub enum BlobName {
     Pack(PackId),
     /// The bytes of a tree's manifest.
     Manifest(TreeId),
+    /// What turns the first tree into the second.
+    Delta(TreeId, TreeId),
 }
 
 /// Which blobs to list.
@@ -30,6 +32,8 @@ pub enum BlobKind {
     Pack,
     /// All manifests.
     Manifest,
+    /// All deltas.
+    Delta,
 }
 
 /// What became of a draft.
@@ -70,7 +74,8 @@ pub trait Draft: Send {
 /// Open packs kept for reading; more would only hold descriptors.
 const OPEN_FILES_MAX: usize = 128;
 
-/// Blobs as files below one directory: `packs/<2 hex>/<62 hex>.pack`, `manifests/<2 hex>/<62 hex>`, drafts in `tmp/`.
+/// Blobs as files below one directory: `packs/<2 hex>/<62 hex>.pack`, `manifests/<2 hex>/<62 hex>`,
+/// `deltas/<2 hex>/<62 hex>-<64 hex>` (from, to), drafts in `tmp/`.
 pub struct LocalPacks {
     layout: Layout,
     drafts: AtomicU64,
@@ -83,7 +88,7 @@ impl LocalPacks {
     /// # Errors
     /// A directory cannot be made, or a draft cannot be removed.
     pub fn open(root: &Path) -> io::Result<Self> {
-        for name in ["packs", "manifests", "tmp"] {
+        for name in ["packs", "manifests", "deltas", "tmp"] {
             make_dir(&root.join(name))?;
         }
         for draft in fs::read_dir(root.join("tmp"))? {
@@ -135,6 +140,7 @@ impl PackStore for LocalPacks {
         let (folder, suffix) = match kind {
             BlobKind::Pack => ("packs", ".pack"),
             BlobKind::Manifest => ("manifests", ""),
+            BlobKind::Delta => ("deltas", ""),
         };
         let mut names = Vec::new();
         for shard in fs::read_dir(self.layout.root.join(folder))? {
@@ -147,11 +153,13 @@ impl PackStore for LocalPacks {
                 let hex = shard.to_str().zip(rest.to_str().and_then(|rest| rest.strip_suffix(suffix)));
                 // What is no blob's name was put there by someone else: it is neither read nor removed.
                 let Some(hex) = hex.map(|(shard, rest)| format!("{shard}{rest}")) else { continue };
-                let name = match kind {
-                    BlobKind::Pack => hex.parse().map(BlobName::Pack),
-                    BlobKind::Manifest => hex.parse().map(BlobName::Manifest),
-                };
-                names.extend(name.ok());
+                names.extend(match kind {
+                    BlobKind::Pack => hex.parse().map(BlobName::Pack).ok(),
+                    BlobKind::Manifest => hex.parse().map(BlobName::Manifest).ok(),
+                    BlobKind::Delta => hex.split_once('-').and_then(|(from, to)| {
+                        Some(BlobName::Delta(from.parse().ok()?, to.parse().ok()?))
+                    }),
+                });
             }
         }
         names.sort();
@@ -177,6 +185,10 @@ impl Layout {
         let (folder, (shard, rest)) = match name {
             BlobName::Pack(id) => ("packs", id.to_shard()),
             BlobName::Manifest(id) => ("manifests", id.to_shard()),
+            BlobName::Delta(from, to) => {
+                let (shard, rest) = from.to_shard();
+                ("deltas", (shard, format!("{rest}-{to}")))
+            }
         };
         let rest = if matches!(name, BlobName::Pack(_)) { rest + ".pack" } else { rest };
         self.root.join(folder).join(shard).join(rest)

@@ -1,0 +1,124 @@
+//! What the new tree needs, in pieces, and which old files are likely to resemble each.
+
+use std::collections::{HashMap, HashSet};
+
+use proto::delta::{FRAME_PARTS_MAX, Run};
+use proto::manifest::{Manifest, NodeKind};
+use proto::{ChunkId, ObjectId};
+
+/// Plain bytes of one frame. Larger ones compress no better (`docs/decisions.md`), and a host holds one in memory.
+pub(super) const SPAN_BYTES: u64 = 512 << 10;
+
+/// Consecutive chunks that the old tree does not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Which.
+    pub(super) run: Run,
+    /// The old object at the same path, or at one that differs in its digits only.
+    pub(super) namesake: Option<u32>,
+}
+
+/// Every chunk of `to` that is in no object of `from`, in the order of paths, in pieces of at most [`SPAN_BYTES`].
+pub(super) fn missing(from: &Manifest, to: &Manifest) -> Vec<Piece> {
+    let old_chunks: HashSet<&ChunkId> = from.objects.iter().flat_map(|object| &object.chunks).collect();
+    let namesakes = Namesakes::of(from);
+    let chunks_max = u32::try_from((SPAN_BYTES / u64::from(to.chunk_bytes)).max(1)).unwrap_or(1);
+    let mut seen: HashSet<ObjectId> = HashSet::new();
+    let mut pieces = Vec::new();
+    for entry in &to.entries {
+        let NodeKind::File(id) = to.node(entry).kind else { continue };
+        let Some(at) = to.object_index(&id).filter(|_| seen.insert(id)) else { continue };
+        if from.object_index(&id).is_some() {
+            continue;
+        }
+        let namesake = namesakes.find(from, &entry.path);
+        let mut open: Option<Run> = None;
+        for (index, chunk) in to.objects[at].chunks.iter().enumerate() {
+            let wanted = !old_chunks.contains(chunk);
+            match &mut open {
+                Some(run) if wanted && run.count < chunks_max => run.count += 1,
+                _ => {
+                    pieces.extend(open.take().map(|run| Piece { run, namesake }));
+                    open = wanted.then_some(Run { object: at as u32, first: index as u32, count: 1 });
+                }
+            }
+        }
+        pieces.extend(open.map(|run| Piece { run, namesake }));
+    }
+    pieces
+}
+
+/// Pieces into frames: small ones together, in order, up to [`SPAN_BYTES`].
+pub(super) fn group(pieces: Vec<Piece>, to: &Manifest) -> Vec<Vec<Piece>> {
+    let mut groups: Vec<Vec<Piece>> = Vec::new();
+    let mut room = 0;
+    for piece in pieces {
+        let bytes = piece.run.plain_bytes(to).unwrap_or(0);
+        match groups.last_mut() {
+            Some(group) if bytes <= room && group.len() < FRAME_PARTS_MAX => {
+                group.push(piece);
+                room -= bytes;
+            }
+            _ => {
+                groups.push(vec![piece]);
+                room = SPAN_BYTES.saturating_sub(bytes);
+            }
+        }
+    }
+    groups
+}
+
+/// Old files by what of their path does not change between versions.
+struct Namesakes {
+    by_shape: HashMap<Vec<u8>, Option<ObjectId>>,
+}
+
+impl Namesakes {
+    fn of(from: &Manifest) -> Self {
+        let mut by_shape = HashMap::new();
+        for entry in &from.entries {
+            if let NodeKind::File(id) = from.node(entry).kind {
+                // Two files of one shape: neither is more likely than the other.
+                by_shape.entry(shape(entry.path.as_bytes())).and_modify(|known| *known = None).or_insert(Some(id));
+            }
+        }
+        Self { by_shape }
+    }
+
+    fn find(&self, from: &Manifest, path: &proto::TreePath) -> Option<u32> {
+        let same = from.entry(path).and_then(|entry| match from.node(entry).kind {
+            NodeKind::File(id) => Some(id),
+            _ => None,
+        });
+        let id = same.or_else(|| *self.by_shape.get(&shape(path.as_bytes()))?)?;
+        from.object_index(&id).map(|at| at as u32)
+    }
+}
+
+/// A path with each number, dots and all, as one mark: `libz.so.1.2.13` and `libz.so.1.3` have one shape.
+fn shape(path: &[u8]) -> Vec<u8> {
+    let mut shape = Vec::with_capacity(path.len());
+    let mut in_number = false;
+    for byte in path {
+        let numeric = byte.is_ascii_digit() || (in_number && *byte == b'.');
+        match (numeric, in_number) {
+            (true, false) => shape.push(b'#'),
+            (true, true) => {}
+            (false, _) => shape.push(*byte),
+        }
+        in_number = numeric;
+    }
+    shape
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_in_names_do_not_change_their_shape() {
+        assert_eq!(shape(b"lib/libz.so.1.2.13"), shape(b"lib/libz.so.1.3"));
+        assert_eq!(shape(b"ruff-0.17.5.dist-info/METADATA"), shape(b"ruff-0.18.0.dist-info/METADATA"));
+        assert_ne!(shape(b"lib/liba.so"), shape(b"lib/libb.so"));
+    }
+}
