@@ -23,7 +23,12 @@ const SEED_GAIN: usize = 8;
 /// An extension is given up when it has this many more disagreements than agreements since it was best.
 const EXTENSION_SLACK: i64 = 64;
 /// Segments shorter than this are literals: their control costs more than compression against the base.
-const SEGMENT_BYTES_MIN: usize = 24;
+const SEGMENT_BYTES_MIN: usize = 64;
+/// A gap between segments of the same shift is part of them when it has no more disagreements than agreements and
+/// this: ending and beginning a segment costs as much as so many differences.
+const BRIDGE_BYTES: usize = 8;
+/// A patch of more than one byte in this many is poor: perhaps subtracting was wrong.
+const POOR_RATIO: usize = 6;
 /// Hash slots for positions of the base: 8 MiB, for bases of up to 2 MiB.
 const SLOT_BITS_MAX: u32 = 21;
 const NOWHERE: u32 = u32::MAX;
@@ -78,32 +83,13 @@ impl Encoder {
     /// The library refuses the level.
     pub(crate) fn encode(&mut self, base: &[u8], plain: &[u8], level: i32) -> Result<Patch, PatchError> {
         let segments = self.align(base, plain);
-        let (mut control, mut differences, mut literals) = (Vec::new(), Vec::new(), Vec::new());
-        put_varint(&mut control, segments.len() as u64);
-        let (mut at, mut base_at) = (0, 0_i64);
-        for segment in &segments {
-            literals.extend_from_slice(&plain[at..segment.start]);
-            let from = segment.start as i64 + segment.shift;
-            let len = segment.end - segment.start;
-            put_varint(&mut control, (segment.start - at) as u64);
-            put_varint(&mut control, zigzag(from - base_at));
-            put_varint(&mut control, len as u64);
-            let under = &base[from as usize..from as usize + len];
-            differences
-                .extend(plain[segment.start..segment.end].iter().zip(under).map(|(new, old)| new.wrapping_sub(*old)));
-            (at, base_at) = (segment.end, from + len as i64);
+        let aligned = encode_segments(&segments, base, plain, level)?;
+        if segments.is_empty() || aligned.stored.len() * POOR_RATIO <= plain.len() {
+            return Ok(aligned);
         }
-        literals.extend_from_slice(&plain[at..]);
-        control.append(&mut differences);
-        let mut stored = if segments.is_empty() { Vec::new() } else { compress(&control, &[], level)? };
-        let patch = Part {
-            stored_bytes: stored.len() as u32,
-            plain_bytes: if segments.is_empty() { 0 } else { control.len() as u32 },
-        };
-        let mut rest = if literals.is_empty() { Vec::new() } else { compress(&literals, base, level)? };
-        let literals = Part { stored_bytes: rest.len() as u32, plain_bytes: literals.len() as u32 };
-        stored.append(&mut rest);
-        Ok(Patch { patch, literals, stored })
+        // Tables of addresses lie over the base and differ everywhere: their own order may say more than the old one.
+        let unaligned = encode_segments(&[], base, plain, level)?;
+        Ok(if unaligned.stored.len() < aligned.stored.len() { unaligned } else { aligned })
     }
 
     /// Segments of `plain` that agree with the base for the most part, in order, not overlapping.
@@ -162,6 +148,37 @@ impl Encoder {
         }
         Some(bits)
     }
+}
+
+fn encode_segments(segments: &[Segment], base: &[u8], plain: &[u8], level: i32) -> Result<Patch, PatchError> {
+    let (mut control, mut differences, mut literals) = (Vec::new(), Vec::new(), Vec::new());
+    put_varint(&mut control, segments.len() as u64);
+    let (mut at, mut base_at) = (0, 0_i64);
+    for segment in segments {
+        literals.extend_from_slice(&plain[at..segment.start]);
+        let from = segment.start as i64 + segment.shift;
+        let len = segment.end - segment.start;
+        put_varint(&mut control, (segment.start - at) as u64);
+        put_varint(&mut control, zigzag(from - base_at));
+        put_varint(&mut control, len as u64);
+        let over = &plain[segment.start..segment.end];
+        let under = &base[from as usize..from as usize + len];
+        differences.extend(over.iter().zip(under).map(|(new, old)| new.wrapping_sub(*old)));
+        (at, base_at) = (segment.end, from + len as i64);
+    }
+    literals.extend_from_slice(&plain[at..]);
+    if segments.is_empty() {
+        control.clear();
+    }
+    control.append(&mut differences);
+    let part = |plain: &[u8], prefix: &[u8]| -> Result<(Part, Vec<u8>), PatchError> {
+        let stored = if plain.is_empty() { Vec::new() } else { compress(plain, prefix, level)? };
+        Ok((Part { stored_bytes: stored.len() as u32, plain_bytes: plain.len() as u32 }, stored))
+    };
+    let (patch, mut stored) = part(&control, &[])?;
+    let (literals, mut rest) = part(&literals, base)?;
+    stored.append(&mut rest);
+    Ok(Patch { patch, literals, stored })
 }
 
 /// Decodes a patch: `stored` is what [`Encoder::encode`] returned, `base` the same bytes as then.
@@ -261,7 +278,8 @@ pub(crate) fn decompress(stored: &[u8], prefix: &[u8], plain_bytes: usize) -> Re
 fn bridge(segments: &mut Vec<Segment>, base: &[u8], plain: &[u8]) {
     segments.dedup_by(|next, last| {
         let gap = last.end..next.start;
-        let joins = next.shift == last.shift && agreeing(base, plain, gap.clone(), last.shift) * 2 >= gap.len();
+        let joins = next.shift == last.shift
+            && gap.len() <= BRIDGE_BYTES + 2 * agreeing(base, plain, gap.clone(), last.shift);
         if joins {
             last.end = next.end;
         }
@@ -386,4 +404,87 @@ fn zigzag(value: i64) -> u64 {
 
 fn unzigzag(value: u64) -> i64 {
     (value >> 1) as i64 ^ -((value & 1) as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Bytes that neither repeat nor compress.
+    fn noise(seed: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    fn round_trip(base: &[u8], plain: &[u8]) -> Patch {
+        let patch = Encoder::default().encode(base, plain, 3).unwrap();
+        assert_eq!(decode(base, patch.patch, patch.literals, &patch.stored, plain.len()).unwrap(), plain);
+        patch
+    }
+
+    #[test]
+    fn moved_code_with_new_addresses_costs_little() {
+        let base = noise(1, 200_000);
+        let mut plain = [&base[120_000..200_000], &noise(2, 1_000)[..], &base[..120_000]].concat();
+        for address in plain.chunks_exact_mut(40) {
+            address[7] = address[7].wrapping_add(0x30);
+        }
+        let patch = round_trip(&base, &plain);
+        assert!(patch.stored.len() < 1_500, "{} bytes for 1,000 new ones and one shift", patch.stored.len());
+        let as_prefix = compress(&plain, &base, 3).unwrap();
+        assert!(as_prefix.len() > 3 * patch.stored.len(), "and {} when only compressed", as_prefix.len());
+    }
+
+    #[test]
+    fn a_patch_for_another_base_or_length_is_an_error_or_other_bytes() {
+        let base = noise(3, 50_000);
+        let mut plain = base.clone();
+        plain.insert(20_000, 7);
+        let patch = round_trip(&base, &plain);
+        let decode = |base: &[u8], stored: &[u8], bytes| decode(base, patch.patch, patch.literals, stored, bytes);
+        assert!(decode(&base[..40_000], &patch.stored, plain.len()).is_err(), "it reaches past its base");
+        assert!(decode(&base, &patch.stored, plain.len() - 1).is_err());
+        assert!(decode(&base, &patch.stored, plain.len() + 1).is_err());
+        assert!(decode(&base, &patch.stored[1..], plain.len()).is_err());
+        let other = decode(&noise(4, 50_000), &patch.stored, plain.len());
+        assert!(other.is_err() || other.is_ok_and(|bytes| bytes != plain));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_encoded_comes_back(
+            base in proptest::collection::vec(any::<u8>(), 0..300),
+            cuts in proptest::collection::vec((0_usize..300, 0_usize..120, any::<u8>()), 0..12),
+        ) {
+            let mut plain = Vec::new();
+            for (start, len, byte) in cuts {
+                let start = start.min(base.len());
+                plain.extend_from_slice(&base[start..(start + len).min(base.len())]);
+                plain.push(byte);
+            }
+            round_trip(&base, &plain);
+        }
+
+        #[test]
+        fn hostile_bytes_are_an_error(
+            control in proptest::collection::vec(any::<u8>(), 1..60),
+            literals in proptest::collection::vec(any::<u8>(), 1..60),
+            bytes in 0_usize..200,
+        ) {
+            let base = noise(5, 100);
+            let (first, second) = (compress(&control, &[], 1).unwrap(), compress(&literals, &base, 1).unwrap());
+            let part = |stored: &[u8], plain: &[u8]| Part {
+                stored_bytes: stored.len() as u32,
+                plain_bytes: plain.len() as u32,
+            };
+            let stored = [first.as_slice(), &second].concat();
+            if let Ok(plain) = decode(&base, part(&first, &control), part(&second, &literals), &stored, bytes) {
+                prop_assert_eq!(plain.len(), bytes);
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@ pub mod cache;
 mod collect;
 pub mod daemon;
 mod data;
+pub mod delta;
 pub mod enroll;
 pub mod fetch;
 mod files;

@@ -22,7 +22,7 @@ use proto::{ChunkId, Manifest, TreeId};
 use super::store::{Draft, Store, StoreError};
 use crate::patch::{self, Encoder, PatchError};
 use anchors::Anchors;
-use plan::{Piece, SPAN_BYTES};
+use plan::Piece;
 
 /// Level for a delta that someone waits for: nine tenths of what the best level saves, in a tenth of its time.
 pub const LEVEL_FAST: i32 = 12;
@@ -121,7 +121,8 @@ pub fn make(
     }
     let (header, front) = front(store, (from, to), &frames, options)?;
     stats.frames = frames.len() as u64;
-    (stats.manifest_bytes, stats.index_bytes) = (header.manifest.stored_bytes.into(), header.index.stored_bytes.into());
+    (stats.manifest_bytes, stats.index_bytes) =
+        (header.manifest.stored_bytes.into(), header.index.stored_bytes.into());
     stats.delta_bytes = header.delta_bytes().unwrap_or(0);
     let draft = assemble(store, &header, &front, stored.as_ref()).map_err(failed)?;
     store.put_delta(draft, from, to)?;
@@ -144,7 +145,8 @@ fn front(
     let manifest_stored = patch::compress(&new, &old, level)?;
     let index = encode_index(frames).map_err(|error| DeltaError::Encode(error.to_string()))?;
     let index_stored = patch::compress(&index, &[], options.level)?;
-    let part = |stored: &[u8], plain: &[u8]| Part { stored_bytes: stored.len() as u32, plain_bytes: plain.len() as u32 };
+    let part =
+        |stored: &[u8], plain: &[u8]| Part { stored_bytes: stored.len() as u32, plain_bytes: plain.len() as u32 };
     let header = Header {
         from: *from,
         to: *to,
@@ -249,7 +251,7 @@ impl Maker<'_> {
         let plain_bytes = plain.len() as u64;
         let left_out = Made { plain_bytes, fetched_bytes, frame: None };
         let stretches = stretches::base(candidates);
-        if stretches.is_empty() && plain_bytes >= SPAN_BYTES / 2 {
+        if stretches.is_empty() && plain_bytes > plan::SMALL_BYTES {
             // Compressing so much as one piece saves little over its chunks, and the store would hold it twice.
             return Ok(left_out);
         }

@@ -100,7 +100,8 @@ fn sampled(bytes: &[u8], sample_bits: u32) -> impl Iterator<Item = (usize, u32)>
 
 /// What stands in several places tells nothing.
 fn unique(places: Vec<(u32, u64)>) -> Vec<(u32, u64)> {
-    let mut kept: Vec<(u32, u64)> = places.chunk_by(|a, b| a.0 == b.0).filter(|run| run.len() == 1).map(|run| run[0]).collect();
+    let mut kept: Vec<(u32, u64)> =
+        places.chunk_by(|a, b| a.0 == b.0).filter(|run| run.len() == 1).map(|run| run[0]).collect();
     kept.shrink_to_fit();
     kept
 }

@@ -7,7 +7,10 @@ use proto::manifest::{Manifest, NodeKind};
 use proto::{ChunkId, ObjectId};
 
 /// Plain bytes of one frame. Larger ones compress no better (`docs/decisions.md`), and a host holds one in memory.
-pub(super) const SPAN_BYTES: u64 = 512 << 10;
+const SPAN_BYTES: u64 = 512 << 10;
+
+/// Pieces of at most so many bytes share a frame.
+pub(super) const SMALL_BYTES: u64 = SPAN_BYTES / 8;
 
 /// Consecutive chunks that the old tree does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,20 +51,21 @@ pub(super) fn missing(from: &Manifest, to: &Manifest) -> Vec<Piece> {
     pieces
 }
 
-/// Pieces into frames: small ones together, in order, up to [`SPAN_BYTES`].
+/// Pieces into frames: small ones together, in order, up to [`SPAN_BYTES`]. Larger ones stay alone, so that one of
+/// which the old tree has nothing can be left out.
 pub(super) fn group(pieces: Vec<Piece>, to: &Manifest) -> Vec<Vec<Piece>> {
     let mut groups: Vec<Vec<Piece>> = Vec::new();
-    let mut room = 0;
+    let mut room = 0_u64;
     for piece in pieces {
         let bytes = piece.run.plain_bytes(to).unwrap_or(0);
         match groups.last_mut() {
-            Some(group) if bytes <= room && group.len() < FRAME_PARTS_MAX => {
+            Some(group) if bytes <= room.min(SMALL_BYTES) && group.len() < FRAME_PARTS_MAX => {
                 group.push(piece);
                 room -= bytes;
             }
             _ => {
                 groups.push(vec![piece]);
-                room = SPAN_BYTES.saturating_sub(bytes);
+                room = if bytes <= SMALL_BYTES { SPAN_BYTES - bytes } else { 0 };
             }
         }
     }

@@ -156,9 +156,9 @@ impl PackStore for LocalPacks {
                 names.extend(match kind {
                     BlobKind::Pack => hex.parse().map(BlobName::Pack).ok(),
                     BlobKind::Manifest => hex.parse().map(BlobName::Manifest).ok(),
-                    BlobKind::Delta => hex.split_once('-').and_then(|(from, to)| {
-                        Some(BlobName::Delta(from.parse().ok()?, to.parse().ok()?))
-                    }),
+                    BlobKind::Delta => hex
+                        .split_once('-')
+                        .and_then(|(from, to)| Some(BlobName::Delta(from.parse().ok()?, to.parse().ok()?))),
                 });
             }
         }
