@@ -3,15 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use manager_fs::host::cache::{Cache, CacheOptions};
 use manager_fs::host::delta::{Arrived, DeltaError, Reader, make};
+use manager_fs::host::fetch::{FetchOptions, Fetcher, HydrateOptions, Upstream, UpstreamError, Urgency};
 use manager_fs::manager::delta::{self, DeltaOptions};
 use manager_fs::manager::monitor::Quiet;
 use manager_fs::manager::publish::{PublishOptions, Published, publish};
 use manager_fs::manager::store::Store;
+use proto::bulk::ChunkHead;
 use proto::manifest::Object;
-use proto::{Manifest, ObjectId};
+use proto::message::ChunkRange;
+use proto::{Manifest, ObjectId, TreeId};
 
 /// Bytes that neither repeat nor compress.
 fn noise(seed: u64, len: usize) -> Vec<u8> {
@@ -194,4 +200,129 @@ fn a_damaged_delta_is_removed_and_a_useless_one_is_collected() {
     assert_eq!((report.deltas_removed, report.manifests_removed), (1, 1));
     assert!(!path.exists());
     assert!(matches!(store.delta(&from, &to), Ok(None)));
+}
+
+/// A manager without a network, which counts what is fetched, and may damage its deltas.
+struct InProcess {
+    pair: Pair,
+    /// Plain bytes of chunks that were fetched as they are.
+    fetched_bytes: AtomicU64,
+    damage_at: Mutex<Option<usize>>,
+}
+
+impl Upstream for InProcess {
+    fn manifest(&self, tree: &TreeId, _deadline: Instant) -> Result<Vec<u8>, UpstreamError> {
+        Ok(self.pair.store.manifest(tree).unwrap().unwrap())
+    }
+
+    fn chunks(
+        &self,
+        tree: &TreeId,
+        wants: &[ChunkRange],
+        _urgency: Urgency,
+        _deadline: Instant,
+        sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
+    ) -> Result<(), UpstreamError> {
+        let manifest = self.pair.store.tree(tree).unwrap();
+        let mut sequence = 0;
+        for want in wants {
+            for index in want.first..want.first + want.count {
+                let id = manifest.object(&want.object).unwrap().chunks[index as usize];
+                let chunk = self.pair.store.chunk(&id).unwrap().unwrap();
+                self.fetched_bytes.fetch_add(u64::from(chunk.plain_bytes), Ordering::Relaxed);
+                let head = ChunkHead { sequence, encoding: chunk.encoding, plain_bytes: chunk.plain_bytes };
+                sink(head, chunk.bytes);
+                sequence += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn delta(
+        &self,
+        _from: &TreeId,
+        _to: &TreeId,
+        _deadline: Instant,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), UpstreamError> {
+        let mut stream = stream(&self.pair);
+        if let Some(at) = *self.damage_at.lock().unwrap() {
+            stream[at] ^= 0xff;
+        }
+        stream.chunks(10_000).for_each(sink);
+        Ok(())
+    }
+}
+
+/// A host with the whole old tree, and its manager.
+fn host() -> (tempfile::TempDir, Arc<InProcess>, Arc<Fetcher>) {
+    let pair = pair();
+    make_delta(&pair);
+    let upstream = Arc::new(InProcess { pair, fetched_bytes: AtomicU64::new(0), damage_at: Mutex::default() });
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), CacheOptions::default()).unwrap();
+    let options = FetchOptions { on_wrong_hash: Arc::new(|_| ()), ..FetchOptions::default() };
+    let fetcher = Fetcher::new(upstream.clone(), cache, options);
+    make_local(&fetcher, &upstream.pair.old.tree);
+    upstream.fetched_bytes.store(0, Ordering::Relaxed);
+    (dir, upstream, fetcher)
+}
+
+fn make_local(fetcher: &Arc<Fetcher>, tree: &TreeId) {
+    let manifest = fetcher.manifest(tree, Instant::now() + Duration::from_secs(20)).unwrap();
+    fetcher.make_local(tree, &manifest, HydrateOptions::default(), &AtomicBool::new(false), &mut |_| ()).unwrap();
+}
+
+fn upgrade(upstream: &InProcess, fetcher: &Arc<Fetcher>) {
+    let (from, to) = (upstream.pair.old.tree, upstream.pair.new.tree);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let manifest = fetcher.manifest(&to, deadline).unwrap();
+    fetcher.upgrade(&from, (&to, &manifest), deadline, &AtomicBool::new(false));
+    make_local(fetcher, &to);
+    let right = contents(&upstream.pair.store, &manifest);
+    for object in &manifest.objects {
+        assert_eq!(fs::read(fetcher.cache().local_path(&object.id)).unwrap(), right[&object.id]);
+    }
+}
+
+#[test]
+fn an_upgrade_fetches_only_what_is_new() {
+    let (_dir, upstream, fetcher) = host();
+    upgrade(&upstream, &fetcher);
+    let counts = fetcher.counts();
+    assert_eq!(upstream.fetched_bytes.load(Ordering::Relaxed), 300_000, "the file that is really new: {counts:?}");
+    assert!(counts.delta_bytes < 60_000 && counts.delta_plain_bytes > 1_000_000, "{counts:?}");
+}
+
+#[test]
+fn a_wrong_delta_costs_bytes_and_nothing_else() {
+    let (_dir, upstream, fetcher) = host();
+    let header = upstream.pair.store.delta(&upstream.pair.old.tree, &upstream.pair.new.tree).unwrap().unwrap();
+    *upstream.damage_at.lock().unwrap() = Some(header.front_bytes() as usize + 20);
+    upgrade(&upstream, &fetcher);
+    assert!(upstream.fetched_bytes.load(Ordering::Relaxed) > 300_000);
+}
+
+#[test]
+fn equal_chunks_are_copied_and_no_delta_is_asked_for_a_little() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+    let data = noise(1, 600_000);
+    let longer = [&data[..], b"and one line more"].concat();
+    write(&old, &[("data", data)]);
+    write(&new, &[("data", longer)]);
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let take_in =
+        |source: &Path| publish(&store, source, &PublishOptions::default(), &Quiet, &AtomicBool::new(false)).unwrap();
+    let (old, new) = (take_in(&old), take_in(&new));
+    let pair = Pair { _dir: dir, store, old, new };
+    let upstream = Arc::new(InProcess { pair, fetched_bytes: AtomicU64::new(0), damage_at: Mutex::default() });
+    let cache_dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(cache_dir.path(), CacheOptions::default()).unwrap();
+    let fetcher = Fetcher::new(upstream.clone(), cache, FetchOptions::default());
+    make_local(&fetcher, &upstream.pair.old.tree);
+    upstream.fetched_bytes.store(0, Ordering::Relaxed);
+    upgrade(&upstream, &fetcher);
+    assert_eq!(fetcher.counts().copied_bytes, 9 * 65_536);
+    assert_eq!(upstream.fetched_bytes.load(Ordering::Relaxed), 600_017 - 9 * 65_536, "the last chunk");
 }

@@ -85,6 +85,14 @@ pub enum HostRequest {
         /// At least one.
         reports: Vec<HostReport>,
     },
+    /// What turns a tree that the host has into another one, both exported to it: `Bulk` frames with the delta's bytes
+    /// in order ([`crate::delta`], without the trailer), then the response.
+    Delta {
+        /// The tree that it has.
+        from: TreeId,
+        /// The tree that it wants.
+        to: TreeId,
+    },
 }
 
 /// What a host's connection is for.
@@ -130,7 +138,7 @@ pub enum ManagerReply {
     },
     /// To `Exports`: every generation exported to the host ([`crate::SignedRecord::to_bytes`]).
     Exports(Vec<Vec<u8>>),
-    /// To `Manifest` and `Chunks`: how many bulk frames came before.
+    /// To `Manifest`, `Chunks` and `Delta`: how many bulk frames came before.
     Sent(u32),
     /// To `Report`.
     Done,

@@ -27,6 +27,9 @@ const WARM_DEADLINE: Duration = Duration::from_secs(60);
 /// How long one fetch in the background goes on trying before it is begun anew.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long a delta may take, its making included; afterwards the tree is fetched as it is.
+const DELTA_PATIENCE: Duration = Duration::from_secs(120);
+
 /// What the operator chose.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DataOptions {
@@ -50,6 +53,8 @@ pub(crate) struct DataPlane {
     /// One check of a tree after a boot at a time.
     verifying: Mutex<()>,
     data_path: OnceLock<String>,
+    /// What is exported to this host, oldest first: where deltas can start.
+    exported: Mutex<Vec<(proto::Product, TreeId)>>,
 }
 
 impl DataPlane {
@@ -68,12 +73,34 @@ impl DataPlane {
             // The holder lives as long as this mount: a worker that follows does not verify a third time.
             boot = format!("{boot} {}", rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get()));
         }
-        let (verifying, data_path) = (Mutex::default(), OnceLock::new());
-        Arc::new(Self { objects, mounts, server, layout, options, namespace_pid, boot, verifying, data_path })
+        let (verifying, data_path, exported) = (Mutex::default(), OnceLock::new(), Mutex::default());
+        Arc::new(Self {
+            objects,
+            mounts,
+            server,
+            layout,
+            options,
+            namespace_pid,
+            boot,
+            verifying,
+            data_path,
+            exported,
+        })
     }
 
     fn cache(&self) -> &Arc<Cache> {
         self.objects.fetcher().cache()
+    }
+
+    /// The newest other tree of the same product of which every object is local.
+    fn base_of(&self, tree: &TreeId) -> Option<TreeId> {
+        if self.sizes(tree).is_some_and(|(local, all)| local == all) {
+            return None;
+        }
+        let exported = self.exported.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (product, _) = exported.iter().find(|(_, known)| known == tree)?;
+        let mut others = exported.iter().rev().filter(|(other, known)| other == product && known != tree);
+        others.find(|(_, known)| self.sizes(known).is_some_and(|(local, all)| local == all)).map(|(_, known)| *known)
     }
 
     /// Says in which boot the local objects of a tree were hashed last.
@@ -167,6 +194,10 @@ impl Trees for DataPlane {
             self.objects.load(tree, Instant::now() + self.options.read_deadline).map_err(|error| fs(&error))?;
         let bytes_per_second_max = self.options.hydrate_bytes_per_second.filter(|_| paced);
         let options = HydrateOptions { bytes_per_second_max, patience: PATIENCE };
+        if let Some(from) = self.base_of(tree) {
+            let deadline = Instant::now() + DELTA_PATIENCE;
+            self.objects.fetcher().upgrade(&from, (tree, loaded.manifest()), deadline, cancel);
+        }
         let mut told = |now: super::fetch::HydrateProgress| progress(now.local_bytes, now.object_bytes);
         let made = self.objects.fetcher().make_local(tree, loaded.manifest(), options, cancel, &mut told);
         made.map_err(|error| fetch(&error))
@@ -224,6 +255,10 @@ impl Trees for DataPlane {
 
 impl Data for DataPlane {
     fn set_view(&self, records: &[Arc<KnownRecord>]) {
+        let mut ordered: Vec<_> = records.iter().map(|known| &known.record).collect();
+        ordered.sort_by_key(|record| record.sequence);
+        *self.exported.lock().unwrap_or_else(PoisonError::into_inner) =
+            ordered.into_iter().map(|record| (record.product.clone(), record.tree)).collect();
         let entry = |known: &Arc<KnownRecord>| ViewEntry {
             product: known.record.product.clone(),
             version: known.record.version.clone(),
@@ -274,6 +309,16 @@ impl Upstream for Manager {
         sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
     ) -> Result<(), UpstreamError> {
         Manager::chunks(self, tree, wants, urgency == Urgency::Demand, deadline, sink).map_err(upstream)
+    }
+
+    fn delta(
+        &self,
+        from: &TreeId,
+        to: &TreeId,
+        deadline: Instant,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), UpstreamError> {
+        Manager::delta(self, from, to, deadline, sink).map_err(upstream)
     }
 }
 

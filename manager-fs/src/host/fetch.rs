@@ -33,6 +33,7 @@ mod hydrate;
 mod retry;
 #[cfg(test)]
 mod tests;
+mod upgrade;
 mod upstream;
 
 pub use hydrate::{HydrateOptions, HydrateProgress};
@@ -116,6 +117,12 @@ pub struct FetchCounts {
     pub wrong_hashes: u64,
     /// Requests that failed and were sent again.
     pub retries: u64,
+    /// Bytes of deltas received; they are in `wire_bytes` too.
+    pub delta_bytes: u64,
+    /// Bytes of chunks that deltas made.
+    pub delta_plain_bytes: u64,
+    /// Bytes of chunks copied from objects that were here already.
+    pub copied_bytes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -127,6 +134,9 @@ struct Counters {
     joined: AtomicU64,
     wrong_hashes: AtomicU64,
     retries: AtomicU64,
+    delta_bytes: AtomicU64,
+    delta_plain_bytes: AtomicU64,
+    copied_bytes: AtomicU64,
 }
 
 /// Fetches what is missing into a [`Cache`], or past it.
@@ -204,6 +214,9 @@ impl Fetcher {
             joined: read(&self.counters.joined),
             wrong_hashes: read(&self.counters.wrong_hashes),
             retries: read(&self.counters.retries),
+            delta_bytes: read(&self.counters.delta_bytes),
+            delta_plain_bytes: read(&self.counters.delta_plain_bytes),
+            copied_bytes: read(&self.counters.copied_bytes),
         }
     }
 

@@ -181,6 +181,32 @@ impl Manager {
         check_sent(reply?, frames)
     }
 
+    /// Fetches a delta in the background; `sink` gets its bytes in order, unchecked. Blocks; not for use inside the
+    /// runtime.
+    pub(crate) fn delta(
+        &self,
+        from: &TreeId,
+        to: &TreeId,
+        deadline: Instant,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), Fault> {
+        let request = HostRequest::Delta { from: *from, to: *to };
+        let (mut frames, mut bytes) = (0, 0);
+        let on = |incoming| {
+            let Incoming::Bulk(body) = incoming else { return };
+            frames += 1;
+            bytes += body.len() as u64;
+            sink(&body);
+        };
+        let reply = self.runtime.block_on(async {
+            let _user = self.bulk.user();
+            let link = self.bulk.link(false, deadline).await?;
+            link.request(&request, on, remaining(deadline)).await.map_err(|error| unavailable(&error))
+        });
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        check_sent(reply?, frames)
+    }
+
     /// Ends both connections and stops dialling.
     pub(crate) fn end(&self) {
         for lane in [&self.control, &self.bulk] {

@@ -327,7 +327,9 @@ impl Manager {
         match request {
             AdminRequest::Publish(order) => {
                 self.long(answer, move |monitor, cancelled| {
-                    manager.publish(&order, monitor, cancelled).map(AdminReply::Published)
+                    let published = manager.publish(&order, monitor, cancelled)?;
+                    manager.make_delta_soon(&published.record);
+                    Ok(AdminReply::Published(published))
                 })
                 .await
             }

@@ -9,6 +9,7 @@
 
 mod anchors;
 mod plan;
+mod serve;
 mod stretches;
 
 use std::io;

@@ -29,7 +29,7 @@ pub struct Exporter {
 }
 
 /// A tree as it is served.
-struct ServedTree {
+pub(super) struct ServedTree {
     /// The manifest's bytes, one zstd frame.
     manifest: Vec<u8>,
     /// The chunks of each object.
@@ -124,7 +124,11 @@ impl ServedTree {
 }
 
 impl Manager {
-    async fn exported_tree(self: &Arc<Self>, host: &HostName, tree: &TreeId) -> anyhow::Result<Arc<ServedTree>> {
+    pub(super) async fn exported_tree(
+        self: &Arc<Self>,
+        host: &HostName,
+        tree: &TreeId,
+    ) -> anyhow::Result<Arc<ServedTree>> {
         if !self.exporter.permits(&self.state, host, tree)? {
             tracing::warn!(%host, %tree, "a host asked for a tree that is not exported to it");
             return Err(Fault::NotExported(format!("tree {tree}")).into());

@@ -54,6 +54,8 @@ pub struct Manager {
     address: OnceLock<SocketAddr>,
     /// Held from the choice of a sequence number to the commit of its record.
     pub(crate) publishing: Mutex<()>,
+    /// Held while a delta is made: one at a time, and nobody makes one twice.
+    pub(crate) delta_making: tokio::sync::Mutex<()>,
 }
 
 struct Connection {
@@ -98,6 +100,7 @@ impl Manager {
             presence,
             address: OnceLock::new(),
             publishing: Mutex::default(),
+            delta_making: tokio::sync::Mutex::default(),
         });
         Ok(manager)
     }

@@ -200,6 +200,10 @@ impl Session {
                 let _turn = self.chunk_requests.acquire().await?;
                 manager.send_chunks(&peer.host, &tree, &wants, answer).await
             }
+            HostRequest::Delta { from, to } => {
+                let _turn = self.chunk_requests.acquire().await?;
+                manager.send_delta(&peer.host, (from, to), answer).await
+            }
             HostRequest::Report { reports } => {
                 blocking(move || manager.take_reports(&peer.host, reports)).await?;
                 Ok(ManagerReply::Done)

@@ -21,6 +21,18 @@ pub trait Upstream: Send + Sync {
         deadline: Instant,
         sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
     ) -> Result<(), UpstreamError>;
+
+    /// Calls `sink` with the bytes of the delta from one tree to another, in order ([`proto::delta`]). What `sink` was
+    /// given before an error is used.
+    fn delta(
+        &self,
+        _from: &TreeId,
+        _to: &TreeId,
+        _deadline: Instant,
+        _sink: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), UpstreamError> {
+        Err(UpstreamError::Unavailable("this source has no deltas".into()))
+    }
 }
 
 /// Whether someone waits.

@@ -63,7 +63,11 @@ impl Store {
     }
 
     /// Removes a blob unless `needed` says otherwise, at a moment when no publication can come to rely on it.
-    pub(super) fn remove_unless(&self, name: &BlobName, needed: impl FnOnce(&Index) -> bool) -> Result<bool, StoreError> {
+    pub(super) fn remove_unless(
+        &self,
+        name: &BlobName,
+        needed: impl FnOnce(&Index) -> bool,
+    ) -> Result<bool, StoreError> {
         let _commit = self.commits.write().unwrap_or_else(PoisonError::into_inner);
         let needed = needed(&self.index());
         if !needed {
@@ -157,7 +161,7 @@ impl GcPass<'_> {
         Ok(())
     }
 
-    fn size(&self, name: &BlobName) -> Result<u64, StoreError> {
+    pub(super) fn size(&self, name: &BlobName) -> Result<u64, StoreError> {
         let size = self.store.packs.size(name).map_err(|cause| StoreError::io("a blob's size", cause))?;
         Ok(size.unwrap_or(0))
     }

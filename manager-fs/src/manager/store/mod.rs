@@ -38,7 +38,7 @@ use index::{Index, Location, Registry};
 
 const FORMAT: &str = "manager-fs store 1\n";
 /// What may lie in a directory that becomes a store: the manager's own files, made before or beside us.
-const KNOWN_NAMES: [&str; 12] = [
+const KNOWN_NAMES: [&str; 13] = [
     "format",
     "format.new",
     "lock",
