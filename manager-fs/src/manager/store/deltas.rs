@@ -10,7 +10,9 @@ use proto::delta::{HEADER_BYTES, Header, TRAILER_BYTES, trailer};
 
 use super::gc::{GcPass, GcReport};
 use super::pack_store::{BlobKind, BlobName, Draft, Put};
+use super::verify::VerifyReport;
 use super::{Store, StoreError};
+use crate::manager::monitor::Monitor;
 
 /// Bytes read at once to check a delta.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -66,6 +68,23 @@ impl Store {
             }
         }
         draft.commit(&BlobName::Delta(*from, *to)).map_err(failed)
+    }
+
+    /// Checks every delta; a damaged one is removed, and made again when a host asks for it.
+    pub(super) fn verify_deltas(&self, monitor: &dyn Monitor, report: &mut VerifyReport) -> Result<(), StoreError> {
+        let listed = |source| StoreError::io("the list of deltas", source);
+        for name in self.packs.list(BlobKind::Delta).map_err(listed)? {
+            let BlobName::Delta(from, to) = name else { continue };
+            let bytes = self.packs.size(&name).map_err(listed)?;
+            if bytes.is_some()
+                && self.delta(&from, &to)?.is_none()
+                && self.packs.size(&name).map_err(listed)?.is_none()
+            {
+                report.problem(monitor, format!("delta {from} to {to}"), "it was damaged, and is removed".into());
+            }
+            report.bytes += bytes.unwrap_or(0);
+        }
+        Ok(())
     }
 
     fn check_delta(

@@ -38,7 +38,7 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    fn problem(&mut self, monitor: &dyn Monitor, what: String, fault: String) {
+    pub(super) fn problem(&mut self, monitor: &dyn Monitor, what: String, fault: String) {
         monitor.problem(&format!("{what}: {fault}"));
         self.problems.push(Problem { what, fault, trees: BTreeSet::new() });
     }
@@ -66,6 +66,7 @@ impl Store {
         for tree in self.trees()? {
             self.verify_tree(&tree, monitor, &mut report, &bad_chunks, &mut checked);
         }
+        self.verify_deltas(monitor, &mut report)?;
         monitor.progress(Task::Verify, total, total);
         Ok(report)
     }

@@ -1,0 +1,101 @@
+//! The delta's fixed bytes, and what a reader of its index refuses.
+
+use proto::delta::{
+    DeltaFault, Frame, HEADER_BYTES, Header, Part, Run, Stretch, decode_index, encode_index, trailer,
+};
+use proto::manifest::{Entry, Manifest, Node, NodeKind, Object};
+use proto::{ChunkId, ObjectId, TreeId, TreePath};
+
+fn header() -> Header {
+    Header {
+        from: TreeId::of(b"old"),
+        to: TreeId::of(b"new"),
+        manifest: Part { stored_bytes: 1, plain_bytes: 2 },
+        index: Part { stored_bytes: 3, plain_bytes: 4 },
+        frames_bytes: 30,
+    }
+}
+
+/// A tree of one file of `bytes` bytes in chunks of 64 KiB; the ids do not matter here.
+fn tree(bytes: u64) -> Manifest {
+    let chunks = (0..bytes.div_ceil(65_536)).map(|at| ChunkId::of(&at.to_le_bytes())).collect();
+    let object = Object { id: ObjectId::of(&bytes.to_le_bytes()), bytes, chunks };
+    let node = |kind| Node { mode: 0o755, uid: 0, gid: 0, mtime_s: 0, mtime_ns: 0, xattrs: vec![], kind };
+    Manifest {
+        chunk_bytes: 65_536,
+        nodes: vec![node(NodeKind::Directory), node(NodeKind::File(object.id))],
+        entries: vec![
+            Entry { path: TreePath::root(), node: 0 },
+            Entry { path: TreePath::parse(b"file").unwrap(), node: 1 },
+        ],
+        objects: vec![object],
+    }
+}
+
+fn frame() -> Frame {
+    Frame {
+        makes: vec![Run { object: 0, first: 1, count: 2 }],
+        stretches: vec![Stretch { object: 0, offset: 100, bytes: 900 }],
+        patch: Part { stored_bytes: 10, plain_bytes: 100 },
+        literals: Part { stored_bytes: 20, plain_bytes: 200 },
+    }
+}
+
+#[test]
+fn the_bytes_of_a_header_are_pinned() {
+    let bytes = header().encode();
+    assert_eq!(bytes.len(), 106);
+    assert_eq!(&bytes[..18], b"MFSDELT\0\x01\0\0\0\0\0\0\0\0\0");
+    assert_eq!(&bytes[18..50], TreeId::of(b"old").as_bytes());
+    assert_eq!(&bytes[82..], [1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 30, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(Header::decode(&bytes), Ok(header()));
+    assert_eq!(header().delta_bytes(), Some(106 + 1 + 3 + 30 + 40));
+    assert_eq!(&trailer([7; 32])[30..], b"\x07\x07MFSDLEND");
+}
+
+#[test]
+fn other_bytes_and_later_versions_are_refused() {
+    let changed = |at: usize, byte: u8| {
+        let mut bytes: [u8; HEADER_BYTES] = header().encode();
+        bytes[at] = byte;
+        Header::decode(&bytes)
+    };
+    assert_eq!(changed(0, b'X'), Err(DeltaFault::NotADelta));
+    assert_eq!(changed(8, 2), Err(DeltaFault::Newer { version: 2, features: 0 }));
+    assert_eq!(changed(14, 1), Err(DeltaFault::Newer { version: 1, features: 1 }));
+    assert_eq!(changed(10, 1), Ok(header()), "ignorable");
+    assert!(matches!(changed(97, 0xff), Err(DeltaFault::Malformed(_))), "an index of 4 GiB");
+}
+
+#[test]
+fn an_index_names_only_what_there_is() {
+    let (old, new) = (tree(1_000), tree(150_000));
+    let check = |frames: &[Frame]| {
+        let stored = frames.iter().map(Frame::stored_bytes).sum();
+        let header = Header { frames_bytes: stored, ..header() };
+        decode_index(&encode_index(frames).unwrap(), &header, &old, &new)
+    };
+    assert_eq!(check(&[frame(), frame()]).unwrap().len(), 2);
+    assert_eq!(frame().plain_bytes(&new), Some(150_000 - 65_536));
+    type Change = fn(&mut Frame);
+    let wrong: [(&str, Change); 10] = [
+        ("no run", |frame| frame.makes.clear()),
+        ("an object past the end", |frame| frame.makes[0].object = 1),
+        ("chunks past the end", |frame| frame.makes[0].count = 3),
+        ("no chunks", |frame| frame.makes[0].count = 0),
+        ("a sum that wraps", |frame| frame.makes[0].first = u32::MAX),
+        ("more than a frame may make", |frame| frame.makes = vec![frame.makes[0]; 13]),
+        ("a stretch past the end", |frame| frame.stretches[0].bytes = 901),
+        ("a stretch that wraps", |frame| frame.stretches[0].offset = u64::MAX),
+        ("too large a base", |frame| frame.stretches = vec![frame.stretches[0]; 2_400]),
+        ("a bomb", |frame| frame.literals.plain_bytes = 1 << 30),
+    ];
+    for (what, change) in wrong {
+        let mut frame = frame();
+        change(&mut frame);
+        assert!(matches!(check(&[frame]), Err(DeltaFault::Malformed(_))), "{what}");
+    }
+    let sums = decode_index(&encode_index(&[frame()]).unwrap(), &Header { frames_bytes: 31, ..header() }, &old, &new);
+    assert!(matches!(sums, Err(DeltaFault::Malformed(_))));
+    assert!(matches!(decode_index(&[1, 2, 3], &header(), &old, &new), Err(DeltaFault::Index(_))));
+}
