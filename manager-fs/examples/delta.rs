@@ -57,7 +57,7 @@ fn apply(store: &Store, old: &Published, new: &Published) -> Result<(f64, u64)> 
     let mut pieces = stream.chunks(1 << 20);
     let mut made_bytes = 0;
     loop {
-        let Some(arrived) = reader.next()? else {
+        let Some(arrived) = reader.arrived()? else {
             reader.push(pieces.next().context("the delta is cut off")?);
             continue;
         };

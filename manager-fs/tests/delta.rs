@@ -1,5 +1,7 @@
 //! A delta from the store of a manager to the chunks of a host, through both halves' public faces.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
@@ -104,7 +106,7 @@ fn apply(pair: &Pair, stream: &[u8], piece_bytes: usize) -> Result<Made, DeltaEr
     let mut pieces = stream.chunks(piece_bytes);
     let mut made = Made::new();
     loop {
-        match reader.next()? {
+        match reader.arrived()? {
             None => match pieces.next() {
                 Some(piece) => reader.push(piece),
                 None => return Ok(made),

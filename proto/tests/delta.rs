@@ -1,5 +1,7 @@
 //! The delta's fixed bytes, and what a reader of its index refuses.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use proto::delta::{
     DeltaFault, Frame, HEADER_BYTES, Header, Part, Run, Stretch, decode_index, encode_index, trailer,
 };

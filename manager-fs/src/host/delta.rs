@@ -100,7 +100,7 @@ impl Reader {
     ///
     /// # Errors
     /// The bytes are not a delta between these trees, or not a right one.
-    pub fn next(&mut self) -> Result<Option<Arrived>, DeltaError> {
+    pub fn arrived(&mut self) -> Result<Option<Arrived>, DeltaError> {
         let header = match self.header {
             Some(header) => header,
             None => {
@@ -150,8 +150,10 @@ pub struct MadeChunk<'a> {
     pub plain: &'a [u8],
 }
 
-/// Decodes a frame and gives each chunk that it makes, verified, to `sink`. `read_old` fills a buffer from an object
-/// of the old tree at an offset.
+/// Fills a buffer from an object of the old tree, from an offset on.
+pub type ReadOld<'a> = dyn FnMut(&Object, u64, &mut [u8]) -> std::io::Result<()> + 'a;
+
+/// Decodes a frame and gives each chunk that it makes, verified, to `sink`.
 ///
 /// # Errors
 /// An old object cannot be read, or the frame does not make what it should.
@@ -159,7 +161,7 @@ pub fn make(
     frame: &Frame,
     stored: &[u8],
     (old, new): (&Manifest, &Manifest),
-    read_old: &mut dyn FnMut(&Object, u64, &mut [u8]) -> std::io::Result<()>,
+    read_old: &mut ReadOld<'_>,
     sink: &mut dyn FnMut(MadeChunk<'_>),
 ) -> Result<(), DeltaError> {
     // `decode_index` has checked that these exist and how large they are.

@@ -47,7 +47,7 @@ async fn a_host_gets_a_delta_between_two_trees_that_it_may_see() {
     reader.push(&stream);
     let mut made = Vec::new();
     loop {
-        match reader.next().unwrap().unwrap() {
+        match reader.arrived().unwrap().unwrap() {
             Arrived::Manifest(bytes) => assert_eq!(TreeId::of(&bytes), to),
             Arrived::End => break,
             Arrived::Frame(frame, stored) => {

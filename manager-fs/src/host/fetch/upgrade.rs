@@ -109,7 +109,7 @@ impl Fetcher {
 
     /// Makes the chunks of every frame that has arrived, and keeps them.
     fn make_arrived(&self, reader: &mut Reader) -> Result<(), DeltaError> {
-        while let Some(arrived) = reader.next()? {
+        while let Some(arrived) = reader.arrived()? {
             let (frame, stored) = match arrived {
                 Arrived::Manifest(_) => continue,
                 Arrived::End => return Ok(()),
