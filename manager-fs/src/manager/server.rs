@@ -54,8 +54,7 @@ pub struct Manager {
     address: OnceLock<SocketAddr>,
     /// Held from the choice of a sequence number to the commit of its record.
     pub(crate) publishing: Mutex<()>,
-    /// Held while a delta is made: one at a time, and nobody makes one twice.
-    pub(crate) delta_making: tokio::sync::Mutex<()>,
+    pub(crate) delta_making: super::delta::Making,
 }
 
 struct Connection {
@@ -100,7 +99,7 @@ impl Manager {
             presence,
             address: OnceLock::new(),
             publishing: Mutex::default(),
-            delta_making: tokio::sync::Mutex::default(),
+            delta_making: super::delta::Making::default(),
         });
         Ok(manager)
     }

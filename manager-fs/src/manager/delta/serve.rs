@@ -1,7 +1,7 @@
 //! Deltas for hosts: made when they are first wanted, or ahead of that at a publication, and sent as they lie.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, PoisonError};
 use std::thread;
 
 use proto::delta::Header;
@@ -31,7 +31,7 @@ impl Manager {
         let header = match self.stored_delta(from, to).await? {
             Some(header) => header,
             None => {
-                let _one_at_a_time = self.delta_making.lock().await;
+                let _one_at_a_time = self.delta_making.wanted.lock().await;
                 match self.stored_delta(from, to).await? {
                     Some(header) => header,
                     None => {
@@ -57,7 +57,7 @@ impl Manager {
     }
 
     /// Makes the delta from the generation that was published before this one, in a thread of its own, so that the first
-    /// host that upgrades need not wait.
+    /// host that upgrades need not wait. A host that asks before it is done gets one made fast; the first to be done stays.
     pub(crate) fn make_delta_soon(self: &Arc<Self>, published: &GenerationRecord) {
         let generations = match self.state.generations() {
             Ok(generations) => generations,
@@ -71,7 +71,7 @@ impl Manager {
         let Some(from) = earlier.max_by_key(|record| record.sequence).map(|record| record.tree) else { return };
         let (manager, to) = (Arc::clone(self), published.tree);
         let spawned = thread::Builder::new().name("delta".into()).spawn(move || {
-            let _one_at_a_time = manager.delta_making.blocking_lock();
+            let _one_at_a_time = manager.delta_making.ahead.lock().unwrap_or_else(PoisonError::into_inner);
             if matches!(manager.store.delta(&from, &to), Ok(None))
                 && let Err(error) = manager.make_delta(&from, &to, LEVEL_BEST)
             {
