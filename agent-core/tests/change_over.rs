@@ -220,6 +220,8 @@ fn a_daemon_that_is_away_loses_no_report() {
     told.unwrap();
     host.wait_step(change, Step::MetadataSaved);
     host.hold_staging(false);
+    // Staging itself needs the daemon; what comes after does not.
+    host.wait_step(change, Step::Staged);
     host.stop_daemon();
     host.wait_serving("2.0");
     host.start_daemon();

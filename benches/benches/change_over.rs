@@ -15,11 +15,12 @@ const UPGRADES: usize = 50;
 fn main() -> Result<()> {
     let manager = Manager::start();
     for version in ["1", "2"] {
-        manager.publish("data-agent", version, TreeFixture::agent(version, "data", "").path());
+        manager.publish("data-agent", version, TreeFixture::agent(version, "data", "probation = \"400ms\"\n").path());
     }
     let mut host = Host::mounted("bench", &manager);
     manager.export("data-agent@1", "bench");
     host.launch("data-agent");
+    manager.wait_for_version("bench", "data-agent", "1");
     manager.export("data-agent@2", "bench");
 
     let socket = host.path("run/agents/data-agent.sock");

@@ -78,6 +78,17 @@ fn same_files(one: &Path, other: &Path) {
 }
 
 #[test]
+fn an_upgrade_right_after_the_launch_waits_until_the_version_has_proved_itself() {
+    let manager = Manager::start();
+    let mut host = Host::mounted("host-1", &manager);
+    publish_agents(&manager, PRODUCT, &["1.0"], "host-1");
+    manager.publish(PRODUCT, "2.0", TreeFixture::agent("2.0", "data", DESCRIPTOR).path());
+    host.launch(PRODUCT);
+    manager.run(&["upgrade", PRODUCT, "data-agent@2.0", "--to", "host-1", "--export", "--json"]).expect(0);
+    manager.wait_for_version("host-1", PRODUCT, "2.0");
+}
+
+#[test]
 fn an_agent_goes_to_the_next_version_and_back_in_the_same_process() {
     let (manager, host) = running();
     let before = manager.agent("host-1", PRODUCT).unwrap();

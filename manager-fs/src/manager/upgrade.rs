@@ -283,6 +283,31 @@ impl Manager {
         }
     }
 
+    /// Gives the order, again while the version that runs has not proved itself: one that was started a moment ago takes
+    /// orders as soon as it has.
+    async fn order_host(
+        &self,
+        host: &HostName,
+        product: &Product,
+        link: Link,
+        request: &ManagerRequest,
+    ) -> Result<HostReply, NetError> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            let reply = self.ask_host(host, link.clone(), request).await?;
+            let busy = matches!(reply, HostReply::Fault(Fault::Unavailable(_)));
+            if !busy || begun.elapsed() > ACCEPT_DEADLINE {
+                return Ok(reply);
+            }
+            let status = self.running(host, product, link.clone()).await;
+            if !status.is_ok_and(|status| status.is_some_and(|status| status.state == AgentState::Probation)) {
+                // It may have proved itself between the two questions, or refuses for another reason: one last time.
+                return self.ask_host(host, link, request).await;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
     async fn upgrade_host(
         self: &Arc<Self>,
         host: &HostName,
@@ -327,7 +352,7 @@ impl Manager {
             drain_deadline_ms: order.drain_deadline_ms.unwrap_or(record.metadata.drain_deadline_ms),
             retry_bad: order.retry_bad,
         });
-        let reply = self.ask_host(host, link, &request).await;
+        let reply = self.order_host(host, &record.product, link, &request).await;
         let refusal = match reply {
             Ok(HostReply::Done) => None,
             Ok(HostReply::Fault(fault)) => Some(fault.to_string()),
