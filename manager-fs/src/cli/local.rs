@@ -61,7 +61,14 @@ pub(super) fn release(args: ReleaseArgs, dirs: &Dirs) -> Result<Done> {
 }
 
 pub(super) fn unmount(dirs: &Dirs) -> Result<Done> {
-    done(request(dirs, &DaemonRequest::Unmount, ATTACH_SILENCE)?)
+    let runs =
+        || Client::ask::<_, DaemonReply>(&dirs.daemon_socket(), &DaemonRequest::Status, STATUS_SILENCE).is_ok();
+    let ran = runs();
+    match request(dirs, &DaemonRequest::Unmount, ATTACH_SILENCE) {
+        // The daemon may be gone before its answer is on the way: then it has done what was asked.
+        Err(_) if ran && !runs() => Ok(Done::Clean),
+        answer => done(answer?),
+    }
 }
 
 pub(super) fn status(args: StatusArgs, dirs: &Dirs) -> Result<Done> {
