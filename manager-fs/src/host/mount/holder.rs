@@ -147,11 +147,26 @@ impl<'o> Held<'o> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut helper = self.start_helper()?;
         let ended = self.attend(&mut helper, &mut terminate, &mut interrupt).await;
-        if helper.try_wait()?.is_some() {
-            // Whatever ended this process may have ended its children too; unmounting needs a helper.
-            self.start_helper()?;
+        let unmounted = self.unmount_generations(&mut helper).await;
+        ended.and(unmounted)
+    }
+
+    /// Unmounts what nobody uses; a generation in use stays mounted, and its local files go on working. Whatever ends this
+    /// process may have ended its helper too, perhaps in this very moment: another is started until the work is done.
+    async fn unmount_generations(&mut self, helper: &mut Child) -> anyhow::Result<()> {
+        let client = HelperClient::new(self.options.layout.helper_socket());
+        let mut asking = tokio::task::spawn_blocking(move || client.unmount_all(END_PATIENCE));
+        loop {
+            tokio::select! {
+                asked = &mut asking => {
+                    if let Err(error) = asked? {
+                        tracing::warn!(%error, "generations not unmounted");
+                    }
+                    return Ok(());
+                }
+                _ = helper.wait() => *helper = self.start_helper()?,
+            }
         }
-        ended
     }
 
     async fn attend(
@@ -267,12 +282,8 @@ impl<'o> Held<'o> {
         }
     }
 
-    /// Unmounts what nobody uses. A generation in use stays mounted: its local files go on working.
+    /// Ends the helper and takes the FUSE mount away.
     fn clean_up(&mut self) {
-        let helper = HelperClient::new(self.options.layout.helper_socket());
-        if let Err(error) = helper.unmount_all(END_PATIENCE) {
-            tracing::warn!(%error, "generations not unmounted");
-        }
         self.helper_control = None;
         if self.device.take().is_some() {
             let mountpoint = &self.options.layout.mountpoint;
