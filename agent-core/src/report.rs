@@ -233,7 +233,11 @@ fn ask(paths: &AgentPaths, client: &mut Option<Client>, request: &DaemonRequest)
     let connected = client.insert(connected);
     match connected.request(request, Some(SILENCE), |_: ()| {}).map_err(|e| e.to_string())? {
         DaemonReply::Fault(fault) => Err(fault.to_string()),
-        DaemonReply::Done | DaemonReply::Status(_) | DaemonReply::Record(_) | DaemonReply::Attached(_) => Ok(()),
+        DaemonReply::Done
+        | DaemonReply::Status(_)
+        | DaemonReply::Record(_)
+        | DaemonReply::Attached(_)
+        | DaemonReply::Bundle(_) => Ok(()),
     }
 }
 

@@ -97,7 +97,7 @@ fn ask(paths: &AgentPaths, order: &Order, handle: &StageHandle) -> Result<Attach
             Ok(DaemonReply::Attached(other)) => return Err(format!("the mount daemon attached tree {}", other.tree)),
             Ok(DaemonReply::Fault(fault @ Fault::Unavailable(_))) => fault.to_string(),
             Ok(DaemonReply::Fault(fault)) => return Err(fault.to_string()),
-            Ok(DaemonReply::Done | DaemonReply::Status(_) | DaemonReply::Record(_)) => {
+            Ok(DaemonReply::Done | DaemonReply::Status(_) | DaemonReply::Record(_) | DaemonReply::Bundle(_)) => {
                 return Err("the mount daemon answers something else".to_owned());
             }
             Err(e) if e.may_retry() => e.to_string(),

@@ -150,6 +150,14 @@ impl Encoder {
     }
 }
 
+/// Encodes `plain` without looking for anything that it lies over: compressed with `base` as what came before.
+///
+/// # Errors
+/// The library refuses the level.
+pub(crate) fn encode_plain(base: &[u8], plain: &[u8], level: i32) -> Result<Patch, PatchError> {
+    encode_segments(&[], base, plain, level)
+}
+
 fn encode_segments(segments: &[Segment], base: &[u8], plain: &[u8], level: i32) -> Result<Patch, PatchError> {
     let (mut control, mut differences, mut literals) = (Vec::new(), Vec::new(), Vec::new());
     put_varint(&mut control, segments.len() as u64);

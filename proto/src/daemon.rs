@@ -5,8 +5,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::agent::StepEvent;
+use crate::bundle::Touch;
 use crate::id::TreeId;
-use crate::message::Fault;
+use crate::message::{BundleFacts, Fault};
 use crate::name::{GenerationRef, Product};
 
 /// A request to the mount daemon.
@@ -56,6 +57,13 @@ pub enum DaemonRequest {
     },
     /// End the daemon and unmount (`manager-fs unmount`).
     Unmount,
+    /// Give the manager what a tree's entry point touches first; answered by `Bundle`.
+    Profile {
+        /// Which tree.
+        tree: TreeId,
+        /// In the order in which they were touched.
+        touches: Vec<Touch>,
+    },
 }
 
 /// The daemon's answer.
@@ -71,6 +79,8 @@ pub enum DaemonReply {
     Attached(Attached),
     /// Refused or failed.
     Fault(Fault),
+    /// To `Profile`: the bundle that the manager has made.
+    Bundle(BundleFacts),
 }
 
 /// A generation that is ready for use.

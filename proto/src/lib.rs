@@ -18,6 +18,7 @@
 
 pub mod agent;
 pub mod bulk;
+pub mod bundle;
 pub mod codec;
 pub mod daemon;
 pub mod delta;
@@ -28,6 +29,7 @@ pub mod manifest;
 pub mod message;
 pub mod name;
 pub mod path;
+pub mod proof;
 pub mod record;
 pub mod token;
 

@@ -5,8 +5,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{AgentStatus, ChangeId, JobId, Operation, Outcome, Progress, StepEvent};
+use crate::bundle::Touch;
 use crate::id::{ObjectId, TreeId};
-use crate::name::{HostName, Product};
+use crate::name::{GenerationRef, HostName, Product};
 
 /// The version of the messages; both sides name theirs in `Hello`, and a different one is refused with both numbers.
 pub const PROTOCOL: u16 = 1;
@@ -93,6 +94,23 @@ pub enum HostRequest {
         /// The tree that it wants.
         to: TreeId,
     },
+    /// Everything that a start needs, in one answer: `Bulk` frames with a bundle's bytes in order ([`crate::bundle`],
+    /// without the trailer), then the response. May be sent before the answer to `Hello`.
+    Start {
+        /// Which generation, by any name that the operator may use.
+        generation: GenerationRef,
+        /// A tree of which this host has every object.
+        from: Option<TreeId>,
+        /// Whether the manifest is wanted too.
+        manifest: bool,
+    },
+    /// What a tree's entry point touches first, recorded on this host: the manager makes or extends the bundle.
+    Profile {
+        /// Which tree; it must be exported to this host.
+        tree: TreeId,
+        /// In the order in which they were touched; at most [`crate::bundle::TOUCHES_MAX`].
+        touches: Vec<Touch>,
+    },
 }
 
 /// What a host's connection is for.
@@ -138,12 +156,25 @@ pub enum ManagerReply {
     },
     /// To `Exports`: every generation exported to the host ([`crate::SignedRecord::to_bytes`]).
     Exports(Vec<Vec<u8>>),
-    /// To `Manifest`, `Chunks` and `Delta`: how many bulk frames came before.
+    /// To `Manifest`, `Chunks`, `Delta` and `Start`: how many bulk frames came before.
     Sent(u32),
     /// To `Report`.
     Done,
     /// The request failed.
     Fault(Fault),
+    /// To `Profile`.
+    Bundle(BundleFacts),
+}
+
+/// What a start-up bundle holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BundleFacts {
+    /// Bytes of its pages.
+    pub plain_bytes: u64,
+    /// Bytes of the whole bundle, as it is sent.
+    pub bundle_bytes: u64,
+    /// Objects of which it holds pages.
+    pub objects: u64,
 }
 
 /// The manager's request to a host.
@@ -232,5 +263,12 @@ pub enum HostReport {
     WrongHash {
         /// Of what.
         what: String,
+    },
+    /// What the first start of a generation touched that came without a bundle.
+    Touched {
+        /// Which tree.
+        tree: TreeId,
+        /// In the order in which they were touched.
+        touches: Vec<Touch>,
     },
 }

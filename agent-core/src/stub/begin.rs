@@ -123,7 +123,11 @@ pub(crate) fn newest_now(paths: &AgentPaths) -> Option<Verified> {
     let reply = Client::ask(&paths.daemon_socket(), &request, Duration::from_secs(2)).ok()?;
     match reply {
         DaemonReply::Record(bytes) => records::save(paths, &bytes, &[]).ok(),
-        DaemonReply::Done | DaemonReply::Status(_) | DaemonReply::Attached(_) | DaemonReply::Fault(_) => None,
+        DaemonReply::Done
+        | DaemonReply::Status(_)
+        | DaemonReply::Attached(_)
+        | DaemonReply::Bundle(_)
+        | DaemonReply::Fault(_) => None,
     }
 }
 
@@ -194,6 +198,7 @@ fn unexpected(what: String, reply: &DaemonReply) -> StubError {
         DaemonReply::Status(_) => "a status",
         DaemonReply::Record(_) => "a record",
         DaemonReply::Attached(_) => "another tree",
+        DaemonReply::Bundle(_) => "a bundle",
         DaemonReply::Fault(_) => "a fault",
     };
     StubError::Daemon { what, fault: format!("it answered with {kind}") }

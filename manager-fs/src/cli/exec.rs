@@ -47,14 +47,25 @@ pub(super) fn exec(args: ExecArgs, dirs: &Dirs) -> Result<Done> {
     if let Some(pid) = tree.namespace_pid {
         agent_core::sys::namespace::enter(pid).context("entering the mount daemon's namespaces")?;
     }
-    let (program, arguments) = match args.command.split_first() {
-        Some((command, arguments)) => (find(&root, Path::new(command))?, arguments.to_vec()),
-        None => entry_point(&args.generation, &tree, dirs)?,
-    };
+    let (program, arguments) = program(&args.generation, &tree, &root, &args.command, dirs)?;
     // The connection is the lease: it stays open in the program, and ends with it.
     daemon.keep_across_exec().context("keeping the lease")?;
     let error = Command::new(&program).args(arguments).env("MANAGER_FS_TREE", &root).exec();
     Err(explain(&program, &error))
+}
+
+/// The program and its arguments: those that were typed, else the entry point's. `root` is the tree to run it from.
+pub(super) fn program(
+    generation: &GenerationRef,
+    tree: &Attached,
+    root: &Path,
+    command: &[OsString],
+    dirs: &Dirs,
+) -> Result<(PathBuf, Vec<OsString>)> {
+    match command.split_first() {
+        Some((command, arguments)) => Ok((find(root, Path::new(command))?, arguments.to_vec())),
+        None => entry_point(generation, tree, root, dirs),
+    }
 }
 
 /// The program that a command names.
@@ -75,7 +86,12 @@ fn find(root: &Path, command: &Path) -> Result<PathBuf> {
     })
 }
 
-fn entry_point(typed: &GenerationRef, tree: &Attached, dirs: &Dirs) -> Result<(PathBuf, Vec<OsString>)> {
+fn entry_point(
+    typed: &GenerationRef,
+    tree: &Attached,
+    root: &Path,
+    dirs: &Dirs,
+) -> Result<(PathBuf, Vec<OsString>)> {
     let record = tree.record.as_deref().with_context(|| {
         format!("tree {} stands under several versions: name one as product@version, or name the program", tree.tree)
     })?;
@@ -83,7 +99,7 @@ fn entry_point(typed: &GenerationRef, tree: &Attached, dirs: &Dirs) -> Result<(P
     let entry =
         record.metadata.entry_point.with_context(|| format!("{typed} has no entry point: name the program"))?;
     let arguments = record.metadata.arguments.iter().map(OsString::from).collect();
-    Ok((Path::new(&tree.path).join(entry.as_path()), arguments))
+    Ok((root.join(entry.as_path()), arguments))
 }
 
 fn verified(record: &[u8], dirs: &Dirs) -> Result<GenerationRecord> {

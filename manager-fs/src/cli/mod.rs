@@ -11,6 +11,7 @@ mod launch;
 mod local;
 mod log;
 mod mount;
+mod profile;
 mod publish;
 mod serve;
 mod status_text;
@@ -85,6 +86,12 @@ enum Command {
     Release(local::ReleaseArgs),
     /// Run a program straight from a generation
     Exec(exec::ExecArgs),
+    /// Record on this host what a start of a generation touches first, so that other hosts start faster
+    Profile(profile::ProfileArgs),
+    #[command(name = "__profile-mount", hide = true)]
+    ProfileMount(profile::ProfileMountArgs),
+    #[command(name = "__profile-worker", hide = true)]
+    ProfileWorker(profile::ProfileMountArgs),
     /// What the mount daemon of this host does; never blocks
     Status(local::StatusArgs),
     /// End the mount daemon of this host
@@ -144,6 +151,9 @@ fn dispatch(command: Command, dirs: &Dirs) -> anyhow::Result<Done> {
         Command::Attach(args) => local::attach(args, dirs),
         Command::Release(args) => local::release(args, dirs),
         Command::Exec(args) => exec::exec(args, dirs),
+        Command::Profile(args) => profile::run(&args, dirs),
+        Command::ProfileMount(args) => profile::mount(&args, dirs),
+        Command::ProfileWorker(args) => profile::worker(&args, dirs),
         Command::Status(args) => local::status(args, dirs),
         Command::Unmount => local::unmount(dirs),
         Command::Demo(options) => Ok(if crate::demo::run(&options)? { Done::Clean } else { Done::Code(1) }),

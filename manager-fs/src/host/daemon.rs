@@ -24,6 +24,7 @@ use super::leases::Leases;
 use super::local;
 use super::mount::{Layout, Worker};
 use super::objects::{Objects, ObjectsOptions};
+use super::prefetch::Prefetch;
 use super::relay::Relay;
 use super::spool::Spool;
 use super::upstream::{Dial, Manager, unix_ms};
@@ -71,7 +72,9 @@ pub fn run(dirs: &Dirs, layout: Layout, options: &WorkerOptions) -> anyhow::Resu
         .build()?;
     let spool = Arc::new(Spool::open(&dirs.state.join("events")).context("opening the spool of reports")?);
     let manager = Manager::new(runtime.handle(), TlsDial::new(&dirs.state, options.manager.clone(), &identity));
-    let objects = open_objects(&layout, options, &manager, &spool, worker.namespace_pid().is_none())?;
+    let prefetch = Prefetch::start(worker.mounts())?;
+    let keep_owners = worker.namespace_pid().is_none();
+    let objects = open_objects(&layout, options, &manager, &spool, (keep_owners, Arc::clone(&prefetch)))?;
     // From here on the kernel is answered; programs that an earlier worker left waiting go on.
     let server = worker.serve(Arc::clone(&objects), ServeOptions { read_ahead_bytes: options.read_ahead_bytes })?;
     let data_options = DataOptions {
@@ -79,7 +82,8 @@ pub fn run(dirs: &Dirs, layout: Layout, options: &WorkerOptions) -> anyhow::Resu
         read_deadline: options.read_deadline,
         verify_again: options.verify_cache,
     };
-    let data = DataPlane::new(objects, worker.mounts(), server, layout.clone(), data_options, worker.namespace_pid());
+    let namespace_pid = worker.namespace_pid();
+    let data = DataPlane::new(objects, worker.mounts(), server, layout.clone(), data_options, namespace_pid, prefetch);
     let known = Arc::new(Known::open(&dirs.cache, identity.publishers));
     let shown = Arc::clone(&data) as Arc<dyn Data>;
     let daemon = Daemon::new(dirs, identity.host.clone(), Arc::clone(&known), shown, Arc::clone(&manager), spool)?;
@@ -110,7 +114,7 @@ fn open_objects(
     options: &WorkerOptions,
     manager: &Arc<Manager>,
     spool: &Arc<Spool>,
-    keep_owners: bool,
+    (keep_owners, prefetch): (bool, Arc<Prefetch>),
 ) -> anyhow::Result<Arc<Objects>> {
     let cache = Cache::open(&layout.cache, CacheOptions { quota_bytes: options.cache_quota_bytes })
         .with_context(|| format!("opening the cache {}", layout.cache.display()))?;
@@ -121,6 +125,7 @@ fn open_objects(
             tracing::error!(what, "wrong hash: not served, not kept");
             spool.push(&HostReport::WrongHash { what });
         }),
+        on_arrived: Arc::new(move |tree, ranges| prefetch.arrived(tree, ranges)),
         ..FetchOptions::default()
     };
     let fetcher = Fetcher::new(Arc::clone(manager) as Arc<dyn Upstream>, cache, fetch);

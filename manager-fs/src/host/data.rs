@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use proto::bulk::ChunkHead;
 use proto::message::{ChunkRange, Fault};
-use proto::{TreeId, TreePath};
+use proto::{GenerationRef, Product, TreeId, TreePath};
 use serde_json::json;
 
 use super::cache::Cache;
@@ -18,6 +18,7 @@ use super::files;
 use super::generations::Trees;
 use super::known::KnownRecord;
 use super::mount::{DataPath, HelperError, Layout, Mounts, Server};
+use super::prefetch::Prefetch;
 use super::objects::{FsError, Objects, ViewEntry};
 use super::upstream::Manager;
 
@@ -26,6 +27,9 @@ const WARM_BYTES_MAX: u64 = 512 << 20;
 const WARM_DEADLINE: Duration = Duration::from_secs(60);
 /// How long one fetch in the background goes on trying before it is begun anew.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Nothing is fetched in the background before a start has been over for this long.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// How long a delta may take, its making included; afterwards the tree is fetched as it is.
 const DELTA_PATIENCE: Duration = Duration::from_secs(120);
@@ -54,7 +58,8 @@ pub(crate) struct DataPlane {
     verifying: Mutex<()>,
     data_path: OnceLock<String>,
     /// What is exported to this host, oldest first: where deltas can start.
-    exported: Mutex<Vec<(proto::Product, TreeId)>>,
+    exported: Mutex<Vec<(Product, TreeId)>>,
+    prefetch: Arc<Prefetch>,
 }
 
 impl DataPlane {
@@ -66,6 +71,7 @@ impl DataPlane {
         layout: Layout,
         options: DataOptions,
         namespace_pid: Option<u32>,
+        prefetch: Arc<Prefetch>,
     ) -> Arc<Self> {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let mut boot = boot.trim().to_owned();
@@ -85,6 +91,7 @@ impl DataPlane {
             verifying,
             data_path,
             exported,
+            prefetch,
         })
     }
 
@@ -99,8 +106,23 @@ impl DataPlane {
         }
         let exported = self.exported.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (product, _) = exported.iter().find(|(_, known)| known == tree)?;
-        let mut others = exported.iter().rev().filter(|(other, known)| other == product && known != tree);
-        others.find(|(_, known)| self.sizes(known).is_some_and(|(local, all)| local == all)).map(|(_, known)| *known)
+        self.newest_whole(product, Some(tree))
+    }
+
+    /// The newest tree of a product, other than this one, of which every object is local.
+    fn newest_whole(&self, product: &Product, except: Option<&TreeId>) -> Option<TreeId> {
+        let exported = self.exported.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let others = exported.iter().rev().filter(|(other, known)| other == product && Some(known) != except);
+        let mut whole = others.filter(|(_, known)| self.sizes(known).is_some_and(|(local, all)| local == all));
+        whole.next().map(|(_, known)| *known)
+    }
+
+    /// While something is started that is not local, a fault of the kernel brings in its own page and no other: whatever
+    /// else it wanted would have to be fetched first.
+    fn read_ahead(&self, allowed: bool) {
+        if let Some(server) = &self.server {
+            server.allow_read_ahead(allowed);
+        }
     }
 
     /// Says in which boot the local objects of a tree were hashed last.
@@ -117,8 +139,23 @@ impl DataPlane {
 }
 
 impl Trees for DataPlane {
+    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>) {
+        if tree.is_some_and(|tree| self.sizes(tree).is_some_and(|(local, all)| local == all)) {
+            return;
+        }
+        self.read_ahead(false);
+        let from = match (tree, generation) {
+            (Some(tree), _) => self.base_of(tree),
+            (None, GenerationRef::Named(product, _)) => self.newest_whole(product, None),
+            (None, GenerationRef::TreePrefix(_)) => None,
+        };
+        self.objects.fetcher().begin(generation, tree.copied(), from);
+    }
+
     fn prepare(&self, tree: &TreeId, deadline: Instant) -> Result<(), Fault> {
-        self.objects.register(tree, deadline).map(drop).map_err(|error| fs(&error))
+        self.objects.register(tree, deadline).map_err(|error| fs(&error))?;
+        self.prefetch.readable(tree);
+        Ok(())
     }
 
     fn verify(&self, tree: &TreeId) -> Result<(), Fault> {
@@ -156,6 +193,7 @@ impl Trees for DataPlane {
         match self.mounts.helper().unmount(tree) {
             Ok(()) => {
                 self.objects.unregister(tree);
+                self.prefetch.forget(tree);
                 Ok(true)
             }
             Err(HelperError::Busy(_)) => Ok(false),
@@ -193,14 +231,17 @@ impl Trees for DataPlane {
         let loaded =
             self.objects.load(tree, Instant::now() + self.options.read_deadline).map_err(|error| fs(&error))?;
         let bytes_per_second_max = self.options.hydrate_bytes_per_second.filter(|_| paced);
-        let options = HydrateOptions { bytes_per_second_max, patience: PATIENCE };
+        let quiet = paced.then_some(QUIET);
+        let options = HydrateOptions { bytes_per_second_max, patience: PATIENCE, quiet };
         if let Some(from) = self.base_of(tree) {
             let deadline = Instant::now() + DELTA_PATIENCE;
             self.objects.fetcher().upgrade(&from, (tree, loaded.manifest()), deadline, cancel);
         }
         let mut told = |now: super::fetch::HydrateProgress| progress(now.local_bytes, now.object_bytes);
         let made = self.objects.fetcher().make_local(tree, loaded.manifest(), options, cancel, &mut told);
-        made.map_err(|error| fetch(&error))
+        made.map_err(|error| fetch(&error))?;
+        self.read_ahead(true);
+        Ok(())
     }
 
     fn sizes(&self, tree: &TreeId) -> Option<(u64, u64)> {
@@ -309,6 +350,17 @@ impl Upstream for Manager {
         sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
     ) -> Result<(), UpstreamError> {
         Manager::chunks(self, tree, wants, urgency == Urgency::Demand, deadline, sink).map_err(upstream)
+    }
+
+    fn start(
+        &self,
+        generation: &GenerationRef,
+        from: Option<&TreeId>,
+        with_manifest: bool,
+        deadline: Instant,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), UpstreamError> {
+        Manager::start_up(self, generation, (from, with_manifest), deadline, sink).map_err(upstream)
     }
 
     fn delta(

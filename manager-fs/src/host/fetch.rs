@@ -14,23 +14,25 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use proto::TreeId;
 use proto::bulk::{ChunkHead, Encoding};
 use proto::id::ChunkId;
 use proto::limits::{CHUNKS_PER_REQUEST_MAX, READ_DEADLINE_MS};
 use proto::manifest::{Manifest, Object};
 use proto::message::ChunkRange;
+use proto::{ObjectId, TreeId};
 
 use super::cache::{Cache, CacheError, Partial, Place, VerifyReport, lock};
 use assemble::assemble;
 use flight::{Departed, Flight, FlightKey, FlightState, Leg};
 use retry::Retry;
+use start::Starts;
 
 mod ahead;
 mod assemble;
 mod flight;
 mod hydrate;
 mod retry;
+mod start;
 #[cfg(test)]
 mod tests;
 mod upgrade;
@@ -88,6 +90,19 @@ pub struct FetchOptions {
     pub read_ahead_bytes_max: u64,
     /// Told what came with a wrong hash, to be reported to the manager.
     pub on_wrong_hash: Arc<dyn Fn(String) + Send + Sync>,
+    /// Told which pages of a tree's start-up bundle can be read now. Must not block.
+    pub on_arrived: Arc<dyn Fn(&TreeId, Vec<ArrivedRange>) + Send + Sync>,
+}
+
+/// Bytes that have arrived ahead of any reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArrivedRange {
+    /// Of which object.
+    pub object: ObjectId,
+    /// From where on.
+    pub offset: u64,
+    /// How many.
+    pub bytes: u64,
 }
 
 impl Default for FetchOptions {
@@ -96,6 +111,7 @@ impl Default for FetchOptions {
             read_deadline: Duration::from_millis(READ_DEADLINE_MS),
             read_ahead_bytes_max: 4 << 20,
             on_wrong_hash: Arc::new(|what| tracing::error!(%what, "wrong hash")),
+            on_arrived: Arc::new(|_, _| ()),
         }
     }
 }
@@ -123,6 +139,10 @@ pub struct FetchCounts {
     pub delta_plain_bytes: u64,
     /// Bytes of chunks copied from objects that were here already.
     pub copied_bytes: u64,
+    /// Bytes of start-up bundles received; they are in `wire_bytes` too.
+    pub bundle_bytes: u64,
+    /// Bytes of pages that bundles made.
+    pub bundle_plain_bytes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -137,6 +157,8 @@ struct Counters {
     delta_bytes: AtomicU64,
     delta_plain_bytes: AtomicU64,
     copied_bytes: AtomicU64,
+    bundle_bytes: AtomicU64,
+    bundle_plain_bytes: AtomicU64,
 }
 
 /// Fetches what is missing into a [`Cache`], or past it.
@@ -145,6 +167,7 @@ pub struct Fetcher {
     cache: Arc<Cache>,
     options: FetchOptions,
     flights: Mutex<HashMap<FlightKey, Arc<Flight>>>,
+    starts: Starts,
     counters: Counters,
     ahead: super::pool::Pool,
     /// Complete objects that wait to be made local, together.
@@ -187,6 +210,7 @@ impl Fetcher {
             cache,
             options,
             flights: Mutex::default(),
+            starts: Starts::default(),
             counters: Counters::default(),
             ahead: super::pool::Pool::new("ahead", 2, 64),
             complete: Mutex::default(),
@@ -217,6 +241,8 @@ impl Fetcher {
             delta_bytes: read(&self.counters.delta_bytes),
             delta_plain_bytes: read(&self.counters.delta_plain_bytes),
             copied_bytes: read(&self.counters.copied_bytes),
+            bundle_bytes: read(&self.counters.bundle_bytes),
+            bundle_plain_bytes: read(&self.counters.bundle_plain_bytes),
         }
     }
 
@@ -226,6 +252,9 @@ impl Fetcher {
     /// It cannot be had within the deadline, or is not the tree's.
     pub fn manifest(&self, tree: &TreeId, deadline: Instant) -> Result<Manifest, FetchError> {
         if let Some(manifest) = self.cache.manifest(tree) {
+            return Ok(manifest);
+        }
+        if let Some(manifest) = self.starts.manifest(tree, deadline) {
             return Ok(manifest);
         }
         let what = || format!("manifest of {tree}");
@@ -262,11 +291,8 @@ impl Fetcher {
         match self.cache.place(wanted.object, wanted.chunk_bytes).ok()? {
             Place::Local(file) => Some(file.read_exact_at(&mut bytes, offset).map(|()| bytes)),
             Place::Partial(partial) => {
-                let ids = &wanted.object.chunks;
-                let mut needed = chunk_range(offset, len, wanted.chunk_bytes);
-                needed
-                    .all(|index| ids.get(index as usize).is_some_and(|id| partial.has(index, id)))
-                    .then(|| partial.read_at(&mut bytes, offset).map(|()| bytes))
+                let here = partial.has_range(wanted.object, offset, len);
+                here.then(|| partial.read_at(&mut bytes, offset).map(|()| bytes))
             }
         }
     }
@@ -300,6 +326,12 @@ impl Fetcher {
             Some(Place::Partial(partial)) => Some(partial),
             None => None,
         };
+        if let Some(partial) = &partial
+            && self.starts.bring(wanted, partial, offset, wanted_len, deadline)
+        {
+            return assemble(wanted, Some(partial), &[], &HashMap::new(), offset, wanted_len);
+        }
+        self.starts.note_demand();
         let chunks: Vec<u32> = chunk_range(offset, wanted_len, wanted.chunk_bytes).collect();
         let held = self.fetch_all(wanted, partial.as_deref(), &chunks, deadline)?;
         let bytes = assemble(wanted, partial.as_deref(), &chunks, &held, offset, wanted_len)?;

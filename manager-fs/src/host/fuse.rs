@@ -20,6 +20,7 @@ use fuser::{
 
 use super::objects::{Attributes, FsError, Kind, Listed, Objects};
 use super::pool::Pool;
+use super::touches::Recorder;
 
 /// Validity of what can never change.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -82,13 +83,19 @@ pub struct ServeOptions {
 pub(super) struct Adapter {
     objects: Arc<Objects>,
     counts: Arc<RequestCounts>,
+    recorder: Arc<Recorder>,
     waiting: Pool,
     options: ServeOptions,
 }
 
 impl Adapter {
-    pub(super) fn new(objects: Arc<Objects>, counts: Arc<RequestCounts>, options: ServeOptions) -> Self {
-        Self { objects, counts, waiting: Pool::new("fuse-wait", WAITING_READS_MAX, usize::MAX), options }
+    pub(super) fn new(
+        objects: Arc<Objects>,
+        counts: Arc<RequestCounts>,
+        recorder: Arc<Recorder>,
+        options: ServeOptions,
+    ) -> Self {
+        Self { objects, counts, recorder, waiting: Pool::new("fuse-wait", WAITING_READS_MAX, usize::MAX), options }
     }
 
     /// Answers now if the node's tree is in memory, else on a thread that may wait.
@@ -175,6 +182,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.counts.count("read");
+        self.recorder.note(ino.0, offset, size);
         if let Some(present) = self.objects.read_present(ino.0, offset, size) {
             return data(reply, present);
         }

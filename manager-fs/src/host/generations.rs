@@ -26,6 +26,9 @@ use super::warm;
 
 /// What the data path offers; a trait so that the rules here are tested without mounts.
 pub(crate) trait Trees: Send + Sync + 'static {
+    /// Asks for everything that a start of a generation needs, in the background, if its tree (when it is known) is not
+    /// local. Comes before `prepare`, which finds the manifest in the answer.
+    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>);
     /// Makes the objects of a tree readable: its manifest comes from the cache or the manager.
     fn prepare(&self, tree: &TreeId, deadline: Instant) -> Result<(), Fault>;
     /// Hashes the tree's local objects again, once between a boot and the first use.
@@ -159,6 +162,17 @@ impl Generations {
         self.known.resolve(reference, &self.leases.kept().all())
     }
 
+    /// What a reference means is about to be looked up, and then used: unless it is mounted already, its start is asked for
+    /// now, and not only when the look-up has come back from the manager.
+    pub(crate) fn begin(&self, reference: &GenerationRef) {
+        match self.resolve(reference) {
+            Ok(resolved) if lock(&self.live).contains_key(&resolved.tree) => {}
+            Ok(resolved) => self.trees.begin(reference, Some(&resolved.tree)),
+            Err(Fault::NotFound(_)) => self.trees.begin(reference, None),
+            Err(_) => {}
+        }
+    }
+
     /// Attaches for the operator, until [`Generations::release`].
     pub(crate) fn attach(&self, resolved: &Resolved, typed: &GenerationRef) -> Result<Attached, Fault> {
         let before = self.leases.attached().contains_key(&resolved.tree);
@@ -218,6 +232,9 @@ impl Generations {
         let resolved = self.resolve(&GenerationRef::TreePrefix(tree.to_hex()))?;
         self.leases.stage(tree);
         let deadline = Instant::now() + self.trees.deadline();
+        if lazy {
+            self.begin(&GenerationRef::TreePrefix(tree.to_hex()));
+        }
         self.trees.prepare(&tree, deadline)?;
         if !lazy {
             self.make_local_both(tree, running, cancel, progress)?;

@@ -11,7 +11,7 @@ use proto::agent::StepEvent;
 use proto::codec;
 use proto::daemon::{Attached, DaemonReply, DaemonRequest, StageProgress};
 use proto::limits::MESSAGE_BYTES_MAX;
-use proto::message::Fault;
+use proto::message::{Fault, HostRequest, ManagerReply};
 use proto::{GenerationRef, Product, TreeId};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -25,6 +25,8 @@ const PROGRESS_MIN: Duration = Duration::from_millis(100);
 const PROGRESS_MAX: Duration = Duration::from_secs(2);
 /// A stage that cannot reach the manager tries again after this time.
 const STAGE_PAUSE: Duration = Duration::from_secs(1);
+/// The manager compresses the bundle before it answers.
+const PROFILE_DEADLINE: Duration = Duration::from_secs(170);
 /// How long `status` waits for a fresh look at the processes, and at the agents, before it shows the last one.
 const LOOK_DEADLINE: Duration = Duration::from_millis(200);
 
@@ -101,6 +103,7 @@ async fn answer_simple(
         DaemonRequest::Status => Ok(DaemonReply::Status(status_text(&daemon).await)),
         DaemonRequest::Newest { product } => newest(&daemon, &product).await,
         DaemonRequest::Attach { generation } => {
+            begin(&daemon, &generation).await?;
             let resolved = daemon.resolve(&generation).await?;
             blocking(move || daemon.generations.attach(&resolved, &generation)).await.map(DaemonReply::Attached)
         }
@@ -108,6 +111,7 @@ async fn answer_simple(
             blocking(move || daemon.generations.release(&generation)).await.map(|()| DaemonReply::Done)
         }
         DaemonRequest::Hold { generation } => {
+            begin(&daemon, &generation).await?;
             let resolved = daemon.resolve(&generation).await?;
             blocking(move || daemon.generations.hold(&resolved, connection, pid)).await.map(DaemonReply::Attached)
         }
@@ -124,8 +128,24 @@ async fn answer_simple(
             daemon.unmount();
             Ok(DaemonReply::Done)
         }
+        DaemonRequest::Profile { tree, touches } => {
+            let request = HostRequest::Profile { tree, touches };
+            match daemon.manager.ask(&request, Instant::now() + PROFILE_DEADLINE).await? {
+                ManagerReply::Bundle(facts) => Ok(DaemonReply::Bundle(facts)),
+                _ => Err(Fault::Failed("the manager answered Profile with something else".to_owned())),
+            }
+        }
         DaemonRequest::Stage { .. } => Err(Fault::BadRequest("staging is answered elsewhere".to_owned())),
     }
+}
+
+async fn begin(daemon: &Arc<Daemon>, generation: &GenerationRef) -> Result<(), Fault> {
+    let (daemon, generation) = (Arc::clone(daemon), generation.clone());
+    blocking(move || {
+        daemon.generations.begin(&generation);
+        Ok(())
+    })
+    .await
 }
 
 async fn status_text(daemon: &Arc<Daemon>) -> String {

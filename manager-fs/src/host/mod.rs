@@ -1,5 +1,6 @@
 //! The client host's half, in the order the bytes arrive: fetch, cache, FUSE, mount; then relay and launch.
 
+pub mod bundle;
 pub mod cache;
 mod collect;
 pub mod daemon;
@@ -18,9 +19,12 @@ mod local;
 pub mod mount;
 pub mod objects;
 mod pool;
+mod prefetch;
+pub mod profile;
 mod relay;
 mod spool;
 mod status;
+pub mod touches;
 mod upstream;
 mod users;
 mod warm;

@@ -3,10 +3,12 @@
 //! ```text
 //! FUSE, attach ──chunks, manifest──> control lane ─┐
 //! relay, spool <──────requests─────> control lane ─┼══ TLS ══> manager
-//! hydration    ──chunks────────────> bulk lane ────┘
+//! hydration    ──chunks────────────> bulk lane ────┤
+//! attach, exec ──start-up bundle───> start lane ───┘
 //! ```
 //! A *lane* is one connection that is dialled again when it breaks: at once when a demand waits, otherwise with a
-//! growing pause. The bulk lane is only up while something is fetched in the background.
+//! growing pause. The bulk and start lanes are only up while something is fetched on them: what a start needs neither stands
+//! behind a background fetch, nor does a demand stand behind it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use proto::bulk::ChunkHead;
 use proto::limits::MANIFEST_BYTES_MAX;
 use proto::message::{ChunkRange, Fault, HostRequest, ManagerReply, PROTOCOL, Role};
-use proto::{HostName, TreeId};
+use proto::{GenerationRef, HostName, TreeId};
 use tokio::sync::{Notify, watch};
 
 use crate::net::{BoxFuture, Handler, Incoming, Link, NetError, RefuseAll};
@@ -44,6 +46,7 @@ pub(crate) struct Manager {
     runtime: tokio::runtime::Handle,
     control: Arc<Lane>,
     bulk: Arc<Lane>,
+    start: Arc<Lane>,
     dial: Arc<dyn Dial>,
     facts: Arc<Mutex<Facts>>,
     bytes: AtomicU64,
@@ -80,6 +83,7 @@ impl Manager {
             runtime: runtime.clone(),
             control: Lane::new(Role::Control),
             bulk: Lane::new(Role::Bulk),
+            start: Lane::new(Role::Bulk),
             dial,
             facts: Arc::default(),
             bytes: AtomicU64::new(0),
@@ -88,7 +92,8 @@ impl Manager {
 
     /// Starts to dial. `handler` answers the manager's requests, which come on the control connection.
     pub(crate) fn start(&self, handler: Arc<dyn Handler>) {
-        for (lane, handler) in [(&self.control, handler), (&self.bulk, Arc::new(RefuseAll) as Arc<dyn Handler>)] {
+        let refuse = || Arc::new(RefuseAll) as Arc<dyn Handler>;
+        for (lane, handler) in [(&self.control, handler), (&self.bulk, refuse()), (&self.start, refuse())] {
             let (lane, dial, facts) = (Arc::clone(lane), Arc::clone(&self.dial), Arc::clone(&self.facts));
             self.runtime.spawn(keep_up(lane, dial, handler, facts));
         }
@@ -191,6 +196,30 @@ impl Manager {
         sink: &mut dyn FnMut(&[u8]),
     ) -> Result<(), Fault> {
         let request = HostRequest::Delta { from: *from, to: *to };
+        self.stream(&self.bulk, false, &request, deadline, sink)
+    }
+
+    /// Fetches what a start needs; `sink` gets its bytes in order, unchecked. Blocks; not for use inside the runtime.
+    pub(crate) fn start_up(
+        &self,
+        generation: &GenerationRef,
+        (from, manifest): (Option<&TreeId>, bool),
+        deadline: Instant,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), Fault> {
+        let request = HostRequest::Start { generation: generation.clone(), from: from.copied(), manifest };
+        self.stream(&self.start, true, &request, deadline, sink)
+    }
+
+    /// Sends a request whose answer is one stream of bytes.
+    fn stream(
+        &self,
+        lane: &Lane,
+        demand: bool,
+        request: &HostRequest,
+        deadline: Instant,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), Fault> {
         let (mut frames, mut bytes) = (0, 0);
         let on = |incoming| {
             let Incoming::Bulk(body) = incoming else { return };
@@ -199,17 +228,17 @@ impl Manager {
             sink(&body);
         };
         let reply = self.runtime.block_on(async {
-            let _user = self.bulk.user();
-            let link = self.bulk.link(false, deadline).await?;
-            link.request(&request, on, remaining(deadline)).await.map_err(|error| unavailable(&error))
+            let _user = lane.user();
+            let link = lane.link(demand, deadline).await?;
+            link.request(request, on, remaining(deadline)).await.map_err(|error| unavailable(&error))
         });
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         check_sent(reply?, frames)
     }
 
-    /// Ends both connections and stops dialling.
+    /// Ends all connections and stops dialling.
     pub(crate) fn end(&self) {
-        for lane in [&self.control, &self.bulk] {
+        for lane in [&self.control, &self.bulk, &self.start] {
             lane.ended.send_replace(true);
         }
     }
@@ -276,12 +305,12 @@ async fn dial_for_ever(lane: &Lane, dial: &dyn Dial, handler: &Arc<dyn Handler>,
         if lane.role == Role::Bulk && lane.users.load(Ordering::Acquire) == 0 {
             lane.needed.notified().await;
         }
-        let dialled = tokio::time::timeout(DIAL_DEADLINE, greet(dial, lane.role, Arc::clone(handler))).await;
+        let dialled = tokio::time::timeout(DIAL_DEADLINE, greet(lane, dial, Arc::clone(handler))).await;
         let dialled = dialled.unwrap_or_else(|_| Err(format!("no answer within {} s", DIAL_DEADLINE.as_secs())));
         match dialled {
             Ok((link, host)) => {
                 pause = PAUSE_MIN;
-                lane.came_up(&link, host, facts);
+                lane.came_up(host, facts);
                 let reason = lane.until_down(&link).await;
                 lane.went_down(&reason, facts);
             }
@@ -307,10 +336,23 @@ async fn wait(lane: &Lane, pause: Duration) {
     }
 }
 
-async fn greet(dial: &dyn Dial, role: Role, handler: Arc<dyn Handler>) -> Result<(Link, HostName), String> {
+/// Dials and says `Hello`. Requests that wait for the lane go out right behind it, a round trip before it is answered:
+/// the manager keeps them until then.
+async fn greet(lane: &Lane, dial: &dyn Dial, handler: Arc<dyn Handler>) -> Result<(Link, HostName), String> {
     let link = dial.dial(handler).await.map_err(|error| error.to_string())?;
-    let hello = HostRequest::Hello { protocol: PROTOCOL, software: env!("CARGO_PKG_VERSION").to_owned(), role };
-    let reply = link.request(&hello, |_| (), DIAL_DEADLINE).await;
+    let software = env!("CARGO_PKG_VERSION").to_owned();
+    let hello = HostRequest::Hello { protocol: PROTOCOL, software, role: lane.role };
+    let asking = link.clone();
+    let mut reply = std::pin::pin!(asking.request(&hello, |_| (), DIAL_DEADLINE));
+    let reply = tokio::select! {
+        biased;
+        // The first look puts it into the connection's queue.
+        reply = &mut reply => reply,
+        () = std::future::ready(()) => {
+            lane.link.send_replace(Some(link.clone()));
+            reply.await
+        }
+    };
     match reply {
         Ok(ManagerReply::Welcome { host, now }) => {
             let skew = now.abs_diff(unix_ms());
@@ -335,7 +377,7 @@ async fn greet(dial: &dyn Dial, role: Role, handler: Arc<dyn Handler>) -> Result
 }
 
 impl Lane {
-    fn came_up(&self, link: &Link, host: HostName, facts: &Mutex<Facts>) {
+    fn came_up(&self, host: HostName, facts: &Mutex<Facts>) {
         if self.role == Role::Control {
             tracing::info!(%host, "connected to the manager");
             let mut facts = facts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -344,7 +386,6 @@ impl Lane {
             facts.last_error = None;
             facts.connections += 1;
         }
-        self.link.send_replace(Some(link.clone()));
     }
 
     async fn until_down(&self, link: &Link) -> String {

@@ -7,10 +7,10 @@
 //! The base is found by content, so renamed files and moved functions are found, and by name where content says too
 //! little. What does not pay is left out: hosts fetch those chunks as they are. Format: `docs/delta-format.md`.
 
-mod anchors;
-mod plan;
+pub(super) mod anchors;
+pub(super) mod plan;
 mod serve;
-mod stretches;
+pub(super) mod stretches;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -282,20 +282,20 @@ impl Maker<'_> {
 }
 
 /// Reads stretches of the old tree.
-struct OldBytes<'a> {
+pub(super) struct OldBytes<'a> {
     store: &'a Store,
     manifest: &'a Manifest,
     cached: Mutex<lru::LruCache<ChunkId, Arc<Vec<u8>>>>,
 }
 
 impl<'a> OldBytes<'a> {
-    fn new(store: &'a Store, manifest: &'a Manifest) -> Self {
+    pub(super) fn new(store: &'a Store, manifest: &'a Manifest) -> Self {
         let chunks = (OLD_BYTES_CACHED / u64::from(manifest.chunk_bytes)) as usize;
         let chunks = std::num::NonZeroUsize::new(chunks).unwrap_or(std::num::NonZeroUsize::MIN);
         Self { store, manifest, cached: Mutex::new(lru::LruCache::new(chunks)) }
     }
 
-    fn read(&self, stretches: &[Stretch]) -> Result<Vec<u8>, DeltaError> {
+    pub(super) fn read(&self, stretches: &[Stretch]) -> Result<Vec<u8>, DeltaError> {
         let chunk_bytes = u64::from(self.manifest.chunk_bytes);
         let mut bytes = Vec::with_capacity(stretches.iter().map(|stretch| stretch.bytes as usize).sum());
         for stretch in stretches {

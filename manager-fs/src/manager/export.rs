@@ -51,7 +51,7 @@ impl Exporter {
     }
 
     /// Whether a tree is exported to a host. Looks at the state only when something that decides it has changed.
-    fn permits(&self, state: &State, host: &HostName, tree: &TreeId) -> anyhow::Result<bool> {
+    pub(super) fn permits(&self, state: &State, host: &HostName, tree: &TreeId) -> anyhow::Result<bool> {
         let mut permissions = self.permissions.lock().unwrap_or_else(PoisonError::into_inner);
         let revision = *state.store().revision().borrow();
         if permissions.revision != revision {

@@ -46,6 +46,11 @@ impl Manager {
                 status.attached.clone_from(&trees);
                 status.last_seen = now();
             })?,
+            HostReport::Touched { tree, touches } => {
+                if self.exporter.permits(&self.state, host, &tree)? {
+                    self.learn(host, tree, touches);
+                }
+            }
             HostReport::WrongHash { what } => {
                 tracing::error!(%host, what, "the host received bytes with a wrong hash");
                 self.state.change_status(host, |status| status.wrong_hashes.push((now(), what.clone())))?;

@@ -55,6 +55,7 @@ pub struct Manager {
     /// Held from the choice of a sequence number to the commit of its record.
     pub(crate) publishing: Mutex<()>,
     pub(crate) delta_making: super::delta::Making,
+    pub(crate) bundles: super::bundle::Bundles,
 }
 
 struct Connection {
@@ -100,6 +101,7 @@ impl Manager {
             address: OnceLock::new(),
             publishing: Mutex::default(),
             delta_making: super::delta::Making::default(),
+            bundles: super::bundle::Bundles::default(),
         });
         Ok(manager)
     }

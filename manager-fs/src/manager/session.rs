@@ -10,7 +10,7 @@ use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::{Fault, HostRequest, ManagerReply, Role, Unix};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::identity::{self, Peer};
 use super::server::{GREETING_DEADLINE, Manager, blocking, check_protocol};
@@ -49,6 +49,7 @@ pub(super) async fn welcome(
         link: OnceLock::new(),
         peer,
         greeted: OnceLock::new(),
+        hello: watch::Sender::new(Hello::NotYet),
         stranger: Mutex::new(Some(stranger)),
         chunk_requests: Semaphore::new(CHUNK_REQUESTS_MAX),
     });
@@ -129,8 +130,18 @@ struct Session {
     /// Who it is, by its certificate; `None` may only enrol.
     peer: Option<Peer>,
     greeted: OnceLock<()>,
+    /// A host need not wait for the answer to `Hello`: what comes right behind it waits here until that is answered.
+    hello: watch::Sender<Hello>,
     stranger: Mutex<Option<Stranger>>,
     chunk_requests: Semaphore,
+}
+
+/// How far the greeting is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hello {
+    NotYet,
+    BeingAnswered,
+    Answered,
 }
 
 struct ServeSession(Arc<Session>);
@@ -138,13 +149,22 @@ struct ServeSession(Arc<Session>);
 impl Handler for ServeSession {
     fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
         let session = Arc::clone(&self.0);
-        Box::pin(async move { session.answer(body, answer).await })
+        let request = codec::decode::<HostRequest, MESSAGE_BYTES_MAX>(&body);
+        // Noted before the next request is read.
+        if matches!(request, Ok(HostRequest::Hello { .. })) {
+            session.hello.send_if_modified(|hello| {
+                let first = *hello == Hello::NotYet;
+                *hello = if first { Hello::BeingAnswered } else { *hello };
+                first
+            });
+        }
+        Box::pin(async move { session.answer(request, answer).await })
     }
 }
 
 impl Session {
-    async fn answer(self: Arc<Self>, body: Vec<u8>, answer: Answer) {
-        let request = match codec::decode::<HostRequest, MESSAGE_BYTES_MAX>(&body) {
+    async fn answer(self: Arc<Self>, request: Result<HostRequest, codec::CodecError>, answer: Answer) {
+        let request = match request {
             Ok(request) => request,
             Err(error) => {
                 tracing::warn!(address = %self.address, %error, "malformed request");
@@ -181,9 +201,11 @@ impl Session {
         if let HostRequest::Hello { protocol, software, role } = request {
             check_protocol(protocol)?;
             let session = Arc::clone(self);
-            return blocking(move || session.hello(&peer, role, &software)).await;
+            let reply = blocking(move || session.hello(&peer, role, &software)).await;
+            self.hello.send_replace(Hello::Answered);
+            return reply;
         }
-        if self.greeted.get().is_none() {
+        if !self.is_greeted().await {
             return Err(Fault::BadRequest(String::from("a host says Hello first")).into());
         }
         match request {
@@ -204,11 +226,27 @@ impl Session {
                 let _turn = self.chunk_requests.acquire().await?;
                 manager.send_delta(&peer.host, (from, to), answer).await
             }
+            HostRequest::Start { generation, from, manifest } => {
+                let _turn = self.chunk_requests.acquire().await?;
+                manager.send_start(&peer.host, (generation, from, manifest), answer).await
+            }
+            HostRequest::Profile { tree, touches } => {
+                manager.exported_tree(&peer.host, &tree).await?;
+                blocking(move || manager.profile(&tree, &touches)).await.map(ManagerReply::Bundle)
+            }
             HostRequest::Report { reports } => {
                 blocking(move || manager.take_reports(&peer.host, reports)).await?;
                 Ok(ManagerReply::Done)
             }
         }
+    }
+
+    /// Whether this connection has been greeted, as soon as that is known.
+    async fn is_greeted(&self) -> bool {
+        let mut hello = self.hello.subscribe();
+        // The sender is in `self`, so this does not fail.
+        let _ = hello.wait_for(|hello| *hello != Hello::BeingAnswered).await;
+        self.greeted.get().is_some()
     }
 
     fn hello(&self, peer: &Peer, role: Role, software: &str) -> anyhow::Result<ManagerReply> {

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::manifest::{Manifest, Object};
+use proto::proof::PageSet;
 use proto::{ObjectId, TreeId};
 
 pub use local::VerifyReport;
@@ -125,7 +126,8 @@ struct Counts {
 }
 
 const OPEN_LOCALS: usize = 64;
-/// Descriptors held for objects being filled; idle ones above it are closed and verified again when next used.
+/// Objects being filled that are held open; idle ones above it are closed and verified again when next used, but for those
+/// with pages that cannot be verified alone.
 const OPEN_PARTIALS: usize = 128;
 
 impl Cache {
@@ -178,19 +180,38 @@ impl Cache {
         }
     }
 
-    /// Keeps a manifest whose bytes were checked against `tree`.
+    /// Keeps a manifest whose bytes were checked against `tree`, durably.
+    ///
+    /// # Errors
+    /// The disk does not let us.
     pub fn put_manifest(&self, tree: &TreeId, bytes: &[u8]) -> Result<(), CacheError> {
+        self.write_manifest(tree, bytes, true).map(drop)
+    }
+
+    /// As [`Cache::put_manifest`], but durable only some time later: a program waits for the manifest, and one that a
+    /// power cut has damaged is noticed and fetched again.
+    ///
+    /// # Errors
+    /// The disk does not let us.
+    pub fn put_manifest_soon(&self, tree: &TreeId, bytes: &[u8]) -> Result<(), CacheError> {
+        let file = self.write_manifest(tree, bytes, false)?;
+        let synced = std::thread::Builder::new().name("sync".into()).stack_size(64 << 10).spawn(move || file.sync_all());
+        synced.map(drop).map_err(|e| CacheError::io("sync manifest", &self.manifest_path(tree), e))
+    }
+
+    fn write_manifest(&self, tree: &TreeId, bytes: &[u8], sync: bool) -> Result<File, CacheError> {
         let path = self.manifest_path(tree);
         let fail = |e| CacheError::io("write manifest", &path, e);
         let parent = path.parent().unwrap_or(&self.dir);
         make_private_dir(parent)?;
         let temporary = parent.join(format!(".{}.{}", std::process::id(), &tree.to_hex()[2..]));
         let file = File::create(&temporary).map_err(fail)?;
-        let written = file.write_all_at(bytes, 0).and_then(|()| file.sync_all());
+        let written = file.write_all_at(bytes, 0).and_then(|()| if sync { file.sync_all() } else { Ok(()) });
         written.and_then(|()| std::fs::rename(&temporary, &path)).map_err(|e| {
             let _ = std::fs::remove_file(&temporary);
             fail(e)
-        })
+        })?;
+        Ok(file)
     }
 
     /// Where to read the object, or to fill it; opens what an earlier process left of it.
@@ -207,17 +228,26 @@ impl Cache {
             return Ok(Place::Local(file));
         }
         if partials.len() >= OPEN_PARTIALS {
-            partials.retain(|_, partial| Arc::strong_count(partial) > 1);
+            partials.retain(|_, partial| Arc::strong_count(partial) > 1 || partial.has_lone_pages());
         }
         let partial = Arc::new(Partial::open(&self.dir.join("partial"), object, chunk_bytes)?);
         partials.insert(key, partial.clone());
         Ok(Place::Partial(partial))
     }
 
-    /// Writes a verified chunk. `Ok(false)`: it did not fit, the caller streams.
+    /// Writes a verified chunk. `false`: it did not fit, the caller streams.
     pub(crate) fn put_chunk(&self, partial: &Partial, index: u32, bytes: &[u8]) -> bool {
-        let fits = self.make_room(bytes.len() as u64);
-        let written = match partial.write(index, bytes) {
+        self.put(bytes.len(), || partial.write(index, bytes))
+    }
+
+    /// Writes verified pages of a chunk, as [`Cache::put_chunk`].
+    pub(crate) fn put_pages(&self, partial: &Partial, index: u32, pages: &PageSet, plain: &[u8]) -> bool {
+        self.put(plain.len(), || partial.write_pages(index, pages, plain))
+    }
+
+    fn put(&self, bytes: usize, write: impl FnOnce() -> io::Result<u64>) -> bool {
+        let fits = self.make_room(bytes as u64);
+        let written = match if fits { write() } else { Ok(0) } {
             _ if !fits => false,
             Ok(new_bytes) => {
                 self.counts.partial_bytes.fetch_add(new_bytes, Ordering::Relaxed);

@@ -1,5 +1,6 @@
-//! One object being filled: a sparse file in which every present chunk was verified.
+//! One object being filled: a sparse file in which every present chunk, or page of a chunk, was verified.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use proto::ObjectId;
 use proto::id::ChunkId;
 use proto::manifest::Object;
+use proto::proof::{PAGE_BYTES, PageSet};
 use rustix::fs::SeekFrom;
 
 use super::{CacheError, lock, make_private_dir};
@@ -36,6 +38,8 @@ pub struct Partial {
 struct Chunks {
     states: Vec<ChunkState>,
     present: usize,
+    /// Pages of chunks that are not present. They cannot be verified alone, so a later process knows nothing of them.
+    pages: HashMap<u32, PageSet>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +77,7 @@ impl Partial {
             reader,
             writer: Mutex::new(Some(file)),
             path,
-            chunks: Mutex::new(Chunks { states, present: 0 }),
+            chunks: Mutex::new(Chunks { states, present: 0, pages: HashMap::new() }),
             next_offset: AtomicU64::new(0),
             window_bytes: AtomicU64::new(0),
         })
@@ -90,6 +94,46 @@ impl Partial {
                 right
             }
         }
+    }
+
+    /// Whether these bytes can be read here, chunk by chunk or page by page.
+    pub(crate) fn has_range(&self, object: &Object, offset: u64, len: usize) -> bool {
+        let (chunk, end) = (u64::from(self.chunk_bytes), offset + len as u64);
+        (offset / chunk..end.div_ceil(chunk)).all(|index| {
+            let start = index * chunk;
+            let (first, past) = (offset.max(start) - start, end.min(start + chunk) - start);
+            let pages = (first / u64::from(PAGE_BYTES)) as u32..past.div_ceil(u64::from(PAGE_BYTES)) as u32;
+            let index = index as u32;
+            self.has_pages(index, pages) || object.chunks.get(index as usize).is_some_and(|id| self.has(index, id))
+        })
+    }
+
+    fn has_pages(&self, index: u32, mut pages: std::ops::Range<u32>) -> bool {
+        let chunks = lock(&self.chunks);
+        chunks.pages.get(&index).is_some_and(|set| pages.all(|page| set.contains(page)))
+    }
+
+    /// Writes verified pages of a chunk (`plain`: their bytes, one after another); returns by how many bytes the file
+    /// has grown.
+    pub(super) fn write_pages(&self, index: u32, pages: &PageSet, plain: &[u8]) -> io::Result<u64> {
+        if self.state(index) == ChunkState::Present {
+            return Ok(0);
+        }
+        let start = u64::from(index) * u64::from(self.chunk_bytes);
+        let writer = lock(&self.writer);
+        let file = writer.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let mut rest = plain;
+        for run in pages.runs() {
+            let len = (usize::from(run.count) * PAGE_BYTES as usize).min(rest.len());
+            let (bytes, after) = rest.split_at(len);
+            file.write_all_at(bytes, start + u64::from(run.first) * u64::from(PAGE_BYTES))?;
+            rest = after;
+        }
+        drop(writer);
+        let mut chunks = lock(&self.chunks);
+        let known = chunks.pages.entry(index).or_default();
+        pages.runs().iter().flat_map(|run| run.first..run.first + run.count).for_each(|page| known.insert(page.into()));
+        Ok(plain.len() as u64)
     }
 
     /// Whether every chunk is present (and was verified by this process).
@@ -112,8 +156,14 @@ impl Partial {
         let file = writer.as_ref().ok_or(io::ErrorKind::NotFound)?;
         file.write_all_at(bytes, u64::from(index) * u64::from(self.chunk_bytes))?;
         drop(writer);
+        let pages = lock(&self.chunks).pages.get(&index).map_or(0, |set| set.bytes(bytes.len() as u32));
         self.set_state(index, ChunkState::Present);
-        Ok(bytes.len() as u64)
+        Ok((bytes.len() as u64).saturating_sub(pages.into()))
+    }
+
+    /// Whether it has pages that would be lost if it were closed.
+    pub(super) fn has_lone_pages(&self) -> bool {
+        !lock(&self.chunks).pages.is_empty()
     }
 
     /// Forgets everything: the whole did not hash to the object's id.
@@ -121,6 +171,7 @@ impl Partial {
         let mut chunks = lock(&self.chunks);
         chunks.states.fill(ChunkState::Absent);
         chunks.present = 0;
+        chunks.pages.clear();
         match lock(&self.writer).as_ref() {
             Some(file) => file.set_len(0).and_then(|()| file.set_len(self.bytes)),
             None => Ok(()),
@@ -171,6 +222,9 @@ impl Partial {
         let mut chunks = lock(&self.chunks);
         let Some(slot) = chunks.states.get_mut(index as usize) else { return };
         let was = std::mem::replace(slot, state);
+        if state == ChunkState::Present {
+            chunks.pages.remove(&index);
+        }
         match (was == ChunkState::Present, state == ChunkState::Present) {
             (false, true) => chunks.present += 1,
             (true, false) => chunks.present -= 1,
@@ -232,6 +286,37 @@ mod tests {
         let present: Vec<u32> = (0..10).filter(|i| second.has(*i, &object.chunks[*i as usize])).collect();
         assert_eq!(present, [2, 9], "5 has wrong bytes, the others were never written");
         assert!(!second.is_complete());
+    }
+
+    #[test]
+    fn pages_are_present_before_their_chunk_is_and_not_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..150_000u32).map(|i| (i % 251) as u8 + 1).collect();
+        let object = object(&content, 65_536);
+        let partial = Partial::open(dir.path(), &object, 65_536).unwrap();
+        let mut pages = PageSet::default();
+        [0, 3, 4].into_iter().for_each(|page| pages.insert(page));
+        let plain = [&content[65_536..69_632], &content[77_824..86_016]].concat();
+        assert_eq!(partial.write_pages(1, &pages, &plain).unwrap(), 12_288);
+        let has = |offset, len| partial.has_range(&object, offset, len);
+        assert!(has(65_536, 4096) && has(78_000, 8_000) && has(77_824, 1));
+        assert!(!has(65_535, 2) && !has(69_632, 1) && !has(65_536, 20_000));
+        let mut read = vec![0; 8_192];
+        partial.read_at(&mut read, 77_824).unwrap();
+        assert_eq!(read, content[77_824..86_016]);
+        partial.write(1, &content[65_536..131_072]).unwrap();
+        assert!(has(65_536, 65_536) && !has(65_536, 65_537));
+        drop(partial);
+        let again = Partial::open(dir.path(), &object, 65_536).unwrap();
+        again.write_pages(2, &PageSet::whole(18_928), &content[131_072..]).unwrap();
+        drop(again);
+        let again = Partial::open(dir.path(), &object, 65_536).unwrap();
+        assert!(again.has_range(&object, 65_536, 65_536), "a whole chunk that hashes right");
+        let mut some = PageSet::default();
+        some.insert(1);
+        again.write_pages(0, &some, &content[4_096..8_192]).unwrap();
+        drop(again);
+        assert!(!Partial::open(dir.path(), &object, 65_536).unwrap().has_range(&object, 4_096, 4_096));
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Fetcher {
     }
 
     /// Hands a complete object to a background thread; those that come while one is busy go together.
-    fn finish_soon(self: &Arc<Self>, partial: &Arc<Partial>) {
+    pub(super) fn finish_soon(self: &Arc<Self>, partial: &Arc<Partial>) {
         lock(&self.complete).push(partial.clone());
         let fetcher = self.clone();
         self.ahead.run(move || {

@@ -20,11 +20,13 @@ pub struct HydrateOptions {
     pub bytes_per_second_max: Option<u64>,
     /// How long to go on trying while the manager cannot be reached.
     pub patience: Duration,
+    /// Wait before each request until nothing has been demanded for this long; `None` for work that somebody waits for.
+    pub quiet: Option<Duration>,
 }
 
 impl Default for HydrateOptions {
     fn default() -> Self {
-        Self { bytes_per_second_max: None, patience: Duration::from_secs(60) }
+        Self { bytes_per_second_max: None, patience: Duration::from_secs(60), quiet: None }
     }
 }
 
@@ -40,6 +42,9 @@ pub struct HydrateProgress {
 /// Plain bytes of one background request: long enough to be cheap, short enough that a demand read which finds its
 /// chunk in it need not ask itself.
 const BATCH_BYTES: u64 = 4 << 20;
+
+/// A busy host still gets one background request in this time.
+const QUIET_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Objects of one batch: each has two descriptors open until it is whole.
 const BATCH_OBJECTS: usize = 64;
@@ -124,6 +129,9 @@ impl Fetcher {
         loop {
             if cancel.load(Ordering::Relaxed) {
                 return Err(FetchError::Cancelled);
+            }
+            if let Some(quiet) = options.quiet {
+                self.starts.wait_until_quiet(quiet, QUIET_PATIENCE, cancel);
             }
             let mut room = per_request;
             for pending in batch.iter_mut() {

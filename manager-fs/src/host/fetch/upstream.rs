@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use proto::TreeId;
+use proto::{GenerationRef, TreeId};
 use proto::bulk::ChunkHead;
 use proto::message::ChunkRange;
 
@@ -21,6 +21,19 @@ pub trait Upstream: Send + Sync {
         deadline: Instant,
         sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
     ) -> Result<(), UpstreamError>;
+
+    /// Calls `sink` with the bytes of everything that a start of a generation needs, in order ([`proto::bundle`]); `from`
+    /// is a tree of which every object is here. What `sink` was given before an error is used.
+    fn start(
+        &self,
+        _generation: &GenerationRef,
+        _from: Option<&TreeId>,
+        _with_manifest: bool,
+        _deadline: Instant,
+        _sink: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), UpstreamError> {
+        Err(UpstreamError::Unavailable("this source has no start-up bundles".into()))
+    }
 
     /// Calls `sink` with the bytes of the delta from one tree to another, in order ([`proto::delta`]). What `sink` was
     /// given before an error is used.

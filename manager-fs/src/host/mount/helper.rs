@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use proto::manifest::Manifest;
-use proto::{TreeId, TreePath};
+use proto::{ObjectId, TreeId, TreePath};
 
 use super::holder::inherited;
-use super::message::{HelperReply, HelperRequest, MetaUsage, MountedGeneration, receive, send};
+use super::message::{HelperReply, HelperRequest, MetaUsage, MountedGeneration, PageRange, receive, send};
 use super::meta::{MetaStore, TmpfsMeta};
 use super::probe::{ProbeReport, probe_overlay};
 use super::{Layout, copy, overlay};
@@ -99,6 +99,10 @@ impl Helper {
                 Ok(HelperReply::Unmounted)
             }
             HelperRequest::Warm { tree, paths, bytes_max } => self.warm(&tree, &paths, bytes_max),
+            HelperRequest::Prefetch { ranges } => {
+                self.prefetch(&ranges);
+                Ok(HelperReply::Prefetched)
+            }
             HelperRequest::Copy { tree } => {
                 let _one_at_a_time = lock(&self.mounting);
                 let begun = Instant::now();
@@ -177,6 +181,24 @@ impl Helper {
             }
         }
         Ok(HelperReply::Warmed { bytes, took_us: begun.elapsed().as_micros() as u64 })
+    }
+
+    /// Makes the kernel ask for pages that the worker has, before a program does. Exactly these are asked for, whatever
+    /// the mount's read-ahead is; none is waited for, and one that is on its way to a reader is left alone. To push them from
+    /// the worker (FUSE_NOTIFY_STORE) would wait for the lock of such a page, and a worker killed meanwhile could never die.
+    fn prefetch(&self, ranges: &[PageRange]) {
+        let mut open: Option<(ObjectId, std::fs::File)> = None;
+        for range in ranges {
+            if open.as_ref().is_none_or(|(object, _)| *object != range.object) {
+                let (shard, rest) = range.object.to_shard();
+                let opened = std::fs::File::open(self.layout.fuse_objects().join(shard).join(rest));
+                open = opened.ok().map(|file| (range.object, file));
+            }
+            let Some((_, file)) = &open else { continue };
+            let wanted = std::num::NonZeroU64::new(range.bytes);
+            // It only saves time.
+            let _ = rustix::fs::fadvise(file, range.offset, wanted, rustix::fs::Advice::WillNeed);
+        }
     }
 
     /// The generations that work, by the mount table: nothing is touched but what an earlier holder left dead, which goes

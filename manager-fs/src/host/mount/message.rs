@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use proto::{TreeId, TreePath, codec};
+use proto::{ObjectId, TreeId, TreePath, codec};
 use serde::{Deserialize, Serialize};
 
 use super::probe::ProbeReport;
@@ -19,6 +19,7 @@ pub(super) enum HelperRequest {
     Unmount { tree: TreeId },
     UnmountAll,
     Warm { tree: TreeId, paths: Vec<TreePath>, bytes_max: u64 },
+    Prefetch { ranges: Vec<PageRange> },
     Copy { tree: TreeId },
     List,
     Probe,
@@ -31,10 +32,19 @@ pub(super) enum HelperReply {
     Unmounted,
     Busy,
     Warmed { bytes: u64, took_us: u64 },
+    Prefetched,
     List(Vec<MountedGeneration>),
     Probe(ProbeReport),
     MetaUsage(MetaUsage),
     Failed { errno: i32, text: String },
+}
+
+/// Bytes of an object that the page cache shall have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::host) struct PageRange {
+    pub(in crate::host) object: ObjectId,
+    pub(in crate::host) offset: u64,
+    pub(in crate::host) bytes: u64,
 }
 
 /// A generation that is mounted.
@@ -122,6 +132,13 @@ impl HelperClient {
     ) -> Result<(u64, u64), HelperError> {
         match self.call(&HelperRequest::Warm { tree: *tree, paths, bytes_max }, deadline)? {
             HelperReply::Warmed { bytes, took_us } => Ok((bytes, took_us)),
+            _ => Err(HelperError::Protocol),
+        }
+    }
+
+    pub(super) fn prefetch(&self, ranges: Vec<PageRange>) -> Result<(), HelperError> {
+        match self.call(&HelperRequest::Prefetch { ranges }, CALL_DEADLINE)? {
+            HelperReply::Prefetched => Ok(()),
             _ => Err(HelperError::Protocol),
         }
     }

@@ -36,6 +36,7 @@ use serde::{Deserialize, Serialize};
 
 pub use helper::serve_helper;
 pub use holder::{HoldOptions, NamespaceChoice, hold};
+pub(super) use message::PageRange;
 pub use message::{HelperClient, HelperError, MetaUsage, MountedGeneration};
 pub use probe::ProbeReport;
 pub use worker::{Mounted, Mounts, Server, Worker};

@@ -3,8 +3,8 @@
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -12,11 +12,13 @@ use fuser::{BackgroundSession, INodeNo, Notifier};
 use proto::TreeId;
 
 use super::holder::{Greeting, Said, inherited_worker};
-use super::message::{HelperClient, HelperError, HelperReply, send};
+use super::message::{HelperClient, HelperError, HelperReply, PageRange, send};
 use super::probe::ProbeReport;
 use super::{DataPath, Layout, resume};
+use crate::host::cache::lock;
 use crate::host::fuse::{Adapter, RequestCounts, ServeOptions};
 use crate::host::objects::Objects;
+use crate::host::touches::Recorder;
 
 /// A worker that has what its holder gave it.
 #[derive(Debug)]
@@ -64,8 +66,12 @@ impl Worker {
     /// The connection cannot be taken over.
     pub fn serve(&self, objects: Arc<Objects>, options: ServeOptions) -> anyhow::Result<Option<Server>> {
         let Some(device) = &self.device else { return Ok(None) };
+        // Only root may change it later, so without root a fault never brings in more than its own page.
+        let read_ahead_bytes = if self.namespace_pid().is_some() { 0 } else { options.read_ahead_bytes };
+        let options = ServeOptions { read_ahead_bytes, ..options };
         let counts = Arc::new(RequestCounts::default());
-        let adapter = Adapter::new(objects.clone(), counts.clone(), options);
+        let recorder = Arc::new(Recorder::default());
+        let adapter = Adapter::new(objects.clone(), counts.clone(), recorder.clone(), options);
         let pinned = self.greeting.answer.as_deref();
         let resumed = resume::serve(adapter, device.as_fd(), &self.greeting.init, pinned)
             .context("take over the FUSE connection")?;
@@ -74,7 +80,8 @@ impl Worker {
             self.tell(&Said::Answer(resumed.answer))?;
         }
         let notifier = resumed.session.notifier();
-        Ok(Some(Server { _session: resumed.session, notifier, counts, objects }))
+        let read_ahead = ReadAhead::of(&self.layout.mountpoint, options.read_ahead_bytes);
+        Ok(Some(Server { _session: resumed.session, notifier, counts, objects, read_ahead, recorder }))
     }
 
     /// Tells the holder that everything is served; the first time it says so to the operator and the service manager.
@@ -109,9 +116,23 @@ pub struct Server {
     notifier: Notifier,
     counts: Arc<RequestCounts>,
     objects: Arc<Objects>,
+    read_ahead: Option<ReadAhead>,
+    recorder: Arc<Recorder>,
 }
 
 impl Server {
+    /// Notes what the kernel asks for, when it is switched on.
+    pub fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
+    /// Lets the kernel read ahead as the operator wished, or not at all. Files that are open keep what they had.
+    pub fn allow_read_ahead(&self, allowed: bool) {
+        if let Some(read_ahead) = &self.read_ahead {
+            read_ahead.allow(allowed);
+        }
+    }
+
     /// Requests by opcode. Never blocks.
     pub fn counts(&self) -> &Arc<RequestCounts> {
         &self.counts
@@ -126,6 +147,36 @@ impl Server {
         for ino in self.objects.changing_directories() {
             // ENOENT: the kernel does not know that directory.
             let _ = self.notifier.inval_inode(INodeNo(ino), 0, 0);
+        }
+    }
+}
+
+/// The knob of the mount's read-ahead: `read_ahead_kb` of its backing device (Documentation/ABI/testing/sysfs-class-bdi).
+struct ReadAhead {
+    path: PathBuf,
+    allowed_kib: u32,
+    now: Mutex<Option<bool>>,
+}
+
+impl ReadAhead {
+    /// `None` where it cannot be changed. The mount's device is looked up in the mount table: the mount itself is not touched.
+    fn of(mountpoint: &Path, allowed_bytes: u32) -> Option<Self> {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let lines = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let line = lines.filter(|fields| fields.get(4).is_some_and(|at| Path::new(at) == mountpoint)).last()?;
+        let path = Path::new("/sys/class/bdi").join(line.get(2)?).join("read_ahead_kb");
+        path.exists().then_some(Self { path, allowed_kib: allowed_bytes >> 10, now: Mutex::default() })
+    }
+
+    fn allow(&self, allowed: bool) {
+        let mut now = lock(&self.now);
+        if *now == Some(allowed) {
+            return;
+        }
+        let kib = if allowed { self.allowed_kib } else { 0 };
+        match std::fs::write(&self.path, kib.to_string()) {
+            Ok(()) => *now = Some(allowed),
+            Err(error) => tracing::debug!(%error, path = %self.path.display(), "read-ahead stays as it is"),
         }
     }
 }
@@ -163,6 +214,14 @@ impl Mounts {
     pub fn probe(&self) -> Result<(DataPath, ProbeReport), HelperError> {
         let report = self.helper.probe()?;
         Ok((report.data_path(self.fuse), report))
+    }
+
+    /// Has the helper bring these pages of objects of a registered tree into the page cache. They must be here.
+    ///
+    /// # Errors
+    /// The helper cannot be reached.
+    pub(in crate::host) fn prefetch(&self, ranges: Vec<PageRange>) -> Result<(), HelperError> {
+        self.helper.prefetch(ranges)
     }
 
     /// Makes a registered tree usable. `all_local` says that every object is local: then the generation is mounted

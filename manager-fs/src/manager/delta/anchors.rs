@@ -17,15 +17,15 @@ const ANCHORS_MAX: u64 = 4 << 20;
 
 /// A place in the old tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct OldPlace {
+pub(in crate::manager) struct OldPlace {
     /// Index into the objects of its manifest.
-    pub(super) object: u32,
+    pub(in crate::manager) object: u32,
     /// Byte offset.
-    pub(super) offset: u64,
+    pub(in crate::manager) offset: u64,
 }
 
 /// The anchors of a tree that stand in one place only.
-pub(super) struct Anchors {
+pub(in crate::manager) struct Anchors {
     /// Ordered by hash.
     places: Vec<(u32, u64)>,
     /// Where each object begins when all are put one after another.
@@ -35,7 +35,7 @@ pub(super) struct Anchors {
 
 impl Anchors {
     /// Finds nothing.
-    pub(super) fn none() -> Self {
+    pub(in crate::manager) fn none() -> Self {
         Self { places: Vec::new(), starts: Vec::new(), sample_bits: SAMPLE_BITS_MIN }
     }
 
@@ -43,7 +43,7 @@ impl Anchors {
     ///
     /// # Errors
     /// A chunk is missing or damaged, or the caller gave up.
-    pub(super) fn of(store: &Store, manifest: &Manifest, cancelled: &AtomicBool) -> Result<Self, DeltaError> {
+    pub(in crate::manager) fn of(store: &Store, manifest: &Manifest, cancelled: &AtomicBool) -> Result<Self, DeltaError> {
         let total = manifest.object_bytes();
         let sample_bits = (SAMPLE_BITS_MIN..32).find(|bits| total >> bits <= ANCHORS_MAX).unwrap_or(32);
         let (mut places, mut starts, mut start) = (Vec::new(), Vec::with_capacity(manifest.objects.len()), 0_u64);
@@ -72,7 +72,7 @@ impl Anchors {
     }
 
     /// Positions in `plain` whose content stands in one place of the old tree, with that place.
-    pub(super) fn hits(&self, plain: &[u8]) -> Vec<OldPlace> {
+    pub(in crate::manager) fn hits(&self, plain: &[u8]) -> Vec<OldPlace> {
         let found = sampled(plain, self.sample_bits).filter_map(|(_, hash)| {
             let at = self.places.binary_search_by_key(&hash, |place| place.0).ok()?;
             Some(self.place(self.places[at].1))

@@ -10,19 +10,19 @@ use proto::{ChunkId, ObjectId};
 const SPAN_BYTES: u64 = 512 << 10;
 
 /// Pieces of at most so many bytes share a frame.
-pub(super) const SMALL_BYTES: u64 = SPAN_BYTES / 8;
+pub(in crate::manager) const SMALL_BYTES: u64 = SPAN_BYTES / 8;
 
 /// Consecutive chunks that the old tree does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(in crate::manager) struct Piece {
     /// Which.
-    pub(super) run: Run,
+    pub(in crate::manager) run: Run,
     /// The old object at the same path, or at one that differs in its digits only.
-    pub(super) namesake: Option<u32>,
+    pub(in crate::manager) namesake: Option<u32>,
 }
 
 /// Every chunk of `to` that is in no object of `from`, in the order of paths, in pieces of at most [`SPAN_BYTES`].
-pub(super) fn missing(from: &Manifest, to: &Manifest) -> Vec<Piece> {
+pub(in crate::manager) fn missing(from: &Manifest, to: &Manifest) -> Vec<Piece> {
     let old_chunks: HashSet<&ChunkId> = from.objects.iter().flat_map(|object| &object.chunks).collect();
     let namesakes = Namesakes::of(from);
     let chunks_max = u32::try_from((SPAN_BYTES / u64::from(to.chunk_bytes)).max(1)).unwrap_or(1);
@@ -53,7 +53,7 @@ pub(super) fn missing(from: &Manifest, to: &Manifest) -> Vec<Piece> {
 
 /// Pieces into frames: small ones together, in order, up to [`SPAN_BYTES`]. Larger ones stay alone, so that one of
 /// which the old tree has nothing can be left out.
-pub(super) fn group(pieces: Vec<Piece>, to: &Manifest) -> Vec<Vec<Piece>> {
+pub(in crate::manager) fn group(pieces: Vec<Piece>, to: &Manifest) -> Vec<Vec<Piece>> {
     let mut groups: Vec<Vec<Piece>> = Vec::new();
     let mut room = 0_u64;
     for piece in pieces {
@@ -73,12 +73,12 @@ pub(super) fn group(pieces: Vec<Piece>, to: &Manifest) -> Vec<Vec<Piece>> {
 }
 
 /// Old files by what of their path does not change between versions.
-struct Namesakes {
+pub(in crate::manager) struct Namesakes {
     by_shape: HashMap<Vec<u8>, Option<ObjectId>>,
 }
 
 impl Namesakes {
-    fn of(from: &Manifest) -> Self {
+    pub(in crate::manager) fn of(from: &Manifest) -> Self {
         let mut by_shape = HashMap::new();
         for entry in &from.entries {
             if let NodeKind::File(id) = from.node(entry).kind {
@@ -89,7 +89,7 @@ impl Namesakes {
         Self { by_shape }
     }
 
-    fn find(&self, from: &Manifest, path: &proto::TreePath) -> Option<u32> {
+    pub(in crate::manager) fn find(&self, from: &Manifest, path: &proto::TreePath) -> Option<u32> {
         let same = from.entry(path).and_then(|entry| match from.node(entry).kind {
             NodeKind::File(id) => Some(id),
             _ => None,

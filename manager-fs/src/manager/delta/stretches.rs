@@ -17,7 +17,7 @@ const BASE_BYTES: u64 = FRAME_BASE_BYTES_MAX / 2;
 
 /// A range of one old object, with how much speaks for it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Candidate {
+pub(in crate::manager) struct Candidate {
     object: u32,
     start: u64,
     end: u64,
@@ -37,7 +37,7 @@ impl Candidate {
 }
 
 /// Where the content of a piece stands in the old tree (`hits`, ordered), and its namesake's bytes at the same offset.
-pub(super) fn candidates(
+pub(in crate::manager) fn candidates(
     piece: &Piece,
     plain_bytes: u64,
     hits: &[OldPlace],
@@ -56,7 +56,7 @@ pub(super) fn candidates(
 }
 
 /// The base of a frame: its candidates put together, the weakest left out where they are more than a base may have.
-pub(super) fn base(candidates: Vec<Candidate>) -> Vec<Stretch> {
+pub(in crate::manager) fn base(candidates: Vec<Candidate>) -> Vec<Stretch> {
     let mut candidates = merge(candidates);
     candidates.sort_by_key(|candidate| std::cmp::Reverse(((candidate.hits as u64) << 32) / candidate.bytes()));
     let mut room = BASE_BYTES;

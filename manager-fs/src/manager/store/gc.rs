@@ -18,6 +18,8 @@ pub struct GcReport {
     pub manifests_removed: u64,
     /// Deltas of which one tree is not kept.
     pub deltas_removed: u64,
+    /// Start-up bundles of which one tree is not kept.
+    pub bundles_removed: u64,
     /// Packs of which nothing was needed.
     pub packs_removed: u64,
     /// Packs of which less than half was needed: what is needed was written anew.
@@ -112,6 +114,7 @@ impl GcPass<'_> {
         let mut report = GcReport::default();
         let live = self.live_chunks(keep)?;
         self.collect_deltas(keep, dry_run, &mut report)?;
+        self.collect_bundles(keep, dry_run, &mut report)?;
         self.collect_manifests(keep, dry_run, &mut report)?;
         let packs = self.measure(&live)?;
         let total = packs.len() as u64;

@@ -8,6 +8,7 @@
 //! Nothing is changed in place. A crash at any moment leaves at most a draft, which the next start removes, or a blob
 //! that no generation needs, which [`Store::gc`] removes.
 
+mod bundles;
 mod deltas;
 mod gc;
 mod index;
@@ -38,13 +39,14 @@ use index::{Index, Location, Registry};
 
 const FORMAT: &str = "manager-fs store 1\n";
 /// What may lie in a directory that becomes a store: the manager's own files, made before or beside us.
-const KNOWN_NAMES: [&str; 13] = [
+const KNOWN_NAMES: [&str; 14] = [
     "format",
     "format.new",
     "lock",
     "packs",
     "manifests",
     "deltas",
+    "bundles",
     "tmp",
     "control.redb",
     "keys",

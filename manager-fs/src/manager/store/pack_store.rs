@@ -23,6 +23,8 @@ pub enum BlobName {
     Manifest(TreeId),
     /// What turns the first tree into the second.
     Delta(TreeId, TreeId),
+    /// What the start of the second tree touches first, for hosts that have the first, or nothing.
+    Bundle(Option<TreeId>, TreeId),
 }
 
 /// Which blobs to list.
@@ -34,6 +36,8 @@ pub enum BlobKind {
     Manifest,
     /// All deltas.
     Delta,
+    /// All start-up bundles.
+    Bundle,
 }
 
 /// What became of a draft.
@@ -75,7 +79,8 @@ pub trait Draft: Send {
 const OPEN_FILES_MAX: usize = 128;
 
 /// Blobs as files below one directory: `packs/<2 hex>/<62 hex>.pack`, `manifests/<2 hex>/<62 hex>`,
-/// `deltas/<2 hex>/<62 hex>-<64 hex>` (from, to), drafts in `tmp/`.
+/// `deltas/<2 hex>/<62 hex>-<64 hex>` (from, to), `bundles/<2 hex>/<62 hex>` with `-<64 hex>` where it starts from another
+/// tree, drafts in `tmp/`.
 pub struct LocalPacks {
     layout: Layout,
     drafts: AtomicU64,
@@ -88,7 +93,7 @@ impl LocalPacks {
     /// # Errors
     /// A directory cannot be made, or a draft cannot be removed.
     pub fn open(root: &Path) -> io::Result<Self> {
-        for name in ["packs", "manifests", "deltas", "tmp"] {
+        for name in ["packs", "manifests", "deltas", "bundles", "tmp"] {
             make_dir(&root.join(name))?;
         }
         for draft in fs::read_dir(root.join("tmp"))? {
@@ -141,6 +146,7 @@ impl PackStore for LocalPacks {
             BlobKind::Pack => ("packs", ".pack"),
             BlobKind::Manifest => ("manifests", ""),
             BlobKind::Delta => ("deltas", ""),
+            BlobKind::Bundle => ("bundles", ""),
         };
         let mut names = Vec::new();
         for shard in fs::read_dir(self.layout.root.join(folder))? {
@@ -159,6 +165,10 @@ impl PackStore for LocalPacks {
                     BlobKind::Delta => hex
                         .split_once('-')
                         .and_then(|(from, to)| Some(BlobName::Delta(from.parse().ok()?, to.parse().ok()?))),
+                    BlobKind::Bundle => match hex.split_once('-') {
+                        None => hex.parse().map(|to| BlobName::Bundle(None, to)).ok(),
+                        Some((to, from)) => from.parse().ok().zip(to.parse().ok()).map(|(from, to)| BlobName::Bundle(Some(from), to)),
+                    },
                 });
             }
         }
@@ -185,6 +195,10 @@ impl Layout {
         let (folder, (shard, rest)) = match name {
             BlobName::Pack(id) => ("packs", id.to_shard()),
             BlobName::Manifest(id) => ("manifests", id.to_shard()),
+            BlobName::Bundle(from, to) => {
+                let (shard, rest) = to.to_shard();
+                ("bundles", (shard, from.map_or_else(|| rest.clone(), |from| format!("{rest}-{from}"))))
+            }
             BlobName::Delta(from, to) => {
                 let (shard, rest) = from.to_shard();
                 ("deltas", (shard, format!("{rest}-{to}")))

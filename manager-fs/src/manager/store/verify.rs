@@ -67,6 +67,7 @@ impl Store {
             self.verify_tree(&tree, monitor, &mut report, &bad_chunks, &mut checked);
         }
         self.verify_deltas(monitor, &mut report)?;
+        self.verify_bundles(monitor, &mut report)?;
         monitor.progress(Task::Verify, total, total);
         Ok(report)
     }

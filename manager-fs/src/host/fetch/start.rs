@@ -1,0 +1,341 @@
+//! Starts under way: everything that a program touches first, as one answer, before it touches it.
+//!
+//! ```text
+//! attach, exec ──begin──> one request ──> manifest ──> index: what will come ──> frames ──> verified pages ──> cache
+//!                                                        readers of these wait ──────────────────┘
+//! ```
+//! A reader of a page that is on its way waits for it; any other asks for its chunk on the connection for demands,
+//! which overtakes. Whatever goes wrong here costs nothing but time: what is missing is fetched as it is.
+
+use std::collections::HashMap;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use proto::bundle::Frame;
+use proto::manifest::{Manifest, Object};
+use proto::proof::{PAGE_BYTES, PageSet};
+use proto::{GenerationRef, ObjectId, TreeId};
+
+use super::{ArrivedRange, Fetcher, UpstreamError, Wanted};
+use crate::host::bundle::{Arrived, BundleError, OldTree, Reader};
+use crate::host::cache::{Partial, Place, lock};
+
+/// A reader that waits for a page of a bundle asks itself after this time: the page may be far behind in the stream.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How long the whole answer may take.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// How often one who waits for quiet looks whether it is no longer wanted.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What is being started now.
+#[derive(Default)]
+pub(super) struct Starts {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    under_way: Vec<Start>,
+    next: u64,
+    /// When something was last wanted at once.
+    last_demand: Option<Instant>,
+}
+
+struct Start {
+    number: u64,
+    generation: GenerationRef,
+    /// Known from the beginning, or by the first bytes.
+    tree: Option<TreeId>,
+    manifest: ManifestState,
+    /// Pages that will come; `None` before the index is here.
+    expected: Option<HashMap<(ObjectId, u32), PageSet>>,
+}
+
+enum ManifestState {
+    Awaited,
+    /// Kept until someone takes it: the disk may not have it.
+    Here(Box<Manifest>),
+    /// Nobody has to wait for it.
+    Elsewhere,
+}
+
+impl Starts {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn change(&self, number: u64, change: impl FnOnce(&mut Start)) {
+        if let Some(start) = self.lock().under_way.iter_mut().find(|start| start.number == number) {
+            change(start);
+        }
+        self.changed.notify_all();
+    }
+
+    fn begin(&self, generation: &GenerationRef, tree: Option<TreeId>, with_manifest: bool) -> Option<u64> {
+        let mut state = self.lock();
+        let same = |start: &Start| start.generation == *generation || (tree.is_some() && start.tree == tree);
+        if state.under_way.iter().any(same) {
+            return None;
+        }
+        state.next += 1;
+        let (number, generation) = (state.next, generation.clone());
+        let manifest = if with_manifest { ManifestState::Awaited } else { ManifestState::Elsewhere };
+        state.under_way.push(Start { number, generation, tree, manifest, expected: None });
+        Some(number)
+    }
+
+    fn end(&self, number: u64) {
+        let mut state = self.lock();
+        state.under_way.retain(|start| start.number != number);
+        state.last_demand = Some(Instant::now());
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// The manifest of a tree that is being started, waited for; `None` when no start brings it.
+    pub(super) fn manifest(&self, tree: &TreeId, deadline: Instant) -> Option<Manifest> {
+        let mut state = self.lock();
+        loop {
+            let may_be = |start: &&Start| start.tree.is_none_or(|known| known == *tree);
+            let start = state.under_way.iter().find(may_be)?;
+            match &start.manifest {
+                ManifestState::Here(manifest) => return Some(manifest.as_ref().clone()),
+                ManifestState::Elsewhere => return None,
+                ManifestState::Awaited => {}
+            }
+            let left = deadline.checked_duration_since(Instant::now())?;
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits for bytes that are on their way; `true` when they are here.
+    pub(super) fn bring(
+        &self,
+        wanted: Wanted<'_>,
+        partial: &Partial,
+        offset: u64,
+        len: usize,
+        deadline: Instant,
+    ) -> bool {
+        let until = deadline.min(Instant::now() + PATIENCE);
+        let mut state = self.lock();
+        loop {
+            // Under the lock: what arrives is in the cache before it is no longer expected.
+            if partial.has_range(wanted.object, offset, len) {
+                return true;
+            }
+            let start = state.under_way.iter().find(|start| start.tree.as_ref() == Some(wanted.tree));
+            if !start.is_some_and(|start| start.will_bring(wanted, partial, offset, len)) {
+                return false;
+            }
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Something was asked for that somebody waits for.
+    pub(super) fn note_demand(&self) {
+        self.lock().last_demand = Some(Instant::now());
+    }
+
+    /// Waits until nothing has been started or demanded for `quiet`, at most for `patience`.
+    pub(super) fn wait_until_quiet(&self, quiet: Duration, patience: Duration, cancel: &AtomicBool) {
+        let until = Instant::now() + patience;
+        let mut state = self.lock();
+        while Instant::now() < until && !cancel.load(Ordering::Relaxed) {
+            let is_quiet = state.last_demand.is_none_or(|last| last.elapsed() >= quiet);
+            if is_quiet && state.under_way.is_empty() {
+                return;
+            }
+            state = self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Start {
+    /// Whether every page of the range that is not here is still to come.
+    fn will_bring(&self, wanted: Wanted<'_>, partial: &Partial, offset: u64, len: usize) -> bool {
+        let Some(expected) = &self.expected else { return true };
+        let page_bytes = u64::from(PAGE_BYTES);
+        let per_chunk = u64::from(wanted.chunk_bytes) / page_bytes;
+        (offset / page_bytes..(offset + len as u64).div_ceil(page_bytes)).all(|page| {
+            let start = (page * page_bytes).max(offset);
+            let here = || partial.has_range(wanted.object, start, ((page + 1) * page_bytes - start) as usize);
+            let coming = expected.get(&(wanted.object.id, (page / per_chunk) as u32));
+            coming.is_some_and(|set| set.contains((page % per_chunk) as u32)) || here()
+        })
+    }
+}
+
+impl Fetcher {
+    /// Asks for everything that a start of a generation needs, in a thread of its own; once, however often it is called
+    /// meanwhile. `from` is a tree of which every object is local.
+    pub fn begin(self: &Arc<Self>, generation: &GenerationRef, tree: Option<TreeId>, from: Option<TreeId>) {
+        let manifest = tree.as_ref().and_then(|tree| self.cache.manifest(tree));
+        let Some(number) = self.starts.begin(generation, tree, manifest.is_none()) else { return };
+        let (fetcher, generation) = (Arc::clone(self), generation.clone());
+        let work = move || {
+            fetcher.start(number, &generation, tree, manifest, from);
+            fetcher.starts.end(number);
+        };
+        if let Err(error) = std::thread::Builder::new().name("start".into()).stack_size(512 << 10).spawn(work) {
+            tracing::warn!(%error, "no thread for a start-up bundle");
+            self.starts.end(number);
+        }
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        number: u64,
+        generation: &GenerationRef,
+        tree: Option<TreeId>,
+        manifest: Option<Manifest>,
+        from: Option<TreeId>,
+    ) {
+        let with_manifest = manifest.is_none();
+        let old = from.and_then(|from| {
+            let bytes = std::fs::read(self.cache.manifest_path(&from)).ok()?;
+            OldTree::new(from, bytes).ok()
+        });
+        let from = from.filter(|_| old.is_some());
+        let mut coming = Coming { fetcher: self, number, tree, reader: Reader::new(old, manifest), failed: None };
+        let deadline = Instant::now() + DEADLINE;
+        self.count(&self.counters.requests, 1);
+        let result = self.upstream.start(generation, from.as_ref(), with_manifest, deadline, &mut |bytes| {
+            self.count(&self.counters.wire_bytes, bytes.len() as u64);
+            self.count(&self.counters.bundle_bytes, bytes.len() as u64);
+            coming.take(bytes);
+        });
+        match (coming.failed, result) {
+            (Some(error @ (BundleError::WrongHash { .. } | BundleError::Manifest(_))), _) => {
+                self.wrong_hash(format!("start-up bundle of {generation}: {error}"));
+            }
+            (Some(error), _) => tracing::warn!(%generation, %error, "the start-up bundle is not used"),
+            (None, Err(error @ (UpstreamError::NotExported(_) | UpstreamError::Unavailable(_)))) => {
+                tracing::debug!(%generation, %error, "no start-up bundle");
+            }
+            (None, Err(error)) => tracing::warn!(%generation, %error, "no start-up bundle"),
+            (None, Ok(())) => {}
+        }
+    }
+
+    /// Keeps verified pages of one chunk; returns where they are, when the cache took them.
+    fn keep_pages(
+        self: &Arc<Self>,
+        (object, chunk_bytes): (&Object, u32),
+        index: u32,
+        set: &PageSet,
+        plain: &[u8],
+    ) -> Vec<ArrivedRange> {
+        self.count(&self.counters.bundle_plain_bytes, plain.len() as u64);
+        let Ok(Place::Partial(partial)) = self.cache.place(object, chunk_bytes) else { return Vec::new() };
+        let whole = object.chunk_len(index, chunk_bytes) == Some(plain.len() as u32);
+        let kept = match whole {
+            true => self.cache.put_chunk(&partial, index, plain),
+            false => self.cache.put_pages(&partial, index, set, plain),
+        };
+        if partial.is_complete() {
+            self.finish_soon(&partial);
+        }
+        let start = u64::from(index) * u64::from(chunk_bytes);
+        let page = u64::from(PAGE_BYTES);
+        let ranges = set.runs().into_iter().map(|run| {
+            let offset = start + u64::from(run.first) * page;
+            let bytes = (u64::from(run.count) * page).min(object.bytes - offset);
+            ArrivedRange { object: object.id, offset, bytes }
+        });
+        ranges.filter(|_| kept).collect()
+    }
+}
+
+/// One bundle as it comes in.
+struct Coming<'f> {
+    fetcher: &'f Arc<Fetcher>,
+    number: u64,
+    tree: Option<TreeId>,
+    reader: Reader,
+    failed: Option<BundleError>,
+}
+
+impl Coming<'_> {
+    fn take(&mut self, bytes: &[u8]) {
+        if self.failed.is_none() {
+            self.reader.push(bytes);
+            self.failed = self.take_arrived().err();
+        }
+        if self.failed.is_some() {
+            // Readers stop waiting.
+            self.fetcher.starts.change(self.number, |start| {
+                start.expected = Some(HashMap::new());
+                start.manifest = ManifestState::Elsewhere;
+            });
+        }
+    }
+
+    fn take_arrived(&mut self) -> Result<(), BundleError> {
+        while let Some(arrived) = self.reader.arrived()? {
+            match arrived {
+                Arrived::Tree(tree) => {
+                    if self.tree.is_some_and(|known| known != tree) {
+                        return Err(BundleError::Old(format!("tree {tree} came instead of the one that was asked for")));
+                    }
+                    self.tree = Some(tree);
+                    self.fetcher.starts.change(self.number, |start| start.tree = Some(tree));
+                }
+                Arrived::Manifest(bytes) => self.take_manifest(&bytes),
+                Arrived::Index => self.expect(),
+                Arrived::Frame(frame, stored) => self.take_frame(&frame, &stored)?,
+                Arrived::End => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn take_manifest(&self, bytes: &[u8]) {
+        let (Some(tree), Some(manifest)) = (self.tree, self.reader.tree()) else { return };
+        if let Err(error) = self.fetcher.cache.put_manifest_soon(&tree, bytes) {
+            tracing::warn!(%error, "the manifest is not kept");
+        }
+        let manifest = Box::new(manifest.clone());
+        self.fetcher.starts.change(self.number, |start| start.manifest = ManifestState::Here(manifest));
+    }
+
+    fn expect(&self) {
+        let Some(tree) = self.reader.tree() else { return };
+        let mut expected = HashMap::new();
+        for part in self.reader.frames().iter().flat_map(|frame| &frame.makes) {
+            if let (Some((set, _)), Some(object)) = (part.of(tree), tree.objects.get(part.object as usize)) {
+                expected.insert((object.id, part.chunk), set);
+            }
+        }
+        self.fetcher.starts.change(self.number, |start| start.expected = Some(expected));
+    }
+
+    fn take_frame(&mut self, frame: &Frame, stored: &[u8]) -> Result<(), BundleError> {
+        let fetcher = self.fetcher;
+        let Some(chunk_bytes) = self.reader.tree().map(|tree| tree.chunk_bytes) else { return Ok(()) };
+        let mut read_old = |object: &Object, offset: u64, into: &mut [u8]| {
+            let file = fetcher.cache.open_local(object).ok_or(std::io::ErrorKind::NotFound)?;
+            file.read_exact_at(into, offset)
+        };
+        let (mut ranges, mut made) = (Vec::new(), Vec::new());
+        let result = self.reader.make(frame, stored, &mut read_old, &mut |object, index, set, plain| {
+            ranges.extend(fetcher.keep_pages((object, chunk_bytes), index, set, plain));
+            made.push((object.id, index));
+        });
+        fetcher.starts.change(self.number, |start| {
+            if let Some(expected) = &mut start.expected {
+                for key in &made {
+                    expected.remove(key);
+                }
+            }
+        });
+        if let Some(tree) = self.tree.filter(|_| !ranges.is_empty()) {
+            (fetcher.options.on_arrived)(&tree, ranges);
+        }
+        result
+    }
+}

@@ -1,0 +1,236 @@
+//! Bundles for hosts: sent as they lie, made of what hosts have recorded.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use lru::LruCache;
+use proto::bundle::{HEADER_BYTES, Header, Touch};
+use proto::delta::Part;
+use proto::message::{BundleFacts, Fault, ManagerReply};
+use proto::{GenerationRef, HostName, TreeId};
+
+use super::{BundleError, BundleOrder, LEVEL, make, touches_of};
+use crate::manager::server::{Manager, blocking};
+use crate::net::Answer;
+use crate::patch;
+
+/// Bundles kept in memory: what a rollout of a handful of products asks for at once, some megabytes each.
+const BUNDLES_KEPT: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+/// Bytes of one bulk frame of a bundle: a host uses nothing of a frame before its last byte has come.
+const SEND_BYTES: usize = 64 << 10;
+
+/// From which tree, and which tree.
+type Key = (Option<TreeId>, TreeId);
+
+/// A bundle as it is sent, without its trailer.
+struct Served {
+    header: Header,
+    bytes: Vec<u8>,
+}
+
+/// Bundles at hand, and who makes one now.
+pub(crate) struct Bundles {
+    served: Mutex<LruCache<Key, Option<Arc<Served>>>>,
+    making: Mutex<()>,
+}
+
+impl Default for Bundles {
+    fn default() -> Self {
+        Self { served: Mutex::new(LruCache::new(BUNDLES_KEPT)), making: Mutex::default() }
+    }
+}
+
+impl Bundles {
+    fn served(&self) -> std::sync::MutexGuard<'_, LruCache<Key, Option<Arc<Served>>>> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Manager {
+    /// Streams everything that a start of a generation needs. A tree without a bundle has an empty one: the manifest
+    /// still comes with the first answer.
+    pub(crate) async fn send_start(
+        self: &Arc<Self>,
+        host: &HostName,
+        (generation, from, with_manifest): (GenerationRef, Option<TreeId>, bool),
+        answer: &Answer,
+    ) -> anyhow::Result<ManagerReply> {
+        let tree = self.one_exported(host, &generation)?;
+        self.exported_tree(host, &tree).await?;
+        let from = match from {
+            Some(from) if from != tree && self.exported_tree(host, &from).await.is_ok() => Some(from),
+            _ => None,
+        };
+        let manager = Arc::clone(self);
+        let served = blocking(move || manager.bundle_for(from, tree)).await?;
+        let header = Header {
+            manifest: if with_manifest { served.header.manifest } else { Part::default() },
+            ..served.header
+        };
+        let after_manifest = HEADER_BYTES + served.header.manifest.stored_bytes as usize;
+        let rest = if with_manifest { &served.bytes[HEADER_BYTES..] } else { &served.bytes[after_manifest..] };
+        let mut frames = 0;
+        let (first, rest) = rest.split_at(rest.len().min(SEND_BYTES - HEADER_BYTES));
+        answer.bulk(&header.encode(), first.to_vec()).await?;
+        for part in rest.chunks(SEND_BYTES) {
+            answer.bulk(&[], part.to_vec()).await?;
+            frames += 1;
+        }
+        Ok(ManagerReply::Sent(frames + 1))
+    }
+
+    /// The one tree exported to the host that a reference means.
+    fn one_exported(&self, host: &HostName, generation: &GenerationRef) -> anyhow::Result<TreeId> {
+        let exported = self.state.exported_to(host)?;
+        let records = exported.iter().map(|generation| &generation.record);
+        let mut trees: Vec<TreeId> = records
+            .filter(|record| generation.matches(&record.product, &record.version, &record.tree))
+            .map(|record| record.tree)
+            .collect();
+        trees.dedup();
+        match trees.as_slice() {
+            [tree] => Ok(*tree),
+            [] => {
+                tracing::warn!(%host, %generation, "a host asked for a generation that is not exported to it");
+                Err(Fault::NotExported(format!("generation {generation}")).into())
+            }
+            _ => Err(Fault::BadRequest(format!("{generation} is the start of several trees")).into()),
+        }
+    }
+
+    /// The bundle that serves a host best: made for the tree that it has, else for any host, else an empty one.
+    fn bundle_for(self: &Arc<Self>, from: Option<TreeId>, tree: TreeId) -> anyhow::Result<Arc<Served>> {
+        if let Some(from) = from {
+            if let Some(served) = self.stored_bundle((Some(from), tree))? {
+                return Ok(served);
+            }
+            if self.stored_bundle((None, tree))?.is_some() {
+                self.make_bundle_from_soon(from, tree);
+            }
+        }
+        if let Some(served) = self.stored_bundle((None, tree))? {
+            return Ok(served);
+        }
+        let order = BundleOrder { tree: &tree, from: None, touches: &[], guessed: true, level: 3 };
+        let (bytes, _) = make(&self.store, order, &AtomicBool::new(false))?;
+        let served = Arc::new(served(bytes)?);
+        self.bundles.served().put((None, tree), Some(Arc::clone(&served)));
+        Ok(served)
+    }
+
+    fn stored_bundle(&self, key: Key) -> anyhow::Result<Option<Arc<Served>>> {
+        if let Some(known) = self.bundles.served().get(&key) {
+            return Ok(known.clone());
+        }
+        let found = self.store.bundle(key.0.as_ref(), &key.1)?;
+        let found = found.map(|(header, bytes)| Arc::new(Served { header, bytes }));
+        self.bundles.served().put(key, found.clone());
+        Ok(found)
+    }
+
+    /// Takes what was touched on a host into the bundle of a tree, which later hosts get.
+    ///
+    /// # Errors
+    /// The touches are not of the tree, or the store failed.
+    pub(crate) fn profile(self: &Arc<Self>, tree: &TreeId, touches: &[Touch]) -> anyhow::Result<BundleFacts> {
+        let _one_at_a_time = self.bundles.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = match self.store.bundle(None, tree)? {
+            Some((header, bytes)) if !header.guessed => touches_of(&bytes, &header, &self.store)?,
+            _ => Vec::new(),
+        };
+        all.extend_from_slice(touches);
+        let facts = self.make_bundle(None, tree, &all, false).map_err(|error| match error {
+            BundleError::Touches(text) => anyhow::Error::from(Fault::BadRequest(text)),
+            error => error.into(),
+        })?;
+        self.make_bundles_again_soon(*tree);
+        Ok(facts)
+    }
+
+    /// What the first start of a generation touched that nobody had recorded: better than a guess.
+    pub(crate) fn learn(self: &Arc<Self>, host: &HostName, tree: TreeId, touches: Vec<Touch>) {
+        let known = self.store.bundle(None, &tree);
+        if !matches!(known, Ok(None)) && !known.is_ok_and(|known| known.is_some_and(|(header, _)| header.guessed)) {
+            return;
+        }
+        let (manager, host) = (Arc::clone(self), host.clone());
+        in_background("learn", move || match manager.profile(&tree, &touches) {
+            Ok(facts) => tracing::info!(%host, %tree, pages = facts.plain_bytes, bytes = facts.bundle_bytes, "learned"),
+            Err(error) => tracing::warn!(%host, %tree, "nothing learned from a host's start: {error:#}"),
+        });
+    }
+
+    fn make_bundle(
+        &self,
+        from: Option<&TreeId>,
+        tree: &TreeId,
+        touches: &[Touch],
+        guessed: bool,
+    ) -> Result<BundleFacts, BundleError> {
+        let order = BundleOrder { tree, from, touches, guessed, level: LEVEL };
+        let (bytes, facts) = make(&self.store, order, &AtomicBool::new(false))?;
+        self.store.put_bundle(from, tree, &bytes)?;
+        let served = Served { header: served_header(&bytes)?, bytes };
+        self.bundles.served().put((from.copied(), *tree), Some(Arc::new(served)));
+        tracing::info!(%tree, ?from, pages = facts.plain_bytes, bytes = facts.bundle_bytes, "start-up bundle made");
+        Ok(facts)
+    }
+
+    /// Bundles that start from other trees follow a new profile: those that are there, and the one from the generation
+    /// published before.
+    fn make_bundles_again_soon(self: &Arc<Self>, tree: TreeId) {
+        let earlier = self.state.generations().ok().and_then(|generations| {
+            let records: Vec<_> = generations.iter().map(|generation| &generation.record).collect();
+            let this = records.iter().find(|record| record.tree == tree)?;
+            let earlier = records.iter().filter(|record| {
+                record.product == this.product && record.sequence < this.sequence && record.tree != tree
+            });
+            earlier.max_by_key(|record| record.sequence).map(|record| record.tree)
+        });
+        let mut bases = self.store.bundle_bases(&tree).unwrap_or_default();
+        bases.extend(earlier.filter(|from| !bases.contains(from)));
+        let manager = Arc::clone(self);
+        in_background("bundle", move || bases.into_iter().for_each(|from| manager.make_bundle_from(from, tree)));
+    }
+
+    fn make_bundle_from_soon(self: &Arc<Self>, from: TreeId, tree: TreeId) {
+        let manager = Arc::clone(self);
+        in_background("bundle", move || {
+            if matches!(manager.store.bundle(Some(&from), &tree), Ok(None)) {
+                manager.make_bundle_from(from, tree);
+            }
+        });
+    }
+
+    fn make_bundle_from(&self, from: TreeId, tree: TreeId) {
+        let _one_at_a_time = self.bundles.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = || {
+            let Some((header, bytes)) = self.store.bundle(None, &tree)? else { return Ok(()) };
+            let touches = touches_of(&bytes, &header, &self.store)?;
+            self.make_bundle(Some(&from), &tree, &touches, header.guessed).map(drop)
+        };
+        if let Err(error) = made() {
+            tracing::warn!(%from, %tree, %error, "no start-up bundle for hosts that have an earlier generation");
+        }
+    }
+}
+
+fn served(bytes: Vec<u8>) -> Result<Served, BundleError> {
+    Ok(Served { header: served_header(&bytes)?, bytes })
+}
+
+fn served_header(bytes: &[u8]) -> Result<Header, BundleError> {
+    let header = bytes.first_chunk().map(Header::decode);
+    match header {
+        Some(Ok(header)) => Ok(header),
+        _ => Err(BundleError::Make(patch::PatchError::Malformed("a header of another format").into())),
+    }
+}
+
+fn in_background(name: &str, work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
+        tracing::warn!(%error, "no thread to make a start-up bundle");
+    }
+}

@@ -1,0 +1,130 @@
+//! Start-up bundles, as they lie in the store. They can all be made again, so a damaged one is removed.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::PoisonError;
+
+use proto::TreeId;
+use proto::bundle::{HEADER_BYTES, Header, TRAILER_BYTES, trailer};
+
+use super::gc::{GcPass, GcReport};
+use super::pack_store::{BlobKind, BlobName};
+use super::verify::VerifyReport;
+use super::{Store, StoreError};
+use crate::manager::monitor::Monitor;
+
+impl Store {
+    /// The bundle of a tree for hosts that have `from`, without its trailer, whose bytes were all checked; `None` when
+    /// there is none. A damaged one is removed and counts as none.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn bundle(&self, from: Option<&TreeId>, tree: &TreeId) -> Result<Option<(Header, Vec<u8>)>, StoreError> {
+        let failed = |source| StoreError::io(format!("start-up bundle of {tree}"), source);
+        let name = BlobName::Bundle(from.copied(), *tree);
+        let Some(bytes) = self.packs.size(&name).map_err(failed)? else { return Ok(None) };
+        let mut stored = match self.packs.get(&name, 0..bytes) {
+            Ok(stored) => stored,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        match check(&stored, from, tree) {
+            Ok(header) => {
+                stored.truncate(stored.len() - TRAILER_BYTES);
+                Ok(Some((header, stored)))
+            }
+            Err(fault) => {
+                tracing::error!(%tree, fault, "a start-up bundle is damaged; it is removed and can be made again");
+                self.packs.delete(&name).map_err(failed)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Stores a bundle (without its trailer) durably in the place of the one that was there, unless the tree has been
+    /// removed meanwhile. Between the two there may be none for a moment, which costs a host that asks just then a slower
+    /// start.
+    ///
+    /// # Errors
+    /// The tree is gone, or the disk failed.
+    pub fn put_bundle(&self, from: Option<&TreeId>, tree: &TreeId, bundle: &[u8]) -> Result<(), StoreError> {
+        let failed = |source| StoreError::io(format!("start-up bundle of {tree}"), source);
+        let _commit = self.commits.read().unwrap_or_else(PoisonError::into_inner);
+        for tree in from.into_iter().chain([tree]) {
+            if self.packs.size(&BlobName::Manifest(*tree)).map_err(failed)?.is_none() {
+                return Err(StoreError::Missing { what: format!("manifest {tree}") });
+            }
+        }
+        let mut draft = self.packs.create().map_err(failed)?;
+        draft.append(bundle).map_err(failed)?;
+        draft.append(&trailer(*blake3::hash(bundle).as_bytes())).map_err(failed)?;
+        let name = BlobName::Bundle(from.copied(), *tree);
+        self.packs.delete(&name).map_err(failed)?;
+        draft.commit(&name).map_err(failed).map(drop)
+    }
+
+    /// Every bundle of a tree that starts from another one.
+    ///
+    /// # Errors
+    /// The store cannot be listed.
+    pub fn bundle_bases(&self, tree: &TreeId) -> Result<Vec<TreeId>, StoreError> {
+        let listed = self.packs.list(BlobKind::Bundle).map_err(|e| StoreError::io("the list of bundles", e))?;
+        let base = |name| match name {
+            BlobName::Bundle(Some(from), to) if to == *tree => Some(from),
+            _ => None,
+        };
+        Ok(listed.into_iter().filter_map(base).collect())
+    }
+
+    /// Checks every bundle; a damaged one is removed.
+    pub(super) fn verify_bundles(&self, monitor: &dyn Monitor, report: &mut VerifyReport) -> Result<(), StoreError> {
+        let listed = |source| StoreError::io("the list of bundles", source);
+        for name in self.packs.list(BlobKind::Bundle).map_err(listed)? {
+            let BlobName::Bundle(from, tree) = name else { continue };
+            let Some(bytes) = self.packs.size(&name).map_err(listed)? else { continue };
+            if self.bundle(from.as_ref(), &tree)?.is_none() && self.packs.size(&name).map_err(listed)?.is_none() {
+                report.problem(monitor, format!("start-up bundle of {tree}"), "it was damaged, and is removed".into());
+            }
+            report.bytes += bytes;
+        }
+        Ok(())
+    }
+}
+
+fn check(stored: &[u8], from: Option<&TreeId>, tree: &TreeId) -> Result<Header, &'static str> {
+    let header = stored.first_chunk::<HEADER_BYTES>().map(Header::decode);
+    let Some(Ok(header)) = header else { return Err("its header is damaged") };
+    if header.bundle_bytes() != stored.len() as u64 || header.from.as_ref() != from || header.tree != *tree {
+        return Err("its length or its trees are not what they should be");
+    }
+    let (bundle, end) = stored.split_at(stored.len() - TRAILER_BYTES);
+    match end == trailer(*blake3::hash(bundle).as_bytes()) {
+        true => Ok(header),
+        false => Err("its hash is not what its trailer says"),
+    }
+}
+
+impl GcPass<'_> {
+    /// A bundle of which one tree goes is of no use any more.
+    pub(super) fn collect_bundles(
+        &self,
+        keep: &BTreeSet<TreeId>,
+        dry_run: bool,
+        report: &mut GcReport,
+    ) -> Result<(), StoreError> {
+        for name in self.list(BlobKind::Bundle)? {
+            let BlobName::Bundle(from, tree) = name else { continue };
+            let needed = |tree: &TreeId| keep.contains(tree) || self.store.registry.needs_tree(tree);
+            let all_needed = || from.iter().chain([&tree]).all(needed);
+            if all_needed() {
+                continue;
+            }
+            let bytes = self.size(&name)?;
+            if dry_run || self.store.remove_unless(&name, |_| all_needed())? {
+                report.bundles_removed += 1;
+                report.bytes_freed += bytes;
+            }
+        }
+        Ok(())
+    }
+}
