@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
-use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -187,10 +186,12 @@ impl Work {
         }
         let (path, arguments) = program(generation, tree, &root, command, dirs)?;
         let mut child = Command::new(&path);
-        // What the program prints is for people: standard output may be a JSON document of ours.
+        // Into pipes, as a service manager and most callers do: programs take other paths for files and terminals.
         child.args(arguments).env("MANAGER_FS_TREE", &root).stdin(Stdio::null()).process_group(0);
-        child.stdout(Stdio::from(std::io::stderr().as_fd().try_clone_to_owned()?));
-        let child = child.spawn().with_context(|| format!("start {}", path.display()))?;
+        child.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = child.spawn().with_context(|| format!("start {}", path.display()))?;
+        pass_on(child.stdout.take());
+        pass_on(child.stderr.take());
         let exit = end_in_time(child, at_most)?;
         mount.end()?;
         let touches = std::fs::read(self.dir.join("touches")).context("reading what was touched")?;
@@ -255,6 +256,13 @@ fn signal(child: &Child, signal: rustix::process::Signal, group: bool) {
         true => rustix::process::kill_process_group(pid, signal),
         false => rustix::process::kill_process(pid, signal),
     };
+}
+
+/// What the program prints is for people: standard output may be a JSON document of ours.
+fn pass_on(output: Option<impl std::io::Read + Send + 'static>) {
+    if let Some(mut output) = output {
+        std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::stderr()));
+    }
 }
 
 /// Waits for the program, or ends it with everything that it started; says how it ended.

@@ -233,6 +233,9 @@ impl Trees for DataPlane {
         let bytes_per_second_max = self.options.hydrate_bytes_per_second.filter(|_| paced);
         let quiet = paced.then_some(QUIET);
         let options = HydrateOptions { bytes_per_second_max, patience: PATIENCE, quiet };
+        if let Some(quiet) = quiet {
+            self.objects.fetcher().wait_until_quiet(quiet, cancel);
+        }
         if let Some(from) = self.base_of(tree) {
             let deadline = Instant::now() + DELTA_PATIENCE;
             self.objects.fetcher().upgrade(&from, (tree, loaded.manifest()), deadline, cancel);

@@ -332,6 +332,7 @@ impl Fetcher {
             return assemble(wanted, Some(partial), &[], &HashMap::new(), offset, wanted_len);
         }
         self.starts.note_demand();
+        tracing::debug!(object = %wanted.object.id, offset, len, "demanded");
         let chunks: Vec<u32> = chunk_range(offset, wanted_len, wanted.chunk_bytes).collect();
         let held = self.fetch_all(wanted, partial.as_deref(), &chunks, deadline)?;
         let bytes = assemble(wanted, partial.as_deref(), &chunks, &held, offset, wanted_len)?;

@@ -105,6 +105,11 @@ impl Fetcher {
         }
     }
 
+    /// Waits until nothing has been started or demanded for `quiet`; a busy host waits no longer than ten seconds.
+    pub fn wait_until_quiet(&self, quiet: Duration, cancel: &AtomicBool) {
+        self.starts.wait_until_quiet(quiet, QUIET_PATIENCE, cancel);
+    }
+
     fn pending<'a>(&self, manifest: &Manifest, object: &'a Object) -> Result<Option<Pending<'a>>, FetchError> {
         match self.cache.place(object, manifest.chunk_bytes)? {
             Place::Local(_) => Ok(None),
@@ -131,7 +136,7 @@ impl Fetcher {
                 return Err(FetchError::Cancelled);
             }
             if let Some(quiet) = options.quiet {
-                self.starts.wait_until_quiet(quiet, QUIET_PATIENCE, cancel);
+                self.wait_until_quiet(quiet, cancel);
             }
             let mut room = per_request;
             for pending in batch.iter_mut() {
