@@ -86,12 +86,7 @@ fn find(root: &Path, command: &Path) -> Result<PathBuf> {
     })
 }
 
-fn entry_point(
-    typed: &GenerationRef,
-    tree: &Attached,
-    root: &Path,
-    dirs: &Dirs,
-) -> Result<(PathBuf, Vec<OsString>)> {
+fn entry_point(typed: &GenerationRef, tree: &Attached, root: &Path, dirs: &Dirs) -> Result<(PathBuf, Vec<OsString>)> {
     let record = tree.record.as_deref().with_context(|| {
         format!("tree {} stands under several versions: name one as product@version, or name the program", tree.tree)
     })?;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use agent_core::control::{Client, ControlError};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use proto::GenerationRef;
 use proto::daemon::{Attached, DaemonReply, DaemonRequest};
+use proto::{GenerationRef, HostName};
 use serde_json::{Value, json};
 
 use super::Done;
@@ -88,6 +88,15 @@ pub(super) fn status(args: StatusArgs, dirs: &Dirs) -> Result<Done> {
         print!("{}", super::status_text::render(&document));
     }
     Ok(if running { Done::Clean } else { Done::WithProblems })
+}
+
+/// The name of the host whose mount daemon runs here.
+pub(super) fn host(dirs: &Dirs) -> Result<HostName> {
+    let DaemonReply::Status(text) = request(dirs, &DaemonRequest::Status, STATUS_SILENCE)? else {
+        bail!("the mount daemon does not say which host this is");
+    };
+    let document: Value = serde_json::from_str(&text).context("the daemon's answer")?;
+    Ok(document["host"].as_str().context("the mount daemon does not say which host this is")?.parse()?)
 }
 
 /// What can be said of a host whose mount daemon does not run.

@@ -272,7 +272,11 @@ fn end_in_time(mut child: Child, at_most: Duration) -> Result<String> {
     let mut ended_by_us = false;
     loop {
         if let Some(status) = child.try_wait()? {
-            let why = if ended_by_us { format!("ended after {}", humantime::format_duration(at_most)) } else { status.to_string() };
+            let why = if ended_by_us {
+                format!("ended after {}", humantime::format_duration(at_most))
+            } else {
+                status.to_string()
+            };
             return Ok(why);
         }
         if Instant::now() >= until
@@ -329,6 +333,11 @@ pub(super) fn mount(args: &ProfileMountArgs, dirs: &Dirs) -> Result<Done> {
 pub(super) fn worker(args: &ProfileMountArgs, dirs: &Dirs) -> Result<Done> {
     super::log::start();
     let touches = args.work.join("touches");
-    profile::run(&ProfileOptions { layout: layout(&args.work), source: dirs.cache.clone(), tree: args.tree, touches })?;
+    profile::run(&ProfileOptions {
+        layout: layout(&args.work),
+        source: dirs.cache.clone(),
+        tree: args.tree,
+        touches,
+    })?;
     Ok(Done::Clean)
 }

@@ -1,14 +1,21 @@
 //! `publish` and `unpublish`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use proto::{GenerationRef, Product, Version};
+use anyhow::Context;
+use proto::name::Target;
+use proto::{GenerationRef, HostName, Product, Version};
 use serde_json::json;
 
 use super::Done;
 use super::client::{ProgressLine, ask, ask_once, megabytes, print_json, unexpected};
+use super::profile::Recorded;
 use crate::config::Dirs;
 use crate::manager::admin::{AdminReply, AdminRequest, PublishOrder};
+
+/// As the default of `profile --for`.
+const PROFILE_AT_MOST: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PublishArgs {
@@ -24,6 +31,10 @@ pub(super) struct PublishArgs {
     /// The program to start, as a path in the tree
     #[arg(long, value_name = "PATH")]
     entrypoint: Option<String>,
+    /// Where this machine is a host of the manager, too: export the generation to it, run its entry point once there, and
+    /// make the start-up bundle of what it touches (see `profile`)
+    #[arg(long)]
+    profile: bool,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -50,12 +61,17 @@ pub(super) fn publish(args: &PublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {
     line.clear();
     let AdminReply::Published(report) = reply? else { return unexpected() };
     let record = &report.record;
+    let profiled = match args.profile {
+        true => Some(profile(GenerationRef::Named(record.product.clone(), record.version.clone()), dirs)?),
+        false => None,
+    };
     if args.json {
         let mut document = super::generations::record_json(record);
         document["already_published"] = json!(report.already);
         document["read_bytes"] = json!(report.read_bytes);
         document["new_chunks"] = json!(report.new_chunks);
         document["stored_bytes"] = json!(report.stored_bytes);
+        document["profile"] = json!(profiled.as_ref().map(Recorded::json));
         print_json(&document);
     } else if report.already {
         println!("{} is published already, as tree {}", record.name(), record.tree);
@@ -69,7 +85,21 @@ pub(super) fn publish(args: &PublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {
             megabytes(report.stored_bytes)
         );
     }
+    if let Some(profiled) = profiled.filter(|_| !args.json) {
+        println!("{}", profiled.text());
+    }
     Ok(Done::Clean)
+}
+
+/// Exports the generation to the host on this machine and records its start there. What is published stays published if
+/// that fails.
+fn profile(generation: GenerationRef, dirs: &Dirs) -> anyhow::Result<Recorded> {
+    let done = || {
+        let host: HostName = super::local::host(dirs)?;
+        ask_once(dirs, &AdminRequest::Export(generation.clone(), vec![Target::Host(host)]))?;
+        super::profile::record(&generation, &[], PROFILE_AT_MOST, dirs)
+    };
+    done().with_context(|| format!("{generation} is published, but its start could not be recorded"))
 }
 
 pub(super) fn unpublish(args: &UnpublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {

@@ -48,8 +48,8 @@ impl From<PatchError> for BundleError {
 /// What a [`Reader`] has found next.
 #[derive(Debug)]
 pub enum Arrived {
-    /// Which tree it is of.
-    Tree(TreeId),
+    /// Which tree it is of, and whether nobody has recorded yet what its start touches.
+    Tree(TreeId, bool),
     /// The manifest's bytes, checked against the tree's id.
     Manifest(Vec<u8>),
     /// The index: every page that will come is known now.
@@ -125,7 +125,7 @@ impl Reader {
                 return Err(BundleError::Old(format!("the bundle starts from tree {from}, which was not named")));
             }
             self.header = Some(header);
-            return Ok(Some(Arrived::Tree(header.tree)));
+            return Ok(Some(Arrived::Tree(header.tree, header.guessed)));
         };
         let Some(tree) = &self.tree else { return self.manifest(&header) };
         if header.manifest.stored_bytes > 0 {
@@ -140,8 +140,7 @@ impl Reader {
             let plain = patch::decompress(&self.buffer[..index], &[], header.index.plain_bytes as usize)?;
             let old = self.old.as_ref().filter(|_| header.from.is_some()).map(|old| &old.manifest);
             self.frames = Some(decode_index(&plain, &header, old, tree)?.into_iter());
-            let values: Vec<_> =
-                self.buffer[index..index + proofs].as_chunks::<CHAINING_BYTES>().0.to_vec();
+            let values: Vec<_> = self.buffer[index..index + proofs].as_chunks::<CHAINING_BYTES>().0.to_vec();
             self.proofs = values.into_iter();
             self.buffer.drain(..index + proofs);
             return Ok(Some(Arrived::Index));

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use proto::bulk::ChunkHead;
-use proto::message::{ChunkRange, Fault};
+use proto::message::{ChunkRange, Fault, HostReport};
 use proto::{GenerationRef, Product, TreeId, TreePath};
 use serde_json::json;
 
@@ -18,8 +18,9 @@ use super::files;
 use super::generations::Trees;
 use super::known::KnownRecord;
 use super::mount::{DataPath, HelperError, Layout, Mounts, Server};
-use super::prefetch::Prefetch;
 use super::objects::{FsError, Objects, ViewEntry};
+use super::prefetch::Prefetch;
+use super::spool::Spool;
 use super::upstream::Manager;
 
 /// At most so much is read by one warming: more than any start-up set that was measured, less than hurts the page cache.
@@ -30,6 +31,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Nothing is fetched in the background before a start has been over for this long.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// A start is over when nothing new has been touched for this long, or it has taken so long altogether.
+const LEARN_IDLE: Duration = Duration::from_secs(2);
+const LEARN_AT_MOST: Duration = Duration::from_secs(30);
+const LEARN_LOOK: Duration = Duration::from_millis(100);
 
 /// How long a delta may take, its making included; afterwards the tree is fetched as it is.
 const DELTA_PATIENCE: Duration = Duration::from_secs(120);
@@ -60,6 +66,9 @@ pub(crate) struct DataPlane {
     /// What is exported to this host, oldest first: where deltas can start.
     exported: Mutex<Vec<(Product, TreeId)>>,
     prefetch: Arc<Prefetch>,
+    spool: Arc<Spool>,
+    /// One start at a time is recorded.
+    learning: Arc<AtomicBool>,
 }
 
 impl DataPlane {
@@ -71,7 +80,7 @@ impl DataPlane {
         layout: Layout,
         options: DataOptions,
         namespace_pid: Option<u32>,
-        prefetch: Arc<Prefetch>,
+        (prefetch, spool): (Arc<Prefetch>, Arc<Spool>),
     ) -> Arc<Self> {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let mut boot = boot.trim().to_owned();
@@ -92,6 +101,8 @@ impl DataPlane {
             data_path,
             exported,
             prefetch,
+            spool,
+            learning: Arc::default(),
         })
     }
 
@@ -115,6 +126,34 @@ impl DataPlane {
         let others = exported.iter().rev().filter(|(other, known)| other == product && Some(known) != except);
         let mut whole = others.filter(|(_, known)| self.sizes(known).is_some_and(|(local, all)| local == all));
         whole.next().map(|(_, known)| *known)
+    }
+
+    /// Records what the start of a tree touches that nobody has recorded yet, and tells the manager: the hosts after this
+    /// one start faster.
+    fn learn(&self, tree: &TreeId) {
+        let (Some(server), Some(manifest)) = (&self.server, self.cache().manifest(tree)) else { return };
+        if !self.objects.fetcher().take_unrecorded(tree) || self.learning.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (recorder, spool) = (Arc::clone(server.recorder()), Arc::clone(&self.spool));
+        let (learning, tree) = (Arc::clone(&self.learning), *tree);
+        recorder.begin();
+        let work = move || {
+            let until = Instant::now() + LEARN_AT_MOST;
+            while Instant::now() < until && recorder.idle().is_none_or(|idle| idle < LEARN_IDLE) {
+                std::thread::sleep(LEARN_LOOK);
+            }
+            let touches = recorder.end(&manifest);
+            if !touches.is_empty() {
+                tracing::info!(%tree, touches = touches.len(), "the manager is told what this start touched");
+                spool.push(&HostReport::Touched { tree, touches });
+            }
+            learning.store(false, Ordering::Release);
+        };
+        if let Err(error) = std::thread::Builder::new().name("learn".into()).stack_size(256 << 10).spawn(work) {
+            tracing::warn!(%error, "no thread to learn from this start");
+            self.learning.store(false, Ordering::Release);
+        }
     }
 
     /// While something is started that is not local, a fault of the kernel brings in its own page and no other: whatever
@@ -184,6 +223,9 @@ impl Trees for DataPlane {
         }
         let whole = whole(self);
         let mounted = self.mounts.mount_generation(tree, &self.objects, whole).map_err(|error| helper(&error))?;
+        if !whole {
+            self.learn(tree);
+        }
         tracing::debug!(%tree, meta_us = mounted.meta_us, mount_us = mounted.mount_us, path = %mounted.data_path, "mounted");
         // The view is always served from here, whatever is local.
         Ok((mounted.path, whole && mounted.data_path != DataPath::View))

@@ -22,12 +22,14 @@ use proto::message::ChunkRange;
 use proto::{ObjectId, TreeId};
 
 use super::cache::{Cache, CacheError, Partial, Place, VerifyReport, lock};
+use around::Around;
 use assemble::assemble;
 use flight::{Departed, Flight, FlightKey, FlightState, Leg};
 use retry::Retry;
 use start::Starts;
 
 mod ahead;
+mod around;
 mod assemble;
 mod flight;
 mod hydrate;
@@ -168,6 +170,7 @@ pub struct Fetcher {
     options: FetchOptions,
     flights: Mutex<HashMap<FlightKey, Arc<Flight>>>,
     starts: Starts,
+    around: Around,
     counters: Counters,
     ahead: super::pool::Pool,
     /// Complete objects that wait to be made local, together.
@@ -211,6 +214,7 @@ impl Fetcher {
             options,
             flights: Mutex::default(),
             starts: Starts::default(),
+            around: Around::default(),
             counters: Counters::default(),
             ahead: super::pool::Pool::new("ahead", 2, 64),
             complete: Mutex::default(),
@@ -332,6 +336,7 @@ impl Fetcher {
             return assemble(wanted, Some(partial), &[], &HashMap::new(), offset, wanted_len);
         }
         self.starts.note_demand();
+        self.fetch_around(wanted, offset);
         tracing::debug!(object = %wanted.object.id, offset, len, "demanded");
         let chunks: Vec<u32> = chunk_range(offset, wanted_len, wanted.chunk_bytes).collect();
         let held = self.fetch_all(wanted, partial.as_deref(), &chunks, deadline)?;

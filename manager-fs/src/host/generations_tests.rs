@@ -16,6 +16,7 @@ struct State {
     busy: BTreeSet<TreeId>,
     pinned: Vec<TreeId>,
     log: Vec<String>,
+    begun: Vec<String>,
     remembered: Option<BTreeSet<TreeId>>,
     fail_mount: bool,
     offline: bool,
@@ -34,6 +35,11 @@ impl Fake {
 }
 
 impl Trees for Fake {
+    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>) {
+        let tree = tree.map_or_else(|| "unknown".to_owned(), |tree| tree.to_hex()[..4].to_owned());
+        self.state().begun.push(format!("{generation} {tree}"));
+    }
+
     fn prepare(&self, tree: &TreeId, _deadline: Instant) -> Result<(), Fault> {
         let known = self.state().local.contains_key(tree);
         if known { Ok(()) } else { Err(Fault::Unavailable("no manifest".to_owned())) }
@@ -180,6 +186,18 @@ fn attached_until_released_and_collected_when_no_longer_busy() {
     fake.state().busy.clear();
     assert!(!generations.collect());
     assert!(fake.state().mounted.is_empty() && fake.state().pinned.is_empty() && generations.live().is_empty());
+}
+
+#[test]
+fn a_start_is_asked_for_before_it_is_known_what_it_means_and_not_when_it_is_mounted() {
+    let Fixture { dir: _dir, fake, generations } = fixture();
+    generations.begin(&named("p@1"));
+    generations.begin(&named("unheard@9"));
+    let resolved = generations.resolve(&named("p@1")).unwrap();
+    generations.attach(&resolved, &named("p@1")).unwrap();
+    generations.begin(&named("p@1"));
+    let first = tree(1).to_hex()[..4].to_owned();
+    assert_eq!(fake.state().begun, [format!("p@1 {first}"), "unheard@9 unknown".to_owned()]);
 }
 
 #[test]

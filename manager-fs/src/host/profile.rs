@@ -52,9 +52,9 @@ pub fn run(options: &ProfileOptions) -> anyhow::Result<()> {
     let fetch = FetchOptions { read_deadline: DEADLINE, read_ahead_bytes_max: 0, ..FetchOptions::default() };
     let fetcher = Fetcher::new(source, cache, fetch);
     let keep_owners = worker.namespace_pid().is_none();
-    let objects =
-        Objects::open(fetcher, ObjectsOptions { numbers_path: options.layout.numbers(), keep_owners });
-    let server = worker.serve(Arc::clone(&objects), ServeOptions { read_ahead_bytes: 0 })?.context("no FUSE server")?;
+    let objects = Objects::open(fetcher, ObjectsOptions { numbers_path: options.layout.numbers(), keep_owners });
+    let server =
+        worker.serve(Arc::clone(&objects), ServeOptions { read_ahead_bytes: 0 })?.context("no FUSE server")?;
     let tree = objects.register(&options.tree, Instant::now() + DEADLINE)?;
     let mounted = worker.mounts().mount_generation(&options.tree, &objects, false)?;
     server.recorder().begin();

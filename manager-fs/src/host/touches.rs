@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use proto::bundle::{TOUCHES_MAX, Touch};
 use proto::manifest::Manifest;
@@ -24,6 +25,8 @@ pub struct Recorder {
 struct Seen {
     known: HashSet<(u64, u32)>,
     order: Vec<(u64, u32)>,
+    /// When something was touched for the first time last.
+    last: Option<Instant>,
 }
 
 impl Recorder {
@@ -45,8 +48,14 @@ impl Recorder {
             let Ok(page) = u32::try_from(page) else { return };
             if seen.order.len() < TOUCHES_MAX && seen.known.insert((prefix, page)) {
                 seen.order.push((prefix, page));
+                seen.last = Some(Instant::now());
             }
         }
+    }
+
+    /// For how long nothing new has been touched; `None` before the first touch.
+    pub fn idle(&self) -> Option<Duration> {
+        lock(&self.seen).last.map(|last| last.elapsed())
     }
 
     /// Ends, with what was touched of a tree.
@@ -88,7 +97,8 @@ mod tests {
             chunks: content.chunks(65_536).map(ChunkId::of).collect(),
         };
         let (a, b, other) = (object(&[1; 20_000]), object(&[2; 70_000]), object(&[3; 10]));
-        let tree = Manifest { chunk_bytes: 65_536, objects: vec![a.clone(), b.clone()], nodes: vec![], entries: vec![] };
+        let tree =
+            Manifest { chunk_bytes: 65_536, objects: vec![a.clone(), b.clone()], nodes: vec![], entries: vec![] };
         let recorder = Recorder::default();
         let ino = |object: &Object| Ino::Object(object_prefix(&object.id)).number();
         recorder.note(ino(&a), 0, 4096);

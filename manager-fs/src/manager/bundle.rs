@@ -132,7 +132,8 @@ pub(crate) fn touches_of(bundle: &[u8], header: &Header, store: &Store) -> Resul
     let damaged = || BundleError::Touches("the bundle that was there cannot be read".into());
     let stored = bundle.get(start..start + header.index.stored_bytes as usize).ok_or_else(damaged)?;
     let index = patch::decompress(stored, &[], header.index.plain_bytes as usize)?;
-    let frames = decode_index(&index, header, None, &tree).map_err(|fault| BundleError::Touches(fault.to_string()))?;
+    let frames =
+        decode_index(&index, header, None, &tree).map_err(|fault| BundleError::Touches(fault.to_string()))?;
     let pages_per_chunk = tree.chunk_bytes / PAGE_BYTES;
     let touches = frames.iter().flat_map(|frame| &frame.makes).flat_map(|pages| {
         let first = pages.chunk * pages_per_chunk;
@@ -156,7 +157,9 @@ fn parts(touches: &[Touch], tree: &Manifest) -> Result<Vec<Pages>, BundleError> 
     for touch in touches {
         let object = tree.objects.get(touch.object as usize);
         let past = touch.first.checked_add(touch.count).filter(|_| touch.count > 0);
-        let within = |past: &u32| object.is_some_and(|object| u64::from(*past) <= object.bytes.div_ceil(u64::from(PAGE_BYTES)));
+        let within = |past: &u32| {
+            object.is_some_and(|object| u64::from(*past) <= object.bytes.div_ceil(u64::from(PAGE_BYTES)))
+        };
         let Some(past) = past.filter(within) else {
             return Err(BundleError::Touches(format!("{touch:?} is not of this tree")));
         };
@@ -172,9 +175,9 @@ fn parts(touches: &[Touch], tree: &Manifest) -> Result<Vec<Pages>, BundleError> 
     let parts: Vec<Pages> =
         order.into_iter().map(|(object, chunk, set)| Pages { object, chunk, runs: set.runs() }).collect();
     match parts.iter().map(|part| plain_bytes(part, tree)).sum::<u64>() {
-        bytes if bytes > PAGES_BYTES_MAX => Err(BundleError::Touches(format!(
-            "{bytes} bytes were touched; a bundle holds {PAGES_BYTES_MAX} at most"
-        ))),
+        bytes if bytes > PAGES_BYTES_MAX => {
+            Err(BundleError::Touches(format!("{bytes} bytes were touched; a bundle holds {PAGES_BYTES_MAX} at most")))
+        }
         _ => Ok(parts),
     }
 }
@@ -292,10 +295,8 @@ impl Maker<'_> {
         let manifest_stored = patch::compress(&new, &old, level)?;
         let index = encode_index(&self.frames)?;
         let index_stored = patch::compress(&index, &[], self.level)?;
-        let part = |stored: &[u8], plain: &[u8]| Part {
-            stored_bytes: stored.len() as u32,
-            plain_bytes: plain.len() as u32,
-        };
+        let part =
+            |stored: &[u8], plain: &[u8]| Part { stored_bytes: stored.len() as u32, plain_bytes: plain.len() as u32 };
         let header = Header {
             tree: *order.tree,
             from: order.from.copied(),
@@ -305,8 +306,7 @@ impl Maker<'_> {
             proofs_bytes: self.proofs.len() as u32,
             frames_bytes: self.stored.len() as u64,
         };
-        let bytes =
-            [&header.encode()[..], &manifest_stored, &index_stored, &self.proofs, &self.stored].concat();
+        let bytes = [&header.encode()[..], &manifest_stored, &index_stored, &self.proofs, &self.stored].concat();
         self.facts.bundle_bytes = bytes.len() as u64;
         Ok((bytes, self.facts))
     }

@@ -195,7 +195,8 @@ impl Cache {
     /// The disk does not let us.
     pub fn put_manifest_soon(&self, tree: &TreeId, bytes: &[u8]) -> Result<(), CacheError> {
         let file = self.write_manifest(tree, bytes, false)?;
-        let synced = std::thread::Builder::new().name("sync".into()).stack_size(64 << 10).spawn(move || file.sync_all());
+        let synced =
+            std::thread::Builder::new().name("sync".into()).stack_size(64 << 10).spawn(move || file.sync_all());
         synced.map(drop).map_err(|e| CacheError::io("sync manifest", &self.manifest_path(tree), e))
     }
 

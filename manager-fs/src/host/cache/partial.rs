@@ -132,7 +132,11 @@ impl Partial {
         drop(writer);
         let mut chunks = lock(&self.chunks);
         let known = chunks.pages.entry(index).or_default();
-        pages.runs().iter().flat_map(|run| run.first..run.first + run.count).for_each(|page| known.insert(page.into()));
+        pages
+            .runs()
+            .iter()
+            .flat_map(|run| run.first..run.first + run.count)
+            .for_each(|page| known.insert(page.into()));
         Ok(plain.len() as u64)
     }
 

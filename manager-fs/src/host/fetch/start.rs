@@ -7,7 +7,7 @@
 //! A reader of a page that is on its way waits for it; any other asks for its chunk on the connection for demands,
 //! which overtakes. Whatever goes wrong here costs nothing but time: what is missing is fetched as it is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -42,6 +42,8 @@ struct State {
     next: u64,
     /// When something was last wanted at once.
     last_demand: Option<Instant>,
+    /// Trees of which the manager does not know what their start touches.
+    unrecorded: BTreeSet<TreeId>,
 }
 
 struct Start {
@@ -171,6 +173,11 @@ impl Start {
 }
 
 impl Fetcher {
+    /// Whether the manager wants to know what the start of a tree touches; true once for each time that it said so.
+    pub fn take_unrecorded(&self, tree: &TreeId) -> bool {
+        self.starts.lock().unrecorded.remove(tree)
+    }
+
     /// Asks for everything that a start of a generation needs, in a thread of its own; once, however often it is called
     /// meanwhile. `from` is a tree of which every object is local.
     pub fn begin(self: &Arc<Self>, generation: &GenerationRef, tree: Option<TreeId>, from: Option<TreeId>) {
@@ -278,12 +285,17 @@ impl Coming<'_> {
     fn take_arrived(&mut self) -> Result<(), BundleError> {
         while let Some(arrived) = self.reader.arrived()? {
             match arrived {
-                Arrived::Tree(tree) => {
+                Arrived::Tree(tree, guessed) => {
                     if self.tree.is_some_and(|known| known != tree) {
-                        return Err(BundleError::Old(format!("tree {tree} came instead of the one that was asked for")));
+                        return Err(BundleError::Old(format!(
+                            "tree {tree} came instead of the one that was asked for"
+                        )));
                     }
                     self.tree = Some(tree);
                     self.fetcher.starts.change(self.number, |start| start.tree = Some(tree));
+                    if guessed {
+                        self.fetcher.starts.lock().unrecorded.insert(tree);
+                    }
                 }
                 Arrived::Manifest(bytes) => self.take_manifest(&bytes),
                 Arrived::Index => self.expect(),
@@ -333,7 +345,9 @@ impl Coming<'_> {
                 }
             }
         });
-        if let Some(tree) = self.tree.filter(|_| !ranges.is_empty()) {
+        // A guess stays out of the page cache: what the program really touches is to be seen.
+        let recorded = |tree: &TreeId| !fetcher.starts.lock().unrecorded.contains(tree);
+        if let Some(tree) = self.tree.filter(|tree| !ranges.is_empty() && recorded(tree)) {
             (fetcher.options.on_arrived)(&tree, ranges);
         }
         result

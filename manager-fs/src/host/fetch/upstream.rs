@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use proto::{GenerationRef, TreeId};
 use proto::bulk::ChunkHead;
 use proto::message::ChunkRange;
+use proto::{GenerationRef, TreeId};
 
 /// Where bytes come from. Implemented over the network by the daemon, and by tests. All calls block.
 pub trait Upstream: Send + Sync {

@@ -122,7 +122,7 @@ pub struct Server {
 
 impl Server {
     /// Notes what the kernel asks for, when it is switched on.
-    pub fn recorder(&self) -> &Recorder {
+    pub fn recorder(&self) -> &Arc<Recorder> {
         &self.recorder
     }
 

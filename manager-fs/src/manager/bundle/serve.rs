@@ -157,7 +157,9 @@ impl Manager {
         }
         let (manager, host) = (Arc::clone(self), host.clone());
         in_background("learn", move || match manager.profile(&tree, &touches) {
-            Ok(facts) => tracing::info!(%host, %tree, pages = facts.plain_bytes, bytes = facts.bundle_bytes, "learned"),
+            Ok(facts) => {
+                tracing::info!(%host, %tree, pages = facts.plain_bytes, bytes = facts.bundle_bytes, "learned")
+            }
             Err(error) => tracing::warn!(%host, %tree, "nothing learned from a host's start: {error:#}"),
         });
     }

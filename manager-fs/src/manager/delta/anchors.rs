@@ -43,7 +43,11 @@ impl Anchors {
     ///
     /// # Errors
     /// A chunk is missing or damaged, or the caller gave up.
-    pub(in crate::manager) fn of(store: &Store, manifest: &Manifest, cancelled: &AtomicBool) -> Result<Self, DeltaError> {
+    pub(in crate::manager) fn of(
+        store: &Store,
+        manifest: &Manifest,
+        cancelled: &AtomicBool,
+    ) -> Result<Self, DeltaError> {
         let total = manifest.object_bytes();
         let sample_bits = (SAMPLE_BITS_MIN..32).find(|bits| total >> bits <= ANCHORS_MAX).unwrap_or(32);
         let (mut places, mut starts, mut start) = (Vec::new(), Vec::with_capacity(manifest.objects.len()), 0_u64);

@@ -83,7 +83,11 @@ impl Store {
             let BlobName::Bundle(from, tree) = name else { continue };
             let Some(bytes) = self.packs.size(&name).map_err(listed)? else { continue };
             if self.bundle(from.as_ref(), &tree)?.is_none() && self.packs.size(&name).map_err(listed)?.is_none() {
-                report.problem(monitor, format!("start-up bundle of {tree}"), "it was damaged, and is removed".into());
+                report.problem(
+                    monitor,
+                    format!("start-up bundle of {tree}"),
+                    "it was damaged, and is removed".into(),
+                );
             }
             report.bytes += bytes;
         }

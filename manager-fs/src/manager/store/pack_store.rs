@@ -167,7 +167,9 @@ impl PackStore for LocalPacks {
                         .and_then(|(from, to)| Some(BlobName::Delta(from.parse().ok()?, to.parse().ok()?))),
                     BlobKind::Bundle => match hex.split_once('-') {
                         None => hex.parse().map(|to| BlobName::Bundle(None, to)).ok(),
-                        Some((to, from)) => from.parse().ok().zip(to.parse().ok()).map(|(from, to)| BlobName::Bundle(Some(from), to)),
+                        Some((to, from)) => {
+                            from.parse().ok().zip(to.parse().ok()).map(|(from, to)| BlobName::Bundle(Some(from), to))
+                        }
                     },
                 });
             }

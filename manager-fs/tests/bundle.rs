@@ -1,0 +1,356 @@
+//! A start-up bundle from the store of a manager to the pages of a host, through both halves' public faces.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use manager_fs::host::cache::{Cache, CacheOptions};
+use manager_fs::host::fetch::{
+    ArrivedRange, FetchOptions, Fetcher, HydrateOptions, Upstream, UpstreamError, Urgency, Wanted,
+};
+use manager_fs::manager::bundle::{self, BundleError, BundleOrder};
+use manager_fs::manager::monitor::Quiet;
+use manager_fs::manager::publish::{PublishOptions, Published, publish};
+use manager_fs::manager::store::Store;
+use proptest::prelude::*;
+use proto::bulk::ChunkHead;
+use proto::bundle::Touch;
+use proto::message::ChunkRange;
+use proto::{GenerationRef, Manifest, TreeId};
+
+const PAGE: u64 = 4096;
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// Two versions of a program of a megabyte, with a library that stayed and one small file.
+struct Pair {
+    dir: tempfile::TempDir,
+    store: Store,
+    old: Published,
+    new: Published,
+}
+
+fn pair() -> Pair {
+    let dir = tempfile::tempdir().unwrap();
+    let program = noise(1, 1_000_000);
+    let mut next = [&program[400_000..], &noise(2, 3_001)[..], &program[..400_000]].concat();
+    next.chunks_exact_mut(64).for_each(|line| line[9] = line[9].wrapping_add(16));
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let take_in = |name: &str, program: &[u8]| {
+        let root = dir.path().join(name);
+        fs::create_dir_all(root.join("bin")).unwrap();
+        fs::write(root.join("bin/run"), program).unwrap();
+        fs::set_permissions(root.join("bin/run"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(root.join("library"), noise(3, 300_000)).unwrap();
+        fs::write(root.join("small"), format!("of {name}")).unwrap();
+        let options = PublishOptions { entry_point: Some("bin/run".into()), ..PublishOptions::default() };
+        publish(&store, &root, &options, &Quiet, &AtomicBool::new(false)).unwrap()
+    };
+    let (old, new) = (take_in("old", &program), take_in("new", &next));
+    Pair { dir, store, old, new }
+}
+
+impl Pair {
+    fn manifest(&self) -> Manifest {
+        self.store.tree(&self.new.tree).unwrap()
+    }
+
+    fn content(&self, path: &str) -> Vec<u8> {
+        fs::read(self.dir.path().join("new").join(path)).unwrap()
+    }
+
+    fn object(&self, path: &str) -> u32 {
+        let id = proto::ObjectId::of(&self.content(path));
+        self.manifest().object_index(&id).unwrap() as u32
+    }
+
+    /// The program here and there, the small file, a whole chunk.
+    fn touches(&self) -> Vec<Touch> {
+        let (program, small, library) = (self.object("bin/run"), self.object("small"), self.object("library"));
+        let touch = |object, first, count| Touch { object, first, count };
+        vec![
+            touch(program, 0, 1),
+            touch(program, 200, 3),
+            touch(small, 0, 1),
+            touch(program, 1, 1),
+            touch(library, 16, 16),
+            touch(program, 243, 1),
+            touch(program, 201, 9),
+        ]
+    }
+
+    fn make(&self, from: Option<&TreeId>, touches: &[Touch]) -> Result<Vec<u8>, BundleError> {
+        let order = BundleOrder { tree: &self.new.tree, from, touches, guessed: false, level: 3 };
+        bundle::make(&self.store, order, &AtomicBool::new(false)).map(|(bytes, _)| bytes)
+    }
+}
+
+/// A manager without a network: its bundle goes out as far as the test lets it.
+struct InProcess {
+    pair: Pair,
+    bundle: Mutex<Vec<u8>>,
+    /// Bytes of the bundle that may go.
+    allowed: Mutex<usize>,
+    more: Condvar,
+    chunks: AtomicU64,
+    manifests: AtomicU64,
+}
+
+impl InProcess {
+    fn allow(&self, bytes: usize) {
+        *self.allowed.lock().unwrap() = bytes;
+        self.more.notify_all();
+    }
+}
+
+impl Upstream for InProcess {
+    fn manifest(&self, tree: &TreeId, _deadline: Instant) -> Result<Vec<u8>, UpstreamError> {
+        self.manifests.fetch_add(1, Ordering::Relaxed);
+        Ok(self.pair.store.manifest(tree).unwrap().unwrap())
+    }
+
+    fn chunks(
+        &self,
+        tree: &TreeId,
+        wants: &[ChunkRange],
+        _urgency: Urgency,
+        _deadline: Instant,
+        sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
+    ) -> Result<(), UpstreamError> {
+        let manifest = self.pair.store.tree(tree).unwrap();
+        let mut sequence = 0;
+        for want in wants {
+            for index in want.first..want.first + want.count {
+                let id = manifest.object(&want.object).unwrap().chunks[index as usize];
+                let chunk = self.pair.store.chunk(&id).unwrap().unwrap();
+                self.chunks.fetch_add(1, Ordering::Relaxed);
+                let head = ChunkHead { sequence, encoding: chunk.encoding, plain_bytes: chunk.plain_bytes };
+                sink(head, chunk.bytes);
+                sequence += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn start(
+        &self,
+        _generation: &GenerationRef,
+        _from: Option<&TreeId>,
+        _with_manifest: bool,
+        deadline: Instant,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), UpstreamError> {
+        let bundle = self.bundle.lock().unwrap().clone();
+        let mut sent = 0;
+        while sent < bundle.len() {
+            let mut allowed = self.allowed.lock().unwrap();
+            while *allowed <= sent {
+                let left = deadline.checked_duration_since(Instant::now()).expect("the test allows more in time");
+                allowed = self.more.wait_timeout(allowed, left).unwrap().0;
+            }
+            let end = (*allowed).min(bundle.len()).min(sent + 1_000);
+            drop(allowed);
+            sink(&bundle[sent..end]);
+            sent = end;
+        }
+        Ok(())
+    }
+}
+
+struct Host {
+    upstream: Arc<InProcess>,
+    fetcher: Arc<Fetcher>,
+    arrived: Arc<Mutex<Vec<ArrivedRange>>>,
+    wrong: Arc<AtomicU64>,
+    _dir: tempfile::TempDir,
+}
+
+fn host(pair: Pair, bundle: Vec<u8>) -> Host {
+    let upstream = Arc::new(InProcess {
+        pair,
+        bundle: Mutex::new(bundle),
+        allowed: Mutex::new(usize::MAX),
+        more: Condvar::new(),
+        chunks: AtomicU64::new(0),
+        manifests: AtomicU64::new(0),
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), CacheOptions::default()).unwrap();
+    let (arrived, wrong) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicU64::new(0)));
+    let (noted, counted) = (Arc::clone(&arrived), Arc::clone(&wrong));
+    let options = FetchOptions {
+        read_ahead_bytes_max: 0,
+        on_wrong_hash: Arc::new(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }),
+        on_arrived: Arc::new(move |_, ranges| noted.lock().unwrap().extend(ranges)),
+        ..FetchOptions::default()
+    };
+    let fetcher = Fetcher::new(upstream.clone(), cache, options);
+    Host { upstream, fetcher, arrived, wrong, _dir: dir }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+impl Host {
+    fn begin(&self, from: Option<TreeId>) {
+        self.fetcher.begin(&"p@2".parse().unwrap(), None, from);
+    }
+
+    fn read(&self, path: &str, offset: u64, len: u32) -> Vec<u8> {
+        let manifest = self.upstream.pair.manifest();
+        let object = &manifest.objects[self.upstream.pair.object(path) as usize];
+        self.fetcher.read(Wanted::of(&self.upstream.pair.new.tree, &manifest, object), offset, len, soon()).unwrap()
+    }
+
+    /// Every touched page is read and is right; returns how many chunks had to be fetched as they are.
+    fn read_touched(&self) -> u64 {
+        for path in ["bin/run", "small", "library"] {
+            let (object, content) = (self.upstream.pair.object(path), self.upstream.pair.content(path));
+            for touch in self.upstream.pair.touches().iter().filter(|touch| touch.object == object) {
+                let start = (u64::from(touch.first) * PAGE) as usize;
+                let end = (start + touch.count as usize * PAGE as usize).min(content.len());
+                assert_eq!(self.read(path, start as u64, touch.count * PAGE as u32), content[start..end]);
+            }
+        }
+        self.upstream.chunks.load(Ordering::Relaxed)
+    }
+
+    fn wait_until_over(&self) {
+        self.fetcher.wait_until_quiet(Duration::ZERO, &AtomicBool::new(false));
+    }
+}
+
+#[test]
+fn a_start_needs_one_request_for_manifest_and_pages() {
+    let pair = pair();
+    let bundle = pair.make(None, &pair.touches()).unwrap();
+    let host = host(pair, bundle);
+    host.begin(None);
+    let manifest = host.fetcher.manifest(&host.upstream.pair.new.tree, soon()).unwrap();
+    assert_eq!(manifest, host.upstream.pair.manifest());
+    assert_eq!(host.read_touched(), 0, "nothing was fetched by chunks");
+    assert_eq!(host.upstream.manifests.load(Ordering::Relaxed), 0);
+    let counts = host.fetcher.counts();
+    assert_eq!((counts.requests, counts.wrong_hashes), (1, 0), "{counts:?}");
+    let arrived: u64 = host.arrived.lock().unwrap().iter().map(|range| range.bytes).sum();
+    assert_eq!(arrived, counts.bundle_plain_bytes);
+    // What nobody foresaw is fetched as it is, and right.
+    assert_eq!(host.read("bin/run", 500_000, 100), host.upstream.pair.content("bin/run")[500_000..500_100]);
+    assert_eq!(host.upstream.chunks.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_reader_waits_for_a_page_on_its_way_and_asks_itself_for_any_other() {
+    let pair = pair();
+    let bundle = pair.make(None, &pair.touches()).unwrap();
+    let all = bundle.len();
+    let host = host(pair, bundle);
+    // The frames' last bytes do not come yet.
+    host.upstream.allow(all - 1);
+    host.begin(None);
+    host.fetcher.manifest(&host.upstream.pair.new.tree, soon()).unwrap();
+    assert_eq!(host.read("bin/run", 520_000, 10), host.upstream.pair.content("bin/run")[520_000..520_010]);
+    assert_eq!(host.upstream.chunks.load(Ordering::Relaxed), 1, "a page outside of the bundle overtakes it");
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| host.read("library", 70_000, 10));
+        host.upstream.allow(usize::MAX);
+        assert_eq!(reading.join().unwrap(), host.upstream.pair.content("library")[70_000..70_010]);
+    });
+    assert_eq!(host.read_touched(), 1);
+}
+
+#[test]
+fn a_host_with_the_old_tree_needs_a_fraction() {
+    let pair = pair();
+    let (old, touches) = (pair.old.tree, pair.touches());
+    let plain = pair.make(None, &touches).unwrap();
+    let relative = pair.make(Some(&old), &touches).unwrap();
+    assert!(relative.len() * 4 < plain.len(), "{} against {}", relative.len(), plain.len());
+    let host = host(pair, relative);
+    let manifest = host.fetcher.manifest(&old, soon()).unwrap();
+    let quiet = AtomicBool::new(false);
+    host.fetcher.make_local(&old, &manifest, HydrateOptions::default(), &quiet, &mut |_| ()).unwrap();
+    host.upstream.chunks.store(0, Ordering::Relaxed);
+    host.begin(Some(old));
+    host.fetcher.manifest(&host.upstream.pair.new.tree, soon()).unwrap();
+    assert_eq!(host.read_touched(), 0, "the library is here, the rest came");
+    assert_eq!(host.wrong.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_bundle_can_be_extended_and_is_collected_with_its_tree() {
+    let pair = pair();
+    let bundle = pair.make(None, &pair.touches()).unwrap();
+    pair.store.put_bundle(None, &pair.new.tree, &bundle).unwrap();
+    let (header, stored) = pair.store.bundle(None, &pair.new.tree).unwrap().unwrap();
+    assert_eq!((stored, header.guessed), (bundle, false));
+    pair.store.put_bundle(None, &pair.new.tree, &pair.make(None, &[]).unwrap()).unwrap();
+    let (_, stored) = pair.store.bundle(None, &pair.new.tree).unwrap().unwrap();
+    assert_eq!(stored, pair.make(None, &[]).unwrap(), "the new one is in the place of the old");
+    assert_eq!(pair.store.verify(&Quiet).unwrap().problems.len(), 0);
+    let path = pair.dir.path().join("store/bundles");
+    let file = walk(&path);
+    let mut damaged = fs::read(&file).unwrap();
+    damaged[200] ^= 1;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&file, damaged).unwrap();
+    assert_eq!(pair.store.verify(&Quiet).unwrap().problems.len(), 1);
+    assert!(pair.store.bundle(None, &pair.new.tree).unwrap().is_none() && !file.exists());
+    let from = pair.make(Some(&pair.old.tree), &pair.touches()).unwrap();
+    pair.store.put_bundle(Some(&pair.old.tree), &pair.new.tree, &from).unwrap();
+    assert_eq!(pair.store.bundle_bases(&pair.new.tree).unwrap(), [pair.old.tree]);
+    let Pair { store, old, new, dir: _dir } = pair;
+    let keep = BTreeSet::from([new.tree]);
+    drop((old, new));
+    assert_eq!(store.gc(&keep, false, &Quiet).unwrap().bundles_removed, 1, "its old tree went");
+}
+
+fn walk(dir: &Path) -> std::path::PathBuf {
+    let shard = fs::read_dir(dir).unwrap().next().unwrap().unwrap().path();
+    fs::read_dir(shard).unwrap().next().unwrap().unwrap().path()
+}
+
+#[test]
+fn touches_that_are_not_of_the_tree_are_refused() {
+    let pair = pair();
+    for touch in [
+        Touch { object: 99, first: 0, count: 1 },
+        Touch { object: pair.object("small"), first: 0, count: 2 },
+        Touch { object: pair.object("bin/run"), first: 0, count: 0 },
+        Touch { object: pair.object("bin/run"), first: u32::MAX, count: 2 },
+    ] {
+        assert!(matches!(pair.make(None, &[touch]), Err(BundleError::Touches(_))), "{touch:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// Whatever is wrong with a bundle, no wrong byte is read; what is missing is fetched as it is.
+    #[test]
+    fn a_damaged_bundle_costs_time_and_nothing_else(at in any::<prop::sample::Index>(), bit in 0u8..8, cut in any::<bool>()) {
+        let pair = pair();
+        let mut bundle = pair.make(None, &pair.touches()).unwrap();
+        let at = at.index(bundle.len());
+        if cut { bundle.truncate(at) } else { bundle[at] ^= 1 << bit }
+        let host = host(pair, bundle);
+        host.begin(None);
+        let manifest = host.fetcher.manifest(&host.upstream.pair.new.tree, soon()).unwrap();
+        prop_assert_eq!(manifest, host.upstream.pair.manifest());
+        host.read_touched();
+        host.wait_until_over();
+    }
+}
