@@ -56,7 +56,8 @@ fn accept(stream: UnixStream, daemon: &Arc<Daemon>, connection: u64) {
     let link = start_with(stream, LinkLimits { requests_max: 16, ..LinkLimits::default() }, |_| Arc::new(serve));
     let daemon = Arc::clone(daemon);
     tokio::spawn(async move {
-        link.closed().await;
+        let reason = link.closed().await;
+        tracing::debug!(connection, ?pid, reason, "a local connection ended");
         if daemon.generations.leases.connection_ended(connection) {
             daemon.generations.changed();
         }

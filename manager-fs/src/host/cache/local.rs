@@ -69,8 +69,12 @@ impl Cache {
     pub fn finish(&self, partials: &[Arc<Partial>]) -> Result<(), CacheError> {
         let _one_at_a_time = lock(&self.finishing);
         let mut wrong = None;
-        let mut ready = Vec::with_capacity(partials.len());
+        let mut ready: Vec<&Arc<Partial>> = Vec::with_capacity(partials.len());
         for partial in partials.iter().filter(|partial| !partial.is_sealed()) {
+            // Whoever sees the last chunk come hands it over, and several may have.
+            if ready.iter().any(|other| Arc::ptr_eq(other, partial)) {
+                continue;
+            }
             match self.check_whole(partial) {
                 Ok(true) => ready.push(partial),
                 Ok(false) => wrong = Some(partial.object),
@@ -82,9 +86,9 @@ impl Cache {
             ready.iter().for_each(|partial| self.discard(partial));
             return Err(error);
         }
-        for partial in ready {
-            self.adopt(partial)?;
-        }
+        // One that fails must not leave the others sealed and in the wrong place.
+        let adopted: Vec<_> = ready.into_iter().map(|partial| self.adopt(partial)).collect();
+        adopted.into_iter().collect::<Result<(), _>>()?;
         wrong.map_or(Ok(()), |id| Err(CacheError::WrongHash(id)))
     }
 
