@@ -12,6 +12,7 @@ use crate::pair::{Pairs, Spread};
 pub struct Report {
     rows: Vec<Row>,
     notes: Vec<String>,
+    details: serde_json::Map<String, Value>,
 }
 
 #[derive(Debug)]
@@ -36,6 +37,25 @@ impl Report {
         let figure = Spread::of(&milliseconds);
         let ratio = Some((pairs.ratio(), rival.to_owned()));
         self.rows.push(Row { name: name.into(), figure, unit: "ms", ratio, goal: goal.to_owned() });
+    }
+
+    /// A figure whose ratio to another one, round by round, is known already.
+    pub fn versus(
+        &mut self,
+        name: impl Into<String>,
+        figures: &[f64],
+        unit: &'static str,
+        ratios: &[f64],
+        rival: &str,
+    ) {
+        let ratio = (!ratios.is_empty()).then(|| (Spread::of(ratios), rival.to_owned()));
+        let figure = Spread::of(figures);
+        self.rows.push(Row { name: name.into(), figure, unit, ratio, goal: String::new() });
+    }
+
+    /// More for the document alone: every single figure, for plots.
+    pub fn detail(&mut self, name: &str, value: Value) {
+        self.details.insert(name.to_owned(), value);
     }
 
     /// A line below the table: what was left out, and why.
@@ -83,7 +103,7 @@ impl Report {
                 })
             })
             .collect();
-        json!({ "bench": name, "machine": machine(), "rows": rows, "notes": self.notes })
+        json!({ "bench": name, "machine": machine(), "rows": rows, "notes": self.notes, "details": self.details })
     }
 }
 
