@@ -126,8 +126,9 @@ fn tell(starts: &Starts, trees: &[Tree], profiles: &[Profile], names: &[&str], r
                 let Some(theirs) = starts.get(&(tree_at, network, at)) else { continue };
                 let seconds: Vec<f64> = theirs.iter().map(|(_, start)| start.seconds).collect();
                 let ratios = if at == 0 { Vec::new() } else { ratios(&mine, theirs) };
+                let milliseconds: Vec<f64> = seconds.iter().map(|seconds| seconds * 1e3).collect();
                 let row = format!("{} on {}: {name}", tree.name, profile.name);
-                report.versus(row, &seconds, "s", &ratios, "ours to it");
+                report.versus(row, &milliseconds, "ms", &ratios, "ours to it");
                 let bytes = |of: fn(&Start) -> u64| theirs.iter().map(|(_, start)| of(start)).collect::<Vec<_>>();
                 all.push(json!({
                     "tree": tree.name,

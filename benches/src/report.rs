@@ -69,14 +69,14 @@ impl Report {
     /// The file cannot be written.
     pub fn finish(&self, name: &str, dir: &Path) -> Result<()> {
         println!("\n{name}: {}", machine());
-        println!("{:<44} {:>10} {:>21}  {:>22}  goal", "what", "median", "min .. max", "x rival (min .. max)");
+        println!("{:<48} {:>11} {:>21}  {:<34}  goal", "what", "median", "min .. max", "x rival (min .. max)");
         for row in &self.rows {
             let Spread { min, median, max } = row.figure;
             let ratio = row.ratio.as_ref().map_or_else(String::new, |(ratio, rival)| {
                 format!("{:.2} ({:.2} .. {:.2}) {rival}", ratio.median, ratio.min, ratio.max)
             });
             let spread = format!("{min:.2} .. {max:.2}");
-            println!("{:<44} {median:>7.2} {:<3}{spread:>21}  {ratio:>22}  {}", row.name, row.unit, row.goal);
+            println!("{:<48} {median:>8.2} {:<3}{spread:>20}  {ratio:<34}  {}", row.name, row.unit, row.goal);
         }
         for note in &self.notes {
             println!("note: {note}");

@@ -85,16 +85,19 @@ pub fn prepare(lab: &Lab, trees: &[Tree], choice: &Choice) -> (Vec<Box<dyn Conte
         (nydus::NAME, nydus::prepare),
         (cvmfs::NAME, cvmfs::prepare),
     ];
-    let (mut rivals, mut left_out) = (Vec::new(), Vec::new());
+    let (mut rivals, mut left_out, mut not_chosen) = (Vec::new(), Vec::new(), Vec::new());
     for (name, prepare) in all {
         if !choice.has_rival(name) {
-            left_out.push(format!("{name} is left out: BENCH_RIVALS does not name it"));
+            not_chosen.push(name);
             continue;
         }
         match prepare(lab, trees) {
             Ok(rival) => rivals.push(rival),
             Err(error) => left_out.push(format!("{name} is left out: {error:#}")),
         }
+    }
+    if !not_chosen.is_empty() {
+        left_out.push(format!("left out by BENCH_RIVALS: {}", not_chosen.join(", ")));
     }
     (rivals, left_out)
 }

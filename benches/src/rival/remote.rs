@@ -39,7 +39,9 @@ impl Contender for Remote {
         let watch = Stopwatch::start(lab)?;
         let mut rclone = Command::new("rclone");
         rclone.args(["mount", ":http:", "--http-url", &format!("http://{address}/{}/", tree.name)]).arg(&directory);
-        rclone.args(["--config", "/dev/null", "--read-only", "--cache-dir"]).arg(dir.path().join("cache"));
+        rclone
+            .args(["--config", "/dev/null", "--read-only", "--vfs-cache-mode", "full", "--cache-dir"])
+            .arg(dir.path().join("cache"));
         let mut daemon = Daemon::start(&mut rclone)?;
         // Dropped before the daemon: first the image, then the directory.
         let below = Mounted::by(&mut daemon, &directory)?;
