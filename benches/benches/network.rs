@@ -27,7 +27,7 @@ const SLOW_SECONDS: f64 = 10.0;
 type Starts = BTreeMap<(usize, usize, usize), Vec<(usize, Start)>>;
 
 fn main() -> Result<()> {
-    let choice = Choice::read()?;
+    let choice = Choice::read(&PROFILES)?;
     tool::build_manager()?;
     let dir = PathBuf::from("target/bench");
     std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;

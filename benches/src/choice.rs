@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::profile::{PROFILES, Profile};
+use crate::profile::Profile;
 use crate::trees::Tree;
 
 /// What is measured; without variables, everything.
@@ -21,11 +21,11 @@ pub struct Choice {
 const ROUNDS: usize = 5;
 
 impl Choice {
-    /// Reads the variables.
+    /// Reads the variables; `usual` are the networks without `BENCH_PROFILES`.
     ///
     /// # Errors
     /// One of them makes no sense.
-    pub fn read() -> Result<Self> {
+    pub fn read(usual: &[Profile]) -> Result<Self> {
         let rounds = match std::env::var("BENCH_ROUNDS") {
             Ok(text) => {
                 text.parse().ok().filter(|rounds| *rounds > 0).context("BENCH_ROUNDS is no number above 0")?
@@ -34,7 +34,7 @@ impl Choice {
         };
         let profiles = match list("BENCH_PROFILES") {
             Some(names) => names.iter().map(|name| Profile::named(name)).collect::<Result<_>>()?,
-            None => PROFILES.to_vec(),
+            None => usual.to_vec(),
         };
         let (trees, rivals, parts) = (list("BENCH_TREES"), list("BENCH_RIVALS"), list("BENCH_PARTS"));
         Ok(Self { rounds, profiles, trees, rivals, parts })

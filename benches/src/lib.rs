@@ -12,6 +12,7 @@
 
 pub mod choice;
 pub mod cold;
+pub mod crowd;
 pub mod http;
 pub mod lab;
 pub mod mounted;

@@ -101,9 +101,21 @@ impl Ours {
         self.generation(tree, tree.versions.len().saturating_sub(1))
     }
 
-    /// Lets a host see a generation.
-    pub fn export(&self, generation: &Generation, host: &Host) {
-        self.manager.export(&generation.name, &host.name);
+    /// Lets hosts see a generation.
+    pub fn export<S: AsRef<str>>(&self, generation: &Generation, hosts: &[S]) {
+        let names = hosts.iter().flat_map(|host| ["--to", host.as_ref()]);
+        let arguments: Vec<&str> = ["export", &generation.name].into_iter().chain(names).collect();
+        self.manager.run(&arguments).expect(0);
+    }
+
+    /// The manager's port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A token for a host of this name.
+    pub fn token(&self, host: &str) -> String {
+        self.manager.run(&["token", host]).text()
     }
 
     /// Enrols a new host, over the wire without added latency.
@@ -139,10 +151,9 @@ impl Ours {
             for version in 0..=newest {
                 let Ok(generation) = self.generation(tree, version) else { continue };
                 let host = self.enroll(lab);
-                self.export(&generation, &host);
+                self.export(&generation, &[&host.name]);
                 let mounted = self.mount(lab, host, &[])?;
-                let mut command = mounted.command("profile", tree, &generation);
-                ended(Output::of(&mut command))?;
+                ended(Output::of(&mut mounted.recording(tree, &generation)))?;
             }
         }
         Ok(true)
@@ -155,10 +166,10 @@ impl Ours {
     pub fn start_with(&mut self, lab: &Lab, tree: &Tree, more: &[&str]) -> Result<Start> {
         let generation = self.newest(tree)?;
         let host = self.enroll(lab);
-        self.export(&generation, &host);
+        self.export(&generation, &[&host.name]);
         let watch = Stopwatch::start(lab)?;
         let mounted = self.mount(lab, host, more)?;
-        watch.first_byte(&mut mounted.command("exec", tree, &generation))
+        watch.first_byte(&mut mounted.command(tree, &generation))
     }
 
     /// A start without the background fetch, for its bytes.
@@ -166,7 +177,7 @@ impl Ours {
     /// # Errors
     /// The program does not start.
     pub fn start_alone(&mut self, lab: &Lab, tree: &Tree) -> Result<Start> {
-        self.start_with(lab, tree, &["--hydrate-rate", NEXT_TO_NOTHING])
+        self.start_with(lab, tree, &without_background())
     }
 }
 
@@ -176,11 +187,23 @@ pub fn without_background() -> [&'static str; 2] {
 }
 
 impl Mounted {
-    /// `exec` or `profile` of a generation with the tree's program, not yet run.
-    pub fn command(&self, verb: &str, tree: &Tree, generation: &Generation) -> Command {
-        let mut command = self.host.command(&[verb, &generation.name, "--", &tree.program]);
+    /// `exec` of a generation with the tree's program, not yet run.
+    pub fn command(&self, tree: &Tree, generation: &Generation) -> Command {
+        let mut command = self.host.command(&["exec", &generation.name, "--", &tree.program]);
         let root = self.host.path("run/gens").join(&generation.tree);
         command.args(&tree.arguments).envs(tree.variables(&root));
+        command
+    }
+
+    /// `profile` of a generation with the tree's program, not yet run. It runs on a mount of its own, whose path only
+    /// the program is told: a shell fills it in.
+    fn recording(&self, tree: &Tree, generation: &Generation) -> Command {
+        let mut command = self.host.command(&["profile", &generation.name, "--", "/bin/sh", "-c"]);
+        let variables = tree.variables(Path::new("$MANAGER_FS_TREE"));
+        let variables: String =
+            variables.iter().map(|(name, value)| format!("{name}=\"{}\" ", value.display())).collect();
+        command.arg(format!("exec env {variables}\"$MANAGER_FS_TREE/{}\" \"$@\"", tree.program));
+        command.arg("sh").args(&tree.arguments);
         command
     }
 

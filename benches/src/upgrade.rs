@@ -25,14 +25,14 @@ pub struct Upgrade {
 pub fn measure(ours: &mut Ours, lab: &Lab, tree: &Tree) -> Result<Upgrade> {
     let (mounted, new) = (with_old_version(ours, lab, tree)?, ours.newest(tree)?);
     let host = mounted.unmount();
-    ours.export(&new, &host);
+    ours.export(&new, &[&host.name]);
     let mounted = ours.mount(lab, host, &without_background())?;
-    let started = Stopwatch::start(lab)?.first_byte(&mut mounted.command("exec", tree, &new))?;
+    let started = Stopwatch::start(lab)?.first_byte(&mut mounted.command(tree, &new))?;
     drop(mounted);
 
     let mounted = with_old_version(ours, lab, tree)?;
     let watch = Stopwatch::start(lab)?;
-    ours.export(&new, &mounted.host);
+    ours.export(&new, &[&mounted.host.name]);
     mounted.make_local(tree, &new)?;
     let whole_bytes = watch.received()?;
     Ok(Upgrade { first_bytes: started.first_bytes, end_bytes: started.end_bytes, whole_bytes })
@@ -42,7 +42,7 @@ pub fn measure(ours: &mut Ours, lab: &Lab, tree: &Tree) -> Result<Upgrade> {
 fn with_old_version(ours: &mut Ours, lab: &Lab, tree: &Tree) -> Result<Mounted> {
     let old = ours.generation(tree, tree.versions.len().saturating_sub(2))?;
     let host = ours.enroll(lab);
-    ours.export(&old, &host);
+    ours.export(&old, &[&host.name]);
     let mounted = ours.mount(lab, host, &[])?;
     mounted.make_local(tree, &old)?;
     Ok(mounted)

@@ -19,6 +19,14 @@ struct Archive {
 }
 
 pub(super) fn prepare(lab: &Lab, trees: &[Tree]) -> Result<Box<dyn Contender>> {
+    Ok(Box::new(Archive { shelf: archives(lab, trees)? }))
+}
+
+/// Archives of all trees, served over HTTP.
+///
+/// # Errors
+/// `tar` or `zstd` is missing.
+pub fn archives(lab: &Lab, trees: &[Tree]) -> Result<Shelf> {
     tool::need("zstd")?;
     let shelf = Shelf::make(lab, "archive")?;
     for tree in trees {
@@ -27,7 +35,12 @@ pub(super) fn prepare(lab: &Lab, trees: &[Tree]) -> Result<Box<dyn Contender>> {
         command.args(["-I", "zstd -9 -T2", "-cf"]).arg(archive).arg("-C").arg(tree.newest()?).arg(".");
         tool::finish(&mut command)?;
     }
-    Ok(Box::new(Archive { shelf }))
+    Ok(shelf)
+}
+
+/// Where the archive of a tree is on its server.
+pub fn path(tree: &Tree) -> String {
+    format!("/{}/{FILE}", tree.name)
 }
 
 impl Contender for Archive {
@@ -46,7 +59,7 @@ impl Contender for Archive {
         tar.args(["-I", "zstd", "-xf", "-", "-C"]).arg(dir.path()).stdin(Stdio::piped());
         let mut tar = tar.spawn().context("starting tar")?;
         let mut stdin = tar.stdin.take().context("a piped stdin")?;
-        let got = http::get(address, &format!("/{}/{FILE}", tree.name), &mut stdin);
+        let got = http::get(address, &path(tree), &mut stdin);
         drop(stdin);
         let status = tar.wait()?;
         got?;

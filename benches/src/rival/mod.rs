@@ -23,12 +23,14 @@ use crate::lab::Lab;
 use crate::tool;
 use crate::trees::Tree;
 
+pub use archive::{archives, path as archive_path};
+
 /// The one that ours is compared with: what people do today.
 pub const USUAL: &str = "tar.zst";
 
 /// Files of one kind for each tree, served over HTTP: `DIR/TREE/…`.
 #[derive(Debug)]
-struct Shelf {
+pub struct Shelf {
     dir: PathBuf,
     port: u16,
 }
@@ -49,7 +51,10 @@ impl Shelf {
     }
 
     /// Where clients find it on the present network.
-    fn dial(&self, lab: &Lab) -> Result<SocketAddr> {
+    ///
+    /// # Errors
+    /// The relay cannot be started.
+    pub fn dial(&self, lab: &Lab) -> Result<SocketAddr> {
         lab.dial(self.port)
     }
 }
