@@ -4,7 +4,7 @@
 //! The hosts are one process and do not unpack, verify or run anything: the figure is the manager's.
 
 use std::path::Path;
-use std::sync::Barrier;
+use std::sync::{Barrier, OnceLock};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
@@ -22,7 +22,7 @@ use benches::trees::{self, Tree};
 use serde_json::json;
 
 /// Hosts, unless `BENCH_HOSTS` says otherwise.
-const HOSTS: usize = 200;
+const HOSTS: u16 = 200;
 
 fn main() -> Result<()> {
     // Slower networks measure only themselves when so many share them.
@@ -52,7 +52,9 @@ fn main() -> Result<()> {
             measure((&lab, &ours, &crowd, &shelf), tree, choice.rounds, &mut report)?;
         }
     }
-    report.note(format!("{count} hosts in one process, which shares the cores with the manager"));
+    report.note(format!(
+        "{count} hosts in one process, which shares the cores with the manager; the archive comes without TLS"
+    ));
     // Their connections end before the manager does.
     drop(crowd);
     drop(ours);
@@ -124,10 +126,10 @@ impl Together {
 /// As many downloads of the archive over HTTP, without TLS, at the same moment; nothing is unpacked.
 fn download(lab: &Lab, shelf: &Shelf, tree: &Tree, count: usize) -> Result<Vec<Served>> {
     let (address, path) = (shelf.dial(lab)?, rival::archive_path(tree));
-    let begin = Barrier::new(count);
+    let (begin, moment) = (Barrier::new(count), OnceLock::new());
     let one = || {
         begin.wait();
-        let since = Instant::now();
+        let since = moment.get_or_init(Instant::now);
         let bytes = http::get(address, &path, &mut std::io::sink())?;
         anyhow::Ok(Served { seconds: since.elapsed().as_secs_f64(), bytes })
     };

@@ -1,6 +1,6 @@
 //! Many hosts in one process: real identities, connections and requests, without mounts.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -40,7 +40,8 @@ impl Crowd {
     ///
     /// # Errors
     /// The manager refuses one.
-    pub fn enroll(lab: &Lab, ours: &Ours, count: usize) -> Result<Self> {
+    pub fn enroll(lab: &Lab, ours: &Ours, count: u16) -> Result<Self> {
+        lab.crowd(count)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let address = lab.direct(ours.port()).to_string();
         let mut crowd = Self { runtime, hosts: Vec::new(), names: Vec::new() };
@@ -65,17 +66,17 @@ impl Crowd {
     /// # Errors
     /// One of them is not served.
     pub fn start(&self, lab: &Lab, ours: &Ours, generation: &Generation) -> Result<Vec<Served>> {
-        let address = lab.dial(ours.port())?.to_string();
         let generation: GenerationRef = generation.name.parse().context("the generation's name")?;
         self.runtime.block_on(async {
-            let begin = Arc::new(Barrier::new(self.hosts.len()));
+            let begin = Arc::new((Barrier::new(self.hosts.len()), OnceLock::new()));
             let mut tasks = JoinSet::new();
-            for host in &self.hosts {
+            for (host, at) in self.hosts.iter().zip(0..) {
+                let address = lab.dial_as(at, ours.port())?.to_string();
                 let (host, begin) = (Arc::clone(host), Arc::clone(&begin));
-                let (address, generation) = (address.clone(), generation.clone());
+                let generation = generation.clone();
                 tasks.spawn(async move {
-                    begin.wait().await;
-                    let since = Instant::now();
+                    begin.0.wait().await;
+                    let since = begin.1.get_or_init(Instant::now);
                     let bytes = fetch(&address, host, generation).await?;
                     anyhow::Ok(Served { seconds: since.elapsed().as_secs_f64(), bytes })
                 });

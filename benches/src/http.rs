@@ -9,6 +9,8 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::relay::BACKLOG;
+
 /// Longest request that is read, bytes.
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
 
@@ -19,6 +21,7 @@ const REQUEST_BYTES_MAX: u64 = 64 << 10;
 /// No port can be had.
 pub fn serve(root: &Path) -> Result<u16> {
     let listener = TcpListener::bind("0.0.0.0:0").context("listening for HTTP")?;
+    rustix::net::listen(&listener, BACKLOG)?;
     let port = listener.local_addr()?.port();
     let root: Arc<Path> = root.into();
     thread::spawn(move || {

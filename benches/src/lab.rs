@@ -17,6 +17,14 @@ use crate::warden::Warden;
 const WIRE: &str = "wire";
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 213, 77, 1);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 213, 77, 2);
+/// Second byte of the addresses at which the server is reached by a crowd, and of those from which it comes.
+const TOWARDS: u8 = 214;
+const FROM: u8 = 215;
+
+fn crowd_address(network: u8, host: u16) -> Ipv4Addr {
+    let [high, low] = host.to_be_bytes();
+    Ipv4Addr::new(10, network, high, low)
+}
 
 /// Where the benchmark happens: the thread that made it is the client, and so is every program that this thread starts.
 /// Dropping it returns the thread, and removes namespaces, processes, mounts and files.
@@ -87,18 +95,50 @@ impl Lab {
     /// # Errors
     /// The relay cannot be started.
     pub fn dial(&self, port: u16) -> Result<SocketAddr> {
+        Ok(self.direct(self.port(port)?))
+    }
+
+    /// The port at which the server's port is reached on this network.
+    fn port(&self, port: u16) -> Result<u16> {
         if self.profile.round_trip.is_zero() {
-            return Ok(self.direct(port));
+            return Ok(port);
         }
         if let Some(relay) = self.relays.borrow().get(&port) {
-            return Ok(relay.address());
+            return Ok(relay.port());
         }
-        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let profile = self.profile;
-        let relay = self.server.run(move || Relay::start(&SERVER.to_string(), target, &profile))?;
-        let address = relay.address();
+        let relay = self.server.run(move || Relay::start(port, &profile))?;
+        let reached = relay.port();
         self.relays.borrow_mut().insert(port, relay);
-        Ok(address)
+        Ok(reached)
+    }
+
+    /// Gives the client `count` addresses: the server, which allows one host only so much, sees as many hosts.
+    ///
+    /// # Errors
+    /// The routes cannot be set.
+    pub fn crowd(&self, count: u16) -> Result<()> {
+        let (server, client) = (self.server.name(), self.client.name());
+        let (towards, from) = (crowd_address(TOWARDS, 0), crowd_address(FROM, 0));
+        tool::run("ip", ["-n", server, "route", "add", "local", &format!("{towards}/16"), "dev", "lo"])?;
+        tool::run("ip", ["-n", server, "route", "add", &format!("{from}/16"), "via", &CLIENT.to_string()])?;
+        tool::run("ip", ["-n", client, "route", "add", "local", &format!("{from}/16"), "dev", "lo"])?;
+        // Which of the client's addresses a connection comes from is decided by the one that it goes to.
+        let routes = (0..count).map(|host| {
+            let (towards, from) = (crowd_address(TOWARDS, host), crowd_address(FROM, host));
+            format!("route add {towards}/32 via {SERVER} dev {WIRE} src {from}\n")
+        });
+        let batch = self.scratch.join("routes");
+        std::fs::write(&batch, routes.collect::<String>())?;
+        tool::run("ip", ["-n", client, "-batch", &batch.to_string_lossy()])
+    }
+
+    /// Like [`Lab::dial`], from the address of one host of the crowd.
+    ///
+    /// # Errors
+    /// The relay cannot be started.
+    pub fn dial_as(&self, host: u16, port: u16) -> Result<SocketAddr> {
+        Ok(SocketAddr::from((crowd_address(TOWARDS, host), self.port(port)?)))
     }
 
     /// Where the client reaches a port of the server without added latency, for what is not measured.

@@ -149,7 +149,7 @@ fn escape(words: &str) -> String {
 /// Two or three digits that mean something.
 fn short(figure: f64) -> String {
     match figure {
-        f if f == 0.0 => "0".to_owned(),
+        0.0 => "0".to_owned(),
         f if f >= 100.0 => format!("{f:.0}"),
         f if f >= 10.0 => trim(format!("{f:.1}")),
         f if f >= 1.0 => trim(format!("{f:.2}")),

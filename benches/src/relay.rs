@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +18,8 @@ use crate::profile::Profile;
 
 /// Bytes of one read.
 const PART_BYTES: usize = 64 << 10;
+/// Connections that may wait to be accepted: a crowd comes at once.
+pub(crate) const BACKLOG: i32 = 4096;
 /// The relay's threads do little: many connections should not cost much memory.
 const STACK_BYTES: usize = 128 << 10;
 
@@ -25,30 +27,32 @@ const STACK_BYTES: usize = 128 << 10;
 #[derive(Debug)]
 pub struct Relay {
     listener: Arc<TcpListener>,
-    address: SocketAddr,
+    port: u16,
 }
 
 impl Relay {
-    /// Relays from a free port of `listen` to `target`. Call it on a thread of the namespace in which both are.
+    /// Relays from a free port of every address to a loopback port. Call it on a thread of the namespace in which both
+    /// are.
     ///
     /// # Errors
     /// No port can be had.
-    pub fn start(listen: &str, target: SocketAddr, profile: &Profile) -> Result<Self> {
-        let listener = TcpListener::bind((listen, 0)).with_context(|| format!("listening on {listen}"))?;
-        let address = listener.local_addr()?;
+    pub fn start(target: u16, profile: &Profile) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).context("listening for a relay")?;
+        rustix::net::listen(&listener, BACKLOG)?;
+        let port = listener.local_addr()?.port();
         let listener = Arc::new(listener);
         let (accepting, half, window) = (Arc::clone(&listener), profile.round_trip / 2, profile.window_bytes());
         thread::spawn(move || {
-            while let Ok((inbound, _)) = accepting.accept() {
-                spawn(move || relay(inbound, target, half, window));
+            while let Ok((inbound, peer)) = accepting.accept() {
+                spawn(move || relay(inbound, (peer, target), half, window));
             }
         });
-        Ok(Self { listener, address })
+        Ok(Self { listener, port })
     }
 
     /// Where clients dial.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn port(&self) -> u16 {
+        self.port
     }
 }
 
@@ -61,10 +65,10 @@ impl Drop for Relay {
 
 /// One connection. To the client it is open at once, to the server half a round trip later; what the client sends
 /// before the acknowledgement would have reached it, it would have sent a round trip later.
-fn relay(inbound: TcpStream, target: SocketAddr, half: Duration, window: usize) -> Option<()> {
+fn relay(inbound: TcpStream, ends: (SocketAddr, u16), half: Duration, window: usize) -> Option<()> {
     let opened = Instant::now();
     thread::sleep(half);
-    let outbound = TcpStream::connect(target).ok()?;
+    let outbound = connect(ends).ok()?;
     inbound.set_nodelay(true).ok()?;
     outbound.set_nodelay(true).ok()?;
     let (up, down) = (Arc::new(Line::new(window)), Arc::new(Line::new(window)));
@@ -75,6 +79,22 @@ fn relay(inbound: TcpStream, target: SocketAddr, half: Duration, window: usize) 
     spawn(move || down.fill(outbound, half, opened));
     up.fill(inbound, half, opened + half * 2);
     Some(())
+}
+
+/// Connects from a loopback address that is the client's own, so that the server can tell hosts apart.
+fn connect((client, target): (SocketAddr, u16)) -> Result<TcpStream> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
+    let from = match client.ip() {
+        IpAddr::V4(address) if !address.is_loopback() => {
+            let [_, second, third, fourth] = address.octets();
+            Ipv4Addr::new(127, second, third, fourth)
+        }
+        _ => Ipv4Addr::LOCALHOST,
+    };
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    bind(&socket, &SocketAddrV4::new(from, 0))?;
+    rustix::net::connect(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, target))?;
+    Ok(TcpStream::from(socket))
 }
 
 fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) {
@@ -161,7 +181,7 @@ mod tests {
     #[test]
     fn a_new_connection_and_an_answer_take_a_round_trip_each() {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
-        let target = server.local_addr().unwrap();
+        let target = server.local_addr().unwrap().port();
         thread::spawn(move || {
             let (mut stream, _) = server.accept().unwrap();
             let mut byte = [0];
@@ -170,9 +190,9 @@ mod tests {
             }
         });
         let profile = Profile { name: "test", megabits: None, round_trip: Duration::from_millis(60) };
-        let relay = Relay::start("127.0.0.1", target, &profile).unwrap();
+        let relay = Relay::start(target, &profile).unwrap();
         let since = Instant::now();
-        let mut stream = TcpStream::connect(relay.address()).unwrap();
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, relay.port())).unwrap();
         let mut byte = [7];
         for round_trips in [2, 3] {
             stream.write_all(&byte).unwrap();
@@ -186,14 +206,14 @@ mod tests {
     #[test]
     fn the_end_arrives_after_every_byte() {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
-        let target = server.local_addr().unwrap();
+        let target = server.local_addr().unwrap().port();
         let sent: Vec<u8> = (0..3_000_000_u32).map(|at| at as u8).collect();
         let sending = sent.clone();
         thread::spawn(move || server.accept().unwrap().0.write_all(&sending).unwrap());
         let profile = Profile { name: "test", megabits: None, round_trip: Duration::from_millis(2) };
-        let relay = Relay::start("127.0.0.1", target, &profile).unwrap();
+        let relay = Relay::start(target, &profile).unwrap();
         let mut received = Vec::new();
-        TcpStream::connect(relay.address()).unwrap().read_to_end(&mut received).unwrap();
+        TcpStream::connect((Ipv4Addr::LOCALHOST, relay.port())).unwrap().read_to_end(&mut received).unwrap();
         assert!(received == sent, "{} of {} bytes", received.len(), sent.len());
     }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::cold::Stopwatch;
+use crate::cold::{Start, Stopwatch};
 use crate::lab::Lab;
 use crate::ours::{Mounted, Ours, without_background};
 use crate::trees::Tree;
@@ -16,26 +16,39 @@ pub struct Upgrade {
     pub end_bytes: u64,
     /// Until all of the new version was local, on another host.
     pub whole_bytes: u64,
+    /// Like `end_bytes`, on a third host: what the manager makes for such upgrades once it is asked, it has by then.
+    pub later_end_bytes: u64,
 }
 
-/// Upgrades two hosts from the version before the newest.
+/// Upgrades three hosts from the version before the newest.
 ///
 /// # Errors
 /// A program does not start.
 pub fn measure(ours: &mut Ours, lab: &Lab, tree: &Tree) -> Result<Upgrade> {
-    let (mounted, new) = (with_old_version(ours, lab, tree)?, ours.newest(tree)?);
-    let host = mounted.unmount();
-    ours.export(&new, &[&host.name]);
-    let mounted = ours.mount(lab, host, &without_background())?;
-    let started = Stopwatch::start(lab)?.first_byte(&mut mounted.command(tree, &new))?;
-    drop(mounted);
-
+    let started = start(ours, lab, tree)?;
+    let new = ours.newest(tree)?;
     let mounted = with_old_version(ours, lab, tree)?;
     let watch = Stopwatch::start(lab)?;
     ours.export(&new, &[&mounted.host.name]);
     mounted.make_local(tree, &new)?;
     let whole_bytes = watch.received()?;
-    Ok(Upgrade { first_bytes: started.first_bytes, end_bytes: started.end_bytes, whole_bytes })
+    drop(mounted);
+    let later = start(ours, lab, tree)?;
+    Ok(Upgrade {
+        first_bytes: started.first_bytes,
+        end_bytes: started.end_bytes,
+        whole_bytes,
+        later_end_bytes: later.end_bytes,
+    })
+}
+
+/// The first start of the newest version on a new host that has all of the one before.
+fn start(ours: &mut Ours, lab: &Lab, tree: &Tree) -> Result<Start> {
+    let (mounted, new) = (with_old_version(ours, lab, tree)?, ours.newest(tree)?);
+    let host = mounted.unmount();
+    ours.export(&new, &[&host.name]);
+    let mounted = ours.mount(lab, host, &without_background())?;
+    Stopwatch::start(lab)?.first_byte(&mut mounted.command(tree, &new))
 }
 
 /// A new host with all of the version before the newest.
