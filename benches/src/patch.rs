@@ -76,7 +76,7 @@ impl Patcher {
         match self {
             Patcher::Zstd => {
                 command = Command::new(tool::need("zstd")?);
-                command.arg("--patch-from").arg(from).args(["-19", "--long=31", "-f", "-q", "-o"]).arg(patch).arg(to);
+                command.arg("--patch-from").arg(from).args(["-19", "-f", "-q", "-o"]).arg(patch).arg(to);
             }
             Patcher::Bsdiff => {
                 let bytes = to.metadata()?.len();
