@@ -200,7 +200,7 @@ fn upgrades(
             add("ours, all of it", tree_at, upgrade.whole_bytes);
             add("ours, its first start", tree_at, upgrade.end_bytes);
             add("ours, by its first byte", tree_at, upgrade.first_bytes);
-            add("ours, its first start, later host", tree_at, upgrade.later_end_bytes);
+            add("ours, by its first byte, later host", tree_at, upgrade.later_first_bytes);
         }
         for patcher in PATCHERS.into_iter().filter(|_| choice.has_part("patches")) {
             progress(&format!("{}: {}", tree.name, patcher.name()));

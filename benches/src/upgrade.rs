@@ -16,8 +16,8 @@ pub struct Upgrade {
     pub end_bytes: u64,
     /// Until all of the new version was local, on another host.
     pub whole_bytes: u64,
-    /// Like `end_bytes`, on a third host: what the manager makes for such upgrades once it is asked, it has by then.
-    pub later_end_bytes: u64,
+    /// Like `first_bytes`, on a third host: what the manager makes for such upgrades once it is asked, it has by then.
+    pub later_first_bytes: u64,
 }
 
 /// Upgrades three hosts from the version before the newest.
@@ -38,7 +38,7 @@ pub fn measure(ours: &mut Ours, lab: &Lab, tree: &Tree) -> Result<Upgrade> {
         first_bytes: started.first_bytes,
         end_bytes: started.end_bytes,
         whole_bytes,
-        later_end_bytes: later.end_bytes,
+        later_first_bytes: later.first_bytes,
     })
 }
 
