@@ -12,6 +12,7 @@ use crate::pair::{Pairs, Spread};
 pub struct Report {
     rows: Vec<Row>,
     notes: Vec<String>,
+    details: serde_json::Map<String, Value>,
 }
 
 #[derive(Debug)]
@@ -38,6 +39,25 @@ impl Report {
         self.rows.push(Row { name: name.into(), figure, unit: "ms", ratio, goal: goal.to_owned() });
     }
 
+    /// A figure whose ratio to another one, round by round, is known already.
+    pub fn versus(
+        &mut self,
+        name: impl Into<String>,
+        figures: &[f64],
+        unit: &'static str,
+        ratios: &[f64],
+        rival: &str,
+    ) {
+        let ratio = (!ratios.is_empty()).then(|| (Spread::of(ratios), rival.to_owned()));
+        let figure = Spread::of(figures);
+        self.rows.push(Row { name: name.into(), figure, unit, ratio, goal: String::new() });
+    }
+
+    /// More for the document alone: every single figure, for plots.
+    pub fn detail(&mut self, name: &str, value: Value) {
+        self.details.insert(name.to_owned(), value);
+    }
+
     /// A line below the table: what was left out, and why.
     pub fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
@@ -49,14 +69,14 @@ impl Report {
     /// The file cannot be written.
     pub fn finish(&self, name: &str, dir: &Path) -> Result<()> {
         println!("\n{name}: {}", machine());
-        println!("{:<44} {:>10} {:>21}  {:>22}  goal", "what", "median", "min .. max", "x rival (min .. max)");
+        println!("{:<48} {:>11} {:>21}  {:<34}  goal", "what", "median", "min .. max", "x rival (min .. max)");
         for row in &self.rows {
             let Spread { min, median, max } = row.figure;
             let ratio = row.ratio.as_ref().map_or_else(String::new, |(ratio, rival)| {
                 format!("{:.2} ({:.2} .. {:.2}) {rival}", ratio.median, ratio.min, ratio.max)
             });
             let spread = format!("{min:.2} .. {max:.2}");
-            println!("{:<44} {median:>7.2} {:<3}{spread:>21}  {ratio:>22}  {}", row.name, row.unit, row.goal);
+            println!("{:<48} {median:>8.2} {:<3}{spread:>20}  {ratio:<34}  {}", row.name, row.unit, row.goal);
         }
         for note in &self.notes {
             println!("note: {note}");
@@ -83,7 +103,7 @@ impl Report {
                 })
             })
             .collect();
-        json!({ "bench": name, "machine": machine(), "rows": rows, "notes": self.notes })
+        json!({ "bench": name, "machine": machine(), "rows": rows, "notes": self.notes, "details": self.details })
     }
 }
 

@@ -1,10 +1,16 @@
 //! Starting a program and timing it: until its first output byte, and until its end.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+
+/// A program that has not ended by then is killed.
+const DEADLINE: Duration = Duration::from_secs(180);
 
 /// Seconds from before `fork` until the program's first byte on standard output. It must then end with 0.
 ///
@@ -12,16 +18,33 @@ use anyhow::{Context, Result, ensure};
 /// The program does not start, prints nothing, or fails.
 pub fn to_first_byte(command: &mut Command) -> Result<f64> {
     let since = Instant::now();
+    first_byte(command, || since.elapsed().as_secs_f64())
+}
+
+/// Starts a program and calls `seen` at its first byte on standard output. It must then end with 0.
+///
+/// # Errors
+/// The program does not start, prints nothing, fails, or takes too long.
+pub fn first_byte<T>(command: &mut Command, seen: impl FnOnce() -> T) -> Result<T> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
     let mut stdout = child.stdout.take().context("a piped stdout")?;
+    let (ended, watched) = mpsc::channel::<()>();
+    let pid = rustix::process::Pid::from_child(&child);
+    std::thread::spawn(move || {
+        if watched.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
+            // Then its standard output ends, and the reader below sees why.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    });
     let mut byte = [0];
     let got = stdout.read(&mut byte)?;
-    let seconds = since.elapsed().as_secs_f64();
+    let seen = seen();
     let mut rest = Vec::new();
     stdout.read_to_end(&mut rest)?;
+    drop(ended);
     let status = child.wait()?;
     ensure!(got == 1 && status.success(), "{command:?} printed {got} bytes and ended with {status}");
-    Ok(seconds)
+    Ok(seen)
 }
 
 /// Writes dirty pages out and drops the page cache, dentries and inodes of the whole machine (needs root).
@@ -32,4 +55,25 @@ pub fn drop_caches() -> Result<()> {
     let synced = Command::new("sync").status().context("running sync")?;
     ensure!(synced.success(), "sync failed");
     std::fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches: run this benchmark as root")
+}
+
+/// Reads files, and all files below directories, so that they are in the page cache.
+///
+/// # Errors
+/// One of them cannot be read.
+pub fn warm(paths: &[PathBuf]) -> Result<()> {
+    paths.iter().try_for_each(|path| warm_one(path).with_context(|| format!("reading {}", path.display())))
+}
+
+fn warm_one(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        for entry in std::fs::read_dir(path)? {
+            let entry = entry?;
+            if !entry.file_type()?.is_symlink() {
+                warm_one(&entry.path())?;
+            }
+        }
+        return Ok(());
+    }
+    io::copy(&mut File::open(path)?, &mut io::sink()).map(|_| ())
 }

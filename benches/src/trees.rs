@@ -24,11 +24,23 @@ impl Tree {
     /// The command that starts the program out of this copy of the tree.
     pub fn command(&self, root: &Path) -> Command {
         let mut command = Command::new(root.join(&self.program));
-        command.args(&self.arguments).env("PYTHONDONTWRITEBYTECODE", "1");
-        if let Some((variable, dir)) = &self.home {
-            command.env(variable, root.join(dir));
-        }
+        command.args(&self.arguments).envs(self.variables(root));
         command
+    }
+
+    /// What the program wants in its environment when the tree is there.
+    pub fn variables(&self, root: &Path) -> Vec<(String, PathBuf)> {
+        let mut variables = vec![("PYTHONDONTWRITEBYTECODE".to_owned(), PathBuf::from("1"))];
+        variables.extend(self.home.as_ref().map(|(variable, dir)| (variable.clone(), root.join(dir))));
+        variables
+    }
+
+    /// The newest version's directory.
+    ///
+    /// # Errors
+    /// There is no version.
+    pub fn newest(&self) -> Result<&Path> {
+        self.versions.last().map(PathBuf::as_path).with_context(|| format!("there is no version of {}", self.name))
     }
 }
 

@@ -8,6 +8,9 @@ use tempfile::TempDir;
 
 use crate::command::{Output, Service, program, until};
 
+/// A loopback port that is chosen when the service starts.
+const NOWHERE_YET: &str = "127.0.0.1:0";
+
 /// A manager with its own store.
 #[derive(Debug)]
 pub struct Manager {
@@ -19,9 +22,15 @@ impl Manager {
     /// Starts a manager on an empty store.
     #[track_caller]
     pub fn start() -> Self {
+        Self::start_at(NOWHERE_YET)
+    }
+
+    /// Starts a manager on an empty store that listens on this address.
+    #[track_caller]
+    pub fn start_at(listen: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
         let mut manager = Self { service: None, dir };
-        manager.serve();
+        manager.serve_at(listen);
         manager
     }
 
@@ -29,8 +38,13 @@ impl Manager {
     #[track_caller]
     pub fn serve(&mut self) {
         let listen = std::fs::read_to_string(self.store().join("address"));
-        let listen = listen.map_or_else(|_| "127.0.0.1:0".to_owned(), |text| text.trim().to_owned());
-        self.service = Some(Service::start("serve", &mut self.command(&["serve", "--listen", &listen])));
+        let listen = listen.map_or_else(|_| NOWHERE_YET.to_owned(), |text| text.trim().to_owned());
+        self.serve_at(&listen);
+    }
+
+    #[track_caller]
+    fn serve_at(&mut self, listen: &str) {
+        self.service = Some(Service::start("serve", &mut self.command(&["serve", "--listen", listen])));
     }
 
     /// Ends the service.
