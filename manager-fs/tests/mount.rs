@@ -508,7 +508,13 @@ fn killing_the_helper_in_the_middle_of_attaches_goes_unnoticed() {
         assert_eq!(fs::read_dir(&root).unwrap().count(), 500);
         assert_eq!(fs::read(root.join("77")).unwrap(), b"content 77");
         assert_eq!(lab.ask(&format!("release {tree}")), "ok");
+        // Not even what a helper had mounted just before it was killed.
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(!mounts.contains(&tree.to_hex()), "{mounts}");
     }
+    lab.stop();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(dir.path().to_str().unwrap()), "{mounts}");
 }
 
 fn on_a_full_or_read_only_cache_reads_stream() {
