@@ -11,7 +11,7 @@ use super::Done;
 use crate::config::Dirs;
 use crate::host::daemon::{self, WorkerOptions};
 use crate::host::enroll::Identity;
-use crate::host::mount::{HoldOptions, Layout, NamespaceChoice, hold, serve_helper};
+use crate::host::mount::{HelperOptions, HoldOptions, Layout, NamespaceChoice, hold, serve_helper};
 
 /// Kernel memory of the metadata of all attached generations: half a million entries.
 const META_BYTES_MAX: u64 = 640 << 20;
@@ -96,7 +96,7 @@ pub(super) fn worker(args: MountArgs, dirs: &Dirs) -> Result<Done> {
 /// The hidden command `__helper`.
 pub(super) fn helper(args: MountArgs, dirs: &Dirs) -> Result<Done> {
     super::log::start();
-    serve_helper(layout(&args, dirs)?, META_BYTES_MAX)?;
+    serve_helper(HelperOptions { layout: layout(&args, dirs)?, meta_bytes_max: META_BYTES_MAX, images: true })?;
     Ok(Done::Clean)
 }
 

@@ -203,8 +203,8 @@ impl Trees for DataPlane {
         if std::fs::read_to_string(&path).is_ok_and(|boot| boot == self.boot) {
             return Ok(());
         }
-        let Some(manifest) = self.cache().manifest(tree) else { return Ok(()) };
-        let report = self.objects.fetcher().verify_local(tree, &manifest, &AtomicBool::new(false));
+        let Some(loaded) = self.objects.load_kept(tree) else { return Ok(()) };
+        let report = self.objects.fetcher().verify_local(tree, loaded.manifest(), &AtomicBool::new(false));
         if report.checked > 0 {
             tracing::info!(%tree, objects = report.checked, bytes = report.checked_bytes, "local objects verified after boot");
         }
@@ -216,7 +216,11 @@ impl Trees for DataPlane {
     }
 
     fn mount(&self, tree: &TreeId) -> Result<(PathBuf, bool), Fault> {
-        let whole = |plane: &Self| plane.sizes(tree).is_some_and(|(local, all)| local == all);
+        // The first object that is not local ends the look.
+        let whole = |plane: &Self| {
+            let loaded = plane.objects.load_kept(tree);
+            loaded.is_some_and(|loaded| loaded.manifest().objects.iter().all(|object| plane.cache().is_local(object)))
+        };
         let (data_path, _) = self.mounts.probe().map_err(|error| helper(&error))?;
         if data_path.needs_all_objects() && !whole(self) {
             self.make_local(tree, false, &AtomicBool::new(false), &mut |_, _| ())?;
@@ -290,16 +294,16 @@ impl Trees for DataPlane {
     }
 
     fn sizes(&self, tree: &TreeId) -> Option<(u64, u64)> {
-        let manifest = self.cache().manifest(tree)?;
-        Some((self.cache().local_bytes(&manifest), manifest.object_bytes()))
+        let loaded = self.objects.load_kept(tree)?;
+        Some((self.cache().local_bytes(loaded.manifest()), loaded.manifest().object_bytes()))
     }
 
     fn pin(&self, tree: &TreeId) -> bool {
-        let manifest = self.cache().manifest(tree);
-        if let Some(manifest) = &manifest {
-            self.cache().pin(*tree, manifest);
+        let loaded = self.objects.load_kept(tree);
+        if let Some(loaded) = &loaded {
+            self.cache().pin(*tree, loaded.manifest());
         }
-        manifest.is_some()
+        loaded.is_some()
     }
 
     fn unpin(&self, tree: &TreeId) {

@@ -224,7 +224,19 @@ impl Objects {
         if let Some(loaded) = self.read_state().loaded.get(tree) {
             return Ok(loaded.clone());
         }
-        let loaded = Arc::new(Tree::new(*tree, self.fetcher.manifest(tree, deadline)?));
+        Ok(self.keep(tree, self.fetcher.manifest(tree, deadline)?))
+    }
+
+    /// As [`Objects::load`], without asking the manager.
+    pub fn load_kept(&self, tree: &TreeId) -> Option<Arc<Tree>> {
+        if let Some(loaded) = self.read_state().loaded.get(tree) {
+            return Some(loaded.clone());
+        }
+        Some(self.keep(tree, self.fetcher.cache().manifest(tree)?))
+    }
+
+    fn keep(&self, tree: &TreeId, manifest: Manifest) -> Arc<Tree> {
+        let loaded = Arc::new(Tree::new(*tree, manifest));
         let mut state = self.write();
         let browsed: Vec<TreeId> =
             state.loaded.keys().filter(|tree| !state.numbers.registered().contains(tree)).copied().collect();
@@ -233,7 +245,7 @@ impl Objects {
                 state.loaded.remove(&tree);
             }
         }
-        Ok(state.loaded.entry(*tree).or_insert(loaded).clone())
+        state.loaded.entry(*tree).or_insert(loaded).clone()
     }
 
     /// Where the view shows this tree, relative to the mount point: for hosts where no overlay is permitted.

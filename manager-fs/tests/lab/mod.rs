@@ -9,13 +9,15 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use manager_fs::host::cache::{Cache, CacheOptions};
 use manager_fs::host::fetch::{FetchOptions, Fetcher, HydrateOptions, Upstream, UpstreamError, Urgency};
 use manager_fs::host::fuse::ServeOptions;
-use manager_fs::host::mount::{HoldOptions, Layout, Mounts, NamespaceChoice, Server, Worker, hold, serve_helper};
+use manager_fs::host::mount::{
+    HelperOptions, HoldOptions, Layout, Mounts, NamespaceChoice, Server, Worker, hold, serve_helper,
+};
 use manager_fs::host::objects::{Objects, ObjectsOptions, ViewEntry};
 use manager_fs::manager::monitor::Quiet;
 use manager_fs::manager::publish::{PublishOptions, publish};
@@ -24,6 +26,13 @@ use proto::bulk::{ChunkHead, Encoding};
 use proto::id::ChunkId;
 use proto::message::ChunkRange;
 use proto::{Manifest, TreeId};
+
+/// Whether daemons make images of metadata, where the kernel can.
+pub(crate) static IMAGES: AtomicBool = AtomicBool::new(true);
+
+pub(crate) fn images() -> bool {
+    IMAGES.load(Ordering::Relaxed)
+}
 
 /// Published trees as plain files: manifests and chunks by id.
 pub(crate) struct Origin {
@@ -126,6 +135,9 @@ pub(crate) struct Lab {
 impl Lab {
     /// Directories only.
     pub(crate) fn new(dir: &Path) -> Self {
+        if !images() {
+            fs::write(dir.join("no-images"), b"").unwrap();
+        }
         Self { dir: dir.to_owned(), origin: Origin::at(&dir.join("origin")), holder: None }
     }
 
@@ -271,7 +283,8 @@ pub(crate) fn process() {
         "helper" => {
             let meta_bytes_max =
                 fs::read_to_string(dir.join("meta-bytes")).map_or(64 << 20, |text| text.parse().unwrap());
-            serve_helper(layout(&dir), meta_bytes_max)
+            let images = !dir.join("no-images").exists();
+            serve_helper(HelperOptions { layout: layout(&dir), meta_bytes_max, images })
         }
         // By hand: LAB_ROLE=publish LAB_SOURCE=DIR, then LAB_ROLE=hold, then lines to run/lab.sock.
         "publish" => {

@@ -1,10 +1,8 @@
 //! The rules of a well-formed tree. They are checked before a manifest is written and after it is read.
 
-use std::collections::HashSet;
-
 use super::{Manifest, Node, NodeKind};
 use crate::codec::CodecError;
-use crate::id::{ObjectId, TreeId};
+use crate::id::TreeId;
 use crate::limits::{
     CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ENTRIES_MAX, FILE_BYTES_MAX, PATH_BYTES_MAX, TREE_BYTES_MAX, XATTR_BYTES_MAX,
     XATTRS_MAX,
@@ -61,18 +59,18 @@ impl Manifest {
     pub fn validate(&self) -> Result<(), ManifestFault> {
         self.validate_objects()?;
         self.validate_entries()?;
-        let mut used: HashSet<ObjectId> = HashSet::with_capacity(self.objects.len());
+        let mut used = vec![false; self.objects.len()];
         for node in &self.nodes {
             validate_node(node)?;
             if let NodeKind::File(id) = node.kind {
-                if self.object_index(&id).is_none() {
-                    return Err(malformed(id, "a file's object is not listed"));
+                match self.object_index(&id) {
+                    Some(at) => used[at] = true,
+                    None => return Err(malformed(id, "a file's object is not listed")),
                 }
-                used.insert(id);
             }
         }
-        match self.objects.iter().find(|object| !used.contains(&object.id)) {
-            Some(object) => Err(malformed(object.id, "no file has this object")),
+        match self.objects.iter().zip(used).find(|(_, used)| !used) {
+            Some((object, _)) => Err(malformed(object.id, "no file has this object")),
             None => Ok(()),
         }
     }
@@ -110,27 +108,31 @@ impl Manifest {
             return Err(malformed("entries", "not in ascending order of paths, or a path twice"));
         }
         let mut next_node: u32 = 0;
-        let mut directories: HashSet<&TreePath> = HashSet::new();
+        // A directory comes right before what is in it, so those on the way to an entry are the last that were seen.
+        let mut way: Vec<&TreePath> = Vec::new();
         for entry in &self.entries {
             let Some(node) = self.nodes.get(entry.node as usize).filter(|_| entry.node <= next_node) else {
                 return Err(malformed(&entry.path, "its node is missing, or nodes are not in order of first use"));
             };
             let first_use = entry.node == next_node;
             next_node += u32::from(first_use);
-            if node.kind == NodeKind::Directory {
-                if !first_use {
-                    return Err(malformed(&entry.path, "a directory has two names"));
-                }
-                directories.insert(&entry.path);
+            if node.kind == NodeKind::Directory && !first_use {
+                return Err(malformed(&entry.path, "a directory has two names"));
             }
-            match entry.path.parent() {
-                None if node.kind != NodeKind::Directory => {
+            if entry.path.is_root() {
+                if node.kind != NodeKind::Directory {
                     return Err(malformed("", "the root is not a directory"));
                 }
-                Some(parent) if !directories.contains(&parent) => {
+            } else {
+                while way.last().is_some_and(|above| !above.is_parent_of(&entry.path)) {
+                    way.pop();
+                }
+                if way.is_empty() {
                     return Err(malformed(&entry.path, "its parent is not a directory"));
                 }
-                _ => {}
+            }
+            if node.kind == NodeKind::Directory {
+                way.push(&entry.path);
             }
         }
         if next_node as usize != self.nodes.len() {

@@ -1,9 +1,10 @@
 //! The process that touches the mounts. It holds no FUSE descriptor, so it may wait for the worker like any program.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
@@ -11,8 +12,9 @@ use proto::manifest::Manifest;
 use proto::{ObjectId, TreeId, TreePath};
 
 use super::holder::inherited;
+use super::image::{self, ImageMeta};
 use super::message::{HelperReply, HelperRequest, MetaUsage, MountedGeneration, PageRange, receive, send};
-use super::meta::{MetaStore, TmpfsMeta};
+use super::meta::{Flavour, Layer, MetaStore, TmpfsMeta};
 use super::probe::{ProbeReport, probe_overlay};
 use super::{Layout, copy, overlay};
 use crate::host::cache::lock;
@@ -21,17 +23,30 @@ use crate::host::cache::lock;
 const META_ENTRY_BYTES: u64 = 1_300;
 /// Marks an overlay that has the FUSE layer: `with_fuse` of [`MountedGeneration`] is read from the mount's options.
 const DATA_LAYER_OPTION: &str = "datadir+=";
+/// Tells where the metadata layer was mounted when the overlay was.
+const META_LAYER_OPTION: &str = "lowerdir+=";
+
+/// How a helper works.
+#[derive(Debug, Clone)]
+pub struct HelperOptions {
+    /// Where everything is.
+    pub layout: Layout,
+    /// Caps the kernel memory of all metadata layers: images by their size, others by an estimate for their entries.
+    pub meta_bytes_max: u64,
+    /// Whether metadata layers are EROFS images where that is possible.
+    pub images: bool,
+}
 
 /// Runs the helper until its holder ends. The body of the hidden command `__helper`.
 ///
-/// `meta_bytes_max` caps the kernel memory of all metadata layers (an estimate, by entries).
-///
 /// # Errors
 /// It was not started by a holder, or the metadata tmpfs cannot be mounted.
-pub fn serve_helper(layout: Layout, meta_bytes_max: u64) -> anyhow::Result<()> {
+pub fn serve_helper(options: HelperOptions) -> anyhow::Result<()> {
     let [listener, control] = inherited()?;
     let listener = UnixListener::from(listener);
-    let helper = Arc::new(Helper { layout, meta_bytes_max, mounting: Mutex::default(), probed: OnceLock::new() });
+    let HelperOptions { layout, meta_bytes_max, images } = options;
+    let (mounting, probed) = (Mutex::default(), OnceLock::new());
+    let helper = Arc::new(Helper { layout, meta_bytes_max, images, mounting, probed });
     helper.prepare()?;
     std::thread::Builder::new().name("holder-watch".into()).stack_size(64 << 10).spawn(move || {
         // The holder never writes: the end of the stream is the holder's end.
@@ -51,6 +66,7 @@ pub fn serve_helper(layout: Layout, meta_bytes_max: u64) -> anyhow::Result<()> {
 struct Helper {
     layout: Layout,
     meta_bytes_max: u64,
+    images: bool,
     /// Held while the set of mounts changes; never while a file is read.
     mounting: Mutex<()>,
     probed: OnceLock<ProbeReport>,
@@ -64,6 +80,7 @@ impl Helper {
             // Without any right to mount the plain copy is what remains; the probe will say why.
             tracing::warn!(%error, "no tmpfs for metadata layers");
         }
+        image::clear_all(&meta);
         Ok(())
     }
 
@@ -128,7 +145,7 @@ impl Helper {
         if self.list()?.iter().any(|mounted| mounted.tree == *tree) {
             return Ok(mounted_reply(&target, true, &manifest, begun, begun));
         }
-        let meta = TmpfsMeta::new(self.layout.meta(), flavour).make(tree, &manifest).map_err(|error| {
+        let meta = self.make_layer(tree, &manifest, flavour).map_err(|error| {
             let full = error.kind() == io::ErrorKind::StorageFull;
             let hint =
                 if full { "; the cap on metadata memory is reached: raise it or release a generation" } else { "" };
@@ -140,8 +157,26 @@ impl Helper {
         if with_fuse {
             layers.push(self.layout.fuse_objects());
         }
-        overlay::mount_overlay(&meta, &layers, flavour, &target)?;
+        overlay::mount_overlay(meta.path(), &layers, flavour, &target)?;
         Ok(mounted_reply(&target, false, &manifest, begun, meta_made))
+    }
+
+    /// An image where that is possible, else a directory of the tmpfs.
+    fn make_layer(&self, tree: &TreeId, manifest: &Manifest, flavour: Flavour) -> io::Result<Layer> {
+        let usage = self.meta_usage()?;
+        let left = usage.bytes_max.saturating_sub(usage.bytes_estimate);
+        if self.images && self.probe().images_fault.is_none() {
+            match ImageMeta::new(self.layout.meta(), left).make(tree, manifest) {
+                Err(error) if error.kind() != io::ErrorKind::StorageFull => {
+                    tracing::warn!(%tree, %error, "no image of the metadata; it is made file by file");
+                }
+                made => return made,
+            }
+        }
+        if manifest.nodes.len() as u64 * META_ENTRY_BYTES > left {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, format!("{} bytes are left", left)));
+        }
+        TmpfsMeta::new(self.layout.meta(), flavour).make(tree, manifest)
     }
 
     fn unmount(&self, tree: &TreeId) -> io::Result<HelperReply> {
@@ -159,6 +194,7 @@ impl Helper {
         let _ = std::fs::remove_dir(&target);
         if let Some(flavour) = self.probe().flavour() {
             TmpfsMeta::new(self.layout.meta(), flavour).remove(tree)?;
+            ImageMeta::new(self.layout.meta(), 0).remove(tree)?;
         }
         copy::remove(&self.layout.copies(), tree)?;
         let _ = std::fs::remove_file(self.layout.spare_manifest(tree));
@@ -244,7 +280,33 @@ impl Helper {
     fn meta_usage(&self) -> io::Result<MetaUsage> {
         let found = rustix::fs::statvfs(self.layout.meta())?;
         let inodes = found.f_files.saturating_sub(found.f_ffree);
-        Ok(MetaUsage { inodes, inodes_max: found.f_files, bytes_estimate: inodes * META_ENTRY_BYTES })
+        let image_bytes = self.image_bytes()?;
+        Ok(MetaUsage {
+            inodes,
+            inodes_max: found.f_files,
+            image_bytes,
+            bytes_estimate: inodes * META_ENTRY_BYTES + image_bytes,
+            bytes_max: self.inodes_max() * META_ENTRY_BYTES,
+        })
+    }
+
+    /// By the mount table: an overlay answers `statfs` with the size of its metadata layer, and nobody else is asked.
+    fn image_bytes(&self) -> io::Result<u64> {
+        let mut bytes: BTreeMap<PathBuf, u64> = BTreeMap::new();
+        for line in overlay::mounts()? {
+            let Some(tree) = generation(&self.layout, &line) else { continue };
+            let layer = format!("{META_LAYER_OPTION}{}", image::mount_point(&self.layout.meta(), &tree).display());
+            if line.options.contains(&layer) {
+                *bytes.entry(line.target).or_default() += 1;
+            }
+        }
+        let sizes = bytes.into_iter().map(|(target, layers)| {
+            let found = rustix::fs::statvfs(&target)?;
+            // Several of one tree, one over the other, are of one size. Only an image has no end of inodes.
+            let is_image = found.f_files == u64::MAX;
+            Ok(if is_image { layers * found.f_blocks * found.f_frsize } else { 0 })
+        });
+        sizes.sum()
     }
 
     /// The worker has fetched and kept it; it is verified again, for it decides what a path means.
@@ -259,17 +321,21 @@ impl Helper {
 
 /// Every overlay of a generation, in the order in which they were mounted.
 pub(super) fn generations(layout: &Layout) -> io::Result<Vec<MountedGeneration>> {
-    let parent = layout.generations();
     let fuse_layer = format!("{DATA_LAYER_OPTION}{}", layout.fuse_objects().display());
     Ok(overlay::mounts()?
         .into_iter()
-        .filter(|line| line.kind == "overlay" && line.target.parent() == Some(&parent))
         .filter_map(|line| {
-            let tree = line.target.file_name()?.to_str()?.parse().ok()?;
+            let tree = generation(layout, &line)?;
             let path = line.target.to_str()?.to_owned();
             Some(MountedGeneration { tree, path, with_fuse: line.options.contains(&fuse_layer) })
         })
         .collect())
+}
+
+/// The tree whose overlay this is, if it is one.
+fn generation(layout: &Layout, line: &overlay::MountLine) -> Option<TreeId> {
+    let ours = line.kind == "overlay" && line.target.parent() == Some(&layout.generations());
+    line.target.file_name().filter(|_| ours)?.to_str()?.parse().ok()
 }
 
 fn mounted_reply(path: &Path, already: bool, manifest: &Manifest, begun: Instant, meta_made: Instant) -> HelperReply {

@@ -61,12 +61,16 @@ pub struct MountedGeneration {
 /// Kernel memory of the metadata layers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetaUsage {
-    /// Inodes in use.
+    /// Inodes in use by layers of the tmpfs.
     pub inodes: u64,
-    /// Inodes allowed: the cap.
+    /// Inodes allowed there.
     pub inodes_max: u64,
-    /// Estimate of the kernel's memory, bytes: inode, directory entry and two attributes each.
+    /// Bytes of layers that are images.
+    pub image_bytes: u64,
+    /// Estimate of the kernel's memory, bytes: the images, and inode, directory entry and two attributes of each inode.
     pub bytes_estimate: u64,
+    /// Bytes allowed: the cap.
+    pub bytes_max: u64,
 }
 
 /// The helper did not do it.

@@ -20,8 +20,10 @@
 //! [`Objects`]: super::objects::Objects
 
 mod copy;
+mod erofs;
 mod helper;
 mod holder;
+mod image;
 mod message;
 mod meta;
 mod overlay;
@@ -34,7 +36,7 @@ use std::path::PathBuf;
 use proto::TreeId;
 use serde::{Deserialize, Serialize};
 
-pub use helper::serve_helper;
+pub use helper::{HelperOptions, serve_helper};
 pub use holder::{HoldOptions, NamespaceChoice, hold};
 pub(super) use message::PageRange;
 pub use message::{HelperClient, HelperError, MetaUsage, MountedGeneration};
@@ -53,7 +55,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The tmpfs of the generations' metadata layers.
+    /// The tmpfs of the generations' metadata layers, and where their images are mounted for a moment.
     pub fn meta(&self) -> PathBuf {
         self.run.join("meta")
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
@@ -71,6 +71,28 @@ pub(super) fn mount_meta(target: &Path, inodes_max: u64) -> io::Result<()> {
     set(fs, "nr_inodes", inodes_max.to_string())?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     finish(fs, attributes | MountAttrFlags::MOUNT_ATTR_NOATIME, target)
+}
+
+/// An empty file in memory that has no name anywhere, so that nothing can be left of it: its file system is attached
+/// nowhere and ends with the last user of the file. (A memfd would be simpler, but EROFS takes no file of a tmpfs.)
+pub(super) fn memory_file() -> io::Result<std::fs::File> {
+    let fs = fsopen("ramfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let fs = fs.as_fd();
+    set(fs, "source", "manager-fs-meta")?;
+    set(fs, "mode", "0700")?;
+    fsconfig_create(fs).map_err(|e| explain(fs, "create", e))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let mount = fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|e| explain(fs, "mount", e))?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(openat(&mount, "image", flags, Mode::RUSR | Mode::WUSR)?.into())
+}
+
+/// Mounts an EROFS image without a block device.
+pub(super) fn mount_image(image: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
+    let fs = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let fs = fs.as_fd();
+    set(fs, "source", format!("/proc/self/fd/{}", image.as_raw_fd()))?;
+    finish(fs, TREE_ATTRIBUTES, target)
 }
 
 /// Plain unmount. `Ok(false)`: someone uses it.
