@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use manager_fs::host::cache::{Cache, CacheOptions};
 use manager_fs::host::delta::{Arrived, DeltaError, Reader, make};
-use manager_fs::host::fetch::{FetchOptions, Fetcher, HydrateOptions, Upstream, UpstreamError, Urgency};
+use manager_fs::host::fetch::{
+    FetchOptions, Fetcher, HydrateOptions, UpgradeOptions, Upstream, UpstreamError, Urgency,
+};
 use manager_fs::manager::delta::{self, DeltaOptions};
 use manager_fs::manager::monitor::Quiet;
 use manager_fs::manager::publish::{PublishOptions, Published, publish};
@@ -281,7 +283,8 @@ fn upgrade(upstream: &InProcess, fetcher: &Arc<Fetcher>) {
     let (from, to) = (upstream.pair.old.tree, upstream.pair.new.tree);
     let deadline = Instant::now() + Duration::from_secs(20);
     let manifest = fetcher.manifest(&to, deadline).unwrap();
-    fetcher.upgrade(&from, (&to, &manifest), deadline, &AtomicBool::new(false));
+    let options = UpgradeOptions { deadline, bytes_per_second_max: None };
+    fetcher.upgrade(&from, (&to, &manifest), options, &AtomicBool::new(false));
     make_local(fetcher, &to);
     let right = contents(&upstream.pair.store, &manifest);
     for object in &manifest.objects {

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::cache::Cache;
 use super::daemon::{Data, DataFacts};
-use super::fetch::{FetchError, HydrateOptions, Upstream, UpstreamError, Urgency};
+use super::fetch::{FetchError, HydrateOptions, UpgradeOptions, Upstream, UpstreamError, Urgency};
 use super::files;
 use super::generations::Trees;
 use super::known::KnownRecord;
@@ -283,8 +283,8 @@ impl Trees for DataPlane {
             self.objects.fetcher().wait_until_quiet(quiet, cancel);
         }
         if let Some(from) = self.base_of(tree) {
-            let deadline = Instant::now() + DELTA_PATIENCE;
-            self.objects.fetcher().upgrade(&from, (tree, loaded.manifest()), deadline, cancel);
+            let options = UpgradeOptions { deadline: Instant::now() + DELTA_PATIENCE, bytes_per_second_max };
+            self.objects.fetcher().upgrade(&from, (tree, loaded.manifest()), options, cancel);
         }
         let mut told = |now: super::fetch::HydrateProgress| progress(now.local_bytes, now.object_bytes);
         let made = self.objects.fetcher().make_local(tree, loaded.manifest(), options, cancel, &mut told);

@@ -41,6 +41,7 @@ mod upgrade;
 mod upstream;
 
 pub use hydrate::{HydrateOptions, HydrateProgress};
+pub use upgrade::UpgradeOptions;
 pub use upstream::{Upstream, UpstreamError, Urgency};
 
 /// Why bytes could not be had.

@@ -11,12 +11,13 @@ mod serve;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use proto::bundle::{
     FRAME_PARTS_MAX, Frame, Header, PAGES_BYTES_MAX, Pages, TAIL_BYTES, TOUCHES_MAX, Touch, decode_index,
     encode_index,
 };
-use proto::delta::{Part, Run};
+use proto::delta::{Part, Run, Stretch};
 use proto::manifest::NodeKind;
 use proto::message::BundleFacts;
 use proto::proof::{PAGE_BYTES, PageSet, prove};
@@ -112,11 +113,12 @@ pub fn make(
         proofs: Vec::new(),
         facts: BundleFacts::default(),
     };
-    for group in groups(&parts, &tree) {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    for batch in groups(&parts, &tree).chunks(threads) {
         if cancelled.load(Ordering::Relaxed) {
             return Err(DeltaError::Cancelled.into());
         }
-        maker.frame(group)?;
+        maker.frames(batch)?;
     }
     let mut objects: Vec<u32> = parts.iter().map(|part| part.object).collect();
     objects.sort_unstable();
@@ -242,7 +244,35 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    fn frame(&mut self, makes: &[Pages]) -> Result<(), BundleError> {
+    /// Makes frames that follow each other, each in a thread of its own: what comes before one is plain bytes, not their
+    /// encoding.
+    fn frames(&mut self, batch: &[&[Pages]]) -> Result<(), BundleError> {
+        let drafts = batch.iter().map(|makes| self.draft(makes)).collect::<Result<Vec<_>, _>>()?;
+        let this = &*self;
+        let encoded: Vec<_> = thread::scope(|scope| {
+            let encoding: Vec<_> = drafts
+                .iter()
+                .map(|draft| scope.spawn(|| this.encode(&draft.tail, &draft.stretches, &draft.plain)))
+                .collect();
+            encoding.into_iter().map(thread::ScopedJoinHandle::join).collect()
+        });
+        for ((makes, draft), encoded) in batch.iter().zip(&drafts).zip(encoded) {
+            let ended_early = || BundleError::Make(DeltaError::Encode("a thread ended early".into()));
+            let (stretches, patch) = encoded.map_err(|_| ended_early())??;
+            self.frames.push(Frame {
+                makes: makes.to_vec(),
+                stretches,
+                patch: patch.patch,
+                literals: patch.literals,
+            });
+            self.stored.extend_from_slice(&patch.stored);
+            self.facts.plain_bytes += draft.plain.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Everything that the encoding of a frame needs.
+    fn draft(&mut self, makes: &[Pages]) -> Result<Draft, BundleError> {
         let (mut plain, mut candidates) = (Vec::new(), Vec::new());
         for part in makes {
             let start = plain.len();
@@ -263,25 +293,16 @@ impl Maker<'_> {
                 candidates.extend(stretches::candidates(&piece, bytes, &hits, old.manifest, self.tree));
             }
         }
-        let stretches = stretches::base(candidates);
-        let patch = self.encode(&stretches, &plain)?;
-        let (stretches, patch) = patch;
-        self.frames.push(Frame { makes: makes.to_vec(), stretches, patch: patch.patch, literals: patch.literals });
-        self.stored.extend_from_slice(&patch.stored);
-        self.facts.plain_bytes += plain.len() as u64;
+        let tail = self.tail.clone();
         extend_tail(&mut self.tail, &plain);
-        Ok(())
+        Ok(Draft { tail, plain, stretches: stretches::base(candidates) })
     }
 
     /// Against the old tree where that has anything to say, else after the plain bytes that came before.
-    fn encode(
-        &self,
-        stretches: &[proto::delta::Stretch],
-        plain: &[u8],
-    ) -> Result<(Vec<proto::delta::Stretch>, Patch), BundleError> {
-        let after = patch::encode_plain(&self.tail, plain, self.level)?;
+    fn encode(&self, tail: &[u8], stretches: &[Stretch], plain: &[u8]) -> Result<(Vec<Stretch>, Patch), BundleError> {
+        let after = patch::encode_plain(tail, plain, self.level)?;
         let Some(old) = self.old.as_ref().filter(|_| !stretches.is_empty()) else { return Ok((Vec::new(), after)) };
-        let base = [self.tail.as_slice(), &old.bytes.read(stretches)?].concat();
+        let base = [tail, &old.bytes.read(stretches)?].concat();
         let over = Encoder::default().encode(&base, plain, self.level)?;
         Ok(if over.stored.len() < after.stored.len() { (stretches.to_vec(), over) } else { (Vec::new(), after) })
     }
@@ -310,6 +331,14 @@ impl Maker<'_> {
         self.facts.bundle_bytes = bytes.len() as u64;
         Ok((bytes, self.facts))
     }
+}
+
+/// One frame before it is encoded.
+struct Draft {
+    /// What comes before it.
+    tail: Vec<u8>,
+    plain: Vec<u8>,
+    stretches: Vec<Stretch>,
 }
 
 /// The last [`TAIL_BYTES`] of what came before and this.

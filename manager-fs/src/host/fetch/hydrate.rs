@@ -216,7 +216,7 @@ impl Fetcher {
 }
 
 /// Sleeps until `fetched` bytes are no more than the rate allows.
-fn pace(rate: Option<u64>, begun: Instant, fetched: u64, cancel: &AtomicBool) {
+pub(super) fn pace(rate: Option<u64>, begun: Instant, fetched: u64, cancel: &AtomicBool) {
     let Some(rate) = rate.filter(|rate| *rate > 0) else { return };
     let due = begun + Duration::from_millis(fetched * 1000 / rate);
     while Instant::now() < due && !cancel.load(Ordering::Relaxed) {

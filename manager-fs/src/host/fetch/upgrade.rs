@@ -10,6 +10,7 @@ use std::time::Instant;
 use proto::manifest::{Manifest, Object};
 use proto::{ChunkId, TreeId};
 
+use super::hydrate::pace;
 use super::{Fetcher, UpstreamError, Wanted, has};
 use crate::host::cache::Place;
 use crate::host::delta::{Arrived, DeltaError, MadeChunk, Reader, make};
@@ -17,13 +18,22 @@ use crate::host::delta::{Arrived, DeltaError, MadeChunk, Reader, make};
 /// Less than this is fetched as it is: a delta's index and waiting for it cost more than it saves.
 const DELTA_BYTES_MIN: u64 = 256 << 10;
 
+/// How a tree is made out of another one.
+#[derive(Debug, Clone, Copy)]
+pub struct UpgradeOptions {
+    /// By when the delta must have come, its making included.
+    pub deadline: Instant,
+    /// At most so many bytes of it a second; `None` for as fast as it goes.
+    pub bytes_per_second_max: Option<u64>,
+}
+
 impl Fetcher {
     /// Gets what it can of tree `to` out of tree `from`, whose objects are all local. Blocks.
     pub fn upgrade(
         &self,
         from: &TreeId,
         (to, manifest): (&TreeId, &Manifest),
-        deadline: Instant,
+        options: UpgradeOptions,
         cancel: &AtomicBool,
     ) {
         let Some(old) = self.cache.manifest(from) else { return };
@@ -36,7 +46,7 @@ impl Fetcher {
             Err(error) => return tracing::warn!(%error, tree = %from, "no delta: the old manifest cannot be read"),
         };
         match Reader::new(*from, *to, old_bytes) {
-            Ok(reader) => self.take_delta((from, to), reader, deadline, cancel),
+            Ok(reader) => self.take_delta((from, to), reader, options, cancel),
             Err(error) => tracing::warn!(%error, tree = %from, "no delta: the old manifest is damaged"),
         }
     }
@@ -81,9 +91,18 @@ impl Fetcher {
         (ChunkId::of(&plain) == *id).then_some(plain)
     }
 
-    fn take_delta(&self, (from, to): (&TreeId, &TreeId), mut reader: Reader, deadline: Instant, cancel: &AtomicBool) {
+    fn take_delta(
+        &self,
+        (from, to): (&TreeId, &TreeId),
+        mut reader: Reader,
+        options: UpgradeOptions,
+        cancel: &AtomicBool,
+    ) {
         let mut failed: Option<DeltaError> = None;
-        let result = self.upstream.delta(from, to, deadline, &mut |bytes| {
+        let (begun, mut came) = (Instant::now(), 0);
+        let result = self.upstream.delta(from, to, options.deadline, &mut |bytes| {
+            came += bytes.len() as u64;
+            pace(options.bytes_per_second_max, begun, came, cancel);
             self.count(&self.counters.wire_bytes, bytes.len() as u64);
             self.count(&self.counters.delta_bytes, bytes.len() as u64);
             if failed.is_none() && !cancel.load(Ordering::Relaxed) {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
+use anyhow::Context;
 use proto::manifest::Manifest;
 use proto::{ObjectId, TreeId, TreePath};
 
@@ -45,6 +46,7 @@ pub fn serve_helper(options: HelperOptions) -> anyhow::Result<()> {
     let [listener, control] = inherited()?;
     let listener = UnixListener::from(listener);
     let HelperOptions { layout, meta_bytes_max, images } = options;
+    let _only_one = wait_for_turn(&layout)?;
     let (mounting, probed) = (Mutex::default(), OnceLock::new());
     let helper = Arc::new(Helper { layout, meta_bytes_max, images, mounting, probed });
     helper.prepare()?;
@@ -61,6 +63,16 @@ pub fn serve_helper(options: HelperOptions) -> anyhow::Result<()> {
             .stack_size(256 << 10)
             .spawn(move || helper.converse(stream))?;
     }
+}
+
+/// Waits until no earlier helper is left. One whose holder has just ended may still be removing the metadata of a tree
+/// that it has unmounted, while this one is asked to make it anew.
+fn wait_for_turn(layout: &Layout) -> anyhow::Result<std::fs::File> {
+    let path = layout.run.join("helper.lock");
+    let file = std::fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
+        .with_context(|| format!("lock {}", path.display()))?;
+    Ok(file)
 }
 
 struct Helper {
@@ -112,6 +124,8 @@ impl Helper {
                         tracing::warn!(tree = %mounted.tree, %error, "not unmounted");
                     }
                 }
+                // A release that a worker asked for in its last moment may still be removing its metadata.
+                let _one_at_a_time = lock(&self.mounting);
                 let _ = overlay::unmount_unused(&self.layout.meta());
                 Ok(HelperReply::Unmounted)
             }

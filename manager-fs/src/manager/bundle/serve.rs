@@ -145,7 +145,9 @@ impl Manager {
             BundleError::Touches(text) => anyhow::Error::from(Fault::BadRequest(text)),
             error => error.into(),
         })?;
-        self.make_bundles_again_soon(*tree);
+        for from in self.bundle_bases(tree) {
+            self.make_bundle_from(&from, tree);
+        }
         Ok(facts)
     }
 
@@ -180,38 +182,37 @@ impl Manager {
         Ok(facts)
     }
 
-    /// Bundles that start from other trees follow a new profile: those that are there, and the one from the generation
-    /// published before.
-    fn make_bundles_again_soon(self: &Arc<Self>, tree: TreeId) {
+    /// The trees from which bundles follow a new profile: those that have one, and the generation published before.
+    fn bundle_bases(&self, tree: &TreeId) -> Vec<TreeId> {
         let earlier = self.state.generations().ok().and_then(|generations| {
             let records: Vec<_> = generations.iter().map(|generation| &generation.record).collect();
-            let this = records.iter().find(|record| record.tree == tree)?;
+            let this = records.iter().find(|record| record.tree == *tree)?;
             let earlier = records.iter().filter(|record| {
-                record.product == this.product && record.sequence < this.sequence && record.tree != tree
+                record.product == this.product && record.sequence < this.sequence && record.tree != *tree
             });
             earlier.max_by_key(|record| record.sequence).map(|record| record.tree)
         });
-        let mut bases = self.store.bundle_bases(&tree).unwrap_or_default();
+        let mut bases = self.store.bundle_bases(tree).unwrap_or_default();
         bases.extend(earlier.filter(|from| !bases.contains(from)));
-        let manager = Arc::clone(self);
-        in_background("bundle", move || bases.into_iter().for_each(|from| manager.make_bundle_from(from, tree)));
+        bases
     }
 
     fn make_bundle_from_soon(self: &Arc<Self>, from: TreeId, tree: TreeId) {
         let manager = Arc::clone(self);
         in_background("bundle", move || {
+            let _one_at_a_time = manager.bundles.making.lock().unwrap_or_else(PoisonError::into_inner);
             if matches!(manager.store.bundle(Some(&from), &tree), Ok(None)) {
-                manager.make_bundle_from(from, tree);
+                manager.make_bundle_from(&from, &tree);
             }
         });
     }
 
-    fn make_bundle_from(&self, from: TreeId, tree: TreeId) {
-        let _one_at_a_time = self.bundles.making.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Makes the bundle for hosts that have `from` out of the one for any host. The caller has the turn.
+    fn make_bundle_from(&self, from: &TreeId, tree: &TreeId) {
         let made = || {
-            let Some((header, bytes)) = self.store.bundle(None, &tree)? else { return Ok(()) };
+            let Some((header, bytes)) = self.store.bundle(None, tree)? else { return Ok(()) };
             let touches = touches_of(&bytes, &header, &self.store)?;
-            self.make_bundle(Some(&from), &tree, &touches, header.guessed).map(drop)
+            self.make_bundle(Some(from), tree, &touches, header.guessed).map(drop)
         };
         if let Err(error) = made() {
             tracing::warn!(%from, %tree, %error, "no start-up bundle for hosts that have an earlier generation");
