@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::Done;
 use super::client::{ProgressLine, ask, ask_once, megabytes, print_json, unexpected};
+use super::out::say;
 use crate::config::Dirs;
 use crate::manager::admin::{AdminReply, AdminRequest, PublishOrder};
 
@@ -58,10 +59,10 @@ pub(super) fn publish(args: &PublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {
         document["stored_bytes"] = json!(report.stored_bytes);
         print_json(&document);
     } else if report.already {
-        println!("{} is published already, as tree {}", record.name(), record.tree);
+        say!("{} is published already, as tree {}", record.name(), record.tree);
     } else {
-        println!("{}  {}", record.name(), record.tree);
-        println!(
+        say!("{}  {}", record.name(), record.tree);
+        say!(
             "{} entries, {} of content; {} new chunks, {} stored",
             record.metadata.entry_count,
             megabytes(record.metadata.content_bytes),
