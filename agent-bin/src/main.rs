@@ -9,6 +9,7 @@ mod engine;
 mod health;
 mod jobs;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -77,7 +78,9 @@ fn log_to_stderr() {
         eprintln!("agent-bin: MANAGER_FS_LOG={filter}: {error}; logging at info");
         EnvFilter::new("info")
     });
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // The stub's pipe is no terminal: colours would stand in service logs and in the evidence against a version.
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     std::panic::set_hook(Box::new(|panic| {
         let text = panic.to_string();
         if engine::was_stopped(&text) { tracing::debug!("{text}") } else { tracing::error!("{text}") }

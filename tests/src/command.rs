@@ -32,6 +32,21 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
+/// `command` on a machine where the directory `disk` is a disk of its own of `bytes`: in a user and a mount namespace,
+/// which root is not needed for. What lies on that disk is seen below `/proc/PID/root` of the process.
+pub fn on_a_small_disk(command: &Command, disk: &Path, bytes: u64) -> Command {
+    let script = "mount -t tmpfs -o size=$1 small \"$2\" && shift 2 && exec \"$@\"";
+    let mut inside = Command::new("unshare");
+    inside.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
+    inside.arg(bytes.to_string()).arg(disk).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            inside.env(name, value);
+        }
+    }
+    inside
+}
+
 /// What a command printed and how it ended.
 #[derive(Debug, Clone)]
 pub struct Output {

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::command::{Output, Service, program, until};
+use crate::command::{Output, Service, on_a_small_disk, program, until};
 
 /// A loopback port that is chosen when the service starts.
 const NOWHERE_YET: &str = "127.0.0.1:0";
@@ -15,6 +15,8 @@ const NOWHERE_YET: &str = "127.0.0.1:0";
 #[derive(Debug)]
 pub struct Manager {
     service: Option<Service>,
+    /// Where this process sees the store, when it lies on a disk in a namespace.
+    seen_below: Option<PathBuf>,
     dir: TempDir,
 }
 
@@ -29,8 +31,31 @@ impl Manager {
     #[track_caller]
     pub fn start_at(listen: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
-        let mut manager = Self { service: None, dir };
+        let mut manager = Self { service: None, seen_below: None, dir };
         manager.serve_at(listen);
+        manager
+    }
+
+    /// Starts a manager whose store is a disk of its own, of `bytes`. It cannot be started again.
+    #[track_caller]
+    pub fn on_a_small_disk(bytes: u64) -> Self {
+        let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
+        let mut manager = Self { service: None, seen_below: None, dir };
+        std::fs::create_dir(manager.store()).expect("the disk's directory");
+        let serve = manager.command(&["serve", "--listen", "127.0.0.1:0"]);
+        let service = Service::start("serve", &mut on_a_small_disk(&serve, &manager.store(), bytes));
+        manager.seen_below = Some(PathBuf::from(format!("/proc/{}/root", service.pid())));
+        manager.service = Some(service);
+        manager
+    }
+
+    /// Starts a manager whose host certificates are valid for a time such as `4s`.
+    #[track_caller]
+    pub fn with_certificates_for(lifetime: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
+        let mut manager = Self { service: None, seen_below: None, dir };
+        let args = ["serve", "--listen", "127.0.0.1:0", "--host-certificate-lifetime", lifetime];
+        manager.service = Some(Service::start("serve", &mut manager.command(&args)));
         manager
     }
 
@@ -64,7 +89,11 @@ impl Manager {
 
     /// The store's directory.
     pub fn store(&self) -> PathBuf {
-        self.dir.path().join("store")
+        let store = self.dir.path().join("store");
+        match &self.seen_below {
+            Some(root) => root.join(store.strip_prefix("/").expect("an absolute path")),
+            None => store,
+        }
     }
 
     /// A path beside the store that the test may use.
@@ -168,6 +197,17 @@ impl Host {
         self.mount = Some(Service::start(&format!("mount of {}", self.name), &mut self.command(&args)));
         let namespace = self.status()["daemon"]["namespace_pid"].as_u64();
         self.seen_below = namespace.map(|pid| PathBuf::from(format!("/proc/{pid}/root")));
+    }
+
+    /// Starts the mount daemon with a cache that is a disk of its own, of `bytes`.
+    #[track_caller]
+    pub fn mount_with_a_small_cache(&mut self, bytes: u64) {
+        let cache = self.path("cache");
+        std::fs::create_dir_all(&cache).expect("the disk's directory");
+        let mount = self.command(&["mount"]);
+        let service = Service::start(&format!("mount of {}", self.name), &mut on_a_small_disk(&mount, &cache, bytes));
+        self.seen_below = Some(PathBuf::from(format!("/proc/{}/root", service.pid())));
+        self.mount = Some(service);
     }
 
     /// The directory below which this process sees the daemon's paths: `/`, or the root of its namespace.

@@ -200,6 +200,28 @@ fn json_is_one_document_and_nothing_else() {
 }
 
 #[test]
+fn a_reader_that_has_had_enough_is_no_fault_and_a_full_disk_is() {
+    let manager = Manager::start();
+    let (one, two) = (TreeFixture::new(), TreeFixture::new());
+    for n in 0..3000 {
+        two.file(&format!("a-file-with-a-name-that-fills-pipes-{n}"), 0o644, "x");
+    }
+    manager.publish("sample", "1", one.path());
+    manager.publish("sample", "2", two.path());
+    let run = |out: std::process::Stdio| {
+        let mut command = manager.command(&["diff", "sample@1", "sample@2"]);
+        command.stdout(out).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let mut gone = run(std::process::Stdio::piped());
+    drop(gone.stdout.take());
+    let gone = gone.wait_with_output().unwrap();
+    assert_eq!((gone.status.code(), String::from_utf8_lossy(&gone.stderr).as_ref()), (Some(0), ""));
+    let full = run(fs::File::options().write(true).open("/dev/full").unwrap().into()).wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&full.stderr);
+    assert!(full.status.code() == Some(1) && said.contains("cannot write to standard output"), "{said}");
+}
+
+#[test]
 fn hostile_archives_are_refused_and_the_store_is_as_before() {
     let manager = Manager::start();
     manager.publish("good", "1.0", TreeFixture::script("exit 0", "").path());

@@ -196,3 +196,29 @@ fn what_happens_without_the_manager_is_told_when_it_is_back() {
     manager.wait_for_version("host-1", "data-agent", "1.0");
     until("all is told", || (host.status()["manager"]["reports_waiting"] == 0).then_some(()));
 }
+
+#[test]
+fn an_end_in_the_middle_of_fetching_is_a_quiet_one() {
+    let (manager, tree) = (Manager::start(), TreeFixture::new());
+    for n in 0..40 {
+        let content: Vec<u8> =
+            (0..100_000u32).flat_map(|i| (i.wrapping_mul(2_654_435_761) ^ n).to_le_bytes()).collect();
+        tree.file(&format!("file-{n}"), 0o644, content);
+    }
+    manager.publish("sample", "1.0", tree.path());
+    let mut host = Host::new("host-1");
+    host.enroll(&manager, &manager.address());
+    manager.export("sample@1.0", "host-1");
+    for _ in 0..4 {
+        host.mount(&["--hydrate-rate", "6M"]);
+        host.attach("sample@1.0");
+        let begun = host.status()["fetched_bytes"].as_u64();
+        until("it fetches in the background", || (host.status()["fetched_bytes"].as_u64() > begun).then_some(()));
+        host.run(&["unmount"]).expect(0);
+        let log = host.log();
+        assert!(!log.contains("panicked"), "{log}");
+        assert_eq!(host.unmount(), Some(0));
+        host.run(&["status"]).expect(3);
+        std::fs::remove_dir_all(host.path("cache")).unwrap();
+    }
+}

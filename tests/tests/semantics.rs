@@ -130,11 +130,38 @@ fn read_at(file: &fs::File, buffer: &mut [u8], offset: u64) -> usize {
     done
 }
 
+/// Without root there is no other user to try it as: what the owner may not read stays closed to the owner too, and what
+/// would open it by another name is the mounter's alone.
+fn permissions_of_the_tree_hold_for_its_owner() {
+    let tree = TreeFixture::new();
+    tree.file("open", 0o644, "for all").file("closed", 0o644, "for nobody");
+    let packed = tempfile::NamedTempFile::new().unwrap();
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(tree.path()).arg("-cf").arg(packed.path());
+    Output::of(tar.args(["--mode=u=,g=,o=", "closed"])).expect(0);
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(tree.path()).arg("-rf").arg(packed.path());
+    Output::of(tar.arg("open")).expect(0);
+    let manager = Manager::start();
+    manager.publish("sample", "1.0", packed.path());
+    let host = Host::mounted("host-1", &manager);
+    manager.export("sample@1.0", "host-1");
+    let root = host.attach("sample@1.0");
+    for root in [root, host.mountpoint().join("sample/1.0")] {
+        assert_eq!(fs::read_to_string(root.join("open")).unwrap(), "for all");
+        let refused = fs::read(root.join("closed")).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied, "{}", root.display());
+    }
+    for dir in [host.path("cache/local"), host.mountpoint().join(".objects")] {
+        let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&dir).unwrap());
+        assert_eq!(mode & 0o077, 0, "{} is open to others", dir.display());
+    }
+}
+
 #[test]
 fn permissions_of_the_tree_hold_for_other_users() {
     if !rustix::process::geteuid().is_root() {
-        // Becoming another user needs root; as a user everything that one sees is one's own.
-        return;
+        return permissions_of_the_tree_hold_for_its_owner();
     }
     let tree = TreeFixture::new();
     tree.file("open", 0o644, "for all").file("closed", 0o600, "for root alone");

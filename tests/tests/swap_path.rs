@@ -363,6 +363,18 @@ fn a_version_that_does_not_prove_itself_goes_back_with_its_evidence() {
         manager.run(&["upgrade", PRODUCT, &generation, "--to", "host-1", "--json", "--retry-bad"]).expect(1);
     assert!(retried.stdout.contains("swapped"), "not tried again: {retried:?}");
     upgrade(&manager, "2.0", "host-1");
+    // A refused order is over, and says so.
+    let agent = manager.run(&["upgrade", PRODUCT, &generation, "--to", "host-1"]).expect(1);
+    assert!(!agent.stdout.contains("refused: refused"), "{}", agent.stdout);
+    let change = until("the agent tells of it", || {
+        let agent = manager.agent("host-1", PRODUCT)?;
+        (agent["last_change"]["steps"].as_array()?.last()?["step"] == "refused").then(|| agent["last_change"].clone())
+    });
+    assert_eq!((&change["ended"], &change["confirmed"]), (&true.into(), &false.into()), "{change}");
+    // Services log to files and journals.
+    let mut host = host;
+    let log = host.stub(PRODUCT).log();
+    assert!(log.contains("serves as process") && !log.contains('\x1b'), "colours in the log of a service: {log}");
 }
 
 #[test]

@@ -14,6 +14,8 @@ use crate::config::Dirs;
 use crate::manager::admin::{AdminEvent, AdminReply, AdminRequest};
 use crate::net::{self, Incoming, RefuseAll};
 
+use super::out::say;
+
 /// Progress is shown of work that takes longer than this.
 const SHOW_AFTER: Duration = Duration::from_secs(1);
 /// How often a line of progress is printed where it cannot be overwritten.
@@ -152,7 +154,7 @@ pub(super) fn print_table(head: &[&str], rows: &[Vec<String>]) {
     let print = |cells: &[String]| {
         let padded: Vec<String> =
             cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}", width = *width)).collect();
-        println!("{}", padded.join("  ").trim_end());
+        say!("{}", padded.join("  ").trim_end());
     };
     print(&head.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>());
     rows.iter().for_each(|row| print(row));
@@ -160,5 +162,5 @@ pub(super) fn print_table(head: &[&str], rows: &[Vec<String>]) {
 
 /// Prints one JSON document.
 pub(super) fn print_json(document: &serde_json::Value) {
-    println!("{document:#}");
+    say!("{document:#}");
 }

@@ -105,6 +105,10 @@ fn verified(record: &[u8], dirs: &Dirs) -> Result<GenerationRecord> {
 fn explain(program: &Path, error: &std::io::Error) -> anyhow::Error {
     let path = program.display();
     match error.kind() {
+        std::io::ErrorKind::NotFound if program.is_symlink() && !program.exists() => {
+            let target = std::fs::read_link(program).unwrap_or_default();
+            anyhow!("{path}: a link to '{}', which is not there", target.display())
+        }
         std::io::ErrorKind::NotFound if program.symlink_metadata().is_ok() => {
             anyhow!("{path}: its interpreter or loader is not on this host ({error})")
         }
@@ -117,6 +121,19 @@ fn explain(program: &Path, error: &std::io::Error) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn why_a_program_did_not_start_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let why = |name: &str| {
+            explain(&dir.path().join(name), &std::io::Error::from(std::io::ErrorKind::NotFound)).to_string()
+        };
+        std::os::unix::fs::symlink("other", dir.path().join("link")).unwrap();
+        assert!(why("link").contains("a link to 'other'"), "{}", why("link"));
+        std::fs::write(dir.path().join("other"), "").unwrap();
+        assert!(why("link").contains("interpreter or loader"));
+        assert!(why("nothing").contains("no such file in the tree"));
+    }
 
     #[test]
     fn a_name_is_looked_up_in_the_tree_and_a_path_taken_as_it_is() {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::Done;
 use super::client::{ProgressLine, ask, ask_once, megabytes, moment, print_json, print_table, unexpected};
+use super::out::say;
 use crate::config::Dirs;
 use crate::manager::admin::{AdminReply, AdminRequest, Difference, GenerationView};
 
@@ -126,14 +127,14 @@ pub(super) fn diff(args: &DiffArgs, dirs: &Dirs) -> anyhow::Result<Done> {
             Difference::Changed => '~',
         };
         let what = if entry.what.is_empty() { String::new() } else { format!("  ({})", entry.what) };
-        println!("{sign} {}{what}", entry.path);
+        say!("{sign} {}{what}", entry.path);
     }
     let listed = report.entries.len() as u64;
     let all = report.added + report.removed + report.changed;
     if listed < all {
         eprintln!("manager-fs: {} more differences are not listed", all - listed);
     }
-    println!(
+    say!(
         "{} added, {} removed, {} changed, {} equal; new content {}, of it {} in chunks that the first does not have",
         report.added,
         report.removed,
@@ -163,9 +164,9 @@ pub(super) fn verify(args: &VerifyArgs, dirs: &Dirs) -> anyhow::Result<Done> {
     } else {
         for (what, fault, touched) in &view.problems {
             let touched = if touched.is_empty() { String::new() } else { format!(" (in {})", touched.join(", ")) };
-            println!("{what}: {fault}{touched}");
+            say!("{what}: {fault}{touched}");
         }
-        println!(
+        say!(
             "{} packs, {} chunks, {} objects, {} manifests, {} records, {} read: {} problems",
             view.packs,
             view.chunks,
@@ -187,7 +188,7 @@ pub(super) fn gc(args: &GcArgs, dirs: &Dirs) -> anyhow::Result<Done> {
     if args.json {
         print_json(&serde_json::to_value(&view)?);
     } else {
-        println!(
+        say!(
             "{}{} manifests and {} packs removed, {} packs rewritten, {} freed; {} stay",
             if view.dry_run { "dry run: " } else { "" },
             view.manifests_removed,
@@ -231,7 +232,7 @@ fn targets(view: &GenerationView) -> Vec<String> {
 
 fn print_people(view: &GenerationView) {
     let (record, metadata) = (&view.record, &view.record.metadata);
-    let line = |name: &str, value: String| println!("{name:<16}{value}");
+    let line = |name: &str, value: String| say!("{name:<16}{value}");
     let or_none = |text: String| if text.is_empty() { String::from("-") } else { text };
     line("generation", record.name());
     line("tree", record.tree.to_hex());
@@ -253,10 +254,10 @@ fn print_people(view: &GenerationView) {
 
 fn print_executables(metadata: &Metadata) {
     for file in &metadata.elf_files {
-        println!("\n{}  {} {}, {}", file.path, file.architecture, file.kind, megabytes(file.bytes));
+        say!("\n{}  {} {}, {}", file.path, file.architecture, file.kind, megabytes(file.bytes));
         let detail = |name: &str, value: Option<String>| {
             if let Some(value) = value.filter(|value| !value.is_empty()) {
-                println!("  {name:<14}{value}");
+                say!("  {name:<14}{value}");
             }
         };
         detail("interpreter", file.interpreter.clone());
@@ -266,6 +267,6 @@ fn print_executables(metadata: &Metadata) {
         detail("build id", file.build_id.clone());
     }
     for script in &metadata.scripts {
-        println!("\n{}  #!{}", script.path, script.interpreter);
+        say!("\n{}  #!{}", script.path, script.interpreter);
     }
 }

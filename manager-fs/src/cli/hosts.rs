@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Done;
 use super::client::{ask_once, moment, print_json, print_table, unexpected};
+use super::out::say;
 use crate::config::Dirs;
 use crate::host::enroll;
 use crate::manager::admin::{AdminReply, AdminRequest};
@@ -157,7 +158,7 @@ pub(super) fn token(args: &TokenArgs, dirs: &Dirs) -> anyhow::Result<Done> {
     let ttl_ms = u64::try_from(args.ttl.as_millis()).unwrap_or(u64::MAX);
     let request = AdminRequest::Token { host: args.host.clone(), ttl_ms };
     let AdminReply::Token(token) = ask_once(dirs, &request)? else { return unexpected() };
-    println!("{token}");
+    say!("{token}");
     Ok(Done::Clean)
 }
 
@@ -180,7 +181,7 @@ fn list_groups(as_json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
     } else {
         for (group, hosts) in groups {
             let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
-            println!("@{group}: {}", hosts.join(" "));
+            say!("@{group}: {}", hosts.join(" "));
         }
     }
     Ok(Done::Clean)

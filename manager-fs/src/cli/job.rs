@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Done;
 use super::client::{ProgressLine, ask, ask_once, megabytes, moment, print_json, print_table, unexpected};
+use super::out::say;
 use crate::config::Dirs;
 use crate::manager::admin::{AdminEvent, AdminReply, AdminRequest};
 use crate::manager::control::jobs::{JobRecord, JobState};
@@ -170,9 +171,9 @@ fn order(product: &Product, order: &Order, operation: Operation, dirs: &Dirs) ->
         return wait(record.id, order.json, dirs);
     }
     if order.json {
-        println!("{}", job_json(&record));
+        say!("{}", job_json(&record));
     } else {
-        println!("{}", record.id.0);
+        say!("{}", record.id.0);
     }
     Ok(Done::Clean)
 }
@@ -188,7 +189,7 @@ fn wait(id: JobId, json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
             return;
         }
         if json {
-            println!("{}", json!({ "job": record.id, "progress": record.progress, "waiting": record.waiting }));
+            say!("{}", json!({ "job": record.id, "progress": record.progress, "waiting": record.waiting }));
         } else if let Some(waiting) = &record.waiting {
             // At once: it may be up to the operator that the job can go on.
             if last.as_ref().is_none_or(|(_, before)| before.as_ref() != Some(waiting)) {
@@ -203,7 +204,7 @@ fn wait(id: JobId, json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
     line.clear();
     let record = job(reply?)?;
     if json {
-        println!("{}", job_json(&record));
+        say!("{}", job_json(&record));
     } else {
         print(&record, false);
     }
@@ -282,17 +283,17 @@ fn print(record: &JobRecord, json: bool) {
         return print_json(&job_json(record));
     }
     let what = format!("job {}: {} on {}", record.id.0, record.operation.kind(), record.host);
-    println!(
+    say!(
         "{what}: {}{}",
         state_name(record.state),
         Some(doing(record)).filter(|text| !text.is_empty()).map_or_else(String::new, |text| format!(", {text}"))
     );
     if let Some(Outcome::Done(summary) | Outcome::Cancelled(summary)) = &record.outcome {
         for snapshot in &summary.snapshots {
-            println!("snapshot {snapshot}");
+            say!("snapshot {snapshot}");
         }
         for problem in &summary.problems {
-            println!("problem: {problem}");
+            say!("problem: {problem}");
         }
     }
 }

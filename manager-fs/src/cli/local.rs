@@ -11,6 +11,7 @@ use proto::{GenerationRef, HostName};
 use serde_json::{Value, json};
 
 use super::Done;
+use super::out::say;
 use crate::config::Dirs;
 
 /// `status` is answered from memory.
@@ -52,7 +53,7 @@ pub(super) fn attach(args: AttachArgs, dirs: &Dirs) -> Result<Done> {
              run programs; a shell there: nsenter --preserve-credentials -U -m -t {pid}"
         );
     }
-    println!("{}", attached.path);
+    say!("{}", attached.path);
     Ok(Done::Clean)
 }
 
@@ -83,9 +84,9 @@ pub(super) fn status(args: StatusArgs, dirs: &Dirs) -> Result<Done> {
         }
     };
     if args.json {
-        println!("{document:#}");
+        say!("{document:#}");
     } else {
-        print!("{}", super::status_text::render(&document));
+        super::out::print(format_args!("{}", super::status_text::render(&document)));
     }
     Ok(if running { Done::Clean } else { Done::WithProblems })
 }

@@ -11,6 +11,7 @@ mod launch;
 mod local;
 mod log;
 mod mount;
+pub(crate) mod out;
 mod profile;
 mod publish;
 mod serve;
@@ -114,7 +115,8 @@ pub enum Done {
 /// Parses the command line, runs the command, prints the error. Wrong usage is exit code 2 (clap's own).
 pub fn run() -> ExitCode {
     let line = Line::parse();
-    match Dirs::resolve(&line.dirs).and_then(|dirs| dispatch(line.command, &dirs)) {
+    let done = Dirs::resolve(&line.dirs).and_then(|dirs| dispatch(line.command, &dirs));
+    match done.and_then(|done| out::finish().map(|()| done)) {
         Ok(Done::Clean) => ExitCode::SUCCESS,
         Ok(Done::WithProblems) => ExitCode::from(3),
         Ok(Done::Code(code)) => ExitCode::from(code),

@@ -20,6 +20,7 @@ use super::Done;
 use super::client::{megabytes, print_json};
 use super::exec::program;
 use super::local::{attached, patiently, reason, request};
+use super::out::say;
 use crate::config::Dirs;
 use crate::host::mount::{HoldOptions, Layout, NamespaceChoice, hold};
 use crate::host::profile::{self, ProfileOptions, READY};
@@ -60,7 +61,7 @@ pub(super) fn run(args: &ProfileArgs, dirs: &Dirs) -> Result<Done> {
     if args.json {
         print_json(&recorded.json());
     } else {
-        println!("{}", recorded.text());
+        say!("{}", recorded.text());
     }
     Ok(Done::Clean)
 }

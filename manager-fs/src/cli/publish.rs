@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::Done;
 use super::client::{ProgressLine, ask, ask_once, megabytes, print_json, unexpected};
+use super::out::say;
 use super::profile::Recorded;
 use crate::config::Dirs;
 use crate::manager::admin::{AdminReply, AdminRequest, PublishOrder};
@@ -74,10 +75,10 @@ pub(super) fn publish(args: &PublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {
         document["profile"] = json!(profiled.as_ref().map(Recorded::json));
         print_json(&document);
     } else if report.already {
-        println!("{} is published already, as tree {}", record.name(), record.tree);
+        say!("{} is published already, as tree {}", record.name(), record.tree);
     } else {
-        println!("{}  {}", record.name(), record.tree);
-        println!(
+        say!("{}  {}", record.name(), record.tree);
+        say!(
             "{} entries, {} of content; {} new chunks, {} stored",
             record.metadata.entry_count,
             megabytes(record.metadata.content_bytes),
@@ -86,7 +87,7 @@ pub(super) fn publish(args: &PublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {
         );
     }
     if let Some(profiled) = profiled.filter(|_| !args.json) {
-        println!("{}", profiled.text());
+        say!("{}", profiled.text());
     }
     Ok(Done::Clean)
 }

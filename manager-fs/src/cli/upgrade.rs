@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Done;
 use super::client::{ask, ask_once, moment, print_json, unexpected};
+use super::out::say;
 use crate::config::Dirs;
 use crate::manager::admin::{AdminEvent, AdminReply, AdminRequest};
 use crate::manager::upgrade::{AgentView, HostEnd, UpgradeEvent, UpgradeOrder, Verdict};
@@ -66,14 +67,14 @@ pub(super) fn upgrade(args: &UpgradeArgs, dirs: &Dirs) -> anyhow::Result<Done> {
     let json = args.json;
     let reply = ask(dirs, &AdminRequest::Upgrade(order), |event| {
         if let AdminEvent::Upgrade(event) = event {
-            if json { println!("{}", event_json(&event)) } else { print_event(&event) }
+            if json { say!("{}", event_json(&event)) } else { print_event(&event) }
         }
     })?;
     let AdminReply::Upgraded(report) = reply else { return unexpected() };
     let good = report.hosts.iter().filter(|end| end.verdict.is_good()).count();
     if json {
         let hosts: Vec<Value> = report.hosts.iter().map(end_json).collect();
-        println!(
+        say!(
             "{}",
             json!({
                 "event": "report", "product": report.product, "version": report.version, "tree_id": report.tree,
@@ -99,7 +100,7 @@ pub(super) fn agents(args: &AgentsArgs, dirs: &Dirs) -> anyhow::Result<Done> {
     for view in &agents {
         let status = &view.status;
         let away = if view.connected { String::new() } else { format!(" (as of {})", moment(view.last_seen)) };
-        println!(
+        say!(
             "{}  {}@{}  {}  pid {}  since {}  {}{away}",
             view.host,
             status.product,
@@ -110,7 +111,7 @@ pub(super) fn agents(args: &AgentsArgs, dirs: &Dirs) -> anyhow::Result<Done> {
             status.reason
         );
         for event in &view.last_change {
-            println!("    {}", step_line(event));
+            say!("    {}", step_line(event));
         }
     }
     Ok(Done::Clean)
@@ -123,7 +124,8 @@ fn agent_json(view: &AgentView) -> Value {
             "change": last.change,
             "from": last.from,
             "to": last.to,
-            "ended": last.step.ends(),
+            "ended": last.step.ends().is_some(),
+            "confirmed": last.step.ends(),
             "steps": view.last_change.iter().map(step_json).collect::<Vec<_>>(),
         })
     });
@@ -188,8 +190,8 @@ fn end_json(end: &HostEnd) -> Value {
 
 fn print_event(event: &UpgradeEvent) {
     match event {
-        UpgradeEvent::Accepted { host, change } => println!("{host}: accepted as change-over {}", change.0),
-        UpgradeEvent::Step { host, event } => println!("{host}: {}", step_line(event)),
+        UpgradeEvent::Accepted { host, change } => say!("{host}: accepted as change-over {}", change.0),
+        UpgradeEvent::Step { host, event } => say!("{host}: {}", step_line(event)),
         UpgradeEvent::Ended(end) => {
             let how = match end.verdict {
                 Verdict::Confirmed => "confirmed",
@@ -200,7 +202,7 @@ fn print_event(event: &UpgradeEvent) {
                 Verdict::Unfinished => "unfinished",
             };
             let reason = if end.reason.is_empty() { String::new() } else { format!(": {}", end.reason) };
-            println!("{}: {how}{reason}", end.host);
+            say!("{}: {how}{reason}", end.host);
         }
     }
 }

@@ -14,6 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use machine::Machine;
 use timeline::Timeline;
 
+use crate::cli::out::say;
+
 /// What the operator chose.
 #[derive(Debug, Clone, clap::Args)]
 pub struct DemoOptions {
@@ -56,12 +58,12 @@ pub fn run(options: &DemoOptions) -> Result<bool> {
         let failure = result.err().map(|error| format!("{error:#}"));
         let clean = machine.tear_down(options.keep).await;
         if options.json {
-            println!("{:#}", timeline.document(failure.as_deref()));
+            say!("{:#}", timeline.document(failure.as_deref()));
         }
         if let Some(failure) = &failure {
             eprintln!("demo: failed: {failure}");
         } else if !options.json {
-            println!("Every step was checked{}.", if clean { "; nothing is left behind" } else { "" });
+            say!("Every step was checked{}.", if clean { "; nothing is left behind" } else { "" });
         }
         Ok(failure.is_none() && clean)
     })

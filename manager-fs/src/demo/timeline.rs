@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use crate::cli::out::say;
+
 /// One finished step.
 struct Entry {
     at_ms: u64,
@@ -24,7 +26,7 @@ impl Timeline {
     /// With `json`, nothing is printed before [`Timeline::document`].
     pub(super) fn new(json: bool) -> Self {
         if !json {
-            println!("{:>8}  {:>8}  {:>9}  step", "at", "took", "fetched");
+            say!("{:>8}  {:>8}  {:>9}  step", "at", "took", "fetched");
         }
         Self { began: Instant::now(), entries: Vec::new(), json }
     }
@@ -40,9 +42,9 @@ impl Timeline {
         };
         if !self.json {
             let fetched = entry.fetched_bytes.map_or_else(|| "-".to_owned(), megabytes);
-            println!("{:>6.1} s  {:>8}  {fetched:>9}  {title}", entry.at_ms as f64 / 1e3, took(entry.duration_ms));
+            say!("{:>6.1} s  {:>8}  {fetched:>9}  {title}", entry.at_ms as f64 / 1e3, took(entry.duration_ms));
             for line in entry.detail.lines() {
-                println!("{:>33}{line}", "");
+                say!("{:>33}{line}", "");
             }
         }
         self.entries.push(entry);

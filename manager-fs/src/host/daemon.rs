@@ -105,8 +105,9 @@ pub fn run(dirs: &Dirs, layout: Layout, options: &WorkerOptions) -> anyhow::Resu
         let _ = std::fs::remove_file(&socket);
         anyhow::Ok(())
     })?;
-    // Threads that wait for the network or a disk must not hold up the end.
-    runtime.shutdown_timeout(Duration::from_millis(200));
+    // The process ends now, and the runtime with it and no sooner: threads that fetch in the background use it to the last,
+    // and would panic in one that is shut down; nor must one that waits for the network or a disk hold up the end.
+    std::mem::forget(runtime);
     Ok(())
 }
 

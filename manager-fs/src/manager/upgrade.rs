@@ -355,6 +355,8 @@ impl Manager {
         let reply = self.order_host(host, &record.product, link, &request).await;
         let refusal = match reply {
             Ok(HostReply::Done) => None,
+            // The verdict says already that it is refused.
+            Ok(HostReply::Fault(Fault::Refused(reason))) => Some(reason),
             Ok(HostReply::Fault(fault)) => Some(fault.to_string()),
             Ok(_) => Some(String::from("the host gave an answer that makes no sense")),
             // It may have accepted all the same: its steps will tell.

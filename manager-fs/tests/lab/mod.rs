@@ -125,6 +125,62 @@ impl Upstream for Origin {
     }
 }
 
+/// Runs one test of this binary as the root of a user and a mount namespace of its own; what may be missing is said.
+pub(crate) fn in_a_namespace(test: &str) -> bool {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount"]).arg(std::env::current_exe().unwrap()).arg(test);
+    command.stdout(Stdio::null());
+    let done = fs::File::open("/dev/fuse")
+        .map_err(|error| format!("/dev/fuse: {error}; it must be there, and open to this user (mode 0666)"))
+        .and_then(|_| command.status().map_err(|error| format!("unshare (util-linux): {error}")));
+    match done {
+        Ok(status) if status.success() => true,
+        Ok(status) => {
+            println!("in a user namespace: {status}; where user namespaces are not allowed, run the tests as root");
+            false
+        }
+        Err(what) => {
+            println!("{what}");
+            false
+        }
+    }
+}
+
+/// Whether files can be given to any user here: by root, outside of user namespaces that map few.
+pub(crate) fn all_users_exist() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap();
+    rustix::process::geteuid().is_root() && map.split_whitespace().last() == Some("4294967295")
+}
+
+/// Nobody but the mounter may read `path`: tried as another user or, where there is only one, without capabilities on
+/// a file that its owner may not read either.
+pub(crate) fn assert_closed_to_others(path: &Path) {
+    let who: &[&str] = match all_users_exist() {
+        true => &["--reuid=65534", "--regid=65534", "--clear-groups"],
+        false => &["--bounding-set=-all", "--inh-caps=-all"],
+    };
+    let cat = Command::new("setpriv").args(who).arg("cat").arg(path).output().unwrap();
+    let said = String::from_utf8_lossy(&cat.stderr);
+    assert!(!cat.status.success() && said.contains("ermission denied"), "{}: {cat:?}", path.display());
+}
+
+/// Drops the page cache of every file below `root`, so that its next reads ask the file system again.
+pub(crate) fn forget_pages(root: &Path) {
+    for entry in fs::read_dir(root).unwrap().map(Result::unwrap) {
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => forget_pages(&entry.path()),
+            kind if kind.is_file() => forget(&entry.path()),
+            _ => {}
+        }
+    }
+}
+
+/// Drops the page cache of one file.
+pub(crate) fn forget(file: &Path) {
+    let file = fs::File::open(file).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
 /// One host directory with a running daemon.
 pub(crate) struct Lab {
     pub(crate) dir: PathBuf,
@@ -150,6 +206,9 @@ impl Lab {
     pub(crate) fn start_unprivileged(&mut self, role: &str) {
         use std::os::unix::process::CommandExt;
         const NOBODY: u32 = 65_534;
+        if !rustix::process::geteuid().is_root() {
+            return self.start(role);
+        }
         let owned = Command::new("chown").arg("-R").arg(NOBODY.to_string()).arg(&self.dir).status().unwrap();
         assert!(owned.success());
         let mut command = self.command(role);

@@ -1,0 +1,107 @@
+//! What ends: disk space, and the validity of certificates.
+
+// Panicking is how a test reports, also in the functions that tests share.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::Write;
+
+use serde_json::Value;
+use tests::command::until;
+use tests::{Host, Manager, TreeFixture};
+
+/// Files that do not compress: as many bytes of the store as of content.
+fn noise(files: usize, bytes: usize, seed: &str) -> TreeFixture {
+    let tree = TreeFixture::new();
+    for n in 0..files {
+        let mut content = vec![0; bytes];
+        blake3::Hasher::new().update(format!("{seed}{n}").as_bytes()).finalize_xof().fill(&mut content);
+        tree.file(&format!("file-{n}"), 0o644, content);
+    }
+    tree
+}
+
+#[test]
+fn a_full_store_takes_nothing_in_half_and_serves_on() {
+    let manager = Manager::on_a_small_disk(24 << 20);
+    let (small, large) = (noise(4, 1 << 20, "small"), noise(40, 1 << 20, "large"));
+    manager.publish("sample", "1", small.path());
+    let host = Host::mounted("host-1", &manager);
+    manager.export("sample@1", "host-1");
+    let root = host.attach("sample@1");
+    let before = manager.run(&["generations", "--json"]).expect(0).stdout;
+
+    let large = large.path().to_string_lossy().into_owned();
+    let refused = manager.run(&["publish", "sample", "2", &large]).expect(1).stderr;
+    assert!(refused.contains("no space left") && refused.contains("nothing was published"), "{refused}");
+    assert_eq!(manager.run(&["generations", "--json"]).expect(0).stdout, before);
+    assert_eq!(fs::read_dir(manager.store().join("tmp")).unwrap().count(), 0, "a draft stays");
+    let gc = manager.run(&["gc", "--dry-run"]).expect(0).stdout;
+    assert!(gc.contains(" 0 B freed"), "{gc}");
+    manager.run(&["verify"]).expect(0);
+
+    // Not a byte left: what changes the control state is refused, hosts are served.
+    let filler = manager.store().join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+    drop(file);
+    let tiny = noise(1, 1000, "tiny");
+    let refused = manager.run(&["publish", "sample", "3", &tiny.path().to_string_lossy()]).expect(1).stderr;
+    assert!(refused.to_lowercase().contains("no space left"), "{refused}");
+    // The control state may have room in the file that it has; then it has not any more.
+    let refused =
+        (0..2_000).map(|n| manager.run(&["token", &format!("host-2-{n}")])).find(|token| token.code != Some(0));
+    let refused = refused.expect("a token that does not fit").expect(1).stderr;
+    assert!(refused.contains("No space left"), "{refused}");
+    assert_eq!(fs::read(root.join("file-3")).unwrap(), fs::read(small.path().join("file-3")).unwrap());
+    assert_eq!(manager.run(&["generations", "--json"]).expect(0).stdout, before);
+    fs::remove_file(&filler).unwrap();
+    manager.run(&["token", "host-2"]).expect(0);
+    manager.publish("sample", "3", tiny.path());
+    manager.run(&["verify"]).expect(0);
+}
+
+fn certificate_ends(manager: &Manager) -> Option<u64> {
+    manager.run(&["hosts", "--json"]).expect(0).json()["hosts"][0]["certificate_expires_unix_ms"].as_u64()
+}
+
+#[test]
+fn certificates_are_renewed_while_the_host_is_connected() {
+    let manager = Manager::with_certificates_for("6s");
+    let tree = noise(1, 100_000, "content");
+    manager.publish("sample", "1", tree.path());
+    let host = Host::mounted("host-1", &manager);
+    let first = certificate_ends(&manager).unwrap();
+    // Twice, so that what was renewed is what is renewed.
+    until("the certificate is renewed twice", || (certificate_ends(&manager)? > first + 6_000).then_some(()));
+    manager.export("sample@1", "host-1");
+    let root = host.attach("sample@1");
+    assert_eq!(fs::read(root.join("file-0")).unwrap(), fs::read(tree.path().join("file-0")).unwrap());
+    assert!(!host.log().contains("expired"), "{}", host.log());
+}
+
+#[test]
+fn an_expired_certificate_is_named_and_a_new_token_helps() {
+    let manager = Manager::with_certificates_for("2s");
+    let tree = noise(1, 100_000, "content");
+    manager.publish("sample", "1", tree.path());
+    let mut host = Host::new("host-1");
+    host.enroll(&manager, &manager.address());
+    let ends = certificate_ends(&manager).unwrap();
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
+    until("the certificate has expired", || (now() > ends + 1_000).then_some(()));
+    manager.export("sample@1", "host-1");
+    host.mount(&[]);
+    until("status names the fault", || {
+        let status = host.run(&["status"]);
+        status.stdout.contains("expired").then_some(())
+    });
+    let status: Value = host.status();
+    assert_eq!(status["manager"]["connected"], false, "{status}");
+    host.run(&["attach", "sample@1"]).expect(1);
+    // As the message says; the daemon that runs takes the new identity.
+    let token = manager.run(&["token", "host-1"]).text();
+    host.run(&["enroll", "--force", "--manager", &manager.address(), "--token", &token]).expect(0);
+    let root = host.attach("sample@1");
+    assert_eq!(fs::read(root.join("file-0")).unwrap(), fs::read(tree.path().join("file-0")).unwrap());
+}
