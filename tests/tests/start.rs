@@ -1,0 +1,140 @@
+//! First starts: recorded on one host, or learned from the first, and fast on every other.
+
+// Panicking is how a test reports, also in the functions that tests share.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::command::until;
+use tests::{Host, Manager, Proxy, TreeFixture};
+
+/// A program that reads itself, and two pages in the middle of a large file.
+fn sample() -> TreeFixture {
+    let tree = TreeFixture::new();
+    let script = "#!/bin/sh\ndd if=\"$MANAGER_FS_TREE/share/large\" bs=4096 skip=300 count=2 2>/dev/null | cksum\n";
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let noise = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    });
+    tree.file("bin/start", 0o755, script).file("share/large", 0o644, noise.take(6 << 20).collect::<Vec<u8>>());
+    tree
+}
+
+fn published(tree: &TreeFixture) -> Manager {
+    let manager = Manager::start();
+    manager.run(&["publish", "sample", "1.0", tree.path().to_str().unwrap(), "--entrypoint", "bin/start"]).expect(0);
+    manager
+}
+
+#[track_caller]
+fn right_output() -> String {
+    let tree = sample();
+    let mut command = std::process::Command::new(tree.path().join("bin/start"));
+    let output = command.env("MANAGER_FS_TREE", tree.path()).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn count(status: &Value, name: &str) -> u64 {
+    status["fetch"][name].as_u64().unwrap()
+}
+
+/// The start's pages come to a host that then loses its manager, and the program runs.
+#[track_caller]
+fn starts_from_the_bundle_alone(manager: &Manager, name: &str, plain_bytes: u64) {
+    let proxy = Proxy::start(&manager.address());
+    let mut host = Host::new(name);
+    host.enroll(manager, &proxy.address());
+    // Nothing but the start is fetched: a byte a second of the rest, once its first request has been answered.
+    host.mount(&["--hydrate-rate", "1", "--read-deadline", "1s"]);
+    manager.export("sample@1.0", name);
+    host.attach("sample@1.0");
+    until("the bundle is here", || (count(&host.status(), "bundle_plain_bytes") == plain_bytes).then_some(()));
+    proxy.cut();
+    assert_eq!(host.run(&["exec", "sample@1.0"]).expect(0).text(), right_output());
+    let status = host.status();
+    assert_eq!((count(&status, "wrong_hashes"), count(&status, "retries")), (0, 0), "{}", status["fetch"]);
+}
+
+#[test]
+fn a_start_that_was_recorded_on_one_host_is_one_answer_on_another() {
+    let manager = published(&sample());
+    let recorder = Host::mounted("recorder", &manager);
+    manager.export("sample@1.0", "recorder");
+    let refused = recorder.run(&["profile", "nothing@1"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    until("the export arrives", || (recorder.run(&["attach", "sample@1.0"]).code == Some(0)).then_some(()));
+    let recorded = recorder.run(&["profile", "sample@1.0", "--json"]).expect(0).json();
+    assert_eq!(recorded["touched_pages"], 3, "{recorded}");
+    assert_eq!(recorded["bundle"]["objects"], 2, "{recorded}");
+    // Another program of the same tree adds to it; what was known stays.
+    let more =
+        recorder.run(&["profile", "sample@1.0", "--json", "--", "/bin/sh", "-c", READ_FIRST_PAGE]).expect(0).json();
+    assert_eq!((&more["touched_pages"], &more["bundle"]["objects"]), (&1.into(), &2.into()), "{more}");
+    let plain_bytes = more["bundle"]["plain_bytes"].as_u64().unwrap();
+    assert!(plain_bytes > 3 * 4096 && plain_bytes < 4 * 4096, "{more}");
+    assert!(
+        !recorder
+            .path("run")
+            .read_dir()
+            .unwrap()
+            .any(|entry| { entry.unwrap().file_name().to_string_lossy().starts_with("profile-") }),
+        "nothing of the recording is left"
+    );
+    starts_from_the_bundle_alone(&manager, "fast", plain_bytes);
+    assert_eq!(manager.run(&["verify"]).code, Some(0));
+}
+
+const READ_FIRST_PAGE: &str = "head -c 10 \"$MANAGER_FS_TREE/share/large\" >/dev/null";
+
+#[test]
+fn a_publication_can_record_the_start_where_the_manager_is_a_host_too() {
+    let (manager, tree) = (Manager::start(), sample());
+    let host = Host::mounted("own", &manager);
+    let (store, source) = (manager.store(), tree.path().to_str().unwrap().to_owned());
+    let args = ["--store", store.to_str().unwrap(), "publish", "sample", "1.0", &source, "--profile", "--json"];
+    let published = host.run(&args).expect(0).json();
+    assert_eq!(published["profile"]["touched_pages"], 3, "{published}");
+    let plain_bytes = published["profile"]["bundle"]["plain_bytes"].as_u64().unwrap();
+    starts_from_the_bundle_alone(&manager, "fast", plain_bytes);
+}
+
+#[test]
+fn without_a_recording_the_first_start_teaches_the_manager() {
+    let manager = published(&sample());
+    let mut first = Host::new("first");
+    first.enroll(&manager, &manager.address());
+    first.mount(&["--hydrate-rate", "1"]);
+    manager.export("sample@1.0", "first");
+    until("the export arrives", || (first.run(&["exec", "sample@1.0"]).code == Some(0)).then_some(()));
+    until("the manager has learned", || manager.log().contains("learned").then_some(()));
+    let file_of = |path: &str| std::fs::metadata(sample().path().join(path)).unwrap().len();
+    starts_from_the_bundle_alone(&manager, "second", 2 * 4096 + file_of("bin/start"));
+}
+
+#[test]
+fn a_worker_that_dies_in_the_middle_of_a_start_goes_unnoticed() {
+    let manager = published(&sample());
+    let recorder = Host::mounted("recorder", &manager);
+    manager.export("sample@1.0", "recorder");
+    until("the export arrives", || (recorder.run(&["attach", "sample@1.0"]).code == Some(0)).then_some(()));
+    recorder.run(&["profile", "sample@1.0"]).expect(0);
+    for round in 0..6 {
+        let name = format!("host-{round}");
+        let host = Host::mounted(&name, &manager);
+        manager.export("sample@1.0", &name);
+        let worker = host.status()["daemon"]["pid"].as_i64().unwrap() as i32;
+        let output = std::thread::scope(|scope| {
+            let starting = scope.spawn(|| host.run(&["exec", "sample@1.0"]));
+            // Rounds differ in when it happens; no outcome depends on it.
+            std::thread::sleep(Duration::from_millis(round * 8));
+            let worker = rustix::process::Pid::from_raw(worker).unwrap();
+            rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+            starting.join().unwrap()
+        });
+        assert_eq!(output.expect(0).text(), right_output(), "round {round}");
+    }
+}
