@@ -306,6 +306,18 @@ impl Host {
         self.seen(PathBuf::from(output.text()))
     }
 
+    /// Waits until every object of every attached generation is on the host.
+    #[track_caller]
+    pub fn wait_until_local(&self) {
+        until("everything attached is local", || {
+            let status = self.status();
+            let generations = status["generations"].as_array().cloned().unwrap_or_default();
+            let mounted: Vec<_> = generations.iter().filter(|generation| generation["mounted"] == true).collect();
+            let local = |generation: &&Value| generation["local_bytes"] == generation["object_bytes"];
+            (!mounted.is_empty() && mounted.iter().all(local)).then_some(())
+        });
+    }
+
     /// The document of `status --json`.
     #[track_caller]
     pub fn status(&self) -> Value {

@@ -185,6 +185,7 @@ fn what_happens_without_the_manager_is_told_when_it_is_back() {
     manager.export("data-agent@1.0", "host-1");
     host.launch("data-agent");
     manager.wait_for_version("host-1", "data-agent", "1.0");
+    host.wait_until_local();
     assert_eq!(host.stop("data-agent"), Some(0));
     manager.stop();
     host.launch("data-agent");

@@ -237,7 +237,7 @@ fn real_programs_start_and_their_second_start_asks_fuse_for_nothing() {
         same(&listing(&program.tree), &listing(&path));
     }
     // What the background fetch does by itself is not the second start's.
-    wait_until_local(&host);
+    host.wait_until_local();
     for program in &programs {
         start(&host, program);
         let before = host.fuse_requests();
@@ -253,17 +253,6 @@ fn real_programs_start_and_their_second_start_asks_fuse_for_nothing() {
         assert_eq!(program.run(&path), program.prints);
         assert_eq!(host.fuse_requests() - before, 0, "start of {}: {}", program.name, host.status()["fuse"]);
     }
-}
-
-/// Waits until every object of every attached generation is on the host.
-fn wait_until_local(host: &Host) {
-    until("everything attached is local", || {
-        let status = host.status();
-        let generations = status["generations"].as_array().expect("generations").clone();
-        let mounted: Vec<_> = generations.iter().filter(|generation| generation["mounted"] == true).collect();
-        let local = |generation: &&serde_json::Value| generation["local_bytes"] == generation["object_bytes"];
-        (!mounted.is_empty() && mounted.iter().all(local)).then_some(())
-    });
 }
 
 #[test]
@@ -325,7 +314,7 @@ fn without_the_manager_what_is_cached_starts_and_what_is_not_fails_in_time() {
     manager.export("cached@1.0", "host-1");
     manager.export("uncached@1.0", "host-1");
     let path = host.attach("cached@1.0");
-    wait_until_local(&host);
+    host.wait_until_local();
     let view = host.mountpoint().join("uncached/1.0/data");
     until("the view shows it", || view.exists().then_some(()));
     proxy.cut();

@@ -250,6 +250,7 @@ fn another_record_starts_differently_and_a_changed_one_is_refused() {
     manager.export(&format!("{PRODUCT}@1.0"), "host-1");
     host.launch(PRODUCT);
     manager.wait_for_version("host-1", PRODUCT, "1.0");
+    host.wait_until_local();
     assert_eq!(host.stop(PRODUCT), Some(0));
     let saved = host.path(&format!("state/agents/{PRODUCT}/records/1.0.record"));
     let good = fs::read(&saved).unwrap();
