@@ -131,7 +131,7 @@ fn child_args(name: &str, args: &MountArgs, layout: &Layout, dirs: &Dirs) -> Vec
 }
 
 /// A number of bytes: plain, or with k, M, G, T (powers of 1000) or Ki, Mi, Gi, Ti (powers of 1024), and an optional B.
-fn byte_count(text: &str) -> Result<u64, String> {
+pub(super) fn byte_count(text: &str) -> Result<u64, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| format!("'{text}' does not begin with a number"))?;

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::Done;
 use super::client::{ProgressLine, ask, ask_once, megabytes, print_json, unexpected};
+use super::mount::byte_count;
 use super::out::say;
 use super::profile::Recorded;
 use crate::config::Dirs;
@@ -32,6 +33,9 @@ pub(super) struct PublishArgs {
     /// The program to start, as a path in the tree
     #[arg(long, value_name = "PATH")]
     entrypoint: Option<String>,
+    /// Size of the pieces that are stored and fetched, a power of two from 4KiB to 1MiB [default: 64KiB]
+    #[arg(long, env = "MANAGER_FS_CHUNK_BYTES", value_name = "BYTES", value_parser = byte_count)]
+    chunk_bytes: Option<u64>,
     /// Where this machine is a host of the manager, too: export the generation to it, run its entry point once there, and
     /// make the start-up bundle of what it touches (see `profile`)
     #[arg(long)]
@@ -56,6 +60,7 @@ pub(super) fn publish(args: &PublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {
         source: PublishOrder::source_bytes(&source),
         onto: args.onto.clone(),
         entry_point: args.entrypoint.clone(),
+        chunk_bytes: args.chunk_bytes.map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX)),
     };
     let mut line = ProgressLine::new();
     let reply = ask(dirs, &AdminRequest::Publish(order), |event| line.show(&event));

@@ -77,6 +77,9 @@ impl OldTree {
     }
 }
 
+/// Takes verified pages: of which object and chunk, which, and their bytes one after another.
+pub type PageSink<'a> = dyn FnMut(&Object, u32, &PageSet, &[u8]) + 'a;
+
 /// Takes a bundle's bytes as they come.
 pub struct Reader {
     old: Option<OldTree>,
@@ -172,7 +175,7 @@ impl Reader {
         frame: &Frame,
         stored: &[u8],
         read_old: &mut ReadOld<'_>,
-        sink: &mut dyn FnMut(&Object, u32, &PageSet, &[u8]),
+        sink: &mut PageSink<'_>,
     ) -> Result<(), BundleError> {
         // `decode_index` has checked that these exist and how large they are.
         let malformed = || BundleFault::Malformed("a frame of another bundle");

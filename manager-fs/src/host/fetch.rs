@@ -94,8 +94,11 @@ pub struct FetchOptions {
     /// Told what came with a wrong hash, to be reported to the manager.
     pub on_wrong_hash: Arc<dyn Fn(String) + Send + Sync>,
     /// Told which pages of a tree's start-up bundle can be read now. Must not block.
-    pub on_arrived: Arc<dyn Fn(&TreeId, Vec<ArrivedRange>) + Send + Sync>,
+    pub on_arrived: Arc<ArrivalSink>,
 }
+
+/// Told of a tree what has arrived of it.
+pub type ArrivalSink = dyn Fn(&TreeId, Vec<ArrivedRange>) + Send + Sync;
 
 /// Bytes that have arrived ahead of any reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -120,6 +120,8 @@ pub struct PublishOrder {
     pub onto: Option<GenerationRef>,
     /// Path of the program to start.
     pub entry_point: Option<String>,
+    /// Size of the tree's chunks, bytes; see [`super::publish::PublishOptions`].
+    pub chunk_bytes: Option<u32>,
 }
 
 impl PublishOrder {

@@ -134,6 +134,7 @@ async fn publishing_again_is_nothing_and_something_else_is_refused() {
         source: PublishOrder::source_bytes(&source),
         onto: None,
         entry_point: entry_point.map(Into::into),
+        chunk_bytes: None,
     };
     let AdminReply::Published(again) = fixture.ask(AdminRequest::Publish(order(Some("bin/agent")))).await.unwrap()
     else {
@@ -174,6 +175,7 @@ async fn a_publication_whose_asker_goes_away_stays_invisible() {
         source: PublishOrder::source_bytes(&source),
         onto: None,
         entry_point: None,
+        chunk_bytes: None,
     };
     let (begun, has_begun) = tokio::sync::oneshot::channel();
     let mut begun = Some(begun);

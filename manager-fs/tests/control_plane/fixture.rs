@@ -80,6 +80,7 @@ impl Fixture {
             source: PublishOrder::source_bytes(&source),
             onto: None,
             entry_point: Some("bin/agent".into()),
+            chunk_bytes: None,
         };
         match self.ask(AdminRequest::Publish(order)).await.unwrap() {
             AdminReply::Published(report) => report.record.tree,

@@ -68,7 +68,7 @@ impl Worker {
         let Some(device) = &self.device else { return Ok(None) };
         // Only root may change it later, so without root a fault never brings in more than its own page.
         let read_ahead_bytes = if self.namespace_pid().is_some() { 0 } else { options.read_ahead_bytes };
-        let options = ServeOptions { read_ahead_bytes, ..options };
+        let options = ServeOptions { read_ahead_bytes };
         let counts = Arc::new(RequestCounts::default());
         let recorder = Arc::new(Recorder::default());
         let adapter = Adapter::new(objects.clone(), counts.clone(), recorder.clone(), options);
@@ -163,7 +163,8 @@ impl ReadAhead {
     fn of(mountpoint: &Path, allowed_bytes: u32) -> Option<Self> {
         let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
         let lines = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-        let line = lines.filter(|fields| fields.get(4).is_some_and(|at| Path::new(at) == mountpoint)).last()?;
+        // The last one lies over those before it.
+        let line = lines.rev().find(|fields| fields.get(4).is_some_and(|at| Path::new(at) == mountpoint))?;
         let path = Path::new("/sys/class/bdi").join(line.get(2)?).join("read_ahead_kb");
         path.exists().then_some(Self { path, allowed_kib: allowed_bytes >> 10, now: Mutex::default() })
     }

@@ -29,7 +29,7 @@ impl Manager {
         let source = order.source_path();
         ensure!(source.is_absolute(), Fault::BadRequest(format!("{} is not absolute", source.display())));
         let onto = order.onto.as_ref().map(|base| self.state.resolve_tree(base)).transpose()?;
-        let options = PublishOptions { onto, entry_point: order.entry_point.clone(), chunk_bytes: None };
+        let options = PublishOptions { onto, entry_point: order.entry_point.clone(), chunk_bytes: order.chunk_bytes };
         let published = publish::publish(&self.store, &source, &options, monitor, cancelled)?;
         // Whoever asked is gone: nothing becomes visible any more.
         ensure!(!cancelled.load(Ordering::Relaxed), "cancelled; nothing was published");
