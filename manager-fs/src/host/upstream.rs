@@ -366,7 +366,8 @@ async fn greet(lane: &Lane, dial: &dyn Dial, handler: Arc<dyn Handler>) -> Resul
         }
         Ok(ManagerReply::Fault(fault)) => {
             link.close("refused");
-            Err(format!("the manager refused this host: {fault}"))
+            let why = if let Fault::Refused(why) = fault { why } else { fault.to_string() };
+            Err(format!("the manager refused this host: {why}"))
         }
         Ok(_) => {
             link.close("protocol");

@@ -158,7 +158,11 @@ impl Partial {
         }
         let writer = lock(&self.writer);
         let file = writer.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        file.write_all_at(bytes, u64::from(index) * u64::from(self.chunk_bytes))?;
+        let offset = u64::from(index) * u64::from(self.chunk_bytes);
+        // A file that is sparse in its source stays sparse here.
+        if bytes.iter().any(|byte| *byte != 0) || punch_hole(file, offset, bytes.len()).is_err() {
+            file.write_all_at(bytes, offset)?;
+        }
         drop(writer);
         let pages = lock(&self.chunks).pages.get(&index).map_or(0, |set| set.bytes(bytes.len() as u32));
         self.set_state(index, ChunkState::Present);
@@ -237,6 +241,13 @@ impl Partial {
     }
 }
 
+/// Makes a range read as zeros without a byte on the disk, whatever lay there.
+fn punch_hole(file: &File, offset: u64, len: usize) -> io::Result<()> {
+    use rustix::fs::FallocateFlags;
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(rustix::fs::fallocate(file, flags, offset, len as u64)?)
+}
+
 pub(super) fn partial_path(root: &Path, object: &ObjectId, chunk_bytes: u32) -> PathBuf {
     let (shard, rest) = object.to_shard();
     root.join(shard).join(format!("{rest}.{chunk_bytes}"))
@@ -290,6 +301,27 @@ mod tests {
         let present: Vec<u32> = (0..10).filter(|i| second.has(*i, &object.chunks[*i as usize])).collect();
         assert_eq!(present, [2, 9], "5 has wrong bytes, the others were never written");
         assert!(!second.is_complete());
+    }
+
+    #[test]
+    fn zeros_take_no_room_and_replace_what_lay_there() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let content = [vec![1; 65_536], vec![0; 1 << 20]].concat();
+        let object = object(&content, 65_536);
+        let partial = Partial::open(dir.path(), &object, 65_536).unwrap();
+        partial.write(5, &[7; 65_536]).unwrap();
+        drop(partial);
+        let partial = Partial::open(dir.path(), &object, 65_536).unwrap();
+        assert!(!partial.has(5, &object.chunks[5]), "an earlier process left wrong bytes");
+        for (index, chunk) in content.chunks(65_536).enumerate() {
+            partial.write(index as u32, chunk).unwrap();
+        }
+        let mut read = vec![9; content.len()];
+        partial.read_at(&mut read, 0).unwrap();
+        assert!(partial.is_complete() && read == content);
+        let on_disk = std::fs::metadata(&partial.path).unwrap().blocks() * 512;
+        assert!(on_disk < 3 * 65_536, "{on_disk} bytes");
     }
 
     #[test]
