@@ -15,7 +15,7 @@ use super::cache::Cache;
 use super::daemon::{Data, DataFacts};
 use super::fetch::{FetchError, HydrateOptions, UpgradeOptions, Upstream, UpstreamError, Urgency};
 use super::files;
-use super::generations::Trees;
+use super::generations::{Purpose, Trees};
 use super::known::KnownRecord;
 use super::mount::{DataPath, HelperError, Layout, Mounts, Server};
 use super::objects::{FsError, Objects, ViewEntry};
@@ -178,7 +178,7 @@ impl DataPlane {
 }
 
 impl Trees for DataPlane {
-    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>) {
+    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>, purpose: Purpose) {
         if tree.is_some_and(|tree| self.sizes(tree).is_some_and(|(local, all)| local == all)) {
             return;
         }
@@ -188,6 +188,9 @@ impl Trees for DataPlane {
             (None, GenerationRef::Named(product, _)) => self.newest_whole(product, None),
             (None, GenerationRef::TreePrefix(_)) => None,
         };
+        if purpose == Purpose::Keep && from.is_some() {
+            return;
+        }
         self.objects.fetcher().begin(generation, tree.copied(), from);
     }
 

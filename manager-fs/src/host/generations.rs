@@ -28,7 +28,7 @@ use super::warm;
 pub(crate) trait Trees: Send + Sync + 'static {
     /// Asks for everything that a start of a generation needs, in the background, if its tree (when it is known) is not
     /// local. Comes before `prepare`, which finds the manifest in the answer.
-    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>);
+    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>, purpose: Purpose);
     /// Makes the objects of a tree readable: its manifest comes from the cache or the manager.
     fn prepare(&self, tree: &TreeId, deadline: Instant) -> Result<(), Fault>;
     /// Hashes the tree's local objects again, once between a boot and the first use.
@@ -63,6 +63,16 @@ pub(crate) trait Trees: Send + Sync + 'static {
     fn namespace_pid(&self) -> Option<u32>;
     /// How long one demand may take.
     fn deadline(&self) -> Duration;
+}
+
+/// What a generation is about to be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A program starts at once.
+    Start,
+    /// It is kept, and will be fetched whole: where an earlier generation is here a delta brings everything, and what a start
+    /// touches would come twice.
+    Keep,
 }
 
 /// The generations of one host.
@@ -164,11 +174,11 @@ impl Generations {
 
     /// What a reference means is about to be looked up, and then used: unless it is mounted already, its start is asked for
     /// now, and not only when the look-up has come back from the manager.
-    pub(crate) fn begin(&self, reference: &GenerationRef) {
+    pub(crate) fn begin(&self, reference: &GenerationRef, purpose: Purpose) {
         match self.resolve(reference) {
             Ok(resolved) if lock(&self.live).contains_key(&resolved.tree) => {}
-            Ok(resolved) => self.trees.begin(reference, Some(&resolved.tree)),
-            Err(Fault::NotFound(_)) => self.trees.begin(reference, None),
+            Ok(resolved) => self.trees.begin(reference, Some(&resolved.tree), purpose),
+            Err(Fault::NotFound(_)) => self.trees.begin(reference, None, purpose),
             Err(_) => {}
         }
     }
@@ -233,7 +243,7 @@ impl Generations {
         self.leases.stage(tree);
         let deadline = Instant::now() + self.trees.deadline();
         if lazy {
-            self.begin(&GenerationRef::TreePrefix(tree.to_hex()));
+            self.begin(&GenerationRef::TreePrefix(tree.to_hex()), Purpose::Start);
         }
         self.trees.prepare(&tree, deadline)?;
         if !lazy {

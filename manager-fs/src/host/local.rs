@@ -17,6 +17,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use super::daemon::{Daemon, blocking};
+use super::generations::Purpose;
 use super::status;
 use crate::net::{Answer, BoxFuture, Handler, LinkLimits, peer_is_trusted, start_with};
 
@@ -104,7 +105,7 @@ async fn answer_simple(
         DaemonRequest::Status => Ok(DaemonReply::Status(status_text(&daemon).await)),
         DaemonRequest::Newest { product } => newest(&daemon, &product).await,
         DaemonRequest::Attach { generation } => {
-            begin(&daemon, &generation).await?;
+            begin(&daemon, &generation, Purpose::Keep).await?;
             let resolved = daemon.resolve(&generation).await?;
             blocking(move || daemon.generations.attach(&resolved, &generation)).await.map(DaemonReply::Attached)
         }
@@ -112,7 +113,7 @@ async fn answer_simple(
             blocking(move || daemon.generations.release(&generation)).await.map(|()| DaemonReply::Done)
         }
         DaemonRequest::Hold { generation } => {
-            begin(&daemon, &generation).await?;
+            begin(&daemon, &generation, Purpose::Start).await?;
             let resolved = daemon.resolve(&generation).await?;
             blocking(move || daemon.generations.hold(&resolved, connection, pid)).await.map(DaemonReply::Attached)
         }
@@ -140,10 +141,10 @@ async fn answer_simple(
     }
 }
 
-async fn begin(daemon: &Arc<Daemon>, generation: &GenerationRef) -> Result<(), Fault> {
+async fn begin(daemon: &Arc<Daemon>, generation: &GenerationRef, purpose: Purpose) -> Result<(), Fault> {
     let (daemon, generation) = (Arc::clone(daemon), generation.clone());
     blocking(move || {
-        daemon.generations.begin(&generation);
+        daemon.generations.begin(&generation, purpose);
         Ok(())
     })
     .await
