@@ -19,7 +19,7 @@ pub const CHUNK_BYTES_MIN: u32 = 4 << 10;
 /// See [`CHUNK_BYTES_MIN`].
 pub const CHUNK_BYTES_MAX: u32 = 1 << 20;
 /// The size of a chunk unless a measurement says otherwise (`docs/decisions.md`).
-pub const CHUNK_BYTES: u32 = 64 << 10;
+pub const CHUNK_BYTES: u32 = 256 << 10;
 
 /// Bytes of one path component: `NAME_MAX` of Linux (`limits.h`).
 pub const NAME_BYTES_MAX: usize = 255;

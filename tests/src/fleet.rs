@@ -7,6 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::command::{Output, Service, on_a_small_disk, program, until};
+use crate::tree::files_below;
 
 /// A loopback port that is chosen when the service starts.
 const NOWHERE_YET: &str = "127.0.0.1:0";
@@ -94,6 +95,17 @@ impl Manager {
             Some(root) => root.join(store.strip_prefix("/").expect("an absolute path")),
             None => store,
         }
+    }
+
+    /// Waits until every pack has been compressed anew, which its header tells (`docs/tree-format.md`, "Pack").
+    #[track_caller]
+    pub fn wait_until_repacked(&self) {
+        until("every pack is compressed anew", || {
+            let packs = files_below(&self.store().join("packs"));
+            // A pack that is gone by now has been replaced: look again.
+            let best = |pack: &PathBuf| std::fs::read(pack).is_ok_and(|bytes| bytes[10] & 1 == 1);
+            (packs.iter().all(best) && files_below(&self.store().join("tmp")).is_empty()).then_some(())
+        });
     }
 
     /// A path beside the store that the test may use.

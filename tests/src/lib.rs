@@ -14,4 +14,4 @@ pub mod tree;
 pub use command::Output;
 pub use fleet::{Host, Manager};
 pub use proxy::Proxy;
-pub use tree::TreeFixture;
+pub use tree::{TreeFixture, files_below};

@@ -148,3 +148,18 @@ pub fn tar(dir: &Path, archive: &Path, more: &[&str]) {
     let status = command.arg("-cf").arg(archive).arg("-C").arg(dir).arg(".").status().expect("running tar");
     assert!(status.success(), "tar failed");
 }
+
+/// The files below a directory, in order; those that come or go meanwhile may be among them or not.
+pub fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let (mut found, mut stack) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = stack.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().filter_map(Result::ok) {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => stack.push(entry.path()),
+                _ => found.push(entry.path()),
+            }
+        }
+    }
+    found.sort();
+    found
+}

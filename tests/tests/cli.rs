@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tests::command::program;
 use tests::sources::hostile;
-use tests::{Host, Manager, Output, TreeFixture};
+use tests::{Host, Manager, Output, TreeFixture, files_below};
 
 fn bare(args: &[&str], dir: &std::path::Path) -> Output {
     let mut command = Command::new(program("manager-fs"));
@@ -225,18 +225,8 @@ fn a_reader_that_has_had_enough_is_no_fault_and_a_full_disk_is() {
 fn hostile_archives_are_refused_and_the_store_is_as_before() {
     let manager = Manager::start();
     manager.publish("good", "1.0", TreeFixture::script("exit 0", "").path());
-    let files = || {
-        let mut found = Vec::new();
-        let mut stack =
-            vec![manager.store().join("packs"), manager.store().join("manifests"), manager.store().join("tmp")];
-        while let Some(dir) = stack.pop() {
-            for entry in fs::read_dir(&dir).into_iter().flatten().map(Result::unwrap) {
-                if entry.file_type().unwrap().is_dir() { stack.push(entry.path()) } else { found.push(entry.path()) }
-            }
-        }
-        found.sort();
-        found
-    };
+    manager.wait_until_repacked();
+    let files = || ["packs", "manifests", "tmp"].map(|dir| files_below(&manager.store().join(dir)));
     let before = files();
     let work = tempfile::tempdir().unwrap();
     for (archive, named) in hostile(work.path()) {

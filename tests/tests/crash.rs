@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tests::command::until;
-use tests::{Host, Manager, TreeFixture};
+use tests::{Host, Manager, TreeFixture, files_below};
 
 fn noise(bytes: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
@@ -144,46 +144,38 @@ fn an_interrupted_publication_leaves_nothing() {
         big.file(&format!("file-{n}"), 0o644, noise(6 << 20, n));
     }
     let source = big.path().to_string_lossy().into_owned();
-    let files = |dir: &str| walk(&manager.store().join(dir));
+    let files = |dir: &str| files_below(&manager.store().join(dir)).len();
     let (packs, manifests) = (files("packs"), files("manifests"));
 
     // The command killed.
     let mut child = manager.command(&["publish", "big", "1.0", &source]).spawn().unwrap();
-    until("something is being written", || (walk(&manager.store().join("tmp")) > 0).then_some(()));
+    until("something is being written", || (files_below(&manager.store().join("tmp")).len() > 0).then_some(()));
     child.kill().unwrap();
     child.wait().unwrap();
     until("what was written is removed", || {
-        (walk(&manager.store().join("tmp")) == 0 && walk(&manager.store().join("packs")) == packs).then_some(())
+        (files_below(&manager.store().join("tmp")).len() == 0
+            && files_below(&manager.store().join("packs")).len() == packs)
+            .then_some(())
     });
-    assert_eq!(walk(&manager.store().join("manifests")), manifests);
+    assert_eq!(files_below(&manager.store().join("manifests")).len(), manifests);
 
     // The manager killed.
     let mut child = manager.command(&["publish", "big", "1.0", &source]).spawn().unwrap();
-    until("something is being written", || (walk(&manager.store().join("tmp")) > 0).then_some(()));
+    until("something is being written", || (files_below(&manager.store().join("tmp")).len() > 0).then_some(()));
     manager.kill();
     assert!(!child.wait().unwrap().success());
     manager.serve();
     manager.run(&["gc"]).expect(0);
     manager.run(&["verify"]).expect(0);
-    assert_eq!((walk(&manager.store().join("packs")), walk(&manager.store().join("tmp"))), (packs, 0));
+    assert_eq!(
+        (files_below(&manager.store().join("packs")).len(), files_below(&manager.store().join("tmp")).len()),
+        (packs, 0)
+    );
     assert!(!manager.run(&["generations", "--json"]).expect(0).stdout.contains("big"));
     manager.publish("big", "1.0", big.path());
 }
 
 /// How many files there are below a directory.
-fn walk(dir: &Path) -> usize {
-    let (mut count, mut stack) = (0, vec![dir.to_owned()]);
-    while let Some(dir) = stack.pop() {
-        for entry in fs::read_dir(&dir).into_iter().flatten().filter_map(Result::ok) {
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() => stack.push(entry.path()),
-                _ => count += 1,
-            }
-        }
-    }
-    count
-}
-
 #[test]
 fn two_publications_at_once_do_not_disturb_each_other() {
     let manager = Manager::start();
@@ -258,5 +250,5 @@ fn the_manager_may_be_killed_while_a_job_runs() {
     let ended = manager.run(&["job", "wait", &id, "--json"]).expect(0).json_lines().pop().unwrap();
     assert_eq!(ended["state"], "done", "{ended}");
     // One job, one snapshot: it was joined, not run twice.
-    assert_eq!(walk(&Path::new(&repository).join("snapshots")), 1);
+    assert_eq!(files_below(&Path::new(&repository).join("snapshots")).len(), 1);
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use tests::command::until;
-use tests::{Host, Manager, Proxy, TreeFixture};
+use tests::{Host, Manager, Proxy, TreeFixture, files_below};
 
 /// A tree of files that do not compress; each gets its own content.
 fn tree(files: usize, bytes: usize) -> TreeFixture {
@@ -26,17 +26,6 @@ fn tree(files: usize, bytes: usize) -> TreeFixture {
         tree.file(&format!("file-{n}"), 0o644, noise);
     }
     tree
-}
-
-fn files_below(dir: &Path) -> Vec<PathBuf> {
-    let (mut found, mut stack) = (Vec::new(), vec![dir.to_owned()]);
-    while let Some(dir) = stack.pop() {
-        for entry in fs::read_dir(&dir).into_iter().flatten().map(Result::unwrap) {
-            if entry.file_type().unwrap().is_dir() { stack.push(entry.path()) } else { found.push(entry.path()) }
-        }
-    }
-    found.sort();
-    found
 }
 
 /// Flips a bit in the middle of a file, whatever its mode says.

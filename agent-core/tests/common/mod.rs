@@ -304,6 +304,8 @@ impl Host {
 
     /// A whole change-over that is to succeed.
     pub fn upgrade(&mut self, record: &[u8]) -> ChangeId {
+        // A version that is ready may still have to prove itself.
+        self.wait_serving_any();
         let (change, told) = self.tell(record, &Order::default());
         told.unwrap();
         self.wait_step(change, Step::Confirmed);

@@ -330,7 +330,7 @@ impl Manager {
             AdminRequest::Publish(order) => {
                 self.long(answer, move |monitor, cancelled| {
                     let published = manager.publish(&order, monitor, cancelled)?;
-                    manager.make_delta_soon(&published.record);
+                    manager.work_ahead(Some(published.record.clone()));
                     Ok(AdminReply::Published(published))
                 })
                 .await

@@ -36,11 +36,10 @@ const CHUNK_WIRE_BYTES: u64 = 29;
 /// Old chunks kept decoded, bytes.
 const OLD_BYTES_CACHED: u64 = 32 << 20;
 
-/// Who makes a delta now: one that hosts wait for, and one ahead of them, at a time.
+/// One delta that hosts wait for is made at a time.
 #[derive(Debug, Default)]
 pub(crate) struct Making {
     wanted: tokio::sync::Mutex<()>,
-    ahead: Mutex<()>,
 }
 
 /// How a delta is made.

@@ -1,6 +1,7 @@
 //! The manager's half, in the order the bytes travel: ingest, publish, store, export; then control, jobs, upgrades.
 
 pub mod admin;
+mod ahead;
 pub mod bundle;
 pub mod control;
 pub mod delta;

@@ -55,6 +55,7 @@ pub struct Manager {
     /// Held from the choice of a sequence number to the commit of its record.
     pub(crate) publishing: Mutex<()>,
     pub(crate) delta_making: super::delta::Making,
+    pub(crate) ahead: super::ahead::Ahead,
     pub(crate) bundles: super::bundle::Bundles,
 }
 
@@ -101,6 +102,7 @@ impl Manager {
             address: OnceLock::new(),
             publishing: Mutex::default(),
             delta_making: super::delta::Making::default(),
+            ahead: super::ahead::Ahead::default(),
             bundles: super::bundle::Bundles::default(),
         });
         Ok(manager)
@@ -118,6 +120,7 @@ impl Manager {
         tokio::spawn(accept_hosts(Arc::clone(self), listener, config));
         tokio::spawn(keep_presence(Arc::clone(self)));
         self.resume_jobs()?;
+        self.work_ahead(None);
         Ok(local)
     }
 
@@ -175,6 +178,7 @@ impl Manager {
 
     /// Ends every host's connection; what they report from now on they keep and send again.
     pub fn close(&self) {
+        self.ahead.cancel();
         let all: Vec<Connection> = self.connections().drain().flat_map(|(_, of_host)| of_host).collect();
         for connection in all {
             connection.link.close("the manager is ending");

@@ -1,7 +1,7 @@
 //! Deltas for hosts: made when they are first wanted, or ahead of that at a publication, and sent as they lie.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, PoisonError};
 use std::thread;
 
 use proto::delta::Header;
@@ -56,9 +56,9 @@ impl Manager {
         Ok(ManagerReply::Sent(frames))
     }
 
-    /// Makes the delta from the generation that was published before this one, in a thread of its own, so that the first
-    /// host that upgrades need not wait. A host that asks before it is done gets one made fast; the first to be done stays.
-    pub(crate) fn make_delta_soon(self: &Arc<Self>, published: &GenerationRecord) {
+    /// Makes the delta from the generation that was published before this one, so that the first host that upgrades need
+    /// not wait. A host that asks before it is done gets one made fast; the first to be done stays.
+    pub(crate) fn make_delta_ahead(&self, published: &GenerationRecord) {
         let generations = match self.state.generations() {
             Ok(generations) => generations,
             Err(error) => return tracing::warn!(%error, "no delta is made ahead"),
@@ -69,17 +69,11 @@ impl Manager {
                 && record.tree != published.tree
         });
         let Some(from) = earlier.max_by_key(|record| record.sequence).map(|record| record.tree) else { return };
-        let (manager, to) = (Arc::clone(self), published.tree);
-        let spawned = thread::Builder::new().name("delta".into()).spawn(move || {
-            let _one_at_a_time = manager.delta_making.ahead.lock().unwrap_or_else(PoisonError::into_inner);
-            if matches!(manager.store.delta(&from, &to), Ok(None))
-                && let Err(error) = manager.make_delta(&from, &to, LEVEL_BEST)
-            {
-                tracing::warn!(%from, %to, %error, "no delta was made ahead; it is made when a host asks");
-            }
-        });
-        if let Err(error) = spawned {
-            tracing::warn!(%error, "no thread to make a delta ahead");
+        let to = published.tree;
+        if matches!(self.store.delta(&from, &to), Ok(None))
+            && let Err(error) = self.make_delta(&from, &to, LEVEL_BEST)
+        {
+            tracing::warn!(%from, %to, %error, "no delta was made ahead; it is made when a host asks");
         }
     }
 

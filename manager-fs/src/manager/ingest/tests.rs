@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
+use proto::limits::CHUNK_BYTES;
 use proto::manifest::NodeKind;
 use rustix::fs::{Mode, XattrFlags};
 
@@ -516,7 +517,7 @@ fn a_service_pack_changes_adds_and_deletes() {
         ("old", Item::new(Kind::Directory)),
         ("old/c", Item::file("c")),
     ]);
-    assert_eq!(fixture.manifest(&published), expected.manifest(65536));
+    assert_eq!(fixture.manifest(&published), expected.manifest(CHUNK_BYTES));
 
     // The same pack as a directory: its own directories are described, so their attributes change too.
     let dir = fixture.dir.path().join("pack-dir");
@@ -529,7 +530,7 @@ fn a_service_pack_changes_adds_and_deletes() {
     expected.0.insert("bin".into(), bin);
     expected.0.insert("bin/agent".into(), Item::file("version 3"));
     expected.0.retain(|path, _| !path.starts_with("old"));
-    assert_eq!(fixture.manifest(&third), expected.manifest(65536));
+    assert_eq!(fixture.manifest(&third), expected.manifest(CHUNK_BYTES));
 
     for (items, wanted) in [
         (vec![(".wh.nothing", Item::file(""))], "another version"),

@@ -6,7 +6,7 @@ use std::sync::{MutexGuard, PoisonError};
 use proto::{ChunkId, TreeId};
 
 use super::index::{Index, Slot};
-use super::pack::{self, Frame, PackWriter};
+use super::pack::{self, PackIndex, PackWriter};
 use super::pack_store::{BlobKind, BlobName};
 use super::{PackId, Store, StoreError};
 use crate::manager::monitor::{Monitor, Task};
@@ -78,6 +78,32 @@ impl Store {
         Ok(!needed)
     }
 
+    /// Puts a copy in the place of a pack, unless a publication has come to rely on the pack meanwhile. The caller holds
+    /// `collecting`.
+    pub(super) fn replace(
+        &self,
+        (old, slot): (PackId, Slot),
+        new: PackId,
+        index_of_new: &PackIndex,
+    ) -> Result<bool, StoreError> {
+        let _commit = self.commits.write().unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.index_mut();
+        if self.registry.needs_pack(slot) {
+            // The copy is not known to anyone, unless a publication has just written the same.
+            let known = index.slot(&new).is_some();
+            drop(index);
+            if !known {
+                self.delete(&BlobName::Pack(new))?;
+            }
+            return Ok(false);
+        }
+        index.add(new, index_of_new);
+        index.remove(&[old]);
+        drop(index);
+        self.delete(&BlobName::Pack(old))?;
+        Ok(true)
+    }
+
     fn delete(&self, name: &BlobName) -> Result<(), StoreError> {
         self.packs.delete(name).map_err(|cause| StoreError::io(format!("removing {name:?}"), cause))
     }
@@ -96,7 +122,7 @@ struct Measured {
 /// What became of a pack that was to be written anew.
 enum Rewritten {
     /// Here is the copy.
-    Copy(PackId, Vec<Frame>),
+    Copy(PackId, PackIndex),
     /// All of it was needed, and what was damaged is as it was.
     InPlace,
     /// A needed chunk is damaged and lies nowhere else.
@@ -234,9 +260,9 @@ impl GcPass<'_> {
             written = Some(pack.live_bytes);
             if !dry_run {
                 written = match self.rewrite(&pack.id, pack.slot, live)? {
-                    Rewritten::Copy(new, frames) => {
+                    Rewritten::Copy(new, index) => {
                         let bytes = self.size(&BlobName::Pack(new))?;
-                        self.replace(pack, new, &frames)?.then_some(bytes)
+                        self.store.replace((pack.id, pack.slot), new, &index)?.then_some(bytes)
                     }
                     Rewritten::InPlace => Some(pack.bytes),
                     Rewritten::Beyond => {
@@ -251,26 +277,6 @@ impl GcPass<'_> {
         report.bytes_freed += written.map_or(0, |written| pack.bytes.saturating_sub(written));
         report.bytes_kept += written.unwrap_or(pack.bytes);
         Ok(())
-    }
-
-    /// Puts a copy in the place of a pack, unless a publication has come to rely on the pack meanwhile.
-    fn replace(&self, old: &Measured, new: PackId, frames: &[Frame]) -> Result<bool, StoreError> {
-        let _commit = self.store.commits.write().unwrap_or_else(PoisonError::into_inner);
-        let mut index = self.store.index_mut();
-        if self.store.registry.needs_pack(old.slot) {
-            // The copy is not known to anyone, unless a publication has just written the same.
-            let known = index.slot(&new).is_some();
-            drop(index);
-            if !known {
-                self.store.delete(&BlobName::Pack(new))?;
-            }
-            return Ok(false);
-        }
-        index.add(new, frames);
-        index.remove(&[old.id]);
-        drop(index);
-        self.store.delete(&BlobName::Pack(old.id))?;
-        Ok(true)
     }
 
     /// Packs without a readable index are garbage once every needed chunk lies elsewhere; until then someone may still
@@ -305,9 +311,12 @@ impl GcPass<'_> {
         let what = || format!("pack {id}");
         let packs = self.store.packs.as_ref();
         // As the index in memory has them: that of the pack may be what is damaged.
-        let frames = self.store.index().frames_of(slot);
+        let (frames, effort) = {
+            let index = self.store.index();
+            (index.frames_of(slot), index.effort(id))
+        };
         let failed = |cause| StoreError::io("the rewritten pack", cause);
-        let mut new = PackWriter::create(packs).map_err(failed)?;
+        let mut new = PackWriter::create(packs, effort).map_err(failed)?;
         for frame in frames.into_iter().filter(|frame| live.contains(&frame.chunk)) {
             let range = frame.offset..frame.offset + u64::from(frame.stored_bytes);
             let stored = packs.get(&BlobName::Pack(*id), range).map_err(|e| StoreError::io(what(), e))?;
@@ -327,7 +336,7 @@ impl GcPass<'_> {
             self.store.replace_bad(new).map_err(failed)?;
             return Ok(Rewritten::InPlace);
         }
-        let (id, frames) = new.commit().map_err(failed)?;
-        Ok(Rewritten::Copy(id, frames))
+        let (id, index) = new.commit().map_err(failed)?;
+        Ok(Rewritten::Copy(id, index))
     }
 }

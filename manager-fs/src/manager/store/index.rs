@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use proto::bulk::Encoding;
 use proto::{ChunkId, TreeId};
 
-use super::pack::{Frame, PackId};
+use super::pack::{Effort, Frame, PackId, PackIndex};
 
 /// A pack in the index. Never given twice, so that a pin cannot come to mean another pack.
 pub(super) type Slot = u32;
@@ -43,19 +43,24 @@ pub(super) struct Index {
     spare: HashMap<ChunkId, Vec<Location>>,
     packs: HashMap<PackId, Slot>,
     names: HashMap<Slot, PackId>,
+    /// Packs whose frames could be smaller.
+    fast: BTreeSet<PackId>,
     next_slot: Slot,
 }
 
 impl Index {
     /// Adds a pack's frames. A pack that is there already keeps its slot, and gets back the places that were forgotten.
-    pub(super) fn add(&mut self, pack: PackId, frames: &[Frame]) -> Slot {
+    pub(super) fn add(&mut self, pack: PackId, index: &PackIndex) -> Slot {
         let slot = *self.packs.entry(pack).or_insert_with(|| {
             self.next_slot += 1;
             self.names.insert(self.next_slot, pack);
             self.next_slot
         });
-        self.chunks.reserve(frames.len());
-        for frame in frames {
+        if index.effort == Effort::Fast {
+            self.fast.insert(pack);
+        }
+        self.chunks.reserve(index.frames.len());
+        for frame in &index.frames {
             let location = Location {
                 slot,
                 offset: frame.offset,
@@ -83,6 +88,7 @@ impl Index {
             return;
         }
         self.names.retain(|slot, _| !slots.contains(slot));
+        self.fast.retain(|pack| !packs.contains(pack));
         self.spare.retain(|_, places| {
             places.retain(|place| !slots.contains(&place.slot));
             !places.is_empty()
@@ -152,6 +158,15 @@ impl Index {
     /// Every pack.
     pub(super) fn packs(&self) -> BTreeSet<PackId> {
         self.packs.keys().copied().collect()
+    }
+
+    /// The packs whose frames could be smaller.
+    pub(super) fn fast(&self) -> impl Iterator<Item = &PackId> {
+        self.fast.iter()
+    }
+
+    pub(super) fn effort(&self, pack: &PackId) -> Effort {
+        if self.fast.contains(pack) { Effort::Fast } else { Effort::Best }
     }
 
     pub(super) fn slot(&self, pack: &PackId) -> Option<Slot> {

@@ -14,6 +14,7 @@ mod gc;
 mod index;
 mod pack;
 mod pack_store;
+mod repack;
 mod verify;
 mod writer;
 
@@ -32,6 +33,7 @@ pub use gc::{GcPass, GcReport};
 pub use index::PublishGuard;
 pub use pack::PackId;
 pub use pack_store::{BlobKind, BlobName, Draft, LocalPacks, PackStore, Put};
+pub use repack::Repacked;
 pub use verify::{Problem, VerifyReport};
 pub(crate) use writer::{AddError, ContentWriter};
 
@@ -214,8 +216,8 @@ impl Store {
         for name in packs.list(BlobKind::Pack).map_err(failed)? {
             let BlobName::Pack(id) = name else { continue };
             match pack::read_index(packs.as_ref(), &id) {
-                Ok(frames) => {
-                    index.add(id, &frames);
+                Ok(found) => {
+                    index.add(id, &found);
                 }
                 Err(fault) => {
                     tracing::error!(pack = %id, %fault, "a pack of the store cannot be read");

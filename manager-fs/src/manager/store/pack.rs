@@ -23,6 +23,8 @@ const END_MAGIC: &[u8; 8] = b"MFSPKEND";
 const VERSION: u16 = 1;
 /// Features that a reader must know: none in version 1. Unknown ignorable features are ignored.
 const KNOWN_REFUSE_FEATURES: u32 = 0;
+/// Ignorable feature: the frames are compressed as well as [`Effort::Best`] can.
+const BEST_EFFORT: u32 = 1;
 const HEADER_BYTES: u64 = 8 + 2 + 4 + 4;
 const ENTRY_BYTES: usize = 32 + 4 + 4 + 1 + 8;
 const TRAILER_BYTES: u64 = 8 + 4 + 32 + 8;
@@ -87,6 +89,40 @@ pub(super) fn check_of(stored: &[u8]) -> [u8; 8] {
     check
 }
 
+/// How hard a pack's frames are compressed. It only decides whether [`Store::repack`](super::Store::repack) has
+/// something to gain: every frame decodes the same way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effort {
+    /// While someone waits for the publication.
+    Fast,
+    /// Afterwards.
+    Best,
+}
+
+impl Effort {
+    /// The zstd level (`docs/decisions.md`, entry 5).
+    pub(super) fn level(self) -> i32 {
+        match self {
+            Effort::Fast => 3,
+            Effort::Best => 16,
+        }
+    }
+
+    fn features(self) -> u32 {
+        match self {
+            Effort::Fast => 0,
+            Effort::Best => BEST_EFFORT,
+        }
+    }
+}
+
+/// What a pack holds, as its header and index tell.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PackIndex {
+    pub(super) effort: Effort,
+    pub(super) frames: Vec<Frame>,
+}
+
 /// Why a pack cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PackFault {
@@ -101,16 +137,17 @@ pub(super) enum PackFault {
 /// A pack that is being written.
 pub(super) struct PackWriter {
     draft: Box<dyn Draft>,
+    effort: Effort,
     frames: Vec<Frame>,
     offset: u64,
 }
 
 impl PackWriter {
     /// Starts a pack.
-    pub(super) fn create(store: &dyn PackStore) -> io::Result<Self> {
+    pub(super) fn create(store: &dyn PackStore, effort: Effort) -> io::Result<Self> {
         let mut draft = store.create()?;
-        draft.append(&header())?;
-        Ok(Self { draft, frames: Vec::new(), offset: HEADER_BYTES })
+        draft.append(&header(effort))?;
+        Ok(Self { draft, effort, frames: Vec::new(), offset: HEADER_BYTES })
     }
 
     /// Appends frames whose stored bytes stand one after another; their offsets are ours to set.
@@ -141,7 +178,7 @@ impl PackWriter {
         let index: Vec<u8> = self.frames.iter().flat_map(encode_entry).collect();
         let frames_bytes = self.offset - HEADER_BYTES;
         let count = u32::try_from(self.frames.len()).map_err(|_| io::Error::other("more than 2^32 chunks"))?;
-        let id = pack_id(&header(), &index, frames_bytes, count);
+        let id = pack_id(&header(self.effort), &index, frames_bytes, count);
         self.draft.append(&index)?;
         let mut trailer = Vec::with_capacity(TRAILER_BYTES as usize);
         trailer.extend_from_slice(&frames_bytes.to_le_bytes());
@@ -149,7 +186,7 @@ impl PackWriter {
         trailer.extend_from_slice(id.0.as_bytes());
         trailer.extend_from_slice(END_MAGIC);
         self.draft.append(&trailer)?;
-        Ok(SealedPack { id, draft: self.draft, frames: self.frames })
+        Ok(SealedPack { id, draft: self.draft, index: PackIndex { effort: self.effort, frames: self.frames } })
     }
 }
 
@@ -157,7 +194,7 @@ impl PackWriter {
 pub(super) struct SealedPack {
     id: PackId,
     draft: Box<dyn Draft>,
-    frames: Vec<Frame>,
+    index: PackIndex,
 }
 
 impl SealedPack {
@@ -167,9 +204,9 @@ impl SealedPack {
 
     /// Makes the pack durable and visible. Equal ids mean equal indexes, so a pack that is there already holds the same
     /// chunks at the same places.
-    pub(super) fn commit(self) -> io::Result<(PackId, Vec<Frame>)> {
+    pub(super) fn commit(self) -> io::Result<(PackId, PackIndex)> {
         self.draft.commit(&BlobName::Pack(self.id))?;
-        Ok((self.id, self.frames))
+        Ok((self.id, self.index))
     }
 }
 
@@ -179,14 +216,14 @@ pub(super) fn pack_bytes(frames: u64, stored_bytes: u64) -> u64 {
 }
 
 /// Reads and checks a pack's header, index and trailer.
-pub(super) fn read_index(store: &dyn PackStore, id: &PackId) -> Result<Vec<Frame>, PackFault> {
+pub(super) fn read_index(store: &dyn PackStore, id: &PackId) -> Result<PackIndex, PackFault> {
     let name = BlobName::Pack(*id);
     let bytes = store.size(&name)?.ok_or(io::Error::from(io::ErrorKind::NotFound))?;
     if bytes < HEADER_BYTES + TRAILER_BYTES {
         return Err(PackFault::Malformed("it is shorter than a header and a trailer"));
     }
     let header = store.get(&name, 0..HEADER_BYTES)?;
-    check_header(&header)?;
+    let effort = check_header(&header)?;
     let trailer = store.get(&name, bytes - TRAILER_BYTES..bytes)?;
     if trailer[44..] != END_MAGIC[..] {
         return Err(PackFault::Malformed("its end is cut off or overwritten"));
@@ -204,14 +241,14 @@ pub(super) fn read_index(store: &dyn PackStore, id: &PackId) -> Result<Vec<Frame
     if pack_id(&header, &index, frames_bytes, count) != *id || trailer[12..44] != id.0.as_bytes()[..] {
         return Err(PackFault::Malformed("the hash of its header and index is not its id"));
     }
-    decode_index(&index, frames_bytes)
+    Ok(PackIndex { effort, frames: decode_index(&index, frames_bytes)? })
 }
 
-fn header() -> Vec<u8> {
-    [MAGIC.as_slice(), &VERSION.to_le_bytes(), &[0; 8]].concat()
+fn header(effort: Effort) -> Vec<u8> {
+    [MAGIC.as_slice(), &VERSION.to_le_bytes(), &effort.features().to_le_bytes(), &[0; 4]].concat()
 }
 
-fn check_header(header: &[u8]) -> Result<(), PackFault> {
+fn check_header(header: &[u8]) -> Result<Effort, PackFault> {
     if &header[..8] != MAGIC {
         return Err(PackFault::Malformed("its first bytes are not those of a pack"));
     }
@@ -220,7 +257,8 @@ fn check_header(header: &[u8]) -> Result<(), PackFault> {
     if version != VERSION || features & !KNOWN_REFUSE_FEATURES != 0 {
         return Err(PackFault::Newer { version, features });
     }
-    Ok(())
+    let ignorable = u32::from_le_bytes([header[10], header[11], header[12], header[13]]);
+    Ok(if ignorable & BEST_EFFORT == 0 { Effort::Fast } else { Effort::Best })
 }
 
 fn pack_id(header: &[u8], index: &[u8], frames_bytes: u64, count: u32) -> PackId {
@@ -288,12 +326,18 @@ mod tests {
     /// Format 1, byte for byte as `docs/tree-format.md` has it.
     #[test]
     fn the_format_is_what_is_written_down() {
+        assert_format(Effort::Fast, b"MFSPACK\0\x01\0\0\0\0\0\0\0\0\0");
+        assert_format(Effort::Best, b"MFSPACK\0\x01\0\x01\0\0\0\0\0\0\0");
+    }
+
+    fn assert_format(effort: Effort, header: &[u8]) {
         let dir = tempfile::tempdir().unwrap();
         let store = LocalPacks::open(dir.path()).unwrap();
-        let mut pack = PackWriter::create(&store).unwrap();
+        let mut pack = PackWriter::create(&store, effort).unwrap();
         let frames = [frame(b"one", b"one", Encoding::Raw), frame(&[7; 4096], b"(zstd)", Encoding::Zstd)];
         pack.append_many(frames, b"one(zstd)").unwrap();
-        let (id, frames) = pack.seal().unwrap().commit().unwrap();
+        let (id, made) = pack.seal().unwrap().commit().unwrap();
+        let frames = &made.frames;
 
         let entry = |frame: &Frame, stored: u32, plain: u32, encoding: u8| -> Vec<u8> {
             [
@@ -305,18 +349,16 @@ mod tests {
             ]
             .concat()
         };
-        let header = b"MFSPACK\0\x01\0\0\0\0\0\0\0\0\0";
         let index = [entry(&frames[0], 3, 3, 0), entry(&frames[1], 6, 4096, 1)].concat();
         let sizes = [9_u64.to_le_bytes().as_slice(), &2_u32.to_le_bytes()].concat();
         let named = [b"manager-fs pack 1\0".as_slice(), header, &sizes, &index].concat();
         assert_eq!(id.to_hex(), blake3::hash(&named).to_hex().to_string());
-        let wanted =
-            [header.as_slice(), b"one(zstd)", &index, &sizes, blake3::hash(&named).as_bytes(), b"MFSPKEND"].concat();
+        let wanted = [header, b"one(zstd)", &index, &sizes, blake3::hash(&named).as_bytes(), b"MFSPKEND"].concat();
         let name = BlobName::Pack(id);
         let length = store.size(&name).unwrap().unwrap();
         assert_eq!(store.get(&name, 0..length).unwrap(), wanted);
         assert_eq!(pack_bytes(2, 9), length);
-        assert_eq!(read_index(&store, &id).unwrap(), frames);
+        assert_eq!(read_index(&store, &id).unwrap(), made);
         assert_eq!((frames[0].offset, frames[1].offset), (18, 21));
         assert_eq!(frames[0].check, blake3::hash(b"one").as_bytes()[..8]);
     }

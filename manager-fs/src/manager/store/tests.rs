@@ -94,7 +94,7 @@ fn open_faulty(root: &Path, fault: Fault, step: u64) -> Store {
     Store::open_with(root, packs).unwrap()
 }
 
-fn publish_plain(store: &Store, source: &Path) -> Result<Published, PublishError> {
+pub(super) fn publish_plain(store: &Store, source: &Path) -> Result<Published, PublishError> {
     publish(store, source, &PublishOptions::default(), &Quiet, &AtomicBool::new(false))
 }
 
@@ -115,7 +115,7 @@ fn source(dir: &Path, name: &str, seeds: &[u64]) -> PathBuf {
     path
 }
 
-fn assert_sound(store: &Store) {
+pub(super) fn assert_sound(store: &Store) {
     let report = store.verify(&Quiet).unwrap();
     assert_eq!(report.problems, []);
 }
@@ -167,7 +167,7 @@ fn a_crash_at_any_step_leaves_the_store_sound() {
     assert!(crashes >= 10, "{crashes} steps are too few: the faults are not where the work is");
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for path in list(from) {
         let (from, to) = (from.join(&path), to.join(&path));
@@ -311,7 +311,7 @@ fn collection_beside_publication_and_readers_takes_nothing_that_is_needed() {
     assert_eq!(store.usage().unwrap(), Usage::default());
 }
 
-fn read_all(store: &Store, tree: &TreeId) {
+pub(super) fn read_all(store: &Store, tree: &TreeId) {
     for object in store.tree(tree).unwrap().objects {
         for chunk in object.chunks {
             store.plain_chunk(&chunk).unwrap();
@@ -542,7 +542,8 @@ fn stores_of_every_format_stay_readable() {
         let paths: Vec<String> = manifest.entries.iter().map(|entry| entry.path.to_string()).collect();
         assert_eq!(paths, ["", "bin", "bin/again", "bin/alias", "bin/run", "empty", "noise", "numbers"]);
         read_all(&store, &tree);
-        let again = publish_plain(&store, &source).unwrap();
+        let options = PublishOptions { chunk_bytes: Some(manifest.chunk_bytes), ..PublishOptions::default() };
+        let again = publish(&store, &source, &options, &Quiet, &AtomicBool::new(false)).unwrap();
         assert_eq!((again.tree, again.stats.new_chunks), (tree, 0), "the same input is the same tree for ever");
     }
 }

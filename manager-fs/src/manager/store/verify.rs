@@ -81,7 +81,7 @@ impl Store {
         bad_chunks: &mut HashMap<ChunkId, usize>,
     ) {
         let frames = match pack::read_index(self.packs.as_ref(), id) {
-            Ok(frames) => frames,
+            Ok(found) => found.frames,
             // Removed by a collection since it was listed.
             Err(_) if matches!(self.packs.size(&BlobName::Pack(*id)), Ok(None)) => return,
             Err(fault) => {

@@ -17,15 +17,13 @@ use proto::manifest::{NodeKind, Object};
 use proto::{ChunkId, ObjectId};
 
 use super::index::Slot;
-use super::pack::{Frame, PackWriter, SealedPack, check_of};
+use super::pack::{Effort, Frame, PackWriter, SealedPack, check_of};
 use super::pack_store::BlobName;
 use super::{PublishGuard, Store, StoreError, StoredChunk};
 use crate::manager::monitor::{Monitor, Task};
 
 /// Plain bytes of one batch: large enough that passing it on costs nothing beside compressing it.
 const BATCH_BYTES: usize = 1 << 20;
-/// Levels above 3 cost more time than the bytes they save on a local network; see `docs/decisions.md`.
-const ZSTD_LEVEL: i32 = 3;
 /// A frame that saves less than this part of its chunk is stored raw: decoding it would cost more than it saves.
 const MIN_GAIN: usize = 32;
 
@@ -275,8 +273,8 @@ impl Store {
             guard.pin_pack(slot);
             return Ok(());
         }
-        let (id, frames) = pack.commit().map_err(failed)?;
-        guard.pin_pack(self.index_mut().add(id, &frames));
+        let (id, index) = pack.commit().map_err(failed)?;
+        guard.pin_pack(self.index_mut().add(id, &index));
         Ok(())
     }
 
@@ -284,9 +282,9 @@ impl Store {
     pub(super) fn replace_bad(&self, pack: SealedPack) -> io::Result<Slot> {
         let _commit = self.commits.write().unwrap_or_else(PoisonError::into_inner);
         self.packs.delete(&BlobName::Pack(pack.id()))?;
-        let (id, frames) = pack.commit()?;
+        let (id, index) = pack.commit()?;
         self.bad_packs.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        Ok(self.index_mut().add(id, &frames))
+        Ok(self.index_mut().add(id, &index))
     }
 }
 
@@ -318,7 +316,7 @@ fn work(
     batches: &Mutex<Receiver<Batch>>,
     to_writer: &SyncSender<Batch>,
 ) {
-    let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL).ok();
+    let mut compressor = zstd::bulk::Compressor::new(Effort::Fast.level()).ok();
     loop {
         let batch = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(mut batch) = batch else { return };
@@ -351,7 +349,11 @@ fn work(
 }
 
 /// Writes a chunk's stored bytes to the start of `out`, which has at least the chunk's length.
-fn compress(compressor: Option<&mut zstd::bulk::Compressor<'_>>, plain: &[u8], out: &mut [u8]) -> (Encoding, usize) {
+pub(super) fn compress(
+    compressor: Option<&mut zstd::bulk::Compressor<'_>>,
+    plain: &[u8],
+    out: &mut [u8],
+) -> (Encoding, usize) {
     let room = plain.len() - plain.len().div_ceil(MIN_GAIN);
     // A frame that does not fit into what pays is an error of the compressor, and means raw.
     if let Some(Ok(bytes)) = compressor.map(|zstd| zstd.compress_to_buffer(plain, &mut out[..room]))
@@ -382,7 +384,7 @@ fn write(
             if !batch.frames.is_empty() {
                 let pack = match &mut pack {
                     Some(pack) => pack,
-                    None => pack.insert(PackWriter::create(store.packs.as_ref()).map_err(failed)?),
+                    None => pack.insert(PackWriter::create(store.packs.as_ref(), Effort::Fast).map_err(failed)?),
                 };
                 append(pack, &mut batch, &mut written).map_err(failed)?;
             }

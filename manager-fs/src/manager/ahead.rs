@@ -1,0 +1,64 @@
+//! What the manager does while nobody waits for it: the delta to a new generation, then packs compressed anew. One thread
+//! at a time, at the lowest priority, so that hosts are served as if it were not there.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use proto::GenerationRecord;
+
+use super::server::Manager;
+use super::store::StoreError;
+
+/// The nice value of such work: 19 is the lowest priority (setpriority(2)). Threads that it starts inherit it.
+const NICE: i32 = 19;
+
+/// Whose turn it is.
+#[derive(Debug, Default)]
+pub(crate) struct Ahead {
+    turn: Mutex<()>,
+    cancelled: AtomicBool,
+}
+
+impl Ahead {
+    /// Nothing more is begun, and what is under way is given up.
+    pub(super) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Manager {
+    /// Begins in a thread of its own: after a publication for that generation, at the start for what was left undone.
+    pub(crate) fn work_ahead(self: &Arc<Self>, published: Option<GenerationRecord>) {
+        let manager = Arc::clone(self);
+        let spawned = thread::Builder::new().name("ahead".into()).spawn(move || {
+            if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+                tracing::debug!(%error, "work ahead runs at the priority of everything else");
+            }
+            let _turn = manager.ahead.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(published) = published {
+                manager.make_delta_ahead(&published);
+            }
+            manager.repack();
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread to work ahead");
+        }
+    }
+
+    fn repack(&self) {
+        for pack in self.store.packs_to_repack() {
+            match self.store.repack(&pack, &self.ahead.cancelled) {
+                Ok(Some(saved)) => {
+                    tracing::info!(%pack, before = saved.bytes_before, after = saved.bytes_after, "pack compressed anew");
+                }
+                // In use by a publication, whose end brings us here again, or not there any more.
+                Ok(None) => {}
+                Err(error @ StoreError::Full { .. }) => {
+                    return tracing::warn!(%error, "packs stay as they are until there is room for a copy");
+                }
+                Err(error) => tracing::warn!(%pack, %error, "a pack stays as it is"),
+            }
+        }
+    }
+}
