@@ -35,6 +35,7 @@ fn a_full_store_takes_nothing_in_half_and_serves_on() {
     let refused = manager.run(&["publish", "sample", "2", &large]).expect(1).stderr;
     assert!(refused.contains("no space left") && refused.contains("nothing was published"), "{refused}");
     assert_eq!(manager.run(&["generations", "--json"]).expect(0).stdout, before);
+    manager.wait_until_repacked();
     assert_eq!(fs::read_dir(manager.store().join("tmp")).unwrap().count(), 0, "a draft stays");
     let gc = manager.run(&["gc", "--dry-run"]).expect(0).stdout;
     assert!(gc.contains(" 0 B freed"), "{gc}");

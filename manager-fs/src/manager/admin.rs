@@ -329,9 +329,10 @@ impl Manager {
         match request {
             AdminRequest::Publish(order) => {
                 self.long(answer, move |monitor, cancelled| {
-                    let published = manager.publish(&order, monitor, cancelled)?;
-                    manager.work_ahead(Some(published.record.clone()));
-                    Ok(AdminReply::Published(published))
+                    let published = manager.publish(&order, monitor, cancelled);
+                    // Also after one that failed: what it has held up goes on.
+                    manager.work_ahead(published.as_ref().ok().map(|published| published.record.clone()));
+                    Ok(AdminReply::Published(published?))
                 })
                 .await
             }

@@ -1,5 +1,5 @@
 //! What the manager does while nobody waits for it: the delta to a new generation, then packs compressed anew. One thread
-//! at a time, at the lowest priority, so that hosts are served as if it were not there.
+//! at a time, at the lowest priority, so that it is not noticed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -52,7 +52,7 @@ impl Manager {
                 Ok(Some(saved)) => {
                     tracing::info!(%pack, before = saved.bytes_before, after = saved.bytes_after, "pack compressed anew");
                 }
-                // In use by a publication, whose end brings us here again, or not there any more.
+                // It gives way to a publication, whose end brings us here again.
                 Ok(None) => {}
                 Err(error @ StoreError::Full { .. }) => {
                     return tracing::warn!(%error, "packs stay as they are until there is room for a copy");

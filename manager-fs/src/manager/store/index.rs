@@ -217,6 +217,11 @@ impl Registry {
         PublishGuard { registry: self.clone(), number, pins }
     }
 
+    /// Whether any publication is running.
+    pub(super) fn is_publishing(&self) -> bool {
+        !self.state().live.is_empty()
+    }
+
     pub(super) fn pass_begins(&self) {
         self.state().passes += 1;
     }

@@ -31,14 +31,14 @@ impl Store {
     /// Puts a pack of the same chunks, each compressed as well as it goes and read back, in the place of one that was
     /// written fast. Readers notice nothing; a crash leaves both packs, and the next time makes the same one again.
     ///
-    /// `None` when the pack stays: it is gone, known to be damaged, or relied on by a running publication, or `cancelled`
-    /// was set.
+    /// `None` when the pack stays: it is gone or known to be damaged, `cancelled` was set, or a publication is running, which
+    /// needs the cores, perhaps the room that the copy takes, and perhaps this very pack.
     ///
     /// # Errors
     /// The store cannot be read or written, or the pack turns out to be damaged: then it stays as it is for `verify`.
     pub fn repack(&self, id: &PackId, cancelled: &AtomicBool) -> Result<Option<Repacked>, StoreError> {
         let Some(slot) = self.index().slot(id) else { return Ok(None) };
-        if self.is_bad(id) || self.registry.needs_pack(slot) {
+        if self.is_bad(id) {
             return Ok(None);
         }
         let Some(new) = self.compress_anew(id, cancelled)? else { return Ok(None) };
@@ -72,7 +72,7 @@ impl Store {
         let mut compressor = zstd::bulk::Compressor::new(Effort::Best.level()).map_err(failed)?;
         let mut buffer = Vec::new();
         for frame in found.frames {
-            if cancelled.load(Ordering::Relaxed) {
+            if cancelled.load(Ordering::Relaxed) || self.registry.is_publishing() {
                 return Ok(None);
             }
             let range = frame.offset..frame.offset + u64::from(frame.stored_bytes);
