@@ -16,6 +16,7 @@ mod reports;
 pub mod server;
 mod session;
 pub mod store;
+mod strangers;
 pub mod upgrade;
 
 use std::time::{SystemTime, UNIX_EPOCH};

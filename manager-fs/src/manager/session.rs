@@ -1,7 +1,6 @@
 //! One connection of a host, from the handshake to its end. States and limits: `docs/control-protocol.md`.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -14,11 +13,9 @@ use tokio::sync::{Semaphore, watch};
 
 use super::identity::{self, Peer};
 use super::server::{GREETING_DEADLINE, Manager, blocking, check_protocol};
+use super::strangers::Stranger;
 use super::{fault_of, now};
 use crate::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits};
-
-/// Connections of one address that have not shown a known certificate and said `Hello`. Many hosts may share an address.
-const STRANGERS_PER_ADDRESS_MAX: usize = 64;
 
 /// Chunk requests of one connection that are answered at once; others wait. Each holds a megabyte or two.
 const CHUNK_REQUESTS_MAX: usize = 16;
@@ -32,8 +29,11 @@ pub(super) async fn welcome(
     stream: TcpStream,
     address: SocketAddr,
     config: Arc<net::ServerConfig>,
-    stranger: Stranger,
+    mut stranger: Stranger,
 ) {
+    if !stranger.take_turn().await {
+        return tracing::warn!(%address, "others of this address that have not said who they are took too long");
+    }
     let (stream, certificate) = match net::accept(stream, config).await {
         Ok(accepted) => accepted,
         Err(error) => return tracing::warn!(%address, %error, "handshake failed"),
@@ -85,39 +85,6 @@ async fn close_in_time(manager: &Manager, link: &Link, peer: &Peer, mut ends: Un
         match newest.filter(|newest| *newest > now()) {
             Some(newest) => ends = newest,
             None => return link.close("the host's certificate has expired"),
-        }
-    }
-}
-
-/// Connections of one address that are not known yet.
-#[derive(Default)]
-pub(super) struct Strangers(Mutex<HashMap<IpAddr, usize>>);
-
-pub(super) struct Stranger {
-    all: Arc<Strangers>,
-    address: IpAddr,
-}
-
-impl Strangers {
-    pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Stranger> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_default();
-        if *count >= STRANGERS_PER_ADDRESS_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(Stranger { all: Arc::clone(self), address })
-    }
-}
-
-impl Drop for Stranger {
-    fn drop(&mut self) {
-        let mut counts = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
-            }
         }
     }
 }

@@ -179,23 +179,6 @@ async fn a_second_connection_of_a_host_replaces_the_first() {
     drop(second);
 }
 
-#[tokio::test]
-async fn connections_that_say_nothing_are_few() {
-    let fixture = Fixture::new().await;
-    let identity = fixture.enrolled("web-1").await;
-    let mut silent = Vec::new();
-    for _ in 0..64 {
-        silent.push(tokio::net::TcpStream::connect(&fixture.address).await.unwrap());
-    }
-    assert!(FakeHost::connect(&fixture.address, identity.clone()).await.is_err(), "a 65th of this address");
-    drop(silent);
-    tokio::time::timeout(SOON, async {
-        while FakeHost::connect(&fixture.address, identity.clone()).await.is_err() {}
-    })
-    .await
-    .expect("room again once they are gone");
-}
-
 fn hello(protocol: u16) -> HostRequest {
     HostRequest::Hello { protocol, software: "test".into(), role: Role::Control }
 }
