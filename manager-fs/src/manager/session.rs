@@ -104,11 +104,11 @@ struct Session {
 }
 
 /// How far the greeting is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Hello {
     NotYet,
     BeingAnswered,
-    Answered,
+    Answered(Result<(), Fault>),
 }
 
 struct ServeSession(Arc<Session>);
@@ -121,7 +121,9 @@ impl Handler for ServeSession {
         if matches!(request, Ok(HostRequest::Hello { .. })) {
             session.hello.send_if_modified(|hello| {
                 let first = *hello == Hello::NotYet;
-                *hello = if first { Hello::BeingAnswered } else { *hello };
+                if first {
+                    *hello = Hello::BeingAnswered;
+                }
                 first
             });
         }
@@ -166,15 +168,16 @@ impl Session {
             return blocking(move || manager.enroll(protocol, &secret, &csr)).await;
         };
         if let HostRequest::Hello { protocol, software, role } = request {
-            check_protocol(protocol)?;
             let session = Arc::clone(self);
-            let reply = blocking(move || session.hello(&peer, role, &software)).await;
-            self.hello.send_replace(Hello::Answered);
-            return reply;
+            let greet = move || {
+                check_protocol(protocol)?;
+                session.hello(&peer, role, &software)
+            };
+            let reply = blocking(greet).await.map_err(fault_of);
+            self.hello.send_replace(Hello::Answered(reply.as_ref().map(|_| ()).map_err(Fault::clone)));
+            return Ok(reply?);
         }
-        if !self.is_greeted().await {
-            return Err(Fault::BadRequest(String::from("a host says Hello first")).into());
-        }
+        self.greeting().await?;
         match request {
             HostRequest::Hello { .. } | HostRequest::Enroll { .. } => {
                 Err(Fault::BadRequest(String::from("this connection is enrolled already")).into())
@@ -208,12 +211,17 @@ impl Session {
         }
     }
 
-    /// Whether this connection has been greeted, as soon as that is known.
-    async fn is_greeted(&self) -> bool {
+    /// Whether this connection has been greeted, as soon as that is known. What came behind a `Hello` that is refused is
+    /// refused for the same reason: its answer may arrive first.
+    async fn greeting(&self) -> Result<(), Fault> {
         let mut hello = self.hello.subscribe();
         // The sender is in `self`, so this does not fail.
-        let _ = hello.wait_for(|hello| *hello != Hello::BeingAnswered).await;
-        self.greeted.get().is_some()
+        let hello = hello.wait_for(|hello| *hello != Hello::BeingAnswered).await.map(|hello| hello.clone());
+        match hello {
+            _ if self.greeted.get().is_some() => Ok(()),
+            Ok(Hello::Answered(Err(fault))) => Err(fault),
+            _ => Err(Fault::BadRequest(String::from("a host says Hello first"))),
+        }
     }
 
     fn hello(&self, peer: &Peer, role: Role, software: &str) -> anyhow::Result<ManagerReply> {
