@@ -1,5 +1,5 @@
 //! Cold, warm and half-warm starts of real programs, against the same tree on the local disk and against downloading and
-//! unpacking its archive. Run as root: `cargo bench --locked -p benches --bench start`.
+//! unpacking its archive; and the `execve` among it alone, until the first instruction and until the first output byte. Run as root: `cargo bench --locked -p benches --bench start`.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,12 +8,14 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use benches::exec::{self, Exec};
+use benches::ours::recording;
 use benches::pair::{Pairs, interleave};
 use benches::report::Report;
-use benches::start::{drop_caches, to_first_byte};
+use benches::start::{self, drop_caches, to_first_byte};
 use benches::trees::{self, Tree};
-use tests::command::until;
-use tests::{Host, Manager};
+use tests::command::{program, until};
+use tests::{Host, Manager, Output};
 
 const ROUNDS_WARM: usize = 20;
 const ROUNDS_DROPPED: usize = 7;
@@ -28,6 +30,9 @@ fn main() -> Result<()> {
         manager.publish(&tree.name, "1", source);
         warm(&manager, &tree, source, &mut report)?;
         cold(&manager, &tree, source, scratch.path(), &mut report)?;
+        cold_execve(&manager, &tree, source, "cold, no recording", &mut report)?;
+        record(&manager, &tree)?;
+        cold_execve(&manager, &tree, source, "cold, recorded", &mut report)?;
     }
     attach_large(&manager, scratch.path(), &mut report)?;
     report.finish("start", Path::new("target/bench"))
@@ -58,12 +63,22 @@ fn warm(manager: &Manager, tree: &Tree, source: &Path, report: &mut Report) -> R
         "0",
     );
 
+    let execve = |root: &Path| exec::timed(tree.command(root));
+    let pairs = interleave(ROUNDS_WARM, || execve(&mounted), || execve(&local))?;
+    execve_rows(report, &tree.name, "warm", &pairs);
+
     let dropped = |root: &Path| {
         drop_caches()?;
         to_first_byte(&mut tree.command(root))
     };
     let pairs = interleave(ROUNDS_DROPPED, || dropped(&mounted), || dropped(&local))?;
     report.pairs(format!("{}: start, page cache dropped", tree.name), &pairs, "local disk", "<= 1.10");
+    let dropped = |root: &Path| {
+        drop_caches()?;
+        exec::timed(tree.command(root))
+    };
+    let pairs = interleave(ROUNDS_DROPPED, || dropped(&mounted), || dropped(&local))?;
+    execve_rows(report, &tree.name, "page cache dropped", &pairs);
     let worker = host.status()["daemon"]["pid"].as_u64().context("the worker's process id")?;
     let statm = std::fs::read_to_string(format!("/proc/{worker}/statm"))?;
     let resident_pages: f64 = statm.split_whitespace().nth(1).context("resident pages")?.parse()?;
@@ -103,6 +118,54 @@ fn cold(manager: &Manager, tree: &Tree, source: &Path, scratch: &Path, report: &
     report.pairs(format!("{}: cold start", tree.name), &pairs, "tar.zst", "< 1");
     report.figure(format!("{}: fetched for it", tree.name), &fetched, "MB", "");
     Ok(())
+}
+
+/// The `execve` alone on a host without cache, as soon as the generation is attached, against the same tree on the local
+/// disk. Before each, the machine's page cache is dropped; what the manager serves is then read again.
+fn cold_execve(manager: &Manager, tree: &Tree, source: &Path, when: &str, report: &mut Report) -> Result<()> {
+    let store = manager.store();
+    let warm = [program("manager-fs"), store.join("packs"), store.join("manifests"), store.join("bundles")];
+    let mut hosts = 0;
+    let ours = || {
+        hosts += 1;
+        let mut host = Host::new(&format!("execve-{}-{hosts}", tree.name));
+        host.enroll(manager, &manager.address());
+        manager.export(&format!("{}@1", tree.name), &host.name);
+        drop_caches()?;
+        start::warm(&warm)?;
+        host.mount(&[]);
+        let root = host.attach(&format!("{}@1", tree.name));
+        exec::timed(tree.command(&root))
+    };
+    let rival = || {
+        drop_caches()?;
+        exec::timed(tree.command(source))
+    };
+    let pairs = interleave(ROUNDS_COLD, ours, rival)?;
+    execve_rows(report, &tree.name, when, &pairs);
+    Ok(())
+}
+
+/// Records what a start touches, as an operator does after publishing.
+fn record(manager: &Manager, tree: &Tree) -> Result<()> {
+    let name = format!("{}@1", tree.name);
+    let host = Host::mounted(&format!("recorder-{}", tree.name), manager);
+    manager.export(&name, &host.name);
+    host.attach(&name);
+    let recorded = Output::of(&mut recording(&host, tree, &name));
+    ensure!(recorded.code == Some(0), "profile of {name} failed: {}", recorded.stderr.trim());
+    Ok(())
+}
+
+fn execve_rows(report: &mut Report, tree: &str, when: &str, pairs: &Pairs<Exec>) {
+    let mut row = |until: &str, pairs: Option<Pairs>| {
+        if let Some(pairs) = pairs {
+            report.pairs(format!("{tree}: {when}, execve to {until}"), &pairs, "local disk", "");
+        }
+    };
+    row("first instruction", pairs.of(|exec| Some(exec.first_instruction)));
+    row("program's entry", pairs.of(|exec| exec.entry));
+    row("first byte", pairs.of(|exec| Some(exec.first_byte)));
 }
 
 /// Attaching an exported generation of 3,000 entries whose manifest is new to the host.

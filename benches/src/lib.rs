@@ -13,6 +13,7 @@
 pub mod choice;
 pub mod cold;
 pub mod crowd;
+pub mod exec;
 pub mod http;
 pub mod lab;
 pub mod mounted;
@@ -26,6 +27,7 @@ pub mod relay;
 pub mod report;
 pub mod rival;
 pub mod start;
+mod sys;
 pub mod tool;
 pub mod trees;
 pub mod upgrade;

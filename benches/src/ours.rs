@@ -153,7 +153,7 @@ impl Ours {
                 let host = self.enroll(lab);
                 self.export(&generation, &[&host.name]);
                 let mounted = self.mount(lab, host, &[])?;
-                ended(Output::of(&mut mounted.recording(tree, &generation)))?;
+                ended(Output::of(&mut recording(&mounted.host, tree, &generation.name)))?;
             }
         }
         Ok(true)
@@ -181,6 +181,18 @@ impl Ours {
     }
 }
 
+/// `profile` of a generation with the tree's program, not yet run. It runs on a mount of its own, whose path only the
+/// program is told: a shell fills it in.
+pub fn recording(host: &Host, tree: &Tree, generation: &str) -> Command {
+    let mut command = host.command(&["profile", generation, "--", "/bin/sh", "-c"]);
+    let variables = tree.variables(Path::new("$MANAGER_FS_TREE"));
+    let variables: String =
+        variables.iter().map(|(name, value)| format!("{name}=\"{}\" ", value.display())).collect();
+    command.arg(format!("exec env {variables}\"$MANAGER_FS_TREE/{}\" \"$@\"", tree.program));
+    command.arg("sh").args(&tree.arguments);
+    command
+}
+
 /// Arguments of a mount daemon that fetches next to nothing in the background.
 pub fn without_background() -> [&'static str; 2] {
     ["--hydrate-rate", NEXT_TO_NOTHING]
@@ -192,18 +204,6 @@ impl Mounted {
         let mut command = self.host.command(&["exec", &generation.name, "--", &tree.program]);
         let root = self.host.path("run/gens").join(&generation.tree);
         command.args(&tree.arguments).envs(tree.variables(&root));
-        command
-    }
-
-    /// `profile` of a generation with the tree's program, not yet run. It runs on a mount of its own, whose path only
-    /// the program is told: a shell fills it in.
-    fn recording(&self, tree: &Tree, generation: &Generation) -> Command {
-        let mut command = self.host.command(&["profile", &generation.name, "--", "/bin/sh", "-c"]);
-        let variables = tree.variables(Path::new("$MANAGER_FS_TREE"));
-        let variables: String =
-            variables.iter().map(|(name, value)| format!("{name}=\"{}\" ", value.display())).collect();
-        command.arg(format!("exec env {variables}\"$MANAGER_FS_TREE/{}\" \"$@\"", tree.program));
-        command.arg("sh").args(&tree.arguments);
         command
     }
 

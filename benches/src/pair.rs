@@ -3,23 +3,23 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
-/// Seconds of each round: ours and the rival's, in the order in which they ran.
-#[derive(Debug, Clone, Default)]
-pub struct Pairs {
+/// Seconds of each round, or more than that: ours and the rival's, in the order in which they ran.
+#[derive(Debug, Clone)]
+pub struct Pairs<T = f64> {
     /// Ours.
-    pub ours: Vec<f64>,
+    pub ours: Vec<T>,
     /// The rival's.
-    pub rival: Vec<f64>,
+    pub rival: Vec<T>,
 }
 
 /// Runs `ours` and `rival` in turn, `rounds` times after one round that does not count; the order alternates, so that
-/// neither always finds the machine as the other left it. Each returns its seconds.
-pub fn interleave(
+/// neither always finds the machine as the other left it. Each returns its seconds, or more than that.
+pub fn interleave<T>(
     rounds: usize,
-    mut ours: impl FnMut() -> Result<f64>,
-    mut rival: impl FnMut() -> Result<f64>,
-) -> Result<Pairs> {
-    let mut pairs = Pairs::default();
+    mut ours: impl FnMut() -> Result<T>,
+    mut rival: impl FnMut() -> Result<T>,
+) -> Result<Pairs<T>> {
+    let mut pairs = Pairs { ours: Vec::new(), rival: Vec::new() };
     for round in 0..=rounds {
         let (a, b);
         if round % 2 == 0 {
@@ -64,6 +64,14 @@ impl Spread {
     /// For a JSON report.
     pub fn json(&self) -> Value {
         json!({ "min": self.min, "median": self.median, "max": self.max })
+    }
+}
+
+impl<T> Pairs<T> {
+    /// One figure of each run; `None` if one of them does not have it.
+    pub fn of(&self, figure: impl Fn(&T) -> Option<f64>) -> Option<Pairs> {
+        let all = |runs: &[T]| runs.iter().map(&figure).collect::<Option<Vec<f64>>>();
+        Some(Pairs { ours: all(&self.ours)?, rival: all(&self.rival)? })
     }
 }
 

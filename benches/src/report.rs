@@ -69,14 +69,14 @@ impl Report {
     /// The file cannot be written.
     pub fn finish(&self, name: &str, dir: &Path) -> Result<()> {
         println!("\n{name}: {}", machine());
-        println!("{:<48} {:>11} {:>21}  {:<34}  goal", "what", "median", "min .. max", "x rival (min .. max)");
+        println!("{:<60} {:>11} {:>21}  {:<34}  goal", "what", "median", "min .. max", "x rival (min .. max)");
         for row in &self.rows {
             let Spread { min, median, max } = row.figure;
             let ratio = row.ratio.as_ref().map_or_else(String::new, |(ratio, rival)| {
                 format!("{:.2} ({:.2} .. {:.2}) {rival}", ratio.median, ratio.min, ratio.max)
             });
             let spread = format!("{min:.2} .. {max:.2}");
-            println!("{:<48} {median:>8.2} {:<3}{spread:>20}  {ratio:<34}  {}", row.name, row.unit, row.goal);
+            println!("{:<60} {median:>8.2} {:<3}{spread:>20}  {ratio:<34}  {}", row.name, row.unit, row.goal);
         }
         for note in &self.notes {
             println!("note: {note}");

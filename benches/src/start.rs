@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -26,24 +26,42 @@ pub fn to_first_byte(command: &mut Command) -> Result<f64> {
 /// # Errors
 /// The program does not start, prints nothing, fails, or takes too long.
 pub fn first_byte<T>(command: &mut Command, seen: impl FnOnce() -> T) -> Result<T> {
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
-    let mut stdout = child.stdout.take().context("a piped stdout")?;
+    let child = spawn(command)?;
+    let watched = kill_when_late(&child);
+    let seen = until_it_ends(child, seen).with_context(|| format!("running {command:?}"))?;
+    drop(watched);
+    Ok(seen)
+}
+
+/// Starts a program whose standard output is read here.
+pub(crate) fn spawn(command: &mut Command) -> Result<Child> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    command.spawn().with_context(|| format!("starting {command:?}"))
+}
+
+/// Kills the program at its deadline, unless what this returns is dropped before.
+pub(crate) fn kill_when_late(child: &Child) -> Sender<()> {
     let (ended, watched) = mpsc::channel::<()>();
-    let pid = rustix::process::Pid::from_child(&child);
+    let pid = rustix::process::Pid::from_child(child);
     std::thread::spawn(move || {
         if watched.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
-            // Then its standard output ends, and the reader below sees why.
+            // Then its standard output ends, and whoever reads it sees why.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     });
+    ended
+}
+
+/// Calls `seen` at the first byte on standard output, and waits for the end, which must be with 0.
+pub(crate) fn until_it_ends<T>(mut child: Child, seen: impl FnOnce() -> T) -> Result<T> {
+    let mut stdout = child.stdout.take().context("a piped stdout")?;
     let mut byte = [0];
     let got = stdout.read(&mut byte)?;
     let seen = seen();
     let mut rest = Vec::new();
     stdout.read_to_end(&mut rest)?;
-    drop(ended);
     let status = child.wait()?;
-    ensure!(got == 1 && status.success(), "{command:?} printed {got} bytes and ended with {status}");
+    ensure!(got == 1 && status.success(), "it printed {got} bytes and ended with {status}");
     Ok(seen)
 }
 

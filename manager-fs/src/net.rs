@@ -67,3 +67,14 @@ pub enum NetError {
     #[error("{0}")]
     Identity(String),
 }
+
+/// Allows this process as many open files as it may have. The usual soft limit of 1,024 would be reached by a manager's
+/// connections, and on a host by objects being filled, together with connections.
+pub(crate) fn allow_descriptors() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum.map_or(limit.current, |maximum| Some(maximum.min(65_536)));
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
+}

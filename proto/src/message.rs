@@ -41,6 +41,16 @@ pub enum Fault {
     Failed(String),
 }
 
+impl Fault {
+    /// The fault without its kind, for a sentence that says that already.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Refused(why) | Self::Unavailable(why) => why.clone(),
+            other => other.to_string(),
+        }
+    }
+}
+
 /// A host's request to the manager.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostRequest {

@@ -99,10 +99,36 @@ fn an_expired_certificate_is_named_and_a_new_token_helps() {
     });
     let status: Value = host.status();
     assert_eq!(status["manager"]["connected"], false, "{status}");
-    host.run(&["attach", "sample@1"]).expect(1);
+    for command in [&["attach", "sample@1"][..], &["exec", "sample@1", "--", "/bin/true"], &["launch", "sample"]] {
+        let refused = host.run(command).expect(1).stderr;
+        for part in
+            ["host-1", "expired at 2", "manager-fs token host-1", "manager-fs enroll --force", &manager.address()]
+        {
+            assert!(refused.contains(part), "{part} is not in: {refused}");
+        }
+    }
     // As the message says; the daemon that runs takes the new identity.
     let token = manager.run(&["token", "host-1"]).text();
     host.run(&["enroll", "--force", "--manager", &manager.address(), "--token", &token]).expect(0);
     let root = host.attach("sample@1");
     assert_eq!(fs::read(root.join("file-0")).unwrap(), fs::read(tree.path().join("file-0")).unwrap());
+}
+
+#[test]
+fn a_host_that_its_manager_shuts_out_is_told_why() {
+    let (manager, other) = (Manager::start(), Manager::start());
+    let host = Host::mounted("host-1", &manager);
+    manager.run(&["host", "revoke", "host-1"]).expect(0);
+    let refused = host.run(&["attach", "sample@1"]).expect(1).stderr;
+    assert!(
+        refused.contains("host 'host-1' was revoked") && refused.contains("manager-fs token host-1"),
+        "{refused}"
+    );
+
+    // An address that is now another manager's.
+    let mut host = Host::new("host-2");
+    host.enroll(&manager, &manager.address());
+    host.mount(&["--manager", &other.address()]);
+    let refused = host.run(&["attach", "sample@1"]).expect(1).stderr;
+    assert!(refused.contains("issued by another manager") && refused.contains(&other.address()), "{refused}");
 }

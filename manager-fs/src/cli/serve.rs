@@ -27,6 +27,7 @@ pub(super) struct ServeArgs {
 
 pub(super) fn run(args: &ServeArgs, dirs: &Dirs) -> anyhow::Result<Done> {
     super::log::start();
+    net::allow_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let served = runtime.block_on(serve(args, dirs));
     // Threads that still read or publish for commands that are gone are not waited for.

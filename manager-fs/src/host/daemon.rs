@@ -257,10 +257,13 @@ impl Daemon {
         let find =
             |daemon: Arc<Self>, reference: GenerationRef| blocking(move || daemon.generations.resolve(&reference));
         let found = find(Arc::clone(self), reference.clone()).await;
-        let Err(Fault::NotFound(text)) = found else { return found };
+        let Err(Fault::NotFound(_)) = found else { return found };
         match self.refresh_exports(Instant::now() + FRESH_DEADLINE).await {
             Ok(()) => find(Arc::clone(self), reference.clone()).await,
-            Err(fault) => Err(Fault::NotFound(format!("{text} (and the manager could not be asked: {fault})"))),
+            Err(fault) => Err(Fault::NotFound(format!(
+                "this host knows no generation {reference}, and the manager could not be asked: {}",
+                fault.reason()
+            ))),
         }
     }
 
@@ -379,6 +382,14 @@ impl Dial for TlsDial {
 
     fn address(&self) -> String {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// TLS says that a certificate has expired, but neither when nor what helps.
+    fn explain(&self, reason: String) -> String {
+        match Identity::load(&self.state) {
+            Ok(identity) if identity.not_after <= unix_ms() => identity.expired(&self.address()),
+            _ => reason,
+        }
     }
 }
 

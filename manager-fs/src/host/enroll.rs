@@ -11,7 +11,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
 use ed25519_dalek::VerifyingKey;
@@ -70,6 +70,16 @@ impl Identity {
     /// When to ask for a new certificate: after two thirds of its life, milliseconds since 1970.
     pub fn renew_at(&self) -> Unix {
         self.not_before + (self.not_after.saturating_sub(self.not_before)) / 3 * 2
+    }
+
+    /// That the certificate has expired, and what to do, for people.
+    pub(crate) fn expired(&self, manager: &str) -> String {
+        let host = &self.host;
+        let ended = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(self.not_after));
+        format!(
+            "the certificate of this host ({host}) expired at {ended}: get a new token with `manager-fs token {host}` on \
+             the manager, then `manager-fs enroll --force --manager {manager} --token TOKEN` here"
+        )
     }
 }
 

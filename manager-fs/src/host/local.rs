@@ -166,8 +166,13 @@ async fn newest(daemon: &Daemon, product: &Product) -> Result<DaemonReply, Fault
     // What was exported a moment ago counts too, if the manager can be asked.
     let refreshed = daemon.refresh_exports_soon().await;
     let newest = daemon.known.newest(product).ok_or_else(|| {
-        let why = refreshed.err().map(|fault| format!(" ({fault})")).unwrap_or_default();
-        Fault::NotFound(format!("no generation of {product} is exported to this host{why}"))
+        Fault::NotFound(match refreshed {
+            Ok(()) => format!("no generation of {product} is exported to this host"),
+            Err(fault) => format!(
+                "this host knows no generation of {product}, and the manager could not be asked: {}",
+                fault.reason()
+            ),
+        })
     });
     newest.map(|known| DaemonReply::Record(known.signed.clone()))
 }

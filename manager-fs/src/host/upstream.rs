@@ -32,6 +32,8 @@ const DIAL_DEADLINE: Duration = Duration::from_secs(10);
 const BULK_IDLE: Duration = Duration::from_secs(60);
 /// Beyond this difference of clocks certificates begin to fail for no visible reason, so it is said.
 const CLOCK_SKEW_MS: u64 = 5 * 60 * 1000;
+/// A lane notices within moments that its connection is over.
+const NOTICED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Makes one connection; a trait so that tests need no TLS.
 pub(crate) trait Dial: Send + Sync + 'static {
@@ -39,6 +41,10 @@ pub(crate) trait Dial: Send + Sync + 'static {
     fn dial(&self, handler: Arc<dyn Handler>) -> BoxFuture<Result<Link, NetError>>;
     /// Where to, for people.
     fn address(&self) -> String;
+    /// Why a manager that answered hung up before it welcomed this host, when more is known of that than `reason`.
+    fn explain(&self, reason: String) -> String {
+        reason
+    }
 }
 
 /// The manager, as the host's threads and tasks see it.
@@ -73,6 +79,8 @@ struct Lane {
     /// Somebody waits for it now: do not sit out the pause.
     hurry: Notify,
     users: AtomicUsize,
+    /// Why the last dial failed or the last connection ended.
+    down: Mutex<Option<String>>,
     ended: watch::Sender<bool>,
 }
 
@@ -121,9 +129,7 @@ impl Manager {
 
     /// Sends a request on the control connection and waits for the answer; a `Fault` is an error.
     pub(crate) async fn ask(&self, request: &HostRequest, deadline: Instant) -> Result<ManagerReply, Fault> {
-        let link = self.control.link(true, deadline).await?;
-        let reply = link.request(request, |_| (), remaining(deadline)).await.map_err(|error| unavailable(&error))?;
-        match reply {
+        match self.control.request(true, request, |_| (), deadline).await? {
             ManagerReply::Fault(fault) => Err(fault),
             reply => Ok(reply),
         }
@@ -144,10 +150,8 @@ impl Manager {
                 }
             }
         };
-        let link = self.control.link(true, deadline).await?;
         let request = HostRequest::Manifest { tree: *tree };
-        let reply = link.request(&request, on, remaining(deadline)).await.map_err(|error| unavailable(&error))?;
-        check_sent(reply, frames)?;
+        check_sent(self.control.request(true, &request, on, deadline).await?, frames)?;
         self.bytes.fetch_add(packed.len() as u64, Ordering::Relaxed);
         unpack(&packed)
             .map_err(|error| Fault::Failed(format!("the manifest of {tree} cannot be decompressed: {error}")))
@@ -176,8 +180,7 @@ impl Manager {
         };
         let reply = self.runtime.block_on(async {
             let _user = lane.user();
-            let link = lane.link(demand, deadline).await?;
-            link.request(&request, on, remaining(deadline)).await.map_err(|error| unavailable(&error))
+            lane.request(demand, &request, on, deadline).await
         });
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         if malformed {
@@ -229,8 +232,7 @@ impl Manager {
         };
         let reply = self.runtime.block_on(async {
             let _user = lane.user();
-            let link = lane.link(demand, deadline).await?;
-            link.request(request, on, remaining(deadline)).await.map_err(|error| unavailable(&error))
+            lane.request(demand, request, on, deadline).await
         });
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         check_sent(reply?, frames)
@@ -252,8 +254,30 @@ impl Lane {
             needed: Notify::new(),
             hurry: Notify::new(),
             users: AtomicUsize::new(0),
+            down: Mutex::default(),
             ended: watch::Sender::new(false),
         })
+    }
+
+    /// Sends a request as soon as there is a connection, and waits for the answer.
+    async fn request(
+        &self,
+        demand: bool,
+        request: &HostRequest,
+        on: impl FnMut(Incoming),
+        deadline: Instant,
+    ) -> Result<ManagerReply, Fault> {
+        let link = self.link(demand, deadline).await?;
+        match link.request(request, on, remaining(deadline)).await {
+            Err(NetError::Closed(_)) => {
+                // The lane knows more of why than the connection itself does, and says it when it lets go of that.
+                let let_go = |now: &Option<Link>| now.as_ref().is_none_or(|now| !now.is_same(&link));
+                let noticed = deadline.min(Instant::now() + NOTICED_WITHIN);
+                let _ = tokio::time::timeout_at(noticed.into(), self.link.subscribe().wait_for(let_go)).await;
+                Err(self.unavailable())
+            }
+            reply => reply.map_err(|error| unavailable(&error)),
+        }
     }
 
     /// The connection, waited for until `deadline`.
@@ -267,9 +291,18 @@ impl Lane {
             }
         }
         match tokio::time::timeout_at(deadline.into(), links.wait_for(up)).await {
-            Ok(Ok(link)) => link.clone().ok_or_else(|| Fault::Unavailable("no connection".to_owned())),
-            Ok(Err(_)) | Err(_) => Err(Fault::Unavailable("the manager cannot be reached".to_owned())),
+            Ok(Ok(link)) => link.clone().ok_or_else(|| self.unavailable()),
+            Ok(Err(_)) | Err(_) => Err(self.unavailable()),
         }
+    }
+
+    /// There is no connection, and why.
+    fn unavailable(&self) -> Fault {
+        let why = self.down.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Fault::Unavailable(match why {
+            Some(why) => format!("no connection to the manager: {why}"),
+            None => "the manager has not answered yet".to_owned(),
+        })
     }
 
     fn user(&self) -> User<'_> {
@@ -366,14 +399,13 @@ async fn greet(lane: &Lane, dial: &dyn Dial, handler: Arc<dyn Handler>) -> Resul
         }
         Ok(ManagerReply::Fault(fault)) => {
             link.close("refused");
-            let why = if let Fault::Refused(why) = fault { why } else { fault.to_string() };
-            Err(format!("the manager refused this host: {why}"))
+            Err(format!("the manager refused this host: {}", fault.reason()))
         }
         Ok(_) => {
             link.close("protocol");
             Err("the manager answered Hello with something else".to_owned())
         }
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(dial.explain(error.to_string())),
     }
 }
 
@@ -405,6 +437,7 @@ impl Lane {
     }
 
     fn went_down(&self, reason: &str, facts: &Mutex<Facts>) {
+        *self.down.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
         self.link.send_replace(None);
         if self.role == Role::Control {
             let mut facts = facts.lock().unwrap_or_else(PoisonError::into_inner);

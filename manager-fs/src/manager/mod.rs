@@ -17,6 +17,7 @@ mod reports;
 pub mod server;
 mod session;
 pub mod store;
+mod strangers;
 pub mod upgrade;
 
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -19,8 +19,9 @@ use super::export::Exporter;
 use super::identity::{self, HostCertificate, ManagerIdentity, Peer};
 use super::jobs::Jobs;
 use super::now;
-use super::session::{Strangers, welcome};
+use super::session::welcome;
 use super::store::Store;
+use super::strangers::Strangers;
 use crate::net::{self, Link};
 
 /// How long a host may take to say `Hello`, and an enrolment may take in all.

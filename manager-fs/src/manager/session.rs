@@ -1,7 +1,6 @@
 //! One connection of a host, from the handshake to its end. States and limits: `docs/control-protocol.md`.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -14,11 +13,9 @@ use tokio::sync::{Semaphore, watch};
 
 use super::identity::{self, Peer};
 use super::server::{GREETING_DEADLINE, Manager, blocking, check_protocol};
+use super::strangers::Stranger;
 use super::{fault_of, now};
 use crate::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits};
-
-/// Connections of one address that have not shown a known certificate and said `Hello`. Many hosts may share an address.
-const STRANGERS_PER_ADDRESS_MAX: usize = 64;
 
 /// Chunk requests of one connection that are answered at once; others wait. Each holds a megabyte or two.
 const CHUNK_REQUESTS_MAX: usize = 16;
@@ -32,8 +29,11 @@ pub(super) async fn welcome(
     stream: TcpStream,
     address: SocketAddr,
     config: Arc<net::ServerConfig>,
-    stranger: Stranger,
+    mut stranger: Stranger,
 ) {
+    if !stranger.take_turn().await {
+        return tracing::warn!(%address, "others of this address that have not said who they are took too long");
+    }
     let (stream, certificate) = match net::accept(stream, config).await {
         Ok(accepted) => accepted,
         Err(error) => return tracing::warn!(%address, %error, "handshake failed"),
@@ -89,39 +89,6 @@ async fn close_in_time(manager: &Manager, link: &Link, peer: &Peer, mut ends: Un
     }
 }
 
-/// Connections of one address that are not known yet.
-#[derive(Default)]
-pub(super) struct Strangers(Mutex<HashMap<IpAddr, usize>>);
-
-pub(super) struct Stranger {
-    all: Arc<Strangers>,
-    address: IpAddr,
-}
-
-impl Strangers {
-    pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Stranger> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_default();
-        if *count >= STRANGERS_PER_ADDRESS_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(Stranger { all: Arc::clone(self), address })
-    }
-}
-
-impl Drop for Stranger {
-    fn drop(&mut self) {
-        let mut counts = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
-            }
-        }
-    }
-}
-
 /// One connection of a host.
 struct Session {
     manager: Arc<Manager>,
@@ -137,11 +104,11 @@ struct Session {
 }
 
 /// How far the greeting is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Hello {
     NotYet,
     BeingAnswered,
-    Answered,
+    Answered(Result<(), Fault>),
 }
 
 struct ServeSession(Arc<Session>);
@@ -154,7 +121,9 @@ impl Handler for ServeSession {
         if matches!(request, Ok(HostRequest::Hello { .. })) {
             session.hello.send_if_modified(|hello| {
                 let first = *hello == Hello::NotYet;
-                *hello = if first { Hello::BeingAnswered } else { *hello };
+                if first {
+                    *hello = Hello::BeingAnswered;
+                }
                 first
             });
         }
@@ -199,15 +168,16 @@ impl Session {
             return blocking(move || manager.enroll(protocol, &secret, &csr)).await;
         };
         if let HostRequest::Hello { protocol, software, role } = request {
-            check_protocol(protocol)?;
             let session = Arc::clone(self);
-            let reply = blocking(move || session.hello(&peer, role, &software)).await;
-            self.hello.send_replace(Hello::Answered);
-            return reply;
+            let greet = move || {
+                check_protocol(protocol)?;
+                session.hello(&peer, role, &software)
+            };
+            let reply = blocking(greet).await.map_err(fault_of);
+            self.hello.send_replace(Hello::Answered(reply.as_ref().map(|_| ()).map_err(Fault::clone)));
+            return Ok(reply?);
         }
-        if !self.is_greeted().await {
-            return Err(Fault::BadRequest(String::from("a host says Hello first")).into());
-        }
+        self.greeting().await?;
         match request {
             HostRequest::Hello { .. } | HostRequest::Enroll { .. } => {
                 Err(Fault::BadRequest(String::from("this connection is enrolled already")).into())
@@ -241,12 +211,17 @@ impl Session {
         }
     }
 
-    /// Whether this connection has been greeted, as soon as that is known.
-    async fn is_greeted(&self) -> bool {
+    /// Whether this connection has been greeted, as soon as that is known. What came behind a `Hello` that is refused is
+    /// refused for the same reason: its answer may arrive first.
+    async fn greeting(&self) -> Result<(), Fault> {
         let mut hello = self.hello.subscribe();
         // The sender is in `self`, so this does not fail.
-        let _ = hello.wait_for(|hello| *hello != Hello::BeingAnswered).await;
-        self.greeted.get().is_some()
+        let hello = hello.wait_for(|hello| *hello != Hello::BeingAnswered).await.map(|hello| hello.clone());
+        match hello {
+            _ if self.greeted.get().is_some() => Ok(()),
+            Ok(Hello::Answered(Err(fault))) => Err(fault),
+            _ => Err(Fault::BadRequest(String::from("a host says Hello first"))),
+        }
     }
 
     fn hello(&self, peer: &Peer, role: Role, software: &str) -> anyhow::Result<ManagerReply> {

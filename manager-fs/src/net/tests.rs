@@ -202,3 +202,29 @@ async fn a_socket_path_may_be_long_and_stale() {
     let client = start(client.unwrap(), Arc::new(RefuseAll));
     assert_eq!(client.request::<_, u32>(&1u32, |_| {}, SOON).await, Err(NetError::Unanswered));
 }
+
+#[tokio::test]
+async fn a_manager_whose_certificate_is_out_of_its_time_is_named_as_that() {
+    use std::time::SystemTime;
+    let (day, now) = (Duration::from_secs(24 * 3600), SystemTime::now());
+    assert!(said_of_a_server_valid(now - 2 * day, now - day).await.contains("has expired"));
+    assert!(said_of_a_server_valid(now + day, now + 2 * day).await.contains("not valid yet"));
+}
+
+/// What a host says of a manager whose certificate is valid from and until then.
+async fn said_of_a_server_valid(from: std::time::SystemTime, until: std::time::SystemTime) -> String {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let (authority_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let authority_pem = authority.self_signed(&authority_key).unwrap().pem();
+    let mut params = CertificateParams::new([tls::MANAGER_NAME.to_owned()]).unwrap();
+    (params.not_before, params.not_after) = (from.into(), until.into());
+    let certificate = params.signed_by(&key, &Issuer::new(authority, authority_key)).unwrap().pem();
+    let identity = TlsIdentity { certificate, key: key.serialize_pem(), authority: authority_pem };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let config = server_config(&identity).unwrap();
+    tokio::spawn(async move { accept(listener.accept().await.unwrap().0, config).await.map(drop) });
+    connect(&address, client_config(&identity).unwrap()).await.unwrap_err().to_string()
+}

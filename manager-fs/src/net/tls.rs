@@ -13,7 +13,10 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{AlertDescription, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -160,10 +163,21 @@ pub(crate) fn explain(error: &io::Error) -> String {
         Some(rustls::Error::AlertReceived(
             AlertDescription::UnknownCA | AlertDescription::BadCertificate | AlertDescription::DecryptError,
         )) => String::from("the other side refuses our certificate: it was not issued by this manager"),
-        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
-            String::from("its certificate was issued by another manager than the one this host is enrolled with")
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => String::from(
+            "its certificate was issued by another manager than the one this host is enrolled with: dial that one \
+                 (--manager), or enrol this host with this one (`manager-fs enroll --force`)",
+        ),
+        Some(rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        )) => String::from(
+            "its certificate has expired by the clock of this machine: restart the manager, which makes a new one",
+        ),
+        Some(rustls::Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        )) => {
+            String::from("its certificate is not valid yet by the clock of this machine: one of the clocks is wrong")
         }
-        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => other.to_string(),
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) => other.to_string(),
         Some(other) => format!("TLS: {other}"),
         None if error.kind() == io::ErrorKind::UnexpectedEof => String::from("the peer closed it without a farewell"),
         None => error.to_string(),
@@ -298,5 +312,5 @@ impl std::error::Error for Refusal {}
 
 fn refused(reason: &str) -> rustls::Error {
     let reason = Refusal(reason.to_owned());
-    rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(reason))))
+    rustls::Error::InvalidCertificate(CertificateError::Other(rustls::OtherError(Arc::new(reason))))
 }

@@ -36,7 +36,7 @@ impl Worker {
     /// The process was not started by a holder.
     pub fn bootstrap(layout: Layout) -> anyhow::Result<Self> {
         let (device, control, greeting) = inherited_worker()?;
-        allow_descriptors();
+        crate::net::allow_descriptors();
         Ok(Self { layout, device, control, greeting })
     }
 
@@ -284,15 +284,5 @@ impl Mounts {
         })?;
         let path = self.layout.mountpoint.join(relative);
         Ok(Mounted { path, data_path: DataPath::View, already: true, meta_us: 0, mount_us: 0 })
-    }
-}
-
-/// The usual soft limit of 1,024 would be reached by objects being filled, together with connections.
-fn allow_descriptors() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum.map_or(limit.current, |maximum| Some(maximum.min(65_536)));
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::debug!(%error, "the limit of open files stays");
     }
 }

@@ -106,12 +106,10 @@ impl State {
     /// [`Fault::Refused`] with the reason.
     pub fn admit(&self, host: &HostName, serial: &str) -> anyhow::Result<()> {
         match self.host(host)? {
-            None => bail!(Fault::Refused(format!("host '{host}' is not known to this manager; enrol it again"))),
-            Some(record) if record.revoked.is_some() => bail!(Fault::Refused(format!("host '{host}' was revoked"))),
+            None => bail!(shut_out(host, "is not known to this manager")),
+            Some(record) if record.revoked.is_some() => bail!(shut_out(host, "was revoked")),
             Some(record) if record.certificates.iter().all(|issued| issued.serial != serial) => {
-                bail!(Fault::Refused(format!(
-                    "host '{host}' was enrolled anew since; this certificate is no longer accepted"
-                )))
+                bail!(shut_out(host, "was enrolled anew since, and this certificate is no longer accepted"))
             }
             Some(_) => Ok(()),
         }
@@ -302,6 +300,14 @@ impl State {
     pub fn steps(&self, host: &HostName, product: &Product) -> Result<Vec<StepEvent>, ControlError> {
         Ok(self.read(&history_key(host, product))?.map(|(steps, _)| steps).unwrap_or_default())
     }
+}
+
+/// The refusal that the host's operator reads, with what helps.
+fn shut_out(host: &HostName, why: &str) -> Fault {
+    Fault::Refused(format!(
+        "host '{host}' {why}: to let it in again, `manager-fs token {host}` on the manager, then \
+         `manager-fs enroll --force` with that token on the host"
+    ))
 }
 
 fn host_key(host: &HostName) -> String {
