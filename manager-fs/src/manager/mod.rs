@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod bundle;
+mod content;
 pub mod control;
 pub mod delta;
 pub mod elf;

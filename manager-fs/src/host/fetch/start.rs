@@ -208,7 +208,8 @@ impl Fetcher {
             OldTree::new(from, bytes).ok()
         });
         let from = from.filter(|_| old.is_some());
-        let mut coming = Coming { fetcher: self, number, tree, reader: Reader::new(old, manifest), failed: None };
+        let reader = Reader::new(old, manifest);
+        let mut coming = Coming { fetcher: self, number, tree, reader, guessed: false, failed: None };
         let deadline = Instant::now() + DEADLINE;
         self.count(&self.counters.requests, 1);
         let result = self.upstream.start(generation, from.as_ref(), with_manifest, deadline, &mut |bytes| {
@@ -264,6 +265,8 @@ struct Coming<'f> {
     number: u64,
     tree: Option<TreeId>,
     reader: Reader,
+    /// Whether nobody has recorded what it brings. Known before any of it comes.
+    guessed: bool,
     failed: Option<BundleError>,
 }
 
@@ -291,7 +294,7 @@ impl Coming<'_> {
                             "tree {tree} came instead of the one that was asked for"
                         )));
                     }
-                    self.tree = Some(tree);
+                    (self.tree, self.guessed) = (Some(tree), guessed);
                     self.fetcher.starts.change(self.number, |start| start.tree = Some(tree));
                     if guessed {
                         self.fetcher.starts.lock().unrecorded.insert(tree);
@@ -346,8 +349,7 @@ impl Coming<'_> {
             }
         });
         // A guess stays out of the page cache: what the program really touches is to be seen.
-        let recorded = |tree: &TreeId| !fetcher.starts.lock().unrecorded.contains(tree);
-        if let Some(tree) = self.tree.filter(|tree| !ranges.is_empty() && recorded(tree)) {
+        if let Some(tree) = self.tree.filter(|_| !ranges.is_empty() && !self.guessed) {
             (fetcher.options.on_arrived)(&tree, ranges);
         }
         result
