@@ -75,9 +75,8 @@ impl<'a> Libraries<'a> {
         let runpath = user.runpath.as_deref().unwrap_or_default().split(':').filter(|dir| !dir.is_empty());
         let relative = runpath.filter_map(|dir| within(&origin, dir));
         let usual = LIBRARY_DIRS.iter().map(|dir| (*dir).to_owned());
-        let mut places = relative
-            .chain(usual)
-            .map(|dir| if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") });
+        let mut places =
+            relative.chain(usual).map(|dir| if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") });
         let found = places.find_map(|path| self.by_path.get(path.as_bytes()).copied());
         found.or_else(|| self.by_name.get(name.as_bytes()).copied()).map(|elf| &elf.path)
     }

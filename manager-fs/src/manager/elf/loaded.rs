@@ -284,3 +284,5 @@ impl<'a, H: FileHeader, R: ReadRef<'a>> File<'_, H, R> {
     }
 }
 
+#[cfg(test)]
+mod tests;
