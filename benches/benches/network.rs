@@ -39,7 +39,9 @@ fn main() -> Result<()> {
         report.note(profile.describe());
     }
     let mut ours = Ours::publish(&lab, &trees, choice.has_part("upgrade"))?;
-    if !ours.record_starts(&lab, &trees)? {
+    if !choice.records {
+        report.note("starts are not recorded: BENCH_RECORD=0");
+    } else if !ours.record_starts(&lab, &trees)? {
         report.note("starts are not recorded: this manager-fs has no command 'profile'");
     }
     if choice.has_part("upgrade") {

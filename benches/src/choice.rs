@@ -1,6 +1,6 @@
 //! What to measure, from the environment.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::profile::Profile;
 use crate::trees::Tree;
@@ -12,6 +12,8 @@ pub struct Choice {
     pub rounds: usize,
     /// `BENCH_PROFILES`: networks.
     pub profiles: Vec<Profile>,
+    /// `BENCH_RECORD`: whether starts are recorded before they are measured.
+    pub records: bool,
     trees: Option<Vec<String>>,
     rivals: Option<Vec<String>>,
     parts: Option<Vec<String>>,
@@ -36,8 +38,13 @@ impl Choice {
             Some(names) => names.iter().map(|name| Profile::named(name)).collect::<Result<_>>()?,
             None => usual.to_vec(),
         };
+        let records = match std::env::var("BENCH_RECORD").as_deref() {
+            Err(_) | Ok("1") => true,
+            Ok("0") => false,
+            Ok(_) => bail!("BENCH_RECORD is neither 0 nor 1"),
+        };
         let (trees, rivals, parts) = (list("BENCH_TREES"), list("BENCH_RIVALS"), list("BENCH_PARTS"));
-        Ok(Self { rounds, profiles, trees, rivals, parts })
+        Ok(Self { rounds, profiles, records, trees, rivals, parts })
     }
 
     /// Whether `BENCH_TREES` allows this one.

@@ -31,6 +31,7 @@ pub mod name;
 pub mod path;
 pub mod proof;
 pub mod record;
+pub mod start_up;
 pub mod token;
 
 pub use id::{ChunkId, ObjectId, TreeId};

@@ -109,10 +109,56 @@ fn without_a_recording_the_first_start_teaches_the_manager() {
     first.enroll(&manager, &manager.address());
     first.mount(&["--hydrate-rate", "1"]);
     manager.export("sample@1.0", "first");
-    until("the export arrives", || (first.run(&["exec", "sample@1.0"]).code == Some(0)).then_some(()));
+    first.attach("sample@1.0");
+    // The script is guessed whole, and yet it is seen that it is read.
+    until("the guess is here", || (count(&first.status(), "bundle_plain_bytes") > 0).then_some(()));
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(first.run(&["exec", "sample@1.0"]).expect(0).text(), right_output());
     until("the manager has learned", || manager.log().contains("learned").then_some(()));
     let file_of = |path: &str| std::fs::metadata(sample().path().join(path)).unwrap().len();
     starts_from_the_bundle_alone(&manager, "second", 2 * 4096 + file_of("bin/start"));
+}
+
+/// A real program that is larger than what is guessed whole, and a file that no loader knows of.
+fn program() -> TreeFixture {
+    let tree = TreeFixture::new();
+    let bytes = std::fs::read(tests::command::program("manager-fs")).unwrap();
+    let descriptor = "entrypoint = 'bin/start'\narguments = ['--version']\n";
+    tree.file("bin/start", 0o755, bytes).file("manager-fs.toml", 0o644, descriptor).file("data", 0o644, [b'7'; 5000]);
+    tree
+}
+
+#[test]
+fn a_start_that_nobody_recorded_gets_what_the_loader_reads_and_teaches_what_the_program_touched() {
+    let (manager, tree) = (Manager::start(), program());
+    manager.publish("sample", "1.0", tree.path());
+    let proxy = Proxy::start(&manager.address());
+    let mut first = Host::new("first");
+    first.enroll(&manager, &proxy.address());
+    first.mount(&["--hydrate-rate", "1"]);
+    manager.export("sample@1.0", "first");
+    first.attach("sample@1.0");
+    until("the guess is here", || (count(&first.status(), "bundle_plain_bytes") > 40 * 4096).then_some(()));
+    assert!(count(&first.status(), "bundle_plain_bytes") <= 4 << 20, "{}", first.status()["fetch"]);
+    // Of all that was guessed this start touches nothing.
+    let read = first.run(&["exec", "sample@1.0", "--", "/bin/sh", "-c", "head -c 10 \"$MANAGER_FS_TREE/data\""]);
+    assert_eq!(read.expect(0).stdout, "7777777777");
+    until("the manager has learned", || manager.log().contains("learned").then_some(()));
+    let mut second = Host::new("second");
+    second.enroll(&manager, &manager.address());
+    second.mount(&["--hydrate-rate", "1"]);
+    manager.export("sample@1.0", "second");
+    second.attach("sample@1.0");
+    until("what was learned is here", || (count(&second.status(), "bundle_plain_bytes") > 0).then_some(()));
+    assert_eq!(count(&second.status(), "bundle_plain_bytes"), 4096, "{}", second.status()["fetch"]);
+
+    let version = std::process::Command::new(tree.path().join("bin/start")).arg("--version").output().unwrap();
+    assert_eq!(
+        first.run(&["exec", "sample@1.0"]).expect(0).text(),
+        String::from_utf8(version.stdout).unwrap().trim()
+    );
+    let status = first.status();
+    assert_eq!((count(&status, "wrong_hashes"), count(&status, "retries")), (0, 0), "{}", status["fetch"]);
 }
 
 #[test]

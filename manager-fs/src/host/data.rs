@@ -136,7 +136,7 @@ impl DataPlane {
             return;
         }
         let (recorder, spool) = (Arc::clone(server.recorder()), Arc::clone(&self.spool));
-        let (learning, tree) = (Arc::clone(&self.learning), *tree);
+        let (learning, tree, fetcher) = (Arc::clone(&self.learning), *tree, Arc::clone(self.objects.fetcher()));
         recorder.begin();
         let work = move || {
             let until = Instant::now() + LEARN_AT_MOST;
@@ -144,6 +144,7 @@ impl DataPlane {
                 std::thread::sleep(LEARN_LOOK);
             }
             let touches = recorder.end(&manifest);
+            fetcher.learned();
             if !touches.is_empty() {
                 tracing::info!(%tree, touches = touches.len(), "the manager is told what this start touched");
                 spool.push(&HostReport::Touched { tree, touches });

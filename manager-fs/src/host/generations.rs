@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 
 use proto::daemon::{Attached, StageProgress};
 use proto::message::Fault;
+use proto::start_up::start_up_files;
 use proto::{GenerationRef, Metadata, TreeId, TreePath};
 
 use super::collect::Wake;
 use super::known::{Known, Resolved};
 use super::leases::{Kept, Leases};
 use super::users;
-use super::warm;
 
 /// What the data path offers; a trait so that the rules here are tested without mounts.
 pub(crate) trait Trees: Send + Sync + 'static {
@@ -399,7 +399,7 @@ impl Generations {
                 records.iter().find(|known| known.record.tree == resolved.tree).map(|known| &known.record.metadata)
             }
         };
-        metadata.map(warm::start_up_files).unwrap_or_default()
+        metadata.map(|metadata| start_up_files(metadata, &|path| Some(path.clone()))).unwrap_or_default()
     }
 
     pub(super) fn turn(&self, tree: &TreeId) -> Arc<Mutex<()>> {

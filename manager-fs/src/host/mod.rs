@@ -27,4 +27,3 @@ mod status;
 pub mod touches;
 mod upstream;
 mod users;
-mod warm;

@@ -1,6 +1,8 @@
 //! What an ELF file says about itself. The bytes are hostile: every size is bounded before it is read, and a file that
 //! contradicts itself yields what could be read.
 
+pub(crate) mod loaded;
+
 use std::io::{Read, Seek};
 
 use object::elf;

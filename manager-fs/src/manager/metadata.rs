@@ -1,15 +1,15 @@
 //! What the manager finds out about a tree: enough to start the version later.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use proto::manifest::{Node, NodeKind, Object};
 use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange, Script};
-use proto::{ChunkId, Manifest, ObjectId, TreePath};
+use proto::{Manifest, ObjectId, TreePath};
 use serde::Deserialize;
 
+use super::content::{ObjectReader, ReadChunk, resolve};
 use super::elf;
 use super::monitor::{Monitor, Task};
 use super::store::StoreError;
@@ -20,8 +20,6 @@ pub const DESCRIPTOR: &str = "manager-fs.toml";
 const DESCRIPTOR_BYTES_MAX: u64 = 64 << 10;
 /// Bytes of a `#!` line: what Linux reads of it (`BINPRM_BUF_SIZE`).
 const SCRIPT_LINE_BYTES_MAX: usize = 256;
-/// Symlinks on the way to an entry point: the kernel's own bound.
-const SYMLINKS_MAX: usize = 40;
 
 const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
 const PROBATION: Duration = Duration::from_secs(10);
@@ -75,9 +73,6 @@ struct Descriptor {
     drain_deadline: Option<String>,
     probation: Option<String>,
 }
-
-/// Reads a chunk's plain, checked bytes.
-pub(crate) type ReadChunk<'a> = dyn Fn(&ChunkId) -> Result<Vec<u8>, StoreError> + 'a;
 
 /// A tree, and the means to look into its files.
 pub(crate) struct Inspection<'a> {
@@ -213,7 +208,7 @@ impl Inspection<'_> {
     fn checked_entry_point(&self, text: &str) -> Result<TreePath, String> {
         let path =
             TreePath::parse(text.trim_start_matches("./").as_bytes()).map_err(|error| error.fault.to_owned())?;
-        let node = self.manifest.node(&self.manifest.entries[self.resolve(&path)?]);
+        let node = self.manifest.node(&self.manifest.entries[resolve(self.manifest, &path)?]);
         match node.kind {
             NodeKind::File(_) | NodeKind::EmptyFile if node.mode & 0o111 == 0 => {
                 Err(format!("is not executable (mode {:04o})", node.mode))
@@ -225,46 +220,9 @@ impl Inspection<'_> {
         }
     }
 
-    /// Follows symlinks inside the tree; returns the index of the entry.
-    fn resolve(&self, path: &TreePath) -> Result<usize, String> {
-        let mut left: Vec<Vec<u8>> = path.components().map(<[u8]>::to_vec).collect();
-        left.reverse();
-        let mut at = TreePath::root();
-        let mut links = 0;
-        let find = |at: &TreePath| self.manifest.entries.binary_search_by(|entry| entry.path.cmp(at));
-        while let Some(name) = left.pop() {
-            match name.as_slice() {
-                b"" | b"." => continue,
-                b".." => {
-                    at = at.parent().ok_or("leads out of the tree")?;
-                    continue;
-                }
-                _ => {}
-            }
-            let next = at.join(&name).map_err(|error| error.fault.to_owned())?;
-            let index = find(&next).map_err(|_| match &next == path {
-                true => "is not in the tree".to_owned(),
-                false => format!("leads to '{next}', which is not in the tree"),
-            })?;
-            if let NodeKind::Symlink(target) = &self.manifest.node(&self.manifest.entries[index]).kind {
-                links += 1;
-                if target.starts_with(b"/") {
-                    return Err(format!("leads out of the tree, to '{}'", proto::path::printable(target)));
-                }
-                if links > SYMLINKS_MAX {
-                    return Err("leads through more than 40 symlinks".into());
-                }
-                left.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
-            } else {
-                at = next;
-            }
-        }
-        find(&at).map_err(|_| "is not in the tree".to_owned())
-    }
-
     /// The machine of a program; of a script, that of its interpreter if that is in the tree.
     fn architecture(&self, path: &TreePath, elf_files: &[ElfFile], scripts: &[Script]) -> Option<String> {
-        let mut path = self.manifest.entries.get(self.resolve(path).ok()?)?.path.clone();
+        let mut path = self.manifest.entries.get(resolve(self.manifest, path).ok()?)?.path.clone();
         // An interpreter may be a script itself; the kernel follows at most five.
         for _ in 0..5 {
             if let Some(file) = elf_files.iter().find(|file| file.path == path) {
@@ -273,7 +231,7 @@ impl Inspection<'_> {
             let script = scripts.iter().find(|script| script.path == path)?;
             let interpreter = script.interpreter.split_whitespace().next()?;
             let inside = TreePath::parse(interpreter.trim_start_matches('/').as_bytes()).ok()?;
-            path = self.manifest.entries.get(self.resolve(&inside).ok()?)?.path.clone();
+            path = self.manifest.entries.get(resolve(self.manifest, &inside).ok()?)?.path.clone();
         }
         None
     }
@@ -315,49 +273,6 @@ fn duration_ms(key: &str, text: &Option<String>, default: Duration) -> Result<u6
     };
     u64::try_from(duration.as_millis())
         .map_err(|_| MetadataError::Descriptor(format!("{key} is longer than a program can run")))
-}
-
-/// An object's content out of chunks; holds one chunk at a time.
-struct ObjectReader<'a> {
-    object: &'a Object,
-    chunk_bytes: u64,
-    chunk: &'a ReadChunk<'a>,
-    at: u64,
-    held: Option<(u64, Vec<u8>)>,
-}
-
-impl<'a> ObjectReader<'a> {
-    fn new(object: &'a Object, chunk_bytes: u32, chunk: &'a ReadChunk<'a>) -> Self {
-        Self { object, chunk_bytes: u64::from(chunk_bytes), chunk, at: 0, held: None }
-    }
-}
-
-impl Read for ObjectReader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let number = self.at / self.chunk_bytes;
-        if self.held.as_ref().is_none_or(|(held, _)| *held != number) {
-            let Some(id) = self.object.chunks.get(number as usize) else { return Ok(0) };
-            self.held = Some((number, (self.chunk)(id).map_err(io::Error::other)?));
-        }
-        let Some((_, plain)) = &self.held else { return Ok(0) };
-        let rest = plain.get((self.at % self.chunk_bytes) as usize..).unwrap_or_default();
-        let bytes = rest.len().min(buffer.len());
-        buffer[..bytes].copy_from_slice(&rest[..bytes]);
-        self.at += bytes as u64;
-        Ok(bytes)
-    }
-}
-
-impl Seek for ObjectReader<'_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let target = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => self.object.bytes.checked_add_signed(by),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-        };
-        self.at = target.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.at)
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub mod admin;
 mod ahead;
 pub mod bundle;
+mod content;
 pub mod control;
 pub mod delta;
 pub mod elf;

@@ -7,6 +7,9 @@ use super::flight::Leg;
 use super::{Fetcher, Urgency, Wanted, chunk_range, has};
 use crate::host::cache::{Partial, lock};
 
+/// Complete objects that wait for the end of a start: each has two descriptors open.
+const WAITING_MAX: usize = 1024;
+
 impl Fetcher {
     /// Finishes the object if the read completed it, else fetches ahead of a sequential reader.
     pub(super) fn after_read(self: &Arc<Self>, wanted: Wanted<'_>, partial: &Arc<Partial>, offset: u64, len: u64) {
@@ -43,9 +46,20 @@ impl Fetcher {
         });
     }
 
-    /// Hands a complete object to a background thread; those that come while one is busy go together.
+    /// Hands a complete object to a background thread; those that come while one is busy go together. While a start is
+    /// watched they wait: making them local would hide who reads them, and cost the start a sync of the disk.
     pub(super) fn finish_soon(self: &Arc<Self>, partial: &Arc<Partial>) {
-        lock(&self.complete).push(partial.clone());
+        let waiting = {
+            let mut complete = lock(&self.complete);
+            complete.push(partial.clone());
+            complete.len()
+        };
+        if waiting >= WAITING_MAX || !self.starts.is_watched() {
+            self.finish_complete();
+        }
+    }
+
+    pub(super) fn finish_complete(self: &Arc<Self>) {
         let fetcher = self.clone();
         self.ahead.run(move || {
             let complete = std::mem::take(&mut *lock(&fetcher.complete));

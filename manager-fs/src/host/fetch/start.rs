@@ -26,6 +26,8 @@ use crate::host::cache::{Partial, Place, lock};
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long the whole answer may take.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// A start that nobody has recorded is watched this long, if it is not said to have ended before.
+const WATCH: Duration = Duration::from_secs(30);
 /// How often one who waits for quiet looks whether it is no longer wanted.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -44,6 +46,8 @@ struct State {
     last_demand: Option<Instant>,
     /// Trees of which the manager does not know what their start touches.
     unrecorded: BTreeSet<TreeId>,
+    /// Until when a start is watched.
+    watched_until: Option<Instant>,
 }
 
 struct Start {
@@ -143,6 +147,11 @@ impl Starts {
         self.lock().last_demand = Some(Instant::now());
     }
 
+    /// Whether it is being recorded what a start touches. Nobody sees who reads a local object.
+    pub(super) fn is_watched(&self) -> bool {
+        self.lock().watched_until.is_some_and(|until| Instant::now() < until)
+    }
+
     /// Waits until nothing has been started or demanded for `quiet`, at most for `patience`.
     pub(super) fn wait_until_quiet(&self, quiet: Duration, patience: Duration, cancel: &AtomicBool) {
         let until = Instant::now() + patience;
@@ -178,6 +187,12 @@ impl Fetcher {
         self.starts.lock().unrecorded.remove(tree)
     }
 
+    /// What an unrecorded start touches is known: objects may become local again.
+    pub fn learned(self: &Arc<Self>) {
+        self.starts.lock().watched_until = None;
+        self.finish_complete();
+    }
+
     /// Asks for everything that a start of a generation needs, in a thread of its own; once, however often it is called
     /// meanwhile. `from` is a tree of which every object is local.
     pub fn begin(self: &Arc<Self>, generation: &GenerationRef, tree: Option<TreeId>, from: Option<TreeId>) {
@@ -208,7 +223,8 @@ impl Fetcher {
             OldTree::new(from, bytes).ok()
         });
         let from = from.filter(|_| old.is_some());
-        let mut coming = Coming { fetcher: self, number, tree, reader: Reader::new(old, manifest), failed: None };
+        let reader = Reader::new(old, manifest);
+        let mut coming = Coming { fetcher: self, number, tree, reader, guessed: false, failed: None };
         let deadline = Instant::now() + DEADLINE;
         self.count(&self.counters.requests, 1);
         let result = self.upstream.start(generation, from.as_ref(), with_manifest, deadline, &mut |bytes| {
@@ -264,6 +280,8 @@ struct Coming<'f> {
     number: u64,
     tree: Option<TreeId>,
     reader: Reader,
+    /// Whether nobody has recorded what it brings. Known before any of it comes.
+    guessed: bool,
     failed: Option<BundleError>,
 }
 
@@ -291,10 +309,12 @@ impl Coming<'_> {
                             "tree {tree} came instead of the one that was asked for"
                         )));
                     }
-                    self.tree = Some(tree);
+                    (self.tree, self.guessed) = (Some(tree), guessed);
                     self.fetcher.starts.change(self.number, |start| start.tree = Some(tree));
                     if guessed {
-                        self.fetcher.starts.lock().unrecorded.insert(tree);
+                        let mut state = self.fetcher.starts.lock();
+                        state.unrecorded.insert(tree);
+                        state.watched_until = Some(Instant::now() + WATCH);
                     }
                 }
                 Arrived::Manifest(bytes) => self.take_manifest(&bytes),
@@ -346,8 +366,7 @@ impl Coming<'_> {
             }
         });
         // A guess stays out of the page cache: what the program really touches is to be seen.
-        let recorded = |tree: &TreeId| !fetcher.starts.lock().unrecorded.contains(tree);
-        if let Some(tree) = self.tree.filter(|tree| !ranges.is_empty() && recorded(tree)) {
+        if let Some(tree) = self.tree.filter(|_| !ranges.is_empty() && !self.guessed) {
             (fetcher.options.on_arrived)(&tree, ranges);
         }
         result

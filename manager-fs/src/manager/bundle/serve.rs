@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use lru::LruCache;
 use proto::bundle::{HEADER_BYTES, Header, Touch};
@@ -11,13 +12,15 @@ use proto::delta::Part;
 use proto::message::{BundleFacts, Fault, ManagerReply};
 use proto::{GenerationRef, HostName, TreeId};
 
-use super::{BundleError, BundleOrder, LEVEL, make, touches_of};
+use super::{BundleError, BundleOrder, LEVEL, guess, make, touches_of};
 use crate::manager::server::{Manager, blocking};
 use crate::net::Answer;
 use crate::patch;
 
 /// Bundles kept in memory: what a rollout of a handful of products asks for at once, some megabytes each.
 const BUNDLES_KEPT: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+/// zstd level of a guess: a host waits until it is made.
+const LEVEL_GUESS: i32 = 3;
 /// Bytes of one bulk frame of a bundle: a host uses nothing of a frame before its last byte has come.
 const SEND_BYTES: usize = 64 << 10;
 
@@ -34,11 +37,13 @@ struct Served {
 pub(crate) struct Bundles {
     served: Mutex<LruCache<Key, Option<Arc<Served>>>>,
     making: Mutex<()>,
+    /// Who guesses one: a host waits for it, so not behind those that are made well.
+    guessing: Mutex<()>,
 }
 
 impl Default for Bundles {
     fn default() -> Self {
-        Self { served: Mutex::new(LruCache::new(BUNDLES_KEPT)), making: Mutex::default() }
+        Self { served: Mutex::new(LruCache::new(BUNDLES_KEPT)), making: Mutex::default(), guessing: Mutex::default() }
     }
 }
 
@@ -49,8 +54,7 @@ impl Bundles {
 }
 
 impl Manager {
-    /// Streams everything that a start of a generation needs. A tree without a bundle has an empty one: the manifest
-    /// still comes with the first answer.
+    /// Streams everything that a start of a generation needs. A tree without a recorded bundle has a guessed one.
     pub(crate) async fn send_start(
         self: &Arc<Self>,
         host: &HostName,
@@ -100,7 +104,7 @@ impl Manager {
         }
     }
 
-    /// The bundle that serves a host best: made for the tree that it has, else for any host, else an empty one.
+    /// The bundle that serves a host best: made for the tree that it has, else for any host, else a guess.
     fn bundle_for(self: &Arc<Self>, from: Option<TreeId>, tree: TreeId) -> anyhow::Result<Arc<Served>> {
         if let Some(from) = from {
             if let Some(served) = self.stored_bundle((Some(from), tree))? {
@@ -113,11 +117,37 @@ impl Manager {
         if let Some(served) = self.stored_bundle((None, tree))? {
             return Ok(served);
         }
-        let order = BundleOrder { tree: &tree, from: None, touches: &[], guessed: true, level: 3 };
-        let (bytes, _) = make(&self.store, order, &AtomicBool::new(false))?;
-        let served = Arc::new(served(bytes)?);
-        self.bundles.served().put((None, tree), Some(Arc::clone(&served)));
-        Ok(served)
+        self.guessed_bundle(tree)
+    }
+
+    /// What a start will touch as far as the tree says it, made when the first host asks and kept in memory.
+    fn guessed_bundle(&self, tree: TreeId) -> anyhow::Result<Arc<Served>> {
+        let _one_at_a_time = self.bundles.guessing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Someone else may have made it meanwhile, or better: recorded a start.
+        if let Some(served) = self.stored_bundle((None, tree))? {
+            return Ok(served);
+        }
+        let since = Instant::now();
+        let generations = self.state.generations()?;
+        let records = generations.iter().map(|generation| &generation.record).filter(|record| record.tree == tree);
+        let touches = guess::touches(&self.store, &self.store.tree(&tree)?, records.map(|record| &record.metadata));
+        let order = |touches| BundleOrder { tree: &tree, from: None, touches, guessed: true, level: LEVEL_GUESS };
+        let never = AtomicBool::new(false);
+        // The manifest is worth an answer of its own.
+        let made = make(&self.store, order(&touches), &never).or_else(|error| {
+            tracing::warn!(%tree, %error, "no guess of what a start touches");
+            make(&self.store, order(&[]), &never)
+        });
+        let (bytes, facts) = made?;
+        let (made_ms, bundle_bytes) = (since.elapsed().as_millis() as u64, facts.bundle_bytes);
+        tracing::info!(%tree, pages = facts.plain_bytes, bytes = bundle_bytes, made_ms, "start-up bundle guessed");
+        let guessed = Arc::new(served(bytes)?);
+        let mut bundles = self.bundles.served();
+        if let Some(Some(recorded)) = bundles.get(&(None, tree)) {
+            return Ok(Arc::clone(recorded));
+        }
+        bundles.put((None, tree), Some(Arc::clone(&guessed)));
+        Ok(guessed)
     }
 
     fn stored_bundle(&self, key: Key) -> anyhow::Result<Option<Arc<Served>>> {
