@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tests::command::until;
 use tests::{Host, Manager, Proxy, TreeFixture, files_below};

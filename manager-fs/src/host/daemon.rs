@@ -83,9 +83,9 @@ pub fn run(dirs: &Dirs, layout: Layout, options: &WorkerOptions) -> anyhow::Resu
         verify_again: options.verify_cache,
     };
     let namespace_pid = worker.namespace_pid();
-    let telling = (prefetch, Arc::clone(&spool));
-    let data = DataPlane::new(objects, worker.mounts(), server, layout.clone(), data_options, namespace_pid, telling);
     let known = Arc::new(Known::open(&dirs.cache, identity.publishers));
+    let shared = (Arc::clone(&known), prefetch, Arc::clone(&spool));
+    let data = DataPlane::new(objects, worker.mounts(), server, layout.clone(), data_options, namespace_pid, shared);
     let shown = Arc::clone(&data) as Arc<dyn Data>;
     let daemon = Daemon::new(dirs, identity.host.clone(), Arc::clone(&known), shown, Arc::clone(&manager), spool)?;
     runtime.block_on(async {

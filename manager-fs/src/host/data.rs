@@ -16,7 +16,7 @@ use super::daemon::{Data, DataFacts};
 use super::fetch::{FetchError, HydrateOptions, UpgradeOptions, Upstream, UpstreamError, Urgency};
 use super::files;
 use super::generations::{Purpose, Trees};
-use super::known::KnownRecord;
+use super::known::{Known, KnownRecord};
 use super::mount::{DataPath, HelperError, Layout, Mounts, Server};
 use super::objects::{FsError, Objects, ViewEntry};
 use super::prefetch::Prefetch;
@@ -63,8 +63,8 @@ pub(crate) struct DataPlane {
     /// One check of a tree after a boot at a time.
     verifying: Mutex<()>,
     data_path: OnceLock<String>,
-    /// What is exported to this host, oldest first: where deltas can start.
-    exported: Mutex<Vec<(Product, TreeId)>>,
+    /// What is exported to this host: where deltas can start.
+    known: Arc<Known>,
     prefetch: Arc<Prefetch>,
     spool: Arc<Spool>,
     /// One start at a time is recorded.
@@ -80,7 +80,7 @@ impl DataPlane {
         layout: Layout,
         options: DataOptions,
         namespace_pid: Option<u32>,
-        (prefetch, spool): (Arc<Prefetch>, Arc<Spool>),
+        (known, prefetch, spool): (Arc<Known>, Arc<Prefetch>, Arc<Spool>),
     ) -> Arc<Self> {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let mut boot = boot.trim().to_owned();
@@ -88,7 +88,7 @@ impl DataPlane {
             // The holder lives as long as this mount: a worker that follows does not verify a third time.
             boot = format!("{boot} {}", rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get()));
         }
-        let (verifying, data_path, exported) = (Mutex::default(), OnceLock::new(), Mutex::default());
+        let (verifying, data_path) = (Mutex::default(), OnceLock::new());
         Arc::new(Self {
             objects,
             mounts,
@@ -99,7 +99,7 @@ impl DataPlane {
             boot,
             verifying,
             data_path,
-            exported,
+            known,
             prefetch,
             spool,
             learning: Arc::default(),
@@ -115,17 +115,17 @@ impl DataPlane {
         if self.sizes(tree).is_some_and(|(local, all)| local == all) {
             return None;
         }
-        let exported = self.exported.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (product, _) = exported.iter().find(|(_, known)| known == tree)?;
-        self.newest_whole(product, Some(tree))
+        let known = self.known.records().into_iter().find(|known| known.record.tree == *tree)?;
+        self.newest_whole(&known.record.product, Some(tree))
     }
 
     /// The newest tree of a product, other than this one, of which every object is local.
     fn newest_whole(&self, product: &Product, except: Option<&TreeId>) -> Option<TreeId> {
-        let exported = self.exported.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let others = exported.iter().rev().filter(|(other, known)| other == product && Some(known) != except);
-        let mut whole = others.filter(|(_, known)| self.sizes(known).is_some_and(|(local, all)| local == all));
-        whole.next().map(|(_, known)| *known)
+        let mut others = self.known.records();
+        others.retain(|known| known.record.product == *product && Some(&known.record.tree) != except);
+        others.sort_by_key(|known| std::cmp::Reverse(known.record.sequence));
+        let mut trees = others.iter().map(|known| known.record.tree);
+        trees.find(|tree| self.sizes(tree).is_some_and(|(local, all)| local == all))
     }
 
     /// Records what the start of a tree touches that nobody has recorded yet, and tells the manager: the hosts after this
@@ -349,10 +349,6 @@ impl Trees for DataPlane {
 
 impl Data for DataPlane {
     fn set_view(&self, records: &[Arc<KnownRecord>]) {
-        let mut ordered: Vec<_> = records.iter().map(|known| &known.record).collect();
-        ordered.sort_by_key(|record| record.sequence);
-        *self.exported.lock().unwrap_or_else(PoisonError::into_inner) =
-            ordered.into_iter().map(|record| (record.product.clone(), record.tree)).collect();
         let entry = |known: &Arc<KnownRecord>| ViewEntry {
             product: known.record.product.clone(),
             version: known.record.version.clone(),

@@ -1,7 +1,7 @@
 //! What the manager does while nobody waits for it: the delta to a new generation, then packs compressed anew. One thread
 //! at a time, at the lowest priority, so that it is not noticed.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -17,19 +17,27 @@ const NICE: i32 = 19;
 #[derive(Debug, Default)]
 pub(crate) struct Ahead {
     turn: Mutex<()>,
+    /// Deltas that are to be made; a host may want one soon, so packs wait for them.
+    deltas: AtomicUsize,
     cancelled: AtomicBool,
 }
 
 impl Ahead {
-    /// Nothing more is begun, and what is under way is given up.
+    /// Nothing more is begun, and packs under way are given up.
     pub(super) fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    fn gives_way(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed) || self.deltas.load(Ordering::Relaxed) > 0
     }
 }
 
 impl Manager {
     /// Begins in a thread of its own: after a publication for that generation, at the start for what was left undone.
     pub(crate) fn work_ahead(self: &Arc<Self>, published: Option<GenerationRecord>) {
+        let deltas = usize::from(published.is_some());
+        self.ahead.deltas.fetch_add(deltas, Ordering::Relaxed);
         let manager = Arc::clone(self);
         let spawned = thread::Builder::new().name("ahead".into()).spawn(move || {
             if let Err(error) = rustix::process::setpriority_process(None, NICE) {
@@ -39,16 +47,21 @@ impl Manager {
             if let Some(published) = published {
                 manager.make_delta_ahead(&published);
             }
+            manager.ahead.deltas.fetch_sub(deltas, Ordering::Relaxed);
             manager.repack();
         });
         if let Err(error) = spawned {
+            self.ahead.deltas.fetch_sub(deltas, Ordering::Relaxed);
             tracing::warn!(%error, "no thread to work ahead");
         }
     }
 
     fn repack(&self) {
         for pack in self.store.packs_to_repack() {
-            match self.store.repack(&pack, &self.ahead.cancelled) {
+            if self.ahead.gives_way() {
+                return;
+            }
+            match self.store.repack(&pack, &|| self.ahead.gives_way()) {
                 Ok(Some(saved)) => {
                     tracing::info!(%pack, before = saved.bytes_before, after = saved.bytes_after, "pack compressed anew");
                 }

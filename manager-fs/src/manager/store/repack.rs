@@ -1,7 +1,6 @@
 //! Compressing packs anew, as well as it goes, when nobody waits for it.
 
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use proto::bulk::Encoding;
 
@@ -31,17 +30,27 @@ impl Store {
     /// Puts a pack of the same chunks, each compressed as well as it goes and read back, in the place of one that was
     /// written fast. Readers notice nothing; a crash leaves both packs, and the next time makes the same one again.
     ///
-    /// `None` when the pack stays: it is gone or known to be damaged, `cancelled` was set, or a publication is running, which
+    /// `None` when the pack stays: it is gone or known to be damaged, `give_up` says so, or a publication is running, which
     /// needs the cores, perhaps the room that the copy takes, and perhaps this very pack.
     ///
     /// # Errors
     /// The store cannot be read or written, or the pack turns out to be damaged: then it stays as it is for `verify`.
-    pub fn repack(&self, id: &PackId, cancelled: &AtomicBool) -> Result<Option<Repacked>, StoreError> {
+    pub fn repack(&self, id: &PackId, give_up: &dyn Fn() -> bool) -> Result<Option<Repacked>, StoreError> {
         let Some(slot) = self.index().slot(id) else { return Ok(None) };
         if self.is_bad(id) {
             return Ok(None);
         }
-        let Some(new) = self.compress_anew(id, cancelled)? else { return Ok(None) };
+        let new = match self.compress_anew(id, give_up) {
+            // A collection has removed it meanwhile.
+            Err(_) if self.index().slot(id) != Some(slot) => return Ok(None),
+            Err(error @ StoreError::Damaged { .. }) => {
+                self.mark_bad(id);
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+            Ok(None) => return Ok(None),
+            Ok(Some(new)) => new,
+        };
         let failed = |cause| StoreError::io("the repacked pack", cause);
         // Neither `verify` nor `gc` may find a pack gone that it has just listed.
         let _alone = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,11 +69,8 @@ impl Store {
     }
 
     /// Every chunk of the pack, also those of which another pack has a copy: so the same pack always makes the same one.
-    fn compress_anew(&self, id: &PackId, cancelled: &AtomicBool) -> Result<Option<SealedPack>, StoreError> {
-        let damaged = |fault: String| {
-            self.mark_bad(id);
-            StoreError::Damaged { what: format!("pack {id}"), fault }
-        };
+    fn compress_anew(&self, id: &PackId, give_up: &dyn Fn() -> bool) -> Result<Option<SealedPack>, StoreError> {
+        let damaged = |fault: String| StoreError::Damaged { what: format!("pack {id}"), fault };
         let failed = |cause| StoreError::io("the repacked pack", cause);
         let packs = self.packs.as_ref();
         let found = pack::read_index(packs, id).map_err(|fault| damaged(fault.to_string()))?;
@@ -72,7 +78,7 @@ impl Store {
         let mut compressor = zstd::bulk::Compressor::new(Effort::Best.level()).map_err(failed)?;
         let mut buffer = Vec::new();
         for frame in found.frames {
-            if cancelled.load(Ordering::Relaxed) || self.registry.is_publishing() {
+            if give_up() || self.registry.is_publishing() {
                 return Ok(None);
             }
             let range = frame.offset..frame.offset + u64::from(frame.stored_bytes);
@@ -114,8 +120,6 @@ mod tests {
     use crate::manager::monitor::Quiet;
     use crate::manager::testing::{Fixture, list};
 
-    static NEVER: AtomicBool = AtomicBool::new(false);
-
     /// A real program, which compresses better the harder one tries, and a file that does not compress.
     fn source(dir: &Path) -> std::path::PathBuf {
         let path = dir.join("source");
@@ -136,7 +140,7 @@ mod tests {
 
     fn repack_all(store: &Store) -> Vec<Repacked> {
         let packs = store.packs_to_repack();
-        packs.iter().filter_map(|pack| store.repack(pack, &NEVER).unwrap()).collect()
+        packs.iter().filter_map(|pack| store.repack(pack, &|| false).unwrap()).collect()
     }
 
     #[test]
@@ -202,9 +206,9 @@ mod tests {
         bytes[1000] ^= 1;
         fs::write(&path, &bytes).unwrap();
 
-        let error = store.repack(&pack, &NEVER).unwrap_err().to_string();
+        let error = store.repack(&pack, &|| false).unwrap_err().to_string();
         assert!(error.contains(&pack.to_string()) && error.contains("verify"), "{error}");
-        assert_eq!((store.packs_to_repack(), store.repack(&pack, &NEVER).unwrap()), (vec![], None));
+        assert_eq!((store.packs_to_repack(), store.repack(&pack, &|| false).unwrap()), (vec![], None));
         assert_eq!(fs::read(&path).unwrap(), bytes);
         assert_eq!(list(&store.root().join("tmp")), [""; 0]);
         assert_ne!(store.verify(&Quiet).unwrap().problems, []);
@@ -219,14 +223,10 @@ mod tests {
         let tree = publish_plain(store, &source).unwrap().tree;
         let keep = std::collections::BTreeSet::from([tree]);
         let more: Vec<_> = (0..12).map(|n| numbers(fixture.dir.path(), n)).collect();
-        let done = AtomicBool::new(false);
+        // None of them goes on for ever: a failure here must end the test.
         thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(Ordering::SeqCst) {
-                    read_all(store, &tree);
-                }
-            });
-            let others = [
+            let others: [thread::ScopedJoinHandle<'_, ()>; 3] = [
+                scope.spawn(|| (0..100).for_each(|_| read_all(store, &tree))),
                 scope.spawn(|| more.iter().for_each(|source| drop(publish_plain(store, source).unwrap()))),
                 scope.spawn(|| {
                     for _ in 0..8 {
@@ -238,7 +238,6 @@ mod tests {
             while !others.iter().all(thread::ScopedJoinHandle::is_finished) {
                 repack_all(store);
             }
-            done.store(true, Ordering::SeqCst);
         });
         repack_all(store);
         store.gc(&keep, false, &Quiet).unwrap();
@@ -252,7 +251,7 @@ mod tests {
         let fixture = Fixture::new();
         publish_plain(&fixture.store, &source(fixture.dir.path())).unwrap();
         let [pack] = fixture.store.packs_to_repack()[..] else { panic!("one pack") };
-        assert_eq!(fixture.store.repack(&pack, &AtomicBool::new(true)).unwrap(), None);
+        assert_eq!(fixture.store.repack(&pack, &|| true).unwrap(), None);
         assert_eq!(fixture.store.packs_to_repack(), [pack]);
         assert_eq!(list(&fixture.store.root().join("tmp")), [""; 0]);
     }
