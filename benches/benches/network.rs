@@ -44,10 +44,8 @@ fn main() -> Result<()> {
     } else if !ours.record_starts(&lab, &trees)? {
         report.note("starts are not recorded: this manager-fs has no command 'profile'");
     }
-    if choice.has_part("upgrade") {
-        progress("waiting until every delta is made");
-        ours.wait_for_deltas(&trees)?;
-    }
+    progress("waiting until the manager has nothing more to do");
+    ours.wait_until_idle(&trees, choice.has_part("upgrade"))?;
     if choice.has_part("cold") {
         ours = cold_starts(&mut lab, ours, &trees, &choice, (&mut report, &dir))?;
         lab.shape(PROFILES[0])?;

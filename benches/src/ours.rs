@@ -70,17 +70,20 @@ impl Ours {
     ///
     /// # Errors
     /// It takes too long.
-    pub fn wait_for_deltas(&self, trees: &[Tree]) -> Result<()> {
+    pub fn wait_until_idle(&self, trees: &[Tree], with_deltas: bool) -> Result<()> {
         let wanted: usize = trees.iter().map(|tree| tree.versions.len().saturating_sub(1)).sum();
+        let wanted = if with_deltas { wanted } else { 0 };
         let since = std::time::Instant::now();
         loop {
             let made = files_below(&self.manager.store().join("deltas"))?;
             if made >= wanted {
-                return Ok(());
+                break;
             }
             ensure!(since.elapsed() < DELTAS_WITHIN, "{made} of {wanted} deltas within {DELTAS_WITHIN:?}");
             std::thread::sleep(Duration::from_millis(200));
         }
+        self.manager.wait_until_repacked();
+        Ok(())
     }
 
     /// One version of a tree, counted from 0.

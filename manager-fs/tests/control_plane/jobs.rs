@@ -116,7 +116,8 @@ async fn a_lost_connection_and_a_killed_manager_do_not_end_a_job() {
 
     fixture.restart().await;
     let record = show(&fixture, id).await;
-    assert_eq!((record.state, record.sent), (JobState::Running, 2));
+    // A killed process is gone at once; a killed runtime may see one of its tasks go before another, and try once more.
+    assert!(record.state == JobState::Running && matches!(record.sent, 2 | 3), "{record:?}");
     let mut host = FakeHost::connect(&fixture.address, host.identity.clone()).await.unwrap();
     let (job, _, _answer) = host.next_run().await;
     assert_eq!(job, id);

@@ -89,7 +89,9 @@ impl Fetcher {
             }
             fetched_bytes += self.fetch_batch(tree, manifest, &mut batch, options, cancel, &mut |fetched| {
                 pace(options.bytes_per_second_max, begun, fetched_bytes + fetched, cancel);
-                progress(HydrateProgress { local_bytes: (local_bytes + fetched).min(object_bytes), object_bytes });
+                // What has come is not local before its objects are hashed and renamed: until then one byte is missing.
+                let local_bytes = (local_bytes + fetched).min(object_bytes.saturating_sub(1));
+                progress(HydrateProgress { local_bytes, object_bytes });
             })?;
             let partials: Vec<_> = batch.iter().map(|pending| pending.partial.clone()).collect();
             self.cache.finish(&partials)?;
