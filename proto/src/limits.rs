@@ -7,7 +7,7 @@ pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Bytes of one bulk frame. A chunk is at most [`CHUNK_BYTES_MAX`], and is never stored larger than it is.
 pub const BULK_BYTES_MAX: usize = (1 << 20) + 64;
 
-/// Bytes of one manifest: about five hundred thousand files, or 100 GiB of content at 64 KiB a chunk.
+/// Bytes of one manifest: about five hundred thousand files, or 400 GiB of content at 256 KiB a chunk.
 pub const MANIFEST_BYTES_MAX: usize = 256 << 20;
 
 /// Bytes of one signed record: ten thousand ELF files with their needed libraries.

@@ -149,11 +149,11 @@ fn an_interrupted_publication_leaves_nothing() {
 
     // The command killed.
     let mut child = manager.command(&["publish", "big", "1.0", &source]).spawn().unwrap();
-    until("something is being written", || (files_below(&manager.store().join("tmp")).len() > 0).then_some(()));
+    until("something is being written", || (!files_below(&manager.store().join("tmp")).is_empty()).then_some(()));
     child.kill().unwrap();
     child.wait().unwrap();
     until("what was written is removed", || {
-        (files_below(&manager.store().join("tmp")).len() == 0
+        (files_below(&manager.store().join("tmp")).is_empty()
             && files_below(&manager.store().join("packs")).len() == packs)
             .then_some(())
     });
@@ -161,7 +161,7 @@ fn an_interrupted_publication_leaves_nothing() {
 
     // The manager killed.
     let mut child = manager.command(&["publish", "big", "1.0", &source]).spawn().unwrap();
-    until("something is being written", || (files_below(&manager.store().join("tmp")).len() > 0).then_some(()));
+    until("something is being written", || (!files_below(&manager.store().join("tmp")).is_empty()).then_some(()));
     manager.kill();
     assert!(!child.wait().unwrap().success());
     manager.serve();
