@@ -27,6 +27,8 @@ use proto::id::ChunkId;
 use proto::message::ChunkRange;
 use proto::{Manifest, TreeId};
 
+use crate::tree::make_tree;
+
 /// Whether daemons make images of metadata, where the kernel can.
 pub(crate) static IMAGES: AtomicBool = AtomicBool::new(true);
 
@@ -195,6 +197,15 @@ impl Lab {
             fs::write(dir.join("no-images"), b"").unwrap();
         }
         Self { dir: dir.to_owned(), origin: Origin::at(&dir.join("origin")), holder: None }
+    }
+
+    /// With the sample tree at `source`, published; nothing is mounted yet.
+    pub(crate) fn with_tree(dir: &Path) -> (Self, PathBuf, TreeId) {
+        let source = dir.join("source");
+        make_tree(&source);
+        let lab = Self::new(dir);
+        let tree = lab.origin.publish(&source);
+        (lab, source, tree)
     }
 
     /// `role` is `hold` or `hold-namespace`.

@@ -6,14 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::lab::Lab;
-use crate::tree::{describe, make_tree};
+use crate::tree::describe;
 
 pub(crate) fn killing_the_worker_again_and_again_goes_unnoticed() {
     let dir = tempfile::tempdir().unwrap();
-    let source = dir.path().join("source");
-    make_tree(&source);
-    let mut lab = Lab::new(dir.path());
-    let tree = lab.origin.publish(&source);
+    let (mut lab, source, tree) = Lab::with_tree(dir.path());
     let others: Vec<_> = (0..8)
         .map(|n| {
             let other = dir.path().join(format!("other-{n}"));
@@ -75,10 +72,7 @@ pub(crate) fn killing_the_worker_again_and_again_goes_unnoticed() {
 
 pub(crate) fn a_new_daemon_replaces_what_a_killed_one_left() {
     let dir = tempfile::tempdir().unwrap();
-    let source = dir.path().join("source");
-    make_tree(&source);
-    let mut lab = Lab::new(dir.path());
-    let tree = lab.origin.publish(&source);
+    let (mut lab, source, tree) = Lab::with_tree(dir.path());
     lab.start("hold");
     let root = lab.attach(&tree);
     assert!(Command::new(root.join("bin/hello")).output().unwrap().status.success());

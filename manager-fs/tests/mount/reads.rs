@@ -11,10 +11,7 @@ use crate::tree::{describe, make_tree};
 
 pub(crate) fn the_overlay_and_the_view_show_the_tree_and_programs_run() {
     let dir = tempfile::tempdir().unwrap();
-    let source = dir.path().join("source");
-    make_tree(&source);
-    let mut lab = Lab::new(dir.path());
-    let tree = lab.origin.publish(&source);
+    let (mut lab, source, tree) = Lab::with_tree(dir.path());
     lab.start("hold");
     let root = lab.attach(&tree);
     assert_eq!(describe(&root), describe(&source));
@@ -31,10 +28,7 @@ pub(crate) fn the_overlay_and_the_view_show_the_tree_and_programs_run() {
 
 pub(crate) fn a_second_start_and_any_start_of_local_objects_make_no_fuse_request() {
     let dir = tempfile::tempdir().unwrap();
-    let source = dir.path().join("source");
-    make_tree(&source);
-    let mut lab = Lab::new(dir.path());
-    let tree = lab.origin.publish(&source);
+    let (mut lab, _, tree) = Lab::with_tree(dir.path());
     lab.start("hold");
     let root = lab.attach(&tree);
     let start = || {
@@ -186,10 +180,7 @@ pub(crate) fn metadata_memory_is_capped_and_reported() {
 
 pub(crate) fn on_a_full_or_read_only_cache_reads_stream() {
     let dir = tempfile::tempdir().unwrap();
-    let source = dir.path().join("source");
-    make_tree(&source);
-    let mut lab = Lab::new(dir.path());
-    let tree = lab.origin.publish(&source);
+    let (mut lab, source, tree) = Lab::with_tree(dir.path());
     let other = dir.path().join("other");
     fs::create_dir(&other).unwrap();
     fs::write(other.join("file"), vec![8; 300_000]).unwrap();

@@ -20,10 +20,7 @@ fn inside(lab: &Lab, script: &str) -> String {
 
 pub(crate) fn in_a_user_namespace_the_mounts_exist_only_inside() {
     let dir = tempfile::tempdir().unwrap();
-    let source = dir.path().join("source");
-    make_tree(&source);
-    let mut lab = Lab::new(dir.path());
-    let tree = lab.origin.publish(&source);
+    let (mut lab, source, tree) = Lab::with_tree(dir.path());
     lab.start("hold-namespace");
     assert!(lab.ask("probe").contains("Some(\"user\")"), "{}", lab.ask("probe"));
     let root = lab.attach(&tree);
@@ -44,10 +41,7 @@ pub(crate) fn in_a_user_namespace_the_mounts_exist_only_inside() {
 pub(crate) fn without_fuse_an_unprivileged_user_gets_an_overlay_of_local_objects() {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let source = dir.path().join("source");
-    make_tree(&source);
-    let mut lab = Lab::new(dir.path());
-    let tree = lab.origin.publish(&source);
+    let (mut lab, source, tree) = Lab::with_tree(dir.path());
     fs::write(dir.path().join("no-fuse"), b"").unwrap();
     lab.start_unprivileged("hold-namespace");
     let refused = lab.ask(&format!("attach {tree}"));
