@@ -12,6 +12,7 @@ use agent_core::journal::{Entry, Journal, Phase};
 use common::{Host, PATIENCE, Spec, tree};
 use proto::agent::{ChangeId, Outcome, Step};
 use rustix::process::{Pid, Signal, kill_process};
+use tests::needs;
 
 fn quick<'a>(version: &'a str, arguments: &'a [&'a str]) -> Spec<'a> {
     Spec { probation_ms: 400, ..Spec::new(version, arguments) }
@@ -269,6 +270,7 @@ fn whatever_moment_everything_dies_at_one_of_the_versions_comes_up() {
 
 #[test]
 fn without_root_the_agent_lives_in_the_daemons_namespaces() {
+    needs::demand(needs::user_namespaces());
     let mut host = Host::new();
     let one = host.publish(&quick("1.0", &[]));
     host.set_newest(&one);

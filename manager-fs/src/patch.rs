@@ -416,17 +416,10 @@ fn unzigzag(value: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use ::tests::noise;
     use proptest::prelude::*;
 
     use super::*;
-
-    /// Bytes that neither repeat nor compress.
-    fn noise(seed: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-        bytes
-    }
 
     fn round_trip(base: &[u8], plain: &[u8]) -> Patch {
         let patch = Encoder::default().encode(base, plain, 3).unwrap();

@@ -23,14 +23,9 @@ use proto::bulk::ChunkHead;
 use proto::bundle::Touch;
 use proto::message::ChunkRange;
 use proto::{GenerationRef, Manifest, TreeId};
+use tests::noise;
 
 const PAGE: u64 = 4096;
-
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
 
 /// Two versions of a program of a megabyte, with a library that stayed and one small file.
 struct Pair {

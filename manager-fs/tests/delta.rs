@@ -23,13 +23,7 @@ use proto::limits::CHUNK_BYTES;
 use proto::manifest::Object;
 use proto::message::ChunkRange;
 use proto::{Manifest, ObjectId, TreeId};
-
-/// Bytes that neither repeat nor compress.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
+use tests::noise;
 
 fn write(root: &Path, files: &[(&str, Vec<u8>)]) {
     for (path, content) in files {

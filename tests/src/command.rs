@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::needs;
+
 /// How long a service may take to be ready, and a condition to come true.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 /// How long a service may take to end by itself.
@@ -34,7 +36,12 @@ pub fn program(name: &str) -> PathBuf {
 
 /// `command` on a machine where the directory `disk` is a disk of its own of `bytes`: in a user and a mount namespace,
 /// which root is not needed for. What lies on that disk is seen below `/proc/PID/root` of the process.
+///
+/// # Panics
+/// User namespaces are forbidden here.
+#[track_caller]
 pub fn on_a_small_disk(command: &Command, disk: &Path, bytes: u64) -> Command {
+    needs::demand(needs::user_namespaces());
     let script = "mount -t tmpfs -o size=$1 small \"$2\" && shift 2 && exec \"$@\"";
     let mut inside = Command::new("unshare");
     inside.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);

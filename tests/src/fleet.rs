@@ -7,6 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::command::{Output, Service, on_a_small_disk, program, until};
+use crate::needs;
 use crate::tree::files_below;
 
 /// A loopback port that is chosen when the service starts.
@@ -204,6 +205,7 @@ impl Host {
     /// Starts the mount daemon.
     #[track_caller]
     pub fn mount(&mut self, more: &[&str]) {
+        needs::demand(needs::mounts());
         let mut args = vec!["mount"];
         args.extend(more);
         self.mount = Some(Service::start(&format!("mount of {}", self.name), &mut self.command(&args)));
@@ -214,6 +216,7 @@ impl Host {
     /// Starts the mount daemon with a cache that is a disk of its own, of `bytes`.
     #[track_caller]
     pub fn mount_with_a_small_cache(&mut self, bytes: u64) {
+        needs::demand(needs::mounts());
         let cache = self.path("cache");
         std::fs::create_dir_all(&cache).expect("the disk's directory");
         let mount = self.command(&["mount"]);

@@ -6,12 +6,16 @@
 
 pub mod command;
 pub mod fleet;
+pub mod needs;
+pub mod noise;
 pub mod proxy;
 pub mod real;
+pub mod repository;
 pub mod sources;
 pub mod tree;
 
 pub use command::Output;
 pub use fleet::{Host, Manager};
+pub use noise::noise;
 pub use proxy::Proxy;
 pub use tree::{TreeFixture, files_below};

@@ -8,19 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tests::command::until;
-use tests::{Host, Manager, TreeFixture, files_below};
-
-fn noise(bytes: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    })
-    .take(bytes)
-    .collect()
-}
+use tests::{Host, Manager, TreeFixture, files_below, noise};
 
 /// The processes below one, with their command lines.
 fn children(pid: u32) -> Vec<(u32, String)> {
@@ -60,7 +48,7 @@ fn nobody_notices_that_the_worker_is_killed() {
     let manager = Manager::start();
     let tree = TreeFixture::new();
     for n in 0..30 {
-        tree.file(&format!("dir-{}/file-{n}", n % 5), 0o644, noise(700_000, n));
+        tree.file(&format!("dir-{}/file-{n}", n % 5), 0o644, noise(n, 700_000));
     }
     tree.file("bin/tool", 0o755, "#!/bin/sh\necho works\n");
     manager.publish("sample", "1.0", tree.path());
@@ -74,7 +62,7 @@ fn nobody_notices_that_the_worker_is_killed() {
     let check = |root: &Path, n: u64| {
         let name = format!("dir-{}/file-{n}", n % 5);
         let bytes = fs::read(root.join(&name)).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(bytes == noise(700_000, n), "{name} differs");
+        assert!(bytes == noise(n, 700_000), "{name} differs");
     };
     std::thread::scope(|scope| {
         let readers: Vec<_> = [&path, &view]
@@ -120,7 +108,7 @@ fn the_mount_helper_may_die_too() {
 fn a_killed_holder_is_started_again_over_what_it_left() {
     let manager = Manager::start();
     let tree = TreeFixture::new();
-    tree.file("data", 0o644, noise(1 << 20, 7));
+    tree.file("data", 0o644, noise(7, 1 << 20));
     manager.publish("sample", "1.0", tree.path());
     let mut host = Host::mounted("host-1", &manager);
     manager.export("sample@1.0", "host-1");
@@ -133,7 +121,7 @@ fn a_killed_holder_is_started_again_over_what_it_left() {
     }
     host.mount(&[]);
     let path = host.attach("sample@1.0");
-    assert!(fs::read(path.join("data")).unwrap() == noise(1 << 20, 7));
+    assert!(fs::read(path.join("data")).unwrap() == noise(7, 1 << 20));
 }
 
 #[test]
@@ -141,7 +129,7 @@ fn an_interrupted_publication_leaves_nothing() {
     let mut manager = Manager::start();
     let big = TreeFixture::new();
     for n in 0..24 {
-        big.file(&format!("file-{n}"), 0o644, noise(6 << 20, n));
+        big.file(&format!("file-{n}"), 0o644, noise(n, 6 << 20));
     }
     let source = big.path().to_string_lossy().into_owned();
     let files = |dir: &str| files_below(&manager.store().join(dir)).len();
@@ -182,8 +170,8 @@ fn two_publications_at_once_do_not_disturb_each_other() {
     let (one, two) = (TreeFixture::new(), TreeFixture::new());
     for n in 0..6 {
         // Half of it is common to both.
-        one.file(&format!("file-{n}"), 0o644, noise(1 << 20, n));
-        two.file(&format!("file-{n}"), 0o644, noise(1 << 20, n + 3));
+        one.file(&format!("file-{n}"), 0o644, noise(n, 1 << 20));
+        two.file(&format!("file-{n}"), 0o644, noise(n + 3, 1 << 20));
     }
     std::thread::scope(|scope| {
         scope.spawn(|| manager.publish("one", "1.0", one.path()));
@@ -196,7 +184,7 @@ fn two_publications_at_once_do_not_disturb_each_other() {
         manager.export(&format!("{product}@1.0"), "host-1");
         let path = host.attach(&format!("{product}@1.0"));
         for n in 0..6 {
-            assert!(fs::read(path.join(format!("file-{n}"))).unwrap() == noise(1 << 20, n + seed), "{product} {n}");
+            assert!(fs::read(path.join(format!("file-{n}"))).unwrap() == noise(n + seed, 1 << 20), "{product} {n}");
         }
     }
 }
@@ -213,7 +201,7 @@ fn a_killed_agent_is_started_again_and_its_job_goes_on() {
         .map(|n| {
             let source = host.path(&format!("data-{n}"));
             fs::create_dir(&source).unwrap();
-            fs::write(source.join("file"), noise(60 << 20, n)).unwrap();
+            fs::write(source.join("file"), noise(n, 60 << 20)).unwrap();
             source.to_string_lossy().into_owned()
         })
         .collect();
@@ -240,7 +228,7 @@ fn the_manager_may_be_killed_while_a_job_runs() {
     manager.wait_for_version("host-1", "data-agent", "1.0");
     let source = host.path("data");
     fs::create_dir(&source).unwrap();
-    fs::write(source.join("file"), noise(100 << 20, 3)).unwrap();
+    fs::write(source.join("file"), noise(3, 100 << 20)).unwrap();
     let repository = host.path("repository").to_string_lossy().into_owned();
     let line =
         ["job", "backup", "--host", "host-1", "--repository", &repository, "--detach", &source.to_string_lossy()];

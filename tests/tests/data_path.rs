@@ -10,13 +10,13 @@ use tests::command::until;
 use tests::real::{RealProgram, programs};
 use tests::sources::{Member, deb, zip};
 use tests::tree::{listing, tar};
-use tests::{Host, Manager, Output, Proxy, TreeFixture};
+use tests::{Host, Manager, Output, Proxy, TreeFixture, noise};
 
 /// A tree with something of everything that is kept.
 fn sample() -> TreeFixture {
     let tree = TreeFixture::new();
     tree.file("bin/hello", 0o755, "#!/bin/sh\necho \"hello from $0\"\n")
-        .file("share/large", 0o644, noise(3 << 20))
+        .file("share/large", 0o644, noise(0, 3 << 20))
         .file("share/empty", 0o600, "")
         .file("share/private", 0o600, "for the owner alone")
         .file("share/setuid", 0o4755, "setuid")
@@ -53,18 +53,6 @@ fn set_times(dir: &Path) {
         let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::utimensat(rustix::fs::CWD, path, &times, flags).unwrap();
     }
-}
-
-fn noise(bytes: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    })
-    .take(bytes)
-    .collect()
 }
 
 #[track_caller]
@@ -165,7 +153,7 @@ fn a_service_pack_is_laid_over_the_generation_that_it_names() {
     assert_eq!(fs::read_to_string(path.join("bin/hello")).unwrap(), "#!/bin/sh\necho patched\n");
     assert_eq!(fs::read_to_string(path.join("more/new")).unwrap(), "new");
     assert!(!path.join("share/private").exists() && !path.join("share/.wh.private").exists());
-    assert_eq!(fs::read(path.join("share/large")).unwrap(), noise(3 << 20));
+    assert_eq!(fs::read(path.join("share/large")).unwrap(), noise(0, 3 << 20));
 
     let diff = manager.run(&["diff", "sample@1.0", "sample@1.1"]).expect(0).stdout;
     for changed in ["bin/hello", "share/private", "more/new"] {
@@ -304,7 +292,7 @@ fn a_revoked_host_gets_nothing_more() {
 #[test]
 fn without_the_manager_what_is_cached_starts_and_what_is_not_fails_in_time() {
     let (mut manager, cached, uncached) = (Manager::start(), sample(), TreeFixture::new());
-    uncached.file("data", 0o644, noise(8 << 20));
+    uncached.file("data", 0o644, noise(0, 8 << 20));
     manager.publish("cached", "1.0", cached.path());
     manager.publish("uncached", "1.0", uncached.path());
     let proxy = Proxy::start(&manager.address());
@@ -320,7 +308,7 @@ fn without_the_manager_what_is_cached_starts_and_what_is_not_fails_in_time() {
     proxy.cut();
     manager.stop();
 
-    assert_eq!(fs::read(path.join("share/large")).unwrap(), noise(3 << 20));
+    assert_eq!(fs::read(path.join("share/large")).unwrap(), noise(0, 3 << 20));
     let since = std::time::Instant::now();
     let error = fs::read(&view).expect_err("nobody can give these bytes");
     assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
@@ -332,18 +320,18 @@ fn without_the_manager_what_is_cached_starts_and_what_is_not_fails_in_time() {
     // Also after a restart of the host's daemon, and then the manager comes back.
     assert_eq!(host.unmount(), Some(0));
     host.mount(&["--read-deadline", "2s"]);
-    assert_eq!(fs::read(host.attach("cached@1.0").join("share/large")).unwrap(), noise(3 << 20));
+    assert_eq!(fs::read(host.attach("cached@1.0").join("share/large")).unwrap(), noise(0, 3 << 20));
     manager.serve();
     proxy.heal();
     let view = host.mountpoint().join("uncached/1.0/data");
     let content = until("the manager is back", || fs::read(&view).ok());
-    assert_eq!(content, noise(8 << 20));
+    assert_eq!(content, noise(0, 8 << 20));
 }
 
 #[test]
 fn gc_frees_what_nobody_needs_and_nothing_else() {
     let (manager, kept, dropped) = (Manager::start(), sample(), TreeFixture::new());
-    dropped.file("data", 0o644, noise(5 << 20));
+    dropped.file("data", 0o644, noise(0, 5 << 20));
     manager.publish("kept", "1.0", kept.path());
     manager.publish("dropped", "1.0", dropped.path());
     manager.run(&["gc", "--dry-run"]).expect(0);

@@ -8,15 +8,13 @@ use std::io::Write;
 
 use serde_json::Value;
 use tests::command::until;
-use tests::{Host, Manager, TreeFixture};
+use tests::{Host, Manager, TreeFixture, noise};
 
 /// Files that do not compress: as many bytes of the store as of content.
-fn noise(files: usize, bytes: usize, seed: &str) -> TreeFixture {
+fn files(count: u64, bytes: usize, seed: u64) -> TreeFixture {
     let tree = TreeFixture::new();
-    for n in 0..files {
-        let mut content = vec![0; bytes];
-        blake3::Hasher::new().update(format!("{seed}{n}").as_bytes()).finalize_xof().fill(&mut content);
-        tree.file(&format!("file-{n}"), 0o644, content);
+    for n in 0..count {
+        tree.file(&format!("file-{n}"), 0o644, noise(seed + n, bytes));
     }
     tree
 }
@@ -24,7 +22,7 @@ fn noise(files: usize, bytes: usize, seed: &str) -> TreeFixture {
 #[test]
 fn a_full_store_takes_nothing_in_half_and_serves_on() {
     let manager = Manager::on_a_small_disk(24 << 20);
-    let (small, large) = (noise(4, 1 << 20, "small"), noise(40, 1 << 20, "large"));
+    let (small, large) = (files(4, 1 << 20, 0), files(40, 1 << 20, 100));
     manager.publish("sample", "1", small.path());
     let host = Host::mounted("host-1", &manager);
     manager.export("sample@1", "host-1");
@@ -46,7 +44,7 @@ fn a_full_store_takes_nothing_in_half_and_serves_on() {
     let mut file = fs::File::create(&filler).unwrap();
     while file.write_all(&[1; 4096]).is_ok() {}
     drop(file);
-    let tiny = noise(1, 1000, "tiny");
+    let tiny = files(1, 1000, 200);
     let refused = manager.run(&["publish", "sample", "3", &tiny.path().to_string_lossy()]).expect(1).stderr;
     assert!(refused.to_lowercase().contains("no space left"), "{refused}");
     // The control state may have room in the file that it has; then it has not any more.
@@ -69,7 +67,7 @@ fn certificate_ends(manager: &Manager) -> Option<u64> {
 #[test]
 fn certificates_are_renewed_while_the_host_is_connected() {
     let manager = Manager::with_certificates_for("6s");
-    let tree = noise(1, 100_000, "content");
+    let tree = files(1, 100_000, 300);
     manager.publish("sample", "1", tree.path());
     let host = Host::mounted("host-1", &manager);
     let first = certificate_ends(&manager).unwrap();
@@ -84,7 +82,7 @@ fn certificates_are_renewed_while_the_host_is_connected() {
 #[test]
 fn an_expired_certificate_is_named_and_a_new_token_helps() {
     let manager = Manager::with_certificates_for("2s");
-    let tree = noise(1, 100_000, "content");
+    let tree = files(1, 100_000, 300);
     manager.publish("sample", "1", tree.path());
     let mut host = Host::new("host-1");
     host.enroll(&manager, &manager.address());

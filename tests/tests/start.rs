@@ -7,20 +7,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tests::command::until;
-use tests::{Host, Manager, Proxy, TreeFixture};
+use tests::{Host, Manager, Proxy, TreeFixture, noise};
 
 /// A program that reads itself, and two pages in the middle of a large file.
 fn sample() -> TreeFixture {
     let tree = TreeFixture::new();
     let script = "#!/bin/sh\ndd if=\"$MANAGER_FS_TREE/share/large\" bs=4096 skip=300 count=2 2>/dev/null | cksum\n";
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let noise = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    });
-    tree.file("bin/start", 0o755, script).file("share/large", 0o644, noise.take(6 << 20).collect::<Vec<u8>>());
+    tree.file("bin/start", 0o755, script).file("share/large", 0o644, noise(0, 6 << 20));
     tree
 }
 

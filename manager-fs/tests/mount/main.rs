@@ -12,6 +12,8 @@ mod unprivileged;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use tests::needs::{self, Lack};
+
 use lives::{
     a_new_daemon_replaces_what_a_killed_one_left, a_signal_to_every_process_still_unmounts,
     killing_the_helper_in_the_middle_of_attaches_goes_unnoticed, killing_the_worker_again_and_again_goes_unnoticed,
@@ -60,6 +62,17 @@ const ONLY_FILES: &[Test] = tests![
     where_nothing_may_be_mounted_a_plain_copy_is_made,
 ];
 
+/// What a test needs, if it is not here.
+fn needs_of(name: &str) -> Result<(), Lack> {
+    if name.starts_with("where_nothing_may_be_mounted") {
+        return Ok(());
+    }
+    if name.starts_with("without_fuse") || name.starts_with("in_a_user_namespace") {
+        needs::user_namespaces()?;
+    }
+    if name.starts_with("without_fuse") { Ok(()) } else { needs::mounts() }
+}
+
 /// A harness of its own: holder, worker and helper are this binary started again, and a holder may have no thread but
 /// one before it enters a user namespace, which the usual harness does not grant.
 fn main() {
@@ -73,7 +86,6 @@ fn main() {
     let images_too = lab::all_users_exist();
     let by_files = ONLY_FILES.iter().chain(TESTS).map(|(name, test)| (format!("{name}_by_files"), *test, false));
     let by_images = TESTS.iter().map(|(name, test)| (name.to_string(), *test, true));
-    let by_images = by_images.filter(|_| images_too);
     for (name, test, images) in by_images.chain(by_files).filter(|_| !ignored) {
         lab::IMAGES.store(images, Ordering::Relaxed);
         if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
@@ -81,6 +93,16 @@ fn main() {
         }
         if listing {
             println!("{name}: test");
+            continue;
+        }
+        if images && !images_too {
+            needs::list(Lack::Root, &name);
+            continue;
+        }
+        if let Err(lack) = needs_of(&name) {
+            needs::list(lack, &name);
+            println!("test {name} ... FAILED (cannot run here, for want of {lack})");
+            failed.push(name);
             continue;
         }
         let begun = Instant::now();

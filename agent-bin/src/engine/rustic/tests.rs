@@ -2,6 +2,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use ::tests::noise;
+
 use super::*;
 
 struct Bench {
@@ -30,16 +32,7 @@ impl Bench {
         fs::create_dir_all(source.join("bin/deep/er")).unwrap();
         fs::create_dir(source.join("empty")).unwrap();
         // Does not compress, so that what is stored is as large as what is read.
-        let mut state = 88_172_645_463_325_252u64;
-        let noise: Vec<u8> = std::iter::repeat_with(|| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 32) as u8
-        })
-        .take(3_000_000)
-        .collect();
-        fs::write(source.join("bin/program"), &noise).unwrap();
+        fs::write(source.join("bin/program"), noise(0, 3_000_000)).unwrap();
         fs::write(source.join("bin/deep/er/text"), "hello\n").unwrap();
         fs::write(source.join("nothing"), "").unwrap();
         fs::set_permissions(source.join("bin/program"), fs::Permissions::from_mode(0o4755)).unwrap();

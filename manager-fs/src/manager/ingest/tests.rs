@@ -122,7 +122,7 @@ fn attributes_that_have_no_meaning_elsewhere_are_dropped_and_overlay_refused() {
         let nodes = fixture.manifest(published).nodes;
         nodes.iter().flat_map(|node| &node.xattrs).map(|xattr| proto::path::printable(&xattr.name)).collect()
     };
-    if rustix::process::geteuid().is_root() {
+    if ::tests::needs::root() {
         set("trusted.dropped", b"1").unwrap();
         // VFS_CAP_REVISION_2 with cap_net_bind_service.
         let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];

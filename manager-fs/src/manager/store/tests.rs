@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
+use ::tests::noise;
 use proto::TreeId;
 
 use super::*;
@@ -96,13 +97,6 @@ fn open_faulty(root: &Path, fault: Fault, step: u64) -> Store {
 
 pub(super) fn publish_plain(store: &Store, source: &Path) -> Result<Published, PublishError> {
     publish(store, source, &PublishOptions::default(), &Quiet, &AtomicBool::new(false))
-}
-
-/// Bytes that do not compress and differ by seed.
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut out = vec![0; bytes];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
-    out
 }
 
 fn source(dir: &Path, name: &str, seeds: &[u64]) -> PathBuf {
