@@ -1,0 +1,65 @@
+# shellcheck shell=bash
+# What this machine has and lacks, for `tests/run` and `tests/demo`, which read this file: programs are installed where
+# that is possible, and otherwise named in one list with the way to get them.
+
+say() { printf '%s\n' "$*" >&2; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# rustup puts cargo here; a shell that was open before does not have it on its PATH yet.
+have cargo || PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+
+# wants PROGRAM PACKAGE WHY: notes a program that is missing.
+wanted=()
+reasons=()
+wants() {
+    if ! have "$1"; then
+        wanted+=("$2")
+        reasons+=("$1 (Debian and Ubuntu: $2): $3")
+    fi
+}
+
+wants_to_build() {
+    wants cc build-essential "a C compiler, for libraries that are built with this project"
+    wants tar tar "packs what is published"
+}
+
+wants_to_test() {
+    wants restic restic "reads the repositories that the reference agent writes"
+    wants xz xz-utils "packs archives that are published"
+    wants zstd zstd "packs archives that are published"
+    wants perl perl-base "a real program with modules, run from a mount"
+    wants mount mount "puts a full disk under a store, in a namespace"
+    wants diff diffutils "compares what was restored"
+    wants unshare util-linux "makes the namespaces in which tests without root mount"
+}
+
+# Installs what is wanted, by apt as root or by way of sudo; otherwise says all that is missing, and ends with 2.
+provide() {
+    local as_root=() left=()
+    if [ ${#wanted[@]} -gt 0 ] && have apt-get; then
+        if [ "$(id -u)" != 0 ]; then
+            # A sudo that would ask for a password may do so only where somebody can answer.
+            if have sudo && { [ -t 0 ] || sudo -n true 2>/dev/null; }; then as_root=(sudo); else as_root=(false); fi
+        fi
+        if [ "${as_root[*]}" != false ]; then
+            say "installing ${wanted[*]}"
+            "${as_root[@]}" apt-get update -qq >&2 || true
+            "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+                apt-get install -y -qq --no-install-recommends "${wanted[@]}" >/dev/null || true
+            hash -r
+        fi
+    fi
+    local n
+    for n in "${!wanted[@]}"; do
+        have "${reasons[$n]%% *}" || left+=("$n")
+    done
+    have cargo || say "  cargo: install Rust with rustup, as https://rustup.rs says"
+    if [ ${#left[@]} -gt 0 ]; then
+        say "This machine lacks:"
+        for n in "${left[@]}"; do say "  ${reasons[$n]}"; done
+        local packages=()
+        for n in "${left[@]}"; do packages+=("${wanted[$n]}"); done
+        say "Install them as root, then go on: apt-get install ${packages[*]}"
+    fi
+    if [ ${#left[@]} -gt 0 ] || ! have cargo; then exit 2; fi
+}
