@@ -5,7 +5,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounded::{Blob, Line, Lines, List, Own, PathText, Paths, Text, Word, within};
 use crate::id::TreeId;
+use crate::limits::{
+    ACTIVITY_BYTES_MAX, DETAIL_BYTES_MAX, FAULT_BYTES_MAX, JOBS_MAX, PROBLEM_BYTES_MAX, PROBLEMS_MAX,
+    REASON_BYTES_MAX, RECORD_BYTES_MAX, SNAPSHOT_BYTES_MAX, SOURCES_BYTES_MAX, SOURCES_MAX, VERSION_BYTES_MAX,
+    VERSIONS_MAX,
+};
 use crate::message::{Fault, Unix};
 use crate::name::{Product, Version};
 
@@ -27,6 +33,7 @@ pub enum AgentRequest {
         /// Of which change-over.
         change: ChangeId,
         /// The signed record.
+        #[serde(deserialize_with = "within::<_, Blob<RECORD_BYTES_MAX>>")]
         record: Vec<u8>,
     },
     /// Message B: release the old attachment and attach the new one. Staging begins at once; the swap itself waits for
@@ -88,6 +95,7 @@ pub enum Operation {
         /// Where to.
         repository: Repository,
         /// What; absolute paths.
+        #[serde(deserialize_with = "within::<_, Paths<SOURCES_MAX, SOURCES_BYTES_MAX>>")]
         sources: Vec<String>,
     },
     /// Restore a snapshot into a directory, which is made if need be.
@@ -95,8 +103,10 @@ pub enum Operation {
         /// Where from.
         repository: Repository,
         /// Snapshot id, the start of one, or `latest`.
+        #[serde(deserialize_with = "within::<_, Word<SNAPSHOT_BYTES_MAX>>")]
         snapshot: String,
         /// Absolute path.
+        #[serde(deserialize_with = "within::<_, PathText>")]
         target: String,
     },
     /// Compare a snapshot with the directory that it was made of.
@@ -104,6 +114,7 @@ pub enum Operation {
         /// Where from.
         repository: Repository,
         /// Snapshot id, the start of one, or `latest`.
+        #[serde(deserialize_with = "within::<_, Word<SNAPSHOT_BYTES_MAX>>")]
         snapshot: String,
     },
     /// Check a repository's structure and, if asked, every byte of it.
@@ -126,8 +137,10 @@ pub enum Operation {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Repository {
     /// Absolute path of its directory. A backup makes it if it is not there.
+    #[serde(deserialize_with = "within::<_, PathText>")]
     pub path: String,
     /// File on the host with the password; `None`: `STATE/repository.password`, made at first use.
+    #[serde(deserialize_with = "within::<_, Option<PathText>>")]
     pub password_file: Option<String>,
 }
 
@@ -167,8 +180,10 @@ pub struct Progress {
     /// Bytes of the current unit, 0 while unknown.
     pub bytes: u64,
     /// What is being done, for people.
+    #[serde(deserialize_with = "within::<_, Line<ACTIVITY_BYTES_MAX>>")]
     pub activity: String,
     /// The version that is doing it.
+    #[serde(deserialize_with = "within::<_, Line<VERSION_BYTES_MAX>>")]
     pub version: String,
 }
 
@@ -180,13 +195,14 @@ pub enum Outcome {
     /// Stopped on request at a unit boundary.
     Cancelled(Summary),
     /// Failed.
-    Failed(String),
+    Failed(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
 }
 
 /// What an operation did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// Snapshot ids made or read, in order.
+    #[serde(deserialize_with = "within::<_, List<Word<SNAPSHOT_BYTES_MAX>, SOURCES_MAX>>")]
     pub snapshots: Vec<String>,
     /// Files read or written.
     pub files: u64,
@@ -195,8 +211,10 @@ pub struct Summary {
     /// Bytes added to (or, by prune, freed from) the repository.
     pub repository_bytes: u64,
     /// Differences found, errors passed over: each one line. Empty means clean.
+    #[serde(deserialize_with = "within::<_, Lines<PROBLEM_BYTES_MAX, PROBLEMS_MAX>>")]
     pub problems: Vec<String>,
     /// The versions that took part, in order (more than one when a change-over came between).
+    #[serde(deserialize_with = "within::<_, Lines<VERSION_BYTES_MAX, VERSIONS_MAX>>")]
     pub versions: Vec<String>,
 }
 
@@ -216,8 +234,10 @@ pub struct AgentStatus {
     /// What it is doing.
     pub state: AgentState,
     /// Jobs under way.
+    #[serde(deserialize_with = "within::<_, List<Own<JobId>, JOBS_MAX>>")]
     pub jobs: Vec<JobId>,
     /// Why this version runs: `launched`, `changed over from X`, `returned from X: …`.
+    #[serde(deserialize_with = "within::<_, Line<REASON_BYTES_MAX>>")]
     pub reason: String,
 }
 
@@ -257,6 +277,7 @@ pub struct StepEvent {
     /// How long it took, microseconds.
     pub duration_us: u64,
     /// Reason or detail, for people; may be empty.
+    #[serde(deserialize_with = "within::<_, Text<DETAIL_BYTES_MAX>>")]
     pub detail: String,
 }
 

@@ -5,8 +5,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::agent::StepEvent;
-use crate::bundle::Touch;
+use crate::bounded::{Blob, Exact, List, Own, PathText, within};
+use crate::bundle::{TOUCHES_MAX, Touch};
 use crate::id::TreeId;
+use crate::limits::{RECORD_BYTES_MAX, STATUS_BYTES_MAX};
 use crate::message::{BundleFacts, Fault};
 use crate::name::{GenerationRef, Product};
 
@@ -62,6 +64,7 @@ pub enum DaemonRequest {
         /// Which tree.
         tree: TreeId,
         /// In the order in which they were touched.
+        #[serde(deserialize_with = "within::<_, List<Own<Touch>, TOUCHES_MAX>>")]
         touches: Vec<Touch>,
     },
 }
@@ -72,9 +75,9 @@ pub enum DaemonReply {
     /// Done.
     Done,
     /// To `Status`: JSON.
-    Status(String),
+    Status(#[serde(deserialize_with = "within::<_, Exact<STATUS_BYTES_MAX>>")] String),
     /// To `Newest`: the signed record.
-    Record(Vec<u8>),
+    Record(#[serde(deserialize_with = "within::<_, Blob<RECORD_BYTES_MAX>>")] Vec<u8>),
     /// To `Attach`, `Hold` and `Stage`.
     Attached(Attached),
     /// Refused or failed.
@@ -89,10 +92,12 @@ pub struct Attached {
     /// The tree.
     pub tree: TreeId,
     /// Absolute path of its root directory.
+    #[serde(deserialize_with = "within::<_, PathText>")]
     pub path: String,
     /// Process whose user and mount namespaces hold that path, when it is not valid outside of them.
     pub namespace_pid: Option<u32>,
     /// The signed record, when the generation was found by name or has only one.
+    #[serde(deserialize_with = "within::<_, Option<Blob<RECORD_BYTES_MAX>>>")]
     pub record: Option<Vec<u8>>,
     /// How long warming took, microseconds; 0 if nothing was warmed.
     pub warm_us: u64,

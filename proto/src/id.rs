@@ -63,7 +63,7 @@ macro_rules! content_id {
                 let lower = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
                 match blake3::Hash::from_hex(text) {
                     Ok(hash) if lower => Ok(Self(*hash.as_bytes())),
-                    _ => Err(IdError(text.chars().take(80).collect())),
+                    _ => Err(IdError(crate::text::line(text, 120))),
                 }
             }
         }

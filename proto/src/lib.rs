@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod bounded;
 pub mod bulk;
 pub mod bundle;
 pub mod codec;
@@ -32,6 +33,7 @@ pub mod path;
 pub mod proof;
 pub mod record;
 pub mod start_up;
+pub mod text;
 pub mod token;
 
 pub use id::{ChunkId, ObjectId, TreeId};

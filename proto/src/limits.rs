@@ -40,8 +40,68 @@ pub const XATTRS_MAX: usize = 256;
 /// See [`XATTRS_MAX`].
 pub const XATTR_BYTES_MAX: usize = 65_536;
 
-/// Chunks that one request may name: 16 MiB at the default chunk size keeps a demand read from queueing long.
+/// Chunks that one request may name: 256 MiB at the default chunk size. A request is answered as a stream, so what it costs the
+/// manager does not grow with it; the list itself is 44 KiB at most.
 pub const CHUNKS_PER_REQUEST_MAX: usize = 1024;
+
+/// Bytes of one identifier or version for people: what Debian's and PyPI's longest take, twice over.
+pub const VERSION_BYTES_MAX: usize = 128;
+/// Bytes of what an agent says it is doing: one line of a terminal, and a path in it.
+pub const ACTIVITY_BYTES_MAX: usize = 512;
+/// Bytes of the reason for which something runs or waits: a sentence with a version, a path and a cause.
+pub const REASON_BYTES_MAX: usize = 1024;
+/// Bytes of what one fault says: a chain of causes with some paths.
+pub const FAULT_BYTES_MAX: usize = 4096;
+/// Bytes of a step's detail: the tail of a program's stderr ([`STDERR_TAIL_BYTES_MAX`]) and the timeline before it.
+pub const DETAIL_BYTES_MAX: usize = 24 << 10;
+/// Bytes of what a host says of bytes with a wrong hash: kind, id and place.
+pub const WRONG_HASH_BYTES_MAX: usize = 512;
+
+/// Lines of problems of one operation. Agents stop at 200; nobody reads more, and a job's record stays small.
+pub const PROBLEMS_MAX: usize = 256;
+/// Bytes of one problem: a path and what is wrong with it. Longer paths are cut.
+pub const PROBLEM_BYTES_MAX: usize = 1024;
+/// Sources of one backup, and so snapshots of one job.
+pub const SOURCES_MAX: usize = 1024;
+/// Bytes of all sources of one backup, so that a job's record with all that is reported on it stays below 1 MiB.
+pub const SOURCES_BYTES_MAX: usize = 256 << 10;
+/// Bytes of a snapshot's id: 64 hex digits, as restic has them.
+pub const SNAPSHOT_BYTES_MAX: usize = 64;
+/// Versions that took part in one operation, as reported; each is one change-over.
+pub const VERSIONS_MAX: usize = 64;
+
+/// Agents of one host: one a product, and no product is many of the dozens that a large site has.
+pub const AGENTS_MAX: usize = 64;
+/// Jobs under way that one agent tells of; `agent-core` takes 64 at once.
+pub const JOBS_MAX: usize = 256;
+/// Reports in one message: what a host that was away for a while sends in one round.
+pub const REPORTS_MAX: usize = 256;
+/// Trees attached on one host: every generation of every product, kept for years.
+pub const TREES_MAX: usize = 4096;
+/// Generations exported to one host; a message of [`MESSAGE_BYTES_MAX`] holds no more with real records.
+pub const EXPORTS_MAX: usize = 16_384;
+/// Publishers whose records one host believes.
+pub const PUBLISHERS_MAX: usize = 64;
+/// Bytes of one certificate as PEM: ours have less than one KiB.
+pub const CERTIFICATE_BYTES_MAX: usize = 16 << 10;
+/// Bytes of one certificate request: ours have less than 300.
+pub const CSR_BYTES_MAX: usize = 8 << 10;
+/// Bytes of an enrolment's secret. A right one has 20; a longer one is told that it is wrong.
+pub const SECRET_BYTES_MAX: usize = 64;
+/// Bytes of the JSON document of `status`: some ten thousand trees.
+pub const STATUS_BYTES_MAX: usize = 8 << 20;
+
+/// Arguments of an entry point, and the bytes of one: the descriptor that names them has 64 KiB at most.
+pub const ARGUMENTS_MAX: usize = 4096;
+/// See [`ARGUMENTS_MAX`].
+pub const ARGUMENT_BYTES_MAX: usize = 64 << 10;
+/// Libraries that one ELF file needs, and bytes of each text in one: the largest programs have some hundred, and a text is a
+/// path or a list of a few.
+pub const NEEDED_MAX: usize = 1024;
+/// See [`NEEDED_MAX`].
+pub const ELF_TEXT_BYTES_MAX: usize = 16 << 10;
+/// Bytes of an ed25519 signature.
+pub const SIGNATURE_BYTES: usize = 64;
 
 /// How much of a failed program's last stderr is kept as evidence, bytes.
 pub const STDERR_TAIL_BYTES_MAX: usize = 16 << 10;

@@ -5,8 +5,14 @@
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{AgentStatus, ChangeId, JobId, Operation, Outcome, Progress, StepEvent};
-use crate::bundle::Touch;
+use crate::bounded::{Blob, Exact, Line, List, Own, within};
+use crate::bundle::{TOUCHES_MAX, Touch};
 use crate::id::{ObjectId, TreeId};
+use crate::limits::{
+    AGENTS_MAX, CERTIFICATE_BYTES_MAX, CHUNKS_PER_REQUEST_MAX, CSR_BYTES_MAX, EXPORTS_MAX, FAULT_BYTES_MAX,
+    PUBLISHERS_MAX, RECORD_BYTES_MAX, REPORTS_MAX, SECRET_BYTES_MAX, TREES_MAX, VERSION_BYTES_MAX,
+    WRONG_HASH_BYTES_MAX,
+};
 use crate::name::{GenerationRef, HostName, Product};
 
 /// The version of the messages; both sides name theirs in `Hello`, and a different one is refused with both numbers.
@@ -20,25 +26,25 @@ pub type Unix = u64;
 pub enum Fault {
     /// The asker may not see or do this. The same answer whether the thing exists or not.
     #[error("not exported to this host: {0}")]
-    NotExported(String),
+    NotExported(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
     /// Authentication or authorisation failed.
     #[error("refused: {0}")]
-    Refused(String),
+    Refused(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
     /// No such thing.
     #[error("not found: {0}")]
-    NotFound(String),
+    NotFound(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
     /// The request makes no sense as it stands.
     #[error("bad request: {0}")]
-    BadRequest(String),
+    BadRequest(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
     /// The agent takes no new operation; ask again after its change-over.
     #[error("the agent is draining; it takes operations again after its change-over")]
     Draining,
     /// The other side is not reachable or too slow; asking again may help.
     #[error("unavailable: {0}")]
-    Unavailable(String),
+    Unavailable(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
     /// The answering side failed.
     #[error("failed: {0}")]
-    Failed(String),
+    Failed(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
 }
 
 impl Fault {
@@ -59,6 +65,7 @@ pub enum HostRequest {
         /// [`PROTOCOL`].
         protocol: u16,
         /// Version of the host's `manager-fs`.
+        #[serde(deserialize_with = "within::<_, Line<VERSION_BYTES_MAX>>")]
         software: String,
         /// What the connection is for.
         role: Role,
@@ -68,13 +75,16 @@ pub enum HostRequest {
         /// [`PROTOCOL`].
         protocol: u16,
         /// The secret of the one-time token.
+        #[serde(deserialize_with = "within::<_, Blob<SECRET_BYTES_MAX>>")]
         secret: Vec<u8>,
         /// PKCS #10 request, DER; its subject is ignored, the token names the host.
+        #[serde(deserialize_with = "within::<_, Blob<CSR_BYTES_MAX>>")]
         csr: Vec<u8>,
     },
     /// A new certificate for the identity of this connection.
     Renew {
         /// PKCS #10 request, DER.
+        #[serde(deserialize_with = "within::<_, Blob<CSR_BYTES_MAX>>")]
         csr: Vec<u8>,
     },
     /// What is exported to this host?
@@ -88,12 +98,14 @@ pub enum HostRequest {
     Chunks {
         /// In which tree; the manager checks the export, and that the objects are the tree's.
         tree: TreeId,
-        /// Which; at most [`crate::limits::CHUNKS_PER_REQUEST_MAX`] chunks in all.
+        /// Which; at most [`CHUNKS_PER_REQUEST_MAX`] chunks in all.
+        #[serde(deserialize_with = "within::<_, List<Own<ChunkRange>, CHUNKS_PER_REQUEST_MAX>>")]
         wants: Vec<ChunkRange>,
     },
     /// What happened on the host, in order. The manager answers when it is durable.
     Report {
         /// At least one.
+        #[serde(deserialize_with = "within::<_, List<Own<HostReport>, REPORTS_MAX>>")]
         reports: Vec<HostReport>,
     },
     /// What turns a tree that the host has into another one, both exported to it: `Bulk` frames with the delta's bytes
@@ -118,7 +130,8 @@ pub enum HostRequest {
     Profile {
         /// Which tree; it must be exported to this host.
         tree: TreeId,
-        /// In the order in which they were touched; at most [`crate::bundle::TOUCHES_MAX`].
+        /// In the order in which they were touched; at most [`TOUCHES_MAX`].
+        #[serde(deserialize_with = "within::<_, List<Own<Touch>, TOUCHES_MAX>>")]
         touches: Vec<Touch>,
     },
 }
@@ -158,14 +171,17 @@ pub enum ManagerReply {
         /// The name in the certificate.
         host: HostName,
         /// The host's certificate, PEM.
+        #[serde(deserialize_with = "within::<_, Exact<CERTIFICATE_BYTES_MAX>>")]
         certificate: String,
         /// The certificate authority, PEM.
+        #[serde(deserialize_with = "within::<_, Exact<CERTIFICATE_BYTES_MAX>>")]
         authority: String,
         /// Public keys whose records the host shall believe.
+        #[serde(deserialize_with = "within::<_, List<Own<[u8; 32]>, PUBLISHERS_MAX>>")]
         publishers: Vec<[u8; 32]>,
     },
     /// To `Exports`: every generation exported to the host ([`crate::SignedRecord::to_bytes`]).
-    Exports(Vec<Vec<u8>>),
+    Exports(#[serde(deserialize_with = "within::<_, List<Blob<RECORD_BYTES_MAX>, EXPORTS_MAX>>")] Vec<Vec<u8>>),
     /// To `Manifest`, `Chunks`, `Delta` and `Start`: how many bulk frames came before.
     Sent(u32),
     /// To `Report`.
@@ -222,6 +238,7 @@ pub struct ChangeOver {
     /// Which agent.
     pub product: Product,
     /// The signed record of the new generation (message A).
+    #[serde(deserialize_with = "within::<_, Blob<RECORD_BYTES_MAX>>")]
     pub record: Vec<u8>,
     /// The new tree (message B).
     pub attach: TreeId,
@@ -239,7 +256,7 @@ pub enum HostReply {
     /// Accepted or done.
     Done,
     /// To `Agents`.
-    Agents(Vec<AgentStatus>),
+    Agents(#[serde(deserialize_with = "within::<_, List<Own<AgentStatus>, AGENTS_MAX>>")] Vec<AgentStatus>),
     /// To `Run`.
     Outcome(Outcome),
     /// Refused or failed.
@@ -252,7 +269,7 @@ pub enum HostReport {
     /// A step of a change-over.
     Step(StepEvent),
     /// What runs now (all agents of the host).
-    Agents(Vec<AgentStatus>),
+    Agents(#[serde(deserialize_with = "within::<_, List<Own<AgentStatus>, AGENTS_MAX>>")] Vec<AgentStatus>),
     /// Progress of a job that was resumed after its `Run` had been cut off.
     JobProgress {
         /// Which.
@@ -268,10 +285,11 @@ pub enum HostReport {
         outcome: Outcome,
     },
     /// The trees attached on this host (all of them); `unexport` asks.
-    Attached(Vec<TreeId>),
+    Attached(#[serde(deserialize_with = "within::<_, List<Own<TreeId>, TREES_MAX>>")] Vec<TreeId>),
     /// Bytes came with a wrong hash; they were neither served nor kept.
     WrongHash {
         /// Of what.
+        #[serde(deserialize_with = "within::<_, Line<WRONG_HASH_BYTES_MAX>>")]
         what: String,
     },
     /// What the first start of a generation touched that came without a bundle.
@@ -279,6 +297,7 @@ pub enum HostReport {
         /// Which tree.
         tree: TreeId,
         /// In the order in which they were touched.
+        #[serde(deserialize_with = "within::<_, List<Own<Touch>, TOUCHES_MAX>>")]
         touches: Vec<Touch>,
     },
 }

@@ -5,7 +5,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounded::{Word, within};
 use crate::id::TreeId;
+use crate::text;
 
 /// A name breaks the rule for its kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -13,11 +15,14 @@ use crate::id::TreeId;
 pub struct NameError {
     /// What the text should have been.
     pub kind: &'static str,
-    /// The text, cut to 80 characters.
+    /// The text, cut and made printable.
     pub text: String,
     /// What is allowed.
     pub rule: &'static str,
 }
+
+/// Bytes of a text that is no name, shown in the refusal.
+const NAME_SHOWN_BYTES: usize = 120;
 
 macro_rules! checked_name {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $max:literal, $allowed:expr, $rule:literal) => {
@@ -41,7 +46,7 @@ macro_rules! checked_name {
                 if first && text.len() <= $max && text.bytes().all(allowed) {
                     Ok(Self(text))
                 } else {
-                    Err(NameError { kind: $kind, text: text.chars().take(80).collect(), rule: $rule })
+                    Err(NameError { kind: $kind, text: text::line(&text, NAME_SHOWN_BYTES), rule: $rule })
                 }
             }
         }
@@ -132,7 +137,7 @@ pub enum GenerationRef {
     /// `product@version`.
     Named(Product, Version),
     /// 4 to 64 lowercase hex digits.
-    TreePrefix(String),
+    TreePrefix(#[serde(deserialize_with = "hex_prefix")] String),
 }
 
 impl GenerationRef {
@@ -145,19 +150,28 @@ impl GenerationRef {
     }
 }
 
+fn is_hex_prefix(text: &str) -> bool {
+    (4..=64).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn hex_prefix<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = within::<_, Word<64>>(deserializer)?;
+    let refuse = || serde::de::Error::custom("the start of a tree id has 4 to 64 lowercase hex digits");
+    is_hex_prefix(&text).then_some(text).ok_or_else(refuse)
+}
+
 impl FromStr for GenerationRef {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
         if let Some((product, version)) = text.split_once('@') {
             return Ok(GenerationRef::Named(product.parse()?, version.parse()?));
         }
-        let hex = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if hex && (4..=64).contains(&text.len()) {
+        if is_hex_prefix(text) {
             return Ok(GenerationRef::TreePrefix(text.to_owned()));
         }
         Err(NameError {
             kind: "generation",
-            text: text.chars().take(80).collect(),
+            text: text::line(text, NAME_SHOWN_BYTES),
             rule: "want product@version, a tree id, or at least 4 of its first hex digits",
         })
     }

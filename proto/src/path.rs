@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX, PATH_DEPTH_MAX};
+use crate::text::{is_hidden, show};
 
 /// A path that must not enter a tree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -154,17 +155,14 @@ impl<'de> Deserialize<'de> for TreePath {
     }
 }
 
-/// Bytes as text: valid UTF-8 as it is, other bytes and control characters as `\xNN`.
+/// Bytes as text: valid UTF-8 as it is, other bytes as `\xNN`, characters that a terminal would obey as [`crate::text`] shows
+/// them.
 pub fn printable(bytes: &[u8]) -> String {
     use fmt::Write;
     let mut text = String::with_capacity(bytes.len());
     for piece in bytes.utf8_chunks() {
         for c in piece.valid().chars() {
-            if c.is_control() {
-                let _ = write!(text, "\\x{:02x}", c as u32);
-            } else {
-                text.push(c)
-            }
+            if is_hidden(c) { show(c, &mut text) } else { text.push(c) }
         }
         for byte in piece.invalid() {
             let _ = write!(text, "\\x{byte:02x}");

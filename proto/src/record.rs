@@ -3,9 +3,13 @@
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
+use crate::bounded::{Blob, Exact, Line, List, Own, within};
 use crate::codec::{self, CodecError};
 use crate::id::TreeId;
-use crate::limits::RECORD_BYTES_MAX;
+use crate::limits::{
+    ARGUMENT_BYTES_MAX, ARGUMENTS_MAX, ELF_TEXT_BYTES_MAX, ENTRIES_MAX, NEEDED_MAX, RECORD_BYTES_MAX,
+    SIGNATURE_BYTES, VERSION_BYTES_MAX,
+};
 use crate::name::{Product, Version};
 use crate::path::TreePath;
 
@@ -41,13 +45,17 @@ pub struct Metadata {
     /// What `launch` and the change-over execute; `None` for a tree that is only looked at.
     pub entry_point: Option<TreePath>,
     /// Arguments of the entry point after `argv[0]`.
+    #[serde(deserialize_with = "within::<_, List<Exact<ARGUMENT_BYTES_MAX>, ARGUMENTS_MAX>>")]
     pub arguments: Vec<String>,
     /// Machine of the entry point (of its interpreter for a script inside the tree), such as `x86_64`; `None` when
     /// it runs on any.
+    #[serde(deserialize_with = "within::<_, Option<Line<VERSION_BYTES_MAX>>>")]
     pub architecture: Option<String>,
     /// Every ELF file, in the order of the tree.
+    #[serde(deserialize_with = "within::<_, List<Own<ElfFile>, ENTRIES_MAX>>")]
     pub elf_files: Vec<ElfFile>,
     /// Every executable file that begins with `#!`.
+    #[serde(deserialize_with = "within::<_, List<Own<Script>, ENTRIES_MAX>>")]
     pub scripts: Vec<Script>,
     /// Entries of the tree, with its root.
     pub entry_count: u64,
@@ -71,18 +79,25 @@ pub struct ElfFile {
     /// Where.
     pub path: TreePath,
     /// Machine, such as `x86_64`.
+    #[serde(deserialize_with = "within::<_, Line<VERSION_BYTES_MAX>>")]
     pub architecture: String,
     /// `executable`, `shared object`, `relocatable` or `core`.
+    #[serde(deserialize_with = "within::<_, Line<VERSION_BYTES_MAX>>")]
     pub kind: String,
     /// `PT_INTERP`.
+    #[serde(deserialize_with = "within::<_, Option<Line<ELF_TEXT_BYTES_MAX>>>")]
     pub interpreter: Option<String>,
     /// `DT_NEEDED`, in order.
+    #[serde(deserialize_with = "within::<_, List<Line<ELF_TEXT_BYTES_MAX>, NEEDED_MAX>>")]
     pub needed: Vec<String>,
     /// `DT_SONAME`.
+    #[serde(deserialize_with = "within::<_, Option<Line<ELF_TEXT_BYTES_MAX>>>")]
     pub soname: Option<String>,
     /// `DT_RUNPATH`, or `DT_RPATH` where there is none.
+    #[serde(deserialize_with = "within::<_, Option<Line<ELF_TEXT_BYTES_MAX>>>")]
     pub runpath: Option<String>,
     /// The GNU build id, hex.
+    #[serde(deserialize_with = "within::<_, Option<Line<ELF_TEXT_BYTES_MAX>>>")]
     pub build_id: Option<String>,
     /// File size, bytes.
     pub bytes: u64,
@@ -94,6 +109,7 @@ pub struct Script {
     /// Where.
     pub path: TreePath,
     /// What stands after `#!`, trimmed.
+    #[serde(deserialize_with = "within::<_, Line<ELF_TEXT_BYTES_MAX>>")]
     pub interpreter: String,
 }
 
@@ -119,8 +135,10 @@ pub struct SignedRecord {
     /// The publisher's ed25519 public key.
     pub publisher: [u8; 32],
     /// The encoded record: exactly the bytes that are signed.
+    #[serde(deserialize_with = "within::<_, Blob<RECORD_BYTES_MAX>>")]
     pub payload: Vec<u8>,
     /// The ed25519 signature over [`CONTEXT`] and `payload`, 64 bytes.
+    #[serde(deserialize_with = "within::<_, Blob<SIGNATURE_BYTES>>")]
     pub signature: Vec<u8>,
 }
 

@@ -29,8 +29,6 @@ const STATUS_DEADLINE: Duration = Duration::from_secs(2);
 /// Agents are looked at this often even when nobody says that they changed: one may have been killed.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const REPORT_DEADLINE: Duration = Duration::from_secs(30);
-/// Reports in one message.
-const BATCH: usize = 256;
 /// A job that the manager does not follow by itself is reported on this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
@@ -222,7 +220,7 @@ impl Relay {
         attached: &mut watch::Receiver<Vec<TreeId>>,
     ) -> Result<(), Fault> {
         loop {
-            let batch = self.spool.oldest(BATCH);
+            let batch = self.spool.oldest(proto::limits::REPORTS_MAX);
             let (first, count) = (batch.first, batch.reports.len());
             if count == 0 {
                 break;

@@ -18,8 +18,8 @@ use crate::net::Answer;
 
 /// Trees whose manifests are kept decoded: what a rollout of a handful of products asks for at once.
 const TREES_KEPT: NonZeroUsize = NonZeroUsize::new(8).unwrap();
-/// Chunks read from the disk in one go, while those before them are being sent.
-const BATCH: usize = 16;
+/// Chunks read from the disk in one go, while those before them are being sent: 1 MiB at the default chunk size.
+const BATCH: usize = 4;
 
 /// Manifests and permissions at hand.
 pub struct Exporter {

@@ -72,6 +72,9 @@ pub enum PublishError {
         /// Encoded length.
         bytes: usize,
     },
+    /// A text or a list of the metadata is beyond its bound.
+    #[error("the tree's metadata cannot be used: {0}")]
+    MetadataRefused(#[from] proto::codec::CodecError),
     /// The tree to lay the service pack over is not in the store.
     #[error("there is no tree {0} in the store to lay the service pack over")]
     UnknownBase(TreeId),
@@ -121,11 +124,7 @@ pub fn publish(
     let inspection = Inspection { manifest: &manifest, heads: &contents.heads, chunk: &chunk, monitor, cancelled };
     let metadata = inspection.run(options.entry_point.as_deref())?;
     let (bytes, tree) = manifest.encode()?;
-    // Room for the rest of the record and its signature.
-    match proto::codec::encode(&metadata).map_or(usize::MAX, |encoded| encoded.len()) {
-        bytes if bytes > RECORD_BYTES_MAX - 4096 => return Err(PublishError::MetadataTooLarge { bytes }),
-        _ => {}
-    }
+    let metadata = as_hosts_read(&metadata)?;
     // From here on it is a matter of the disk's speed.
     if cancelled.load(Ordering::Relaxed) {
         return Err(IngestError::Cancelled.into());
@@ -135,6 +134,17 @@ pub fn publish(
     contents.commit(store, &guard)?;
     store.put_manifest(&tree, &bytes, &guard)?;
     Ok(Published { tree, manifest_bytes: bytes.len() as u64, metadata, stats, guard })
+}
+
+/// The metadata within the bounds of its fields: texts from inside the files are cleaned, and what a host would refuse is
+/// refused here.
+fn as_hosts_read(metadata: &Metadata) -> Result<Metadata, PublishError> {
+    let encoded = proto::codec::encode(metadata)?;
+    // Room for the rest of the record and its signature.
+    match encoded.len() {
+        bytes if bytes > RECORD_BYTES_MAX - 4096 => Err(PublishError::MetadataTooLarge { bytes }),
+        _ => Ok(proto::codec::decode::<_, RECORD_BYTES_MAX>(&encoded)?),
+    }
 }
 
 fn base_tree(store: &Store, tree: TreeId, guard: &PublishGuard) -> Result<Manifest, PublishError> {

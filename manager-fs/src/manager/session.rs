@@ -17,8 +17,9 @@ use super::strangers::Stranger;
 use super::{fault_of, now};
 use crate::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits};
 
-/// Chunk requests of one connection that are answered at once; others wait. Each holds a megabyte or two.
-const CHUNK_REQUESTS_MAX: usize = 16;
+/// Chunk requests of one connection that are answered at once; others wait. Each holds two batches of chunks (see
+/// `export.rs`): 2 MiB at the default chunk size, 8 MiB at the largest.
+const CHUNK_REQUESTS_MAX: usize = 8;
 
 /// An enrolment request carries a secret and a certificate request: about 300 bytes.
 const STRANGER_LIMITS: LinkLimits = LinkLimits { requests_max: 1, request_bytes_max: 16 << 10 };
