@@ -11,7 +11,7 @@ use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::{Fault, Unix};
 
 use crate::config::Dirs;
-use crate::manager::admin::{AdminEvent, AdminReply, AdminRequest};
+use crate::manager::admin::{AdminEvent, AdminReply, AdminRequest, Long, Quick};
 use crate::net::{self, Incoming, RefuseAll};
 
 use super::out::say;
@@ -22,7 +22,16 @@ const SHOW_AFTER: Duration = Duration::from_secs(1);
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Asks the manager and waits for its reply, however long that takes; a [`proto::message::Fault`] becomes an error.
-pub(super) fn ask(dirs: &Dirs, request: &AdminRequest, mut on: impl FnMut(AdminEvent)) -> anyhow::Result<AdminReply> {
+pub(super) fn ask(dirs: &Dirs, request: &Long, on: impl FnMut(AdminEvent)) -> anyhow::Result<AdminReply> {
+    exchange(dirs, &request.clone().into(), on)
+}
+
+/// As [`ask`], of what is answered at once.
+pub(super) fn ask_once(dirs: &Dirs, request: &Quick) -> anyhow::Result<AdminReply> {
+    exchange(dirs, &request.clone().into(), |_| {})
+}
+
+fn exchange(dirs: &Dirs, request: &AdminRequest, mut on: impl FnMut(AdminEvent)) -> anyhow::Result<AdminReply> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let link = net::start(connect(dirs).await?, Arc::new(RefuseAll));
@@ -39,11 +48,6 @@ pub(super) fn ask(dirs: &Dirs, request: &AdminRequest, mut on: impl FnMut(AdminE
             reply => Ok(reply),
         }
     })
-}
-
-/// As [`ask`], without events.
-pub(super) fn ask_once(dirs: &Dirs, request: &AdminRequest) -> anyhow::Result<AdminReply> {
-    ask(dirs, request, |_| {})
 }
 
 /// The error for a reply of the wrong kind: manager and command are of different versions.

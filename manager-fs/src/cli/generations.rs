@@ -8,7 +8,7 @@ use super::Done;
 use super::client::{ProgressLine, ask, ask_once, megabytes, moment, print_json, print_table, unexpected};
 use super::out::say;
 use crate::config::Dirs;
-use crate::manager::admin::{AdminReply, AdminRequest, Difference, GenerationView};
+use crate::manager::admin::{AdminReply, Difference, GenerationView, Long, Quick};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct GenerationsArgs {
@@ -57,7 +57,7 @@ pub(super) struct GcArgs {
 }
 
 pub(super) fn generations(args: &GenerationsArgs, dirs: &Dirs) -> anyhow::Result<Done> {
-    let reply = ask_once(dirs, &AdminRequest::Generations(args.product.clone()))?;
+    let reply = ask_once(dirs, &Quick::Generations(args.product.clone()))?;
     let AdminReply::Generations(found) = reply else { return unexpected() };
     if args.json {
         let list: Vec<Value> = found
@@ -97,7 +97,7 @@ pub(super) fn generations(args: &GenerationsArgs, dirs: &Dirs) -> anyhow::Result
 }
 
 pub(super) fn show(args: &ShowArgs, dirs: &Dirs) -> anyhow::Result<Done> {
-    let AdminReply::Generation(view) = ask_once(dirs, &AdminRequest::Show(args.generation.clone()))? else {
+    let AdminReply::Generation(view) = ask_once(dirs, &Quick::Show(args.generation.clone()))? else {
         return unexpected();
     };
     if args.json {
@@ -113,7 +113,7 @@ pub(super) fn show(args: &ShowArgs, dirs: &Dirs) -> anyhow::Result<Done> {
 }
 
 pub(super) fn diff(args: &DiffArgs, dirs: &Dirs) -> anyhow::Result<Done> {
-    let AdminReply::Diff(report) = ask_once(dirs, &AdminRequest::Diff(args.old.clone(), args.new.clone()))? else {
+    let AdminReply::Diff(report) = ask_once(dirs, &Quick::Diff(args.old.clone(), args.new.clone()))? else {
         return unexpected();
     };
     if args.json {
@@ -148,7 +148,7 @@ pub(super) fn diff(args: &DiffArgs, dirs: &Dirs) -> anyhow::Result<Done> {
 
 pub(super) fn verify(args: &VerifyArgs, dirs: &Dirs) -> anyhow::Result<Done> {
     let mut line = ProgressLine::new();
-    let reply = ask(dirs, &AdminRequest::Verify, |event| line.show(&event));
+    let reply = ask(dirs, &Long::Verify, |event| line.show(&event));
     line.clear();
     let AdminReply::Verified(view) = reply? else { return unexpected() };
     if args.json {
@@ -182,17 +182,19 @@ pub(super) fn verify(args: &VerifyArgs, dirs: &Dirs) -> anyhow::Result<Done> {
 
 pub(super) fn gc(args: &GcArgs, dirs: &Dirs) -> anyhow::Result<Done> {
     let mut line = ProgressLine::new();
-    let reply = ask(dirs, &AdminRequest::Gc { dry_run: args.dry_run }, |event| line.show(&event));
+    let reply = ask(dirs, &Long::Gc { dry_run: args.dry_run }, |event| line.show(&event));
     line.clear();
     let AdminReply::Collected(view) = reply? else { return unexpected() };
     if args.json {
         print_json(&serde_json::to_value(&view)?);
     } else {
         say!(
-            "{}{} manifests and {} packs removed, {} packs rewritten, {} freed; {} stay",
+            "{}{} manifests, {} packs, {} deltas and {} bundles removed, {} packs rewritten, {} freed; {} stay",
             if view.dry_run { "dry run: " } else { "" },
             view.manifests_removed,
             view.packs_removed,
+            view.deltas_removed,
+            view.bundles_removed,
             view.packs_rewritten,
             megabytes(view.bytes_freed),
             megabytes(view.bytes_kept)

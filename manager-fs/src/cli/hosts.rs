@@ -10,7 +10,7 @@ use super::client::{ask_once, moment, print_json, print_table, unexpected};
 use super::out::say;
 use crate::config::Dirs;
 use crate::host::enroll;
-use crate::manager::admin::{AdminReply, AdminRequest};
+use crate::manager::admin::{AdminReply, Quick};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct HostsArgs {
@@ -85,7 +85,7 @@ pub(super) struct EnrollArgs {
 }
 
 pub(super) fn hosts(args: &HostsArgs, dirs: &Dirs) -> anyhow::Result<Done> {
-    let AdminReply::Hosts(hosts) = ask_once(dirs, &AdminRequest::Hosts)? else { return unexpected() };
+    let AdminReply::Hosts(hosts) = ask_once(dirs, &Quick::Hosts)? else { return unexpected() };
     if args.json {
         let list: Vec<Value> = hosts
             .iter()
@@ -137,17 +137,15 @@ pub(super) fn hosts(args: &HostsArgs, dirs: &Dirs) -> anyhow::Result<Done> {
 
 pub(super) fn host(command: &HostCommand, dirs: &Dirs) -> anyhow::Result<Done> {
     let request = match command {
-        HostCommand::Revoke { host } => AdminRequest::Revoke(host.clone()),
-        HostCommand::Group(GroupCommand::Add { group, hosts }) => {
-            AdminRequest::GroupAdd(group.clone(), hosts.clone())
-        }
-        HostCommand::Group(GroupCommand::Remove { group, hosts }) => {
-            AdminRequest::GroupRemove(group.clone(), hosts.clone())
-        }
-        HostCommand::Group(GroupCommand::Delete { group }) => AdminRequest::GroupDelete(group.clone()),
+        HostCommand::Revoke { host } => Quick::Revoke(host.clone()),
+        HostCommand::Group(GroupCommand::Add { group, hosts }) => Quick::GroupAdd(group.clone(), hosts.clone()),
+        HostCommand::Group(GroupCommand::Remove { group, hosts }) => Quick::GroupRemove(group.clone(), hosts.clone()),
+        HostCommand::Group(GroupCommand::Delete { group }) => Quick::GroupDelete(group.clone()),
         HostCommand::Group(GroupCommand::List { json }) => return list_groups(*json, dirs),
     };
-    ask_once(dirs, &request)?;
+    if let AdminReply::Changed(changed) = ask_once(dirs, &request)? {
+        super::export::tell_not_enrolled(&changed.not_enrolled);
+    }
     if let HostCommand::Revoke { host } = command {
         eprintln!("manager-fs: {host} is revoked; it may enrol again with a new token");
     }
@@ -156,7 +154,7 @@ pub(super) fn host(command: &HostCommand, dirs: &Dirs) -> anyhow::Result<Done> {
 
 pub(super) fn token(args: &TokenArgs, dirs: &Dirs) -> anyhow::Result<Done> {
     let ttl_ms = u64::try_from(args.ttl.as_millis()).unwrap_or(u64::MAX);
-    let request = AdminRequest::Token { host: args.host.clone(), ttl_ms };
+    let request = Quick::Token { host: args.host.clone(), ttl_ms };
     let AdminReply::Token(token) = ask_once(dirs, &request)? else { return unexpected() };
     say!("{token}");
     Ok(Done::Clean)
@@ -174,7 +172,7 @@ pub(super) fn enroll(args: &EnrollArgs, dirs: &Dirs) -> anyhow::Result<Done> {
 }
 
 fn list_groups(as_json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
-    let AdminReply::Groups(groups) = ask_once(dirs, &AdminRequest::Groups)? else { return unexpected() };
+    let AdminReply::Groups(groups) = ask_once(dirs, &Quick::Groups)? else { return unexpected() };
     if as_json {
         let list: Vec<Value> = groups.iter().map(|(group, hosts)| json!({ "name": group, "hosts": hosts })).collect();
         print_json(&json!({ "groups": list }));

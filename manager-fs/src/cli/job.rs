@@ -9,7 +9,7 @@ use super::Done;
 use super::client::{ProgressLine, ask, ask_once, megabytes, moment, print_json, print_table, unexpected};
 use super::out::say;
 use crate::config::Dirs;
-use crate::manager::admin::{AdminEvent, AdminReply, AdminRequest};
+use crate::manager::admin::{AdminEvent, AdminReply, Long, Quick};
 use crate::manager::control::jobs::{JobRecord, JobState};
 
 #[derive(Debug, Subcommand)]
@@ -144,13 +144,13 @@ pub(super) fn run(command: &JobCommand, dirs: &Dirs) -> anyhow::Result<Done> {
         }
         JobCommand::List { limit, json } => list(*limit, *json, dirs),
         JobCommand::Show(one) => {
-            let record = job(ask_once(dirs, &AdminRequest::Job(JobId(one.job)))?)?;
+            let record = job(ask_once(dirs, &Quick::Job(JobId(one.job)))?)?;
             print(&record, one.json);
             Ok(Done::Clean)
         }
         JobCommand::Wait(one) => wait(JobId(one.job), one.json, dirs),
         JobCommand::Cancel(one) => {
-            let record = job(ask_once(dirs, &AdminRequest::JobCancel(JobId(one.job)))?)?;
+            let record = job(ask_once(dirs, &Quick::JobCancel(JobId(one.job)))?)?;
             print(&record, one.json);
             Ok(Done::Clean)
         }
@@ -164,7 +164,7 @@ impl Order {
 }
 
 fn order(product: &Product, order: &Order, operation: Operation, dirs: &Dirs) -> anyhow::Result<Done> {
-    let request = AdminRequest::JobRun { host: order.host.clone(), product: product.clone(), operation };
+    let request = Quick::JobRun { host: order.host.clone(), product: product.clone(), operation };
     let record = job(ask_once(dirs, &request)?)?;
     if !order.detach {
         eprintln!("manager-fs: job {}", record.id.0);
@@ -182,7 +182,7 @@ fn order(product: &Product, order: &Order, operation: Operation, dirs: &Dirs) ->
 fn wait(id: JobId, json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
     let mut line = ProgressLine::new();
     let mut last: Option<(Option<Progress>, Option<String>)> = None;
-    let reply = ask(dirs, &AdminRequest::JobWait(id), |event| {
+    let reply = ask(dirs, &Long::JobWait(id), |event| {
         let AdminEvent::Job(record) = event else { return };
         let now = (record.progress.clone(), record.waiting.clone());
         if last.as_ref() == Some(&now) {
@@ -220,7 +220,7 @@ fn wait(id: JobId, json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
 }
 
 fn list(limit: u32, json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
-    let AdminReply::Jobs(jobs) = ask_once(dirs, &AdminRequest::Jobs { limit })? else { return unexpected() };
+    let AdminReply::Jobs(jobs) = ask_once(dirs, &Quick::Jobs { limit })? else { return unexpected() };
     if json {
         print_json(&json!({ "jobs": jobs.iter().map(job_json).collect::<Vec<_>>() }));
         return Ok(Done::Clean);

@@ -14,7 +14,7 @@ use super::mount::byte_count;
 use super::out::say;
 use super::profile::Recorded;
 use crate::config::Dirs;
-use crate::manager::admin::{AdminReply, AdminRequest, PublishOrder};
+use crate::manager::admin::{AdminReply, Long, PublishOrder, Quick};
 
 /// As the default of `profile --for`.
 const PROFILE_AT_MOST: Duration = Duration::from_secs(10);
@@ -63,7 +63,7 @@ pub(super) fn publish(args: &PublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {
         chunk_bytes: args.chunk_bytes.map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX)),
     };
     let mut line = ProgressLine::new();
-    let reply = ask(dirs, &AdminRequest::Publish(order), |event| line.show(&event));
+    let reply = ask(dirs, &Long::Publish(order), |event| line.show(&event));
     line.clear();
     let AdminReply::Published(report) = reply? else { return unexpected() };
     let record = &report.record;
@@ -102,14 +102,14 @@ pub(super) fn publish(args: &PublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {
 fn profile(generation: GenerationRef, dirs: &Dirs) -> anyhow::Result<Recorded> {
     let done = || {
         let host: HostName = super::local::host(dirs)?;
-        ask_once(dirs, &AdminRequest::Export(generation.clone(), vec![Target::Host(host)]))?;
+        ask_once(dirs, &Quick::Export(generation.clone(), vec![Target::Host(host)]))?;
         super::profile::record(&generation, &[], PROFILE_AT_MOST, dirs)
     };
     done().with_context(|| format!("{generation} is published, but its start could not be recorded"))
 }
 
 pub(super) fn unpublish(args: &UnpublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {
-    ask_once(dirs, &AdminRequest::Unpublish(args.generation.clone()))?;
+    ask_once(dirs, &Quick::Unpublish(args.generation.clone()))?;
     eprintln!("manager-fs: {} is no longer published; `manager-fs gc` frees its space", args.generation);
     Ok(Done::Clean)
 }

@@ -12,7 +12,7 @@ use super::Done;
 use crate::config::Dirs;
 use crate::manager::admin::serve_admin;
 use crate::manager::identity::HOST_CERTIFICATE_LIFETIME;
-use crate::manager::server::{Manager, ManagerOptions};
+use crate::manager::whole::{Manager, ManagerOptions};
 use crate::net;
 
 #[derive(Debug, clap::Args)]

@@ -9,8 +9,8 @@ use super::Done;
 use super::client::{ask, ask_once, moment, print_json, unexpected};
 use super::out::say;
 use crate::config::Dirs;
-use crate::manager::admin::{AdminEvent, AdminReply, AdminRequest};
-use crate::manager::upgrade::{AgentView, HostEnd, UpgradeEvent, UpgradeOrder, Verdict};
+use crate::manager::admin::{AdminEvent, AdminReply, AgentView, Long, Quick};
+use crate::manager::upgrade::{HostEnd, UpgradeEvent, UpgradeOrder, Verdict};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct UpgradeArgs {
@@ -65,7 +65,7 @@ pub(super) fn upgrade(args: &UpgradeArgs, dirs: &Dirs) -> anyhow::Result<Done> {
         timeout_ms: args.timeout.map(ms),
     };
     let json = args.json;
-    let reply = ask(dirs, &AdminRequest::Upgrade(order), |event| {
+    let reply = ask(dirs, &Long::Upgrade(order), |event| {
         if let AdminEvent::Upgrade(event) = event {
             if json { say!("{}", event_json(&event)) } else { print_event(&event) }
         }
@@ -92,7 +92,7 @@ pub(super) fn upgrade(args: &UpgradeArgs, dirs: &Dirs) -> anyhow::Result<Done> {
 }
 
 pub(super) fn agents(args: &AgentsArgs, dirs: &Dirs) -> anyhow::Result<Done> {
-    let AdminReply::Agents(agents) = ask_once(dirs, &AdminRequest::Agents)? else { return unexpected() };
+    let AdminReply::Agents(agents) = ask_once(dirs, &Quick::Agents)? else { return unexpected() };
     if args.json {
         print_json(&json!({ "agents": agents.iter().map(agent_json).collect::<Vec<_>>() }));
         return Ok(Done::Clean);

@@ -7,61 +7,66 @@ use std::thread;
 
 use proto::GenerationRecord;
 
-use super::server::Manager;
-use super::store::StoreError;
+use super::delta::Deltas;
+use super::store::{Store, StoreError};
 
 /// The nice value of such work: 19 is the lowest priority (setpriority(2)). Threads that it starts inherit it.
 const NICE: i32 = 19;
 
-/// Whose turn it is.
-#[derive(Debug, Default)]
+/// The work and whose turn it is.
 pub(crate) struct Ahead {
+    store: Arc<Store>,
+    deltas: Arc<Deltas>,
     turn: Mutex<()>,
     /// Deltas that are to be made; a host may want one soon, so packs wait for them.
-    deltas: AtomicUsize,
+    waiting: AtomicUsize,
     cancelled: AtomicBool,
 }
 
 impl Ahead {
-    /// Nothing more is begun, and packs under way are given up.
-    pub(super) fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+    /// Over a store and the deltas that lie in it.
+    pub(crate) fn new(store: Arc<Store>, deltas: Arc<Deltas>) -> Self {
+        let (waiting, cancelled) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Self { store, deltas, turn: Mutex::default(), waiting, cancelled }
     }
 
-    fn gives_way(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed) || self.deltas.load(Ordering::Relaxed) > 0
-    }
-}
-
-impl Manager {
     /// Begins in a thread of its own: after a publication for that generation, at the start for what was left undone.
-    pub(crate) fn work_ahead(self: &Arc<Self>, published: Option<GenerationRecord>) {
+    pub(crate) fn work(self: &Arc<Self>, published: Option<GenerationRecord>) {
         let deltas = usize::from(published.is_some());
-        self.ahead.deltas.fetch_add(deltas, Ordering::Relaxed);
-        let manager = Arc::clone(self);
+        self.waiting.fetch_add(deltas, Ordering::Relaxed);
+        let ahead = Arc::clone(self);
         let spawned = thread::Builder::new().name("ahead".into()).spawn(move || {
             if let Err(error) = rustix::process::setpriority_process(None, NICE) {
                 tracing::debug!(%error, "work ahead runs at the priority of everything else");
             }
-            let _turn = manager.ahead.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let _turn = ahead.turn.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(published) = published {
-                manager.make_delta_ahead(&published);
+                ahead.deltas.make_ahead(&published);
             }
-            manager.ahead.deltas.fetch_sub(deltas, Ordering::Relaxed);
-            manager.repack();
+            ahead.waiting.fetch_sub(deltas, Ordering::Relaxed);
+            ahead.repack();
         });
         if let Err(error) = spawned {
-            self.ahead.deltas.fetch_sub(deltas, Ordering::Relaxed);
+            self.waiting.fetch_sub(deltas, Ordering::Relaxed);
             tracing::warn!(%error, "no thread to work ahead");
         }
     }
 
+    /// Nothing more is begun, and packs under way are given up.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    fn gives_way(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed) || self.waiting.load(Ordering::Relaxed) > 0
+    }
+
     fn repack(&self) {
         for pack in self.store.packs_to_repack() {
-            if self.ahead.gives_way() {
+            if self.gives_way() {
                 return;
             }
-            match self.store.repack(&pack, &|| self.ahead.gives_way()) {
+            match self.store.repack(&pack, &|| self.gives_way()) {
                 Ok(Some(saved)) => {
                     tracing::info!(%pack, before = saved.bytes_before, after = saved.bytes_after, "pack compressed anew");
                 }

@@ -30,7 +30,8 @@ use super::delta::{DeltaError, OldBytes, stretches};
 use super::store::{Store, StoreError};
 use crate::patch::{self, Encoder, Patch};
 
-pub(crate) use serve::Bundles;
+pub use serve::SendStartError;
+pub(crate) use serve::{Bundles, StartOrder};
 
 /// zstd level of a bundle: it is made once and sent to every host (`docs/decisions.md`).
 pub const LEVEL: i32 = 19;

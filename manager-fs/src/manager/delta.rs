@@ -25,6 +25,9 @@ use crate::patch::{self, Encoder, PatchError};
 use anchors::Anchors;
 use plan::Piece;
 
+pub(crate) use serve::Deltas;
+pub use serve::SendDeltaError;
+
 /// Level for a delta that someone waits for: nine tenths of what the best level saves, in a tenth of its time.
 pub const LEVEL_FAST: i32 = 12;
 /// Level for a delta that is made in the background.
@@ -35,12 +38,6 @@ const MANIFEST_BYTES_BEST: usize = 4 << 20;
 const CHUNK_WIRE_BYTES: u64 = 29;
 /// Old chunks kept decoded, bytes.
 const OLD_BYTES_CACHED: u64 = 32 << 20;
-
-/// One delta that hosts wait for is made at a time.
-#[derive(Debug, Default)]
-pub(crate) struct Making {
-    wanted: tokio::sync::Mutex<()>,
-}
 
 /// How a delta is made.
 #[derive(Debug, Clone, Copy)]

@@ -1,148 +1,103 @@
-//! Answers hosts out of the store: only what is exported to them, and only objects of the tree that they name.
+//! Answers hosts out of the store: only trees that are exported to them, and only objects of the tree that they name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Context;
 use lru::LruCache;
 use proto::bulk::ChunkHead;
 use proto::limits::{BULK_BYTES_MAX, CHUNKS_PER_REQUEST_MAX};
-use proto::message::{ChunkRange, Fault, ManagerReply};
+use proto::manifest::ManifestFault;
+use proto::message::{ChunkRange, ManagerReply};
 use proto::{ChunkId, HostName, Manifest, ObjectId, TreeId};
-use std::num::NonZeroUsize;
 
-use super::control::State;
-use super::server::{Manager, blocking};
-use super::store::{Store, StoredChunk};
-use crate::net::Answer;
+use super::exports::{ExportError, Exports};
+use super::store::{Store, StoreError, StoredChunk};
+use super::worker::{BrokenOff, blocking};
+use crate::net::{Answer, NetError};
 
 /// Trees whose manifests are kept decoded: what a rollout of a handful of products asks for at once.
 const TREES_KEPT: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 /// Chunks read from the disk in one go, while those before them are being sent: 1 MiB at the default chunk size.
 const BATCH: usize = 4;
 
-/// Manifests and permissions at hand.
-pub struct Exporter {
+/// Why a host did not get all that it asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// It may not have it.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// More than one request may name.
+    #[error("{0} chunks in one request; {CHUNKS_PER_REQUEST_MAX} are allowed")]
+    TooManyChunks(u64),
+    /// The tree has no such object. The same whether another tree has it or not.
+    #[error("object {0}")]
+    NotInTree(ObjectId),
+    /// The object has no such chunks.
+    #[error("object {object} has {chunks} chunks")]
+    NoSuchChunks {
+        /// Which.
+        object: ObjectId,
+        /// How many it has.
+        chunks: usize,
+    },
+    /// A chunk that the tree has is not in the store.
+    #[error("chunk {0} is missing from the store; run `manager-fs verify`")]
+    MissingChunk(ChunkId),
+    /// A manifest in the store is damaged.
+    #[error("the manifest of tree {tree} is damaged: {fault}")]
+    Manifest {
+        /// Of which tree.
+        tree: TreeId,
+        /// How.
+        fault: ManifestFault,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The manifest cannot be compressed.
+    #[error("the manifest cannot be compressed: {0}")]
+    Compress(std::io::Error),
+    /// The connection ended, or the host no longer wants it.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// It was not read.
+    #[error(transparent)]
+    BrokenOff(#[from] BrokenOff),
+}
+
+/// Sends manifests and chunks, with manifests at hand.
+pub(crate) struct Exporter {
     store: Arc<Store>,
+    exports: Arc<Exports>,
     trees: Mutex<LruCache<TreeId, Arc<ServedTree>>>,
-    permissions: Mutex<Permissions>,
 }
 
 /// A tree as it is served.
-pub(super) struct ServedTree {
+struct ServedTree {
     /// The manifest's bytes, one zstd frame.
     manifest: Vec<u8>,
     /// The chunks of each object.
     objects: BTreeMap<ObjectId, Vec<ChunkId>>,
 }
 
-/// Who may fetch what, as of one state of the keys that decide it.
-#[derive(Default)]
-struct Permissions {
-    /// Revision of the control state up to which `trees` is known to be right.
-    revision: u64,
-    trees: BTreeMap<HostName, Arc<BTreeSet<TreeId>>>,
-}
-
 impl Exporter {
-    /// Over a store.
-    pub fn new(store: Arc<Store>) -> Self {
-        Self { store, trees: Mutex::new(LruCache::new(TREES_KEPT)), permissions: Mutex::default() }
+    /// Over a store, as far as `exports` allows.
+    pub(crate) fn new(store: Arc<Store>, exports: Arc<Exports>) -> Self {
+        Self { store, exports, trees: Mutex::new(LruCache::new(TREES_KEPT)) }
     }
 
-    /// Whether a tree is exported to a host. Looks at the state only when something that decides it has changed.
-    pub(super) fn permits(&self, state: &State, host: &HostName, tree: &TreeId) -> anyhow::Result<bool> {
-        let mut permissions = self.permissions.lock().unwrap_or_else(PoisonError::into_inner);
-        let revision = *state.store().revision().borrow();
-        if permissions.revision != revision {
-            let unchanged = state.store().history("", permissions.revision).is_ok_and(|events| {
-                let deciding = ["generation/", "export/", "group/"];
-                events.iter().all(|event| deciding.iter().all(|prefix| !event.key.starts_with(prefix)))
-            });
-            if !unchanged {
-                permissions.trees.clear();
-            }
-            permissions.revision = revision;
-        }
-        if let Some(trees) = permissions.trees.get(host) {
-            return Ok(trees.contains(tree));
-        }
-        let trees: BTreeSet<TreeId> =
-            state.exported_to(host)?.iter().map(|generation| generation.record.tree).collect();
-        let permitted = trees.contains(tree);
-        permissions.trees.insert(host.clone(), Arc::new(trees));
-        Ok(permitted)
-    }
-
-    fn tree(&self, tree: &TreeId) -> anyhow::Result<Arc<ServedTree>> {
-        let kept = |trees: &Mutex<LruCache<_, _>>| {
-            trees.lock().unwrap_or_else(PoisonError::into_inner).get(tree).map(Arc::clone)
-        };
-        if let Some(served) = kept(&self.trees) {
-            return Ok(served);
-        }
-        let bytes = self.store.manifest(tree)?;
-        let bytes = bytes.with_context(|| format!("the manifest of tree {tree} is missing from the store"))?;
-        let decoded = Manifest::decode(&bytes, tree)?;
-        let objects = decoded.objects.into_iter().map(|object| (object.id, object.chunks)).collect();
-        let served = Arc::new(ServedTree { manifest: zstd::bulk::compress(&bytes, 3)?, objects });
-        let mut trees = self.trees.lock().unwrap_or_else(PoisonError::into_inner);
-        trees.put(*tree, Arc::clone(&served));
-        Ok(served)
-    }
-
-    fn read(&self, chunks: &[ChunkId]) -> anyhow::Result<Vec<StoredChunk>> {
-        let read = chunks.iter().map(|id| {
-            let chunk = self.store.chunk(id)?;
-            chunk.with_context(|| format!("chunk {id} is missing from the store; run `manager-fs verify`"))
-        });
-        read.collect()
-    }
-}
-
-impl ServedTree {
-    /// The ids of the wanted chunks, in the order of the request.
-    fn chunks(&self, wants: &[ChunkRange]) -> Result<Vec<ChunkId>, Fault> {
-        let count: u64 = wants.iter().map(|want| u64::from(want.count)).sum();
-        if count > CHUNKS_PER_REQUEST_MAX as u64 {
-            return Err(Fault::BadRequest(format!(
-                "{count} chunks in one request; {CHUNKS_PER_REQUEST_MAX} are allowed"
-            )));
-        }
-        let mut chunks = Vec::with_capacity(count as usize);
-        for want in wants {
-            let object = self.objects.get(&want.object);
-            let object = object.ok_or_else(|| Fault::NotExported(format!("object {}", want.object)))?;
-            let range = want.first as usize..want.first as usize + want.count as usize;
-            let part = object.get(range).filter(|part| !part.is_empty());
-            chunks.extend(
-                part.ok_or_else(|| Fault::BadRequest(format!("object {} has {} chunks", want.object, object.len())))?,
-            );
-        }
-        Ok(chunks)
-    }
-}
-
-impl Manager {
-    pub(super) async fn exported_tree(
-        self: &Arc<Self>,
-        host: &HostName,
-        tree: &TreeId,
-    ) -> anyhow::Result<Arc<ServedTree>> {
-        if !self.exporter.permits(&self.state, host, tree)? {
-            tracing::warn!(%host, %tree, "a host asked for a tree that is not exported to it");
-            return Err(Fault::NotExported(format!("tree {tree}")).into());
-        }
-        let (manager, tree) = (Arc::clone(self), *tree);
-        blocking(move || manager.exporter.tree(&tree)).await
-    }
-
+    /// Streams the manifest of a tree that is exported to the host.
+    ///
+    /// # Errors
+    /// See [`SendError`].
     pub(crate) async fn send_manifest(
         self: &Arc<Self>,
         host: &HostName,
         tree: &TreeId,
         answer: &Answer,
-    ) -> anyhow::Result<ManagerReply> {
+    ) -> Result<ManagerReply, SendError> {
         let served = self.exported_tree(host, tree).await?;
         let mut frames = 0;
         for part in served.manifest.chunks(BULK_BYTES_MAX) {
@@ -152,24 +107,28 @@ impl Manager {
         Ok(ManagerReply::Sent(frames))
     }
 
+    /// Streams chunks of objects of a tree that is exported to the host.
+    ///
+    /// # Errors
+    /// See [`SendError`].
     pub(crate) async fn send_chunks(
         self: &Arc<Self>,
         host: &HostName,
         tree: &TreeId,
         wants: &[ChunkRange],
         answer: &Answer,
-    ) -> anyhow::Result<ManagerReply> {
+    ) -> Result<ManagerReply, SendError> {
         let served = self.exported_tree(host, tree).await?;
         let chunks = served.chunks(wants)?;
         let read = |batch: &[ChunkId]| {
-            let (manager, batch) = (Arc::clone(self), batch.to_vec());
-            tokio::spawn(blocking(move || manager.exporter.read(&batch)))
+            let (exporter, batch) = (Arc::clone(self), batch.to_vec());
+            tokio::spawn(blocking(move || exporter.read(&batch)))
         };
         let mut sequence = 0;
         let mut batches = chunks.chunks(BATCH);
         let mut next = batches.next().map(read);
         while let Some(reading) = next {
-            let stored = reading.await.context("reading was interrupted")??;
+            let stored = reading.await.map_err(|_| BrokenOff)??;
             next = batches.next().map(read);
             for chunk in stored {
                 let head = ChunkHead { sequence, encoding: chunk.encoding, plain_bytes: chunk.plain_bytes };
@@ -178,5 +137,52 @@ impl Manager {
             }
         }
         Ok(ManagerReply::Sent(sequence))
+    }
+
+    async fn exported_tree(self: &Arc<Self>, host: &HostName, tree: &TreeId) -> Result<Arc<ServedTree>, SendError> {
+        self.exports.check(host, tree).await?;
+        if let Some(served) = self.kept(tree) {
+            return Ok(served);
+        }
+        let (exporter, tree) = (Arc::clone(self), *tree);
+        blocking(move || exporter.load(&tree)).await
+    }
+
+    fn kept(&self, tree: &TreeId) -> Option<Arc<ServedTree>> {
+        self.trees.lock().unwrap_or_else(PoisonError::into_inner).get(tree).map(Arc::clone)
+    }
+
+    fn load(&self, tree: &TreeId) -> Result<Arc<ServedTree>, SendError> {
+        let bytes = self.store.manifest(tree)?;
+        let bytes = bytes.ok_or_else(|| StoreError::Missing { what: format!("the manifest of tree {tree}") })?;
+        let decoded = Manifest::decode(&bytes, tree).map_err(|fault| SendError::Manifest { tree: *tree, fault })?;
+        let objects = decoded.objects.into_iter().map(|object| (object.id, object.chunks)).collect();
+        let manifest = zstd::bulk::compress(&bytes, 3).map_err(SendError::Compress)?;
+        let served = Arc::new(ServedTree { manifest, objects });
+        self.trees.lock().unwrap_or_else(PoisonError::into_inner).put(*tree, Arc::clone(&served));
+        Ok(served)
+    }
+
+    fn read(&self, chunks: &[ChunkId]) -> Result<Vec<StoredChunk>, SendError> {
+        chunks.iter().map(|id| self.store.chunk(id)?.ok_or(SendError::MissingChunk(*id))).collect()
+    }
+}
+
+impl ServedTree {
+    /// The ids of the wanted chunks, in the order of the request.
+    fn chunks(&self, wants: &[ChunkRange]) -> Result<Vec<ChunkId>, SendError> {
+        let count: u64 = wants.iter().map(|want| u64::from(want.count)).sum();
+        if count > CHUNKS_PER_REQUEST_MAX as u64 {
+            return Err(SendError::TooManyChunks(count));
+        }
+        let mut chunks = Vec::with_capacity(count as usize);
+        for want in wants {
+            let object = self.objects.get(&want.object).ok_or(SendError::NotInTree(want.object))?;
+            let range = want.first as usize..want.first as usize + want.count as usize;
+            let part = object.get(range).filter(|part| !part.is_empty());
+            let no_such = SendError::NoSuchChunks { object: want.object, chunks: object.len() };
+            chunks.extend(part.ok_or(no_such)?);
+        }
+        Ok(chunks)
     }
 }

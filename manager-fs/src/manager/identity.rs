@@ -1,12 +1,11 @@
 //! Who the manager is: certificate authority, server certificate, publisher key. What each is for: `docs/trust.md`.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, bail};
 use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey};
@@ -18,8 +17,8 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SerialNumber,
 };
 
-use crate::net::TlsIdentity;
 use crate::net::tls::{self, MANAGER_NAME};
+use crate::net::{NetError, TlsIdentity};
 
 /// How long a host's certificate is valid unless told otherwise.
 pub const HOST_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -29,6 +28,49 @@ const AUTHORITY_LIFETIME: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 const SERVER_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How far a host's clock may be behind the manager's.
 const CLOCK_SKEW: Duration = Duration::from_secs(3600);
+
+/// Why keys or certificates cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// A key file cannot be read or written.
+    #[error("{what}: {cause}")]
+    Io {
+        /// What was being done, and to which file.
+        what: String,
+        /// Why it failed.
+        cause: io::Error,
+    },
+    /// A key file is no key.
+    #[error("{} is damaged: {reason}; put back a copy of the directory keys/ as it was", path.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A certificate cannot be made.
+    #[error("a certificate cannot be made: {0}")]
+    Make(#[from] rcgen::Error),
+    /// A key cannot be encoded.
+    #[error("the publisher's key cannot be encoded: {0}")]
+    Encode(String),
+    /// What a host asks a certificate for is no request.
+    #[error("the certificate request is malformed: {0}")]
+    Request(String),
+    /// A certificate that this manager does not issue.
+    #[error("{0}")]
+    Foreign(String),
+    /// No random bytes, or a certificate that TLS cannot use.
+    #[error(transparent)]
+    Net(#[from] NetError),
+}
+
+impl IdentityError {
+    fn io(what: &str, path: &Path, cause: io::Error) -> Self {
+        Self::Io { what: format!("cannot {what} {}", path.display()), cause }
+    }
+}
 
 /// The manager's keys.
 pub struct ManagerIdentity {
@@ -64,21 +106,22 @@ impl ManagerIdentity {
     ///
     /// # Errors
     /// The directory cannot be read or written, or a key in it is missing or damaged.
-    pub fn open(store: &Path, host_lifetime: Duration) -> anyhow::Result<Self> {
+    pub fn open(store: &Path, host_lifetime: Duration) -> Result<Self, IdentityError> {
         let keys = store.join("keys");
         if !keys.exists() {
-            create(store, &keys)
-                .with_context(|| format!("cannot create the manager's keys in {}", keys.display()))?;
+            create(store, &keys)?;
         }
         let read = |name: &str| {
             let path = keys.join(name);
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+            fs::read_to_string(&path).map_err(|cause| IdentityError::io("read", &path, cause))
         };
+        let damaged = |name: &str, reason: String| IdentityError::Damaged { path: keys.join(name), reason };
         let authority_pem = read("ca.pem")?;
-        let key = KeyPair::from_pem(&read("ca.key")?).context("keys/ca.key is damaged")?;
-        let authority = Issuer::from_ca_cert_pem(&authority_pem, key).context("keys/ca.pem is damaged")?;
-        let publisher = SigningKey::from_pkcs8_pem(&read("publisher.key")?)
-            .map_err(|error| anyhow::anyhow!("keys/publisher.key is damaged: {error}"))?;
+        let key = KeyPair::from_pem(&read("ca.key")?).map_err(|error| damaged("ca.key", error.to_string()))?;
+        let authority = Issuer::from_ca_cert_pem(&authority_pem, key);
+        let authority = authority.map_err(|error| damaged("ca.pem", error.to_string()))?;
+        let publisher = SigningKey::from_pkcs8_pem(&read("publisher.key")?);
+        let publisher = publisher.map_err(|error| damaged("publisher.key", error.to_string()))?;
         let server = server_identity(&authority, &authority_pem)?;
         Ok(Self { authority, authority_pem, server, publisher, host_lifetime })
     }
@@ -102,17 +145,24 @@ impl ManagerIdentity {
     ///
     /// # Errors
     /// No random bytes.
-    pub fn token(&self) -> anyhow::Result<Token> {
+    pub fn token(&self) -> Result<Token, IdentityError> {
         Ok(Token { secret: tls::random::<SECRET_BYTES>()?, authority: tls::fingerprint(&self.authority_pem)? })
+    }
+
+    /// Whether [`ManagerIdentity::certify`] would take this request.
+    ///
+    /// # Errors
+    /// The request is malformed or not signed by its own key.
+    pub fn check_request(&self, csr: &[u8]) -> Result<(), IdentityError> {
+        request(csr).map(drop)
     }
 
     /// Issues a host's certificate for the public key of a request. Everything else in the request is ignored.
     ///
     /// # Errors
     /// The request is malformed or not signed by its own key.
-    pub fn certify(&self, csr: &[u8], host: &HostName) -> anyhow::Result<HostCertificate> {
-        let csr =
-            CertificateSigningRequestParams::from_der(&csr.into()).context("the certificate request is malformed")?;
+    pub fn certify(&self, csr: &[u8], host: &HostName) -> Result<HostCertificate, IdentityError> {
+        let csr = request(csr)?;
         let now = SystemTime::now();
         let not_after = now + self.host_lifetime;
         let serial = tls::random::<16>()?.map(|byte| byte & 0x7f);
@@ -135,7 +185,7 @@ impl ManagerIdentity {
 ///
 /// # Errors
 /// It is none that this manager issues.
-pub fn peer(certificate: &[u8]) -> anyhow::Result<Peer> {
+pub fn peer(certificate: &[u8]) -> Result<Peer, IdentityError> {
     Ok(parse(certificate)?.0)
 }
 
@@ -143,7 +193,7 @@ pub fn peer(certificate: &[u8]) -> anyhow::Result<Peer> {
 ///
 /// # Errors
 /// As [`peer`].
-pub fn peer_until(certificate: &[u8]) -> anyhow::Result<(Peer, Unix)> {
+pub fn peer_until(certificate: &[u8]) -> Result<(Peer, Unix), IdentityError> {
     parse(certificate)
 }
 
@@ -152,14 +202,23 @@ pub fn secret_hash(secret: &[u8]) -> String {
     blake3::Hasher::new_derive_key("manager-fs 2026 enrolment token").update(secret).finalize().to_hex().to_string()
 }
 
-fn parse(certificate: &[u8]) -> anyhow::Result<(Peer, Unix)> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).context("malformed certificate")?;
+fn parse(certificate: &[u8]) -> Result<(Peer, Unix), IdentityError> {
+    let foreign = |fault: &str, error: &dyn std::fmt::Display| IdentityError::Foreign(format!("{fault}: {error}"));
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| foreign("the certificate is malformed", &error))?;
     let mut names = certificate.subject().iter_common_name();
-    let (Some(name), None) = (names.next(), names.next()) else { bail!("the certificate names no host") };
-    let host = name.as_str().context("the certificate's name is no text")?.parse::<HostName>()?;
+    let (Some(name), None) = (names.next(), names.next()) else {
+        return Err(IdentityError::Foreign(String::from("the certificate names no host, or several")));
+    };
+    let name = name.as_str().map_err(|error| foreign("the certificate's name is no text", &error))?;
+    let host = name.parse::<HostName>().map_err(|error| foreign("the certificate's name is no host's", &error))?;
     let not_after = certificate.validity().not_after.timestamp();
     let serial = certificate.raw_serial_as_string();
     Ok((Peer { host, serial }, u64::try_from(not_after).unwrap_or(0).saturating_mul(1000)))
+}
+
+fn request(csr: &[u8]) -> Result<CertificateSigningRequestParams, IdentityError> {
+    CertificateSigningRequestParams::from_der(&csr.into()).map_err(|error| IdentityError::Request(error.to_string()))
 }
 
 fn common_name(name: &str) -> DistinguishedName {
@@ -168,12 +227,13 @@ fn common_name(name: &str) -> DistinguishedName {
     names
 }
 
-fn create(store: &Path, keys: &Path) -> anyhow::Result<()> {
+fn create(store: &Path, keys: &Path) -> Result<(), IdentityError> {
     let fresh = store.join(format!("keys.{}", std::process::id()));
+    let failed = |cause| IdentityError::io("create the manager's keys in", keys, cause);
     if fresh.exists() {
-        fs::remove_dir_all(&fresh)?;
+        fs::remove_dir_all(&fresh).map_err(failed)?;
     }
-    fs::DirBuilder::new().mode(0o700).create(&fresh)?;
+    fs::DirBuilder::new().mode(0o700).create(&fresh).map_err(failed)?;
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     // A name of its own, so that another manager's certificates are told apart by their issuer.
@@ -186,23 +246,23 @@ fn create(store: &Path, keys: &Path) -> anyhow::Result<()> {
     params.not_after = (now + AUTHORITY_LIFETIME).into();
     let certificate = params.self_signed(&key)?;
     let publisher = SigningKey::from_bytes(&tls::random::<32>()?);
-    let publisher = publisher.to_pkcs8_pem(LineEnding::LF).map_err(|error| anyhow::anyhow!("{error}"))?;
-    write(&fresh.join("ca.key"), &key.serialize_pem())?;
-    write(&fresh.join("ca.pem"), &certificate.pem())?;
-    write(&fresh.join("publisher.key"), &publisher)?;
-    fs::File::open(&fresh)?.sync_all()?;
+    let publisher =
+        publisher.to_pkcs8_pem(LineEnding::LF).map_err(|error| IdentityError::Encode(error.to_string()))?;
+    let files =
+        [("ca.key", key.serialize_pem()), ("ca.pem", certificate.pem()), ("publisher.key", publisher.to_string())];
+    files.iter().try_for_each(|(name, text)| write(&fresh.join(name), text)).map_err(failed)?;
     // All of them or none: a store with half of its keys would never start again.
-    fs::rename(&fresh, keys)?;
-    Ok(fs::File::open(store)?.sync_all()?)
+    let sync = |directory: &Path| fs::File::open(directory)?.sync_all();
+    sync(&fresh).and_then(|()| fs::rename(&fresh, keys)).and_then(|()| sync(store)).map_err(failed)
 }
 
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+fn write(path: &Path, text: &str) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())?;
-    Ok(file.sync_all()?)
+    file.sync_all()
 }
 
-fn server_identity(authority: &Issuer<'static, KeyPair>, authority_pem: &str) -> anyhow::Result<TlsIdentity> {
+fn server_identity(authority: &Issuer<'static, KeyPair>, authority_pem: &str) -> Result<TlsIdentity, IdentityError> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new([String::from(MANAGER_NAME)])?;
     params.distinguished_name = common_name(MANAGER_NAME);

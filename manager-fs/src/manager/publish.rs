@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use proto::limits::{CHUNK_BYTES, RECORD_BYTES_MAX};
 use proto::manifest::ManifestFault;
-use proto::record::Metadata;
+use proto::record::{Metadata, RecordFault};
 use proto::{Manifest, TreeId};
 
 use super::ingest::{self, IngestError};
@@ -81,6 +81,9 @@ pub enum PublishError {
     /// The chunk size cannot be used.
     #[error("a chunk size of {0} bytes: want a power of two from 4096 to 1048576, and with --onto that of its tree")]
     ChunkBytes(u32),
+    /// The record cannot be signed.
+    #[error("the generation's record cannot be signed: {0}")]
+    Record(RecordFault),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -4,19 +4,30 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::{Fault, HostRequest, ManagerReply, Role, Unix};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
+use super::bundle::{Bundles, StartOrder};
+use super::connections::Connections;
+use super::control::State;
+use super::delta::Deltas;
+use super::enrolment::{Enrolment, check_protocol};
+use super::error::ManagerError;
+use super::export::Exporter;
+use super::exports::Exports;
+use super::greeting::{Greeting, GreetingError};
 use super::identity::{self, Peer};
-use super::server::{GREETING_DEADLINE, Manager, blocking, check_protocol};
+use super::now;
+use super::reports::Reports;
 use super::strangers::Stranger;
-use super::{fault_of, now};
-use crate::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits};
+use super::worker::{BrokenOff, blocking};
+use crate::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits, NetError};
 
+/// How long a host may take to say `Hello`, and an enrolment may take in all.
+const GREETING_DEADLINE: Duration = Duration::from_secs(10);
 /// Chunk requests of one connection that are answered at once; others wait. Each holds two batches of chunks (see
 /// `export.rs`): 2 MiB at the default chunk size, 8 MiB at the largest.
 const CHUNK_REQUESTS_MAX: usize = 8;
@@ -24,9 +35,21 @@ const CHUNK_REQUESTS_MAX: usize = 8;
 /// An enrolment request carries a secret and a certificate request: about 300 bytes.
 const STRANGER_LIMITS: LinkLimits = LinkLimits { requests_max: 1, request_bytes_max: 16 << 10 };
 
+/// What hosts may ask for.
+pub(crate) struct Services {
+    pub(crate) state: Arc<State>,
+    pub(crate) enrolment: Enrolment,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) exports: Arc<Exports>,
+    pub(crate) exporter: Arc<Exporter>,
+    pub(crate) deltas: Arc<Deltas>,
+    pub(crate) bundles: Arc<Bundles>,
+    pub(crate) reports: Reports,
+}
+
 /// Receives one connection and sees it to its end.
-pub(super) async fn welcome(
-    manager: Arc<Manager>,
+pub(crate) async fn welcome(
+    services: Arc<Services>,
     stream: TcpStream,
     address: SocketAddr,
     config: Arc<net::ServerConfig>,
@@ -45,12 +68,11 @@ pub(super) async fn welcome(
         Err(error) => return tracing::warn!(%address, %error, "a certificate that this manager never issued"),
     };
     let session = Arc::new(Session {
-        manager,
+        services,
         address,
         link: OnceLock::new(),
         peer,
-        greeted: OnceLock::new(),
-        hello: watch::Sender::new(Hello::NotYet),
+        greeting: Greeting::default(),
         stranger: Mutex::new(Some(stranger)),
         chunk_requests: Semaphore::new(CHUNK_REQUESTS_MAX),
     });
@@ -61,19 +83,19 @@ pub(super) async fn welcome(
     tokio::select! {
         reason = link.closed() => tracing::debug!(%address, reason, "connection ended before it was of use"),
         () = tokio::time::sleep(GREETING_DEADLINE) => {
-            if session.greeted.get().is_none() {
+            if !session.greeting.is_claimed() {
                 tracing::warn!(%address, "no greeting in time");
                 link.close("no Hello or Enroll in time");
             }
         }
     }
     if let (Some(peer), Some(ends)) = (&session.peer, ends) {
-        close_in_time(&session.manager, &link, peer, ends).await;
+        close_in_time(&session.services.state, &link, peer, ends).await;
     }
 }
 
 /// A connection lives no longer than the host's right to it: that of its certificate, or of one that replaced it.
-async fn close_in_time(manager: &Manager, link: &Link, peer: &Peer, mut ends: Unix) {
+async fn close_in_time(state: &State, link: &Link, peer: &Peer, mut ends: Unix) {
     loop {
         let left = Duration::from_millis(ends.saturating_sub(now()));
         tokio::select! {
@@ -81,8 +103,7 @@ async fn close_in_time(manager: &Manager, link: &Link, peer: &Peer, mut ends: Un
             () = tokio::time::sleep(left) => {}
         }
         // A host that has renewed goes on undisturbed, as reads may be under way.
-        let newest =
-            manager.state.host(&peer.host).ok().flatten().and_then(|record| record.newest_certificate_ends());
+        let newest = state.host(&peer.host).ok().flatten().and_then(|record| record.newest_certificate_ends());
         match newest.filter(|newest| *newest > now()) {
             Some(newest) => ends = newest,
             None => return link.close("the host's certificate has expired"),
@@ -92,24 +113,14 @@ async fn close_in_time(manager: &Manager, link: &Link, peer: &Peer, mut ends: Un
 
 /// One connection of a host.
 struct Session {
-    manager: Arc<Manager>,
+    services: Arc<Services>,
     address: SocketAddr,
     link: OnceLock<Link>,
     /// Who it is, by its certificate; `None` may only enrol.
     peer: Option<Peer>,
-    greeted: OnceLock<()>,
-    /// A host need not wait for the answer to `Hello`: what comes right behind it waits here until that is answered.
-    hello: watch::Sender<Hello>,
+    greeting: Greeting,
     stranger: Mutex<Option<Stranger>>,
     chunk_requests: Semaphore,
-}
-
-/// How far the greeting is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Hello {
-    NotYet,
-    BeingAnswered,
-    Answered(Result<(), Fault>),
 }
 
 struct ServeSession(Arc<Session>);
@@ -120,13 +131,7 @@ impl Handler for ServeSession {
         let request = codec::decode::<HostRequest, MESSAGE_BYTES_MAX>(&body);
         // Noted before the next request is read.
         if matches!(request, Ok(HostRequest::Hello { .. })) {
-            session.hello.send_if_modified(|hello| {
-                let first = *hello == Hello::NotYet;
-                if first {
-                    *hello = Hello::BeingAnswered;
-                }
-                first
-            });
+            session.greeting.begins();
         }
         Box::pin(async move { session.answer(request, answer).await })
     }
@@ -141,95 +146,88 @@ impl Session {
                 return self.close("malformed request");
             }
         };
-        let reply = self.reply(request, &answer).await;
-        let reply = reply.unwrap_or_else(|error| ManagerReply::Fault(fault_of(error)));
-        let ends = match &reply {
-            ManagerReply::Fault(fault) => {
-                let host = self.peer.as_ref().map(|peer| &peer.host);
-                tracing::warn!(address = %self.address, ?host, %fault, "request refused");
-                self.greeted.get().is_none()
-            }
-            _ => self.peer.is_none(),
+        let reply = match self.peer.clone() {
+            None => self.enroll(request).await,
+            Some(peer) => self.reply(peer, request, &answer).await,
         };
+        let reply = reply.unwrap_or_else(|error| {
+            let fault = Fault::from(error);
+            let host = self.peer.as_ref().map(|peer| &peer.host);
+            tracing::warn!(address = %self.address, ?host, %fault, "request refused");
+            ManagerReply::Fault(fault)
+        });
+        let refused = matches!(reply, ManagerReply::Fault(_));
         if let Err(error) = answer.finish(&reply).await {
             tracing::debug!(address = %self.address, %error, "answer not delivered");
         }
-        if ends {
+        if self.peer.is_none() || (refused && !self.greeting.is_claimed()) {
             self.close("nothing more to say");
         }
     }
 
-    async fn reply(self: &Arc<Self>, request: HostRequest, answer: &Answer) -> anyhow::Result<ManagerReply> {
-        let manager = Arc::clone(&self.manager);
-        let Some(peer) = self.peer.clone() else {
-            let HostRequest::Enroll { protocol, secret, csr } = request else {
-                return Err(Fault::Refused(String::from("a connection without a certificate can only enrol")).into());
-            };
-            self.greeted.set(()).ok();
-            return blocking(move || manager.enroll(protocol, &secret, &csr)).await;
+    async fn enroll(&self, request: HostRequest) -> Result<ManagerReply, ManagerError> {
+        let HostRequest::Enroll { protocol, secret, csr } = request else {
+            return Err(GreetingError::Stranger.into());
         };
+        self.greeting.claim()?;
+        let services = Arc::clone(&self.services);
+        blocking(move || Ok(services.enrolment.enroll(protocol, &secret, &csr)?)).await
+    }
+
+    async fn reply(
+        self: &Arc<Self>,
+        peer: Peer,
+        request: HostRequest,
+        answer: &Answer,
+    ) -> Result<ManagerReply, ManagerError> {
         if let HostRequest::Hello { protocol, software, role } = request {
             let session = Arc::clone(self);
-            let greet = move || {
-                check_protocol(protocol)?;
-                session.hello(&peer, role, &software)
-            };
-            let reply = blocking(greet).await.map_err(fault_of);
-            self.hello.send_replace(Hello::Answered(reply.as_ref().map(|_| ()).map_err(Fault::clone)));
-            return Ok(reply?);
+            let reply = blocking(move || session.hello(protocol, &peer, role, &software)).await.map_err(Fault::from);
+            self.greeting.answered(reply.as_ref().map(|_| ()).map_err(Fault::clone));
+            return reply.map_err(|fault| GreetingError::Refused(fault).into());
         }
-        self.greeting().await?;
+        self.greeting.wait().await?;
+        let (services, host) = (Arc::clone(&self.services), peer.host);
         match request {
-            HostRequest::Hello { .. } | HostRequest::Enroll { .. } => {
-                Err(Fault::BadRequest(String::from("this connection is enrolled already")).into())
-            }
-            HostRequest::Renew { csr } => blocking(move || manager.renew(&peer.host, &csr)).await,
+            HostRequest::Hello { .. } | HostRequest::Enroll { .. } => Err(GreetingError::Enrolled.into()),
+            HostRequest::Renew { csr } => blocking(move || Ok(services.enrolment.renew(&host, &csr)?)).await,
             HostRequest::Exports => {
-                let exported = manager.state.exported_to(&peer.host)?;
-                Ok(ManagerReply::Exports(exported.iter().map(|generation| generation.signed.clone()).collect()))
+                blocking(move || Ok(ManagerReply::Exports(services.exports.records_of(&host)?))).await
             }
-            HostRequest::Manifest { tree } => manager.send_manifest(&peer.host, &tree, answer).await,
+            HostRequest::Manifest { tree } => Ok(services.exporter.send_manifest(&host, &tree, answer).await?),
             HostRequest::Chunks { tree, wants } => {
-                let _turn = self.chunk_requests.acquire().await?;
-                manager.send_chunks(&peer.host, &tree, &wants, answer).await
+                let _turn = self.turn().await?;
+                Ok(services.exporter.send_chunks(&host, &tree, &wants, answer).await?)
             }
             HostRequest::Delta { from, to } => {
-                let _turn = self.chunk_requests.acquire().await?;
-                manager.send_delta(&peer.host, (from, to), answer).await
+                let _turn = self.turn().await?;
+                Ok(services.deltas.send(&host, from, to, answer).await?)
             }
             HostRequest::Start { generation, from, manifest } => {
-                let _turn = self.chunk_requests.acquire().await?;
-                manager.send_start(&peer.host, (generation, from, manifest), answer).await
+                let _turn = self.turn().await?;
+                Ok(services.bundles.send(&host, StartOrder { generation, from, manifest }, answer).await?)
             }
             HostRequest::Profile { tree, touches } => {
-                manager.exported_tree(&peer.host, &tree).await?;
-                blocking(move || manager.profile(&tree, &touches)).await.map(ManagerReply::Bundle)
+                services.exports.check(&host, &tree).await?;
+                blocking(move || Ok(ManagerReply::Bundle(services.bundles.profile(&tree, &touches)?))).await
             }
             HostRequest::Report { reports } => {
-                blocking(move || manager.take_reports(&peer.host, reports)).await?;
-                Ok(ManagerReply::Done)
+                blocking(move || Ok(services.reports.take(&host, reports).map(|()| ManagerReply::Done)?)).await
             }
         }
     }
 
-    /// Whether this connection has been greeted, as soon as that is known. What came behind a `Hello` that is refused is
-    /// refused for the same reason: its answer may arrive first.
-    async fn greeting(&self) -> Result<(), Fault> {
-        let mut hello = self.hello.subscribe();
-        // The sender is in `self`, so this does not fail.
-        let hello = hello.wait_for(|hello| *hello != Hello::BeingAnswered).await.map(|hello| hello.clone());
-        match hello {
-            _ if self.greeted.get().is_some() => Ok(()),
-            Ok(Hello::Answered(Err(fault))) => Err(fault),
-            _ => Err(Fault::BadRequest(String::from("a host says Hello first"))),
-        }
+    async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, BrokenOff> {
+        self.chunk_requests.acquire().await.map_err(|_| BrokenOff)
     }
 
-    fn hello(&self, peer: &Peer, role: Role, software: &str) -> anyhow::Result<ManagerReply> {
-        self.manager.state.admit(&peer.host, &peer.serial)?;
-        anyhow::ensure!(self.greeted.set(()).is_ok(), Fault::BadRequest(String::from("a second Hello")));
-        let link = self.link.get().context("the connection is not set up")?;
-        self.manager.greeted(peer, link, role, software)?;
+    fn hello(&self, protocol: u16, peer: &Peer, role: Role, software: &str) -> Result<ManagerReply, ManagerError> {
+        check_protocol(protocol)?;
+        self.services.state.admit(&peer.host, &peer.serial)?;
+        self.greeting.claim()?;
+        let not_set_up = || NetError::Closed(String::from("the connection is not set up"));
+        let link = self.link.get().ok_or_else(not_set_up)?;
+        self.services.connections.greeted(peer, link, role, software)?;
         self.stranger.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(ManagerReply::Welcome { host: peer.host.clone(), now: now() })
     }

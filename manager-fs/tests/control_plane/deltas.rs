@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use manager_fs::host::delta::{Arrived, Reader, make};
+use manager_fs::manager::admin::{AdminReply, Long, Quick};
 use manager_fs::net::Incoming;
 use proto::message::{Fault, HostRequest, ManagerReply};
 use proto::{ObjectId, TreeId};
@@ -65,4 +66,11 @@ async fn a_host_gets_a_delta_between_two_trees_that_it_may_see() {
     assert_eq!(made, new);
     // The way back is made when it is asked for.
     assert!(delta(to, from).await.unwrap().len() < 10_000);
+
+    // What is collected of all that is shown, each kind by itself.
+    let (generation, targets) = ("data-agent@1.0".parse().unwrap(), vec!["web-1".parse().unwrap()]);
+    fixture.ask(Quick::Unexport { generation, targets, force: true }).await.unwrap();
+    fixture.ask(Quick::Unpublish("data-agent@1.0".parse().unwrap())).await.unwrap();
+    let AdminReply::Collected(gone) = fixture.ask(Long::Gc { dry_run: false }).await.unwrap() else { panic!() };
+    assert_eq!((gone.manifests_removed, gone.deltas_removed, gone.bundles_removed), (1, 2, 0));
 }

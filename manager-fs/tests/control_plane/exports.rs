@@ -1,4 +1,4 @@
-use manager_fs::manager::admin::{AdminReply, AdminRequest, PublishOrder};
+use manager_fs::manager::admin::{AdminReply, Long, PublishOrder, Quick};
 use manager_fs::net::Incoming;
 use proto::bulk::{ChunkHead, Encoding};
 use proto::message::{ChunkRange, Fault, HostReport, HostRequest, ManagerReply};
@@ -80,19 +80,40 @@ async fn groups_export_to_their_members_now_and_later() {
     let fixture = Fixture::new().await;
     let tree = fixture.publish("data-agent@1.0", b"one").await;
     let mut host = fixture.host("web-1").await;
-    let none = AdminRequest::Export("data-agent@1.0".parse().unwrap(), vec!["@web".parse().unwrap()]);
+    let none = Quick::Export("data-agent@1.0".parse().unwrap(), vec!["@web".parse().unwrap()]);
     assert!(fixture.ask(none).await.unwrap_err().contains("group 'web'"));
-    fixture.ask(AdminRequest::GroupAdd("web".parse().unwrap(), vec![])).await.unwrap();
+    fixture.ask(Quick::GroupAdd("web".parse().unwrap(), vec![])).await.unwrap();
     fixture.export("data-agent@1.0", &["@web"]).await;
     assert!(manifest(&host, tree).await.is_err());
-    fixture.ask(AdminRequest::GroupAdd("web".parse().unwrap(), vec![host.name.clone()])).await.unwrap();
+    fixture.ask(Quick::GroupAdd("web".parse().unwrap(), vec![host.name.clone()])).await.unwrap();
     tokio::time::timeout(SOON, host.exports_changed.recv()).await.unwrap().unwrap();
     manifest(&host, tree).await.unwrap();
-    fixture.ask(AdminRequest::GroupRemove("web".parse().unwrap(), vec![host.name.clone()])).await.unwrap();
+    fixture.ask(Quick::GroupRemove("web".parse().unwrap(), vec![host.name.clone()])).await.unwrap();
     assert!(manifest(&host, tree).await.is_err());
-    fixture.ask(AdminRequest::GroupDelete("web".parse().unwrap())).await.unwrap();
-    let AdminReply::Generations(all) = fixture.ask(AdminRequest::Generations(None)).await.unwrap() else { panic!() };
+    fixture.ask(Quick::GroupDelete("web".parse().unwrap())).await.unwrap();
+    let AdminReply::Generations(all) = fixture.ask(Quick::Generations(None)).await.unwrap() else { panic!() };
     assert_eq!(all[0].exports, []);
+}
+
+#[tokio::test]
+async fn what_is_exported_before_a_host_enrols_is_there_when_it_does() {
+    let fixture = Fixture::new().await;
+    fixture.publish("data-agent@1.0", b"one").await;
+    fixture.publish("data-agent@2.0", b"two").await;
+    let name: proto::HostName = "web-1".parse().unwrap();
+    let export = Quick::Export("data-agent@1.0".parse().unwrap(), vec!["web-1".parse().unwrap()]);
+    let AdminReply::Changed(changed) = fixture.ask(export).await.unwrap() else { panic!() };
+    assert_eq!((changed.targets.len(), &changed.not_enrolled), (1, &vec![name.clone()]));
+    let group = Quick::GroupAdd("web".parse().unwrap(), vec![name.clone()]);
+    let AdminReply::Changed(changed) = fixture.ask(group).await.unwrap() else { panic!() };
+    assert_eq!(changed.not_enrolled, [name]);
+    fixture.export("data-agent@2.0", &["@web"]).await;
+
+    let host = fixture.host("web-1").await;
+    assert_eq!(host.exports().await, ["data-agent@1.0", "data-agent@2.0"]);
+    let export = Quick::Export("data-agent@1.0".parse().unwrap(), vec!["web-1".parse().unwrap()]);
+    let AdminReply::Changed(changed) = fixture.ask(export).await.unwrap() else { panic!() };
+    assert!(changed.targets.is_empty() && changed.not_enrolled.is_empty(), "{changed:?}");
 }
 
 #[tokio::test]
@@ -103,23 +124,19 @@ async fn an_export_is_not_taken_back_while_the_generation_is_attached() {
     fixture.export("data-agent@1.0", &["web-1"]).await;
     host.report(HostReport::Attached(vec![tree])).await;
     let generation: proto::GenerationRef = "data-agent@1.0".parse().unwrap();
-    let unexport = |force| AdminRequest::Unexport {
-        generation: generation.clone(),
-        targets: vec!["web-1".parse().unwrap()],
-        force,
-    };
+    let unexport =
+        |force| Quick::Unexport { generation: generation.clone(), targets: vec!["web-1".parse().unwrap()], force };
     let refused = fixture.ask(unexport(false)).await.unwrap_err();
     assert!(refused.contains("attached on web-1"), "{refused}");
-    assert!(fixture.ask(AdminRequest::Unpublish(generation.clone())).await.unwrap_err().contains("exported"));
-    assert_eq!(fixture.ask(unexport(true)).await.unwrap(), AdminReply::Changed(vec!["web-1".parse().unwrap()]));
+    assert!(fixture.ask(Quick::Unpublish(generation.clone())).await.unwrap_err().contains("exported"));
+    let AdminReply::Changed(changed) = fixture.ask(unexport(true)).await.unwrap() else { panic!() };
+    assert_eq!(changed.targets, ["web-1".parse().unwrap()]);
     assert_eq!(host.exports().await, Vec::<String>::new());
-    assert!(fixture.ask(AdminRequest::Unpublish(generation.clone())).await.unwrap_err().contains("attached"));
+    assert!(fixture.ask(Quick::Unpublish(generation.clone())).await.unwrap_err().contains("attached"));
     // Collected only when no generation names it and no host has it attached.
     host.report(HostReport::Attached(vec![])).await;
-    fixture.ask(AdminRequest::Unpublish(generation)).await.unwrap();
-    let AdminReply::Collected(gone) = fixture.ask(AdminRequest::Gc { dry_run: false }).await.unwrap() else {
-        panic!()
-    };
+    fixture.ask(Quick::Unpublish(generation)).await.unwrap();
+    let AdminReply::Collected(gone) = fixture.ask(Long::Gc { dry_run: false }).await.unwrap() else { panic!() };
     assert_eq!((gone.manifests_removed, gone.packs_removed), (1, 1));
 }
 
@@ -136,19 +153,18 @@ async fn publishing_again_is_nothing_and_something_else_is_refused() {
         entry_point: entry_point.map(Into::into),
         chunk_bytes: None,
     };
-    let AdminReply::Published(again) = fixture.ask(AdminRequest::Publish(order(Some("bin/agent")))).await.unwrap()
-    else {
+    let AdminReply::Published(again) = fixture.ask(Long::Publish(order(Some("bin/agent")))).await.unwrap() else {
         panic!()
     };
     assert!(again.already && again.record.tree == tree);
     std::fs::write(source.join("bin/agent"), b"other").unwrap();
-    let refused = fixture.ask(AdminRequest::Publish(order(Some("bin/agent")))).await.unwrap_err();
+    let refused = fixture.ask(Long::Publish(order(Some("bin/agent")))).await.unwrap_err();
     assert!(refused.contains("published already, as tree"), "{refused}");
     // The same tree under another name stands for two generations: its id alone does not say which.
     let twin = fixture.publish("data-agent@1.1", b"one");
     let twin = twin.await;
     if twin == tree {
-        let show = AdminRequest::Show(tree.to_hex()[..12].parse().unwrap());
+        let show = Quick::Show(tree.to_hex()[..12].parse().unwrap());
         let ambiguous = fixture.ask(show).await.unwrap_err();
         assert!(ambiguous.contains("data-agent@1.0") && ambiguous.contains("data-agent@1.1"), "{ambiguous}");
     }
@@ -180,7 +196,7 @@ async fn a_publication_whose_asker_goes_away_stays_invisible() {
     let (begun, has_begun) = tokio::sync::oneshot::channel();
     let mut begun = Some(begun);
     {
-        let publishing = fixture.ask_with(AdminRequest::Publish(order), |_| {
+        let publishing = fixture.ask_with(Long::Publish(order), |_| {
             begun.take().into_iter().for_each(|begun| begun.send(()).unwrap_or(()));
         });
         tokio::select! {
@@ -188,6 +204,6 @@ async fn a_publication_whose_asker_goes_away_stays_invisible() {
             _ = has_begun => {}
         }
     }
-    let AdminReply::Generations(none) = fixture.ask(AdminRequest::Generations(None)).await.unwrap() else { panic!() };
+    let AdminReply::Generations(none) = fixture.ask(Quick::Generations(None)).await.unwrap() else { panic!() };
     assert!(none.is_empty());
 }

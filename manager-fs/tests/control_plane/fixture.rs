@@ -3,9 +3,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use manager_fs::host::enroll::{self, Identity};
-use manager_fs::manager::admin::{AdminEvent, AdminReply, AdminRequest, PublishOrder, serve_admin};
+use manager_fs::manager::admin::{AdminEvent, AdminReply, AdminRequest, Long, PublishOrder, Quick, serve_admin};
 use manager_fs::manager::identity::HOST_CERTIFICATE_LIFETIME;
-use manager_fs::manager::server::{Manager, ManagerOptions};
+use manager_fs::manager::whole::{Manager, ManagerOptions};
 use manager_fs::net::{self, Answer, BoxFuture, Handler, Incoming, Link, LinkLimits, RefuseAll};
 use proto::codec;
 use proto::message::{HostReply, HostReport, HostRequest, ManagerReply, ManagerRequest, PROTOCOL, Role};
@@ -48,20 +48,20 @@ impl Fixture {
     }
 
     /// What the command line asks; faults are errors.
-    pub(crate) async fn ask(&self, request: AdminRequest) -> Result<AdminReply, String> {
+    pub(crate) async fn ask(&self, request: impl Into<AdminRequest>) -> Result<AdminReply, String> {
         self.ask_with(request, |_| {}).await
     }
 
     pub(crate) async fn ask_with(
         &self,
-        request: AdminRequest,
+        request: impl Into<AdminRequest>,
         mut on: impl FnMut(AdminEvent),
     ) -> Result<AdminReply, String> {
         let on = |incoming| {
             let Incoming::Event(body) = incoming else { panic!("bulk on the admin socket") };
             on(codec::decode::<_, { 16 << 20 }>(&body).unwrap());
         };
-        match self.admin.request(&request, on, SOON).await.map_err(|error| error.to_string())? {
+        match self.admin.request(&request.into(), on, SOON).await.map_err(|error| error.to_string())? {
             AdminReply::Fault(fault) => Err(fault.to_string()),
             reply => Ok(reply),
         }
@@ -82,7 +82,7 @@ impl Fixture {
             entry_point: Some("bin/agent".into()),
             chunk_bytes: None,
         };
-        match self.ask(AdminRequest::Publish(order)).await.unwrap() {
+        match self.ask(Long::Publish(order)).await.unwrap() {
             AdminReply::Published(report) => report.record.tree,
             other => panic!("{other:?}"),
         }
@@ -90,12 +90,12 @@ impl Fixture {
 
     pub(crate) async fn export(&self, generation: &str, to: &[&str]) {
         let to = to.iter().map(|target| target.parse().unwrap()).collect();
-        self.ask(AdminRequest::Export(generation.parse().unwrap(), to)).await.unwrap();
+        self.ask(Quick::Export(generation.parse().unwrap(), to)).await.unwrap();
     }
 
     pub(crate) async fn token(&self, host: &str, ttl: Duration) -> proto::token::Token {
         let ttl_ms = ttl.as_millis() as u64;
-        match self.ask(AdminRequest::Token { host: host.parse().unwrap(), ttl_ms }).await.unwrap() {
+        match self.ask(Quick::Token { host: host.parse().unwrap(), ttl_ms }).await.unwrap() {
             AdminReply::Token(text) => text.parse().unwrap(),
             other => panic!("{other:?}"),
         }
@@ -135,7 +135,7 @@ async fn start(store: &Path, host_certificate_lifetime: Duration, listen: &str) 
         let manager = tokio::time::timeout(SOON, async {
             loop {
                 match Manager::open(&options) {
-                    Err(error) if error.to_string().contains("in use") => {
+                    Err(error) if ["in use", "has it open"].iter().any(|why| error.to_string().contains(why)) => {
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
                     opened => return opened.unwrap(),

@@ -1,4 +1,4 @@
-use manager_fs::manager::admin::{AdminEvent, AdminReply, AdminRequest};
+use manager_fs::manager::admin::{AdminEvent, AdminReply, Long, Quick};
 use manager_fs::manager::control::jobs::{JobRecord, JobState};
 use proto::agent::{JobId, Operation, Outcome, Progress, Repository, Summary};
 use proto::message::{Fault, HostReply, HostReport, ManagerRequest};
@@ -25,14 +25,14 @@ fn done(version: &str) -> Outcome {
 
 async fn order(fixture: &Fixture, operation: Operation) -> JobId {
     let (host, product) = ("web-1".parse().unwrap(), "data-agent".parse().unwrap());
-    match fixture.ask(AdminRequest::JobRun { host, product, operation }).await.unwrap() {
+    match fixture.ask(Quick::JobRun { host, product, operation }).await.unwrap() {
         AdminReply::Job(record) => record.id,
         other => panic!("{other:?}"),
     }
 }
 
 async fn show(fixture: &Fixture, id: JobId) -> JobRecord {
-    match fixture.ask(AdminRequest::Job(id)).await.unwrap() {
+    match fixture.ask(Quick::Job(id)).await.unwrap() {
         AdminReply::Job(record) => record,
         other => panic!("{other:?}"),
     }
@@ -50,7 +50,7 @@ async fn until(fixture: &Fixture, id: JobId, holds: impl Fn(&JobRecord) -> bool)
         }
     };
     let check = std::cell::RefCell::new(check);
-    let waiting = fixture.ask_with(AdminRequest::JobWait(id), |event| {
+    let waiting = fixture.ask_with(Long::JobWait(id), |event| {
         if let AdminEvent::Job(record) = event {
             check.borrow_mut()(*record);
         }
@@ -165,11 +165,11 @@ async fn jobs_are_cancelled_before_and_after_they_are_sent() {
     let (_, _, answer) = host.next_run().await;
     let waiting = order(&fixture, Operation::Prune { repository: repository("/r"), keep_last: 1 }).await;
     until(&fixture, waiting, |record| record.waiting.is_some()).await;
-    fixture.ask(AdminRequest::JobCancel(waiting)).await.unwrap();
+    fixture.ask(Quick::JobCancel(waiting)).await.unwrap();
     let record = until(&fixture, waiting, |record| record.state.is_final()).await;
     assert_eq!((record.state, record.sent), (JobState::Cancelled, 0));
 
-    fixture.ask(AdminRequest::JobCancel(running)).await.unwrap();
+    fixture.ask(Quick::JobCancel(running)).await.unwrap();
     let (request, cancel) = host.next().await;
     assert_eq!(request, ManagerRequest::Cancel { product: "data-agent".parse().unwrap(), job: running });
     // The agent may not have taken the job yet: it is told again.
@@ -178,7 +178,78 @@ async fn jobs_are_cancelled_before_and_after_they_are_sent() {
     cancel.finish(&HostReply::Done).await.unwrap();
     answer.finish(&HostReply::Outcome(Outcome::Cancelled(Summary::default()))).await.unwrap();
     assert_eq!(until(&fixture, running, |record| record.state.is_final()).await.state, JobState::Cancelled);
-    assert!(fixture.ask(AdminRequest::JobCancel(running)).await.unwrap_err().contains("over already"));
+    assert!(fixture.ask(Quick::JobCancel(running)).await.unwrap_err().contains("over already"));
+}
+
+#[tokio::test]
+async fn a_cancellation_is_given_until_the_agent_has_taken_it_however_long_it_is_away() {
+    let mut fixture = Fixture::new().await;
+    let mut host = fixture.host("web-1").await;
+    let id = order(&fixture, backup()).await;
+    let (_, _, run) = host.next_run().await;
+    fixture.ask(Quick::JobCancel(id)).await.unwrap();
+    let cancel =
+        |request| assert_eq!(request, ManagerRequest::Cancel { product: "data-agent".parse().unwrap(), job: id });
+    // Away: between two versions, say. Every sign of life is a reason to tell it again.
+    for _ in 0..30 {
+        let (request, answer) = host.next().await;
+        cancel(request);
+        answer.finish(&HostReply::Fault(Fault::Unavailable("no agent".into()))).await.unwrap();
+        host.report(HostReport::Agents(vec![])).await;
+    }
+    // Without one it is told again all the same.
+    let (request, answer) = host.next().await;
+    cancel(request);
+    answer.finish(&HostReply::Fault(Fault::Unavailable("no agent".into()))).await.unwrap();
+    let (request, answer) = host.next().await;
+    cancel(request);
+    answer.finish(&HostReply::Done).await.unwrap();
+    // The process that took it was killed; the one in its place has never heard of it.
+    host.report(HostReport::Agents(vec![])).await;
+    let (request, _unanswered) = host.next().await;
+    cancel(request);
+
+    // Neither a restart of the manager nor a new connection forgets it.
+    drop(run);
+    fixture.restart().await;
+    let mut host = FakeHost::connect(&fixture.address, host.identity.clone()).await.unwrap();
+    let (again, _, run) = host.next_run().await;
+    assert_eq!(again, id);
+    let (request, answer) = host.next().await;
+    cancel(request);
+    answer.finish(&HostReply::Done).await.unwrap();
+    run.finish(&HostReply::Outcome(Outcome::Cancelled(Summary::default()))).await.unwrap();
+    assert_eq!(until(&fixture, id, |record| record.state.is_final()).await.state, JobState::Cancelled);
+}
+
+#[tokio::test]
+async fn a_host_that_leaves_with_running_jobs_costs_the_manager_nothing() {
+    let fixture = Fixture::new().await;
+    let mut host = fixture.host("web-1").await;
+    let mut jobs = Vec::new();
+    let mut runs = Vec::new();
+    for _ in 0..4 {
+        jobs.push(order(&fixture, backup()).await);
+        runs.push(host.next_run().await);
+    }
+    host.link.close("leaving in good order");
+    // A second in which a loop without a pause would take every thread of the manager.
+    for _ in 0..10 {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let asked = std::time::Instant::now();
+        fixture.ask(Quick::Hosts).await.unwrap();
+        assert!(asked.elapsed() < std::time::Duration::from_secs(1), "{:?}", asked.elapsed());
+    }
+    for id in jobs {
+        let record = until(&fixture, id, |record| record.waiting.is_some()).await;
+        assert!(record.sent <= 3, "sent {} times to a host that is gone", record.sent);
+    }
+    drop(runs);
+    let mut host = FakeHost::connect(&fixture.address, host.identity.clone()).await.unwrap();
+    for _ in 0..4 {
+        let (_, _, answer) = host.next_run().await;
+        answer.finish(&HostReply::Outcome(done("1.0"))).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -189,7 +260,7 @@ async fn orders_that_make_no_sense_are_refused_and_failures_are_final() {
     let relative = Operation::Backup { repository: repository("r"), sources: vec!["/etc".into()] };
     let nothing = Operation::Backup { repository: repository("/r"), sources: vec![] };
     for (host, operation) in [("web-1", relative), ("web-1", nothing), ("nobody", backup())] {
-        let request = AdminRequest::JobRun { host: host.parse().unwrap(), product: product.clone(), operation };
+        let request = Quick::JobRun { host: host.parse().unwrap(), product: product.clone(), operation };
         fixture.ask(request).await.unwrap_err();
     }
     let id = order(&fixture, backup()).await;

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use manager_fs::host::enroll::{self, Identity};
-use manager_fs::manager::admin::{AdminReply, AdminRequest};
+use manager_fs::manager::admin::{AdminReply, Quick};
 use manager_fs::net::{self, Link, RefuseAll};
 use proto::message::{Fault, HostRequest, ManagerReply, PROTOCOL, Role};
 use std::sync::Arc;
@@ -59,7 +59,7 @@ async fn a_revoked_host_is_cut_off_and_stays_out() {
     let fixture = Fixture::new().await;
     let host = fixture.host("web-1").await;
     let closed = host.link.closed();
-    fixture.ask(AdminRequest::Revoke(host.name.clone())).await.unwrap();
+    fixture.ask(Quick::Revoke(host.name.clone())).await.unwrap();
     tokio::time::timeout(SOON, closed).await.unwrap();
     let refused = FakeHost::connect(&fixture.address, host.identity.clone()).await.err().unwrap();
     assert!(refused.contains("revoked") && refused.contains("manager-fs token web-1"), "{refused}");
@@ -186,7 +186,7 @@ async fn a_second_connection_of_a_host_replaces_the_first() {
     let first = fixture.host("web-1").await;
     let second = FakeHost::connect(&fixture.address, first.identity.clone()).await.unwrap();
     tokio::time::timeout(SOON, first.link.closed()).await.unwrap();
-    let AdminReply::Hosts(hosts) = fixture.ask(AdminRequest::Hosts).await.unwrap() else { panic!() };
+    let AdminReply::Hosts(hosts) = fixture.ask(Quick::Hosts).await.unwrap() else { panic!() };
     assert!(hosts[0].connected_since.is_some(), "the end of the first is not the end of the second");
     drop(second);
 }

@@ -1,4 +1,4 @@
-use manager_fs::manager::admin::{AdminEvent, AdminReply, AdminRequest};
+use manager_fs::manager::admin::{AdminEvent, AdminReply, Long, Quick};
 use manager_fs::manager::upgrade::{UpgradeEvent, UpgradeOrder, UpgradeReport, Verdict};
 use manager_fs::net::Answer;
 use proto::TreeId;
@@ -60,7 +60,7 @@ async fn take_order(host: &mut FakeHost, running: AgentStatus) -> (ChangeOver, A
 
 async fn upgrade(fixture: &Fixture, order: UpgradeOrder) -> (Vec<UpgradeEvent>, Result<UpgradeReport, String>) {
     let mut events = Vec::new();
-    let reply = fixture.ask_with(AdminRequest::Upgrade(order), |event| {
+    let reply = fixture.ask_with(Long::Upgrade(order), |event| {
         if let AdminEvent::Upgrade(event) = event {
             events.push(event);
         }
@@ -82,7 +82,7 @@ async fn many_hosts_change_over_and_every_step_is_seen_live_and_later() {
     let (one, two) = two_versions(&fixture).await;
     let (mut good, mut bad) = (fixture.host("good").await, fixture.host("bad").await);
     let hosts = vec![good.name.clone(), bad.name.clone()];
-    fixture.ask(AdminRequest::GroupAdd("all".parse().unwrap(), hosts)).await.unwrap();
+    fixture.ask(Quick::GroupAdd("all".parse().unwrap(), hosts)).await.unwrap();
     fixture.export("data-agent@2.0", &["@all"]).await;
     let good_part = async {
         let (change, answer) = take_order(&mut good, status("1.0", one)).await;
@@ -114,7 +114,7 @@ async fn many_hosts_change_over_and_every_step_is_seen_live_and_later() {
     let live = events.iter().filter(|event| matches!(event, UpgradeEvent::Step { .. })).count();
     assert_eq!(live, 7);
 
-    let AdminReply::Agents(agents) = fixture.ask(AdminRequest::Agents).await.unwrap() else { panic!() };
+    let AdminReply::Agents(agents) = fixture.ask(Quick::Agents).await.unwrap() else { panic!() };
     let agent = agents.iter().find(|agent| agent.host == good.name).unwrap();
     assert_eq!((agent.status.version.as_str(), agent.last_change.len()), ("2.0", 5));
     let agent = agents.iter().find(|agent| agent.host == bad.name).unwrap();
@@ -141,7 +141,7 @@ async fn steps_of_a_change_over_survive_a_killed_manager() {
     host.report(step(&change, Step::Staged, "")).await;
     host.report(step(&change, Step::Confirmed, "")).await;
     host.report(HostReport::Agents(vec![status("2.0", two)])).await;
-    let AdminReply::Agents(agents) = fixture.ask(AdminRequest::Agents).await.unwrap() else { panic!() };
+    let AdminReply::Agents(agents) = fixture.ask(Quick::Agents).await.unwrap() else { panic!() };
     let steps: Vec<Step> = agents[0].last_change.iter().map(|event| event.step).collect();
     assert_eq!(steps, [Step::Staged, Step::Confirmed]);
 }
@@ -215,7 +215,22 @@ async fn what_cannot_be_changed_over_is_refused_with_the_reason() {
 
     let unknown = UpgradeOrder { generation: "data-agent@9".parse().unwrap(), ..order(&["web-1"]) };
     assert!(upgrade(&fixture, unknown).await.1.unwrap_err().contains("data-agent@9"));
-    assert!(upgrade(&fixture, order(&["nobody"])).await.1.unwrap_err().contains("nobody"));
+    assert!(upgrade(&fixture, order(&["nobody"])).await.1.unwrap_err().contains("'nobody' is not enrolled"));
+    // A group may have members that are not enrolled yet; the others are not held up by them.
+    let both = vec!["nobody".parse().unwrap(), "web-1".parse().unwrap()];
+    fixture.ask(Quick::GroupAdd("web".parse().unwrap(), both)).await.unwrap();
+    let ((), (_, report)) = tokio::join!(
+        async {
+            let (_, answer) = host.next().await;
+            answer.finish(&HostReply::Agents(vec![status("2.0", two)])).await.unwrap();
+        },
+        upgrade(&fixture, order(&["@web"]))
+    );
+    let report = report.unwrap();
+    assert!(
+        report.hosts[0].verdict == Verdict::Refused && report.hosts[0].reason.contains("'nobody' is not enrolled")
+    );
+    assert_eq!(report.hosts[1].verdict, Verdict::Already);
 }
 
 #[tokio::test]
@@ -242,7 +257,7 @@ async fn a_hundred_hosts_change_over_in_one_command() {
             host
         });
     }
-    fixture.ask(AdminRequest::GroupAdd("all".parse().unwrap(), names)).await.unwrap();
+    fixture.ask(Quick::GroupAdd("all".parse().unwrap(), names)).await.unwrap();
     fixture.export("data-agent@2.0", &["@all"]).await;
     let (events, report) = upgrade(&fixture, order(&["@all"])).await;
     let report = report.unwrap();

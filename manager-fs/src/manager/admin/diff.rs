@@ -3,10 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::manifest::{Node, NodeKind};
-use proto::{GenerationRef, Manifest, TreePath};
+use proto::{Manifest, TreePath};
 use serde::{Deserialize, Serialize};
-
-use crate::manager::server::Manager;
 
 /// Paths listed; the counts are always of all.
 const ENTRIES_MAX: usize = 20_000;
@@ -53,15 +51,8 @@ pub enum Difference {
     Changed,
 }
 
-impl Manager {
-    pub(super) fn diff(&self, old: &GenerationRef, new: &GenerationRef) -> anyhow::Result<DiffReport> {
-        let old = self.store.tree(&self.state.resolve_tree(old)?)?;
-        let new = self.store.tree(&self.state.resolve_tree(new)?)?;
-        Ok(compare(&old, &new))
-    }
-}
-
-fn compare(old: &Manifest, new: &Manifest) -> DiffReport {
+/// Compares two trees path by path.
+pub(super) fn compare(old: &Manifest, new: &Manifest) -> DiffReport {
     let nodes = |tree: &Manifest| -> BTreeMap<TreePath, Node> {
         tree.entries.iter().map(|entry| (entry.path.clone(), tree.node(entry).clone())).collect()
     };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::AdminEvent;
+use super::message::AdminEvent;
 use crate::manager::monitor::{Monitor, Task};
 
 const REPORT_EVERY: Duration = Duration::from_millis(100);

@@ -9,12 +9,15 @@ use std::time::Instant;
 use lru::LruCache;
 use proto::bundle::{HEADER_BYTES, Header, Touch};
 use proto::delta::Part;
-use proto::message::{BundleFacts, Fault, ManagerReply};
+use proto::message::{BundleFacts, ManagerReply};
 use proto::{GenerationRef, HostName, TreeId};
 
 use super::{BundleError, BundleOrder, LEVEL, guess, make, touches_of};
-use crate::manager::server::{Manager, blocking};
-use crate::net::Answer;
+use crate::manager::control::{ControlError, State};
+use crate::manager::exports::{ExportError, Exports};
+use crate::manager::store::{Store, StoreError};
+use crate::manager::worker::{BrokenOff, blocking};
+use crate::net::{Answer, NetError};
 use crate::patch;
 
 /// Bundles kept in memory: what a rollout of a handful of products asks for at once, some megabytes each.
@@ -33,42 +36,80 @@ struct Served {
     bytes: Vec<u8>,
 }
 
+/// What a host asks for when it starts a generation.
+pub(crate) struct StartOrder {
+    /// By any name.
+    pub(crate) generation: GenerationRef,
+    /// A tree that it has.
+    pub(crate) from: Option<TreeId>,
+    /// Whether the manifest is wanted too.
+    pub(crate) manifest: bool,
+}
+
+/// Why a host did not get a bundle, or a profile was not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendStartError {
+    /// It may not have the tree.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// It cannot be made.
+    #[error(transparent)]
+    Make(#[from] BundleError),
+    /// It cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The control state failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The connection ended, or the host no longer wants it.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// It was not made or read.
+    #[error(transparent)]
+    BrokenOff(#[from] BrokenOff),
+}
+
 /// Bundles at hand, and who makes one now.
 pub(crate) struct Bundles {
+    store: Arc<Store>,
+    state: Arc<State>,
+    exports: Arc<Exports>,
     served: Mutex<LruCache<Key, Option<Arc<Served>>>>,
     making: Mutex<()>,
     /// Who guesses one: a host waits for it, so not behind those that are made well.
     guessing: Mutex<()>,
 }
 
-impl Default for Bundles {
-    fn default() -> Self {
-        Self { served: Mutex::new(LruCache::new(BUNDLES_KEPT)), making: Mutex::default(), guessing: Mutex::default() }
-    }
-}
-
 impl Bundles {
+    /// Over a store, as far as `exports` allows.
+    pub(crate) fn new(store: Arc<Store>, state: Arc<State>, exports: Arc<Exports>) -> Self {
+        Self {
+            store,
+            state,
+            exports,
+            served: Mutex::new(LruCache::new(BUNDLES_KEPT)),
+            making: Mutex::default(),
+            guessing: Mutex::default(),
+        }
+    }
+
     fn served(&self) -> std::sync::MutexGuard<'_, LruCache<Key, Option<Arc<Served>>>> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Manager {
     /// Streams everything that a start of a generation needs. A tree without a recorded bundle has a guessed one.
-    pub(crate) async fn send_start(
+    ///
+    /// # Errors
+    /// See [`SendStartError`].
+    pub(crate) async fn send(
         self: &Arc<Self>,
         host: &HostName,
-        (generation, from, with_manifest): (GenerationRef, Option<TreeId>, bool),
+        order: StartOrder,
         answer: &Answer,
-    ) -> anyhow::Result<ManagerReply> {
-        let tree = self.one_exported(host, &generation)?;
-        self.exported_tree(host, &tree).await?;
-        let from = match from {
-            Some(from) if from != tree && self.exported_tree(host, &from).await.is_ok() => Some(from),
-            _ => None,
-        };
-        let manager = Arc::clone(self);
-        let served = blocking(move || manager.bundle_for(from, tree)).await?;
+    ) -> Result<ManagerReply, SendStartError> {
+        let (bundles, asker, with_manifest) = (Arc::clone(self), host.clone(), order.manifest);
+        let served = blocking(move || bundles.for_start(&asker, &order)).await?;
         let header = Header {
             manifest: if with_manifest { served.header.manifest } else { Part::default() },
             ..served.header
@@ -85,27 +126,18 @@ impl Manager {
         Ok(ManagerReply::Sent(frames + 1))
     }
 
-    /// The one tree exported to the host that a reference means.
-    fn one_exported(&self, host: &HostName, generation: &GenerationRef) -> anyhow::Result<TreeId> {
-        let exported = self.state.exported_to(host)?;
-        let records = exported.iter().map(|generation| &generation.record);
-        let mut trees: Vec<TreeId> = records
-            .filter(|record| generation.matches(&record.product, &record.version, &record.tree))
-            .map(|record| record.tree)
-            .collect();
-        trees.dedup();
-        match trees.as_slice() {
-            [tree] => Ok(*tree),
-            [] => {
-                tracing::warn!(%host, %generation, "a host asked for a generation that is not exported to it");
-                Err(Fault::NotExported(format!("generation {generation}")).into())
-            }
-            _ => Err(Fault::BadRequest(format!("{generation} is the start of several trees")).into()),
-        }
+    fn for_start(self: &Arc<Self>, host: &HostName, order: &StartOrder) -> Result<Arc<Served>, SendStartError> {
+        let tree = self.exports.one_exported(host, &order.generation)?;
+        // A tree that it may not see would tell what is in it.
+        let from = match order.from {
+            Some(from) if from != tree && self.exports.permits(host, &from)? => Some(from),
+            _ => None,
+        };
+        self.bundle_for(from, tree)
     }
 
     /// The bundle that serves a host best: made for the tree that it has, else for any host, else a guess.
-    fn bundle_for(self: &Arc<Self>, from: Option<TreeId>, tree: TreeId) -> anyhow::Result<Arc<Served>> {
+    fn bundle_for(self: &Arc<Self>, from: Option<TreeId>, tree: TreeId) -> Result<Arc<Served>, SendStartError> {
         if let Some(from) = from {
             if let Some(served) = self.stored_bundle((Some(from), tree))? {
                 return Ok(served);
@@ -121,8 +153,8 @@ impl Manager {
     }
 
     /// What a start will touch as far as the tree says it, made when the first host asks and kept in memory.
-    fn guessed_bundle(&self, tree: TreeId) -> anyhow::Result<Arc<Served>> {
-        let _one_at_a_time = self.bundles.guessing.lock().unwrap_or_else(PoisonError::into_inner);
+    fn guessed_bundle(&self, tree: TreeId) -> Result<Arc<Served>, SendStartError> {
+        let _one_at_a_time = self.guessing.lock().unwrap_or_else(PoisonError::into_inner);
         // Someone else may have made it meanwhile, or better: recorded a start.
         if let Some(served) = self.stored_bundle((None, tree))? {
             return Ok(served);
@@ -142,7 +174,7 @@ impl Manager {
         let (made_ms, bundle_bytes) = (since.elapsed().as_millis() as u64, facts.bundle_bytes);
         tracing::info!(%tree, pages = facts.plain_bytes, bytes = bundle_bytes, made_ms, "start-up bundle guessed");
         let guessed = Arc::new(served(bytes)?);
-        let mut bundles = self.bundles.served();
+        let mut bundles = self.served();
         if let Some(Some(recorded)) = bundles.get(&(None, tree)) {
             return Ok(Arc::clone(recorded));
         }
@@ -150,13 +182,13 @@ impl Manager {
         Ok(guessed)
     }
 
-    fn stored_bundle(&self, key: Key) -> anyhow::Result<Option<Arc<Served>>> {
-        if let Some(known) = self.bundles.served().get(&key) {
+    fn stored_bundle(&self, key: Key) -> Result<Option<Arc<Served>>, SendStartError> {
+        if let Some(known) = self.served().get(&key) {
             return Ok(known.clone());
         }
         let found = self.store.bundle(key.0.as_ref(), &key.1)?;
         let found = found.map(|(header, bytes)| Arc::new(Served { header, bytes }));
-        self.bundles.served().put(key, found.clone());
+        self.served().put(key, found.clone());
         Ok(found)
     }
 
@@ -164,17 +196,14 @@ impl Manager {
     ///
     /// # Errors
     /// The touches are not of the tree, or the store failed.
-    pub(crate) fn profile(self: &Arc<Self>, tree: &TreeId, touches: &[Touch]) -> anyhow::Result<BundleFacts> {
-        let _one_at_a_time = self.bundles.making.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn profile(self: &Arc<Self>, tree: &TreeId, touches: &[Touch]) -> Result<BundleFacts, SendStartError> {
+        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = match self.store.bundle(None, tree)? {
             Some((header, bytes)) if !header.guessed => touches_of(&bytes, &header, &self.store)?,
             _ => Vec::new(),
         };
         all.extend_from_slice(touches);
-        let facts = self.make_bundle(None, tree, &all, false).map_err(|error| match error {
-            BundleError::Touches(text) => anyhow::Error::from(Fault::BadRequest(text)),
-            error => error.into(),
-        })?;
+        let facts = self.make_bundle(None, tree, &all, false)?;
         for from in self.bundle_bases(tree) {
             self.make_bundle_from(&from, tree);
         }
@@ -187,12 +216,12 @@ impl Manager {
         if !matches!(known, Ok(None)) && !known.is_ok_and(|known| known.is_some_and(|(header, _)| header.guessed)) {
             return;
         }
-        let (manager, host) = (Arc::clone(self), host.clone());
-        in_background("learn", move || match manager.profile(&tree, &touches) {
+        let (bundles, host) = (Arc::clone(self), host.clone());
+        in_background("learn", move || match bundles.profile(&tree, &touches) {
             Ok(facts) => {
                 tracing::info!(%host, %tree, pages = facts.plain_bytes, bytes = facts.bundle_bytes, "learned")
             }
-            Err(error) => tracing::warn!(%host, %tree, "nothing learned from a host's start: {error:#}"),
+            Err(error) => tracing::warn!(%host, %tree, %error, "nothing learned from a host's start"),
         });
     }
 
@@ -207,7 +236,7 @@ impl Manager {
         let (bytes, facts) = make(&self.store, order, &AtomicBool::new(false))?;
         self.store.put_bundle(from, tree, &bytes)?;
         let served = Served { header: served_header(&bytes)?, bytes };
-        self.bundles.served().put((from.copied(), *tree), Some(Arc::new(served)));
+        self.served().put((from.copied(), *tree), Some(Arc::new(served)));
         tracing::info!(%tree, ?from, pages = facts.plain_bytes, bytes = facts.bundle_bytes, "start-up bundle made");
         Ok(facts)
     }
@@ -228,11 +257,11 @@ impl Manager {
     }
 
     fn make_bundle_from_soon(self: &Arc<Self>, from: TreeId, tree: TreeId) {
-        let manager = Arc::clone(self);
+        let bundles = Arc::clone(self);
         in_background("bundle", move || {
-            let _one_at_a_time = manager.bundles.making.lock().unwrap_or_else(PoisonError::into_inner);
-            if matches!(manager.store.bundle(Some(&from), &tree), Ok(None)) {
-                manager.make_bundle_from(&from, &tree);
+            let _one_at_a_time = bundles.making.lock().unwrap_or_else(PoisonError::into_inner);
+            if matches!(bundles.store.bundle(Some(&from), &tree), Ok(None)) {
+                bundles.make_bundle_from(&from, &tree);
             }
         });
     }

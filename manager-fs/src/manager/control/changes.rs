@@ -56,7 +56,7 @@ impl State {
         version: &Version,
         to: TreeId,
         now: Unix,
-    ) -> anyhow::Result<ChangeRecord> {
+    ) -> Result<ChangeRecord, ControlError> {
         let record = ChangeRecord {
             id: ChangeId(self.next_number("change")?),
             host: host.clone(),
@@ -67,7 +67,7 @@ impl State {
             steps: Vec::new(),
             ended: None,
         };
-        self.update(&key(record.id), |_: Option<ChangeRecord>| Ok((Some(record.clone()), ())))?;
+        self.update(&key(record.id), |_: Option<ChangeRecord>| Ok::<_, ControlError>((Some(record.clone()), ())))?;
         if record.id.0.is_multiple_of(FORGET_EVERY) {
             self.forget_changes()?;
         }
@@ -90,7 +90,7 @@ impl State {
         Ok(self.read_all("change/")?.into_iter().map(|(_, record)| record).collect())
     }
 
-    fn forget_changes(&self) -> anyhow::Result<()> {
+    fn forget_changes(&self) -> Result<(), ControlError> {
         let all = self.changes()?;
         let surplus = all.len().saturating_sub(CHANGES_KEPT);
         let over = all.iter().take(surplus).filter(|record| record.ended.is_some());
@@ -105,7 +105,7 @@ impl State {
     ///
     /// # Errors
     /// The control state failed.
-    pub fn alter_change(&self, id: ChangeId, alter: impl Fn(&mut ChangeRecord)) -> anyhow::Result<()> {
+    pub fn alter_change(&self, id: ChangeId, alter: impl Fn(&mut ChangeRecord)) -> Result<(), ControlError> {
         self.update(&key(id), |record: Option<ChangeRecord>| {
             Ok(match record {
                 Some(mut record) => {

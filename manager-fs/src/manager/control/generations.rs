@@ -3,14 +3,46 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::bail;
 use ed25519_dalek::VerifyingKey;
-use proto::message::{Fault, Unix};
+use proto::message::Unix;
 use proto::name::Target;
 use proto::{GenerationRecord, GenerationRef, HostName, Product, SignedRecord, TreeId, Version};
 use serde::{Deserialize, Serialize};
 
 use super::{Change, ControlError, Expect, State, encode};
+
+/// Why no one generation is meant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerationError {
+    /// None is meant.
+    #[error("generation '{wanted}'{} is not published; `manager-fs generations` lists what is", of(.product))]
+    Unknown {
+        /// What was asked for.
+        wanted: GenerationRef,
+        /// Among the generations of this product.
+        product: Option<Product>,
+    },
+    /// Several are.
+    #[error("'{wanted}' could be any of{}\nname it as product@version", lines(.found))]
+    Ambiguous {
+        /// What was asked for.
+        wanted: GenerationRef,
+        /// Their names and trees.
+        found: Vec<(String, TreeId)>,
+    },
+    /// The control state failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+fn of(product: &Option<Product>) -> String {
+    product.as_ref().map(|product| format!(" of {product}")).unwrap_or_default()
+}
+
+fn lines(found: &[(String, TreeId)]) -> String {
+    found.iter().map(|(name, tree)| format!("\n  {name}  {tree}")).collect()
+}
 
 /// One published generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,8 +127,8 @@ impl State {
     /// The one generation that is meant, with its record. A tree under several names is not one.
     ///
     /// # Errors
-    /// [`Fault::NotFound`], or [`Fault::BadRequest`] listing what could be meant.
-    pub fn resolve(&self, wanted: &GenerationRef) -> anyhow::Result<Arc<Generation>> {
+    /// [`GenerationError`]: none is meant, or several.
+    pub fn resolve(&self, wanted: &GenerationRef) -> Result<Arc<Generation>, GenerationError> {
         self.resolve_among(wanted, None)
     }
 
@@ -104,7 +136,7 @@ impl State {
     ///
     /// # Errors
     /// As [`State::resolve`].
-    pub fn resolve_of(&self, product: &Product, wanted: &GenerationRef) -> anyhow::Result<Arc<Generation>> {
+    pub fn resolve_of(&self, product: &Product, wanted: &GenerationRef) -> Result<Arc<Generation>, GenerationError> {
         self.resolve_among(wanted, Some(product))
     }
 
@@ -112,12 +144,12 @@ impl State {
     ///
     /// # Errors
     /// As [`State::resolve`].
-    pub fn resolve_tree(&self, wanted: &GenerationRef) -> anyhow::Result<TreeId> {
+    pub fn resolve_tree(&self, wanted: &GenerationRef) -> Result<TreeId, GenerationError> {
         let found = self.matching(wanted, None)?;
         let trees: BTreeSet<TreeId> = found.iter().map(|generation| generation.record.tree).collect();
         match (trees.len(), trees.first()) {
             (1, Some(tree)) => Ok(*tree),
-            _ => Err(ambiguous(wanted, &found).into()),
+            _ => Err(ambiguous(wanted, &found)),
         }
     }
 
@@ -133,7 +165,7 @@ impl State {
     ///
     /// # Errors
     /// The control state failed.
-    pub fn add_export(&self, export: &Export) -> anyhow::Result<bool> {
+    pub fn add_export(&self, export: &Export) -> Result<bool, ControlError> {
         self.update(&export_key(export), |old: Option<Export>| {
             Ok(if old.is_some() { (None, false) } else { (Some(export.clone()), true) })
         })
@@ -174,18 +206,26 @@ impl State {
         Ok(generations)
     }
 
-    fn resolve_among(&self, wanted: &GenerationRef, product: Option<&Product>) -> anyhow::Result<Arc<Generation>> {
+    fn resolve_among(
+        &self,
+        wanted: &GenerationRef,
+        product: Option<&Product>,
+    ) -> Result<Arc<Generation>, GenerationError> {
         let mut found = self.matching(wanted, product)?;
         match (found.len(), found.pop()) {
             (1, Some(generation)) => Ok(generation),
             (_, last) => {
                 found.extend(last);
-                Err(ambiguous(wanted, &found).into())
+                Err(ambiguous(wanted, &found))
             }
         }
     }
 
-    fn matching(&self, wanted: &GenerationRef, product: Option<&Product>) -> anyhow::Result<Vec<Arc<Generation>>> {
+    fn matching(
+        &self,
+        wanted: &GenerationRef,
+        product: Option<&Product>,
+    ) -> Result<Vec<Arc<Generation>>, GenerationError> {
         let mut found = self.generations()?;
         found.retain(|generation| {
             let record = &generation.record;
@@ -193,8 +233,7 @@ impl State {
                 && product.is_none_or(|product| *product == record.product)
         });
         if found.is_empty() {
-            let of = product.map(|product| format!(" of {product}")).unwrap_or_default();
-            bail!(Fault::NotFound(format!("generation '{wanted}'{of}; `manager-fs generations` lists them")));
+            return Err(GenerationError::Unknown { wanted: wanted.clone(), product: product.cloned() });
         }
         Ok(found)
     }
@@ -218,12 +257,9 @@ fn decode(key: &str, value: &[u8]) -> Result<Generation, ControlError> {
     Ok(Generation { signed, record })
 }
 
-fn ambiguous(wanted: &GenerationRef, found: &[Arc<Generation>]) -> Fault {
-    let list: String = found
-        .iter()
-        .map(|generation| format!("\n  {}  {}", generation.record.name(), generation.record.tree))
-        .collect();
-    Fault::BadRequest(format!("'{wanted}' could be any of{list}\nname it as product@version"))
+fn ambiguous(wanted: &GenerationRef, found: &[Arc<Generation>]) -> GenerationError {
+    let found = found.iter().map(|generation| (generation.record.name(), generation.record.tree)).collect();
+    GenerationError::Ambiguous { wanted: wanted.clone(), found }
 }
 
 fn key(product: &Product, version: &Version) -> String {

@@ -1,10 +1,10 @@
 //! Hosts, their certificates, groups and tokens, and what the hosts report.
 
 use std::collections::BTreeSet;
+use std::str::FromStr;
 
-use anyhow::bail;
 use proto::agent::{AgentStatus, StepEvent};
-use proto::message::{Fault, Unix};
+use proto::message::Unix;
 use proto::name::Target;
 use proto::{GroupName, HostName, Product, TreeId};
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,63 @@ const HISTORY_STEPS: usize = 200;
 const HISTORY_DETAIL_BYTES: usize = 256 << 10;
 /// Wrong hashes remembered of one host.
 const WRONG_HASHES: usize = 20;
+
+/// Why a host, group or token is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// No host of this name is enrolled.
+    #[error("host '{0}' is not enrolled; `manager-fs hosts` lists those that are")]
+    Unknown(HostName),
+    /// There is no such group.
+    #[error("group '{0}' does not exist; `manager-fs host group list` lists those that do")]
+    UnknownGroup(GroupName),
+    /// The host may not connect.
+    #[error(
+        "host '{host}' {why}: to let it in again, `manager-fs token {host}` on the manager, then \
+         `manager-fs enroll --force` with that token on the host"
+    )]
+    ShutOut {
+        /// Which.
+        host: HostName,
+        /// Why.
+        why: ShutOut,
+    },
+    /// The token enrols nobody.
+    #[error("{0}; print a new one with `manager-fs token`")]
+    Token(TokenFault),
+    /// The control state failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// Why a host is shut out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ShutOut {
+    /// It never enrolled, or with another manager.
+    #[error("is not known to this manager")]
+    Unknown,
+    /// An operator revoked it.
+    #[error("was revoked")]
+    Revoked,
+    /// The certificate that it shows was replaced by an enrolment.
+    #[error("was enrolled anew since, and this certificate is no longer accepted")]
+    EnrolledAnew,
+}
+
+/// What is wrong with an enrolment token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenFault {
+    /// Another manager's, or long gone.
+    #[error("this manager did not print this token")]
+    Unknown,
+    /// It has enrolled a host already.
+    #[error("this token was used before, it enrols only once")]
+    Used,
+    /// Its time is over.
+    #[error("this token has expired")]
+    Expired,
+}
 
 /// One enrolled host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,9 +133,9 @@ impl State {
     ///
     /// # Errors
     /// The control state failed.
-    pub fn hosts(&self) -> anyhow::Result<Vec<(HostName, HostRecord)>> {
+    pub fn hosts(&self) -> Result<Vec<(HostName, HostRecord)>, ControlError> {
         let found: Vec<(String, HostRecord)> = self.read_all("host/")?;
-        found.into_iter().map(|(key, record)| Ok((key["host/".len()..].parse()?, record))).collect()
+        found.into_iter().map(|(key, record)| Ok((named(&key, "host/")?, record))).collect()
     }
 
     /// One host.
@@ -92,24 +149,22 @@ impl State {
     /// One host, which must exist.
     ///
     /// # Errors
-    /// [`Fault::NotFound`].
-    pub fn known_host(&self, host: &HostName) -> anyhow::Result<HostRecord> {
-        match self.host(host)? {
-            Some(record) => Ok(record),
-            None => bail!(Fault::NotFound(format!("host '{host}'; `manager-fs hosts` lists the enrolled ones"))),
-        }
+    /// [`HostError::Unknown`], or the control state failed.
+    pub fn known_host(&self, host: &HostName) -> Result<HostRecord, HostError> {
+        self.host(host)?.ok_or_else(|| HostError::Unknown(host.clone()))
     }
 
     /// Whether this certificate is still accepted from this host.
     ///
     /// # Errors
-    /// [`Fault::Refused`] with the reason.
-    pub fn admit(&self, host: &HostName, serial: &str) -> anyhow::Result<()> {
+    /// [`HostError::ShutOut`] with the reason.
+    pub fn admit(&self, host: &HostName, serial: &str) -> Result<(), HostError> {
+        let shut_out = |why| Err(HostError::ShutOut { host: host.clone(), why });
         match self.host(host)? {
-            None => bail!(shut_out(host, "is not known to this manager")),
-            Some(record) if record.revoked.is_some() => bail!(shut_out(host, "was revoked")),
+            None => shut_out(ShutOut::Unknown),
+            Some(record) if record.revoked.is_some() => shut_out(ShutOut::Revoked),
             Some(record) if record.certificates.iter().all(|issued| issued.serial != serial) => {
-                bail!(shut_out(host, "was enrolled anew since, and this certificate is no longer accepted"))
+                shut_out(ShutOut::EnrolledAnew)
             }
             Some(_) => Ok(()),
         }
@@ -119,7 +174,7 @@ impl State {
     ///
     /// # Errors
     /// The control state failed.
-    pub fn enrolled(&self, host: &HostName, certificate: &IssuedCertificate, now: Unix) -> anyhow::Result<()> {
+    pub fn enrolled(&self, host: &HostName, certificate: &IssuedCertificate, now: Unix) -> Result<(), ControlError> {
         self.update(&host_key(host), |_: Option<HostRecord>| {
             let certificates = vec![certificate.clone()];
             Ok((Some(HostRecord { enrolled: now, certificates, revoked: None }), ()))
@@ -130,23 +185,23 @@ impl State {
     /// the new one.
     ///
     /// # Errors
-    /// [`Fault::Refused`] when the host is gone or revoked.
-    pub fn renewed(&self, host: &HostName, certificate: &IssuedCertificate, now: Unix) -> anyhow::Result<()> {
+    /// [`HostError::ShutOut`] when the host is gone or revoked.
+    pub fn renewed(&self, host: &HostName, certificate: &IssuedCertificate, now: Unix) -> Result<(), HostError> {
         self.update(&host_key(host), |record: Option<HostRecord>| match record {
             Some(mut record) if record.revoked.is_none() => {
                 record.certificates.retain(|issued| issued.not_after > now);
                 record.certificates.push(certificate.clone());
                 Ok((Some(record), ()))
             }
-            _ => bail!(Fault::Refused(format!("host '{host}' was revoked"))),
+            _ => Err(HostError::ShutOut { host: host.clone(), why: ShutOut::Revoked }),
         })
     }
 
     /// Revokes a host.
     ///
     /// # Errors
-    /// [`Fault::NotFound`].
-    pub fn revoke(&self, host: &HostName, now: Unix) -> anyhow::Result<()> {
+    /// [`HostError::Unknown`], or the control state failed.
+    pub fn revoke(&self, host: &HostName, now: Unix) -> Result<(), HostError> {
         self.known_host(host)?;
         self.update(&host_key(host), |record: Option<HostRecord>| {
             Ok((record.map(|record| HostRecord { revoked: Some(now), certificates: Vec::new(), ..record }), ()))
@@ -157,32 +212,27 @@ impl State {
     ///
     /// # Errors
     /// The control state failed.
-    pub fn add_token(&self, hash: &str, token: &TokenRecord, now: Unix) -> anyhow::Result<()> {
+    pub fn add_token(&self, hash: &str, token: &TokenRecord, now: Unix) -> Result<(), ControlError> {
         const WEEK_MS: u64 = 7 * 24 * 3600 * 1000;
         let tokens: Vec<(String, TokenRecord)> = self.read_all("token/")?;
         let old = tokens.into_iter().filter(|(_, old)| old.expires + WEEK_MS < now);
         let mut changes: Vec<Change> = old.map(|(key, _)| Change::delete(key, Expect::Any)).collect();
         changes.push(Change::put(format!("token/{hash}"), Expect::Absent, super::encode(token)?));
-        Ok(self.store().commit(&changes).map(drop)?)
+        self.store().commit(&changes).map(drop)
     }
 
     /// Uses a token up. Of two at the same time one wins.
     ///
     /// # Errors
-    /// [`Fault::Refused`]: unknown, expired, or used before.
-    pub fn use_token(&self, hash: &str, now: Unix) -> anyhow::Result<HostName> {
-        self.update(&format!("token/{hash}"), |token: Option<TokenRecord>| {
-            let refused = |reason: &str| Fault::Refused(format!("{reason}; print a new one with `manager-fs token`"));
-            match token {
-                None => bail!(refused("this manager did not print this token")),
-                Some(token) if token.used.is_some() => {
-                    bail!(refused("this token was used before, it enrols only once"))
-                }
-                Some(token) if token.expires <= now => bail!(refused("this token has expired")),
-                Some(token) => {
-                    let host = token.host.clone();
-                    Ok((Some(TokenRecord { used: Some(now), ..token }), host))
-                }
+    /// [`HostError::Token`]: unknown, expired, or used before.
+    pub fn use_token(&self, hash: &str, now: Unix) -> Result<HostName, HostError> {
+        self.update(&format!("token/{hash}"), |token: Option<TokenRecord>| match token {
+            None => Err(HostError::Token(TokenFault::Unknown)),
+            Some(token) if token.used.is_some() => Err(HostError::Token(TokenFault::Used)),
+            Some(token) if token.expires <= now => Err(HostError::Token(TokenFault::Expired)),
+            Some(token) => {
+                let host = token.host.clone();
+                Ok((Some(TokenRecord { used: Some(now), ..token }), host))
             }
         })
     }
@@ -191,9 +241,9 @@ impl State {
     ///
     /// # Errors
     /// The control state failed.
-    pub fn groups(&self) -> anyhow::Result<Vec<(GroupName, BTreeSet<HostName>)>> {
+    pub fn groups(&self) -> Result<Vec<(GroupName, BTreeSet<HostName>)>, ControlError> {
         let found: Vec<(String, BTreeSet<HostName>)> = self.read_all("group/")?;
-        found.into_iter().map(|(key, hosts)| Ok((key["group/".len()..].parse()?, hosts))).collect()
+        found.into_iter().map(|(key, hosts)| Ok((named(&key, "group/")?, hosts))).collect()
     }
 
     /// The groups that a host is in.
@@ -211,7 +261,11 @@ impl State {
     ///
     /// # Errors
     /// The control state failed.
-    pub fn change_group(&self, group: &GroupName, change: impl Fn(&mut BTreeSet<HostName>)) -> anyhow::Result<()> {
+    pub fn change_group(
+        &self,
+        group: &GroupName,
+        change: impl Fn(&mut BTreeSet<HostName>),
+    ) -> Result<(), ControlError> {
         self.update(&format!("group/{group}"), |hosts: Option<BTreeSet<HostName>>| {
             let mut hosts = hosts.unwrap_or_default();
             change(&mut hosts);
@@ -222,8 +276,8 @@ impl State {
     /// Deletes a group and the exports to it.
     ///
     /// # Errors
-    /// [`Fault::NotFound`].
-    pub fn delete_group(&self, group: &GroupName) -> anyhow::Result<()> {
+    /// [`HostError::UnknownGroup`], or the control state failed.
+    pub fn delete_group(&self, group: &GroupName) -> Result<(), HostError> {
         self.hosts_of(&Target::Group(group.clone()))?;
         let mut changes = vec![Change::delete(format!("group/{group}"), Expect::Any)];
         for export in self.exports()?.into_iter().filter(|export| export.target == Target::Group(group.clone())) {
@@ -233,17 +287,17 @@ impl State {
         Ok(self.store().commit(&changes).map(drop)?)
     }
 
-    /// The hosts that a target means now.
+    /// The hosts that a target means now. One named by itself need not be enrolled yet.
     ///
     /// # Errors
-    /// [`Fault::NotFound`]: no such host or group.
-    pub fn hosts_of(&self, target: &Target) -> anyhow::Result<BTreeSet<HostName>> {
+    /// [`HostError::UnknownGroup`], or the control state failed.
+    pub fn hosts_of(&self, target: &Target) -> Result<BTreeSet<HostName>, HostError> {
         match target {
-            Target::Host(host) => self.known_host(host).map(|_| BTreeSet::from([host.clone()])),
-            Target::Group(group) => match self.read(&format!("group/{group}"))? {
-                Some((hosts, _)) => Ok(hosts),
-                None => bail!(Fault::NotFound(format!("group '{group}'; `manager-fs host group list` lists them"))),
-            },
+            Target::Host(host) => Ok(BTreeSet::from([host.clone()])),
+            Target::Group(group) => {
+                let found = self.read(&format!("group/{group}"))?;
+                found.map(|(hosts, _)| hosts).ok_or_else(|| HostError::UnknownGroup(group.clone()))
+            }
         }
     }
 
@@ -259,7 +313,7 @@ impl State {
     ///
     /// # Errors
     /// The control state failed.
-    pub fn change_status(&self, host: &HostName, change: impl Fn(&mut HostStatus)) -> anyhow::Result<()> {
+    pub fn change_status(&self, host: &HostName, change: impl Fn(&mut HostStatus)) -> Result<(), ControlError> {
         self.update(&format!("status/{host}"), |status: Option<HostStatus>| {
             let mut status = status.unwrap_or_default();
             change(&mut status);
@@ -273,7 +327,7 @@ impl State {
     ///
     /// # Errors
     /// The control state failed.
-    pub fn add_step(&self, host: &HostName, event: &StepEvent) -> anyhow::Result<bool> {
+    pub fn add_step(&self, host: &HostName, event: &StepEvent) -> Result<bool, ControlError> {
         self.update(&history_key(host, &event.product), |steps: Option<Vec<StepEvent>>| {
             let mut steps = steps.unwrap_or_default();
             if steps.contains(event) {
@@ -302,12 +356,10 @@ impl State {
     }
 }
 
-/// The refusal that the host's operator reads, with what helps.
-fn shut_out(host: &HostName, why: &str) -> Fault {
-    Fault::Refused(format!(
-        "host '{host}' {why}: to let it in again, `manager-fs token {host}` on the manager, then \
-         `manager-fs enroll --force` with that token on the host"
-    ))
+/// The name in a key. Only checked names were ever written as keys.
+fn named<T: FromStr>(key: &str, prefix: &str) -> Result<T, ControlError> {
+    let name = key.strip_prefix(prefix).unwrap_or(key);
+    name.parse().map_err(|_| ControlError::Damaged { key: key.to_owned(), reason: String::from("it is no name") })
 }
 
 fn host_key(host: &HostName) -> String {

@@ -1,8 +1,7 @@
 //! Jobs: the manager's record of each storage operation.
 
-use anyhow::bail;
 use proto::agent::{JobId, Operation, Outcome, Progress};
-use proto::message::{Fault, Unix};
+use proto::message::Unix;
 use proto::{HostName, Product};
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +11,18 @@ use super::{Change, ControlError, Expect, State};
 const JOBS_KEPT: usize = 10_000;
 /// How often it is looked whether some can be forgotten.
 const FORGET_EVERY: u64 = 500;
+
+/// Why a job cannot be read or altered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JobRecordError {
+    /// There is none of this number; the oldest that are over are forgotten.
+    #[error("job {} is not known; `manager-fs job list` lists those that are", .0.0)]
+    Unknown(JobId),
+    /// The control state failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
 
 /// One storage operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,7 +109,7 @@ impl State {
         product: &Product,
         operation: &Operation,
         now: Unix,
-    ) -> anyhow::Result<JobRecord> {
+    ) -> Result<JobRecord, ControlError> {
         let record = JobRecord {
             id: JobId(self.next_number("job")?),
             host: host.clone(),
@@ -114,7 +125,7 @@ impl State {
             cancel: false,
             sent: 0,
         };
-        self.update(&key(record.id), |_: Option<JobRecord>| Ok((Some(record.clone()), ())))?;
+        self.update(&key(record.id), |_: Option<JobRecord>| Ok::<_, ControlError>((Some(record.clone()), ())))?;
         if record.id.0.is_multiple_of(FORGET_EVERY) {
             self.forget_jobs()?;
         }
@@ -124,12 +135,10 @@ impl State {
     /// One job.
     ///
     /// # Errors
-    /// [`Fault::NotFound`].
-    pub fn job(&self, id: JobId) -> anyhow::Result<JobRecord> {
-        match self.read(&key(id))? {
-            Some((record, _)) => Ok(record),
-            None => bail!(Fault::NotFound(format!("job {}; `manager-fs job list` lists them", id.0))),
-        }
+    /// [`JobRecordError::Unknown`], or the control state failed.
+    pub fn job(&self, id: JobId) -> Result<JobRecord, JobRecordError> {
+        let found = self.read(&key(id))?;
+        found.map(|(record, _)| record).ok_or(JobRecordError::Unknown(id))
     }
 
     /// Every job, oldest first.
@@ -140,7 +149,7 @@ impl State {
         Ok(self.read_all("job/")?.into_iter().map(|(_, record)| record).collect())
     }
 
-    fn forget_jobs(&self) -> anyhow::Result<()> {
+    fn forget_jobs(&self) -> Result<(), ControlError> {
         let all = self.jobs()?;
         let surplus = all.len().saturating_sub(JOBS_KEPT);
         let over = all.iter().take(surplus).filter(|record| record.state.is_final());
@@ -154,14 +163,14 @@ impl State {
     /// Alters one job and returns it as it is then.
     ///
     /// # Errors
-    /// [`Fault::NotFound`].
-    pub fn alter_job(&self, id: JobId, alter: impl Fn(&mut JobRecord)) -> anyhow::Result<JobRecord> {
+    /// [`JobRecordError::Unknown`], or the control state failed.
+    pub fn alter_job(&self, id: JobId, alter: impl Fn(&mut JobRecord)) -> Result<JobRecord, JobRecordError> {
         self.update(&key(id), |record: Option<JobRecord>| match record {
             Some(mut record) => {
                 alter(&mut record);
                 Ok((Some(record.clone()), record))
             }
-            None => bail!(Fault::NotFound(format!("job {}", id.0))),
+            None => Err(JobRecordError::Unknown(id)),
         })
     }
 }

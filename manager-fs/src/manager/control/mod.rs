@@ -9,7 +9,6 @@
 //! host/HOST                          certificates, revocation     token/HASH           one-time secrets
 //! status/HOST                        agents, attached trees       history/HOST/PRODUCT steps of change-overs
 //! change/ID                          one upgrade of one agent     job/ID               one storage operation
-//! connected/HOST                     leased: while its control connection lives
 //! ```
 
 use std::sync::Arc;
@@ -236,13 +235,14 @@ impl State {
 
     /// Changes one record, starting over when someone else changed it meanwhile. `change` gets `None` when there is
     /// none yet; returning `None` leaves everything as it is.
-    pub(crate) fn update<T, R>(
+    pub(crate) fn update<T, R, E>(
         &self,
         key: &str,
-        mut change: impl FnMut(Option<T>) -> anyhow::Result<(Option<T>, R)>,
-    ) -> anyhow::Result<R>
+        mut change: impl FnMut(Option<T>) -> Result<(Option<T>, R), E>,
+    ) -> Result<R, E>
     where
         T: Serialize + DeserializeOwned,
+        E: From<ControlError>,
     {
         loop {
             let found = self.read::<T>(key)?;
@@ -258,7 +258,7 @@ impl State {
     }
 
     /// The next number of a counter, beginning with 1.
-    pub(crate) fn next_number(&self, counter: &str) -> anyhow::Result<u64> {
+    pub(crate) fn next_number(&self, counter: &str) -> Result<u64, ControlError> {
         self.update(&format!("counter/{counter}"), |last: Option<u64>| {
             let next = last.unwrap_or(0) + 1;
             Ok((Some(next), next))

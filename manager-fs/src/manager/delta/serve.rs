@@ -6,51 +6,93 @@ use std::thread;
 
 use proto::delta::Header;
 use proto::limits::BULK_BYTES_MAX;
-use proto::message::{Fault, ManagerReply};
+use proto::message::ManagerReply;
 use proto::{GenerationRecord, HostName, TreeId};
 
 use super::{DeltaError, DeltaOptions, LEVEL_BEST, LEVEL_FAST, make};
-use crate::manager::server::{Manager, blocking};
-use crate::net::Answer;
+use crate::manager::control::State;
+use crate::manager::exports::{ExportError, Exports};
+use crate::manager::store::{Store, StoreError};
+use crate::manager::worker::{BrokenOff, blocking};
+use crate::net::{Answer, NetError};
 
-impl Manager {
+/// Why a host did not get a delta.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendDeltaError {
+    /// It may not have one of the trees.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// The two trees are one.
+    #[error("a delta from tree {0} to itself")]
+    SameTree(TreeId),
+    /// It was made and is gone.
+    #[error("the delta from {from} to {to} did not stay: ask again")]
+    Gone {
+        /// From which tree.
+        from: TreeId,
+        /// To which.
+        to: TreeId,
+    },
+    /// It cannot be made.
+    #[error(transparent)]
+    Make(#[from] DeltaError),
+    /// It cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The connection ended, or the host no longer wants it.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// It was not made or read.
+    #[error(transparent)]
+    BrokenOff(#[from] BrokenOff),
+}
+
+/// Makes and sends deltas.
+pub(crate) struct Deltas {
+    store: Arc<Store>,
+    state: Arc<State>,
+    exports: Arc<Exports>,
+    /// One delta that hosts wait for is made at a time.
+    making: tokio::sync::Mutex<()>,
+}
+
+impl Deltas {
+    /// Over a store, as far as `exports` allows.
+    pub(crate) fn new(store: Arc<Store>, state: Arc<State>, exports: Arc<Exports>) -> Self {
+        Self { store, state, exports, making: tokio::sync::Mutex::default() }
+    }
+
     /// Streams the delta between two trees that are both exported to the host, without its trailer. Makes it first if
     /// there is none; hosts that ask meanwhile wait for the same one.
-    pub(crate) async fn send_delta(
+    ///
+    /// # Errors
+    /// See [`SendDeltaError`].
+    pub(crate) async fn send(
         self: &Arc<Self>,
         host: &HostName,
-        (from, to): (TreeId, TreeId),
+        from: TreeId,
+        to: TreeId,
         answer: &Answer,
-    ) -> anyhow::Result<ManagerReply> {
+    ) -> Result<ManagerReply, SendDeltaError> {
         for tree in [&from, &to] {
-            self.exported_tree(host, tree).await?;
+            self.exports.check(host, tree).await?;
         }
         if from == to {
-            return Err(Fault::BadRequest(format!("a delta from tree {to} to itself")).into());
+            return Err(SendDeltaError::SameTree(to));
         }
-        let header = match self.stored_delta(from, to).await? {
+        let header = match self.stored(from, to).await? {
             Some(header) => header,
-            None => {
-                let _one_at_a_time = self.delta_making.wanted.lock().await;
-                match self.stored_delta(from, to).await? {
-                    Some(header) => header,
-                    None => {
-                        let manager = Arc::clone(self);
-                        blocking(move || Ok(manager.make_delta(&from, &to, LEVEL_FAST)?)).await?;
-                        let made = self.stored_delta(from, to).await?;
-                        made.ok_or_else(|| Fault::Failed(format!("the delta from {from} to {to} did not stay")))?
-                    }
-                }
-            }
+            None => self.made(from, to).await?,
         };
         let end = header.front_bytes() + header.frames_bytes;
         let (mut at, mut frames) = (0, 0);
         while at < end {
             let range = at..(at + BULK_BYTES_MAX as u64).min(end);
             at = range.end;
-            let manager = Arc::clone(self);
-            let bytes = blocking(move || Ok(manager.store.delta_bytes(&from, &to, range)?)).await?;
-            answer.bulk(&[], bytes).await?;
+            let deltas = Arc::clone(self);
+            let read = move || deltas.store.delta_bytes(&from, &to, range).map_err(SendDeltaError::from);
+            answer.bulk(&[], blocking(read).await?).await?;
             frames += 1;
         }
         Ok(ManagerReply::Sent(frames))
@@ -58,7 +100,7 @@ impl Manager {
 
     /// Makes the delta from the generation that was published before this one, so that the first host that upgrades need
     /// not wait. A host that asks before it is done gets one made fast; the first to be done stays.
-    pub(crate) fn make_delta_ahead(&self, published: &GenerationRecord) {
+    pub(crate) fn make_ahead(&self, published: &GenerationRecord) {
         let generations = match self.state.generations() {
             Ok(generations) => generations,
             Err(error) => return tracing::warn!(%error, "no delta is made ahead"),
@@ -71,18 +113,29 @@ impl Manager {
         let Some(from) = earlier.max_by_key(|record| record.sequence).map(|record| record.tree) else { return };
         let to = published.tree;
         if matches!(self.store.delta(&from, &to), Ok(None))
-            && let Err(error) = self.make_delta(&from, &to, LEVEL_BEST)
+            && let Err(error) = self.make(&from, &to, LEVEL_BEST)
         {
             tracing::warn!(%from, %to, %error, "no delta was made ahead; it is made when a host asks");
         }
     }
 
-    async fn stored_delta(self: &Arc<Self>, from: TreeId, to: TreeId) -> anyhow::Result<Option<Header>> {
-        let manager = Arc::clone(self);
-        blocking(move || Ok(manager.store.delta(&from, &to)?)).await
+    async fn stored(self: &Arc<Self>, from: TreeId, to: TreeId) -> Result<Option<Header>, SendDeltaError> {
+        let deltas = Arc::clone(self);
+        blocking(move || deltas.store.delta(&from, &to).map_err(SendDeltaError::from)).await
     }
 
-    fn make_delta(&self, from: &TreeId, to: &TreeId, level: i32) -> Result<(), DeltaError> {
+    /// Makes a delta that hosts wait for, unless one that asked before has had it made meanwhile.
+    async fn made(self: &Arc<Self>, from: TreeId, to: TreeId) -> Result<Header, SendDeltaError> {
+        let _one_at_a_time = self.making.lock().await;
+        if let Some(header) = self.stored(from, to).await? {
+            return Ok(header);
+        }
+        let deltas = Arc::clone(self);
+        blocking(move || deltas.make(&from, &to, LEVEL_FAST).map_err(SendDeltaError::from)).await?;
+        self.stored(from, to).await?.ok_or(SendDeltaError::Gone { from, to })
+    }
+
+    fn make(&self, from: &TreeId, to: &TreeId, level: i32) -> Result<(), DeltaError> {
         // Half of the cores: the manager serves hosts meanwhile.
         let threads = thread::available_parallelism().map_or(1, usize::from).div_ceil(2);
         let stats = make(&self.store, from, to, DeltaOptions { level, threads }, &AtomicBool::new(false))?;

@@ -41,7 +41,7 @@ use index::{Index, Location, Registry};
 
 const FORMAT: &str = "manager-fs store 1\n";
 /// What may lie in a directory that becomes a store: the manager's own files, made before or beside us.
-const KNOWN_NAMES: [&str; 14] = [
+const KNOWN_NAMES: [&str; 13] = [
     "format",
     "format.new",
     "lock",
@@ -54,7 +54,6 @@ const KNOWN_NAMES: [&str; 14] = [
     "keys",
     "address",
     "manager.sock",
-    "admin.sock",
     "lost+found",
 ];
 
@@ -168,6 +167,14 @@ pub struct Usage {
     pub manifests: u64,
     /// Bytes of the manifests.
     pub manifest_bytes: u64,
+    /// Deltas between trees.
+    pub deltas: u64,
+    /// Bytes of the deltas.
+    pub delta_bytes: u64,
+    /// Start-up bundles.
+    pub bundles: u64,
+    /// Bytes of the start-up bundles.
+    pub bundle_bytes: u64,
 }
 
 /// A store that this process alone has open. Share it by `Arc`; every method may be called from several threads.
@@ -330,6 +337,8 @@ impl Store {
         for (kind, count, bytes) in [
             (BlobKind::Pack, &mut usage.packs, &mut usage.pack_bytes),
             (BlobKind::Manifest, &mut usage.manifests, &mut usage.manifest_bytes),
+            (BlobKind::Delta, &mut usage.deltas, &mut usage.delta_bytes),
+            (BlobKind::Bundle, &mut usage.bundles, &mut usage.bundle_bytes),
         ] {
             for name in self.packs.list(kind).map_err(|e| StoreError::io("the list of blobs", e))? {
                 *count += 1;

@@ -1,0 +1,113 @@
+//! Commands that take their time, with what they tell on the way.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use proto::agent::JobId;
+use tokio::sync::mpsc;
+
+use super::catalog::Catalog;
+use super::message::{AdminEvent, AdminReply, Long};
+use super::progress::Reporter;
+use crate::manager::error::ManagerError;
+use crate::manager::news::News;
+use crate::manager::whole::Manager;
+use crate::manager::worker::blocking;
+use crate::net::{Answer, NetError};
+
+/// Answers one; events go before the answer.
+pub(super) async fn answer(
+    manager: &Arc<Manager>,
+    request: Long,
+    answer: &Answer,
+) -> Result<AdminReply, ManagerError> {
+    let whole = Arc::clone(manager);
+    match request {
+        Long::Publish(order) => {
+            work(answer, move |monitor, cancelled| {
+                let published = Catalog(&whole).publish(&order, monitor, cancelled);
+                // Also after one that failed: what it has held up goes on.
+                whole.ahead.work(published.as_ref().ok().map(|published| published.record.clone()));
+                Ok(AdminReply::Published(published?))
+            })
+            .await
+        }
+        Long::Verify => {
+            work(answer, move |monitor, _| Ok(AdminReply::Verified(Catalog(&whole).verify(monitor)?))).await
+        }
+        Long::Gc { dry_run } => {
+            work(answer, move |monitor, _| Ok(AdminReply::Collected(Catalog(&whole).gc(dry_run, monitor)?))).await
+        }
+        Long::Upgrade(order) => {
+            let (events, received) = mpsc::unbounded_channel();
+            let upgrade = async move { Ok(AdminReply::Upgraded(whole.upgrades.upgrade(order, events).await?)) };
+            tokio::select! {
+                reply = pass_on(answer, received, AdminEvent::Upgrade, upgrade) => reply,
+                // The change-overs go on; only nobody watches them any more.
+                () = answer.cancelled() => Err(NetError::Cancelled.into()),
+            }
+        }
+        Long::JobWait(id) => wait_for_job(manager, id, answer).await,
+    }
+}
+
+/// Runs long work on a thread of its own, passes its progress on, and stops it when the asker goes away.
+async fn work(
+    answer: &Answer,
+    work: impl FnOnce(&Reporter, &AtomicBool) -> Result<AdminReply, ManagerError> + Send + 'static,
+) -> Result<AdminReply, ManagerError> {
+    let (events, received) = mpsc::unbounded_channel();
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&cancelled);
+    let working = blocking(move || work(&Reporter::new(events), &flag));
+    let mut passed = std::pin::pin!(pass_on(answer, received, |event| event, working));
+    tokio::select! {
+        reply = &mut passed => reply,
+        () = answer.cancelled() => {
+            cancelled.store(true, Ordering::Relaxed);
+            // To its end, so that what it holds is given back before anybody can ask again.
+            passed.await
+        }
+    }
+}
+
+async fn wait_for_job(manager: &Manager, id: JobId, answer: &Answer) -> Result<AdminReply, ManagerError> {
+    let host = manager.jobs.job(id)?.host;
+    let mut news = manager.news.of(&host);
+    loop {
+        let record = manager.jobs.job(id)?;
+        if record.state.is_final() {
+            return Ok(AdminReply::Job(record));
+        }
+        answer.event(&AdminEvent::Job(Box::new(record))).await?;
+        tokio::select! {
+            () = news.until(|news| news == News::Job(id)) => {}
+            () = answer.cancelled() => return Err(NetError::Cancelled.into()),
+        }
+    }
+}
+
+/// Sends events on while `work` goes on, and returns its result after the last of them.
+async fn pass_on<E>(
+    answer: &Answer,
+    mut received: mpsc::UnboundedReceiver<E>,
+    wrap: impl Fn(E) -> AdminEvent,
+    work: impl Future<Output = Result<AdminReply, ManagerError>>,
+) -> Result<AdminReply, ManagerError> {
+    let mut work = std::pin::pin!(work);
+    let mut result = None;
+    loop {
+        tokio::select! {
+            biased;
+            event = received.recv() => match event {
+                // An asker that is gone does not end the work: `work` decides that.
+                Some(event) => drop(answer.event(&wrap(event)).await),
+                None => match result {
+                    Some(result) => return result,
+                    None => return work.await,
+                },
+            },
+            done = &mut work, if result.is_none() => result = Some(done),
+        }
+    }
+}

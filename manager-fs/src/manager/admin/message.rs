@@ -1,0 +1,323 @@
+//! What the command line and the manager say to each other on the manager's local socket.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use proto::agent::{AgentStatus, JobId, Operation, StepEvent};
+use proto::message::{Fault, Unix};
+use proto::name::Target;
+use proto::{GenerationRecord, GenerationRef, GroupName, HostName, Product, TreeId, Version};
+use serde::{Deserialize, Serialize};
+
+use super::diff::DiffReport;
+use crate::manager::control::generations::Export;
+use crate::manager::control::jobs::JobRecord;
+use crate::manager::upgrade::{UpgradeEvent, UpgradeOrder, UpgradeReport};
+
+/// A command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdminRequest {
+    /// One that is answered at once.
+    Quick(Quick),
+    /// One that takes its time.
+    Long(Long),
+}
+
+impl From<Quick> for AdminRequest {
+    fn from(quick: Quick) -> Self {
+        Self::Quick(quick)
+    }
+}
+
+impl From<Long> for AdminRequest {
+    fn from(long: Long) -> Self {
+        Self::Long(long)
+    }
+}
+
+/// Commands that take their time: `Event`s come before the answer, and the work ends when the asker goes away, except
+/// where it says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Long {
+    /// Take files in as a new generation. `Event`s carry [`AdminEvent::Progress`].
+    Publish(PublishOrder),
+    /// Check every byte of the store.
+    Verify,
+    /// Remove what nothing needs.
+    Gc {
+        /// Only say what would be removed.
+        dry_run: bool,
+    },
+    /// Tell running agents to change over. `Event`s carry [`AdminEvent::Upgrade`]. Goes on when the asker goes away.
+    Upgrade(UpgradeOrder),
+    /// One job, once it is over. `Event`s carry [`AdminEvent::Job`]. The job goes on when the asker goes away.
+    JobWait(JobId),
+}
+
+/// Commands that need no more than the control state and some reading.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Quick {
+    /// Every generation, or those of a product.
+    Generations(Option<Product>),
+    /// One generation with all that is known of it.
+    Show(GenerationRef),
+    /// What differs between two trees.
+    Diff(GenerationRef, GenerationRef),
+    /// Take a generation back; refused while it is exported or attached.
+    Unpublish(GenerationRef),
+    /// Let hosts see and fetch a generation. They need not be enrolled yet.
+    Export(GenerationRef, Vec<Target>),
+    /// Take that back.
+    Unexport {
+        /// Which.
+        generation: GenerationRef,
+        /// From whom.
+        targets: Vec<Target>,
+        /// Also while it is attached there.
+        force: bool,
+    },
+    /// Every host.
+    Hosts,
+    /// Refuse a host from now on.
+    Revoke(HostName),
+    /// Add hosts to a group. They need not be enrolled yet.
+    GroupAdd(GroupName, Vec<HostName>),
+    /// Remove hosts from a group.
+    GroupRemove(GroupName, Vec<HostName>),
+    /// Every group.
+    Groups,
+    /// Delete a group and the exports to it.
+    GroupDelete(GroupName),
+    /// A one-time enrolment token.
+    Token {
+        /// For which host.
+        host: HostName,
+        /// For how long, milliseconds.
+        ttl_ms: u64,
+    },
+    /// What runs where.
+    Agents,
+    /// Order a storage operation.
+    JobRun {
+        /// On which host.
+        host: HostName,
+        /// By which agent.
+        product: Product,
+        /// What.
+        operation: Operation,
+    },
+    /// The newest jobs, oldest of them first.
+    Jobs {
+        /// How many at most.
+        limit: u32,
+    },
+    /// One job.
+    Job(JobId),
+    /// Stop a job.
+    JobCancel(JobId),
+}
+
+/// What `publish` takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishOrder {
+    /// Of which product.
+    pub product: Product,
+    /// Its new version.
+    pub version: Version,
+    /// Absolute path of a directory or archive on the manager's machine, as raw bytes.
+    pub source: Vec<u8>,
+    /// The source is a service pack, laid over this generation.
+    pub onto: Option<GenerationRef>,
+    /// Path of the program to start.
+    pub entry_point: Option<String>,
+    /// Size of the tree's chunks, bytes; see [`crate::manager::publish::PublishOptions`].
+    pub chunk_bytes: Option<u32>,
+}
+
+impl PublishOrder {
+    /// The source as bytes that any path fits in.
+    pub fn source_bytes(path: &Path) -> Vec<u8> {
+        path.as_os_str().as_bytes().to_vec()
+    }
+
+    pub(super) fn source_path(&self) -> PathBuf {
+        PathBuf::from(OsString::from_vec(self.source.clone()))
+    }
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum AdminReply {
+    /// Done.
+    Done,
+    /// To `Publish`.
+    Published(PublishReport),
+    /// To `Generations`.
+    Generations(Vec<GenerationView>),
+    /// To `Show`.
+    Generation(GenerationView),
+    /// To `Diff`.
+    Diff(DiffReport),
+    /// To `Verify`.
+    Verified(VerifyView),
+    /// To `Gc`.
+    Collected(GcView),
+    /// To `Export`, `Unexport`, `GroupAdd` and `GroupRemove`.
+    Changed(ChangedView),
+    /// To `Hosts`.
+    Hosts(Vec<HostView>),
+    /// To `Groups`.
+    Groups(Vec<(GroupName, Vec<HostName>)>),
+    /// To `Token`.
+    Token(String),
+    /// To `Upgrade`.
+    Upgraded(UpgradeReport),
+    /// To `Agents`.
+    Agents(Vec<AgentView>),
+    /// To `JobRun`, `Job`, `JobWait` and `JobCancel`.
+    Job(JobRecord),
+    /// To `Jobs`.
+    Jobs(Vec<JobRecord>),
+    /// It failed.
+    Fault(Fault),
+}
+
+/// What comes before an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdminEvent {
+    /// Long work goes on.
+    Progress {
+        /// What is being done.
+        task: String,
+        /// Units done.
+        done: u64,
+        /// Units in all, 0 while unknown.
+        total: u64,
+        /// Whether the units are bytes.
+        bytes: bool,
+    },
+    /// Something is wrong that does not end the work.
+    Problem(String),
+    /// A change-over goes on.
+    Upgrade(UpgradeEvent),
+    /// A job goes on.
+    Job(Box<JobRecord>),
+}
+
+/// What `publish` did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishReport {
+    /// The generation's record.
+    pub record: GenerationRecord,
+    /// The same generation was published before; nothing changed.
+    pub already: bool,
+    /// Bytes of content read from the source.
+    pub read_bytes: u64,
+    /// Chunks that the store did not have.
+    pub new_chunks: u64,
+    /// Their stored bytes.
+    pub stored_bytes: u64,
+}
+
+/// What changed for whom.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedView {
+    /// The targets for which something changed.
+    pub targets: Vec<Target>,
+    /// Hosts that are meant and not enrolled: it holds for them as soon as they are.
+    pub not_enrolled: Vec<HostName>,
+}
+
+/// A generation as an operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationView {
+    /// Its record.
+    pub record: GenerationRecord,
+    /// Who signed it, hex.
+    pub publisher: String,
+    /// To whom it is exported.
+    pub exports: Vec<Export>,
+    /// Hosts on which its tree is attached.
+    pub attached: Vec<HostName>,
+}
+
+/// What `verify` found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyView {
+    /// Packs read.
+    pub packs: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Chunks decoded and hashed.
+    pub chunks: u64,
+    /// Manifests checked.
+    pub manifests: u64,
+    /// Distinct objects put together and hashed.
+    pub objects: u64,
+    /// Generation records whose signatures and trees were checked.
+    pub records: u64,
+    /// What is wrong: the thing, the fault, the generations that it touches.
+    pub problems: Vec<(String, String, Vec<String>)>,
+}
+
+/// What `gc` removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GcView {
+    /// Nothing was really removed.
+    pub dry_run: bool,
+    /// Manifests that nothing named.
+    pub manifests_removed: u64,
+    /// Deltas of which one tree is not kept.
+    pub deltas_removed: u64,
+    /// Start-up bundles of which one tree is not kept.
+    pub bundles_removed: u64,
+    /// Packs of which nothing was needed.
+    pub packs_removed: u64,
+    /// Packs of which little was needed: that was written anew.
+    pub packs_rewritten: u64,
+    /// Bytes given back to the disk.
+    pub bytes_freed: u64,
+    /// Bytes of packs that stay.
+    pub bytes_kept: u64,
+}
+
+/// A host as an operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostView {
+    /// Its name.
+    pub name: HostName,
+    /// Since when it is connected; `None`: it is not.
+    pub connected_since: Option<Unix>,
+    /// When it was last heard of, 0 if never.
+    pub last_seen: Unix,
+    /// When it enrolled.
+    pub enrolled: Unix,
+    /// When its newest certificate ends.
+    pub certificate_expires: Option<Unix>,
+    /// When it was revoked.
+    pub revoked: Option<Unix>,
+    /// Its groups.
+    pub groups: Vec<GroupName>,
+    /// Version of its `manager-fs`.
+    pub software: String,
+    /// The trees attached there.
+    pub attached: Vec<TreeId>,
+    /// The last wrong hashes that it found.
+    pub wrong_hashes: Vec<(Unix, String)>,
+}
+
+/// An agent as an operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentView {
+    /// Where.
+    pub host: HostName,
+    /// Whether the host is connected now.
+    pub connected: bool,
+    /// When the host was last heard of.
+    pub last_seen: Unix,
+    /// What the host said of it.
+    pub status: AgentStatus,
+    /// The steps of its last change-over or start.
+    pub last_change: Vec<StepEvent>,
+}

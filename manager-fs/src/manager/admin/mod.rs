@@ -1,0 +1,106 @@
+//! The manager's local socket: what the command line asks, and the answers.
+//!
+//! Frames and codec are those of the network. Only root and the manager's own user are heard (peer credentials).
+
+mod catalog;
+mod diff;
+mod fleet;
+mod long;
+mod message;
+mod progress;
+pub mod refusal;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::codec;
+use proto::limits::MESSAGE_BYTES_MAX;
+use proto::message::Fault;
+use tokio::net::UnixListener;
+
+use super::error::ManagerError;
+use super::whole::Manager;
+use super::worker::blocking;
+use crate::net::{self, Answer, BoxFuture, Handler};
+use catalog::Catalog;
+use fleet::Fleet;
+
+pub use diff::{DiffEntry, DiffReport, Difference};
+pub use message::{
+    AdminEvent, AdminReply, AdminRequest, AgentView, ChangedView, GcView, GenerationView, HostView, Long,
+    PublishOrder, PublishReport, Quick, VerifyView,
+};
+
+/// How long nothing is accepted after a failure: out of descriptors, most likely, and connections that end will help.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Answers commands on a local socket until it is dropped.
+pub async fn serve_admin(manager: Arc<Manager>, listener: UnixListener) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::error!(%error, "cannot accept a local connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        match net::peer_is_trusted(&stream) {
+            Ok(true) => drop(net::start(stream, Arc::new(Admin(Arc::clone(&manager))))),
+            Ok(false) => tracing::warn!("a local user without permission asked; refused"),
+            Err(error) => tracing::warn!(%error, "cannot tell who asks; refused"),
+        }
+    }
+}
+
+struct Admin(Arc<Manager>);
+
+impl Handler for Admin {
+    fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
+        let manager = Arc::clone(&self.0);
+        Box::pin(async move {
+            let reply = match codec::decode::<AdminRequest, MESSAGE_BYTES_MAX>(&body) {
+                Ok(AdminRequest::Quick(request)) => blocking(move || at_once(&manager, request)).await,
+                Ok(AdminRequest::Long(request)) => long::answer(&manager, request, &answer).await,
+                Err(error) => {
+                    let text = format!("{error}; this command and the running manager may be of different versions");
+                    Ok(AdminReply::Fault(Fault::BadRequest(text)))
+                }
+            };
+            let reply = reply.unwrap_or_else(|error| AdminReply::Fault(error.into()));
+            if let Err(error) = answer.finish(&reply).await {
+                tracing::debug!(%error, "a command went away before its answer");
+            }
+        })
+    }
+}
+
+/// Answers what needs no more than the control state and some reading.
+fn at_once(manager: &Manager, request: Quick) -> Result<AdminReply, ManagerError> {
+    let (catalog, fleet) = (Catalog(manager), Fleet(manager));
+    Ok(match request {
+        Quick::Generations(product) => AdminReply::Generations(catalog.generations(product.as_ref())?),
+        Quick::Show(generation) => AdminReply::Generation(catalog.generation(&generation)?),
+        Quick::Diff(old, new) => AdminReply::Diff(catalog.diff(&old, &new)?),
+        Quick::Unpublish(generation) => catalog.unpublish(&generation).map(|()| AdminReply::Done)?,
+        Quick::Export(generation, targets) => AdminReply::Changed(catalog.export(&generation, &targets)?),
+        Quick::Unexport { generation, targets, force } => {
+            AdminReply::Changed(catalog.unexport(&generation, &targets, force)?)
+        }
+        Quick::Hosts => AdminReply::Hosts(fleet.hosts()?),
+        Quick::Revoke(host) => manager.revoke(&host).map(|()| AdminReply::Done)?,
+        Quick::GroupAdd(group, hosts) => AdminReply::Changed(fleet.add_to_group(&group, &hosts)?),
+        Quick::GroupRemove(group, hosts) => AdminReply::Changed(fleet.remove_from_group(&group, &hosts)?),
+        Quick::Groups => {
+            let groups = manager.state.groups()?.into_iter();
+            AdminReply::Groups(groups.map(|(group, hosts)| (group, hosts.into_iter().collect())).collect())
+        }
+        Quick::GroupDelete(group) => fleet.delete_group(&group).map(|()| AdminReply::Done)?,
+        Quick::Token { host, ttl_ms } => AdminReply::Token(fleet.token(&host, ttl_ms)?),
+        Quick::Agents => AdminReply::Agents(fleet.agents()?),
+        Quick::JobRun { host, product, operation } => AdminReply::Job(manager.jobs.add(&host, &product, &operation)?),
+        Quick::Jobs { limit } => AdminReply::Jobs(manager.jobs.newest(limit as usize)?),
+        Quick::Job(id) => AdminReply::Job(manager.jobs.job(id)?),
+        Quick::JobCancel(id) => AdminReply::Job(manager.jobs.cancel(id)?),
+    })
+}

@@ -1,0 +1,57 @@
+//! What an operator may not do with a generation.
+
+use std::path::PathBuf;
+
+use proto::limits::RECORD_BYTES_MAX;
+use proto::name::Target;
+use proto::{HostName, TreeId};
+
+/// Why a generation was not published or taken back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CatalogError {
+    /// The path would depend on where the manager stands.
+    #[error("{} is not absolute", .0.display())]
+    RelativeSource(PathBuf),
+    /// Whoever asked is gone.
+    #[error("cancelled; nothing was published")]
+    Cancelled,
+    /// The record is too large.
+    #[error("the record has {0} bytes, and may have {RECORD_BYTES_MAX}: the tree has too many executables")]
+    RecordTooLarge(usize),
+    /// Its version stands for another tree.
+    #[error(
+        "{name} is published already, as tree {existing}; this source is tree {source_tree}. A version never changes: \
+         choose another"
+    )]
+    OtherTree {
+        /// Product and version.
+        name: String,
+        /// The tree that is published.
+        existing: TreeId,
+        /// That of the source.
+        source_tree: TreeId,
+    },
+    /// Its version stands for the same tree with other metadata.
+    #[error(
+        "{0} is published already with the same tree but other metadata (entry point?). A version never changes: \
+         choose another"
+    )]
+    OtherMetadata(String),
+    /// Hosts may still see it.
+    #[error("{name} is exported to {target}: `manager-fs unexport {name} --from {target}` first")]
+    Exported {
+        /// Product and version.
+        name: String,
+        /// To whom.
+        target: Target,
+    },
+    /// A host still has it.
+    #[error("{name} is attached on {host}")]
+    Attached {
+        /// Product and version.
+        name: String,
+        /// Where.
+        host: HostName,
+    },
+}

@@ -1,0 +1,91 @@
+//! How a host gets its certificates: by a token once, then by the one that it has.
+
+use std::sync::Arc;
+
+use proto::HostName;
+use proto::message::{ManagerReply, PROTOCOL};
+
+use super::connections::Connections;
+use super::control::hosts::{HostError, IssuedCertificate};
+use super::control::{ControlError, State};
+use super::identity::{self, HostCertificate, IdentityError, ManagerIdentity};
+use super::now;
+
+/// Why a host gets no certificate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnrolmentError {
+    /// The other side speaks another protocol.
+    #[error("the host speaks protocol {0}, this manager {PROTOCOL}: update the older one")]
+    Protocol(u16),
+    /// The request for a certificate cannot be used.
+    #[error(transparent)]
+    Request(#[from] IdentityError),
+    /// The token or the host is refused.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+impl From<ControlError> for EnrolmentError {
+    fn from(error: ControlError) -> Self {
+        Self::Host(error.into())
+    }
+}
+
+/// Issues certificates.
+pub(crate) struct Enrolment {
+    pub(crate) state: Arc<State>,
+    pub(crate) identity: Arc<ManagerIdentity>,
+    pub(crate) connections: Arc<Connections>,
+}
+
+impl Enrolment {
+    /// Enrols the host that a token names. The token is used up, unless the request is malformed.
+    ///
+    /// # Errors
+    /// See [`EnrolmentError`].
+    pub(crate) fn enroll(&self, protocol: u16, secret: &[u8], csr: &[u8]) -> Result<ManagerReply, EnrolmentError> {
+        check_protocol(protocol)?;
+        // A malformed request must not use the token up.
+        self.identity.check_request(csr)?;
+        let host = self.state.use_token(&identity::secret_hash(secret), now())?;
+        let issued = self.identity.certify(csr, &host)?;
+        self.state.enrolled(&host, &record_of(&issued), now())?;
+        // An identity that was replaced is no longer accepted, on living connections neither.
+        self.connections.cut(&host, "the host was enrolled anew");
+        tracing::info!(%host, "host enrolled");
+        Ok(self.reply(host, issued))
+    }
+
+    /// Issues a newer certificate to a host that is known by one.
+    ///
+    /// # Errors
+    /// See [`EnrolmentError`].
+    pub(crate) fn renew(&self, host: &HostName, csr: &[u8]) -> Result<ManagerReply, EnrolmentError> {
+        let issued = self.identity.certify(csr, host)?;
+        self.state.renewed(host, &record_of(&issued), now())?;
+        tracing::info!(%host, "certificate renewed");
+        Ok(self.reply(host.clone(), issued))
+    }
+
+    fn reply(&self, host: HostName, issued: HostCertificate) -> ManagerReply {
+        ManagerReply::Certificate {
+            host,
+            certificate: issued.pem,
+            authority: self.identity.authority().to_owned(),
+            publishers: vec![self.identity.publisher().verifying_key().to_bytes()],
+        }
+    }
+}
+
+/// Whether the other side speaks our protocol.
+///
+/// # Errors
+/// [`EnrolmentError::Protocol`], naming both.
+pub(crate) fn check_protocol(protocol: u16) -> Result<(), EnrolmentError> {
+    if protocol == PROTOCOL { Ok(()) } else { Err(EnrolmentError::Protocol(protocol)) }
+}
+
+fn record_of(issued: &HostCertificate) -> IssuedCertificate {
+    IssuedCertificate { serial: issued.serial.clone(), not_after: issued.not_after }
+}

@@ -1,0 +1,199 @@
+//! Every failure of the manager, and the one place where a failure becomes what the other side is told.
+
+use proto::message::Fault;
+
+use super::admin::refusal::CatalogError;
+use super::bundle::{BundleError, SendStartError};
+use super::control::ControlError;
+use super::control::generations::GenerationError;
+use super::control::hosts::HostError;
+use super::control::jobs::JobRecordError;
+use super::delta::SendDeltaError;
+use super::enrolment::EnrolmentError;
+use super::export::SendError;
+use super::exports::ExportError;
+use super::greeting::GreetingError;
+use super::identity::IdentityError;
+use super::jobs::JobError;
+use super::publish::PublishError;
+use super::reports::ReportError;
+use super::store::StoreError;
+use super::upgrade::UpgradeError;
+use super::worker::BrokenOff;
+use crate::net::NetError;
+
+/// Why the manager did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManagerError {
+    /// The control state failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A host, group or token is refused.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// No one generation is meant.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Keys or certificates cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// A certificate is refused.
+    #[error(transparent)]
+    Enrolment(#[from] EnrolmentError),
+    /// A connection did what it may not do.
+    #[error(transparent)]
+    Greeting(#[from] GreetingError),
+    /// Something is not exported, or cannot be taken back.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// Manifest or chunks were not sent.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// A delta was not sent.
+    #[error(transparent)]
+    SendDelta(#[from] SendDeltaError),
+    /// A start-up bundle was not sent or made.
+    #[error(transparent)]
+    SendStart(#[from] SendStartError),
+    /// Reports were not taken.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// A job was not ordered or stopped.
+    #[error(transparent)]
+    Job(#[from] JobError),
+    /// Agents were not told to change over.
+    #[error(transparent)]
+    Upgrade(#[from] UpgradeError),
+    /// Received files were not taken in.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// A generation was not published or taken back.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// A connection failed.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// Nobody can connect.
+    #[error("cannot listen on {address}: {cause}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why not.
+        cause: std::io::Error,
+    },
+    /// The work was broken off.
+    #[error(transparent)]
+    BrokenOff(#[from] BrokenOff),
+}
+
+impl From<ManagerError> for Fault {
+    fn from(error: ManagerError) -> Self {
+        let kind: Kind = match &error {
+            // What the other side of a relayed request said is passed on as it is.
+            ManagerError::Upgrade(UpgradeError::Host(fault))
+            | ManagerError::Greeting(GreetingError::Refused(fault)) => {
+                return fault.clone();
+            }
+            ManagerError::Host(error) => of_host(error),
+            ManagerError::Generation(error) => of_generation(error),
+            ManagerError::Identity(error) => of_identity(error),
+            ManagerError::Enrolment(error) => match error {
+                EnrolmentError::Protocol(_) => Fault::Refused,
+                EnrolmentError::Request(error) => of_identity(error),
+                EnrolmentError::Host(error) => of_host(error),
+            },
+            ManagerError::Greeting(GreetingError::Stranger) => Fault::Refused,
+            ManagerError::Greeting(_) => Fault::BadRequest,
+            ManagerError::Export(error) => of_export(error),
+            ManagerError::Send(error) => match error {
+                SendError::Export(error) => of_export(error),
+                SendError::TooManyChunks(_) | SendError::NoSuchChunks { .. } => Fault::BadRequest,
+                SendError::NotInTree(_) => Fault::NotExported,
+                _ => Fault::Failed,
+            },
+            ManagerError::SendDelta(error) => match error {
+                SendDeltaError::Export(error) => of_export(error),
+                SendDeltaError::SameTree(_) => Fault::BadRequest,
+                _ => Fault::Failed,
+            },
+            ManagerError::SendStart(error) => match error {
+                SendStartError::Export(error) => of_export(error),
+                SendStartError::Make(BundleError::Touches(_)) => Fault::BadRequest,
+                _ => Fault::Failed,
+            },
+            ManagerError::Report(error) => match error {
+                ReportError::Empty => Fault::BadRequest,
+                ReportError::Job(error) => of_job(error),
+                ReportError::Control(_) => Fault::Failed,
+            },
+            ManagerError::Job(error) => of_job(error),
+            ManagerError::Upgrade(error) => match error {
+                UpgradeError::NoEntryPoint(_) | UpgradeError::NoHosts => Fault::BadRequest,
+                UpgradeError::Target(error) => of_host(error),
+                UpgradeError::Generation(error) => of_generation(error),
+                UpgradeError::Export(error) => of_export(error),
+                _ => Fault::Failed,
+            },
+            ManagerError::Catalog(error) => match error {
+                CatalogError::Cancelled => Fault::Failed,
+                _ => Fault::BadRequest,
+            },
+            ManagerError::Control(_)
+            | ManagerError::Store(_)
+            | ManagerError::Publish(_)
+            | ManagerError::Net(_)
+            | ManagerError::Listen { .. }
+            | ManagerError::BrokenOff(_) => Fault::Failed,
+        };
+        kind(error.to_string())
+    }
+}
+
+/// A kind of fault, to be made of its text.
+type Kind = fn(String) -> Fault;
+
+fn of_host(error: &HostError) -> Kind {
+    match error {
+        HostError::Unknown(_) | HostError::UnknownGroup(_) => Fault::NotFound,
+        HostError::ShutOut { .. } | HostError::Token(_) => Fault::Refused,
+        HostError::Control(_) => Fault::Failed,
+    }
+}
+
+fn of_generation(error: &GenerationError) -> Kind {
+    match error {
+        GenerationError::Unknown { .. } => Fault::NotFound,
+        GenerationError::Ambiguous { .. } => Fault::BadRequest,
+        GenerationError::Control(_) => Fault::Failed,
+    }
+}
+
+fn of_identity(error: &IdentityError) -> Kind {
+    match error {
+        IdentityError::Request(_) => Fault::BadRequest,
+        _ => Fault::Failed,
+    }
+}
+
+fn of_export(error: &ExportError) -> Kind {
+    match error {
+        ExportError::NotExported(_) => Fault::NotExported,
+        ExportError::SeveralTrees(_) | ExportError::Attached { .. } => Fault::BadRequest,
+        ExportError::Generation(error) => of_generation(error),
+        ExportError::Host(error) => of_host(error),
+        ExportError::Control(_) | ExportError::BrokenOff(_) => Fault::Failed,
+    }
+}
+
+fn of_job(error: &JobError) -> Kind {
+    match error {
+        JobError::Operation(_) | JobError::Over { .. } => Fault::BadRequest,
+        JobError::Host(error) => of_host(error),
+        JobError::Record(JobRecordError::Unknown(_)) => Fault::NotFound,
+        JobError::Record(JobRecordError::Control(_)) | JobError::Control(_) | JobError::BrokenOff(_) => Fault::Failed,
+    }
+}

@@ -1,0 +1,266 @@
+//! One job, from its order to its end.
+//!
+//! Every attempt waits for a reason to make another, and for a pause that grows: whatever a host does, it costs the manager
+//! a handful of commits a minute.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::agent::{JobId, Outcome, Progress, Summary};
+use proto::codec;
+use proto::limits::MESSAGE_BYTES_MAX;
+use proto::message::{Fault, HostReply, ManagerRequest};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::turn::Turn;
+use super::{JobError, Jobs};
+use crate::manager::control::jobs::JobRecord;
+use crate::manager::news::{Listener, News};
+use crate::manager::worker::blocking;
+use crate::net::{Incoming, Link, NetError};
+
+/// News says when to try again; this only covers news that was lost.
+const NEWS_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a host may take to answer a `Cancel`.
+const CANCEL_DEADLINE: Duration = Duration::from_secs(10);
+/// From the beginning of the first attempt to the second, and of a cancellation that was not taken to the next.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause between two attempts. One that took longer was worth it: pauses begin anew.
+const LAST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Why an agent has not finished a job.
+enum Interruption {
+    /// It must be sent again when something has changed.
+    Wait(String),
+    /// The connection broke: it may be sent again at once.
+    Lost(String),
+}
+
+/// Pauses between attempts at the same thing, each twice as long as the one before.
+struct Pauses {
+    next: Duration,
+    attempt: Instant,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        Self { next: FIRST_PAUSE, attempt: Instant::now() }
+    }
+
+    /// An attempt begins.
+    fn attempt(&mut self) {
+        self.attempt = Instant::now();
+    }
+
+    /// Waits until the next attempt may begin.
+    async fn wait(&mut self) {
+        self.next = if self.attempt.elapsed() > LAST_PAUSE { FIRST_PAUSE } else { self.next };
+        tokio::time::sleep_until(self.attempt + self.next).await;
+        self.next = (self.next * 2).min(LAST_PAUSE);
+    }
+}
+
+/// Sees one job through to its end.
+pub(super) async fn drive(jobs: Arc<Jobs>, id: JobId, turn: Option<Turn>) {
+    if let Err(error) = try_drive(&jobs, id, turn).await {
+        tracing::error!(job = id.0, %error, "job abandoned");
+        let failed = jobs.end(id, &Outcome::Failed(format!("the manager gave up: {error}")));
+        if let Err(error) = failed {
+            tracing::error!(job = id.0, %error, "its end could not be recorded");
+        }
+    }
+}
+
+async fn try_drive(jobs: &Arc<Jobs>, id: JobId, turn: Option<Turn>) -> Result<(), JobError> {
+    let record = jobs.state.job(id)?;
+    let _turn = match turn.or_else(|| jobs.repositories.try_turn(&record)) {
+        Some(turn) => turn,
+        None => {
+            let path = &record.operation.repository().path;
+            jobs.waits(id, &format!("another job uses repository {path} on {}", record.host))?;
+            tokio::select! {
+                turn = jobs.repositories.turn(&record) => turn,
+                ended = unsent_cancelled(jobs, &record) => return ended,
+            }
+        }
+    };
+    let mut pauses = Pauses::new();
+    loop {
+        let record = jobs.state.job(id)?;
+        if record.state.is_final() || cancel_unsent(jobs, &record)? {
+            return Ok(());
+        }
+        // What happened before this attempt is no reason for another.
+        let mut news = jobs.news.of(&record.host);
+        pauses.attempt();
+        let interruption = match jobs.connections.control_link(&record.host) {
+            None if jobs.state.host(&record.host)?.is_none_or(|host| host.revoked.is_some()) => {
+                let reason = format!("host {} was revoked; what its agent did of it is not known", record.host);
+                return jobs.end(id, &Outcome::Failed(reason));
+            }
+            None => Interruption::Wait(format!("host {} is not connected", record.host)),
+            Some(link) => match send(jobs, &link, &record).await? {
+                None => return Ok(()),
+                Some(interruption) => interruption,
+            },
+        };
+        match interruption {
+            Interruption::Wait(reason) => {
+                jobs.waits(id, &reason)?;
+                wait_for_news(jobs, &mut news, &record).await?;
+            }
+            Interruption::Lost(reason) => jobs.waits(id, &reason)?,
+        }
+        tokio::select! {
+            () = pauses.wait() => {}
+            // An order to stop it is carried out at once where no agent has heard of it.
+            ended = unsent_cancelled(jobs, &record), if record.sent == 0 => return ended,
+        }
+    }
+}
+
+/// Ends a job that was cancelled before any agent heard of it.
+fn cancel_unsent(jobs: &Jobs, record: &JobRecord) -> Result<bool, JobError> {
+    let unsent = record.cancel && record.sent == 0;
+    if unsent {
+        jobs.end(record.id, &Outcome::Cancelled(Summary::default()))?;
+    }
+    Ok(unsent)
+}
+
+async fn unsent_cancelled(jobs: &Jobs, ordered: &JobRecord) -> Result<(), JobError> {
+    loop {
+        let mut news = jobs.news.of(&ordered.host);
+        let record = jobs.state.job(ordered.id)?;
+        if record.state.is_final() || cancel_unsent(jobs, &record)? {
+            return Ok(());
+        }
+        wait_for_news(jobs, &mut news, &record).await?;
+    }
+}
+
+/// Waits for anything that could let the job go on.
+async fn wait_for_news(jobs: &Jobs, news: &mut Listener, record: &JobRecord) -> Result<(), JobError> {
+    let wanted = async {
+        loop {
+            match news.next().await {
+                // Its own waiting is news too, but no reason to try again.
+                Some(News::Job(id)) if id == record.id => {
+                    let now = jobs.state.job(id)?;
+                    if now.state.is_final() || now.cancel != record.cancel {
+                        return Ok(());
+                    }
+                }
+                Some(News::Job(_)) => {}
+                // Something was missed: look at the state.
+                Some(News::Connected | News::Disconnected | News::Agents | News::Step(_)) | None => return Ok(()),
+            }
+        }
+    };
+    tokio::time::timeout(NEWS_DEADLINE, wanted).await.unwrap_or(Ok(()))
+}
+
+/// Sends the job to its agent and waits for its end; `None`: it ended.
+async fn send(jobs: &Arc<Jobs>, link: &Link, record: &JobRecord) -> Result<Option<Interruption>, JobError> {
+    let id = record.id;
+    // Before the record says that it was sent: whoever cancels it then finds us listening.
+    let mut news = jobs.news.of(&record.host);
+    jobs.state.alter_job(id, |record| record.sent += 1)?;
+    // Only the last counts, and a host that sends them faster than they are written down fills no memory.
+    let (progress, mut progressed) = watch::channel(None::<Progress>);
+    let request =
+        ManagerRequest::Run { product: record.product.clone(), job: id, operation: record.operation.clone() };
+    let on = move |incoming| {
+        if let Incoming::Event(body) = incoming
+            && let Ok(event) = codec::decode::<Progress, MESSAGE_BYTES_MAX>(&body)
+        {
+            progress.send_replace(Some(event));
+        }
+    };
+    let run = link.request::<_, HostReply>(&request, on, Duration::MAX);
+    let mut run = std::pin::pin!(run);
+    // Ends with this attempt: the next one cancels anew.
+    let mut cancelling = JoinSet::new();
+    loop {
+        if cancelling.is_empty() && jobs.state.job(id)?.cancel {
+            cancelling.spawn(cancel(Arc::clone(jobs), link.clone(), record.clone()));
+        }
+        tokio::select! {
+            biased;
+            Ok(()) = progressed.changed() => {
+                let latest = progressed.borrow_and_update().clone();
+                if let Some(latest) = latest {
+                    let (jobs, host) = (Arc::clone(jobs), record.host.clone());
+                    blocking(move || jobs.progressed(&host, id, latest)).await?;
+                }
+            }
+            reply = &mut run => return answered(jobs, id, reply),
+            // Another way to its end, or a wish to cancel.
+            () = news.until(|news| news == News::Job(id)) => {
+                if jobs.state.job(id)?.state.is_final() {
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}
+
+fn answered(jobs: &Jobs, id: JobId, reply: Result<HostReply, NetError>) -> Result<Option<Interruption>, JobError> {
+    let outcome = match reply {
+        Ok(HostReply::Outcome(outcome)) => outcome,
+        Ok(HostReply::Fault(fault)) => match fault {
+            Fault::Draining | Fault::Unavailable(_) => return Ok(Some(Interruption::Wait(fault.to_string()))),
+            Fault::NotExported(_)
+            | Fault::Refused(_)
+            | Fault::NotFound(_)
+            | Fault::BadRequest(_)
+            | Fault::Failed(_) => Outcome::Failed(fault.to_string()),
+        },
+        Ok(HostReply::Done | HostReply::Agents(_)) => {
+            Outcome::Failed(String::from("the host answered with something else than an outcome"))
+        }
+        Err(NetError::Closed(reason)) => {
+            return Ok(Some(Interruption::Lost(format!("the connection to the host ended: {reason}"))));
+        }
+        Err(error) => return Ok(Some(Interruption::Wait(error.to_string()))),
+    };
+    jobs.end(id, &outcome)?;
+    Ok(None)
+}
+
+/// Tells the agent to stop a job, for as long as the connection lives and the job is not over. An agent that is away, or
+/// changing over, or has not taken the job yet, is told again; so is one that has taken the order whenever the host tells of
+/// its agents, because a new process may have come in its place.
+async fn cancel(jobs: Arc<Jobs>, link: Link, record: JobRecord) {
+    let request = ManagerRequest::Cancel { product: record.product, job: record.id };
+    let mut pauses = Pauses::new();
+    loop {
+        let mut news = jobs.news.of(&record.host);
+        pauses.attempt();
+        let taken = match link.request::<_, HostReply>(&request, |_| {}, CANCEL_DEADLINE).await {
+            Ok(HostReply::Fault(fault)) => {
+                tracing::debug!(job = record.id.0, %fault, "cancellation not taken yet");
+                false
+            }
+            Ok(HostReply::Done | HostReply::Agents(_) | HostReply::Outcome(_)) => true,
+            Err(NetError::Closed(_)) => return,
+            Err(error) => {
+                tracing::debug!(job = record.id.0, %error, "cancellation not taken yet");
+                false
+            }
+        };
+        let changed = news.until(|news| matches!(news, News::Connected | News::Agents | News::Step(_)));
+        if taken {
+            changed.await;
+            pauses = Pauses::new();
+            pauses.wait().await;
+        } else {
+            tokio::select! {
+                () = changed => tokio::time::sleep(FIRST_PAUSE).await,
+                () = pauses.wait() => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Which operations make sense, and which must be alone.
+
+use proto::agent::Operation;
+
+/// What is wrong with an operation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OperationFault {
+    /// A path that would depend on where the agent stands.
+    #[error("{what} '{path}' is not an absolute path on the host")]
+    RelativePath {
+        /// What it is for.
+        what: &'static str,
+        /// The path.
+        path: String,
+    },
+    /// A backup without sources.
+    #[error("nothing to back up: name at least one source")]
+    NothingToBackUp,
+    /// A prune that would leave nothing.
+    #[error("prune keeps at least one snapshot of each source")]
+    NothingKept,
+}
+
+/// Whether an operation makes sense.
+pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
+    let absolute = |what, path: &String| {
+        let relative = || OperationFault::RelativePath { what, path: path.clone() };
+        path.starts_with('/').then_some(()).ok_or_else(relative)
+    };
+    let repository = operation.repository();
+    absolute("repository", &repository.path)?;
+    repository.password_file.iter().try_for_each(|path| absolute("password file", path))?;
+    match operation {
+        Operation::Backup { sources, .. } if sources.is_empty() => Err(OperationFault::NothingToBackUp),
+        Operation::Backup { sources, .. } => sources.iter().try_for_each(|path| absolute("source", path)),
+        Operation::Restore { target, .. } => absolute("target", target),
+        Operation::Prune { keep_last: 0, .. } => Err(OperationFault::NothingKept),
+        Operation::Verify { .. } | Operation::Check { .. } | Operation::Prune { .. } => Ok(()),
+    }
+}
+
+/// Prune deletes packs that nothing refers to *yet*: it must be alone. Everything else adds or reads.
+pub(super) fn is_exclusive(operation: &Operation) -> bool {
+    match operation {
+        Operation::Prune { .. } => true,
+        Operation::Backup { .. } | Operation::Restore { .. } | Operation::Verify { .. } | Operation::Check { .. } => {
+            false
+        }
+    }
+}

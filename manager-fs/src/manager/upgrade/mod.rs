@@ -1,0 +1,320 @@
+//! Change-overs, the manager's side: tell running agents of a new generation, and follow what they do.
+
+mod ask;
+mod order;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::HostName;
+use proto::agent::{Step, StepEvent};
+use proto::message::{ChangeOver, Fault, HostReply, ManagerRequest};
+use proto::name::Target;
+use tokio::sync::mpsc;
+
+use super::connections::Connections;
+use super::control::changes::{ChangeEnd, ChangeRecord};
+use super::control::generations::{Generation, GenerationError};
+use super::control::hosts::HostError;
+use super::control::{ControlError, State};
+use super::exports::{ExportError, Exports};
+use super::news::{Listener, News, NewsBoard};
+use super::now;
+use crate::net::{Link, NetError};
+
+pub use order::{HostEnd, UpgradeEvent, UpgradeOrder, UpgradeReport, Verdict};
+
+/// How long a host whose answer was lost may take to report a first step.
+const BEGIN_DEADLINE: Duration = Duration::from_secs(30);
+/// News says when to look again; this only covers news that was lost.
+const NEWS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why agents were not told to change over.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpgradeError {
+    /// There is no program to change over to.
+    #[error("{0} has no entry point: publish it with --entrypoint PATH")]
+    NoEntryPoint(String),
+    /// There is nobody to tell.
+    #[error("the group has no hosts")]
+    NoHosts,
+    /// The host did not say what runs there.
+    #[error("the host did not say what runs there")]
+    NoAgents,
+    /// The host refused.
+    #[error(transparent)]
+    Host(Fault),
+    /// The host did not answer.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// A target is no host or group.
+    #[error(transparent)]
+    Target(#[from] HostError),
+    /// No one generation is meant.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// It cannot be exported.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// The control state failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// Tells agents to change over.
+pub(crate) struct Upgrades {
+    pub(crate) state: Arc<State>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) news: Arc<NewsBoard>,
+    pub(crate) exports: Arc<Exports>,
+}
+
+/// What an order means.
+struct Planned {
+    order: UpgradeOrder,
+    generation: Arc<Generation>,
+}
+
+/// A change-over that a host has accepted.
+struct Accepted {
+    change: ChangeRecord,
+    /// From before it was ordered.
+    news: Listener,
+}
+
+type Events = mpsc::UnboundedSender<UpgradeEvent>;
+
+impl Upgrades {
+    /// Tells agents to change over, and follows them until the end if asked to.
+    ///
+    /// # Errors
+    /// There is no such generation, host or group, or the generation has no entry point.
+    pub(crate) async fn upgrade(
+        self: &Arc<Self>,
+        order: UpgradeOrder,
+        events: Events,
+    ) -> Result<UpgradeReport, UpgradeError> {
+        let generation = self.state.resolve_of(&order.product, &order.generation)?;
+        let record = &generation.record;
+        if record.metadata.entry_point.is_none() {
+            return Err(UpgradeError::NoEntryPoint(record.name()));
+        }
+        let hosts = self.hosts_of(&order.targets)?;
+        if order.export {
+            self.exports.export(&generation, &order.targets)?;
+        }
+        let planned = Arc::new(Planned { order, generation: Arc::clone(&generation) });
+        let followed = hosts.into_iter().map(|host| {
+            let (upgrades, planned, events) = (Arc::clone(self), Arc::clone(&planned), events.clone());
+            let task = tokio::spawn({
+                let host = host.clone();
+                async move {
+                    let end = upgrades.upgrade_host(&host, &planned, &events).await;
+                    let _ = events.send(UpgradeEvent::Ended(end.clone()));
+                    end
+                }
+            });
+            (host, task)
+        });
+        let mut hosts = Vec::new();
+        for (host, task) in followed.collect::<Vec<_>>() {
+            let broken_off = |_| HostEnd::refused(&host, "the manager broke it off (its log says why)");
+            hosts.push(task.await.unwrap_or_else(broken_off));
+        }
+        Ok(UpgradeReport {
+            product: record.product.clone(),
+            version: record.version.clone(),
+            tree: record.tree,
+            hosts,
+        })
+    }
+
+    /// Writes a step into the record of its change-over. A step that is there already changes nothing.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub(crate) fn record_step(&self, host: &HostName, event: &StepEvent) -> Result<(), ControlError> {
+        if event.change.0 == 0 {
+            return Ok(());
+        }
+        self.state.alter_change(event.change, |record| {
+            if record.host != *host || record.product != event.product || record.steps.contains(event) {
+                return;
+            }
+            record.steps.push(event.clone());
+            if let (Some(confirmed), None) = (event.step.ends(), &record.ended) {
+                record.ended = Some(ChangeEnd { confirmed, at: event.at_unix_ms, reason: reason_of(record, event) });
+            }
+        })
+    }
+
+    /// The hosts that are meant. One that is named by itself must be enrolled: it was mistyped, most likely.
+    fn hosts_of(&self, targets: &[Target]) -> Result<BTreeSet<HostName>, UpgradeError> {
+        let mut hosts = BTreeSet::new();
+        for target in targets {
+            if let Target::Host(host) = target {
+                self.state.known_host(host)?;
+            }
+            hosts.extend(self.state.hosts_of(target)?);
+        }
+        if hosts.is_empty() { Err(UpgradeError::NoHosts) } else { Ok(hosts) }
+    }
+
+    async fn upgrade_host(&self, host: &HostName, planned: &Planned, events: &Events) -> HostEnd {
+        let link = match self.may_be_ordered(host, planned).await {
+            Ok(link) => link,
+            Err(end) => return end,
+        };
+        match self.ordered(host, planned, link).await {
+            Ok(accepted) => {
+                let _ = events.send(UpgradeEvent::Accepted { host: host.clone(), change: accepted.change.id });
+                self.followed(host, planned, accepted, events).await
+            }
+            Err(end) => end,
+        }
+    }
+
+    /// Whether a host can be told at all, and by which connection; else how it ends there.
+    async fn may_be_ordered(&self, host: &HostName, planned: &Planned) -> Result<Link, HostEnd> {
+        let record = &planned.generation.record;
+        let refused = |reason: String| HostEnd::refused(host, reason);
+        let failed = |error: ControlError| refused(error.to_string());
+        let known = self.state.known_host(host).map_err(|error| refused(error.to_string()))?;
+        if known.revoked.is_some() {
+            return Err(refused(format!("host {host} was revoked")));
+        }
+        if !self.exports.is_exported(host, record).map_err(failed)? {
+            let name = record.name();
+            return Err(refused(format!("{name} is not exported to {host}: `manager-fs export {name} --to {host}`")));
+        }
+        let not_connected = || refused(format!("host {host} is not connected"));
+        let link = self.connections.control_link(host).ok_or_else(not_connected)?;
+        let running = self.running(host, &record.product, link.clone()).await;
+        match running.map_err(|error| refused(error.to_string()))? {
+            None => Err(refused(format!("no agent of {} runs on {host}", record.product))),
+            Some(status) if status.tree == record.tree && status.version == record.version => {
+                Err(HostEnd { verdict: Verdict::Already, ..refused(format!("{} runs there already", record.name())) })
+            }
+            Some(_) => Ok(link),
+        }
+    }
+
+    /// Records the change-over and tells the host; else how it ends there.
+    async fn ordered(&self, host: &HostName, planned: &Planned, link: Link) -> Result<Accepted, HostEnd> {
+        let record = &planned.generation.record;
+        let failed = |error: ControlError| HostEnd::refused(host, error);
+        let mut news = self.news.of(host);
+        let change = self.state.add_change(host, &record.product, &record.version, record.tree, now());
+        let change = change.map_err(failed)?;
+        let order = &planned.order;
+        let request = ManagerRequest::ChangeOver(ChangeOver {
+            change: change.id,
+            product: record.product.clone(),
+            record: planned.generation.signed.clone(),
+            attach: record.tree,
+            lazy: order.lazy,
+            drain_deadline_ms: order.drain_deadline_ms.unwrap_or(record.metadata.drain_deadline_ms),
+            retry_bad: order.retry_bad,
+        });
+        let reply = self.order_host(host, &record.product, link, &request).await;
+        let reason = match reply {
+            Ok(HostReply::Done) => return Ok(Accepted { change, news }),
+            // The verdict says already that it is refused.
+            Ok(HostReply::Fault(Fault::Refused(reason))) => reason,
+            Ok(HostReply::Fault(fault)) => fault.to_string(),
+            Ok(HostReply::Agents(_) | HostReply::Outcome(_)) => {
+                String::from("the host gave an answer that makes no sense")
+            }
+            // It may have accepted all the same: its steps will tell.
+            Err(error) if self.begins(&change, &mut news).await.map_err(failed)? => {
+                tracing::warn!(%host, %error, "no answer to the change-over, but it has begun");
+                return Ok(Accepted { change, news });
+            }
+            Err(error) => format!("{host} did not answer ({error}) and has not begun to change over"),
+        };
+        let ended = self.state.alter_change(change.id, |record| {
+            let end = ChangeEnd { confirmed: false, at: now(), reason: reason.clone() };
+            record.ended.get_or_insert(end);
+        });
+        ended.map_err(failed)?;
+        Err(HostEnd { change: Some(change.id), ..HostEnd::refused(host, reason) })
+    }
+
+    /// Follows a change-over for as long as the operator wants to wait.
+    async fn followed(&self, host: &HostName, planned: &Planned, accepted: Accepted, events: &Events) -> HostEnd {
+        let Accepted { change, mut news } = accepted;
+        let waits = planned.order.wait;
+        let patience = planned.order.timeout_ms.map_or(Duration::MAX, Duration::from_millis);
+        let wait = if waits { patience } else { Duration::ZERO };
+        let followed = tokio::select! {
+            followed = tokio::time::timeout(wait, self.follow(&change, &mut news, events)) => followed.ok(),
+            () = events.closed() => None,
+        };
+        let unfinished = |steps| {
+            let (verdict, reason) = if waits {
+                (Verdict::Unfinished, "it was not over in time; it goes on, and `manager-fs agents` shows it")
+            } else {
+                (Verdict::Ordered, "accepted; `manager-fs agents` shows how it goes on")
+            };
+            HostEnd { change: Some(change.id), verdict, steps, ..HostEnd::refused(host, reason) }
+        };
+        match followed {
+            Some(Ok(end)) => end,
+            Some(Err(error)) => HostEnd { change: Some(change.id), ..HostEnd::refused(host, error) },
+            None => {
+                let known = self.state.change(change.id).ok().flatten();
+                unfinished(known.map(|record| record.steps).unwrap_or_default())
+            }
+        }
+    }
+
+    /// Whether the host reports a step of a change-over within the time that it has to accept one.
+    async fn begins(&self, change: &ChangeRecord, news: &mut Listener) -> Result<bool, ControlError> {
+        let begun = || Ok(self.state.change(change.id)?.is_some_and(|record| !record.steps.is_empty()));
+        let waiting = async {
+            while !begun()? {
+                news.until(|news| news == News::Step(change.id)).await;
+            }
+            Ok(true)
+        };
+        tokio::time::timeout(BEGIN_DEADLINE, waiting).await.unwrap_or_else(|_| begun())
+    }
+
+    /// Passes on each step of a change-over until it is over.
+    async fn follow(
+        &self,
+        change: &ChangeRecord,
+        news: &mut Listener,
+        events: &Events,
+    ) -> Result<HostEnd, ControlError> {
+        let mut told = 0;
+        loop {
+            if let Some(record) = self.state.change(change.id)? {
+                for event in &record.steps[told.min(record.steps.len())..] {
+                    let _ = events.send(UpgradeEvent::Step { host: change.host.clone(), event: event.clone() });
+                }
+                told = record.steps.len();
+                if let Some(end) = record.ended {
+                    let verdict = if end.confirmed { Verdict::Confirmed } else { Verdict::Failed };
+                    return Ok(HostEnd {
+                        change: Some(change.id),
+                        verdict,
+                        steps: record.steps,
+                        ..HostEnd::refused(&change.host, end.reason)
+                    });
+                }
+            }
+            let step = news.until(|news| news == News::Step(change.id));
+            let _ = tokio::time::timeout(NEWS_DEADLINE, step).await;
+        }
+    }
+}
+
+fn reason_of(record: &ChangeRecord, last: &StepEvent) -> String {
+    // A return is the consequence; what failed is the reason.
+    let failed = record.steps.iter().rev().find(|event| event.step == Step::ProbationFailed);
+    let cause = failed.filter(|_| last.step == Step::Returned).unwrap_or(last);
+    cause.detail.clone()
+}

@@ -1,0 +1,114 @@
+//! What an operator orders when agents are to change over, and what becomes of it.
+
+use proto::agent::{ChangeId, StepEvent};
+use proto::name::Target;
+use proto::{GenerationRef, HostName, Product, TreeId, Version};
+use serde::{Deserialize, Serialize};
+
+/// What an operator wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeOrder {
+    /// Which agent.
+    pub product: Product,
+    /// To which generation.
+    pub generation: GenerationRef,
+    /// Where.
+    pub targets: Vec<Target>,
+    /// Change over before every object is local.
+    pub lazy: bool,
+    /// How long operations may take to finish, milliseconds; `None`: what the generation says.
+    pub drain_deadline_ms: Option<u64>,
+    /// Try a generation that a host remembers as bad.
+    pub retry_bad: bool,
+    /// Export the generation to the targets first.
+    pub export: bool,
+    /// Wait for the end.
+    pub wait: bool,
+    /// Wait at most this long, milliseconds.
+    pub timeout_ms: Option<u64>,
+}
+
+/// Something that happened on the way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UpgradeEvent {
+    /// The host has accepted the change-over.
+    Accepted {
+        /// Which host.
+        host: HostName,
+        /// The manager's number of its change-over.
+        change: ChangeId,
+    },
+    /// A step.
+    Step {
+        /// Which host.
+        host: HostName,
+        /// What happened.
+        event: StepEvent,
+    },
+    /// This host is through.
+    Ended(HostEnd),
+}
+
+/// How it ended on one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostEnd {
+    /// Which host.
+    pub host: HostName,
+    /// The change-over, if there was one.
+    pub change: Option<ChangeId>,
+    /// How.
+    pub verdict: Verdict,
+    /// Why, for people.
+    pub reason: String,
+    /// What happened.
+    pub steps: Vec<StepEvent>,
+}
+
+/// How a change-over of one host ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The new version runs and has proved itself.
+    Confirmed,
+    /// The version was running already.
+    Already,
+    /// The host was told; nobody waited for the end.
+    Ordered,
+    /// The previous version runs on, or again.
+    Failed,
+    /// It was not tried.
+    Refused,
+    /// It was not over when the wait ended; it goes on.
+    Unfinished,
+}
+
+impl Verdict {
+    /// Whether the operator has what they wanted.
+    pub fn is_good(self) -> bool {
+        match self {
+            Verdict::Confirmed | Verdict::Already | Verdict::Ordered => true,
+            Verdict::Failed | Verdict::Refused | Verdict::Unfinished => false,
+        }
+    }
+}
+
+/// How it ended everywhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeReport {
+    /// Which agent.
+    pub product: Product,
+    /// To which version.
+    pub version: Version,
+    /// To which tree.
+    pub tree: TreeId,
+    /// Each host, in order.
+    pub hosts: Vec<HostEnd>,
+}
+
+impl HostEnd {
+    /// It was not tried.
+    pub(super) fn refused(host: &HostName, reason: impl ToString) -> Self {
+        let reason = reason.to_string();
+        Self { host: host.clone(), change: None, verdict: Verdict::Refused, reason, steps: Vec::new() }
+    }
+}

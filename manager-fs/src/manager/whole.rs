@@ -1,0 +1,158 @@
+//! The manager, put together: opens its parts and hands each what it needs. No part knows the whole.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use proto::HostName;
+use tokio::net::TcpListener;
+
+use super::ahead::Ahead;
+use super::bundle::Bundles;
+use super::connections::Connections;
+use super::control::State;
+use super::control::embedded::EmbeddedStore;
+use super::delta::Deltas;
+use super::enrolment::Enrolment;
+use super::error::ManagerError;
+use super::export::Exporter;
+use super::exports::Exports;
+use super::identity::ManagerIdentity;
+use super::jobs::Jobs;
+use super::news::{News, NewsBoard};
+use super::now;
+use super::reports::Reports;
+use super::server::accept_hosts;
+use super::session::Services;
+use super::store::Store;
+use super::upgrade::Upgrades;
+use crate::net;
+
+/// How the manager is set up.
+#[derive(Debug, Clone)]
+pub struct ManagerOptions {
+    /// The store's directory.
+    pub store: PathBuf,
+    /// How long hosts' certificates are valid.
+    pub host_certificate_lifetime: Duration,
+}
+
+/// The manager: its parts, for its listeners and for the operator's commands.
+pub struct Manager {
+    pub(super) store: Arc<Store>,
+    pub(super) state: Arc<State>,
+    pub(super) identity: Arc<ManagerIdentity>,
+    pub(super) news: Arc<NewsBoard>,
+    pub(super) connections: Arc<Connections>,
+    pub(super) exports: Arc<Exports>,
+    pub(super) jobs: Arc<Jobs>,
+    pub(super) upgrades: Arc<Upgrades>,
+    pub(super) ahead: Arc<Ahead>,
+    /// Held from the choice of a sequence number to the commit of its record.
+    pub(super) publishing: Mutex<()>,
+    services: Arc<Services>,
+    address: OnceLock<SocketAddr>,
+}
+
+impl Manager {
+    /// Opens store, keys and control state; makes them in an empty directory.
+    ///
+    /// # Errors
+    /// The store is in use, of a newer format, or damaged.
+    pub fn open(options: &ManagerOptions) -> Result<Arc<Self>, ManagerError> {
+        let store = Arc::new(Store::open(&options.store)?);
+        let identity = Arc::new(ManagerIdentity::open(&options.store, options.host_certificate_lifetime)?);
+        let control = EmbeddedStore::open(&options.store.join("control.redb"))?;
+        let state = Arc::new(State::new(Arc::new(control)));
+        let news = Arc::new(NewsBoard::default());
+        let connections = Arc::new(Connections::new(Arc::clone(&state), Arc::clone(&news)));
+        let exports = Arc::new(Exports::new(Arc::clone(&state), Arc::clone(&connections)));
+        let jobs = Arc::new(Jobs::new(Arc::clone(&state), Arc::clone(&connections), Arc::clone(&news)));
+        let upgrades = Arc::new(Upgrades {
+            state: Arc::clone(&state),
+            connections: Arc::clone(&connections),
+            news: Arc::clone(&news),
+            exports: Arc::clone(&exports),
+        });
+        let deltas = Arc::new(Deltas::new(Arc::clone(&store), Arc::clone(&state), Arc::clone(&exports)));
+        let bundles = Arc::new(Bundles::new(Arc::clone(&store), Arc::clone(&state), Arc::clone(&exports)));
+        let services = Arc::new(Services {
+            state: Arc::clone(&state),
+            enrolment: Enrolment {
+                state: Arc::clone(&state),
+                identity: Arc::clone(&identity),
+                connections: Arc::clone(&connections),
+            },
+            connections: Arc::clone(&connections),
+            exports: Arc::clone(&exports),
+            exporter: Arc::new(Exporter::new(Arc::clone(&store), Arc::clone(&exports))),
+            deltas: Arc::clone(&deltas),
+            bundles: Arc::clone(&bundles),
+            reports: Reports {
+                state: Arc::clone(&state),
+                news: Arc::clone(&news),
+                exports: Arc::clone(&exports),
+                jobs: Arc::clone(&jobs),
+                upgrades: Arc::clone(&upgrades),
+                bundles,
+            },
+        });
+        let ahead = Arc::new(Ahead::new(Arc::clone(&store), deltas));
+        let (publishing, address) = (Mutex::default(), OnceLock::new());
+        Ok(Arc::new(Self {
+            store,
+            state,
+            identity,
+            news,
+            connections,
+            exports,
+            jobs,
+            upgrades,
+            ahead,
+            publishing,
+            services,
+            address,
+        }))
+    }
+
+    /// Begins to listen for hosts and to drive jobs that are not over; returns the actual address.
+    ///
+    /// # Errors
+    /// The address cannot be listened on.
+    pub async fn listen(&self, address: &str) -> Result<SocketAddr, ManagerError> {
+        let failed = |cause| ManagerError::Listen { address: address.to_owned(), cause };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        let config = net::server_config(self.identity.server())?;
+        let _ = self.address.set(local);
+        tokio::spawn(accept_hosts(Arc::clone(&self.services), listener, config));
+        self.jobs.resume()?;
+        self.ahead.work(None);
+        Ok(local)
+    }
+
+    /// Where hosts reach this manager, once it listens.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address.get().copied()
+    }
+
+    /// Revokes a host and cuts its connections.
+    ///
+    /// # Errors
+    /// There is no such host.
+    pub fn revoke(&self, host: &HostName) -> Result<(), ManagerError> {
+        self.state.revoke(host, now())?;
+        self.connections.cut(host, "the host was revoked");
+        // Its jobs end for want of a host; those that wait for it look at it now.
+        self.news.tell(host, News::Disconnected);
+        tracing::warn!(%host, "host revoked");
+        Ok(())
+    }
+
+    /// Ends every host's connection; what they report from now on they keep and send again.
+    pub fn close(&self) {
+        self.ahead.cancel();
+        self.connections.close("the manager is ending");
+    }
+}
