@@ -1,8 +1,8 @@
 //! The storage manager, and the mount daemon of the client hosts: two halves of one program.
 //!
 //! ```text
-//! data     publish ──> store ──> export ══ TLS ══> fetch ──> cache ──> FUSE ──> overlay ──> exec
-//! control  upgrade ──> jobs  ──> net    ══ TLS ══> relay ──> agent (stage, drain, swap, exec, confirm)
+//! data     publish ──> store ──> export  ══ TLS ══> fetch ──> cache ──> FUSE ──> overlay ──> exec
+//! control  upgrade, jobs ──> connections ══ TLS ══> relay ──> agent (stage, drain, swap, exec, confirm)
 //! ```
 //!
 //! [`manager`] and [`host`] never import each other; they share [`net`] and the vocabulary of [`proto`].
