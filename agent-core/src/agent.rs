@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use proto::agent::{AgentRequest, AgentState, AgentStatus, ChangeId, Step, StepEvent};
+use proto::agent::{AgentRequest, AgentState, AgentStatus, ChangeId, JobId, Operation, Step, StepEvent};
 use proto::message::Fault;
 use proto::{Product, TreeId};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
@@ -17,7 +17,7 @@ use crate::channel::{Channel, StubMessage};
 use crate::driver::{Driver, Input, Work};
 use crate::durable::{Durability, FileFault};
 use crate::handoff::{Handoff, variable};
-use crate::jobs::Jobs;
+use crate::jobs::{Job, Jobs};
 use crate::journal::{Entry, Journal, Phase};
 use crate::machine::{Facts, State};
 use crate::operations::Operations;
@@ -272,8 +272,12 @@ impl Service for Core {
         answer.recv().map_err(|_| ending())?
     }
 
-    fn jobs(&self) -> &Arc<Jobs> {
-        &self.jobs
+    fn run(&self, job: JobId, operation: Operation) -> Result<Arc<Job>, Fault> {
+        self.jobs.run(job, operation)
+    }
+
+    fn cancel(&self, job: JobId) -> Result<(), Fault> {
+        self.jobs.cancel(job)
     }
 }
 

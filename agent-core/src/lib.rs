@@ -108,6 +108,7 @@ pub mod handoff;
 mod jobs;
 pub mod journal;
 pub mod machine;
+pub mod moments;
 pub mod operations;
 pub mod paths;
 pub mod records;
