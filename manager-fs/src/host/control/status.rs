@@ -7,6 +7,7 @@ use proto::TreeId;
 use serde_json::{Value, json};
 
 use super::daemon::Daemon;
+use crate::host::generations::Trees;
 
 /// The document of `status --json`.
 pub(crate) fn document(daemon: &Daemon) -> Value {
@@ -43,7 +44,7 @@ pub(crate) fn document(daemon: &Daemon) -> Value {
 
 fn generations(daemon: &Daemon) -> Vec<Value> {
     let live = daemon.generations.live();
-    let records = daemon.known.records();
+    let records = daemon.records.all();
     let mut all: Vec<Value> = records
         .iter()
         .map(|known| {
@@ -59,7 +60,7 @@ fn generations(daemon: &Daemon) -> Vec<Value> {
             value
         })
         .collect();
-    let exported = daemon.known.trees();
+    let exported = daemon.records.trees();
     for tree in live.keys().filter(|tree| !exported.contains(tree)) {
         let mut value = mounted(daemon, tree);
         let attached = daemon.generations.leases.attached().remove(tree);

@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proto::agent::{Outcome, Repository, Summary};
@@ -5,7 +6,7 @@ use proto::message::ManagerRequest;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::net::{BoxFuture, Handler, bind_unix};
+use crate::net::{BoxFuture, Handler, Link, NetError, RefuseAll, bind_unix, start};
 
 fn operation() -> Operation {
     let repository = Repository { path: "/r".to_owned(), password_file: None };
