@@ -36,6 +36,9 @@ pub(super) struct PublishArgs {
     /// Size of the pieces that are stored and fetched, a power of two from 4KiB to 1MiB [default: 64KiB]
     #[arg(long, env = "MANAGER_FS_CHUNK_BYTES", value_name = "BYTES", value_parser = byte_count)]
     chunk_bytes: Option<u64>,
+    /// Refuse a tar archive that has a path twice, instead of taking the later entry as tar does
+    #[arg(long)]
+    strict: bool,
     /// Where this machine is a host of the manager, too: export the generation to it, run its entry point once there, and
     /// make the start-up bundle of what it touches (see `profile`)
     #[arg(long)]
@@ -61,6 +64,7 @@ pub(super) fn publish(args: &PublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {
         onto: args.onto.clone(),
         entry_point: args.entrypoint.clone(),
         chunk_bytes: args.chunk_bytes.map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX)),
+        strict: args.strict,
     };
     let mut line = ProgressLine::new();
     let reply = ask(dirs, &Long::Publish(order), |event| line.show(&event));

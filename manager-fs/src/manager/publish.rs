@@ -25,6 +25,8 @@ pub struct PublishOptions {
     pub entry_point: Option<String>,
     /// Chunk size, bytes; a power of two. `None`: that of `onto`, else the default.
     pub chunk_bytes: Option<u32>,
+    /// Refuse a tar archive that has a path twice, instead of taking the later entry as tar does.
+    pub strict: bool,
 }
 
 /// A tree that lies in the store, durably, and that no generation names yet.
@@ -115,7 +117,7 @@ pub fn publish(
     let base = options.onto.map(|tree| base_tree(store, tree, &guard)).transpose()?;
     let chunk_bytes = chunk_bytes(options, base.as_ref())?;
     let (tree, contents) = store.write_contents(chunk_bytes, &guard, monitor, cancelled, |writer| {
-        ingest::read_source(source, base.as_ref(), writer)
+        ingest::read_source(source, base.as_ref(), options.strict, writer)
     })?;
     let object = |id: &_| {
         let earlier = || base.as_ref().and_then(|base| base.object(id).cloned());
@@ -126,6 +128,10 @@ pub fn publish(
     let chunk = |id: &_| contents.plain_chunk(store, id);
     let inspection = Inspection { manifest: &manifest, heads: &contents.heads, chunk: &chunk, monitor, cancelled };
     let metadata = inspection.run(options.entry_point.as_deref())?;
+    if metadata.entry_point.is_none() {
+        let what = if manifest.entries.len() == 1 { "the tree is empty" } else { "no program to start was found" };
+        monitor.problem(&format!("{what}: it cannot be launched, or upgraded to; name one with --entrypoint PATH"));
+    }
     let (bytes, tree) = manifest.encode()?;
     let metadata = as_hosts_read(&metadata)?;
     // From here on it is a matter of the disk's speed.

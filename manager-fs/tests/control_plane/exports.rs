@@ -152,6 +152,7 @@ async fn publishing_again_is_nothing_and_something_else_is_refused() {
         onto: None,
         entry_point: entry_point.map(Into::into),
         chunk_bytes: None,
+        strict: false,
     };
     let AdminReply::Published(again) = fixture.ask(Long::Publish(order(Some("bin/agent")))).await.unwrap() else {
         panic!()
@@ -192,6 +193,7 @@ async fn a_publication_whose_asker_goes_away_stays_invisible() {
         onto: None,
         entry_point: None,
         chunk_bytes: None,
+        strict: false,
     };
     let (begun, has_begun) = tokio::sync::oneshot::channel();
     let mut begun = Some(begun);

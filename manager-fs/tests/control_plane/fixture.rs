@@ -81,6 +81,7 @@ impl Fixture {
             onto: None,
             entry_point: Some("bin/agent".into()),
             chunk_bytes: None,
+            strict: false,
         };
         match self.ask(Long::Publish(order)).await.unwrap() {
             AdminReply::Published(report) => report.record.tree,

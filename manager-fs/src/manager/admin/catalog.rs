@@ -41,7 +41,12 @@ impl Catalog<'_> {
             return Err(CatalogError::RelativeSource(source).into());
         }
         let onto = order.onto.as_ref().map(|base| self.0.state.resolve_tree(base)).transpose()?;
-        let options = PublishOptions { onto, entry_point: order.entry_point.clone(), chunk_bytes: order.chunk_bytes };
+        let options = PublishOptions {
+            onto,
+            entry_point: order.entry_point.clone(),
+            chunk_bytes: order.chunk_bytes,
+            strict: order.strict,
+        };
         let published = publish::publish(&self.0.store, &source, &options, monitor, cancelled)?;
         // Whoever asked is gone: nothing becomes visible any more.
         if cancelled.load(Ordering::Relaxed) {

@@ -133,6 +133,8 @@ pub struct PublishOrder {
     pub entry_point: Option<String>,
     /// Size of the tree's chunks, bytes; see [`crate::manager::publish::PublishOptions`].
     pub chunk_bytes: Option<u32>,
+    /// Refuse a tar archive that has a path twice; see [`crate::manager::publish::PublishOptions`].
+    pub strict: bool,
 }
 
 impl PublishOrder {

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Chain, Cursor, Read, Seek};
 use std::rc::Rc;
 
+use super::gzip::GzipReader;
 use super::{IngestError, Intake, deb, tar, zip};
 
 /// Unpacked bytes that are always allowed, and how many for each byte of the archive beyond that. Real trees stay below
@@ -12,30 +13,42 @@ use super::{IngestError, Intake, deb, tar, zip};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BombLimit {
     pub(crate) floor_bytes: u64,
+    /// Holes cost no more than a hash over their zeros, a third of a second for each GiB; so they may be larger.
+    pub(crate) holes_floor_bytes: u64,
     pub(crate) ratio: u64,
 }
 
 impl BombLimit {
-    pub(crate) const DEFAULT: Self = Self { floor_bytes: 4 << 30, ratio: 256 };
+    pub(crate) const DEFAULT: Self = Self { floor_bytes: 4 << 30, holes_floor_bytes: 32 << 30, ratio: 256 };
 
-    fn bytes_max(&self, archive_bytes: u64) -> u64 {
-        self.floor_bytes.max(archive_bytes.saturating_mul(self.ratio))
+    fn budget(&self, archive_bytes: u64) -> Budget {
+        let by_ratio = archive_bytes.saturating_mul(self.ratio);
+        let left = |floor: u64| Rc::new(Cell::new(floor.max(by_ratio)));
+        Budget { bytes: left(self.floor_bytes), holes: left(self.holes_floor_bytes) }
     }
 }
 
-/// How much an archive may still unpack to; shared by its stream and its holes, which cost no archive bytes at all.
+/// How much an archive may still unpack to, in bytes of its stream and in holes, which cost no archive bytes at all.
 #[derive(Debug, Clone)]
-pub(super) struct Budget(Rc<Cell<u64>>);
+pub(super) struct Budget {
+    bytes: Rc<Cell<u64>>,
+    holes: Rc<Cell<u64>>,
+}
 
 impl Budget {
-    fn new(bytes: u64) -> Self {
-        Self(Rc::new(Cell::new(bytes)))
+    /// Takes bytes of the stream from what is left.
+    pub(super) fn take(&self, bytes: u64) -> io::Result<()> {
+        Self::take_from(&self.bytes, bytes)
     }
 
-    /// Takes from what is left.
-    pub(super) fn take(&self, bytes: u64) -> io::Result<()> {
-        let left = self.0.get().checked_sub(bytes);
-        self.0.set(left.ok_or_else(|| {
+    /// Takes a hole from what is left.
+    pub(super) fn take_hole(&self, bytes: u64) -> io::Result<()> {
+        Self::take_from(&self.holes, bytes)
+    }
+
+    fn take_from(left: &Cell<u64>, bytes: u64) -> io::Result<()> {
+        let rest = left.get().checked_sub(bytes);
+        left.set(rest.ok_or_else(|| {
             io::Error::other("the archive unpacks to far more than a tree has; it looks like a bomb and is refused")
         })?);
         Ok(())
@@ -52,7 +65,7 @@ pub(super) fn read(intake: &mut Intake<'_, '_>, mut file: File, limit: BombLimit
     let mut head = [0; 512];
     let got = read_head(&mut file, &mut head).map_err(unread)?;
     file.rewind().map_err(unread)?;
-    let budget = Budget::new(limit.bytes_max(bytes));
+    let budget = limit.budget(bytes);
     match &head[..got] {
         head if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") => zip::read(intake, file, budget),
         head if head.starts_with(deb::MAGIC) => deb::read(intake, BufReader::new(file), budget),
@@ -72,7 +85,7 @@ pub(super) fn read_tar(
     let plain = plain_stream(&head[..got], source).map_err(|error| intake.unread(b"", error))?;
     let Some(plain) = plain else {
         return Err(intake.unfit(
-            "it is no archive that can be taken in: want a directory, tar (plain, gzip, xz or zstd), .deb, wheel or zip",
+            "it is no archive that can be taken in: want a directory, tar (plain, gzip, bzip2, xz or zstd), .deb, wheel or zip",
         ));
     };
     tar::read(intake, Metered { inner: plain, budget: budget.clone() }, budget)
@@ -84,7 +97,8 @@ type Rejoined<R> = Chain<Cursor<Vec<u8>>, R>;
 fn plain_stream<'a, R: Read + 'a>(head: &[u8], rest: R) -> io::Result<Option<Box<dyn Read + 'a>>> {
     let stream: Rejoined<R> = Cursor::new(head.to_vec()).chain(rest);
     Ok(Some(match head {
-        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(stream)),
+        [0x1f, 0x8b, ..] => Box::new(GzipReader::new(BufReader::new(stream))),
+        b if b.starts_with(b"BZh") => Box::new(bzip2::read::MultiBzDecoder::new(stream)),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
             let flags = liblzma::stream::CONCATENATED;
             let decoder = liblzma::stream::Stream::new_stream_decoder(DECODER_BYTES_MAX, flags)?;

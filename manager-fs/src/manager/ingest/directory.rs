@@ -12,8 +12,10 @@ use proto::manifest::{NodeKind, Xattr};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::tree::{Attributes, kept_namespace, take_xattr};
+use super::tree::Attributes;
+use super::xattr::{self, Xattrs};
 use super::{IngestError, Intake};
+use crate::manager::store::SparseFile;
 
 const CHANGED: &str = "it changed while it was read; publish again when nothing writes to it";
 
@@ -97,8 +99,8 @@ impl Walk<'_, '_, '_> {
         }
         let mut attributes = attributes(&before);
         attributes.xattrs = self.xattrs(&fd, &path)?;
-        let mut file = File::from(fd);
-        let (kind, bytes) = self.intake.content(&path, &mut file)?;
+        let file = File::from(fd);
+        let (kind, bytes) = self.intake.content(&path, &mut SparseFile::new(&file))?;
         let after = rustix::fs::fstat(&file).map_err(|error| unread(self, error))?;
         if stamp(&before) != stamp(&after) || bytes != before.st_size as u64 {
             return Err(self.intake.refused(path.as_bytes(), CHANGED));
@@ -120,8 +122,7 @@ impl Walk<'_, '_, '_> {
         match listed {
             Ok(bytes) => {
                 for name in list[..bytes].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-                    take_xattr(&mut Vec::new(), name, Vec::new())
-                        .map_err(|fault| self.intake.refused(path.as_bytes(), fault))?;
+                    Xattrs::refuse_overlay(name).map_err(|fault| self.intake.refused(path.as_bytes(), fault))?;
                 }
             }
             // Without /proc, or on a file system without attributes.
@@ -133,25 +134,25 @@ impl Walk<'_, '_, '_> {
 
     fn xattrs(&self, fd: &OwnedFd, path: &TreePath) -> Result<Vec<Xattr>, IngestError> {
         let unread = |error: Errno| self.intake.unread(path.as_bytes(), error);
-        let mut xattrs = Vec::new();
+        let mut xattrs = Xattrs::default();
         // Most files have none: ask for the length first, and allocate nothing.
         let bytes = match rustix::fs::flistxattr_query(fd) {
-            Ok(0) | Err(Errno::NOTSUP) => return Ok(xattrs),
+            Ok(0) | Err(Errno::NOTSUP) => return Ok(Vec::new()),
             result => result.map_err(unread)?,
         };
         let mut list = vec![0_u8; bytes];
         let bytes = rustix::fs::flistxattr(fd, list.as_mut_slice()).map_err(unread)?;
         for name in list[..bytes].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
             let mut value = Vec::new();
-            if kept_namespace(name) {
+            if xattr::is_kept(name) {
                 value.resize(XATTR_BYTES_MAX, 0);
                 let bytes = rustix::fs::fgetxattr(fd, name, value.as_mut_slice()).map_err(unread)?;
                 value.truncate(bytes);
                 value.shrink_to_fit();
             }
-            take_xattr(&mut xattrs, name, value).map_err(|fault| self.intake.refused(path.as_bytes(), fault))?;
+            xattrs.take(name, value).map_err(|fault| self.intake.refused(path.as_bytes(), fault))?;
         }
-        Ok(xattrs)
+        Ok(xattrs.into_inner())
     }
 }
 

@@ -10,14 +10,16 @@ mod acl;
 mod archive;
 mod deb;
 mod directory;
+mod gzip;
 mod service_pack;
 mod sparse;
 mod tar;
 mod tree;
+mod xattr;
 mod zip;
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use proto::limits::{FILE_BYTES_MAX, TREE_BYTES_MAX};
@@ -27,9 +29,9 @@ use proto::{Manifest, TreePath};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use archive::BombLimit;
-use tree::{Attributes, TreeBuilder};
+use tree::{Attributes, Repeated, TreeBuilder};
 
-use super::store::{AddError, ContentWriter, StoreError};
+use super::store::{AddError, ContentWriter, Source, StoreError};
 
 /// Why received files do not become a tree.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +84,8 @@ pub(crate) struct Intake<'a, 'b> {
     tree: TreeBuilder,
     /// The earlier tree, where the source is a service pack.
     base: Option<&'a Manifest>,
+    /// Nothing is taken in whose meaning is in any doubt.
+    strict: bool,
     bytes: u64,
 }
 
@@ -107,7 +111,7 @@ impl Intake<'_, '_> {
     }
 
     /// Takes one file's content in.
-    fn content(&mut self, path: &TreePath, source: &mut dyn Read) -> Result<(NodeKind, u64), IngestError> {
+    fn content(&mut self, path: &TreePath, source: &mut dyn Source) -> Result<(NodeKind, u64), IngestError> {
         let bytes_max = FILE_BYTES_MAX.min(TREE_BYTES_MAX - self.bytes);
         let content = self.writer.add(source, bytes_max).map_err(|error| match error {
             AddError::Source(source) => self.unread(path.as_bytes(), source),
@@ -146,25 +150,34 @@ impl Intake<'_, '_> {
 }
 
 /// Reads a source into a tree; its contents go to `writer`. With a `base` the source is a service pack, and the tree is
-/// that of both.
+/// that of both. `strict` refuses a tar archive that has a path twice; otherwise the later entry counts, as for tar itself.
 ///
 /// # Errors
 /// See [`IngestError`]. Nothing is visible in the store.
 pub(crate) fn read_source(
     source: &Path,
     base: Option<&Manifest>,
+    strict: bool,
     writer: &mut ContentWriter<'_>,
 ) -> Result<TreeBuilder, IngestError> {
-    read_source_within(source, base, writer, BombLimit::DEFAULT)
+    read_source_within(source, base, strict, writer, BombLimit::DEFAULT)
 }
 
 fn read_source_within(
     source: &Path,
     base: Option<&Manifest>,
+    strict: bool,
     writer: &mut ContentWriter<'_>,
     limit: BombLimit,
 ) -> Result<TreeBuilder, IngestError> {
-    let mut intake = Intake { from: source.to_path_buf(), writer, tree: TreeBuilder::new(), base, bytes: 0 };
+    let mut intake = Intake {
+        from: source.to_path_buf(),
+        writer,
+        tree: TreeBuilder::new(Repeated::Refused),
+        base,
+        strict,
+        bytes: 0,
+    };
     // The source itself may be named by a symlink: the operator typed it. NONBLOCK: it may be a pipe.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = rustix::fs::open(source, flags, Mode::empty()).map_err(|error| intake.unread(b"", error))?;

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use proto::TreePath;
 use proto::manifest::{Manifest, NodeKind};
 
-use super::tree::{Described, TreeBuilder};
+use super::tree::{Described, Repeated, TreeBuilder};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -21,7 +21,7 @@ pub(crate) type Misfit = (TreePath, String);
 /// directory.
 pub(super) fn lay(base: &Manifest, upper: &TreeBuilder) -> Result<TreeBuilder, Misfit> {
     let marks = Marks::read(base, upper)?;
-    let mut merged = TreeBuilder::new();
+    let mut merged = TreeBuilder::new(Repeated::Refused);
     let mut base_nodes: HashMap<u32, u32> = HashMap::new();
     // Entries are in order, so what is below a removed directory follows it at once.
     let mut removed_below: Option<&TreePath> = None;

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 
 use super::archive::Budget;
 use super::tar::{BLOCK, Extents, number};
+use crate::manager::store::{Dense, Piece, Source};
 
 /// Extents of one file; GNU tar writes one for each stretch of data.
 const EXTENTS_MAX: usize = 1_000_000;
@@ -160,8 +161,8 @@ impl<R: Read> SparseReader<R> {
     }
 }
 
-impl<R: Read> Read for SparseReader<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+impl<R: Read> Source for SparseReader<R> {
+    fn piece(&mut self, buffer: &mut [u8]) -> io::Result<Piece> {
         while self.extents.last().is_some_and(|extent| extent.offset + extent.bytes <= self.at) {
             self.extents.pop();
         }
@@ -170,16 +171,23 @@ impl<R: Read> Read for SparseReader<R> {
             Some(extent) => (false, extent.offset),
             None => (false, self.real_size),
         };
-        let bytes = buffer.len().min(usize::try_from(end - self.at).unwrap_or(usize::MAX));
-        let buffer = &mut buffer[..bytes];
-        let got = if is_data {
-            self.data.read(buffer)?
-        } else {
-            self.budget.take(bytes as u64)?;
-            buffer.fill(0);
-            bytes
+        let left = end - self.at;
+        let piece = match (is_data, left) {
+            (_, 0) => Piece::End,
+            (true, _) => {
+                let room = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+                Dense(&mut self.data).piece(&mut buffer[..room])?
+            }
+            (false, _) => {
+                self.budget.take_hole(left)?;
+                Piece::Hole(left)
+            }
         };
-        self.at += got as u64;
-        Ok(got)
+        self.at += match piece {
+            Piece::Data(bytes) => bytes as u64,
+            Piece::Hole(bytes) => bytes,
+            Piece::End => 0,
+        };
+        Ok(piece)
     }
 }

@@ -3,11 +3,16 @@
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 
-use proto::limits::{ENTRIES_MAX, PATH_BYTES_MAX};
-use proto::manifest::{Entry, Manifest, Node, NodeKind, Object, Xattr, xattr_fault};
+use proto::limits::{ENTRIES_MAX, MANIFEST_BYTES_MAX, PATH_BYTES_MAX};
+use proto::manifest::{Entry, Manifest, Node, NodeKind, Object, Xattr};
 use proto::{ObjectId, TreePath};
 
+use super::xattr;
+
 const TWICE: &str = "it is there twice; a tree has one entry a path";
+const OCCUPIED: &str = "other entries are below it, so it must be a directory";
+/// Names of one file: `EXT4_LINK_MAX` (fs/ext4/ext4.h) is 65,000, and a host may have to keep a tree on ext4.
+const LINKS_MAX: u32 = 65_000;
 
 /// What an inode has beside its kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,30 +34,13 @@ impl Attributes {
     }
 }
 
-/// Keeps an extended attribute, drops it, or refuses the source.
-///
-/// # Errors
-/// The attribute must not enter any tree; the text says why.
-pub(crate) fn take_xattr(xattrs: &mut Vec<Xattr>, name: &[u8], value: Vec<u8>) -> Result<(), String> {
-    // Other namespaces (labels of security modules, trusted.*) mean nothing on another machine.
-    let mut parts = name.splitn(3, |byte| *byte == b'.');
-    let overlay = parts.nth(1) == Some(b"overlay") && parts.next().is_some();
-    match xattr_fault(name, value.len()) {
-        Some(fault) if overlay || kept_namespace(name) => {
-            Err(format!("extended attribute '{}': {fault}", proto::path::printable(name)))
-        }
-        Some(_) => Ok(()),
-        None => {
-            xattrs.push(Xattr { name: name.to_vec(), value });
-            Ok(())
-        }
-    }
-}
-
-/// Whether an attribute of this name is kept, if nothing is wrong with it.
-pub(crate) fn kept_namespace(name: &[u8]) -> bool {
-    name.starts_with(b"user.")
-        || matches!(name, b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default")
+/// What becomes of an entry whose path another one has already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeated {
+    /// The source is refused.
+    Refused,
+    /// The later one counts, as when a tar archive is unpacked.
+    LaterWins,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +57,11 @@ pub(crate) struct TreeBuilder {
     nodes: Vec<Node>,
     /// Nodes of a service pack that are further names of nodes of the earlier tree.
     same_as_base: HashMap<u32, u32>,
+    /// How many further names the nodes have that have any.
+    links: HashMap<u32, u32>,
+    repeated: Repeated,
+    /// Bytes of paths, targets and attributes: a manifest has bounds, and so has the memory that this takes.
+    described_bytes: usize,
 }
 
 /// An entry of a tree under construction.
@@ -86,10 +79,16 @@ pub(crate) struct Described<'a> {
 
 impl TreeBuilder {
     /// A tree with a root that nobody has described yet.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(repeated: Repeated) -> Self {
         let root = node(NodeKind::Directory, Attributes::of_implied_directory());
         let entries = BTreeMap::from([(TreePath::root(), Slot { node: 0, implied: true })]);
-        Self { entries, nodes: vec![root], same_as_base: HashMap::new() }
+        let (same_as_base, links) = (HashMap::new(), HashMap::new());
+        Self { entries, nodes: vec![root], same_as_base, links, repeated, described_bytes: 0 }
+    }
+
+    /// From here on, entries whose paths are taken are treated so.
+    pub(crate) fn on_repeated(&mut self, repeated: Repeated) {
+        self.repeated = repeated;
     }
 
     /// Adds a node under a path that is not taken. Returns its number, for [`TreeBuilder::link`].
@@ -102,23 +101,28 @@ impl TreeBuilder {
         {
             return Err("a symlink whose target is empty, longer than 4095 bytes, or has a NUL".into());
         }
-        if let Some(slot) = self.entries.get_mut(&path) {
-            if !slot.implied {
-                return Err(TWICE.into());
-            }
-            if kind != NodeKind::Directory {
-                return Err("other entries are below it, so it must be a directory".into());
-            }
-            slot.implied = false;
-            let number = slot.node;
-            self.nodes[number as usize] = node(kind, attributes);
-            return Ok(number);
+        let attributes = xattr::fitted(&kind, attributes)?;
+        self.describe(&path, &kind, &attributes)?;
+        let new = node(kind, attributes);
+        let Some(slot) = self.entries.get(&path).copied() else {
+            self.make_parents(&path)?;
+            return self.push(path, new);
+        };
+        let was_directory = self.nodes[slot.node as usize].kind == NodeKind::Directory;
+        if !slot.implied && self.repeated == Repeated::Refused {
+            return Err(TWICE.into());
         }
-        self.make_parents(&path)?;
-        let number = self.nodes.len() as u32;
-        self.insert(path, Slot { node: number, implied: false })?;
-        self.nodes.push(node(kind, attributes));
-        Ok(number)
+        match (was_directory, new.kind == NodeKind::Directory) {
+            // What is in it stays.
+            (true, true) => {
+                self.entries.insert(path, Slot { node: slot.node, implied: false });
+                self.nodes[slot.node as usize] = new;
+                Ok(slot.node)
+            }
+            (true, false) if path.is_root() || self.has_children(&path) => Err(OCCUPIED.into()),
+            // Other names of what was there keep it.
+            _ => self.push(path, new),
+        }
     }
 
     /// Adds a further path of a node that is no directory.
@@ -129,10 +133,23 @@ impl TreeBuilder {
         if self.nodes.get(node as usize).is_none_or(|node| node.kind == NodeKind::Directory) {
             return Err("a hard link to a directory".into());
         }
-        if self.entries.contains_key(&path) {
-            return Err(TWICE.into());
+        match self.entries.get(&path).copied() {
+            Some(slot) if slot.node == node && self.repeated == Repeated::LaterWins => return Ok(()),
+            Some(slot) if slot.implied || self.repeated == Repeated::Refused => {
+                return Err(if slot.implied { OCCUPIED } else { TWICE }.into());
+            }
+            Some(slot) if self.nodes[slot.node as usize].kind == NodeKind::Directory && self.has_children(&path) => {
+                return Err(OCCUPIED.into());
+            }
+            Some(_) => {}
+            None => self.make_parents(&path)?,
         }
-        self.make_parents(&path)?;
+        let names = self.links.entry(node).or_insert(1);
+        *names += 1;
+        if *names > LINKS_MAX {
+            return Err(format!("the file has more than {LINKS_MAX} names, which ext4 on a host could not hold"));
+        }
+        self.describe(&path, &NodeKind::EmptyFile, &Attributes::of_implied_directory())?;
         self.insert(path, Slot { node, implied: false })
     }
 
@@ -167,10 +184,7 @@ impl TreeBuilder {
             Some(_) => return Err(TWICE.into()),
             None => {
                 self.make_parents(path)?;
-                let number = self.nodes.len() as u32;
-                self.insert(path.clone(), Slot { node: number, implied: false })?;
-                self.nodes.push(node);
-                return Ok(number);
+                return self.push(path.clone(), node);
             }
         };
         self.nodes[number as usize] = node;
@@ -193,8 +207,35 @@ impl TreeBuilder {
         self.entries.get(path).map(|slot| slot.node)
     }
 
+    /// Counts what an entry has to say.
+    fn describe(&mut self, path: &TreePath, kind: &NodeKind, attributes: &Attributes) -> Result<(), String> {
+        let target = if let NodeKind::Symlink(target) = kind { target.len() } else { 0 };
+        let xattrs: usize = attributes.xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len()).sum();
+        self.described_bytes += path.as_bytes().len() + target + xattrs;
+        match self.described_bytes > MANIFEST_BYTES_MAX {
+            true => Err("paths, link targets and attributes of the tree have more than 256 MiB together".into()),
+            false => Ok(()),
+        }
+    }
+
+    fn has_children(&self, directory: &TreePath) -> bool {
+        let below = (std::ops::Bound::Excluded(directory), std::ops::Bound::Unbounded);
+        let mut after = self.entries.range::<TreePath, _>(below);
+        // In the order of paths, what is in a directory comes right behind it.
+        after.next().is_some_and(|(path, _)| directory.is_parent_of(path))
+    }
+
+    /// Puts a new node at a path.
+    fn push(&mut self, path: TreePath, node: Node) -> Result<u32, String> {
+        let number = u32::try_from(self.nodes.len()).map_err(|_| "the tree has too many entries")?;
+        self.insert(path, Slot { node: number, implied: false })?;
+        self.nodes.push(node);
+        Ok(number)
+    }
+
     fn insert(&mut self, path: TreePath, slot: Slot) -> Result<(), String> {
-        if self.entries.len() >= ENTRIES_MAX {
+        // Nodes that a later entry took the place of count as well: they take memory.
+        if self.entries.len() >= ENTRIES_MAX || self.nodes.len() >= 2 * ENTRIES_MAX {
             return Err("the tree has more than a million entries".into());
         }
         self.entries.insert(path, slot);

@@ -15,6 +15,7 @@ mod index;
 mod pack;
 mod pack_store;
 mod repack;
+mod source;
 mod verify;
 mod writer;
 
@@ -34,6 +35,7 @@ pub use index::PublishGuard;
 pub use pack::PackId;
 pub use pack_store::{BlobKind, BlobName, Draft, LocalPacks, PackStore, Put};
 pub use repack::Repacked;
+pub(crate) use source::{Dense, Piece, Source, SparseFile};
 pub use verify::{Problem, VerifyReport};
 pub(crate) use writer::{AddError, ContentWriter};
 

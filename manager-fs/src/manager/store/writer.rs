@@ -6,7 +6,7 @@
 //! ```
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io::{self, Read};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +19,7 @@ use proto::{ChunkId, ObjectId};
 use super::index::Slot;
 use super::pack::{Effort, Frame, PackWriter, SealedPack, check_of};
 use super::pack_store::BlobName;
+use super::source::{Piece, Source};
 use super::{PublishGuard, Store, StoreError, StoredChunk};
 use crate::manager::monitor::{Monitor, Task};
 
@@ -26,6 +27,10 @@ use crate::manager::monitor::{Monitor, Task};
 const BATCH_BYTES: usize = 1 << 20;
 /// A frame that saves less than this part of its chunk is stored raw: decoding it would cost more than it saves.
 const MIN_GAIN: usize = 32;
+/// Zeros that are hashed in one go: enough for every lane of BLAKE3, few enough to stay in the cache.
+static ZEROS: [u8; 128 << 10] = [0; 128 << 10];
+/// Chunks of one batch: those that are holes take no room in it.
+const BATCH_CHUNKS_MAX: usize = 8192;
 
 /// Why a content was not taken in.
 #[derive(Debug)]
@@ -49,13 +54,22 @@ pub(crate) struct Content {
     pub(crate) bytes: u64,
 }
 
+/// A chunk of a batch.
+#[derive(Debug, Clone, Copy)]
+enum Chunk {
+    /// So many of its plain bytes.
+    Plain(u32),
+    /// A whole chunk of zeros, which stand nowhere.
+    Zeros,
+}
+
 /// Consecutive pieces of contents on their way through the pipeline.
 #[derive(Default)]
 struct Batch {
     sequence: u64,
     plain: Vec<u8>,
     used: usize,
-    lens: Vec<u32>,
+    chunks: Vec<Chunk>,
     ids: Vec<ChunkId>,
     frames: Vec<Frame>,
     stored: Vec<u8>,
@@ -69,7 +83,7 @@ impl Batch {
     fn reset(&mut self, sequence: u64) {
         self.sequence = sequence;
         self.used = 0;
-        self.lens.clear();
+        self.chunks.clear();
         self.ids.clear();
         self.frames.clear();
         self.stored.resize(BATCH_BYTES, 0);
@@ -100,35 +114,25 @@ pub(crate) struct ContentWriter<'a> {
 
 impl ContentWriter<'_> {
     /// Reads `source` to its end, which must come after at most `bytes_max` bytes.
-    pub(crate) fn add(&mut self, source: &mut dyn Read, bytes_max: u64) -> Result<Content, AddError> {
-        let mut hasher = blake3::Hasher::new();
-        let (first, mut bytes, mut head) = (self.chunks, 0_u64, [0; 4]);
+    pub(crate) fn add(&mut self, source: &mut dyn Source, bytes_max: u64) -> Result<Content, AddError> {
+        let first = self.chunks;
+        let mut file = Taken::default();
         loop {
             if self.is_cancelled() {
                 return Err(AddError::Cancelled);
             }
-            let chunk_bytes = self.chunk_bytes;
-            let batch = self.batch_with_room()?;
-            let room = (BATCH_BYTES - batch.used) / chunk_bytes * chunk_bytes;
-            let target = &mut batch.plain[batch.used..batch.used + room];
-            let got = read_full(source, target).map_err(AddError::Source)?;
-            let piece = &target[..got];
-            hasher.update(piece);
-            if bytes == 0 {
-                let len = got.min(4);
-                head[..len].copy_from_slice(&piece[..len]);
+            match self.fill(source, &mut file)? {
+                Piece::Data(_) => {}
+                Piece::Hole(zeros) if zeros > bytes_max.saturating_sub(file.bytes) => return Err(AddError::TooLarge),
+                Piece::Hole(zeros) => self.hole(zeros, &mut file)?,
+                Piece::End => break,
             }
-            batch.lens.extend(piece.chunks(chunk_bytes).map(|chunk| chunk.len() as u32));
-            batch.used += got;
-            bytes += got as u64;
-            self.chunks += got.div_ceil(chunk_bytes) as u64;
-            if bytes > bytes_max {
+            if file.bytes > bytes_max {
                 return Err(AddError::TooLarge);
             }
-            if got < room {
-                break;
-            }
         }
+        self.end_chunk(&mut file);
+        let Taken { hasher, bytes, head, .. } = file;
         self.bytes += bytes;
         self.monitor.progress(Task::Read, self.bytes, 0);
         if bytes == 0 {
@@ -140,13 +144,83 @@ impl ContentWriter<'_> {
         Ok(Content { kind: NodeKind::File(id), bytes })
     }
 
+    /// Reads data until the batch is full; returns what comes then, or `Data` if that is more of it.
+    fn fill(&mut self, source: &mut dyn Source, file: &mut Taken) -> Result<Piece, AddError> {
+        let chunk_bytes = self.chunk_bytes;
+        let batch = self.batch_with_room(file)?;
+        let begun = batch.used;
+        // Whole chunks, counted from the start of the one under way.
+        let end = begun - file.open + (BATCH_BYTES - (begun - file.open)) / chunk_bytes * chunk_bytes;
+        let mut next = Piece::Data(0);
+        while batch.used < end {
+            next = source.piece(&mut batch.plain[batch.used..end]).map_err(AddError::Source)?;
+            let Piece::Data(bytes) = next else { break };
+            batch.used += bytes;
+        }
+        let piece = &batch.plain[begun..batch.used];
+        file.hasher.update(piece);
+        file.note_head(piece);
+        file.bytes += piece.len() as u64;
+        let whole = (file.open + piece.len()) / chunk_bytes;
+        file.open = (file.open + piece.len()) % chunk_bytes;
+        batch.chunks.extend(std::iter::repeat_n(Chunk::Plain(chunk_bytes as u32), whole));
+        self.chunks += whole as u64;
+        Ok(next)
+    }
+
+    /// Takes zeros in that nobody has written: whole chunks of them are neither copied nor hashed as chunks. The object's
+    /// own hash is over every byte, and BLAKE3 numbers its blocks, so that it cannot leave any out.
+    fn hole(&mut self, zeros: u64, file: &mut Taken) -> Result<(), AddError> {
+        let mut left = zeros;
+        while left > 0 {
+            if self.is_cancelled() {
+                return Err(AddError::Cancelled);
+            }
+            let chunk_bytes = self.chunk_bytes;
+            let batch = self.batch_with_room(file)?;
+            let part = if file.open == 0 && left >= chunk_bytes as u64 {
+                let room = BATCH_CHUNKS_MAX - batch.chunks.len();
+                let whole = usize::try_from(left / chunk_bytes as u64).unwrap_or(usize::MAX).min(room);
+                batch.chunks.extend(std::iter::repeat_n(Chunk::Zeros, whole));
+                self.chunks += whole as u64;
+                whole as u64 * chunk_bytes as u64
+            } else {
+                let part = left.min((chunk_bytes - file.open) as u64) as usize;
+                batch.plain[batch.used..batch.used + part].fill(0);
+                batch.used += part;
+                file.open += part;
+                if file.open == chunk_bytes {
+                    self.end_chunk(file);
+                }
+                part as u64
+            };
+            file.note_head(&ZEROS[..part.min(4) as usize]);
+            file.hash_zeros(part);
+            file.bytes += part;
+            left -= part;
+        }
+        Ok(())
+    }
+
+    /// Ends the chunk under way, if there is one.
+    fn end_chunk(&mut self, file: &mut Taken) {
+        if let (Some(batch), 1..) = (&mut self.batch, file.open) {
+            batch.chunks.push(Chunk::Plain(file.open as u32));
+            self.chunks += 1;
+        }
+        file.open = 0;
+    }
+
     /// Whether the caller has given up.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    fn batch_with_room(&mut self) -> Result<&mut Batch, AddError> {
-        if self.batch.as_ref().is_some_and(|batch| BATCH_BYTES - batch.used < self.chunk_bytes) {
+    /// The batch that has the chunk under way, or room for another one.
+    fn batch_with_room(&mut self, file: &Taken) -> Result<&mut Batch, AddError> {
+        let full =
+            |batch: &Batch| BATCH_BYTES - batch.used < self.chunk_bytes || batch.chunks.len() >= BATCH_CHUNKS_MAX;
+        if file.open == 0 && self.batch.as_ref().is_some_and(full) {
             self.flush()?;
         }
         if self.batch.is_none() {
@@ -162,6 +236,32 @@ impl ContentWriter<'_> {
         match self.batch.take() {
             Some(batch) => self.to_workers.send(batch).map_err(|_| AddError::Broken),
             None => Ok(()),
+        }
+    }
+}
+
+/// One content on its way.
+#[derive(Default)]
+struct Taken {
+    hasher: blake3::Hasher,
+    bytes: u64,
+    head: [u8; 4],
+    /// Bytes of the chunk under way; they stand at the end of the batch.
+    open: usize,
+}
+
+impl Taken {
+    /// Notes the first four bytes of the content; `piece` comes next.
+    fn note_head(&mut self, piece: &[u8]) {
+        let at = usize::try_from(self.bytes).unwrap_or(4).min(4);
+        self.head[at..].iter_mut().zip(piece).for_each(|(head, byte)| *head = *byte);
+    }
+
+    fn hash_zeros(&mut self, mut bytes: u64) {
+        while bytes > 0 {
+            let part = bytes.min(ZEROS.len() as u64);
+            self.hasher.update(&ZEROS[..part as usize]);
+            bytes -= part;
         }
     }
 }
@@ -231,7 +331,7 @@ impl Store {
             let (from_reader, claimed) = (&from_reader, &claimed);
             for _ in 0..worker_count {
                 let to_writer = to_writer.clone();
-                scope.spawn(move || work(self, guard, claimed, from_reader, &to_writer));
+                scope.spawn(move || work(self, chunk_bytes, guard, claimed, from_reader, &to_writer));
             }
             drop(to_writer);
             let writer = scope.spawn(move || write(self, &from_workers, &to_reader));
@@ -308,26 +408,60 @@ fn claim(claimed: &Claims, id: ChunkId, sequence: u64) -> bool {
     mine
 }
 
+/// A whole chunk of zeros, made when the first one comes.
+struct ZeroChunk {
+    chunk_bytes: u32,
+    made: Option<(Vec<u8>, ChunkId)>,
+}
+
+impl ZeroChunk {
+    fn new(chunk_bytes: u32) -> Self {
+        Self { chunk_bytes, made: None }
+    }
+
+    fn chunk(&mut self) -> (&[u8], ChunkId) {
+        let (plain, id) = self.made.get_or_insert_with(|| {
+            let plain = vec![0; self.chunk_bytes as usize];
+            let id = ChunkId::of(&plain);
+            (plain, id)
+        });
+        (plain, *id)
+    }
+}
+
 /// A worker: names every chunk of a batch, and compresses those that neither the store nor this publication has.
 fn work(
     store: &Store,
+    chunk_bytes: u32,
     guard: &PublishGuard,
     claimed: &Claims,
     batches: &Mutex<Receiver<Batch>>,
     to_writer: &SyncSender<Batch>,
 ) {
     let mut compressor = zstd::bulk::Compressor::new(Effort::Fast.level()).ok();
+    let mut zeros = ZeroChunk::new(chunk_bytes);
     loop {
         let batch = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(mut batch) = batch else { return };
         let (mut from, mut to) = (0, 0);
-        for at in 0..batch.lens.len() {
-            let plain = &batch.plain[from..from + batch.lens[at] as usize];
-            from += plain.len();
-            let id = ChunkId::of(plain);
+        let mut zeros_seen = false;
+        for chunk in std::mem::take(&mut batch.chunks) {
+            let (plain, id) = match chunk {
+                Chunk::Plain(bytes) => {
+                    let plain = &batch.plain[from..from + bytes as usize];
+                    from += plain.len();
+                    (plain, ChunkId::of(plain))
+                }
+                Chunk::Zeros => zeros.chunk(),
+            };
             batch.ids.push(id);
-            if store.pin(&id, guard) || !claim(claimed, id, batch.sequence) {
+            let again = matches!(chunk, Chunk::Zeros) && std::mem::replace(&mut zeros_seen, true);
+            if again || store.pin(&id, guard) || !claim(claimed, id, batch.sequence) {
                 continue;
+            }
+            // Zeros take no room among the plain bytes, so there may be none left among the stored ones.
+            if batch.stored.len() - to < plain.len() {
+                batch.stored.resize(to + plain.len(), 0);
             }
             let (encoding, stored_bytes) = compress(compressor.as_mut(), plain, &mut batch.stored[to..]);
             let stored = &batch.stored[to..to + stored_bytes];
@@ -408,18 +542,4 @@ fn append(pack: &mut PackWriter, batch: &mut Batch, written: &mut HashSet<ChunkI
         }
     }
     pack.append_many(frames, &batch.stored)
-}
-
-/// Reads until the buffer is full or the source ends.
-fn read_full(source: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match source.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(got) => filled += got,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }

@@ -14,6 +14,8 @@ use crate::manager::monitor::{Monitor, Quiet, Task};
 use crate::manager::publish::{PublishOptions, publish};
 use crate::manager::testing::*;
 
+mod odd;
+
 const CHUNK: u32 = 4096;
 
 fn small_chunks() -> PublishOptions {
@@ -264,25 +266,46 @@ fn padded(bytes: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// `key=value` as a pax record.
+fn record(text: &str) -> Vec<u8> {
+    let bare = text.len() + 2;
+    let length = (1..9).map(|digits| bare + digits).find(|length| length.to_string().len() + bare == *length);
+    format!("{} {text}\n", length.unwrap()).into_bytes()
+}
+
+/// A pax extended header with these records.
+fn pax(records: &[u8]) -> Vec<u8> {
+    [raw_header(b"pax", b'x', records.len() as u64, b""), padded(records)].concat()
+}
+
+fn link_with(size: u64) -> Vec<u8> {
+    [raw_header(b"a", b'0', 0, b""), raw_header(b"b", b'1', size, b"a")].concat()
+}
+
+fn over_directory() -> Vec<u8> {
+    let directory = || Item::new(Kind::Directory);
+    tar_of(&[("a", directory()), ("a/b", directory()), ("a", Item::file("x"))])
+}
+
+fn link_over_directory() -> Vec<u8> {
+    tar_of(&[("x", Item::file("x")), ("a/b", Item::file("y")), ("a", Item::new(Kind::Link("x".into())))])
+}
+
 #[test]
 fn hostile_archives_are_refused_by_name_and_leave_nothing() {
     let file = || Item::file("x");
     let symlink = |target: &str| Item::new(Kind::Symlink(target.into()));
     let good = tar_of(&[("a", file())]);
-    let record = |text: &str| {
-        let mut length = text.len() + 3;
-        length = text.len() + 2 + length.to_string().len();
-        format!("{length} {text}\n").into_bytes()
-    };
-    let pax = |records: &[u8]| [raw_header(b"pax", b'x', records.len() as u64, b""), padded(records)].concat();
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("absolute", raw_tar(&[raw_header(b"/etc/passwd", b'0', 0, b"")]), "absolute"),
         ("dots", raw_tar(&[raw_header(b"../../etc/passwd", b'0', 0, b"")]), ".."),
         ("inner dots", raw_tar(&[raw_header(b"a/../../b", b'0', 0, b"")]), ".."),
         ("no name", raw_tar(&[raw_header(b"", b'0', 0, b"")]), "without a name"),
         ("NUL in pax path", raw_tar(&[pax(&record("path=a\0b")), raw_header(b"x", b'0', 0, b"")]), "NUL"),
-        ("twice", tar_of(&[("a", file()), ("a", file())]), "twice"),
         ("file over directory", tar_of(&[("a/b", file()), ("a", file())]), "must be a directory"),
+        ("file over a described directory", over_directory(), "must be a directory"),
+        ("link over a full directory", link_over_directory(), "must be a directory"),
+        ("link with content", raw_tar(&[link_with(5), padded(b"12345")]), "content of its own"),
         ("through a symlink", tar_of(&[("a", symlink("/etc")), ("a/passwd", file())]), "not a directory"),
         ("through a file", tar_of(&[("a", file()), ("a/b", file())]), "not a directory"),
         ("root is a file", raw_tar(&[raw_header(b"./", b'2', 0, b"/etc")]), "must be a directory"),
@@ -364,7 +387,7 @@ fn within(fixture: &Fixture, bytes: &[u8], limit: BombLimit) -> Result<u64, supe
     fs::write(&path, bytes).unwrap();
     let (guard, cancelled) = (fixture.store.guard(), AtomicBool::new(false));
     let read = fixture.store.write_contents(65536, &guard, &Quiet, &cancelled, |writer| {
-        super::read_source_within(&path, None, writer, limit)
+        super::read_source_within(&path, None, false, writer, limit)
     });
     read.map(|(_, contents)| contents.bytes)
 }
@@ -372,7 +395,7 @@ fn within(fixture: &Fixture, bytes: &[u8], limit: BombLimit) -> Result<u64, supe
 #[test]
 fn bombs_are_refused() {
     let fixture = Fixture::new();
-    let limit = BombLimit { floor_bytes: 1 << 20, ratio: 50 };
+    let limit = BombLimit { floor_bytes: 1 << 20, holes_floor_bytes: 1 << 20, ratio: 50 };
     let zeros = tar_of(&[("zeros", Item::file(vec![0; 4 << 20]))]);
     for bomb in
         [gzip(&zeros), xz(&zeros), zstd::bulk::compress(&zeros, 3).unwrap(), deb("data.tar.gz", &gzip(&zeros))]
@@ -409,14 +432,6 @@ fn sparse_files_of_every_format_are_whole() {
     expected[4096..4099].copy_from_slice(b"abc");
     expected[9000..9002].copy_from_slice(b"de");
     let data = padded(b"abcde");
-    let record = |text: &str| {
-        let length = text.len() + 3;
-        let length = text.len() + 2 + length.to_string().len();
-        format!("{length} {text}\n")
-    };
-    let pax =
-        |records: &str| [raw_header(b"pax", b'x', records.len() as u64, b""), padded(records.as_bytes())].concat();
-
     let mut gnu = raw_header(b"sparse", b'S', 5, b"");
     gnu[386..398].copy_from_slice(b"00000010000\0");
     gnu[398..410].copy_from_slice(b"00000000003\0");
@@ -432,12 +447,12 @@ fn sparse_files_of_every_format_are_whole() {
         ("GNU.sparse.name", "sparse"),
         ("GNU.sparse.realsize", "10000"),
     ];
-    let records: String = records.iter().map(|(key, value)| record(&format!("{key}={value}"))).collect();
+    let records: Vec<u8> = records.iter().flat_map(|(key, value)| record(&format!("{key}={value}"))).collect();
     let stored = raw_header(b"GNUSparseFile.1/sparse", b'0', 512 + 5, b"");
     let new = raw_tar(&[pax(&records), stored, map, data.clone()]);
 
     let records = [("GNU.sparse.size", "10000"), ("GNU.sparse.name", "sparse"), ("GNU.sparse.map", "4096,3,9000,2")];
-    let records: String = records.iter().map(|(key, value)| record(&format!("{key}={value}"))).collect();
+    let records: Vec<u8> = records.iter().flat_map(|(key, value)| record(&format!("{key}={value}"))).collect();
     let middle = raw_tar(&[pax(&records), raw_header(b"GNUSparseFile.1/sparse", b'0', 5, b""), data]);
 
     for (name, tar) in [("old", old), ("1.0", new), ("0.1", middle)] {

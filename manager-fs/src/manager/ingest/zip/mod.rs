@@ -1,9 +1,9 @@
 //! A zip archive or wheel. Modes and links come from the external attributes, times from the extended timestamp (or the
-//! DOS time, taken as UTC so that every machine reads the same), owners from the Unix field or 0.
+//! DOS time, taken as UTC so that every machine reads the same), owners from the Unix field or 0. The central directory
+//! counts; an entry whose own header leaves its bytes in doubt is refused.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::os::unix::fs::FileExt;
+use std::io::{BufReader, Read};
 
 use ::zip::ZipArchive;
 use ::zip::read::ZipReadOptions;
@@ -15,6 +15,11 @@ use super::archive::{Budget, Metered};
 use super::tar::tree_path;
 use super::tree::Attributes;
 use super::{IngestError, Intake};
+use crate::manager::store::Dense;
+
+mod header;
+
+use header::CentralHeader;
 
 const TYPE_MASK: u32 = 0o170_000;
 const TYPE_SYMLINK: u32 = 0o120_000;
@@ -39,14 +44,22 @@ pub(super) fn read(intake: &mut Intake<'_, '_>, file: File, budget: Budget) -> R
         if intake.is_cancelled() {
             return Err(IngestError::Cancelled);
         }
-        let options = ZipReadOptions::new().enforce_header_consistency(true);
+        // The crate's own check refuses archives whose headers differ in what decides nothing, such as times.
+        let options = ZipReadOptions::new().enforce_header_consistency(false);
         let mut entry = archive.by_index_with_options(index, options).map_err(|error| broken(intake, error))?;
-        let name = entry.name_raw().to_vec();
+        let raw = entry.name_raw().to_vec();
+        let central = CentralHeader::read(&headers, entry.central_header_start());
+        let central = central.map_err(|error| intake.unread(&raw, error))?;
+        let name = central.name();
+        let doubt = central.doubt(&headers, entry.header_start()).map_err(|error| intake.unread(&name, error))?;
+        if let Some(doubt) = doubt {
+            return Err(intake.refused(&name, doubt));
+        }
         let refused = |intake: &Intake<'_, '_>, fault: &str| Err(intake.refused(&name, fault));
         let path = tree_path(&name).map_err(|fault| intake.refused(&name, fault))?;
         // The crate invents a mode for archives that have none; only what is written there counts.
         let mode = entry.external_attributes() >> 16;
-        let extra = Extra::read(&headers, entry.central_header_start()).unwrap_or_default();
+        let extra = central.extra();
         let attributes = |default: u32| Attributes {
             mode: if mode == 0 { default } else { mode & 0o7777 },
             uid: extra.owner.map_or(0, |owner| owner.0),
@@ -76,7 +89,7 @@ pub(super) fn read(intake: &mut Intake<'_, '_>, file: File, budget: Budget) -> R
                 // One byte more than promised, so that more is noticed.
                 let mut content =
                     Metered { inner: (&mut entry).take(size.saturating_add(1)), budget: budget.clone() };
-                let (kind, bytes) = intake.content(&path, &mut content)?;
+                let (kind, bytes) = intake.content(&path, &mut Dense(&mut content))?;
                 if bytes != size {
                     return refused(intake, "its content has another length than its header says");
                 }
@@ -86,51 +99,6 @@ pub(super) fn read(intake: &mut Intake<'_, '_>, file: File, budget: Budget) -> R
         }
     }
     Ok(())
-}
-
-/// What the extra fields of an entry's central header tell.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Extra {
-    /// Seconds since 1970.
-    mtime: Option<i64>,
-    /// User and group.
-    owner: Option<(u32, u32)>,
-}
-
-impl Extra {
-    fn read(file: &File, at: u64) -> io::Result<Self> {
-        let mut header = [0; 46];
-        file.read_exact_at(&mut header, at)?;
-        if &header[..4] != b"PK\x01\x02" {
-            return Ok(Self::default());
-        }
-        let length = |at: usize| u64::from(u16::from_le_bytes([header[at], header[at + 1]]));
-        let mut fields = vec![0; length(30) as usize];
-        file.read_exact_at(&mut fields, at + 46 + length(28))?;
-        Ok(Self::parse(&fields))
-    }
-
-    fn parse(mut fields: &[u8]) -> Self {
-        let mut extra = Self::default();
-        while let Some((head, rest)) = fields.split_first_chunk::<4>() {
-            let bytes = usize::from(u16::from_le_bytes([head[2], head[3]]));
-            let Some((field, rest)) = rest.split_at_checked(bytes) else { break };
-            match (u16::from_le_bytes([head[0], head[1]]), field) {
-                // "UT": flags, then the modification time if bit 0 is set.
-                (0x5455, [flags, a, b, c, d, ..]) if flags & 1 != 0 => {
-                    extra.mtime = Some(i64::from(i32::from_le_bytes([*a, *b, *c, *d])));
-                }
-                // "ux": version 1, then the sizes and values of user and group.
-                (0x7875, [1, 4, u0, u1, u2, u3, 4, g0, g1, g2, g3, ..]) => {
-                    extra.owner =
-                        Some((u32::from_le_bytes([*u0, *u1, *u2, *u3]), u32::from_le_bytes([*g0, *g1, *g2, *g3])));
-                }
-                _ => {}
-            }
-            fields = rest;
-        }
-        extra
-    }
 }
 
 /// A DOS time as seconds since 1970, taken as UTC.
