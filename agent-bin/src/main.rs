@@ -4,6 +4,9 @@
 //! agent* it checks and prunes the repositories that backups go to. `agent-core` gives it the rest: it takes operations
 //! on a local socket, changes its own version, and starts from the saved metadata alone.
 
+#![warn(missing_docs)]
+#![warn(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
+
 mod config;
 mod engine;
 mod health;
@@ -13,7 +16,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use agent_core::{Agent, AgentConfig, AgentError, Ended, NotHealthy, OperationContext, Operations, Stop};
+use agent_core::{Agent, AgentConfig, AgentError, Ended, OperationContext, Operations, Stop};
 use proto::agent::Operation;
 use tracing_subscriber::EnvFilter;
 
@@ -64,8 +67,8 @@ impl Operations for StorageAgent {
         jobs::run(&self.engine, self.role, operation, context)
     }
 
-    fn healthy(&self) -> Result<(), NotHealthy> {
-        health::prove(&self.state).map_err(|unfit| unfit.to_string().into())
+    fn healthy(&self) -> Result<(), String> {
+        health::prove(&self.state)
     }
 }
 

@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use agent_core::{Agent, AgentConfig, Demand, Ended, NotHealthy, OperationContext, Operations, StateRefused};
+use agent_core::{Agent, AgentConfig, Demand, Ended, OperationContext, Operations};
 use proto::agent::{Operation, Outcome, Progress, Summary};
 
 /// Counts, and remembers how often it has been asked to since its very first version began.
@@ -22,7 +22,7 @@ impl Operations for Counter {
             return Ended::Outcome(Outcome::Failed(format!("a counter knows no {}", operation.kind())));
         };
         *lock(&self.operations) += 1;
-        let units = sources.len() as u32;
+        let units = proto::width::count(sources.len());
         let first =
             context.resume().and_then(|state| state.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes));
         for done in first..units {
@@ -55,14 +55,14 @@ impl Operations for Counter {
         lock(&self.operations).to_le_bytes().to_vec()
     }
 
-    fn restore_state(&self, _schema: u32, state: &[u8]) -> Result<(), StateRefused> {
+    fn restore_state(&self, _schema: u32, state: &[u8]) -> Result<(), String> {
         let bytes = state.first_chunk().ok_or("want four bytes")?;
         *lock(&self.operations) = u32::from_le_bytes(*bytes);
         Ok(())
     }
 
-    fn healthy(&self) -> Result<(), NotHealthy> {
-        if self.healthy { Ok(()) } else { Err("told to be sick".into()) }
+    fn healthy(&self) -> Result<(), String> {
+        if self.healthy { Ok(()) } else { Err("told to be sick".to_owned()) }
     }
 }
 
@@ -83,7 +83,7 @@ fn main() {
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
     if let Some(code) = value("--exit-at-once") {
         eprintln!("tiny agent: boom");
-        std::process::exit(code as i32);
+        std::process::exit(i32::try_from(code).unwrap_or(1));
     }
     let file = arguments.iter().position(|a| a == "--exit-if").and_then(|at| arguments.get(at + 1));
     if file.is_some_and(|file| std::path::Path::new(file).exists()) {

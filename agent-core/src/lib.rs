@@ -30,7 +30,7 @@
 //! remembers how far it is, so that a change-over in the middle of a backup costs at most one unit.
 //!
 //! ```no_run
-//! use agent_core::{Agent, AgentConfig, Demand, Ended, NotHealthy, OperationContext, Operations};
+//! use agent_core::{Agent, AgentConfig, Demand, Ended, OperationContext, Operations};
 //! use proto::agent::{Operation, Outcome, Progress, Summary};
 //!
 //! struct Backups;
@@ -64,7 +64,7 @@
 //!         Ended::Outcome(Outcome::Done(Summary::default()))
 //!     }
 //!
-//!     fn healthy(&self) -> Result<(), NotHealthy> {
+//!     fn healthy(&self) -> Result<(), String> {
 //!         // Asked during probation: is everything there that operations need?
 //!         Ok(())
 //!     }
@@ -92,7 +92,11 @@
 //! # Modules, in the order of a change-over
 //! [`operations`] is what the program brings. [`records`] saves message A; [`machine`] decides, and the driver performs;
 //! [`journal`] makes intents durable; [`swap`] renames the link; [`handoff`] and [`exec`] carry over; [`report`] tells the
-//! manager; [`stub`] watches from outside. [`control`] speaks over local sockets, [`sys`] has every system call.
+//! manager; [`stub`] watches from outside. [`control`] speaks over local sockets; [`sys`] has every call that `rustix`
+//! does not make safe, and every `unsafe` block.
+
+#![warn(missing_docs)]
+#![warn(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
 
 mod agent;
 pub mod bad;
@@ -108,7 +112,6 @@ pub mod handoff;
 mod jobs;
 pub mod journal;
 pub mod machine;
-pub mod moments;
 pub mod operations;
 pub mod paths;
 pub mod records;
@@ -120,5 +123,5 @@ pub mod swap;
 pub mod sys;
 
 pub use agent::{Agent, AgentConfig, AgentError, Stop};
-pub use operations::{Demand, Ended, NotHealthy, OperationContext, Operations, StateRefused};
+pub use operations::{Demand, Ended, OperationContext, Operations};
 pub use paths::AgentPaths;

@@ -19,7 +19,7 @@ fn quick<'a>(version: &'a str, arguments: &'a [&'a str]) -> Spec<'a> {
 }
 
 fn kill(pid: u32) {
-    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
 }
 
 #[test]

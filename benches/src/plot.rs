@@ -59,8 +59,9 @@ impl Scale {
 
     fn ticks(&self) -> Vec<f64> {
         if self.logarithmic {
-            let decades = self.low.log10().round() as i32..=self.high.log10().floor() as i32;
-            let all = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|step| step * 10_f64.powi(decade)));
+            let decades = std::iter::successors(Some(self.low.log10().round()), |decade| Some(decade + 1.0));
+            let decades = decades.take_while(|decade| *decade <= self.high.log10().floor());
+            let all = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|step| step * 10_f64.powf(decade)));
             return all.filter(|tick| *tick <= self.high).collect();
         }
         let rough = self.high / 5.0;

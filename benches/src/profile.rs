@@ -44,8 +44,9 @@ impl Profile {
     /// Bytes that one connection may have under way in one direction: what the pipe holds, as a window that has grown
     /// allows.
     pub fn window_bytes(&self) -> usize {
-        let bytes_per_second = f64::from(self.megabits.unwrap_or(0)) * 1e6 / 8.0;
-        ((bytes_per_second * self.round_trip.as_secs_f64()) as usize).max(WINDOW_BYTES_MIN)
+        // A megabit a second is a bit a microsecond.
+        let bits = u128::from(self.megabits.unwrap_or(0)) * self.round_trip.as_micros();
+        usize::try_from(bits / 8).unwrap_or(usize::MAX).max(WINDOW_BYTES_MIN)
     }
 
     /// Arguments of `tc qdisc add dev X root …`; `None` when nothing is to be shaped.

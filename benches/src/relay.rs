@@ -207,7 +207,7 @@ mod tests {
     fn the_end_arrives_after_every_byte() {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = server.local_addr().unwrap().port();
-        let sent: Vec<u8> = (0..3_000_000_u32).map(|at| at as u8).collect();
+        let sent: Vec<u8> = (0..3_000_000_u32).map(|at| at.to_le_bytes()[0]).collect();
         let sending = sent.clone();
         thread::spawn(move || server.accept().unwrap().0.write_all(&sending).unwrap());
         let profile = Profile { name: "test", megabits: None, round_trip: Duration::from_millis(2) };

@@ -20,6 +20,7 @@ use crate::id::TreeId;
 use crate::limits::MANIFEST_BYTES_MAX;
 use crate::manifest::Manifest;
 use crate::proof::{CHAINING_BYTES, PageRun, PageSet, proof_len};
+use crate::width;
 
 const MAGIC: &[u8; 8] = b"MFSBUND\0";
 const END_MAGIC: &[u8; 8] = b"MFSBUEND";
@@ -46,7 +47,7 @@ pub const INDEX_BYTES_MAX: usize = 16 << 20;
 /// Plain bytes of all pages: no start that was measured touches a quarter of it.
 pub const PAGES_BYTES_MAX: u64 = 256 << 20;
 /// Touches that one profile may have: every page of the largest bundle by itself.
-pub const TOUCHES_MAX: usize = (PAGES_BYTES_MAX / crate::proof::PAGE_BYTES as u64) as usize;
+pub const TOUCHES_MAX: usize = width::index(PAGES_BYTES_MAX / crate::proof::PAGE_BYTES as u64);
 
 /// Consecutive pages of one object that a program touched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,7 +181,7 @@ impl Header {
             frames_bytes: u64::from(u32_at(102)) | u64::from(u32_at(106)) << 32,
         };
         let in_range = |part: Part, max: usize| part.plain_bytes as usize <= max && part.stored_bytes as usize <= max;
-        let proofs_max = PAGES_BYTES_MAX as usize / CHAINING_BYTES;
+        let proofs_max = width::index(PAGES_BYTES_MAX) / CHAINING_BYTES;
         if !in_range(header.manifest, MANIFEST_BYTES_MAX)
             || !in_range(header.index, INDEX_BYTES_MAX)
             || header.proofs_bytes as usize > proofs_max

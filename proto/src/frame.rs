@@ -7,6 +7,7 @@
 //! requests, and `Response`, `Event` and `Bulk` carry the number of the request that they answer.
 
 use crate::limits::{BULK_BYTES_MAX, MESSAGE_BYTES_MAX};
+use crate::width;
 
 /// Magic with the version of the framing.
 const MAGIC: [u8; 4] = *b"MFS\x01";
@@ -100,7 +101,7 @@ impl FrameHeader {
         bytes[..4].copy_from_slice(&MAGIC);
         bytes[4] = self.kind.code();
         bytes[8..16].copy_from_slice(&self.request.to_le_bytes());
-        bytes[16..].copy_from_slice(&(self.length as u32).to_le_bytes());
+        bytes[16..].copy_from_slice(&width::count(self.length).to_le_bytes());
         bytes
     }
 

@@ -15,6 +15,8 @@
 //! Formats: `docs/tree-format.md`; messages and limits: `docs/control-protocol.md`.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
+#![warn(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
 
 pub mod agent;
 pub mod bounded;
@@ -35,6 +37,7 @@ pub mod record;
 pub mod start_up;
 pub mod text;
 pub mod token;
+pub mod width;
 
 pub use id::{ChunkId, ObjectId, TreeId};
 pub use manifest::Manifest;

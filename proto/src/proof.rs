@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::ChunkId;
 use crate::limits::CHUNK_BYTES_MAX;
+use crate::width;
 
 /// Bytes of a page: what one fault of the kernel brings in, on every architecture that we run on.
 pub const PAGE_BYTES: u32 = 4 << 10;
 /// Bytes of one chaining value.
 pub const CHAINING_BYTES: usize = 32;
-const PAGES_PER_CHUNK_MAX: usize = (CHUNK_BYTES_MAX / PAGE_BYTES) as usize;
+const PAGES_PER_CHUNK_MAX: u16 = 256;
+const _: () = assert!(PAGES_PER_CHUNK_MAX as u32 * PAGE_BYTES == CHUNK_BYTES_MAX);
 
 /// Consecutive pages of one chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +29,7 @@ pub struct PageRun {
 
 /// Some pages of one chunk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PageSet([u64; PAGES_PER_CHUNK_MAX / 64]);
+pub struct PageSet([u64; PAGES_PER_CHUNK_MAX as usize / 64]);
 
 impl PageSet {
     /// Every page of a chunk.
@@ -54,10 +56,10 @@ impl PageSet {
     /// The fewest runs that hold these pages, ascending.
     pub fn runs(&self) -> Vec<PageRun> {
         let mut runs: Vec<PageRun> = Vec::new();
-        for page in (0..PAGES_PER_CHUNK_MAX as u32).filter(|page| self.contains(*page)) {
+        for page in (0..PAGES_PER_CHUNK_MAX).filter(|page| self.contains(u32::from(*page))) {
             match runs.last_mut() {
-                Some(run) if u32::from(run.first) + u32::from(run.count) == page => run.count += 1,
-                _ => runs.push(PageRun { first: page as u16, count: 1 }),
+                Some(run) if run.first + run.count == page => run.count += 1,
+                _ => runs.push(PageRun { first: page, count: 1 }),
             }
         }
         runs
@@ -109,7 +111,7 @@ fn prove_subtree(chunk: &[u8], start: usize, len: usize, pages: &PageSet, proof:
     if !pages.any(within) {
         return proof.push(chaining_value(&chunk[start..start + len], start));
     }
-    let left = hazmat::left_subtree_len(len as u64) as usize;
+    let left = width::index(hazmat::left_subtree_len(len as u64));
     prove_subtree(chunk, start, left, pages, proof);
     prove_subtree(chunk, start + left, len - left, pages, proof);
 }
@@ -125,7 +127,7 @@ pub fn verify(chunk_bytes: u32, pages: &PageSet, plain: &[u8], proof: &[[u8; CHA
         return (plain.len() == len && proof.is_empty()).then(|| ChunkId::of(plain));
     }
     let mut rest = Rest { pages, plain, proof };
-    let left = hazmat::left_subtree_len(len as u64) as usize;
+    let left = width::index(hazmat::left_subtree_len(len as u64));
     let (a, b) = (rest.subtree(0, left)?, rest.subtree(left, len - left)?);
     let root = hazmat::merge_subtrees_root(&a, &b, Mode::Hash);
     (rest.plain.is_empty() && rest.proof.is_empty()).then(|| ChunkId::from_bytes(*root.as_bytes()))
@@ -139,7 +141,7 @@ pub fn proof_len(chunk_bytes: u32, pages: &PageSet) -> usize {
             (true, _) => 0,
             (false, false) => 1,
             (false, true) => {
-                let left = hazmat::left_subtree_len(len as u64) as usize;
+                let left = width::index(hazmat::left_subtree_len(len as u64));
                 subtree(start, left, pages) + subtree(start + left, len - left, pages)
             }
         }
@@ -166,7 +168,7 @@ impl Rest<'_> {
             self.plain = rest;
             return Some(chaining_value(bytes, start));
         }
-        let left = hazmat::left_subtree_len(len as u64) as usize;
+        let left = width::index(hazmat::left_subtree_len(len as u64));
         let (a, b) = (self.subtree(start, left)?, self.subtree(start + left, len - left)?);
         Some(hazmat::merge_subtrees_non_root(&a, &b, Mode::Hash))
     }
@@ -177,12 +179,12 @@ fn chaining_value(bytes: &[u8], start: usize) -> [u8; CHAINING_BYTES] {
 }
 
 fn pages_in(bytes: usize) -> u32 {
-    (bytes as u32).div_ceil(PAGE_BYTES)
+    width::count(bytes).div_ceil(PAGE_BYTES)
 }
 
 /// The pages of a subtree: it begins at a page, and one of a page or less is not divided.
 fn pages_of(start: usize, len: usize) -> std::ops::Range<u32> {
-    start as u32 / PAGE_BYTES..pages_in(start + len)
+    width::count(start) / PAGE_BYTES..pages_in(start + len)
 }
 
 #[cfg(test)]
@@ -191,12 +193,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn bytes(len: usize) -> Vec<u8> {
-        (0..len as u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).take(len).collect()
+        (0..width::count(len)).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).take(len).collect()
     }
 
     fn plain(chunk: &[u8], pages: &PageSet) -> Vec<u8> {
         let numbered = chunk.chunks(PAGE_BYTES as usize).enumerate();
-        numbered.filter(|(page, _)| pages.contains(*page as u32)).flat_map(|(_, bytes)| bytes.to_vec()).collect()
+        numbered
+            .filter(|(page, _)| pages.contains(width::count(*page)))
+            .flat_map(|(_, bytes)| bytes.to_vec())
+            .collect()
     }
 
     proptest! {
@@ -210,15 +215,16 @@ mod tests {
             let mut pages = PageSet::default();
             chosen.iter().map(|page| page % pages_in(len)).for_each(|page| pages.insert(page));
             let (proof, mut some) = (prove(&chunk, &pages), plain(&chunk, &pages));
-            prop_assert_eq!(some.len() as u32, pages.bytes(len as u32));
-            prop_assert_eq!(proof.len(), proof_len(len as u32, &pages));
-            prop_assert_eq!(PageSet::of_runs(&pages.runs(), len as u32), Some(pages));
-            prop_assert_eq!(verify(len as u32, &pages, &some, &proof), Some(ChunkId::of(&chunk)));
+            let len = width::count(len);
+            prop_assert_eq!(width::count(some.len()), pages.bytes(len));
+            prop_assert_eq!(proof.len(), proof_len(len, &pages));
+            prop_assert_eq!(PageSet::of_runs(&pages.runs(), len), Some(pages));
+            prop_assert_eq!(verify(len, &pages, &some, &proof), Some(ChunkId::of(&chunk)));
             let at = flip.index(some.len());
             some[at] ^= 1;
-            prop_assert_ne!(verify(len as u32, &pages, &some, &proof), Some(ChunkId::of(&chunk)));
+            prop_assert_ne!(verify(len, &pages, &some, &proof), Some(ChunkId::of(&chunk)));
             some.pop();
-            prop_assert_eq!(verify(len as u32, &pages, &some, &proof), None);
+            prop_assert_eq!(verify(len, &pages, &some, &proof), None);
         }
     }
 

@@ -89,11 +89,12 @@ fn from_base32(text: &str) -> Option<Vec<u8>> {
     let (mut bits, mut have) = (0u32, 0u32);
     for letter in text.bytes() {
         let value = ALPHABET.iter().position(|known| *known == letter)?;
-        bits = bits << 5 | value as u32;
+        bits = bits << 5 | u32::try_from(value).ok()?;
         have += 5;
         if have >= 8 {
             have -= 8;
-            bytes.push((bits >> have) as u8);
+            // The byte that is complete; the bits of earlier ones are above it.
+            bytes.push((bits >> have).to_le_bytes()[0]);
         }
     }
     Some(bytes)

@@ -30,7 +30,7 @@ fn sample() -> Manifest {
         entries: ["", "bin", "bin/agent", "bin/link"]
             .iter()
             .enumerate()
-            .map(|(at, text)| Entry { path: path(text), node: at as u32 })
+            .map(|(at, text)| Entry { path: path(text), node: proto::width::count(at) })
             .collect(),
         objects: vec![object],
     }

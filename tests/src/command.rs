@@ -189,7 +189,7 @@ impl Service {
     }
 
     fn try_end(&mut self) -> Option<Option<i32>> {
-        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
         let since = Instant::now();

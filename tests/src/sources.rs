@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use proto::width::count;
+
 /// Packs a directory as the data of a `.deb`, compressed by this tar option (`--gzip`, `--xz`, `--zstd`).
 pub fn deb(dir: &Path, archive: &Path, compression: &str) {
     let work = tempfile::tempdir().expect("a temporary directory");
@@ -55,16 +57,16 @@ impl Member {
 pub fn zip(archive: &Path, members: &[Member]) {
     let (mut file, mut index) = (Vec::new(), Vec::new());
     for member in members {
-        let offset = file.len() as u32;
+        let offset = count(file.len());
         let mut fields = Vec::new();
         // Method 0, 2020-01-01 12:00.
         for half in [0u16, 0, 0x6000, 0x5021] {
             fields.extend(half.to_le_bytes());
         }
-        for word in [crc32(&member.bytes), member.bytes.len() as u32, member.bytes.len() as u32] {
+        for word in [crc32(&member.bytes), count(member.bytes.len()), count(member.bytes.len())] {
             fields.extend(word.to_le_bytes());
         }
-        fields.extend((member.name.len() as u16).to_le_bytes());
+        fields.extend(u16::try_from(member.name.len()).expect("a short name").to_le_bytes());
         file.extend(b"PK\x03\x04\x14\x00");
         file.extend(&fields);
         file.extend([0, 0]);
@@ -78,12 +80,12 @@ pub fn zip(archive: &Path, members: &[Member]) {
         index.extend(offset.to_le_bytes());
         index.extend(member.name.as_bytes());
     }
-    let (start, count) = (file.len() as u32, members.len() as u16);
+    let (start, entries) = (count(file.len()), u16::try_from(members.len()).expect("few members"));
     file.extend(&index);
     file.extend(b"PK\x05\x06\0\0\0\0");
-    file.extend(count.to_le_bytes());
-    file.extend(count.to_le_bytes());
-    file.extend((index.len() as u32).to_le_bytes());
+    file.extend(entries.to_le_bytes());
+    file.extend(entries.to_le_bytes());
+    file.extend(count(index.len()).to_le_bytes());
     file.extend(start.to_le_bytes());
     file.extend([0, 0]);
     fs::write(archive, file).expect("write");

@@ -47,8 +47,8 @@ fn set_times(dir: &Path) {
         at += 1;
     }
     for (n, path) in paths.iter().enumerate().rev() {
-        let seconds = [1_600_000_000, -5, 4_000_000_000, 0][n % 4] + n as i64;
-        let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 123_456_789 - n as i64 };
+        let seconds = [1_600_000_000, -5, 4_000_000_000, 0][n % 4] + i64::try_from(n).unwrap();
+        let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 123_456_789 - i64::try_from(n).unwrap() };
         let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
         let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::utimensat(rustix::fs::CWD, path, &times, flags).unwrap();

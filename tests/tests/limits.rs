@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::Write;
 
+use proto::width::millis;
 use serde_json::Value;
 use tests::command::until;
 use tests::{Host, Manager, TreeFixture, noise};
@@ -87,7 +88,7 @@ fn an_expired_certificate_is_named_and_a_new_token_helps() {
     let mut host = Host::new("host-1");
     host.enroll(&manager, &manager.address());
     let ends = certificate_ends(&manager).unwrap();
-    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
+    let now = || millis(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap());
     until("the certificate has expired", || (now() > ends + 1_000).then_some(()));
     manager.export("sample@1", "host-1");
     host.mount(&[]);

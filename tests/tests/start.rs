@@ -165,7 +165,7 @@ fn a_worker_that_dies_in_the_middle_of_a_start_goes_unnoticed() {
         let name = format!("host-{round}");
         let host = Host::mounted(&name, &manager);
         manager.export("sample@1.0", &name);
-        let worker = host.status()["daemon"]["pid"].as_i64().unwrap() as i32;
+        let worker = i32::try_from(host.status()["daemon"]["pid"].as_i64().unwrap()).unwrap();
         let output = std::thread::scope(|scope| {
             let starting = scope.spawn(|| host.run(&["exec", "sample@1.0"]));
             // Rounds differ in when it happens; no outcome depends on it.

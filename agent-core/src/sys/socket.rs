@@ -121,7 +121,7 @@ mod tests {
         client.write_all(b"x").unwrap();
         let mut byte = [0];
         server.read_exact(&mut byte).unwrap();
-        assert_eq!(peer(&server).unwrap().pid, std::process::id() as i32);
+        assert_eq!(peer(&server).unwrap().pid, std::process::id().cast_signed());
         assert!(peer(&server).unwrap().is_allowed());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }

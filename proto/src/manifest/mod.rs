@@ -133,7 +133,7 @@ impl Object {
     pub fn chunk_len(&self, index: u32, chunk_bytes: u32) -> Option<u32> {
         let start = u64::from(index) * u64::from(chunk_bytes);
         let left = self.bytes.checked_sub(start).filter(|left| *left > 0)?;
-        Some(left.min(u64::from(chunk_bytes)) as u32)
+        Some(u32::try_from(left).map_or(chunk_bytes, |left| left.min(chunk_bytes)))
     }
 }
 

@@ -199,8 +199,11 @@ fn any_tree() -> impl Strategy<Value = Manifest> {
         }
         let used = |id: &ObjectId| kinds.values().any(|node| node.kind == NodeKind::File(*id));
         let objects = objects.into_values().filter(|object: &Object| used(&object.id)).collect();
-        let entries =
-            kinds.keys().enumerate().map(|(n, path)| Entry { path: path.clone(), node: n as u32 }).collect();
+        let entries = kinds
+            .keys()
+            .enumerate()
+            .map(|(n, path)| Entry { path: path.clone(), node: crate::width::count(n) })
+            .collect();
         Manifest { chunk_bytes: 4096, objects, nodes: kinds.into_values().collect(), entries }
     })
 }

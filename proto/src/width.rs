@@ -1,0 +1,40 @@
+//! Numbers that change their width, in one place: where nothing can be lost, and where the most stands for more.
+
+use std::time::Duration;
+
+// Everything is written for machines of 64 bits. Elsewhere this does not compile, instead of cutting sizes.
+const _: () = assert!(usize::BITS == 64);
+
+/// A size or an offset of a file, as one of memory.
+#[allow(clippy::cast_possible_truncation)] // Both have 64 bits: asserted above.
+pub const fn index(bytes: u64) -> usize {
+    bytes as usize
+}
+
+/// A count that is bounded elsewhere to far less than 2³²; the largest number stands for any beyond.
+pub fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// Whole milliseconds; the largest number stands for anything beyond half a billion years.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whole microseconds; see [`millis`].
+pub fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_wraps() {
+        assert_eq!(index(u64::MAX), usize::MAX);
+        assert_eq!((count(7), count(usize::MAX)), (7, u32::MAX));
+        assert_eq!(millis(Duration::from_micros(1_999)), 1);
+        assert_eq!((millis(Duration::MAX), micros(Duration::MAX)), (u64::MAX, u64::MAX));
+    }
+}
