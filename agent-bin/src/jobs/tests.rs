@@ -195,3 +195,99 @@ fn prune_keeps_something_and_is_two_units() {
     assert!(matches!(run(&engine, Role::Media, &prune(2), &host), Ended::Outcome(Outcome::Done(_))));
     assert_eq!(engine.calls(), ["forget 2", "reclaim"]);
 }
+
+/// Whatever unit a job is left in, and however often, it does every source once more at most and sums each once.
+#[test]
+fn a_job_that_is_left_in_any_unit_ends_with_the_sums_of_one_that_is_not() {
+    let sources = ["/a", "/b", "/c", "/d"];
+    let operation = backup(&sources);
+    for left_in in 0..sources.len() {
+        for again_in in left_in..sources.len() {
+            let (mut state, mut calls) = (None, Vec::new());
+            for hangs_at in [Some(sources[left_in]), Some(sources[again_in]), None] {
+                let engine = FakeEngine { hangs_at, ..FakeEngine::default() };
+                let host = StopsWhereItHangs(FakeHost::new(&[Wanted::GoOn], state.clone()), &engine);
+                let ended = run(&engine, Role::Data, &operation, &host);
+                calls.extend(engine.calls());
+                state = host.0.state();
+                match (hangs_at, ended) {
+                    (Some(_), ended) => assert_eq!(ended, Ended::Checkpointed),
+                    (None, Ended::Outcome(Outcome::Done(done))) => {
+                        let expected: Vec<_> = sources.iter().map(|source| format!("backup {source}")).collect();
+                        assert_eq!(done.snapshots, expected, "left in {left_in}, again in {again_in}");
+                        assert_eq!((done.files, done.bytes, done.repository_bytes), (4, 40, 20));
+                    }
+                    (None, ended) => panic!("{ended:?}"),
+                }
+            }
+            assert_eq!(
+                calls.len(),
+                sources.len() + 2,
+                "one unit was begun again for each time it was left: {calls:?}"
+            );
+        }
+    }
+}
+
+/// Wants a checkpoint as soon as its engine hangs.
+struct StopsWhereItHangs<'a>(FakeHost, &'a FakeEngine);
+
+impl Host for StopsWhereItHangs<'_> {
+    fn job(&self) -> u64 {
+        self.0.job()
+    }
+    fn report(&self, progress: Progress) {
+        self.0.report(progress);
+    }
+    fn wanted(&self) -> Wanted {
+        let hangs = |at: &str| self.1.calls.lock().unwrap().last().is_some_and(|call| call.contains(at));
+        if self.1.hangs_at.is_some_and(hangs) { Wanted::Checkpoint } else { Wanted::GoOn }
+    }
+    fn saved(&self) -> Option<&[u8]> {
+        self.0.saved()
+    }
+    fn save(&self, state: &[u8]) -> Result<(), String> {
+        self.0.save(state)
+    }
+}
+
+/// A host whose disk is full keeps nothing.
+struct Full;
+
+impl Host for Full {
+    fn job(&self) -> u64 {
+        7
+    }
+    fn report(&self, _: Progress) {}
+    fn wanted(&self) -> Wanted {
+        Wanted::GoOn
+    }
+    fn saved(&self) -> Option<&[u8]> {
+        None
+    }
+    fn save(&self, _: &[u8]) -> Result<(), String> {
+        Err("no space left on device".to_owned())
+    }
+}
+
+#[test]
+fn a_job_that_could_not_be_continued_is_not_begun() {
+    let engine = FakeEngine::default();
+    let Ended::Outcome(Outcome::Failed(what)) = run(&engine, Role::Data, &backup(&["/a"]), &Full) else {
+        panic!("not failed")
+    };
+    assert!(what.contains("job 7") && what.contains("no space left"), "{what}");
+    assert!(engine.calls().is_empty());
+}
+
+#[test]
+fn a_damaged_state_is_named_and_nothing_is_done() {
+    for damaged in [&b""[..], b"{", b"{\"schema\":1}", b"{\"schema\":1,\"units_done\":-1}", b"[]", b"\xff"] {
+        let (engine, host) = (FakeEngine::default(), FakeHost::new(&[Wanted::GoOn], Some(damaged.to_vec())));
+        let Ended::Outcome(Outcome::Failed(what)) = run(&engine, Role::Data, &backup(&["/a"]), &host) else {
+            panic!("not failed: {damaged:?}")
+        };
+        assert!(what.contains("the saved state of job 7 is damaged"), "{what}");
+        assert!(engine.calls().is_empty());
+    }
+}

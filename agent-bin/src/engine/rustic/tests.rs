@@ -345,3 +345,108 @@ fn a_file_that_cannot_be_read_is_a_problem_and_the_rest_is_backed_up() {
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(problems[0].contains("gone") && problems[0].contains("No such file"), "{problems:?}");
 }
+
+/// A directory with an entry of each name, each a small file.
+fn small(bench: &Bench, names: &[&str]) -> PathBuf {
+    let source = bench.path("small");
+    fs::create_dir(&source).unwrap();
+    for name in names {
+        fs::write(source.join(name), *name).unwrap();
+    }
+    source
+}
+
+#[test]
+fn an_entry_that_became_another_kind_is_named_with_both() {
+    let bench = Bench::new();
+    let names = ["directory", "link", "fifo", "socket"];
+    let source = small(&bench, &names);
+    let (work, _) = bench.backup(&source);
+    for name in names {
+        fs::remove_file(source.join(name)).unwrap();
+    }
+    fs::create_dir(source.join("directory")).unwrap();
+    symlink("directory", source.join("link")).unwrap();
+    let mode = rustix::fs::Mode::RUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, source.join("fifo"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(source.join("socket")).unwrap();
+    let problems = bench.verify(&work.snapshots[0]).join("\n");
+    for kind in ["directory", "symbolic link", "fifo", "socket"] {
+        assert!(problems.contains(&format!("is a {kind}, in the snapshot a file")), "no {kind} in:\n{problems}");
+    }
+}
+
+#[test]
+fn times_lengths_and_attributes_are_compared_on_both_sides() {
+    let bench = Bench::new();
+    let source = small(&bench, &["touched", "longer", "more", "less"]);
+    let set = |name: &str, value: &[u8]| {
+        rustix::fs::setxattr(source.join(name), "user.note", value, rustix::fs::XattrFlags::empty()).unwrap();
+    };
+    set("less", b"there");
+    let (work, problems) = bench.backup(&source);
+    assert_eq!(problems, Vec::<String>::new());
+    let later = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
+    File::options().write(true).open(source.join("touched")).unwrap().set_modified(later).unwrap();
+    fs::write(source.join("longer"), "longer than it was").unwrap();
+    set("more", b"new");
+    rustix::fs::removexattr(source.join("less"), "user.note").unwrap();
+    let problems = bench.verify(&work.snapshots[0]).join("\n");
+    for expected in [
+        "touched: was modified at another time than in the snapshot",
+        "longer: has 18 bytes, in the snapshot 6",
+        "more: has the extended attribute user.note only in the directory",
+        "less: has the extended attribute user.note only in the snapshot",
+    ] {
+        assert!(problems.contains(expected), "no {expected:?} in:\n{problems}");
+    }
+}
+
+#[test]
+fn special_files_and_odd_names_are_kept() {
+    use std::os::unix::ffi::OsStrExt;
+    let bench = Bench::new();
+    let source = small(&bench, &["plain", "name with spaces", "\"quoted\"", "line\nbreak", "ünïcödé"]);
+    fs::write(source.join(std::ffi::OsStr::from_bytes(b"bytes \xff\xfe")), "not text").unwrap();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, source.join("fifo"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    symlink("/no/such/place", source.join("dangling")).unwrap();
+    let (work, problems) = bench.backup(&source);
+    assert_eq!(problems, Vec::<String>::new());
+    assert_eq!(bench.verify("latest"), Vec::<String>::new());
+    let (target, meter) = (bench.path("back"), SharedMeter::default());
+    bench.engine.restore(&bench.at(), &work.snapshots[0], &target, &meter).unwrap();
+    assert_eq!(meter.take_problems(), Vec::<String>::new());
+    let names = |dir: &Path| {
+        let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&source), names(&target));
+    assert_eq!(fs::read_link(target.join("dangling")).unwrap(), Path::new("/no/such/place"));
+    let kind = fs::symlink_metadata(target.join("fifo")).unwrap().file_type();
+    assert!(std::os::unix::fs::FileTypeExt::is_fifo(&kind));
+}
+
+#[test]
+fn what_is_stopped_ends_soon_and_says_that_it_was_stopped() {
+    let bench = Bench::new();
+    let source = bench.source();
+    let (work, _) = bench.backup(&source);
+    let stopped = SharedMeter::default();
+    stopped.stop();
+    let (at, snapshot) = (bench.at(), &work.snapshots[0]);
+    let target = bench.path("target");
+    for (what, ended) in [
+        ("verify", bench.engine.verify(&at, snapshot, &stopped)),
+        ("restore", bench.engine.restore(&at, snapshot, &target, &stopped)),
+        ("check", bench.engine.check(&at, true, &stopped)),
+    ] {
+        assert!(matches!(ended, Err(EngineError::Stopped)), "{what}: {ended:?}");
+    }
+    assert_eq!(bench.verify(snapshot), Vec::<String>::new(), "and nothing is the worse for it");
+    // A restore that was stopped goes on where it is asked again.
+    let meter = SharedMeter::default();
+    bench.engine.restore(&at, snapshot, &target, &meter).unwrap();
+    assert_eq!(fs::read(target.join("bin/program")).unwrap(), fs::read(source.join("bin/program")).unwrap());
+}
