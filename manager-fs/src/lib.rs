@@ -14,5 +14,4 @@ pub mod host;
 pub mod manager;
 pub mod net;
 pub(crate) mod patch;
-mod sync;
 mod sys;

@@ -1,10 +1,10 @@
 //! A bounded set of threads for work that may wait for the network: started when needed, gone when idle.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
-use crate::sync::{lock, wait_for};
+use super::cache::lock;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -80,10 +80,10 @@ impl Shared {
                 state = lock(&self.state);
             }
             state.idle += 1;
-            let idle_since = Instant::now();
-            state = wait_for(&self.arrived, state, IDLE);
+            let (woken, waited) = self.arrived.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
             state.idle -= 1;
-            if idle_since.elapsed() >= IDLE && state.jobs.is_empty() {
+            if waited.timed_out() && state.jobs.is_empty() {
                 state.threads -= 1;
                 return;
             }

@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proto::ObjectId;
 use proto::manifest::{Manifest, Object};
 
-use super::{Cache, CacheError, Partial, lower, make_private_dir};
-use crate::sync::lock;
+use super::{Cache, CacheError, Partial, lock, lower, make_private_dir};
 
 /// What [`Cache::verify_local`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -13,8 +13,7 @@ use proto::{ObjectId, TreeId};
 
 use super::flight::Leg;
 use super::{Fetcher, Urgency, Wanted, has};
-use crate::host::cache::{Partial, Place};
-use crate::sync::lock;
+use crate::host::cache::{Partial, Place, lock};
 
 /// Bytes around a first miss, and the most around any.
 const WINDOW_BYTES_MIN: u64 = 256 << 10;

@@ -1,13 +1,12 @@
 //! Chunks on their way, so that two readers of one chunk ask for it once.
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use proto::ObjectId;
 
 use super::{Fetcher, Urgency, Wanted};
-use crate::host::cache::Partial;
-use crate::sync::{lock, wait_for};
+use crate::host::cache::{Partial, lock};
 
 /// Object, chunk size, chunk index.
 pub(super) type FlightKey = (ObjectId, u32, u32);
@@ -53,7 +52,7 @@ impl Flight {
         let mut state = lock(&self.state);
         while matches!(*state, FlightState::InAir) {
             let Some(left) = until.checked_duration_since(Instant::now()) else { break };
-            state = wait_for(&self.landed, state, left);
+            state = self.landed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         state.clone()
     }

@@ -461,6 +461,8 @@ fn lock(root: &Path) -> Result<File, StoreError> {
     let path = root.join("lock");
     let failed = |cause| StoreError::io(format!("lock {}", path.display()), cause);
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    // Whoever may open it may hold it, and so keep a manager from starting.
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600)).map_err(failed)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::AGAIN) => Err(StoreError::InUse { path: root.to_path_buf() }),

@@ -7,7 +7,6 @@ use proto::TreeId;
 use serde_json::{Value, json};
 
 use super::daemon::Daemon;
-use crate::host::generations::Trees;
 
 /// The document of `status --json`.
 pub(crate) fn document(daemon: &Daemon) -> Value {
@@ -44,7 +43,7 @@ pub(crate) fn document(daemon: &Daemon) -> Value {
 
 fn generations(daemon: &Daemon) -> Vec<Value> {
     let live = daemon.generations.live();
-    let records = daemon.records.all();
+    let records = daemon.known.records();
     let mut all: Vec<Value> = records
         .iter()
         .map(|known| {
@@ -60,7 +59,7 @@ fn generations(daemon: &Daemon) -> Vec<Value> {
             value
         })
         .collect();
-    let exported = daemon.records.trees();
+    let exported = daemon.known.trees();
     for tree in live.keys().filter(|tree| !exported.contains(tree)) {
         let mut value = mounted(daemon, tree);
         let attached = daemon.generations.leases.attached().remove(tree);

@@ -1,4 +1,3 @@
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proto::agent::{Outcome, Repository, Summary};
@@ -6,7 +5,7 @@ use proto::message::ManagerRequest;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::net::{BoxFuture, Handler, Link, NetError, RefuseAll, bind_unix, start};
+use crate::net::{BoxFuture, Handler, bind_unix};
 
 fn operation() -> Operation {
     let repository = Repository { path: "/r".to_owned(), password_file: None };

@@ -9,9 +9,9 @@ use proto::bundle::{TOUCHES_MAX, Touch};
 use proto::manifest::Manifest;
 use proto::proof::PAGE_BYTES;
 
-use crate::host::objects::numbers::Ino;
-use crate::host::objects::object_prefix;
-use crate::sync::lock;
+use super::cache::lock;
+use super::objects::numbers::Ino;
+use super::objects::object_prefix;
 
 /// Notes the first touch of every page while it is switched on.
 #[derive(Debug, Default)]
@@ -37,11 +37,11 @@ impl Recorder {
     }
 
     /// A read of a node of the mount.
-    pub fn note(&self, ino: Ino, offset: u64, bytes: u32) {
+    pub fn note(&self, ino: u64, offset: u64, bytes: u32) {
         if !self.on.load(Ordering::Acquire) {
             return;
         }
-        let Ino::Object(prefix) = ino else { return };
+        let Some(Ino::Object(prefix)) = Ino::parse(ino) else { return };
         let page_bytes = u64::from(PAGE_BYTES);
         let mut seen = lock(&self.seen);
         for page in offset / page_bytes..(offset + u64::from(bytes)).div_ceil(page_bytes) {
@@ -100,7 +100,7 @@ mod tests {
         let tree =
             Manifest { chunk_bytes: 65_536, objects: vec![a.clone(), b.clone()], nodes: vec![], entries: vec![] };
         let recorder = Recorder::default();
-        let ino = |object: &Object| Ino::Object(object_prefix(&object.id));
+        let ino = |object: &Object| Ino::Object(object_prefix(&object.id)).number();
         recorder.note(ino(&a), 0, 4096);
         recorder.begin();
         recorder.note(ino(&b), 65_536, 4_096);
@@ -108,7 +108,7 @@ mod tests {
         recorder.note(ino(&b), 69_632, 4_096);
         recorder.note(ino(&a), 4_096, 8_192);
         recorder.note(ino(&a), 0, 20_480);
-        recorder.note(Ino::Root, 0, 4_096);
+        recorder.note(1, 0, 4_096);
         let touch = |object, first, count| Touch { object, first, count };
         assert_eq!(recorder.end(&tree), [touch(1, 16, 2), touch(0, 1, 2), touch(0, 0, 1), touch(0, 3, 2)]);
         recorder.note(ino(&a), 0, 4096);

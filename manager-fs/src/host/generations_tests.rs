@@ -1,9 +1,7 @@
 use std::path::Path;
 
-use std::sync::MutexGuard;
-
 use super::*;
-use crate::host::generations::records::tests::{key_of, signed};
+use crate::host::known::tests::{key_of, signed};
 
 /// Trees in memory: sizes, what is mounted, what is in use.
 #[derive(Default)]
@@ -160,7 +158,7 @@ fn fixture() -> Fixture {
 
 fn generations(dir: &Path, fake: &Arc<Fake>) -> Arc<Generations> {
     let key = key_of(1);
-    let known = Records::open(dir, vec![key.verifying_key()]);
+    let known = Known::open(dir, vec![key.verifying_key()]);
     known.set_exports(vec![signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key)]);
     let leases = Leases::open(dir, dir.join("agents")).unwrap();
     Generations::new(Arc::clone(fake) as Arc<dyn Trees>, Arc::new(known), leases, Box::new(|_| ()))
@@ -207,7 +205,7 @@ fn manifests_go_when_neither_an_export_nor_a_program_needs_them() {
     let Fixture { dir: _dir, fake, generations } = fixture();
     let resolved = generations.resolve(&named("p@1")).unwrap();
     generations.attach(&resolved, &named("p@1")).unwrap();
-    generations.records.set_exports(vec![]);
+    generations.known.set_exports(vec![]);
     generations.collect();
     assert_eq!(fake.state().remembered, Some(BTreeSet::from([tree(1)])), "attached, though no longer exported");
     generations.release(&named("p@1")).unwrap();

@@ -7,10 +7,9 @@ use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::ManagerReply;
 
 use super::*;
-use crate::host::data::link::{Dial, ManagerLink};
-use crate::host::generations::records::tests::{key_of, signed};
+use crate::host::known::tests::{key_of, signed};
+use crate::host::upstream::{Dial, unix_ms};
 use crate::net::{Answer, BoxFuture, Handler, Link, NetError, bind_unix, start};
-use agent_core::report::unix_ms;
 
 fn tree(name: u8) -> TreeId {
     TreeId::of(&[name])
@@ -72,7 +71,7 @@ fn serve(dir: &Path, agent: Agent) -> Arc<Agent> {
 }
 
 fn relay(dir: &Path) -> Arc<Relay> {
-    let known = Records::open(dir, vec![key_of(1).verifying_key()]);
+    let known = Known::open(dir, vec![key_of(1).verifying_key()]);
     let spool = Arc::new(Spool::open(&dir.join("events")).unwrap());
     Relay::new(dir, dir.join("run"), Arc::new(known), spool)
 }
@@ -199,7 +198,7 @@ async fn what_happened_without_the_manager_is_told_first_and_in_order() {
     relay.set_attached(BTreeSet::from([tree(2)]));
     relay.look().await;
     let fake = Arc::new(FakeManager::default());
-    let manager = ManagerLink::new(&tokio::runtime::Handle::current(), Arc::new(FakeDial(Arc::clone(&fake))));
+    let manager = Manager::new(&tokio::runtime::Handle::current(), Arc::new(FakeDial(Arc::clone(&fake))));
     manager.start(Arc::new(crate::net::RefuseAll));
     tokio::spawn(Arc::clone(&relay).report_for_ever(Arc::clone(&manager)));
     let told = async {

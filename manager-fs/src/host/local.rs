@@ -16,10 +16,9 @@ use proto::{GenerationRef, Product, TreeId};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
-use super::daemon::Daemon;
+use super::daemon::{Daemon, blocking};
+use super::generations::Purpose;
 use super::status;
-use crate::host::blocking;
-use crate::host::generations::Purpose;
 use crate::net::{Answer, BoxFuture, Handler, LinkLimits, peer_is_trusted, start_with};
 
 /// Progress of a stage is sent at most, and at least, this often: a client that hears nothing gives up.
@@ -107,7 +106,7 @@ async fn answer_simple(
         DaemonRequest::Newest { product } => newest(&daemon, &product).await,
         DaemonRequest::Attach { generation } => {
             begin(&daemon, &generation, Purpose::Keep).await?;
-            let resolved = daemon.exports.resolve(&generation).await?;
+            let resolved = daemon.resolve(&generation).await?;
             blocking(move || daemon.generations.attach(&resolved, &generation)).await.map(DaemonReply::Attached)
         }
         DaemonRequest::Release { generation } => {
@@ -115,7 +114,7 @@ async fn answer_simple(
         }
         DaemonRequest::Hold { generation } => {
             begin(&daemon, &generation, Purpose::Start).await?;
-            let resolved = daemon.exports.resolve(&generation).await?;
+            let resolved = daemon.resolve(&generation).await?;
             blocking(move || daemon.generations.hold(&resolved, connection, pid)).await.map(DaemonReply::Attached)
         }
         DaemonRequest::Report { event } => {
@@ -165,8 +164,8 @@ async fn status_text(daemon: &Arc<Daemon>) -> String {
 
 async fn newest(daemon: &Daemon, product: &Product) -> Result<DaemonReply, Fault> {
     // What was exported a moment ago counts too, if the manager can be asked.
-    let refreshed = daemon.exports.refresh_soon().await;
-    let newest = daemon.records.newest(product).ok_or_else(|| {
+    let refreshed = daemon.refresh_exports_soon().await;
+    let newest = daemon.known.newest(product).ok_or_else(|| {
         Fault::NotFound(match refreshed {
             Ok(()) => format!("no generation of {product} is exported to this host"),
             Err(fault) => format!(
@@ -199,7 +198,7 @@ async fn stage(
     answer: &Answer,
 ) -> Result<DaemonReply, Fault> {
     // What was exported a moment ago may not have reached this host yet; what is not exported at all is refused here.
-    daemon.exports.resolve(&GenerationRef::TreePrefix(tree.to_hex())).await?;
+    daemon.resolve(&GenerationRef::TreePrefix(tree.to_hex())).await?;
     let cancel = Arc::new(AtomicBool::new(false));
     let (told, progress) = watch::channel(StageProgress { local_bytes: 0, object_bytes: 0 });
     let work = {

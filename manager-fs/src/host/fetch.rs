@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,35 +21,68 @@ use proto::manifest::{Manifest, Object};
 use proto::message::ChunkRange;
 use proto::{ObjectId, TreeId};
 
-use super::cache::{Cache, CacheError, Partial, Place, VerifyReport};
-use crate::sync::lock;
+use super::cache::{Cache, CacheError, Partial, Place, VerifyReport, lock};
 use around::Around;
 use assemble::assemble;
-use counts::Counters;
 use flight::{Departed, Flight, FlightKey, FlightState, Leg};
 use retry::Retry;
 use start::Starts;
 
-mod after_read;
+mod ahead;
 mod around;
 mod assemble;
-mod counts;
-mod error;
 mod flight;
-mod from_old;
 mod hydrate;
 mod retry;
 mod start;
 #[cfg(test)]
 mod tests;
+mod upgrade;
 mod upstream;
 
-pub use counts::FetchCounts;
-pub use error::FetchError;
-pub use from_old::{FromOldOptions, TreeRef};
 pub use hydrate::{HydrateOptions, HydrateProgress};
-
+pub use upgrade::UpgradeOptions;
 pub use upstream::{Upstream, UpstreamError, Urgency};
+
+/// Why bytes could not be had.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The upstream's last answer within the deadline.
+    #[error("{what}: {source}")]
+    Upstream {
+        /// What was wanted.
+        what: String,
+        /// The upstream's answer.
+        source: UpstreamError,
+    },
+    /// Time is up.
+    #[error("{what}: not there within {} ms", deadline.as_millis())]
+    Deadline {
+        /// What was wanted.
+        what: String,
+        /// How long was waited.
+        deadline: Duration,
+    },
+    /// Every answer had a wrong hash.
+    #[error("{what}: every answer had a wrong hash; nothing of it was used")]
+    WrongHash {
+        /// What was wanted.
+        what: String,
+    },
+    /// The local disk failed.
+    #[error("{0}")]
+    Cache(Arc<CacheError>),
+    /// The caller gave up.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl From<CacheError> for FetchError {
+    fn from(error: CacheError) -> Self {
+        FetchError::Cache(Arc::new(error))
+    }
+}
 
 /// How bytes are fetched.
 #[derive(Clone)]
@@ -87,6 +120,51 @@ impl Default for FetchOptions {
             on_arrived: Arc::new(|_, _| ()),
         }
     }
+}
+
+/// What was fetched since start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct FetchCounts {
+    /// Requests sent upstream.
+    pub requests: u64,
+    /// Chunks received and verified.
+    pub chunks: u64,
+    /// Bytes received, as they were sent (compressed).
+    pub wire_bytes: u64,
+    /// Bytes after decoding.
+    pub plain_bytes: u64,
+    /// Reads that waited for a chunk that another read had asked for.
+    pub joined: u64,
+    /// Answers with a wrong hash.
+    pub wrong_hashes: u64,
+    /// Requests that failed and were sent again.
+    pub retries: u64,
+    /// Bytes of deltas received; they are in `wire_bytes` too.
+    pub delta_bytes: u64,
+    /// Bytes of chunks that deltas made.
+    pub delta_plain_bytes: u64,
+    /// Bytes of chunks copied from objects that were here already.
+    pub copied_bytes: u64,
+    /// Bytes of start-up bundles received; they are in `wire_bytes` too.
+    pub bundle_bytes: u64,
+    /// Bytes of pages that bundles made.
+    pub bundle_plain_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    requests: AtomicU64,
+    chunks: AtomicU64,
+    wire_bytes: AtomicU64,
+    plain_bytes: AtomicU64,
+    joined: AtomicU64,
+    wrong_hashes: AtomicU64,
+    retries: AtomicU64,
+    delta_bytes: AtomicU64,
+    delta_plain_bytes: AtomicU64,
+    copied_bytes: AtomicU64,
+    bundle_bytes: AtomicU64,
+    bundle_plain_bytes: AtomicU64,
 }
 
 /// Fetches what is missing into a [`Cache`], or past it.
@@ -159,7 +237,21 @@ impl Fetcher {
 
     /// What was fetched since start.
     pub fn counts(&self) -> FetchCounts {
-        self.counters.now()
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        FetchCounts {
+            requests: read(&self.counters.requests),
+            chunks: read(&self.counters.chunks),
+            wire_bytes: read(&self.counters.wire_bytes),
+            plain_bytes: read(&self.counters.plain_bytes),
+            joined: read(&self.counters.joined),
+            wrong_hashes: read(&self.counters.wrong_hashes),
+            retries: read(&self.counters.retries),
+            delta_bytes: read(&self.counters.delta_bytes),
+            delta_plain_bytes: read(&self.counters.delta_plain_bytes),
+            copied_bytes: read(&self.counters.copied_bytes),
+            bundle_bytes: read(&self.counters.bundle_bytes),
+            bundle_plain_bytes: read(&self.counters.bundle_plain_bytes),
+        }
     }
 
     /// The manifest of an exported tree: from the cache, else fetched, verified and kept.
@@ -179,7 +271,7 @@ impl Fetcher {
             let error = match self.upstream.manifest(tree, deadline) {
                 Ok(bytes) => match Manifest::decode(&bytes, tree) {
                     Ok(manifest) => {
-                        self.counters.wire_bytes.add(bytes.len() as u64);
+                        self.count(&self.counters.wire_bytes, bytes.len() as u64);
                         if let Err(error) = self.cache.put_manifest(tree, &bytes) {
                             tracing::warn!(%error, "the manifest is not kept");
                         }
@@ -193,7 +285,7 @@ impl Fetcher {
                 Err(source) => FetchError::Upstream { what: what(), source },
             };
             retry.pause(error)?;
-            self.counters.retries.add(1);
+            self.count(&self.counters.retries, 1);
         }
     }
 
@@ -287,7 +379,7 @@ impl Fetcher {
             };
             // What did not come is asked for again, by whoever first does.
             mine.flights.iter().for_each(|(_, flight)| flight.land(FlightState::Lost));
-            self.counters.joined.add(theirs.len() as u64);
+            self.count(&self.counters.joined, theirs.len() as u64);
             for (index, flight) in mine.flights.iter().chain(&theirs) {
                 let patience = match flight.urgency {
                     Urgency::Demand => deadline,
@@ -306,7 +398,7 @@ impl Fetcher {
             drop(mine);
             if let Err(error) = fetched {
                 retry.pause(error)?;
-                self.counters.retries.add(1);
+                self.count(&self.counters.retries, 1);
             } else {
                 retry.check(|| format!("object {}", wanted.object.id))?;
             }
@@ -364,7 +456,7 @@ impl Fetcher {
                 }
             }
         }
-        self.counters.requests.add(1);
+        self.count(&self.counters.requests, 1);
         let mut wrong = None;
         let result = self.upstream.chunks(tree, &wants, urgency, deadline, &mut |head, stored| {
             let Some((leg, index, flight)) = order.get(head.sequence as usize) else { return };
@@ -393,7 +485,7 @@ impl Fetcher {
         let wanted = leg.wanted;
         let plain_len = wanted.chunk_len(index);
         let what = |fault: &str| format!("object {} chunk {index}: {fault}", wanted.object.id);
-        self.counters.wire_bytes.add(stored.len() as u64);
+        self.count(&self.counters.wire_bytes, stored.len() as u64);
         if head.plain_bytes != plain_len {
             return Err(what("its length is not the manifest's"));
         }
@@ -406,8 +498,8 @@ impl Fetcher {
         if id != Some(&ChunkId::of(&plain)) || plain.len() != plain_len as usize {
             return Err(what("wrong hash"));
         }
-        self.counters.chunks.add(1);
-        self.counters.plain_bytes.add(u64::from(plain_len));
+        self.count(&self.counters.chunks, 1);
+        self.count(&self.counters.plain_bytes, u64::from(plain_len));
         match leg.partial {
             Some(partial) if self.cache.put_chunk(partial, index, &plain) => Ok(FlightState::Stored),
             _ => Ok(FlightState::Bytes(Arc::new(plain))),
@@ -424,8 +516,12 @@ impl Fetcher {
     }
 
     fn wrong_hash(&self, what: String) {
-        self.counters.wrong_hashes.add(1);
+        self.count(&self.counters.wrong_hashes, 1);
         (self.options.on_wrong_hash)(what);
+    }
+
+    fn count(&self, counter: &AtomicU64, by: u64) {
+        counter.fetch_add(by, Ordering::Relaxed);
     }
 }
 

@@ -5,8 +5,7 @@ use std::time::Instant;
 
 use super::flight::Leg;
 use super::{Fetcher, Urgency, Wanted, chunk_range, has};
-use crate::host::cache::Partial;
-use crate::sync::lock;
+use crate::host::cache::{Partial, lock};
 
 /// Complete objects that wait for the end of a start: each has two descriptors open.
 const WAITING_MAX: usize = 1024;

@@ -12,15 +12,14 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::HostReport;
 use tokio::sync::Notify;
 
-use crate::host::files;
-use crate::sync::lock;
+use super::files;
 
 const MAGIC: &[u8; 8] = b"MFSSPL\0\x01";
 const HEAD_BYTES: usize = 4 + 16;
@@ -29,19 +28,18 @@ const HEAD_BYTES: usize = 4 + 16;
 /// what a host did last says most about its state.
 const SPOOL_BYTES_MAX: usize = 8 << 20;
 
-/// The reports that wait. Who only looks at them never waits for the disk.
+/// The reports that wait.
 #[derive(Debug)]
 pub(crate) struct Spool {
     path: PathBuf,
-    /// Taken before `waiting`, and held while the disk works: what is in the file is in the order of `waiting`. `None` while
-    /// the disk does not take it; then the reports live in memory alone.
-    file: Mutex<Option<File>>,
     waiting: Mutex<Waiting>,
     arrived: Notify,
 }
 
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default)]
 struct Waiting {
+    /// `None` while the disk does not take it; then the reports live in memory alone.
+    file: Option<File>,
     reports: VecDeque<Vec<u8>>,
     bytes: usize,
     /// How many reports were before the first of `reports`, delivered or dropped.
@@ -67,10 +65,13 @@ impl Spool {
             None => (VecDeque::new(), false),
         };
         let bytes = reports.iter().map(Vec::len).sum();
-        let waiting = Waiting { reports, bytes, first: 0 };
-        let file = if whole { append_to(path)? } else { rewrite(path, None, &waiting.reports)? };
-        let (file, waiting) = (Mutex::new(Some(file)), Mutex::new(waiting));
-        Ok(Self { path: path.to_owned(), file, waiting, arrived: Notify::new() })
+        let mut waiting = Waiting { file: None, reports, bytes, first: 0 };
+        if whole {
+            waiting.file = Some(append_to(path)?);
+        } else {
+            waiting.rewrite(path)?;
+        }
+        Ok(Self { path: path.to_owned(), waiting: Mutex::new(waiting), arrived: Notify::new() })
     }
 
     /// Adds a report; it is on disk when this returns, unless the disk refused, which is logged: a report is worth
@@ -80,21 +81,12 @@ impl Spool {
             Ok(body) => body,
             Err(error) => return tracing::error!(%error, ?report, "a report cannot be encoded"),
         };
-        let mut file = lock(&self.file);
-        let record = record(&body);
-        let left = self.lock().add(body);
-        let saved = match (left, file.take()) {
-            (None, Some(file)) => append(file, &record),
-            // Some were dropped, or an earlier write failed: what is in the file is not what waits.
-            (left, file) => rewrite(&self.path, file, &left.unwrap_or_else(|| self.lock().reports.clone())),
-        };
-        match saved {
-            Ok(saved) => *file = Some(saved),
-            Err(error) => {
-                tracing::warn!(%error, path = %self.path.display(), "a report could not be saved; it is kept in memory");
-            }
+        let mut waiting = self.lock();
+        if let Err(error) = waiting.append(&self.path, body) {
+            tracing::warn!(%error, path = %self.path.display(), "a report could not be saved; it is kept in memory");
+            waiting.file = None;
         }
-        drop(file);
+        drop(waiting);
         self.arrived.notify_one();
     }
 
@@ -112,17 +104,11 @@ impl Spool {
 
     /// Forgets `count` reports from `first` on: the manager has them. Those that were dropped meanwhile are gone already.
     pub(crate) fn delivered(&self, first: u64, count: usize) {
-        let mut file = lock(&self.file);
-        let left = {
-            let mut waiting = self.lock();
-            while waiting.first < first + count as u64 && waiting.drop_oldest() {}
-            waiting.reports.clone()
-        };
-        match rewrite(&self.path, file.take(), &left) {
-            Ok(rewritten) => *file = Some(rewritten),
-            Err(error) => {
-                tracing::warn!(%error, path = %self.path.display(), "delivered reports could not be removed");
-            }
+        let mut waiting = self.lock();
+        while waiting.first < first + count as u64 && waiting.drop_oldest() {}
+        if let Err(error) = waiting.rewrite(&self.path) {
+            tracing::warn!(%error, path = %self.path.display(), "delivered reports could not be removed");
+            waiting.file = None;
         }
     }
 
@@ -143,24 +129,26 @@ impl Spool {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        lock(&self.waiting)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Waiting {
-    /// Adds a report. Returns what waits now, if older ones had to give way.
-    fn add(&mut self, body: Vec<u8>) -> Option<VecDeque<Vec<u8>>> {
+    fn append(&mut self, path: &Path, body: Vec<u8>) -> io::Result<()> {
+        let record = record(&body);
         self.bytes += body.len();
         self.reports.push_back(body);
-        if self.bytes <= SPOOL_BYTES_MAX {
-            return None;
+        if self.bytes > SPOOL_BYTES_MAX {
+            let mut dropped = 0;
+            while self.bytes > SPOOL_BYTES_MAX / 2 && self.drop_oldest() {
+                dropped += 1;
+            }
+            tracing::warn!(dropped, "the manager stays away: the oldest reports were dropped");
+            return self.rewrite(path);
         }
-        let mut dropped = 0;
-        while self.bytes > SPOOL_BYTES_MAX / 2 && self.drop_oldest() {
-            dropped += 1;
-        }
-        tracing::warn!(dropped, "the manager stays away: the oldest reports were dropped");
-        Some(self.reports.clone())
+        let Some(file) = &mut self.file else { return self.rewrite(path) };
+        file.write_all(&record)?;
+        file.sync_data()
     }
 
     fn drop_oldest(&mut self) -> bool {
@@ -169,28 +157,23 @@ impl Waiting {
         self.first += 1;
         true
     }
-}
 
-/// Adds a record at the end of the file.
-fn append(mut file: File, record: &[u8]) -> io::Result<File> {
-    file.write_all(record)?;
-    file.sync_data()?;
-    Ok(file)
-}
-
-/// Makes the file hold exactly these reports.
-fn rewrite(path: &Path, file: Option<File>, reports: &VecDeque<Vec<u8>>) -> io::Result<File> {
-    if let (true, Some(mut file)) = (reports.is_empty(), file) {
-        file.set_len(MAGIC.len() as u64)?;
-        file.seek(SeekFrom::End(0))?;
-        return Ok(file);
+    /// Makes the file hold exactly what waits.
+    fn rewrite(&mut self, path: &Path) -> io::Result<()> {
+        if let (true, Some(file)) = (self.reports.is_empty(), &mut self.file) {
+            file.set_len(MAGIC.len() as u64)?;
+            file.seek(SeekFrom::End(0))?;
+            return Ok(());
+        }
+        let mut bytes = MAGIC.to_vec();
+        for body in &self.reports {
+            bytes.extend_from_slice(&record(body));
+        }
+        self.file = None;
+        files::replace(path, &bytes)?;
+        self.file = Some(append_to(path)?);
+        Ok(())
     }
-    let mut bytes = MAGIC.to_vec();
-    for body in reports {
-        bytes.extend_from_slice(&record(body));
-    }
-    files::replace(path, &bytes)?;
-    append_to(path)
 }
 
 fn append_to(path: &Path) -> io::Result<File> {

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use proto::daemon::{Attached, StageProgress};
@@ -19,16 +19,10 @@ use proto::message::Fault;
 use proto::start_up::start_up_files;
 use proto::{GenerationRef, Metadata, TreeId, TreePath};
 
-use crate::sync::lock;
-use leases::{Kept, Leases};
-use records::{Records, Resolved};
-use wake::Wake;
-
-mod background;
-pub(in crate::host) mod leases;
-pub(in crate::host) mod records;
-mod users;
-mod wake;
+use super::collect::Wake;
+use super::known::{Known, Resolved};
+use super::leases::{Kept, Leases};
+use super::users;
 
 /// What the data path offers; a trait so that the rules here are tested without mounts.
 pub(crate) trait Trees: Send + Sync + 'static {
@@ -83,22 +77,22 @@ pub(crate) enum Purpose {
 
 /// The generations of one host.
 pub(crate) struct Generations {
-    trees: Arc<dyn Trees>,
-    records: Arc<Records>,
+    pub(super) trees: Arc<dyn Trees>,
+    pub(super) known: Arc<Known>,
     pub(crate) leases: Leases,
-    live: Mutex<BTreeMap<TreeId, Arc<Live>>>,
+    pub(super) live: Mutex<BTreeMap<TreeId, Arc<Live>>>,
     /// One at a time for mounting and unmounting a tree.
-    turns: Mutex<HashMap<TreeId, Arc<Mutex<()>>>>,
-    pinned: Mutex<BTreeSet<TreeId>>,
-    wake: Wake,
-    ended: AtomicBool,
+    pub(super) turns: Mutex<HashMap<TreeId, Arc<Mutex<()>>>>,
+    pub(super) pinned: Mutex<BTreeSet<TreeId>>,
+    pub(super) wake: Wake,
+    pub(super) ended: AtomicBool,
     users: Mutex<BTreeMap<TreeId, BTreeSet<u32>>>,
     looking: AtomicBool,
-    kept: Mutex<Kept>,
+    pub(super) kept: Mutex<Kept>,
     /// The trees about which something may be noted on the disk, when that was last tidied.
-    remembered: Mutex<BTreeSet<TreeId>>,
+    pub(super) remembered: Mutex<BTreeSet<TreeId>>,
     /// Told every tree that has a reason to stay mounted, whenever that was looked at.
-    tell: Box<dyn Fn(BTreeSet<TreeId>) + Send + Sync>,
+    pub(super) tell: Box<dyn Fn(BTreeSet<TreeId>) + Send + Sync>,
 }
 
 /// A mounted tree.
@@ -118,13 +112,13 @@ impl Generations {
     /// Takes over what an earlier worker left mounted.
     pub(crate) fn new(
         trees: Arc<dyn Trees>,
-        records: Arc<Records>,
+        known: Arc<Known>,
         leases: Leases,
         tell: Box<dyn Fn(BTreeSet<TreeId>) + Send + Sync>,
     ) -> Arc<Self> {
         let generations = Arc::new(Self {
             trees,
-            records,
+            known,
             leases,
             live: Mutex::default(),
             turns: Mutex::default(),
@@ -138,7 +132,7 @@ impl Generations {
             tell,
         });
         for (tree, needs_daemon) in generations.trees.mounted() {
-            generations.leases.inherit(tree, Instant::now());
+            generations.leases.inherit(tree);
             generations.take_over(tree, needs_daemon);
         }
         generations
@@ -165,17 +159,17 @@ impl Generations {
 
     /// Leases, links or journals changed: look again what must stay.
     pub(crate) fn changed(&self) {
-        self.wake.note(|seen| seen.changed += 1);
+        self.wake.wake(|state| state.0 += 1);
     }
 
     /// Something can be fetched (the manager is back, a tree was mounted).
     pub(crate) fn fetchable(&self) {
-        self.wake.note(|seen| seen.fetchable += 1);
+        self.wake.wake(|state| state.1 += 1);
     }
 
     /// What a reference means among what is exported, attached and kept here.
     pub(crate) fn resolve(&self, reference: &GenerationRef) -> Result<Resolved, Fault> {
-        self.records.resolve(reference, &self.leases.kept().all())
+        self.known.resolve(reference, &self.leases.kept().all())
     }
 
     /// What a reference means is about to be looked up, and then used: unless it is mounted already, its start is asked for
@@ -211,7 +205,7 @@ impl Generations {
         let attached = self.leases.attached();
         let matching = |tree: &TreeId, name: &str| match reference {
             GenerationRef::Named(..) => {
-                name == reference.to_string() || self.records.names(tree).contains(&reference.to_string())
+                name == reference.to_string() || self.known.names(tree).contains(&reference.to_string())
             }
             GenerationRef::TreePrefix(prefix) => tree.to_hex().starts_with(prefix.as_str()),
         };
@@ -246,7 +240,7 @@ impl Generations {
         progress: &mut dyn FnMut(StageProgress),
     ) -> Result<Attached, Fault> {
         let resolved = self.resolve(&GenerationRef::TreePrefix(tree.to_hex()))?;
-        self.leases.stage(tree, Instant::now());
+        self.leases.stage(tree);
         let deadline = Instant::now() + self.trees.deadline();
         if lazy {
             self.begin(&GenerationRef::TreePrefix(tree.to_hex()), Purpose::Start);
@@ -335,7 +329,7 @@ impl Generations {
     }
 
     /// The path of a tree, mounted if it is not yet. A lease must hold it already.
-    fn mount(&self, tree: &TreeId) -> Result<Arc<Live>, Fault> {
+    pub(super) fn mount(&self, tree: &TreeId) -> Result<Arc<Live>, Fault> {
         let turn = self.turn(tree);
         let _turn = lock(&turn);
         if let Some(live) = lock(&self.live).get(tree) {
@@ -389,7 +383,7 @@ impl Generations {
         }
     }
 
-    fn count(&self, tree: &TreeId) -> Option<(u64, u64)> {
+    pub(super) fn count(&self, tree: &TreeId) -> Option<(u64, u64)> {
         let sizes = self.trees.sizes(tree);
         if let (Some((local, _)), Some(live)) = (sizes, lock(&self.live).get(tree)) {
             live.local_bytes.store(local, Ordering::Relaxed);
@@ -398,7 +392,7 @@ impl Generations {
     }
 
     fn warm_list(&self, resolved: &Resolved) -> Vec<TreePath> {
-        let records = self.records.all();
+        let records = self.known.records();
         let metadata: Option<&Metadata> = match &resolved.record {
             Some(known) => Some(&known.record.metadata),
             None => {
@@ -408,14 +402,20 @@ impl Generations {
         metadata.map(|metadata| start_up_files(metadata, &|path| Some(path.clone()))).unwrap_or_default()
     }
 
-    fn turn(&self, tree: &TreeId) -> Arc<Mutex<()>> {
+    pub(super) fn turn(&self, tree: &TreeId) -> Arc<Mutex<()>> {
         Arc::clone(lock(&self.turns).entry(*tree).or_default())
     }
 
-    fn is_ended(&self) -> bool {
+    pub(super) fn is_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
 }
 
+/// No statement under these locks leaves a value half changed, so a poisoned one is as good as any.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[cfg(test)]
+#[path = "generations_tests.rs"]
 mod tests;

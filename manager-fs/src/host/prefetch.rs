@@ -2,13 +2,13 @@
 //! before it looks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use proto::TreeId;
 
-use crate::host::fetch::ArrivedRange;
-use crate::host::mount::{Mounts, PageRange};
-use crate::sync::{lock, wait};
+use super::cache::lock;
+use super::fetch::ArrivedRange;
+use super::mount::{Mounts, PageRange};
 
 /// Ranges of one request to the helper.
 const BATCH: usize = 512;
@@ -79,7 +79,7 @@ impl Prefetch {
                 };
                 return batch.map(range).collect();
             }
-            state = wait(&self.changed, state);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! manager ──ChangeOver──> A SaveMetadata, B Attach, C Finish ──> RUN/agents/<product>.sock
-//! manager ──Run, Cancel──> (followed, see jobs.rs) ──────────> RUN/agents/<product>.sock
+//! manager ──Run, Cancel──> (followed, see follow.rs) ──────────> RUN/agents/<product>.sock
 //! manager <──Report── spool <──Report, Changed── RUN/mount.sock <── agent, stub
 //! ```
 
@@ -17,12 +17,10 @@ use proto::message::{ChangeOver, Fault, HostReply, HostReport, HostRequest};
 use proto::{Product, TreeId};
 use tokio::sync::{Notify, watch};
 
-use super::agent;
-use super::jobs::Jobs;
+use super::follow::{self, Jobs};
+use super::known::Known;
 use super::spool::Spool;
-use crate::host::blocking;
-use crate::host::data::link::ManagerLink;
-use crate::host::generations::records::Records;
+use super::upstream::Manager;
 
 /// Saving a record is one fsync; an agent that needs longer for an answer is stuck.
 const AGENT_DEADLINE: Duration = Duration::from_secs(30);
@@ -38,7 +36,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 pub(crate) struct Relay {
     state_dir: PathBuf,
     agents_dir: PathBuf,
-    records: Arc<Records>,
+    known: Arc<Known>,
     spool: Arc<Spool>,
     /// Storage operations under way.
     pub(crate) jobs: Arc<Jobs>,
@@ -49,12 +47,12 @@ pub(crate) struct Relay {
 
 impl Relay {
     /// A relay for the agents whose journals are below `state` and whose sockets are in `agents_dir`.
-    pub(crate) fn new(state: &Path, agents_dir: PathBuf, records: Arc<Records>, spool: Arc<Spool>) -> Arc<Self> {
+    pub(crate) fn new(state: &Path, agents_dir: PathBuf, known: Arc<Known>, spool: Arc<Spool>) -> Arc<Self> {
         Arc::new(Self {
             state_dir: state.to_owned(),
             jobs: Jobs::new(agents_dir.clone(), Arc::clone(&spool)),
             agents_dir,
-            records,
+            known,
             spool,
             agents: watch::Sender::new(Vec::new()),
             attached: watch::Sender::new(Vec::new()),
@@ -102,7 +100,7 @@ impl Relay {
     }
 
     async fn three_messages(&self, order: ChangeOver) -> Result<(), Fault> {
-        let known = self.records.believe(order.record.clone()).map_err(Fault::Refused)?;
+        let known = self.known.believe(order.record.clone()).map_err(Fault::Refused)?;
         if known.record.product != order.product || known.record.tree != order.attach {
             let text = format!("the record is of {}, tree {}", known.record.name(), known.record.tree);
             return Err(Fault::BadRequest(format!("message A and B of this change-over do not fit: {text}")));
@@ -124,7 +122,7 @@ impl Relay {
             AgentRequest::Finish { change, drain_deadline_ms: order.drain_deadline_ms },
         ];
         for message in messages {
-            match agent::ask(&self.agents_dir, product, &message, AGENT_DEADLINE).await? {
+            match follow::ask(&self.agents_dir, product, &message, AGENT_DEADLINE).await? {
                 AgentReply::Done => {}
                 other => return Err(Fault::Failed(format!("{product} answered a change-over with {other:?}"))),
             }
@@ -135,7 +133,7 @@ impl Relay {
 
     /// Stops a job at its next unit boundary.
     pub(crate) async fn cancel(&self, product: &Product, job: proto::agent::JobId) -> HostReply {
-        match agent::ask(&self.agents_dir, product, &AgentRequest::Cancel { job }, AGENT_DEADLINE).await {
+        match follow::ask(&self.agents_dir, product, &AgentRequest::Cancel { job }, AGENT_DEADLINE).await {
             Ok(_) => HostReply::Done,
             Err(fault) => HostReply::Fault(fault),
         }
@@ -143,14 +141,17 @@ impl Relay {
 
     /// Asks every agent of this host what it is doing. One that does not answer is shown as its journal has it.
     pub(crate) async fn look(&self) -> Vec<AgentStatus> {
-        let (state_dir, agents_dir) = (self.state_dir.clone(), self.agents_dir.clone());
-        let products = match blocking(move || Ok(products(&state_dir, &agents_dir))).await {
-            Ok(products) => products,
-            Err(fault) => {
-                tracing::warn!(%fault, "the agents' journals cannot be listed");
-                return self.agents();
+        let mut products: BTreeMap<Product, Option<Journal>> = BTreeMap::new();
+        match journal::list(&self.state_dir) {
+            Ok(list) => products.extend(list.into_iter().map(|(product, found)| (product, found.ok().flatten()))),
+            Err(error) => tracing::warn!(%error, "the agents' journals cannot be listed"),
+        }
+        for entry in std::fs::read_dir(&self.agents_dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if let Some(product) = name.to_str().and_then(|name| name.strip_suffix(".sock")?.parse().ok()) {
+                products.entry(product).or_default();
             }
-        };
+        }
         let mut asked = tokio::task::JoinSet::new();
         for (product, journal) in products {
             let (agents_dir, last) = (self.agents_dir.clone(), self.last(&product));
@@ -182,7 +183,7 @@ impl Relay {
     }
 
     /// Tells the manager for ever: first what waits in the spool, in order, then what is true now.
-    pub(crate) async fn report_for_ever(self: Arc<Self>, manager: Arc<ManagerLink>) {
+    pub(crate) async fn report_for_ever(self: Arc<Self>, manager: Arc<Manager>) {
         let mut connections = manager.connections();
         let (mut agents, mut attached) = (self.agents.subscribe(), self.attached.subscribe());
         loop {
@@ -214,7 +215,7 @@ impl Relay {
 
     async fn tell(
         &self,
-        manager: &ManagerLink,
+        manager: &Manager,
         agents: &mut watch::Receiver<Vec<AgentStatus>>,
         attached: &mut watch::Receiver<Vec<TreeId>>,
     ) -> Result<(), Fault> {
@@ -225,12 +226,7 @@ impl Relay {
                 break;
             }
             send(manager, batch.reports).await?;
-            let spool = Arc::clone(&self.spool);
-            blocking(move || {
-                spool.delivered(first, count);
-                Ok(())
-            })
-            .await?;
+            self.spool.delivered(first, count);
         }
         let mut news = Vec::new();
         if agents.has_changed().unwrap_or(false) {
@@ -245,23 +241,7 @@ impl Relay {
     }
 }
 
-/// The products of which anything is here: a journal, or a socket.
-fn products(state_dir: &Path, agents_dir: &Path) -> BTreeMap<Product, Option<Journal>> {
-    let mut products: BTreeMap<Product, Option<Journal>> = BTreeMap::new();
-    match journal::list(state_dir) {
-        Ok(list) => products.extend(list.into_iter().map(|(product, found)| (product, found.ok().flatten()))),
-        Err(error) => tracing::warn!(%error, "the agents' journals cannot be listed"),
-    }
-    for entry in std::fs::read_dir(agents_dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if let Some(product) = name.to_str().and_then(|name| name.strip_suffix(".sock")?.parse().ok()) {
-            products.entry(product).or_default();
-        }
-    }
-    products
-}
-
-async fn send(manager: &ManagerLink, reports: Vec<HostReport>) -> Result<(), Fault> {
+async fn send(manager: &Manager, reports: Vec<HostReport>) -> Result<(), Fault> {
     manager.ask(&HostRequest::Report { reports }, Instant::now() + REPORT_DEADLINE).await.map(drop)
 }
 
@@ -271,7 +251,7 @@ async fn status(
     journal: Option<Journal>,
     last: Option<AgentStatus>,
 ) -> Option<AgentStatus> {
-    match agent::ask(agents_dir, product, &AgentRequest::Status, STATUS_DEADLINE).await {
+    match follow::ask(agents_dir, product, &AgentRequest::Status, STATUS_DEADLINE).await {
         Ok(AgentReply::Status(status)) if status.product == *product => return Some(status),
         Ok(other) => tracing::warn!(%product, ?other, "an agent answered Status with something else"),
         Err(fault) => tracing::debug!(%product, %fault, "an agent does not answer"),

@@ -18,18 +18,9 @@ use crate::host::delta::{Arrived, DeltaError, MadeChunk, Reader, make};
 /// Less than this is fetched as it is: a delta's index and waiting for it cost more than it saves.
 const DELTA_BYTES_MIN: u64 = 256 << 10;
 
-/// A tree, with its verified manifest.
-#[derive(Debug, Clone, Copy)]
-pub struct TreeRef<'a> {
-    /// Its id.
-    pub id: &'a TreeId,
-    /// What it consists of.
-    pub manifest: &'a Manifest,
-}
-
 /// How a tree is made out of another one.
 #[derive(Debug, Clone, Copy)]
-pub struct FromOldOptions {
+pub struct UpgradeOptions {
     /// By when the delta must have come, its making included.
     pub deadline: Instant,
     /// At most so many bytes of it a second; `None` for as fast as it goes.
@@ -38,9 +29,15 @@ pub struct FromOldOptions {
 
 impl Fetcher {
     /// Gets what it can of tree `to` out of tree `from`, whose objects are all local. Blocks.
-    pub fn take_from_old(&self, from: &TreeId, to: TreeRef<'_>, options: FromOldOptions, cancel: &AtomicBool) {
+    pub fn upgrade(
+        &self,
+        from: &TreeId,
+        (to, manifest): (&TreeId, &Manifest),
+        options: UpgradeOptions,
+        cancel: &AtomicBool,
+    ) {
         let Some(old) = self.cache.manifest(from) else { return };
-        let missing_bytes = self.copy_equal(&old, to, cancel);
+        let missing_bytes = self.copy_equal(&old, (to, manifest), cancel);
         if missing_bytes < DELTA_BYTES_MIN || cancel.load(Ordering::Relaxed) {
             return;
         }
@@ -48,15 +45,14 @@ impl Fetcher {
             Ok(bytes) => bytes,
             Err(error) => return tracing::warn!(%error, tree = %from, "no delta: the old manifest cannot be read"),
         };
-        match Reader::new(*from, *to.id, old_bytes) {
-            Ok(reader) => self.take_delta(from, to.id, reader, options, cancel),
+        match Reader::new(*from, *to, old_bytes) {
+            Ok(reader) => self.take_delta((from, to), reader, options, cancel),
             Err(error) => tracing::warn!(%error, tree = %from, "no delta: the old manifest is damaged"),
         }
     }
 
     /// Copies every chunk of the new tree that stands in a local object of the old one; returns the bytes still missing.
-    fn copy_equal(&self, old: &Manifest, to: TreeRef<'_>, cancel: &AtomicBool) -> u64 {
-        let new = to.manifest;
+    fn copy_equal(&self, old: &Manifest, (to, new): (&TreeId, &Manifest), cancel: &AtomicBool) -> u64 {
         let mut places: HashMap<&ChunkId, (&Object, u64)> = HashMap::new();
         for object in &old.objects {
             for (at, id) in object.chunks.iter().enumerate() {
@@ -66,7 +62,7 @@ impl Fetcher {
         let mut missing_bytes = 0;
         for object in new.objects.iter().filter(|object| !self.cache.is_local(object)) {
             let Ok(Place::Partial(partial)) = self.cache.place(object, new.chunk_bytes) else { continue };
-            let wanted = Wanted::of(to.id, new, object);
+            let wanted = Wanted::of(to, new, object);
             for (index, id) in object.chunks.iter().enumerate() {
                 let index = index as u32;
                 if cancel.load(Ordering::Relaxed) {
@@ -79,7 +75,7 @@ impl Fetcher {
                 let copied = places.get(id).and_then(|(base, offset)| self.copy(base, *offset, bytes, id));
                 match copied {
                     Some(plain) if self.cache.put_chunk(&partial, index, &plain) => {
-                        self.counters.copied_bytes.add(u64::from(bytes));
+                        self.count(&self.counters.copied_bytes, u64::from(bytes));
                     }
                     _ => missing_bytes += u64::from(bytes),
                 }
@@ -97,10 +93,9 @@ impl Fetcher {
 
     fn take_delta(
         &self,
-        from: &TreeId,
-        to: &TreeId,
+        (from, to): (&TreeId, &TreeId),
         mut reader: Reader,
-        options: FromOldOptions,
+        options: UpgradeOptions,
         cancel: &AtomicBool,
     ) {
         let mut failed: Option<DeltaError> = None;
@@ -108,14 +103,14 @@ impl Fetcher {
         let result = self.upstream.delta(from, to, options.deadline, &mut |bytes| {
             came += bytes.len() as u64;
             pace(options.bytes_per_second_max, begun, came, cancel);
-            self.counters.wire_bytes.add(bytes.len() as u64);
-            self.counters.delta_bytes.add(bytes.len() as u64);
+            self.count(&self.counters.wire_bytes, bytes.len() as u64);
+            self.count(&self.counters.delta_bytes, bytes.len() as u64);
             if failed.is_none() && !cancel.load(Ordering::Relaxed) {
                 reader.push(bytes);
                 failed = self.make_arrived(&mut reader).err();
             }
         });
-        self.counters.requests.add(1);
+        self.count(&self.counters.requests, 1);
         match (failed, result) {
             (Some(error @ (DeltaError::WrongHash { .. } | DeltaError::Manifest(_))), _) => {
                 self.wrong_hash(format!("delta from {from} to {to}: {error}"));
@@ -148,7 +143,7 @@ impl Fetcher {
                 if let Ok(Place::Partial(partial)) = self.cache.place(made.object, new.chunk_bytes)
                     && self.cache.put_chunk(&partial, made.index, made.plain)
                 {
-                    self.counters.delta_plain_bytes.add(made.plain.len() as u64);
+                    self.count(&self.counters.delta_plain_bytes, made.plain.len() as u64);
                 }
             })?;
         }

@@ -6,8 +6,8 @@
 //! to the spool.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use proto::Product;
@@ -17,11 +17,8 @@ use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::{Fault, HostReply, HostReport};
 use tokio::sync::watch;
 
-use super::agent::{connect, gone};
 use super::spool::Spool;
-use crate::host::blocking;
-use crate::net::{Answer, Incoming};
-use crate::sync::lock;
+use crate::net::{Answer, Incoming, Link, NetError, RefuseAll, connect_unix, start};
 
 /// An agent that does not come back for this long is not changing over: the stub has given up on it.
 const REJOIN_MAX: Duration = Duration::from_secs(10 * 60);
@@ -90,19 +87,12 @@ impl Jobs {
 
     async fn follow(self: Arc<Self>, product: Product, job: JobId, operation: Operation, entry: Arc<Following>) {
         let reply = self.follow_to_end(&product, job, operation, &entry).await;
-        // Whoever asks from now on begins anew, and the agent still knows the outcome.
-        self.lock().remove(&job);
+        let mut following = self.lock();
+        following.remove(&job);
         if entry.end.receiver_count() == 0 {
             match &reply {
                 HostReply::Outcome(outcome) => {
-                    let report = HostReport::JobOutcome { job, outcome: outcome.clone() };
-                    let spool = Arc::clone(&self.spool);
-                    // It fails only if saving it panicked, which has been said.
-                    let _ = blocking(move || {
-                        spool.push(&report);
-                        Ok(())
-                    })
-                    .await;
+                    self.spool.push(&HostReport::JobOutcome { job, outcome: outcome.clone() });
                 }
                 // Draining, gone: not an end of the job. The manager asks again when it is back.
                 other => {
@@ -110,6 +100,7 @@ impl Jobs {
                 }
             }
         }
+        drop(following);
         entry.end.send_replace(Some(reply));
     }
 
@@ -172,7 +163,7 @@ impl Jobs {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<JobId, Arc<Following>>> {
-        lock(&self.following)
+        self.following.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -181,6 +172,39 @@ async fn ended(end: &mut watch::Receiver<Option<HostReply>>) -> HostReply {
     reply.unwrap_or_else(|| HostReply::Fault(Fault::Failed("the job was lost".to_owned())))
 }
 
+/// Connects to an agent's operations API.
+pub(crate) async fn connect(agents_dir: &Path, product: &Product) -> Result<Link, Fault> {
+    match connect_unix(&agents_dir.join(format!("{product}.sock"))).await {
+        Ok(stream) => Ok(start(stream, Arc::new(RefuseAll))),
+        Err(error) => Err(Fault::Unavailable(format!(
+            "no agent of {product} runs on this host ({error}); it is started with: manager-fs launch {product}"
+        ))),
+    }
+}
+
+/// One request to an agent.
+pub(crate) async fn ask(
+    agents_dir: &Path,
+    product: &Product,
+    request: &AgentRequest,
+    deadline: Duration,
+) -> Result<AgentReply, Fault> {
+    let link = connect(agents_dir, product).await?;
+    let reply = link.request(request, |_| (), deadline).await;
+    link.close("done");
+    match reply.map_err(|error| gone(product, &error))? {
+        AgentReply::Fault(fault) => Err(fault),
+        reply => Ok(reply),
+    }
+}
+
+fn gone(product: &Product, error: &NetError) -> Fault {
+    match error {
+        NetError::Codec(_) | NetError::TooLarge { .. } => Fault::Failed(format!("{product}: {error}")),
+        _ => Fault::Unavailable(format!("the agent of {product}: {error}")),
+    }
+}
+
 #[cfg(test)]
-#[path = "jobs_tests.rs"]
+#[path = "follow_tests.rs"]
 mod tests;

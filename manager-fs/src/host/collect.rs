@@ -2,20 +2,27 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use proto::TreeId;
 use proto::message::Fault;
 
-use super::Generations;
+use super::generations::{Generations, lock};
 use super::leases::Kept;
-use crate::sync::lock;
 
 /// A mount that is busy is tried again after this time, doubled each time, up to the longest.
 const COLLECT_PAUSE_MIN: Duration = Duration::from_millis(250);
 const COLLECT_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A background fetch that failed is tried again after this time.
 const HYDRATE_PAUSE: Duration = Duration::from_secs(5);
+
+/// Wakes the two background threads.
+#[derive(Default)]
+pub(super) struct Wake {
+    state: Mutex<(u64, u64)>,
+    changed: Condvar,
+}
 
 impl Generations {
     /// Mounts what the operator attached and what agents run from: after a boot nothing is mounted, and what could not
@@ -36,10 +43,10 @@ impl Generations {
     pub(super) fn collect_for_ever(&self) {
         let mut pause = COLLECT_PAUSE_MIN;
         loop {
-            let seen = self.wake.seen().changed;
+            let seen = self.wake.seen().0;
             let busy = self.collect();
             pause = if busy { (pause * 2).min(COLLECT_PAUSE_MAX) } else { COLLECT_PAUSE_MAX };
-            if self.wake.wait(pause, |now| now.changed != seen) {
+            if self.wake.wait(pause, |state| state.0 != seen) {
                 pause = COLLECT_PAUSE_MIN;
             }
             if self.is_ended() {
@@ -108,7 +115,7 @@ impl Generations {
     fn forget(&self, kept: &Kept) {
         let mut wanted = kept.all();
         wanted.extend(lock(&self.live).keys());
-        wanted.extend(self.records.trees());
+        wanted.extend(self.known.trees());
         if kept.uncertain.is_none() && *lock(&self.remembered) != wanted {
             self.trees.forget_all_but(&wanted);
             *lock(&self.remembered) = wanted;
@@ -117,7 +124,7 @@ impl Generations {
 
     pub(super) fn hydrate_for_ever(&self) {
         while !self.is_ended() {
-            let seen = self.wake.seen().fetchable;
+            let seen = self.wake.seen().1;
             let mut failed = false;
             self.restore();
             for tree in self.unfinished() {
@@ -136,7 +143,7 @@ impl Generations {
                 self.count(&tree);
             }
             let pause = if failed { HYDRATE_PAUSE } else { COLLECT_PAUSE_MAX };
-            self.wake.wait(pause, |now| now.fetchable != seen);
+            self.wake.wait(pause, |state| state.1 != seen);
         }
     }
 
@@ -146,5 +153,23 @@ impl Generations {
         trees.extend(self.leases.kept().cached);
         trees.retain(|tree| self.count(tree).is_some_and(|(local, all)| local < all));
         trees.into_iter().collect()
+    }
+}
+
+impl Wake {
+    pub(super) fn wake(&self, change: impl FnOnce(&mut (u64, u64))) {
+        change(&mut lock(&self.state));
+        self.changed.notify_all();
+    }
+
+    pub(super) fn seen(&self) -> (u64, u64) {
+        *lock(&self.state)
+    }
+
+    /// Waits until `done`, at most for `pause`; `true` if it is.
+    pub(super) fn wait(&self, pause: Duration, done: impl Fn(&(u64, u64)) -> bool) -> bool {
+        let state = lock(&self.state);
+        let waited = self.changed.wait_timeout_while(state, pause, |state| !done(state));
+        waited.is_ok_and(|(_, timeout)| !timeout.timed_out())
     }
 }

@@ -83,8 +83,8 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
-fn connect(runtime: &tokio::runtime::Runtime, fake: &Arc<FakeManager>) -> Arc<ManagerLink> {
-    let manager = ManagerLink::new(runtime.handle(), Arc::new(FakeDial(Arc::clone(fake))));
+fn connect(runtime: &tokio::runtime::Runtime, fake: &Arc<FakeManager>) -> Arc<Manager> {
+    let manager = Manager::new(runtime.handle(), Arc::new(FakeDial(Arc::clone(fake))));
     manager.start(Arc::new(RefuseAll));
     manager
 }
@@ -102,14 +102,14 @@ fn chunks_and_manifests_reach_blocking_callers_on_both_lanes() {
     assert_eq!(manager.manifest(&tree, soon()).unwrap(), b"manifest");
     let object = ObjectId::of(b"o");
     let wants = [ChunkRange { object, first: 3, count: 2 }, ChunkRange { object, first: 9, count: 1 }];
-    for urgency in [Urgency::Demand, Urgency::Background] {
+    for demand in [true, false] {
         let mut got = Vec::new();
-        manager.chunks(&tree, &wants, urgency, soon(), &mut |head, bytes| got.push((head.sequence, bytes))).unwrap();
+        manager.chunks(&tree, &wants, demand, soon(), &mut |head, bytes| got.push((head.sequence, bytes))).unwrap();
         assert_eq!(got, [(0, vec![3, 3]), (1, vec![9])]);
     }
     assert_eq!(fake.dials.load(Ordering::SeqCst), 2, "one connection for each lane");
     assert!(manager.bytes_fetched() > 3);
-    assert!(matches!(manager.manifest(&TreeId::of(b"secret"), soon()), Err(UpstreamError::NotExported(_))));
+    assert!(matches!(manager.manifest(&TreeId::of(b"secret"), soon()), Err(Fault::NotExported(_))));
     assert_eq!(manager.facts().host.unwrap().as_str(), "h");
 }
 
@@ -120,7 +120,7 @@ fn a_demand_does_not_sit_out_the_pause_and_ends_at_its_deadline() {
     let manager = connect(&runtime, &fake);
     let begun = Instant::now();
     let refused = manager.manifest(&TreeId::of(b"t"), begun + Duration::from_millis(300));
-    assert!(matches!(refused, Err(UpstreamError::Unavailable(_))));
+    assert!(matches!(refused, Err(Fault::Unavailable(_))));
     assert!(begun.elapsed() < Duration::from_secs(3));
 
     // Enough failures for a pause of many seconds.
@@ -143,7 +143,7 @@ fn the_link_comes_back_after_the_manager_did() {
     manager.manifest(&tree, soon()).unwrap();
     fake.switch(false);
     let gone = manager.manifest(&tree, Instant::now() + Duration::from_millis(50));
-    assert!(matches!(gone, Err(UpstreamError::Unavailable(_))), "{gone:?}");
+    assert!(matches!(gone, Err(Fault::Unavailable(_))), "{gone:?}");
     let begun = Instant::now();
     while manager.facts().last_error.is_none() {
         assert!(begun.elapsed() < Duration::from_secs(10));
@@ -174,7 +174,7 @@ fn the_managers_requests_reach_the_handler() {
     }
     let runtime = runtime();
     let fake = FakeManager::new(true);
-    let manager = ManagerLink::new(runtime.handle(), Arc::new(FakeDial(Arc::clone(&fake))));
+    let manager = Manager::new(runtime.handle(), Arc::new(FakeDial(Arc::clone(&fake))));
     manager.start(Arc::new(Host));
     runtime.block_on(async {
         manager.connections().wait_for(Option::is_some).await.unwrap();

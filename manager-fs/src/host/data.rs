@@ -1,24 +1,27 @@
 //! The data half as the rest of the worker sees it: cache, fetcher, object tree, mounts, in one place.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use proto::message::{Fault, HostReport};
+use proto::bulk::ChunkHead;
+use proto::message::{ChunkRange, Fault, HostReport};
 use proto::{GenerationRef, Product, TreeId, TreePath};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::host::cache::Cache;
-use crate::host::data::prefetch::Prefetch;
-use crate::host::fetch::{FromOldOptions, HydrateOptions, HydrateProgress, TreeRef};
-use crate::host::files;
-use crate::host::generations::records::{KnownRecord, Records};
-use crate::host::generations::{Purpose, Trees};
-use crate::host::mount::{DataPath, HelperError, Layout, Mounts, Server};
-use crate::host::objects::{Objects, ViewEntry};
-use crate::sync::lock;
+use super::cache::Cache;
+use super::daemon::{Data, DataFacts};
+use super::fetch::{FetchError, HydrateOptions, UpgradeOptions, Upstream, UpstreamError, Urgency};
+use super::files;
+use super::generations::{Purpose, Trees};
+use super::known::{Known, KnownRecord};
+use super::mount::{DataPath, HelperError, Layout, Mounts, Server};
+use super::objects::{FsError, Objects, ViewEntry};
+use super::prefetch::Prefetch;
+use super::spool::Spool;
+use super::upstream::Manager;
 
 /// At most so much is read by one warming: more than any start-up set that was measured, less than hurts the page cache.
 const WARM_BYTES_MAX: u64 = 512 << 20;
@@ -61,58 +64,31 @@ pub(crate) struct DataPlane {
     verifying: Mutex<()>,
     data_path: OnceLock<String>,
     /// What is exported to this host: where deltas can start.
-    records: Arc<Records>,
+    known: Arc<Known>,
     prefetch: Arc<Prefetch>,
-    report: Arc<ReportSink>,
+    spool: Arc<Spool>,
     /// One start at a time is recorded.
     learning: Arc<AtomicBool>,
 }
 
-/// What [`DataPlane`] is put together from.
-pub(crate) struct DataParts {
-    pub(crate) objects: Arc<Objects>,
-    pub(crate) mounts: Mounts,
-    /// `None` without FUSE.
-    pub(crate) server: Option<Server>,
-    pub(crate) layout: Layout,
-    pub(crate) options: DataOptions,
-    /// The process whose namespaces hold the mounts, when they are not valid outside.
-    pub(crate) namespace_pid: Option<u32>,
-    /// What is exported to this host: where deltas can start.
-    pub(crate) records: Arc<Records>,
-    pub(crate) prefetch: Arc<Prefetch>,
-    /// Takes what the manager shall be told.
-    pub(crate) report: Box<ReportSink>,
-}
-
-/// Takes a report to the manager; may wait for the disk.
-pub(crate) type ReportSink = dyn Fn(&HostReport) + Send + Sync;
-
-/// What `status` shows of the data path.
-#[derive(Debug, Default)]
-pub(crate) struct DataFacts {
-    /// Where the browsing view is mounted.
-    pub(crate) mountpoint: PathBuf,
-    /// Which of the data paths the probe chose, for people.
-    pub(crate) data_path: String,
-    /// FUSE requests by opcode.
-    pub(crate) fuse_requests: BTreeMap<String, u64>,
-    /// Counters of the fetcher.
-    pub(crate) fetch: Value,
-    /// What the cache holds.
-    pub(crate) cache: Value,
-}
-
 impl DataPlane {
     /// Puts it together from what the worker has opened.
-    pub(crate) fn new(parts: DataParts) -> Arc<Self> {
-        let DataParts { objects, mounts, server, layout, options, namespace_pid, records, prefetch, report } = parts;
+    pub(crate) fn new(
+        objects: Arc<Objects>,
+        mounts: Mounts,
+        server: Option<Server>,
+        layout: Layout,
+        options: DataOptions,
+        namespace_pid: Option<u32>,
+        (known, prefetch, spool): (Arc<Known>, Arc<Prefetch>, Arc<Spool>),
+    ) -> Arc<Self> {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let mut boot = boot.trim().to_owned();
         if options.verify_again {
             // The holder lives as long as this mount: a worker that follows does not verify a third time.
             boot = format!("{boot} {}", rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get()));
         }
+        let (verifying, data_path) = (Mutex::default(), OnceLock::new());
         Arc::new(Self {
             objects,
             mounts,
@@ -121,11 +97,11 @@ impl DataPlane {
             options,
             namespace_pid,
             boot,
-            verifying: Mutex::default(),
-            data_path: OnceLock::new(),
-            records,
+            verifying,
+            data_path,
+            known,
             prefetch,
-            report: report.into(),
+            spool,
             learning: Arc::default(),
         })
     }
@@ -139,13 +115,13 @@ impl DataPlane {
         if self.sizes(tree).is_some_and(|(local, all)| local == all) {
             return None;
         }
-        let known = self.records.all().into_iter().find(|known| known.record.tree == *tree)?;
+        let known = self.known.records().into_iter().find(|known| known.record.tree == *tree)?;
         self.newest_whole(&known.record.product, Some(tree))
     }
 
     /// The newest tree of a product, other than this one, of which every object is local.
     fn newest_whole(&self, product: &Product, except: Option<&TreeId>) -> Option<TreeId> {
-        let mut others = self.records.all();
+        let mut others = self.known.records();
         others.retain(|known| known.record.product == *product && Some(&known.record.tree) != except);
         others.sort_by_key(|known| std::cmp::Reverse(known.record.sequence));
         let mut trees = others.iter().map(|known| known.record.tree);
@@ -159,7 +135,7 @@ impl DataPlane {
         if !self.objects.fetcher().take_unrecorded(tree) || self.learning.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (recorder, report) = (Arc::clone(server.recorder()), Arc::clone(&self.report));
+        let (recorder, spool) = (Arc::clone(server.recorder()), Arc::clone(&self.spool));
         let (learning, tree, fetcher) = (Arc::clone(&self.learning), *tree, Arc::clone(self.objects.fetcher()));
         recorder.begin();
         let work = move || {
@@ -171,7 +147,7 @@ impl DataPlane {
             fetcher.learned();
             if !touches.is_empty() {
                 tracing::info!(%tree, touches = touches.len(), "the manager is told what this start touched");
-                report(&HostReport::Touched { tree, touches });
+                spool.push(&HostReport::Touched { tree, touches });
             }
             learning.store(false, Ordering::Release);
         };
@@ -196,7 +172,7 @@ impl DataPlane {
 
     /// Asks the helper what this host permits; the answer does not change while it runs.
     pub(crate) fn probe(&self) -> Result<(), Fault> {
-        let (data_path, _) = self.mounts.probe()?;
+        let (data_path, _) = self.mounts.probe().map_err(|error| helper(&error))?;
         let _ = self.data_path.set(data_path.to_string());
         Ok(())
     }
@@ -220,13 +196,13 @@ impl Trees for DataPlane {
     }
 
     fn prepare(&self, tree: &TreeId, deadline: Instant) -> Result<(), Fault> {
-        self.objects.register(tree, deadline)?;
+        self.objects.register(tree, deadline).map_err(|error| fs(&error))?;
         self.prefetch.readable(tree);
         Ok(())
     }
 
     fn verify(&self, tree: &TreeId) -> Result<(), Fault> {
-        let _one_at_a_time = lock(&self.verifying);
+        let _one_at_a_time = self.verifying.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.verified_path(tree);
         if std::fs::read_to_string(&path).is_ok_and(|boot| boot == self.boot) {
             return Ok(());
@@ -249,12 +225,12 @@ impl Trees for DataPlane {
             let loaded = plane.objects.load_kept(tree);
             loaded.is_some_and(|loaded| loaded.manifest().objects.iter().all(|object| plane.cache().is_local(object)))
         };
-        let (data_path, _) = self.mounts.probe()?;
+        let (data_path, _) = self.mounts.probe().map_err(|error| helper(&error))?;
         if data_path.needs_all_objects() && !whole(self) {
             self.make_local(tree, false, &AtomicBool::new(false), &mut |_, _| ())?;
         }
         let whole = whole(self);
-        let mounted = self.mounts.mount_generation(tree, &self.objects, whole)?;
+        let mounted = self.mounts.mount_generation(tree, &self.objects, whole).map_err(|error| helper(&error))?;
         if !whole {
             self.learn(tree);
         }
@@ -271,7 +247,7 @@ impl Trees for DataPlane {
                 Ok(true)
             }
             Err(HelperError::Busy(_)) => Ok(false),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(helper(&error)),
         }
     }
 
@@ -290,7 +266,7 @@ impl Trees for DataPlane {
             return Ok(());
         }
         let warmed = self.mounts.helper().warm(tree, files.to_vec(), WARM_BYTES_MAX, WARM_DEADLINE);
-        let (bytes, took_us) = warmed?;
+        let (bytes, took_us) = warmed.map_err(|error| helper(&error))?;
         tracing::debug!(%tree, bytes, took_us, files = files.len(), "warmed");
         Ok(())
     }
@@ -302,7 +278,8 @@ impl Trees for DataPlane {
         cancel: &AtomicBool,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<(), Fault> {
-        let loaded = self.objects.load(tree, Instant::now() + self.options.read_deadline)?;
+        let loaded =
+            self.objects.load(tree, Instant::now() + self.options.read_deadline).map_err(|error| fs(&error))?;
         let bytes_per_second_max = self.options.hydrate_bytes_per_second.filter(|_| paced);
         let quiet = paced.then_some(QUIET);
         let options = HydrateOptions { bytes_per_second_max, patience: PATIENCE, quiet };
@@ -310,17 +287,12 @@ impl Trees for DataPlane {
             self.objects.fetcher().wait_until_quiet(quiet, cancel);
         }
         if let Some(from) = self.base_of(tree) {
-            let options = FromOldOptions { deadline: Instant::now() + DELTA_PATIENCE, bytes_per_second_max };
-            self.objects.fetcher().take_from_old(
-                &from,
-                TreeRef { id: tree, manifest: loaded.manifest() },
-                options,
-                cancel,
-            );
+            let options = UpgradeOptions { deadline: Instant::now() + DELTA_PATIENCE, bytes_per_second_max };
+            self.objects.fetcher().upgrade(&from, (tree, loaded.manifest()), options, cancel);
         }
-        let mut told = |now: HydrateProgress| progress(now.local_bytes, now.object_bytes);
+        let mut told = |now: super::fetch::HydrateProgress| progress(now.local_bytes, now.object_bytes);
         let made = self.objects.fetcher().make_local(tree, loaded.manifest(), options, cancel, &mut told);
-        made?;
+        made.map_err(|error| fetch(&error))?;
         self.read_ahead(true);
         Ok(())
     }
@@ -375,9 +347,8 @@ impl Trees for DataPlane {
     }
 }
 
-impl DataPlane {
-    /// Shows these generations in the browsing view, and no others.
-    pub(crate) fn set_view(&self, records: &[Arc<KnownRecord>]) {
+impl Data for DataPlane {
+    fn set_view(&self, records: &[Arc<KnownRecord>]) {
         let entry = |known: &Arc<KnownRecord>| ViewEntry {
             product: known.record.product.clone(),
             version: known.record.version.clone(),
@@ -391,8 +362,7 @@ impl DataPlane {
         }
     }
 
-    /// What `status` shows. Never blocks.
-    pub(crate) fn facts(&self) -> DataFacts {
+    fn facts(&self) -> DataFacts {
         let requests = self.server.as_ref().map(|server| server.counts().snapshot()).unwrap_or_default();
         let usage = self.cache().usage();
         DataFacts {
@@ -412,4 +382,72 @@ impl DataPlane {
             }),
         }
     }
+}
+
+/// The network as the fetcher sees it.
+impl Upstream for Manager {
+    fn manifest(&self, tree: &TreeId, deadline: Instant) -> Result<Vec<u8>, UpstreamError> {
+        Manager::manifest(self, tree, deadline).map_err(upstream)
+    }
+
+    fn chunks(
+        &self,
+        tree: &TreeId,
+        wants: &[ChunkRange],
+        urgency: Urgency,
+        deadline: Instant,
+        sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
+    ) -> Result<(), UpstreamError> {
+        Manager::chunks(self, tree, wants, urgency == Urgency::Demand, deadline, sink).map_err(upstream)
+    }
+
+    fn start(
+        &self,
+        generation: &GenerationRef,
+        from: Option<&TreeId>,
+        with_manifest: bool,
+        deadline: Instant,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), UpstreamError> {
+        Manager::start_up(self, generation, (from, with_manifest), deadline, sink).map_err(upstream)
+    }
+
+    fn delta(
+        &self,
+        from: &TreeId,
+        to: &TreeId,
+        deadline: Instant,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), UpstreamError> {
+        Manager::delta(self, from, to, deadline, sink).map_err(upstream)
+    }
+}
+
+fn upstream(fault: Fault) -> UpstreamError {
+    match fault {
+        Fault::NotExported(text) => UpstreamError::NotExported(text),
+        Fault::Unavailable(text) => UpstreamError::Unavailable(text),
+        other => UpstreamError::Failed(other.to_string()),
+    }
+}
+
+fn fetch(error: &FetchError) -> Fault {
+    match error {
+        FetchError::Upstream { source: UpstreamError::NotExported(_), .. } => Fault::NotExported(error.to_string()),
+        FetchError::Upstream { source: UpstreamError::Unavailable(_), .. } | FetchError::Deadline { .. } => {
+            Fault::Unavailable(error.to_string())
+        }
+        _ => Fault::Failed(error.to_string()),
+    }
+}
+
+fn fs(error: &FsError) -> Fault {
+    match error {
+        FsError::Fetch(error) => fetch(error),
+        other => Fault::Failed(other.to_string()),
+    }
+}
+
+fn helper(error: &HelperError) -> Fault {
+    Fault::Failed(error.to_string())
 }

@@ -11,19 +11,16 @@
 //! behind a background fetch, nor does a demand stand behind it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use agent_core::report::unix_ms;
 use proto::bulk::ChunkHead;
 use proto::limits::MANIFEST_BYTES_MAX;
 use proto::message::{ChunkRange, Fault, HostRequest, ManagerReply, PROTOCOL, Role};
 use proto::{GenerationRef, HostName, TreeId};
 use tokio::sync::{Notify, watch};
 
-use crate::host::fetch::{Upstream, UpstreamError, Urgency};
 use crate::net::{BoxFuture, Handler, Incoming, Link, NetError, RefuseAll};
-use crate::sync::lock;
 
 /// The first pause after a failed dial, and the longest. Thousands of hosts must not hammer a manager that comes back,
 /// yet an operator who restarts it does not want to wait.
@@ -50,20 +47,20 @@ pub(crate) trait Dial: Send + Sync + 'static {
     }
 }
 
-/// The link to the manager, as the host's threads and tasks see it.
-pub(crate) struct ManagerLink {
+/// The manager, as the host's threads and tasks see it.
+pub(crate) struct Manager {
     runtime: tokio::runtime::Handle,
     control: Arc<Lane>,
     bulk: Arc<Lane>,
     start: Arc<Lane>,
     dial: Arc<dyn Dial>,
-    facts: Arc<Mutex<LinkFacts>>,
+    facts: Arc<Mutex<Facts>>,
     bytes: AtomicU64,
 }
 
 /// What `status` says about the link.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct LinkFacts {
+pub(crate) struct Facts {
     /// The name in the certificate, once a manager has said it.
     pub(crate) host: Option<HostName>,
     /// Milliseconds since 1970; `None` while there is no connection.
@@ -87,8 +84,8 @@ struct Lane {
     ended: watch::Sender<bool>,
 }
 
-impl ManagerLink {
-    /// A link that dials once [`ManagerLink::start`] is called.
+impl Manager {
+    /// A link that dials once [`Manager::start`] is called.
     pub(crate) fn new(runtime: &tokio::runtime::Handle, dial: Arc<dyn Dial>) -> Arc<Self> {
         Arc::new(Self {
             runtime: runtime.clone(),
@@ -116,8 +113,8 @@ impl ManagerLink {
     }
 
     /// What `status` says. Never blocks for longer than a copy.
-    pub(crate) fn facts(&self) -> LinkFacts {
-        lock(&self.facts).clone()
+    pub(crate) fn facts(&self) -> Facts {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Where the manager is.
@@ -138,6 +135,11 @@ impl ManagerLink {
         }
     }
 
+    /// The bytes of a manifest, decompressed and unchecked. Blocks; not for use inside the runtime.
+    pub(crate) fn manifest(&self, tree: &TreeId, deadline: Instant) -> Result<Vec<u8>, Fault> {
+        self.runtime.block_on(self.manifest_bytes(tree, deadline))
+    }
+
     async fn manifest_bytes(&self, tree: &TreeId, deadline: Instant) -> Result<Vec<u8>, Fault> {
         let (mut packed, mut frames) = (Vec::new(), 0);
         let on = |incoming| {
@@ -155,53 +157,15 @@ impl ManagerLink {
             .map_err(|error| Fault::Failed(format!("the manifest of {tree} cannot be decompressed: {error}")))
     }
 
-    /// Sends a request whose answer is one stream of bytes.
-    fn stream(
-        &self,
-        lane: &Lane,
-        demand: bool,
-        request: &HostRequest,
-        deadline: Instant,
-        sink: &mut dyn FnMut(&[u8]),
-    ) -> Result<(), UpstreamError> {
-        let (mut frames, mut bytes) = (0, 0);
-        let on = |incoming| {
-            let Incoming::Bulk(body) = incoming else { return };
-            frames += 1;
-            bytes += body.len() as u64;
-            sink(&body);
-        };
-        let reply = self.runtime.block_on(async {
-            let _user = lane.user();
-            lane.request(demand, request, on, deadline).await
-        });
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(check_sent(reply?, frames)?)
-    }
-
-    /// Ends all connections and stops dialling.
-    pub(crate) fn end(&self) {
-        for lane in [&self.control, &self.bulk, &self.start] {
-            lane.ended.send_replace(true);
-        }
-    }
-}
-
-/// The network as the fetcher sees it. Blocks; not for use inside the runtime. Nothing that comes is checked here.
-impl Upstream for ManagerLink {
-    fn manifest(&self, tree: &TreeId, deadline: Instant) -> Result<Vec<u8>, UpstreamError> {
-        Ok(self.runtime.block_on(self.manifest_bytes(tree, deadline))?)
-    }
-
-    fn chunks(
+    /// Fetches chunks; `sink` gets each as it arrives, in any order, unchecked. Blocks; not for use inside the runtime.
+    pub(crate) fn chunks(
         &self,
         tree: &TreeId,
         wants: &[ChunkRange],
-        urgency: Urgency,
+        demand: bool,
         deadline: Instant,
         sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
-    ) -> Result<(), UpstreamError> {
-        let demand = urgency == Urgency::Demand;
+    ) -> Result<(), Fault> {
         let request = HostRequest::Chunks { tree: *tree, wants: wants.to_vec() };
         let lane = if demand { &self.control } else { &self.bulk };
         let (mut frames, mut bytes, mut malformed) = (0, 0, false);
@@ -220,32 +184,65 @@ impl Upstream for ManagerLink {
         });
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         if malformed {
-            return Err(UpstreamError::Failed("the manager sent a bulk frame that is no chunk".to_owned()));
+            return Err(Fault::Failed("the manager sent a bulk frame that is no chunk".to_owned()));
         }
-        Ok(check_sent(reply?, frames)?)
+        check_sent(reply?, frames)
     }
 
-    fn start(
-        &self,
-        generation: &GenerationRef,
-        from: Option<&TreeId>,
-        manifest: bool,
-        deadline: Instant,
-        sink: &mut dyn FnMut(&[u8]),
-    ) -> Result<(), UpstreamError> {
-        let request = HostRequest::Start { generation: generation.clone(), from: from.copied(), manifest };
-        self.stream(&self.start, true, &request, deadline, sink)
-    }
-
-    fn delta(
+    /// Fetches a delta in the background; `sink` gets its bytes in order, unchecked. Blocks; not for use inside the
+    /// runtime.
+    pub(crate) fn delta(
         &self,
         from: &TreeId,
         to: &TreeId,
         deadline: Instant,
         sink: &mut dyn FnMut(&[u8]),
-    ) -> Result<(), UpstreamError> {
+    ) -> Result<(), Fault> {
         let request = HostRequest::Delta { from: *from, to: *to };
         self.stream(&self.bulk, false, &request, deadline, sink)
+    }
+
+    /// Fetches what a start needs; `sink` gets its bytes in order, unchecked. Blocks; not for use inside the runtime.
+    pub(crate) fn start_up(
+        &self,
+        generation: &GenerationRef,
+        (from, manifest): (Option<&TreeId>, bool),
+        deadline: Instant,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), Fault> {
+        let request = HostRequest::Start { generation: generation.clone(), from: from.copied(), manifest };
+        self.stream(&self.start, true, &request, deadline, sink)
+    }
+
+    /// Sends a request whose answer is one stream of bytes.
+    fn stream(
+        &self,
+        lane: &Lane,
+        demand: bool,
+        request: &HostRequest,
+        deadline: Instant,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), Fault> {
+        let (mut frames, mut bytes) = (0, 0);
+        let on = |incoming| {
+            let Incoming::Bulk(body) = incoming else { return };
+            frames += 1;
+            bytes += body.len() as u64;
+            sink(&body);
+        };
+        let reply = self.runtime.block_on(async {
+            let _user = lane.user();
+            lane.request(demand, request, on, deadline).await
+        });
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        check_sent(reply?, frames)
+    }
+
+    /// Ends all connections and stops dialling.
+    pub(crate) fn end(&self) {
+        for lane in [&self.control, &self.bulk, &self.start] {
+            lane.ended.send_replace(true);
+        }
     }
 }
 
@@ -301,7 +298,7 @@ impl Lane {
 
     /// There is no connection, and why.
     fn unavailable(&self) -> Fault {
-        let why = lock(&self.down).clone();
+        let why = self.down.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Fault::Unavailable(match why {
             Some(why) => format!("no connection to the manager: {why}"),
             None => "the manager has not answered yet".to_owned(),
@@ -323,7 +320,7 @@ impl Drop for User<'_> {
 }
 
 /// Keeps one lane up until it is ended.
-async fn keep_up(lane: Arc<Lane>, dial: Arc<dyn Dial>, handler: Arc<dyn Handler>, facts: Arc<Mutex<LinkFacts>>) {
+async fn keep_up(lane: Arc<Lane>, dial: Arc<dyn Dial>, handler: Arc<dyn Handler>, facts: Arc<Mutex<Facts>>) {
     let mut ended = lane.ended.subscribe();
     tokio::select! {
         () = dial_for_ever(&lane, dial.as_ref(), &handler, &facts) => {}
@@ -335,7 +332,7 @@ async fn keep_up(lane: Arc<Lane>, dial: Arc<dyn Dial>, handler: Arc<dyn Handler>
     }
 }
 
-async fn dial_for_ever(lane: &Lane, dial: &dyn Dial, handler: &Arc<dyn Handler>, facts: &Mutex<LinkFacts>) {
+async fn dial_for_ever(lane: &Lane, dial: &dyn Dial, handler: &Arc<dyn Handler>, facts: &Mutex<Facts>) {
     let mut pause = PAUSE_MIN;
     loop {
         if lane.role == Role::Bulk && lane.users.load(Ordering::Acquire) == 0 {
@@ -413,10 +410,10 @@ async fn greet(lane: &Lane, dial: &dyn Dial, handler: Arc<dyn Handler>) -> Resul
 }
 
 impl Lane {
-    fn came_up(&self, host: HostName, facts: &Mutex<LinkFacts>) {
+    fn came_up(&self, host: HostName, facts: &Mutex<Facts>) {
         if self.role == Role::Control {
             tracing::info!(%host, "connected to the manager");
-            let mut facts = lock(facts);
+            let mut facts = facts.lock().unwrap_or_else(PoisonError::into_inner);
             facts.host = Some(host);
             facts.connected_since = Some(unix_ms());
             facts.last_error = None;
@@ -439,11 +436,11 @@ impl Lane {
         }
     }
 
-    fn went_down(&self, reason: &str, facts: &Mutex<LinkFacts>) {
-        *lock(&self.down) = Some(reason.to_owned());
+    fn went_down(&self, reason: &str, facts: &Mutex<Facts>) {
+        *self.down.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
         self.link.send_replace(None);
         if self.role == Role::Control {
-            let mut facts = lock(facts);
+            let mut facts = facts.lock().unwrap_or_else(PoisonError::into_inner);
             // The same reason every few seconds would bury the log.
             if facts.connected_since.is_some() || facts.last_error.as_deref() != Some(reason) {
                 tracing::warn!(reason, "no connection to the manager; what is cached stays in service");
@@ -486,6 +483,11 @@ fn remaining(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
 #[cfg(test)]
-#[path = "link_tests.rs"]
+#[path = "upstream_tests.rs"]
 mod tests;

@@ -6,15 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use ed25519_dalek::VerifyingKey;
 use proto::limits::RECORD_BYTES_MAX;
 use proto::message::Fault;
 use proto::{GenerationRecord, GenerationRef, Product, SignedRecord, TreeId};
 
-use crate::host::files;
-use crate::sync;
+use super::files;
 
 /// A record that a pinned publisher signed, with the bytes that prove it.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,7 +25,7 @@ pub(crate) struct KnownRecord {
 
 /// The records in the cache directory.
 #[derive(Debug)]
-pub(crate) struct Records {
+pub(crate) struct Known {
     records_dir: PathBuf,
     publishers: RwLock<Vec<VerifyingKey>>,
     records: RwLock<BTreeMap<Key, Arc<KnownRecord>>>,
@@ -52,7 +51,7 @@ pub(crate) struct Resolved {
     pub(crate) names: Vec<String>,
 }
 
-impl Records {
+impl Known {
     /// Reads what the last run knew. Records that do not verify are removed with a warning, not an error: the manager
     /// sends them again.
     pub(crate) fn open(cache: &Path, publishers: Vec<VerifyingKey>) -> Self {
@@ -75,12 +74,12 @@ impl Records {
 
     /// Believes these publishers from now on (a renewed certificate may bring new ones).
     pub(crate) fn set_publishers(&self, publishers: Vec<VerifyingKey>) {
-        *sync::write(&self.publishers) = publishers;
+        *self.publishers.write().unwrap_or_else(PoisonError::into_inner) = publishers;
     }
 
     /// Reads a record that came from elsewhere.
     pub(crate) fn believe(&self, signed: Vec<u8>) -> Result<KnownRecord, String> {
-        believe(signed, &sync::read(&self.publishers))
+        believe(signed, &self.publishers.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Replaces what is exported to this host by what the manager sent.
@@ -92,7 +91,7 @@ impl Records {
                 Err(fault) => tracing::error!(fault, "the manager sent a record that is not believed"),
             }
         }
-        let mut records = sync::write(&self.records);
+        let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
         let changes = Changes {
             added: fresh
                 .iter()
@@ -115,7 +114,7 @@ impl Records {
     }
 
     /// Every record exported to this host, by product and version.
-    pub(crate) fn all(&self) -> Vec<Arc<KnownRecord>> {
+    pub(crate) fn records(&self) -> Vec<Arc<KnownRecord>> {
         self.read().values().cloned().collect()
     }
 
@@ -183,7 +182,7 @@ impl Records {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Key, Arc<KnownRecord>>> {
-        sync::read(&self.records)
+        self.records.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -244,21 +243,21 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (key, publishers) = (key_of(1), vec![key_of(1).verifying_key()]);
         let (one, two) = (signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key));
-        let known = Records::open(dir.path(), publishers.clone());
+        let known = Known::open(dir.path(), publishers.clone());
         let changes = known.set_exports(vec![one.clone(), two.clone()]);
         assert_eq!((changes.added.len(), changes.removed.len()), (2, 0));
         assert_eq!(known.set_exports(vec![one.clone(), two.clone()]), Changes::default());
 
-        let known = Records::open(dir.path(), publishers.clone());
+        let known = Known::open(dir.path(), publishers.clone());
         assert_eq!(known.newest(&"p".parse().unwrap()).unwrap().record.version.as_str(), "2");
         assert_eq!(known.set_exports(vec![one]).removed[0].record.version.as_str(), "2");
-        assert_eq!(Records::open(dir.path(), publishers).all().len(), 1);
+        assert_eq!(Known::open(dir.path(), publishers).records().len(), 1);
     }
 
     #[test]
     fn nothing_is_believed_that_a_pinned_publisher_did_not_sign() {
         let dir = tempfile::tempdir().unwrap();
-        let known = Records::open(dir.path(), vec![key_of(1).verifying_key()]);
+        let known = Known::open(dir.path(), vec![key_of(1).verifying_key()]);
         let mut changed = signed("p", "1", tree(1), 1, &key_of(1));
         let last = changed.len() - 100;
         changed[last] ^= 1;
@@ -267,7 +266,7 @@ pub(crate) mod tests {
 
         fs::create_dir_all(dir.path().join("records")).unwrap();
         fs::write(dir.path().join("records/a.record"), changed).unwrap();
-        assert!(Records::open(dir.path(), vec![key_of(1).verifying_key()]).all().is_empty());
+        assert!(Known::open(dir.path(), vec![key_of(1).verifying_key()]).records().is_empty());
         assert!(!dir.path().join("records/a.record").exists());
     }
 
@@ -275,7 +274,7 @@ pub(crate) mod tests {
     fn references_lead_to_one_tree_or_say_why_not() {
         let dir = tempfile::tempdir().unwrap();
         let key = key_of(1);
-        let known = Records::open(dir.path(), vec![key.verifying_key()]);
+        let known = Known::open(dir.path(), vec![key.verifying_key()]);
         known.set_exports(vec![
             signed("p", "1", tree(1), 1, &key),
             signed("p", "2", tree(2), 2, &key),

@@ -7,30 +7,68 @@
 //! Node numbers are stable over restarts of the worker, because the kernel keeps using them: an object's is 63 bits of
 //! its id, a view entry's is (number of the generation in [`numbers`], index of the manifest's node).
 
-mod error;
 pub mod numbers;
 mod tree;
 mod view;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Instant, SystemTime};
 
 use proto::manifest::Manifest;
 use proto::{ObjectId, Product, TreeId, Version};
 
 use super::fetch::{FetchError, Fetcher, UpstreamError, Wanted};
-use crate::sync;
-pub use error::FsError;
 use numbers::{Ino, Numbers};
 pub use tree::Tree;
+
+/// A file system operation failed; each cause has its errno.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FsError {
+    /// No such entry or object.
+    #[error("not found")]
+    NotFound,
+    /// A file where a directory is needed.
+    #[error("not a directory")]
+    NotADirectory,
+    /// A directory where a file is needed.
+    #[error("is a directory")]
+    IsADirectory,
+    /// Not a symlink, or something else that makes no sense for this kind of entry.
+    #[error("invalid operation for this kind of entry")]
+    Invalid,
+    /// No such extended attribute.
+    #[error("no such attribute")]
+    NoAttribute,
+    /// The bytes could not be had, see the message.
+    #[error("{0}")]
+    Fetch(#[from] FetchError),
+    /// The local disk failed.
+    #[error("read: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl FsError {
+    /// What the kernel is told.
+    pub fn errno(&self) -> i32 {
+        match self {
+            FsError::NotFound => libc::ENOENT,
+            FsError::NotADirectory => libc::ENOTDIR,
+            FsError::IsADirectory => libc::EISDIR,
+            FsError::Invalid => libc::EINVAL,
+            FsError::NoAttribute => libc::ENODATA,
+            FsError::Fetch(_) | FsError::Io(_) => libc::EIO,
+        }
+    }
+}
 
 /// What `stat` shows of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attributes {
-    /// Node.
-    pub ino: Ino,
+    /// Node number.
+    pub ino: u64,
     /// Kind.
     pub kind: Kind,
     /// Twelve permission bits.
@@ -61,16 +99,14 @@ pub enum Kind {
 }
 
 /// One entry of a directory listing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Listed<'a> {
-    /// Its node.
-    pub ino: Ino,
-    /// Its kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Node number.
+    pub ino: u64,
+    /// Kind.
     pub kind: Kind,
-    /// Its name.
-    pub name: &'a [u8],
-    /// Where the listing goes on after it: what [`Objects::list`] is called with next.
-    pub next: u64,
+    /// Name.
+    pub name: Vec<u8>,
 }
 
 /// A generation of the browsing view.
@@ -225,11 +261,11 @@ impl Objects {
         })
     }
 
-    /// The root and the PRODUCT directories, whose listings change.
-    pub(super) fn changing_directories(&self) -> Vec<Ino> {
+    /// Node numbers of the root and of the PRODUCT directories, whose listings change.
+    pub(super) fn changing_directories(&self) -> Vec<u64> {
         let state = self.read_state();
         let products = state.view.keys().filter_map(|product| state.numbers.product(product));
-        std::iter::once(Ino::Root).chain(products.map(Ino::Product)).collect()
+        std::iter::once(Ino::Root).chain(products.map(Ino::Product)).map(|ino| ino.number()).collect()
     }
 
     /// The object with these 63 bits in a registered tree, then in any tree that the view has shown.
@@ -277,11 +313,11 @@ impl Objects {
     }
 
     fn read_state(&self) -> RwLockReadGuard<'_, State> {
-        sync::read(&self.state)
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
-        sync::write(&self.state)
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

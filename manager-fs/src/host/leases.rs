@@ -13,14 +13,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent_core::journal;
 use proto::{Product, TreeId};
 
-use crate::host::files;
-use crate::sync::lock;
+use super::files;
 
 /// How long a staged tree waits for an agent's journal to name it. Staging may precede the journal's entry by the whole
 /// drain; a change-over that was given up leaves its stage behind for this long at most.
@@ -32,8 +31,6 @@ const INHERITED_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct Leases {
     state_dir: PathBuf,
     agents_dir: PathBuf,
-    /// One at a time writes the attachments; who only looks at them never waits for the disk.
-    writing: Mutex<()>,
     held: Mutex<Held>,
 }
 
@@ -89,28 +86,28 @@ impl Leases {
     pub(crate) fn open(state: &Path, agents_dir: PathBuf) -> io::Result<Self> {
         let attached = read_attached(&state.join("attached"))?;
         let held = Mutex::new(Held { attached, ..Held::default() });
-        Ok(Self { state_dir: state.to_owned(), agents_dir, writing: Mutex::default(), held })
+        Ok(Self { state_dir: state.to_owned(), agents_dir, held })
     }
 
     /// Keeps a tree for the operator; durable when this returns.
     pub(crate) fn attach(&self, tree: TreeId, name: &str) -> io::Result<()> {
-        let _one_at_a_time = lock(&self.writing);
-        let mut attached = self.attached();
+        let mut held = self.lock();
+        let mut attached = held.attached.clone();
         attached.insert(tree, name.to_owned());
         write_attached(&self.state_dir.join("attached"), &attached)?;
-        self.lock().attached = attached;
+        held.attached = attached;
         Ok(())
     }
 
     /// Ends [`Leases::attach`]; `false` if the tree was not attached.
     pub(crate) fn release(&self, tree: &TreeId) -> io::Result<bool> {
-        let _one_at_a_time = lock(&self.writing);
-        let mut attached = self.attached();
+        let mut held = self.lock();
+        let mut attached = held.attached.clone();
         if attached.remove(tree).is_none() {
             return Ok(false);
         }
         write_attached(&self.state_dir.join("attached"), &attached)?;
-        self.lock().attached = attached;
+        held.attached = attached;
         Ok(true)
     }
 
@@ -130,8 +127,8 @@ impl Leases {
     }
 
     /// Keeps a tree that is prepared for a change-over.
-    pub(crate) fn stage(&self, tree: TreeId, now: Instant) {
-        let until = Until { ends: now + STAGED_MAX, why: "staged" };
+    pub(crate) fn stage(&self, tree: TreeId) {
+        let until = Until { ends: Instant::now() + STAGED_MAX, why: "staged" };
         self.lock().staged.insert(tree, until);
     }
 
@@ -141,21 +138,17 @@ impl Leases {
     }
 
     /// Keeps a mount that an earlier worker left for long enough that its users come back.
-    pub(crate) fn inherit(&self, tree: TreeId, now: Instant) {
-        let until = Until { ends: now + INHERITED_MAX, why: "found mounted" };
+    pub(crate) fn inherit(&self, tree: TreeId) {
+        let until = Until { ends: Instant::now() + INHERITED_MAX, why: "found mounted" };
         self.lock().staged.entry(tree).or_insert(until);
     }
 
     /// Everything that must stay now. Reads the agents' journals and links.
     pub(crate) fn kept(&self) -> Kept {
-        self.kept_at(Instant::now())
-    }
-
-    /// As [`Leases::kept`], at a given moment.
-    fn kept_at(&self, now: Instant) -> Kept {
         let mut kept = Kept::default();
         {
             let mut held = self.lock();
+            let now = Instant::now();
             held.staged.retain(|_, until| until.ends > now);
             for (tree, name) in &held.attached {
                 kept.add(*tree, format!("attached as {name}"));
@@ -209,7 +202,7 @@ impl Leases {
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
-        lock(&self.held)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -292,25 +285,10 @@ mod tests {
     fn a_stage_ends_when_its_change_over_does() {
         let dir = tempfile::tempdir().unwrap();
         let leases = leases(dir.path());
-        let now = Instant::now();
-        leases.stage(tree(1), now);
-        leases.inherit(tree(1), now);
+        leases.stage(tree(1));
+        leases.inherit(tree(1));
         assert_eq!(leases.kept().mounted[&tree(1)], ["staged"]);
         leases.stage_over(&tree(1));
         assert!(!leases.kept().keeps(&tree(1)));
-    }
-
-    #[test]
-    fn what_nobody_comes_back_for_is_given_up_in_its_time() {
-        let dir = tempfile::tempdir().unwrap();
-        let leases = leases(dir.path());
-        let now = Instant::now();
-        leases.inherit(tree(1), now);
-        leases.stage(tree(2), now);
-        let keeps = |after: Duration| [1, 2].map(|name| leases.kept_at(now + after).keeps(&tree(name)));
-        assert_eq!(keeps(INHERITED_MAX - Duration::from_secs(1)), [true, true]);
-        assert_eq!(keeps(INHERITED_MAX), [false, true], "its users have had a minute to connect again");
-        assert_eq!(keeps(STAGED_MAX - Duration::from_secs(1)), [false, true], "a drain may take that long");
-        assert_eq!(keeps(STAGED_MAX), [false, false]);
     }
 }
