@@ -6,7 +6,7 @@ say() { printf '%s\n' "$*" >&2; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # rustup puts cargo here; a shell that was open before does not have it on its PATH yet.
-have cargo || PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+have cargo || PATH="$PATH:${CARGO_HOME:-${HOME:-}/.cargo}/bin"
 
 # wants PROGRAM PACKAGE WHY: notes a program that is missing.
 wanted=()
@@ -53,13 +53,14 @@ provide() {
     for n in "${!wanted[@]}"; do
         have "${reasons[$n]%% *}" || left+=("$n")
     done
+    if [ ${#left[@]} = 0 ] && have cargo; then return; fi
+    local packages=()
+    say "This machine lacks:"
+    for n in "${left[@]}"; do
+        say "  ${reasons[$n]}"
+        packages+=("${wanted[$n]}")
+    done
+    [ ${#packages[@]} = 0 ] || say "Install them as root, then go on: apt-get install ${packages[*]}"
     have cargo || say "  cargo: install Rust with rustup, as https://rustup.rs says"
-    if [ ${#left[@]} -gt 0 ]; then
-        say "This machine lacks:"
-        for n in "${left[@]}"; do say "  ${reasons[$n]}"; done
-        local packages=()
-        for n in "${left[@]}"; do packages+=("${wanted[$n]}"); done
-        say "Install them as root, then go on: apt-get install ${packages[*]}"
-    fi
-    if [ ${#left[@]} -gt 0 ] || ! have cargo; then exit 2; fi
+    exit 2
 }

@@ -1,0 +1,131 @@
+//! `docs/groups.md`: who sees a generation by way of a group, and whom an order to a group reaches.
+
+// Panicking is how a test reports, also in the functions that tests share.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use serde_json::{Value, json};
+use tests::command::until;
+use tests::{Host, Manager, Output, TreeFixture};
+
+fn group(manager: &Manager, args: &[&str]) -> Output {
+    manager.run(&[&["host", "group"], args].concat())
+}
+
+fn groups(manager: &Manager) -> Value {
+    group(manager, &["list", "--json"]).expect(0).json()["groups"].clone()
+}
+
+fn published(versions: &[&str]) -> Manager {
+    let manager = Manager::start();
+    for version in versions {
+        let tree = TreeFixture::script(&format!("echo {version}"), "");
+        manager.publish("sample", version, tree.path());
+    }
+    manager
+}
+
+#[track_caller]
+fn sees(host: &Host, generation: &str, seen: bool) {
+    let path = host.mountpoint().join(generation.replace('@', "/"));
+    until(&format!("{} {} {generation}", host.name, if seen { "sees" } else { "no longer sees" }), || {
+        (path.is_dir() == seen).then_some(())
+    });
+}
+
+#[test]
+fn members_come_and_go_and_groups_contain_no_groups() {
+    let manager = published(&[]);
+    let hosts: Vec<_> = ["host-1", "host-2"]
+        .map(|name| {
+            let host = Host::new(name);
+            host.enroll(&manager, &manager.address());
+            host
+        })
+        .into();
+    group(&manager, &["add", "production", "host-2", "host-1"]).expect(0);
+    group(&manager, &["add", "production", "host-1"]).expect(0);
+    group(&manager, &["add", "canaries", "host-1"]).expect(0);
+    let expected = json!([
+        { "name": "canaries", "hosts": ["host-1"] },
+        { "name": "production", "hosts": ["host-1", "host-2"] },
+    ]);
+    assert_eq!(groups(&manager), expected);
+    assert_eq!(group(&manager, &["list"]).text(), "@canaries: host-1\n@production: host-1 host-2");
+    let listed = manager.run(&["hosts", "--json"]).expect(0).json();
+    let of = |name: &str| {
+        let found = listed["hosts"].as_array().unwrap().iter().find(|host| host["name"] == name).unwrap();
+        found["groups"].clone()
+    };
+    assert_eq!((of("host-1"), of("host-2")), (json!(["canaries", "production"]), json!(["production"])));
+
+    group(&manager, &["remove", "production", "host-2"]).expect(0);
+    group(&manager, &["delete", "canaries"]).expect(0);
+    assert_eq!(groups(&manager), json!([{ "name": "production", "hosts": ["host-1"] }]));
+    for wrong in [&["add", "no/slash", "host-1"][..], &["add", "-x", "host-1"], &["add", "production", "@canaries"]] {
+        group(&manager, wrong).expect(2);
+    }
+    let unknown = group(&manager, &["remove", "no-such-group", "host-1"]).expect(1);
+    assert!(unknown.stderr.contains("no-such-group"), "{}", unknown.stderr);
+    group(&manager, &["delete", "no-such-group"]).expect(1);
+    drop(hosts);
+}
+
+#[test]
+fn an_export_to_a_group_holds_for_whoever_is_in_it() {
+    let manager = published(&["1", "2"]);
+    let (one, two) = (Host::mounted("host-1", &manager), Host::mounted("host-2", &manager));
+    group(&manager, &["add", "production", "host-1"]).expect(0);
+    manager.export("sample@1", "@production");
+    manager.export("sample@2", "host-2");
+    sees(&one, "sample@1", true);
+    sees(&two, "sample@2", true);
+    assert!(!two.mountpoint().join("sample/1").exists(), "not in the group");
+
+    // Whoever comes later sees it from then on; what runs is not taken from whoever goes.
+    group(&manager, &["add", "production", "host-2"]).expect(0);
+    sees(&two, "sample@1", true);
+    let root = two.attach("sample@1");
+    group(&manager, &["remove", "production", "host-2"]).expect(0);
+    sees(&two, "sample@1", false);
+    assert!(root.join("bin/agent").is_file(), "what is attached stays");
+    assert_eq!(two.run(&["exec", "sample@2"]).text(), "2", "what was exported to the host itself stays");
+
+    // Deleting the group withdraws what was exported to it.
+    group(&manager, &["delete", "production"]).expect(0);
+    sees(&one, "sample@1", false);
+    let shown = manager.run(&["show", "sample@1", "--json"]).expect(0).stdout;
+    assert!(!shown.contains("@production"), "{shown}");
+}
+
+#[test]
+fn taking_back_an_export_names_the_hosts_that_have_it_attached() {
+    let manager = published(&["1"]);
+    let host = Host::mounted("host-1", &manager);
+    group(&manager, &["add", "production", "host-1"]).expect(0);
+    manager.export("sample@1", "@production");
+    host.attach("sample@1");
+    let refused = until("the manager knows of the attachment", || {
+        let output = manager.run(&["unexport", "sample@1", "--to", "@production"]);
+        (output.code != Some(0)).then_some(output).or_else(|| {
+            manager.export("sample@1", "@production");
+            None
+        })
+    });
+    assert!(refused.stderr.contains("host-1"), "{}", refused.stderr);
+    sees(&host, "sample@1", true);
+    manager.run(&["unexport", "sample@1", "--to", "@production", "--force"]).expect(0);
+    sees(&host, "sample@1", false);
+}
+
+#[test]
+fn an_order_to_an_unknown_or_empty_group_is_refused() {
+    let manager = published(&["1"]);
+    let host = Host::new("host-1");
+    host.enroll(&manager, &manager.address());
+    let unknown = manager.run(&["upgrade", "sample", "sample@1", "--to", "@nobody"]).expect(1);
+    assert!(unknown.stderr.contains("nobody"), "{}", unknown.stderr);
+    group(&manager, &["add", "production", "host-1"]).expect(0);
+    group(&manager, &["remove", "production", "host-1"]).expect(0);
+    let empty = manager.run(&["upgrade", "sample", "sample@1", "--to", "@production"]).expect(1);
+    assert!(empty.stderr.contains("group"), "{}", empty.stderr);
+}
