@@ -20,20 +20,43 @@ use rustic_core::{
 /// What is backed up and must come back.
 const SAMPLE: &[u8] = b"what is read back is what was backed up\n";
 
+/// What does not work.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unfit {
+    /// Nothing can be kept between operations, for a reason that a version may have.
+    #[error("state directory {path}: {source}", path = path.display())]
+    State { path: PathBuf, source: io::Error },
+    /// The engine's own words.
+    #[error("the backup engine's self-test: {0}")]
+    Engine(String),
+}
+
 /// Proves the engine and the state directory.
 ///
 /// # Errors
 /// Says what does not work.
-pub(crate) fn prove(state: &Path) -> Result<(), String> {
-    writable(state).map_err(|error| format!("state directory {}: {error}", state.display()))?;
-    round_trip().map_err(|error| format!("the backup engine's self-test: {}", error.display_log()))
+pub(crate) fn prove(state: &Path) -> Result<(), Unfit> {
+    match writable(state) {
+        Ok(()) => {}
+        // The host's bad day, which another version would not better: operations say so themselves, each for itself.
+        Err(error) if is_of_the_disk(&error) => tracing::warn!("state directory {}: {error}", state.display()),
+        Err(source) => return Err(Unfit::State { path: state.to_owned(), source }),
+    }
+    round_trip().map_err(|error| Unfit::Engine(error.display_log().to_string()))
+}
+
+fn is_of_the_disk(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), StorageFull | ReadOnlyFilesystem | QuotaExceeded)
 }
 
 fn writable(state: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(state)?;
     let probe = state.join(format!(".probe-{}", std::process::id()));
-    fs::write(&probe, SAMPLE)?;
-    fs::remove_file(probe)
+    let written = fs::write(&probe, SAMPLE);
+    let removed = fs::remove_file(probe);
+    // A full disk may have taken the name and not the bytes.
+    written.and(removed)
 }
 
 fn round_trip() -> RusticResult<()> {
@@ -140,11 +163,18 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_is_not_held_against_the_version() {
+        let full = |code| is_of_the_disk(&io::Error::from_raw_os_error(code));
+        assert!(full(28) && full(30) && full(122), "ENOSPC, EROFS, EDQUOT");
+        assert!(!full(13) && !full(20), "EACCES and ENOTDIR are for somebody to look at");
+    }
+
+    #[test]
     fn a_state_directory_that_takes_no_file_is_named() {
         let state = tempfile::tempdir().unwrap();
         let file = state.path().join("file");
         fs::write(&file, "").unwrap();
         let error = prove(&file).expect_err("must be refused");
-        assert!(error.contains(&file.display().to_string()), "{error}");
+        assert!(error.to_string().contains(&file.display().to_string()), "{error}");
     }
 }

@@ -16,7 +16,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use agent_core::{Agent, AgentConfig, AgentError, Ended, OperationContext, Operations, Stop};
+use agent_core::{Agent, AgentConfig, AgentError, Ended, NotHealthy, OperationContext, Operations, Stop};
 use proto::agent::Operation;
 use tracing_subscriber::EnvFilter;
 
@@ -67,8 +67,8 @@ impl Operations for StorageAgent {
         jobs::run(&self.engine, self.role, operation, context)
     }
 
-    fn healthy(&self) -> Result<(), String> {
-        health::prove(&self.state)
+    fn healthy(&self) -> Result<(), NotHealthy> {
+        health::prove(&self.state).map_err(|unfit| unfit.to_string().into())
     }
 }
 

@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use agent_core::{Agent, AgentConfig, Demand, Ended, OperationContext, Operations};
+use agent_core::{Agent, AgentConfig, Demand, Ended, NotHealthy, OperationContext, Operations, StateRefused};
 use proto::agent::{Operation, Outcome, Progress, Summary};
 
 /// Counts, and remembers how often it has been asked to since its very first version began.
@@ -55,14 +55,14 @@ impl Operations for Counter {
         lock(&self.operations).to_le_bytes().to_vec()
     }
 
-    fn restore_state(&self, _schema: u32, state: &[u8]) -> Result<(), String> {
+    fn restore_state(&self, _schema: u32, state: &[u8]) -> Result<(), StateRefused> {
         let bytes = state.first_chunk().ok_or("want four bytes")?;
         *lock(&self.operations) = u32::from_le_bytes(*bytes);
         Ok(())
     }
 
-    fn healthy(&self) -> Result<(), String> {
-        if self.healthy { Ok(()) } else { Err("told to be sick".to_owned()) }
+    fn healthy(&self) -> Result<(), NotHealthy> {
+        if self.healthy { Ok(()) } else { Err("told to be sick".into()) }
     }
 }
 

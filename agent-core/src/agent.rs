@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use proto::agent::{AgentRequest, AgentState, AgentStatus, ChangeId, Step, StepEvent};
+use proto::agent::{AgentRequest, AgentState, AgentStatus, ChangeId, JobId, Operation, Step, StepEvent};
 use proto::message::Fault;
 use proto::{Product, TreeId};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
@@ -17,10 +17,10 @@ use crate::channel::{Channel, StubMessage};
 use crate::driver::{Driver, Input, Work};
 use crate::durable::{Durability, FileFault};
 use crate::handoff::{Handoff, variable};
-use crate::jobs::Jobs;
+use crate::jobs::{Job, Jobs};
 use crate::journal::{Entry, Journal, Phase};
-use crate::machine::{Facts, State};
-use crate::operations::Operations;
+use crate::machine::{Facts, Origin, State};
+use crate::operations::{Operations, StateRefused};
 use crate::paths::AgentPaths;
 use crate::records::{self, RecordError};
 use crate::report::{Reporter, unix_ms};
@@ -58,7 +58,7 @@ pub enum AgentError {
     File(#[from] FileFault),
     /// The embedding program cannot take over what the version before it left.
     #[error("the previous version's state cannot be taken over: {0}")]
-    State(String),
+    State(#[from] StateRefused),
     /// The host is out of something.
     #[error("{what}: {source}")]
     Io {
@@ -272,8 +272,12 @@ impl Service for Core {
         answer.recv().map_err(|_| ending())?
     }
 
-    fn jobs(&self) -> &Arc<Jobs> {
-        &self.jobs
+    fn run(&self, job: JobId, operation: Operation) -> Result<Arc<Job>, Fault> {
+        self.jobs.run(job, operation)
+    }
+
+    fn cancel(&self, job: JobId) -> Result<(), Fault> {
+        self.jobs.cancel(job)
     }
 }
 
@@ -284,9 +288,11 @@ impl Core {
 }
 
 /// The change-over that the running version is on probation for, and the tree that it left.
-fn change_of(journal: &Journal) -> Option<(ChangeId, Option<TreeId>)> {
+fn change_of(journal: &Journal) -> Option<Origin> {
     match &journal.phase {
-        Phase::Probation { change, .. } => Some((*change, journal.last_good.as_ref().map(|entry| entry.tree))),
+        Phase::Probation { change, .. } => {
+            Some(Origin { change: *change, from: journal.last_good.as_ref().map(|entry| entry.tree) })
+        }
         Phase::Confirmed | Phase::Launching => None,
     }
 }
@@ -315,7 +321,7 @@ fn look_for_lost(handoff: &Handoff, jobs: &Jobs) {
 fn take_over(memory: Option<OwnedFd>, operations: &dyn Operations) -> Result<Option<Handoff>, AgentError> {
     let Some(memory) = memory else { return Ok(None) };
     let handoff = Handoff::read(memory)?;
-    operations.restore_state(handoff.schema, &handoff.state).map_err(AgentError::State)?;
+    operations.restore_state(handoff.schema, &handoff.state)?;
     Ok(Some(handoff))
 }
 

@@ -6,16 +6,24 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use proto::agent::JobId;
+
 use crate::jobs::Jobs;
+use crate::sys;
 
 /// How long past the deadline an operation may take to its next unit boundary, before it is abandoned.
 const CHECKPOINT_GRACE: Duration = Duration::from_secs(2);
 
-/// Proof that no operation is under way that anything still depends on: what the exec demands.
-#[derive(Debug, Clone)]
+/// Proof that no operation is under way that anything still depends on. There is no other way to one than [`wait`], and
+/// [`crate::exec::become_program`] takes it away: nothing is executed that was not drained.
+#[derive(Debug)]
 pub(crate) struct Drained {
+    /// Jobs that go on under the next version.
+    pub(crate) unfinished: Vec<JobId>,
     /// For people.
     pub(crate) detail: String,
+    /// When it was over, microseconds of `CLOCK_MONOTONIC`.
+    pub(crate) at_us: u64,
 }
 
 /// Takes no new operation from now on.
@@ -36,13 +44,20 @@ pub(crate) fn wait(jobs: &Arc<Jobs>, deadline: Duration) -> Drained {
         jobs.wait_idle(Instant::now() + CHECKPOINT_GRACE);
     }
     let (unfinished, abandoned) = jobs.suspend();
-    let detail = match (in_time, unfinished.len(), abandoned) {
-        (_, 0, _) if in_time => "nothing is under way".to_owned(),
-        (_, 0, _) => "past the deadline, all finished".to_owned(),
-        (_, n, 0) => format!("past the deadline: {n} checkpointed, to be resumed"),
-        (_, n, a) => format!("past the deadline: {} checkpointed and {a} abandoned at its last checkpoint", n - a),
+    let detail = describe(in_time, unfinished.len() - abandoned, abandoned);
+    Drained { unfinished, detail, at_us: sys::monotonic_us() }
+}
+
+/// What came of the operations that were under way, for people.
+fn describe(in_time: bool, checkpointed: usize, abandoned: usize) -> String {
+    let outcome = match (checkpointed, abandoned) {
+        (0, 0) if in_time => return "nothing is under way".to_owned(),
+        (0, 0) => "all finished".to_owned(),
+        (n, 0) => format!("{n} checkpointed, to be resumed"),
+        (0, a) => format!("{a} abandoned, to be resumed from the last checkpoint"),
+        (n, a) => format!("{n} checkpointed and {a} abandoned, to be resumed from the last checkpoint"),
     };
-    Drained { detail }
+    if in_time { outcome } else { format!("past the deadline: {outcome}") }
 }
 
 /// The program is to end: operations stop at their next unit boundary, at once.
@@ -51,4 +66,18 @@ pub(crate) fn stop(jobs: &Jobs, at_most: Duration) {
     jobs.demand_checkpoint();
     jobs.wait_idle(Instant::now() + at_most);
     jobs.suspend();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn past_the_deadline_is_said_when_it_was_and_only_then() {
+        assert_eq!(describe(true, 0, 0), "nothing is under way");
+        // It stopped when it was asked to finish: before the deadline.
+        assert_eq!(describe(true, 2, 0), "2 checkpointed, to be resumed");
+        assert_eq!(describe(false, 0, 0), "past the deadline: all finished");
+        assert!(describe(false, 1, 1).starts_with("past the deadline: 1 checkpointed and 1 abandoned"));
+    }
 }

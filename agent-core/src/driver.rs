@@ -13,13 +13,14 @@ use proto::agent::{AgentRequest, AgentState, ChangeId, Step, StepEvent};
 use proto::message::Fault;
 
 use crate::channel::{Channel, StubMessage};
-use crate::durable::Durability;
+use crate::drain::Drained;
+use crate::durable::{Durability, FileFault};
 use crate::exec::{self, Crossing};
 use crate::generation::Attachment;
 use crate::handoff::Handoff;
 use crate::jobs::Jobs;
 use crate::journal::{Journal, Phase, Staged};
-use crate::machine::{Candidate, Effect, Event, Facts, JournalWrite, Saved, StageDone, State, Took};
+use crate::machine::{Candidate, Effect, Event, Facts, JournalWrite, Reason, Saved, StageDone, State, Took};
 use crate::operations::Operations;
 use crate::paths::AgentPaths;
 use crate::records::{self, Verified};
@@ -34,10 +35,28 @@ pub(crate) enum Input {
     Message(AgentRequest, SyncSender<Result<(), Fault>>),
     /// Something that was done in the background.
     Event(Event),
-    /// A generation is ready, and where.
-    Ready(ChangeId, TreeId, PathBuf, StageDone, u64),
+    /// A generation is ready.
+    Ready(Ready),
+    /// No operation is under way any more.
+    Drained { change: ChangeId, drained: Drained, took_us: u64 },
     /// End in good order; the sender waits.
     Stop(Duration, SyncSender<()>),
+}
+
+/// A generation that is ready, and where.
+pub(crate) struct Ready {
+    change: ChangeId,
+    tree: TreeId,
+    path: PathBuf,
+    done: StageDone,
+    took_us: u64,
+}
+
+/// An effect that must succeed failed.
+#[derive(Debug, thiserror::Error)]
+enum EffectFault {
+    #[error(transparent)]
+    File(#[from] FileFault),
 }
 
 /// Everything that effects are performed with.
@@ -69,7 +88,8 @@ pub(crate) struct Work {
     ready: BTreeMap<TreeId, PathBuf>,
     /// Where `current` led before the swap.
     link_before: Option<PathBuf>,
-    drained_us: u64,
+    /// What the exec demands.
+    drained: Option<Drained>,
     journal_before: Option<Journal>,
     /// Set by `Stop`: nothing new is begun.
     stopping: Arc<AtomicBool>,
@@ -88,7 +108,10 @@ impl Driver {
                     queue.extend(event_of(request));
                 }
                 Input::Event(event) => queue.push_back(event),
-                Input::Ready(change, tree, path, done, took_us) => {
+                Input::Drained { change, drained, took_us } => {
+                    queue.push_back(self.drained(change, drained, took_us))
+                }
+                Input::Ready(Ready { change, tree, path, done, took_us }) => {
                     if let Err(e) = swap::prepare(&self.paths, &tree, &path) {
                         tracing::warn!("the link cannot be prepared: {e}");
                     }
@@ -127,15 +150,15 @@ impl Driver {
         for effect in effects {
             match self.perform(effect) {
                 Ok(event) => queue.extend(event),
-                Err(what) => {
-                    queue.push_back(Event::Failed { what });
+                Err(fault) => {
+                    queue.push_back(Event::Failed { what: fault.to_string() });
                     return;
                 }
             }
         }
     }
 
-    fn perform(&mut self, effect: Effect) -> Result<Option<Event>, String> {
+    fn perform(&mut self, effect: Effect) -> Result<Option<Event>, EffectFault> {
         match effect {
             Effect::Answer(result) => {
                 if let Some(reply) = self.work.reply.take() {
@@ -152,6 +175,7 @@ impl Driver {
             }
             Effect::Drain { change, deadline_ms } => return Ok(self.drain(change, deadline_ms)),
             Effect::Resume => {
+                self.work.drained = None;
                 self.reporter.resume();
                 self.jobs.end_drain();
             }
@@ -184,7 +208,7 @@ impl Driver {
         let last_good = self.journal.last_good.as_ref().filter(|_| on_probation);
         let needed: Vec<_> = std::iter::once(&self.journal.current).chain(last_good).collect();
         let result = records::save(&self.paths, record, &needed).map(|verified| Box::new(self.candidate(verified)));
-        Event::Saved { change, result: result.map_err(|e| e.to_string()), took_us: micros(begun) }
+        Event::Saved { change, result: result.map_err(|e| Reason::of(&e)), took_us: micros(begun) }
     }
 
     fn candidate(&self, verified: Verified) -> Candidate {
@@ -202,7 +226,7 @@ impl Driver {
         }
     }
 
-    fn write_journal(&mut self, write: JournalWrite) -> Result<Option<Event>, String> {
+    fn write_journal(&mut self, write: JournalWrite) -> Result<Option<Event>, EffectFault> {
         let begun = Instant::now();
         let mut next = self.journal.clone();
         let (must, event) = match write {
@@ -236,7 +260,7 @@ impl Driver {
         let written = if unchanged { Ok(()) } else { next.write(&self.paths.journal()) };
         match written {
             Ok(()) => self.journal = next,
-            Err(e) if must => return Err(e.to_string()),
+            Err(e) if must => return Err(e.into()),
             Err(e) => tracing::warn!("the journal cannot be written: {e}"),
         }
         if self.journal.phase == Phase::Confirmed {
@@ -257,7 +281,7 @@ impl Driver {
             let result = stage(&paths, &order, &handle);
             let took_us = micros(begun);
             match result {
-                Ok((done, path)) => Input::Ready(change, order.tree, path, done, took_us),
+                Ok((done, path)) => Input::Ready(Ready { change, tree: order.tree, path, done, took_us }),
                 Err(fault) => Input::Event(Event::StageEnded { change, result: Err(fault), took_us }),
             }
         });
@@ -267,19 +291,30 @@ impl Driver {
         let begun = Instant::now();
         drain::begin(&self.jobs);
         if drain::is_idle(&self.jobs) {
-            return Some(drained(&self.jobs, change, Duration::ZERO, begun));
+            let drained = drain::wait(&self.jobs, Duration::ZERO);
+            return Some(self.drained(change, drained, micros(begun)));
         }
         let jobs = self.jobs.clone();
         let deadline = Duration::from_millis(deadline_ms);
-        self.in_background("drain", move || Input::Event(drained(&jobs, change, deadline, begun)));
+        self.in_background("drain", move || {
+            let drained = drain::wait(&jobs, deadline);
+            Input::Drained { change, drained, took_us: micros(begun) }
+        });
         None
     }
 
-    fn swap(&mut self, tree: TreeId) -> Result<Event, String> {
+    /// Keeps the proof for the exec.
+    fn drained(&mut self, change: ChangeId, drained: Drained, took_us: u64) -> Event {
+        let detail = drained.detail.clone();
+        self.work.drained = Some(drained);
+        Event::Drained { change, detail, took_us }
+    }
+
+    fn swap(&mut self, tree: TreeId) -> Result<Event, EffectFault> {
         let begun = Instant::now();
         let path = self.work.ready.get(&tree).cloned().unwrap_or_else(|| self.paths.generation(&tree));
         self.work.link_before = std::fs::read_link(self.paths.link()).ok();
-        swap::swap(&self.paths, &tree, &path).map_err(|e| e.to_string())?;
+        swap::swap(&self.paths, &tree, &path)?;
         Ok(Event::Swapped { took_us: micros(begun) })
     }
 
@@ -294,6 +329,10 @@ impl Driver {
     }
 
     fn exec(&mut self, target: &Saved) -> Event {
+        let Some(drained) = self.work.drained.take() else {
+            let fault = "operations are under way; this is a fault of the agent".to_owned();
+            return Event::ExecReturned { of_the_version: false, fault };
+        };
         let entry = &target.candidate.entry;
         let path = self.work.ready.get(&entry.tree).cloned().unwrap_or_else(|| self.paths.generation(&entry.tree));
         let program = Attachment::open(entry.tree, &path).and_then(|t| t.program(&target.candidate.entry_point));
@@ -303,7 +342,6 @@ impl Driver {
         };
         // The newest schema that one writes and the other reads; that there is one was checked before the drain.
         let schema = target.candidate.reads.max.min(*self.facts.writes.end());
-        let (unfinished, _) = self.jobs.suspend();
         self.server.quiesce();
         let mut handoff = Handoff {
             change: target.change,
@@ -311,9 +349,9 @@ impl Driver {
             to: entry.clone(),
             schema,
             state: self.operations.save_state(schema),
-            unfinished,
+            unfinished: drained.unfinished.clone(),
             timeline: self.timeline.clone(),
-            drained_us: self.work.drained_us,
+            drained_us: drained.at_us,
             exec_us: 0,
         };
         self.tell(&StubMessage::Executing {
@@ -329,7 +367,7 @@ impl Driver {
             lock: self.lock.as_ref().map(|lock| lock.as_fd()),
         };
         let arguments = &target.candidate.arguments;
-        let fault = exec::become_program(&program, arguments, &self.paths, &mut handoff, &crossing);
+        let fault = exec::become_program(&program, arguments, &self.paths, &mut handoff, &crossing, drained);
         if let Err(e) = self.server.resume() {
             tracing::error!("the operations API cannot be served again: {e}");
         }
@@ -348,7 +386,6 @@ impl Driver {
     ) {
         if step == Step::Drained {
             // Until the new version serves, nothing but the change-over itself is to be done.
-            self.work.drained_us = sys::monotonic_us();
             self.reporter.pause();
         }
         let product = self.paths.product().clone();
@@ -370,7 +407,7 @@ impl Driver {
             if let Err(reason) = &result {
                 tracing::warn!("not healthy yet: {reason}");
             }
-            Input::Event(Event::Health { result })
+            Input::Event(Event::Health { result: result.map_err(|e| Reason::of(&e)) })
         });
     }
 
@@ -400,11 +437,6 @@ fn intend(journal: &mut Journal, target: &Saved) {
     journal.staged = None;
     let probation_ms = target.candidate.probation_ms;
     journal.phase = Phase::Probation { change: target.change, attempts: 1, probation_ms };
-}
-
-fn drained(jobs: &Arc<Jobs>, change: ChangeId, deadline: Duration, begun: Instant) -> Event {
-    let drained = drain::wait(jobs, deadline);
-    Event::Drained { change, detail: drained.detail, took_us: micros(begun) }
 }
 
 fn event_of(request: AgentRequest) -> Option<Event> {

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
+use crate::drain::Drained;
 use crate::handoff::{Handoff, variable};
 use crate::paths::AgentPaths;
 use crate::sys;
@@ -26,13 +27,15 @@ pub(crate) struct Crossing<'a> {
     pub(crate) lock: Option<BorrowedFd<'a>>,
 }
 
-/// Becomes `program`. Comes back only with the fault, and then everything is as it was.
+/// Becomes `program`. Comes back only with the fault, and then everything is as it was, but for the proof that it was
+/// drained: another try begins with another drain.
 pub(crate) fn become_program(
     program: &Path,
     arguments: &[String],
     paths: &AgentPaths,
     handoff: &mut Handoff,
     crossing: &Crossing<'_>,
+    _drained: Drained,
 ) -> io::Error {
     // Children that still live belong to operations that are over or abandoned.
     let _no_new_children = CHILDREN.write().unwrap_or_else(PoisonError::into_inner);

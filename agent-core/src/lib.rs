@@ -30,7 +30,7 @@
 //! remembers how far it is, so that a change-over in the middle of a backup costs at most one unit.
 //!
 //! ```no_run
-//! use agent_core::{Agent, AgentConfig, Demand, Ended, OperationContext, Operations};
+//! use agent_core::{Agent, AgentConfig, Demand, Ended, NotHealthy, OperationContext, Operations};
 //! use proto::agent::{Operation, Outcome, Progress, Summary};
 //!
 //! struct Backups;
@@ -64,7 +64,7 @@
 //!         Ended::Outcome(Outcome::Done(Summary::default()))
 //!     }
 //!
-//!     fn healthy(&self) -> Result<(), String> {
+//!     fn healthy(&self) -> Result<(), NotHealthy> {
 //!         // Asked during probation: is everything there that operations need?
 //!         Ok(())
 //!     }
@@ -112,6 +112,7 @@ pub mod handoff;
 mod jobs;
 pub mod journal;
 pub mod machine;
+pub mod moments;
 pub mod operations;
 pub mod paths;
 pub mod records;
@@ -123,5 +124,5 @@ pub mod swap;
 pub mod sys;
 
 pub use agent::{Agent, AgentConfig, AgentError, Stop};
-pub use operations::{Demand, Ended, OperationContext, Operations};
+pub use operations::{Demand, Ended, NotHealthy, OperationContext, Operations, StateRefused};
 pub use paths::AgentPaths;

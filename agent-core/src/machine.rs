@@ -20,12 +20,13 @@ mod vocabulary;
 #[cfg(test)]
 mod tests;
 
-use proto::TreeId;
 use proto::agent::{AgentState, ChangeId, Step};
 use proto::message::Fault;
 
 use judge::{Asked, judge};
-pub use vocabulary::{Candidate, Effect, Event, Facts, JournalWrite, Saved, StageDone, StageFault, Took};
+pub use vocabulary::{
+    Candidate, Effect, Event, Facts, JournalWrite, Origin, Reason, Saved, StageDone, StageFault, Took, Verdict,
+};
 
 /// Where a change-over stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,8 +52,8 @@ pub enum State {
 /// Started, and not yet believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probation {
-    /// The change-over that brought it, and what it came from; `None` for a start of a version that is believed.
-    pub change: Option<(ChangeId, Option<TreeId>)>,
+    /// `None` for a start of a version that is believed.
+    pub change: Option<Origin>,
     /// A record that came meanwhile.
     pub saved: Option<Saved>,
 }
@@ -62,9 +63,8 @@ pub struct Probation {
 pub struct Serving {
     /// The newest record that message A brought.
     pub saved: Option<Saved>,
-    /// The last change-over that ended in this program, and why if it failed: a message C that is on its way is
-    /// answered by it.
-    pub ended: Option<(ChangeId, Option<String>)>,
+    /// The last change-over that ended here: a message C that is on its way is answered by it.
+    pub ended: Option<Verdict>,
 }
 
 /// The new generation is being made ready.
@@ -93,7 +93,7 @@ pub struct Leaving {
 impl State {
     /// The state of a program that has just begun. `change`: see [`Probation::change`]; `probation_ms` is that of its
     /// record.
-    pub fn begin(change: Option<(ChangeId, Option<TreeId>)>, probation_ms: u64) -> (Self, Vec<Effect>) {
+    pub fn begin(change: Option<Origin>, probation_ms: u64) -> (Self, Vec<Effect>) {
         // A version that crashes after a while is as bad as one that does not come up: a new one works for the first
         // half of its probation before it may be believed, and has the second half to show its health.
         let after_ms = if change.is_some() { probation_ms / 2 } else { 0 };
@@ -131,7 +131,7 @@ const HEALTH_AGAIN_MS: u64 = 200;
 
 impl Probation {
     fn is_of(&self, change: ChangeId) -> bool {
-        self.change.is_some_and(|(ours, _)| ours == change)
+        self.change.is_some_and(|origin| origin.change == change)
     }
 
     fn on(mut self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
@@ -154,7 +154,7 @@ impl Probation {
             }
             Event::Journaled { .. } => {
                 let mut effects = vec![Effect::TellConfirmed];
-                if let Some((change, from)) = self.change {
+                if let Some(Origin { change, from }) = self.change {
                     effects.push(Effect::Report {
                         change,
                         from,
@@ -164,7 +164,7 @@ impl Probation {
                         detail: String::new(),
                     });
                 }
-                let ended = self.change.map(|(change, _)| (change, None));
+                let ended = self.change.map(|origin| Verdict::done(origin.change));
                 (State::Serving(Serving { saved: self.saved, ended }), effects)
             }
             // A full disk is no fault of the version, but an unwritten confirmation is none: try until the time is up.
@@ -184,8 +184,7 @@ impl Probation {
 impl Serving {
     /// What is answered to messages of a change-over that is over: they may come late, or once more.
     fn has_ended(&self, change: ChangeId) -> Option<Result<(), Fault>> {
-        let (_, reason) = self.ended.as_ref().filter(|(ended, _)| *ended == change)?;
-        Some(reason.clone().map_or(Ok(()), |reason| Err(Fault::Refused(reason))))
+        self.ended.as_ref().filter(|ended| ended.change == change).map(|ended| ended.reply.clone())
     }
 
     fn on(mut self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
@@ -227,7 +226,7 @@ impl Serving {
             Some(_) | None => return (State::Serving(self), answer(Err(out_of_order(change, "A")))),
         };
         if target.candidate.entry == facts.running {
-            self.ended = Some((change, None));
+            self.ended = Some(Verdict::done(change));
             let detail = "this version runs already; nothing was done".to_owned();
             let report = report(&target, facts, Step::Confirmed, 0, detail);
             return (State::Serving(self), vec![Effect::Answer(Ok(())), report]);
@@ -239,7 +238,7 @@ impl Serving {
                 effects.push(Effect::RememberBad { entry, evidence });
             }
             effects.push(report(&target, facts, Step::Refused, 0, refusal.text.clone()));
-            self.ended = Some((change, Some(refusal.text)));
+            self.ended = Some(Verdict::refused(change, refusal.text));
             return (State::Serving(self), effects);
         }
         let effects = vec![
@@ -286,24 +285,12 @@ impl Staging {
                 self.finish = Some(drain_deadline_ms);
                 (State::Staging(self), answer(Ok(())))
             }
-            Event::FinishAsked { change, .. } => (State::Staging(self), answer(Err(out_of_order(change, "B")))),
-            Event::AttachAsked { change, .. } if change == self.target.change => {
-                (State::Staging(self), answer(Ok(())))
-            }
-            Event::SaveAsked { change, .. } if change == self.target.change => (State::Staging(self), answer(Ok(()))),
-            Event::SaveAsked { change, .. } | Event::AttachAsked { change, .. } if change < self.target.change => {
-                let text = format!("change-over {} came after it", self.target.change.0);
-                (State::Staging(self), answer(Err(Fault::Refused(text))))
-            }
-            newer @ (Event::SaveAsked { .. } | Event::AttachAsked { .. }) => {
-                supersede(self.target, newer, facts, vec![Effect::CancelStage])
-            }
-            Event::Saved { .. }
-            | Event::Drained { .. }
-            | Event::Journaled { .. }
-            | Event::Swapped { .. }
-            | Event::ExecReturned { .. }
-            | Event::Health { .. } => (State::Staging(self), Vec::new()),
+            event if event.is_message() => match known(&self.target, &event) {
+                Some(reply) => (State::Staging(self), answer(reply)),
+                None => supersede(self.target, event, facts, vec![Effect::CancelStage]),
+            },
+            // Results that nobody waits for; messages have been answered above.
+            _ => (State::Staging(self), Vec::new()),
         }
     }
 }
@@ -315,25 +302,12 @@ impl Staged {
                 let drain = Effect::Drain { change, deadline_ms: drain_deadline_ms };
                 (State::Draining(Leaving { target: self.target }), vec![Effect::Answer(Ok(())), drain])
             }
-            Event::FinishAsked { change, .. } => (State::Staged(self), answer(Err(out_of_order(change, "B")))),
-            Event::AttachAsked { change, .. } | Event::SaveAsked { change, .. } if change == self.target.change => {
-                (State::Staged(self), answer(Ok(())))
-            }
-            Event::SaveAsked { change, .. } | Event::AttachAsked { change, .. } if change < self.target.change => {
-                let text = format!("change-over {} came after it", self.target.change.0);
-                (State::Staged(self), answer(Err(Fault::Refused(text))))
-            }
-            newer @ (Event::SaveAsked { .. } | Event::AttachAsked { .. }) => {
-                supersede(self.target, newer, facts, Vec::new())
-            }
-            Event::Saved { .. }
-            | Event::StageEnded { .. }
-            | Event::Drained { .. }
-            | Event::Journaled { .. }
-            | Event::Swapped { .. }
-            | Event::Failed { .. }
-            | Event::ExecReturned { .. }
-            | Event::Health { .. } => (State::Staged(self), Vec::new()),
+            event if event.is_message() => match known(&self.target, &event) {
+                Some(reply) => (State::Staged(self), answer(reply)),
+                None => supersede(self.target, event, facts, Vec::new()),
+            },
+            // Results that nobody waits for; messages have been answered above.
+            _ => (State::Staged(self), Vec::new()),
         }
     }
 }
@@ -409,7 +383,7 @@ impl Leaving {
         effects.push(Effect::Journal(JournalWrite::Back));
         effects.push(Effect::Resume);
         effects.push(report(&self.target, facts, step, 0, reason.clone()));
-        let ended = Some((self.target.change, Some(reason)));
+        let ended = Some(Verdict::refused(self.target.change, reason));
         (State::Serving(Serving { saved: None, ended }), effects)
     }
 
@@ -436,6 +410,19 @@ impl Leaving {
     }
 }
 
+/// What a message gets while `target` is being made ready, or is; `None`: it is of a newer change-over.
+fn known(target: &Saved, message: &Event) -> Option<Result<(), Fault>> {
+    match message {
+        Event::FinishAsked { change, .. } if *change != target.change => Some(Err(out_of_order(*change, "B"))),
+        Event::SaveAsked { change, .. } | Event::AttachAsked { change, .. } if *change < target.change => {
+            Some(Err(Fault::Refused(format!("change-over {} came after it", target.change.0))))
+        }
+        Event::SaveAsked { change, .. } | Event::AttachAsked { change, .. } if *change > target.change => None,
+        // Asked again by somebody who did not hear the answer.
+        _ => Some(Ok(())),
+    }
+}
+
 fn answer(reply: Result<(), Fault>) -> Vec<Effect> {
     vec![Effect::Answer(reply)]
 }
@@ -447,7 +434,7 @@ fn save(change: ChangeId, record: Vec<u8>) -> Vec<Effect> {
 fn saved(
     place: &mut Option<Saved>,
     change: ChangeId,
-    result: Result<Box<Candidate>, String>,
+    result: Result<Box<Candidate>, Reason>,
     took_us: u64,
     facts: &Facts,
 ) -> Vec<Effect> {
@@ -459,7 +446,7 @@ fn saved(
             vec![Effect::Answer(Ok(())), report]
         }
         // There is no believable record, so there is no tree that a step could be reported of: the answer says it all.
-        Err(reason) => answer(Err(Fault::Refused(reason))),
+        Err(reason) => answer(Err(Fault::Refused(reason.to_string()))),
     }
 }
 
@@ -476,7 +463,8 @@ fn refuse(target: Saved, facts: &Facts, reason: String, remember: bool) -> (Stat
     }
     effects.push(Effect::Journal(JournalWrite::NothingStaged));
     effects.push(report(&target, facts, Step::Refused, 0, reason.clone()));
-    (State::Serving(Serving { saved: None, ended: Some((target.change, Some(reason))) }), effects)
+    let ended = Some(Verdict::refused(target.change, reason));
+    (State::Serving(Serving { saved: None, ended }), effects)
 }
 
 /// A newer change-over takes the place of one that has not begun to drain.

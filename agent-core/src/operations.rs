@@ -35,7 +35,7 @@ pub trait Operations: Send + Sync + 'static {
     ///
     /// # Errors
     /// The state cannot be used. The version fails its probation then, and the previous one returns.
-    fn restore_state(&self, _schema: u32, _state: &[u8]) -> Result<(), String> {
+    fn restore_state(&self, _schema: u32, _state: &[u8]) -> Result<(), StateRefused> {
         Ok(())
     }
 
@@ -44,8 +44,30 @@ pub trait Operations: Send + Sync + 'static {
     ///
     /// # Errors
     /// Why it is not, for people.
-    fn healthy(&self) -> Result<(), String> {
+    fn healthy(&self) -> Result<(), NotHealthy> {
         Ok(())
+    }
+}
+
+/// Why a program is not fit to work, as [`Operations::healthy`] says it; any text becomes one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotHealthy(pub String);
+
+/// Why what the version before saved cannot be used, as [`Operations::restore_state`] says it; any text becomes one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct StateRefused(pub String);
+
+impl<T: Into<String>> From<T> for NotHealthy {
+    fn from(why: T) -> Self {
+        Self(why.into())
+    }
+}
+
+impl<T: Into<String>> From<T> for StateRefused {
+    fn from(why: T) -> Self {
+        Self(why.into())
     }
 }
 

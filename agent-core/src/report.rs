@@ -16,9 +16,10 @@ use proto::agent::StepEvent;
 use proto::codec;
 use proto::daemon::{DaemonReply, DaemonRequest};
 use proto::limits::MESSAGE_BYTES_MAX;
+use proto::message::Fault;
 use rustix::fs::FlockOperation;
 
-use crate::control::Client;
+use crate::control::{Client, ControlError};
 use crate::durable::{self, Durability, FileFault};
 use crate::paths::AgentPaths;
 
@@ -30,6 +31,17 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Reports held in memory while the disk takes none.
 const UNSAVED_MAX: usize = 256;
+
+/// A report has not left: it waits.
+#[derive(Debug, thiserror::Error)]
+enum Unsent {
+    #[error(transparent)]
+    File(#[from] FileFault),
+    #[error("the mount daemon: {0}")]
+    Control(#[from] ControlError),
+    #[error("the mount daemon refuses: {0}")]
+    Refused(Fault),
+}
 
 /// Sends reports from a thread of its own.
 #[derive(Debug, Clone)]
@@ -149,8 +161,8 @@ impl Reporter {
         }
     }
 
-    fn send_all(&self, client: &mut Option<Client>, changed: bool) -> Result<(), String> {
-        let waiting = list(&self.0.paths.events()).map_err(|e| e.to_string())?;
+    fn send_all(&self, client: &mut Option<Client>, changed: bool) -> Result<(), Unsent> {
+        let waiting = list(&self.0.paths.events())?;
         for path in waiting {
             if self.lock().paused {
                 self.lock().news = true;
@@ -190,10 +202,10 @@ fn spool(paths: &AgentPaths, number: u64, event: &StepEvent, durability: Durabil
     durable::write(&path, &durable::seal(MAGIC, &body), durability)
 }
 
-fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
+fn list(dir: &Path) -> Result<Vec<PathBuf>, FileFault> {
     let mut paths = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
+    for entry in fs::read_dir(dir).map_err(|e| FileFault::io(dir, e))? {
+        let entry = entry.map_err(|e| FileFault::io(dir, e))?;
         if !entry.file_name().to_string_lossy().starts_with('.') {
             paths.push(entry.path());
         }
@@ -202,7 +214,7 @@ fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn send_one(paths: &AgentPaths, client: &mut Option<Client>, path: &Path) -> Result<(), String> {
+fn send_one(paths: &AgentPaths, client: &mut Option<Client>, path: &Path) -> Result<(), Unsent> {
     let Ok(file) = File::open(path) else { return Ok(()) };
     if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() || !path.exists() {
         // Stub and agent look at the same directory: the other one is at it, or done with it.
@@ -218,21 +230,21 @@ fn send_one(paths: &AgentPaths, client: &mut Option<Client>, path: &Path) -> Res
     });
     match event {
         Ok(event) => ask(paths, client, &DaemonRequest::Report { event })?,
-        Err(e) if e.is_io() => return Err(e.to_string()),
+        Err(e) if e.is_io() => return Err(e.into()),
         // Cut short by a power cut: it can never be sent, and must not stop those behind it.
         Err(e) => tracing::warn!("a report is dropped: {e}"),
     }
-    durable::remove(path, Durability::ProcessDeath).map_err(|e| e.to_string())
+    Ok(durable::remove(path, Durability::ProcessDeath)?)
 }
 
-fn ask(paths: &AgentPaths, client: &mut Option<Client>, request: &DaemonRequest) -> Result<(), String> {
+fn ask(paths: &AgentPaths, client: &mut Option<Client>, request: &DaemonRequest) -> Result<(), Unsent> {
     let connected = match client.take() {
         Some(client) => client,
-        None => Client::connect(&paths.daemon_socket()).map_err(|e| e.to_string())?,
+        None => Client::connect(&paths.daemon_socket())?,
     };
     let connected = client.insert(connected);
-    match connected.request(request, Some(SILENCE), |_: ()| {}).map_err(|e| e.to_string())? {
-        DaemonReply::Fault(fault) => Err(fault.to_string()),
+    match connected.request(request, Some(SILENCE), |_: ()| {})? {
+        DaemonReply::Fault(fault) => Err(Unsent::Refused(fault)),
         DaemonReply::Done
         | DaemonReply::Status(_)
         | DaemonReply::Record(_)

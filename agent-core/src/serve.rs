@@ -1,4 +1,5 @@
-//! The operations API, `RUN/agents/<product>.sock`: a thread that accepts, one for each connection, one for each `Run`.
+//! The operations API, `RUN/agents/<product>.sock`: a thread that accepts, one for each connection, one more for a
+//! connection that asks for something which may wait for a disk, one for each `Run`.
 //!
 //! The listening socket is the stub's; it is open before the first program and after the last. While nobody accepts
 //! (from the end of a drain until the new program serves) connections wait in its backlog, so none is refused.
@@ -9,11 +10,12 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use proto::agent::{AgentReply, AgentRequest, AgentStatus, JobId};
+use proto::agent::{AgentReply, AgentRequest, AgentStatus, JobId, Operation};
 use proto::codec;
 use proto::frame::FrameKind;
 use proto::limits::MESSAGE_BYTES_MAX;
@@ -21,7 +23,7 @@ use proto::message::Fault;
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
 use crate::control::{ControlError, read_frame, write_frame};
-use crate::jobs::{Job, Jobs, News};
+use crate::jobs::{Job, News};
 use crate::sys::socket;
 
 /// Connections at once; further ones wait in the backlog.
@@ -37,11 +39,13 @@ const QUIESCE_PATIENCE: Duration = Duration::from_millis(50);
 
 /// What the API is served from.
 pub(crate) trait Service: Send + Sync + 'static {
-    /// Never waits.
+    /// Never waits: for no disk, and for nothing that waits for one.
     fn status(&self) -> AgentStatus;
     /// Messages A, B and C, in the order in which they come.
     fn message(&self, request: AgentRequest) -> Result<(), Fault>;
-    fn jobs(&self) -> &Arc<Jobs>;
+    /// Begins or joins a job.
+    fn run(&self, job: JobId, operation: Operation) -> Result<Arc<Job>, Fault>;
+    fn cancel(&self, job: JobId) -> Result<(), Fault>;
 }
 
 /// The running server.
@@ -150,8 +154,8 @@ impl Shared {
         let thread = std::thread::Builder::new().name(format!("connection {number}"));
         let spawned = thread.spawn(move || {
             // Out of descriptors: the connection is closed, and the peer asks again.
-            if let Ok(connection) = Connection::new(shared.clone(), stream) {
-                if let Err(e) = connection.serve() {
+            if let Ok(connection) = Connection::new(shared.clone(), &stream) {
+                if let Err(e) = connection.serve(&stream) {
                     tracing::debug!("a connection of the operations API ended: {e}");
                 }
                 connection.wait_for_answers();
@@ -174,9 +178,11 @@ impl Shared {
 
 struct Connection {
     shared: Arc<Shared>,
-    reader: UnixStream,
     answers: Arc<Answers>,
 }
+
+/// What may wait for a disk: done by a thread of its own, one after the other.
+type Waiting = (u64, AgentRequest);
 
 /// The writing half, shared by the threads that answer.
 struct Answers {
@@ -186,45 +192,84 @@ struct Answers {
 }
 
 impl Connection {
-    fn new(shared: Arc<Shared>, stream: UnixStream) -> io::Result<Self> {
+    fn new(shared: Arc<Shared>, stream: &UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         stream.set_write_timeout(Some(WRITE_PATIENCE))?;
         let writer = Mutex::new(stream.try_clone()?);
         let answers = Answers { writer, running: Mutex::default(), fewer: Condvar::new() };
-        Ok(Self { shared, reader: stream, answers: Arc::new(answers) })
+        Ok(Self { shared, answers: Arc::new(answers) })
     }
 
-    fn serve(&self) -> Result<(), ControlError> {
-        let mut reader = &self.reader;
-        while let Some(frame) = read_frame(&mut reader)? {
-            match frame.kind {
-                FrameKind::Request => {
-                    let request = codec::decode::<AgentRequest, MESSAGE_BYTES_MAX>(&frame.body);
-                    self.handle(frame.request, request)?;
-                }
-                FrameKind::Cancel => self.answers.cancel(frame.request),
-                kind @ (FrameKind::Response | FrameKind::Event | FrameKind::Bulk) => {
-                    return Err(ControlError::Unexpected(kind));
+    /// Until the peer has closed its side, or broke the rules. Every request that was read has been handled then.
+    fn serve(&self, mut reader: &UnixStream) -> Result<(), ControlError> {
+        std::thread::scope(|scope| {
+            let mut waiting: Option<SyncSender<Waiting>> = None;
+            while let Some(frame) = read_frame(&mut reader)? {
+                match frame.kind {
+                    FrameKind::Request => {
+                        let request = codec::decode::<AgentRequest, MESSAGE_BYTES_MAX>(&frame.body);
+                        let Some(request) = self.answer_now(frame.request, request)? else { continue };
+                        let sender = match &waiting {
+                            Some(sender) => sender,
+                            None => {
+                                // Full only while a peer sends messages faster than the disk takes them.
+                                let (sender, receiver) = sync_channel::<Waiting>(REQUESTS_MAX);
+                                let thread = std::thread::Builder::new().name("requests".to_owned());
+                                let work = move || self.handle_all(&receiver);
+                                thread.spawn_scoped(scope, work).map_err(ControlError::Broken)?;
+                                waiting.insert(sender)
+                            }
+                        };
+                        if sender.send((frame.request, request)).is_err() {
+                            return Ok(());
+                        }
+                    }
+                    FrameKind::Cancel => self.answers.cancel(frame.request),
+                    kind @ (FrameKind::Response | FrameKind::Event | FrameKind::Bulk) => {
+                        return Err(ControlError::Unexpected(kind));
+                    }
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
-    fn handle(&self, number: u64, request: Result<AgentRequest, codec::CodecError>) -> Result<(), ControlError> {
+    /// Answers what needs no disk; gives back what may.
+    fn answer_now(
+        &self,
+        number: u64,
+        request: Result<AgentRequest, codec::CodecError>,
+    ) -> Result<Option<AgentRequest>, ControlError> {
         let reply = match request {
             Err(e) => AgentReply::Fault(Fault::BadRequest(format!("the request is not understood: {e}"))),
             Ok(AgentRequest::Status) => AgentReply::Status(self.shared.service.status()),
-            Ok(AgentRequest::Cancel { job }) => done(self.shared.service.jobs().cancel(job)),
-            Ok(AgentRequest::Run { job, operation }) => match self.shared.service.jobs().run(job, operation) {
+            Ok(other) => return Ok(Some(other)),
+        };
+        self.answers.write(FrameKind::Response, number, &reply)?;
+        Ok(None)
+    }
+
+    /// Until the reader has ended, or nothing can be answered any more.
+    fn handle_all(&self, waiting: &Receiver<Waiting>) {
+        while let Ok((number, request)) = waiting.recv() {
+            if self.handle(number, request).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn handle(&self, number: u64, request: AgentRequest) -> Result<(), ControlError> {
+        let service = &self.shared.service;
+        let reply = match request {
+            AgentRequest::Status => AgentReply::Status(service.status()),
+            AgentRequest::Cancel { job } => done(service.cancel(job)),
+            AgentRequest::Run { job, operation } => match service.run(job, operation) {
                 Ok(job) => return self.watch(number, job),
                 Err(fault) => AgentReply::Fault(fault),
             },
-            Ok(
-                message @ (AgentRequest::SaveMetadata { .. }
-                | AgentRequest::Attach { .. }
-                | AgentRequest::Finish { .. }),
-            ) => done(self.shared.service.message(message)),
+            message @ (AgentRequest::SaveMetadata { .. }
+            | AgentRequest::Attach { .. }
+            | AgentRequest::Finish { .. }) => done(service.message(message)),
         };
         self.answers.write(FrameKind::Response, number, &reply)
     }
@@ -310,6 +355,7 @@ fn follow(answers: &Answers, number: u64, job: &Job, cancelled: &AtomicBool) -> 
         match job.wait(seen, Duration::from_millis(500)) {
             News::Ended(outcome) => return AgentReply::Outcome(outcome),
             News::Suspended => return AgentReply::Fault(Fault::Draining),
+            News::Withdrawn(why) => return AgentReply::Fault(Fault::Failed(why)),
             _ if cancelled.load(Ordering::Acquire) => return AgentReply::Fault(gone(job.id())),
             News::Progress(now, progress) => {
                 seen = now;

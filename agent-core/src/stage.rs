@@ -68,7 +68,7 @@ pub(crate) fn stage(
     order: &Order,
     handle: &StageHandle,
 ) -> Result<(StageDone, PathBuf), StageFault> {
-    let attached = ask(paths, order, handle).map_err(StageFault::OfTheWorld)?;
+    let attached = ask(paths, order, handle).map_err(|e| StageFault::OfTheWorld(e.to_string()))?;
     let path = PathBuf::from(&attached.path);
     let program = Attachment::open(order.tree, &path).and_then(|tree| tree.program(&order.entry_point));
     match program {
@@ -81,7 +81,24 @@ pub(crate) fn stage(
     }
 }
 
-fn ask(paths: &AgentPaths, order: &Order, handle: &StageHandle) -> Result<Attached, String> {
+/// The mount daemon does not make the tree ready.
+#[derive(Debug, thiserror::Error)]
+enum NotStaged {
+    #[error("the mount daemon attached tree {0}")]
+    OtherTree(TreeId),
+    #[error("{0}")]
+    Refused(Fault),
+    #[error("the mount daemon answers something else")]
+    Unexpected,
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error("called off")]
+    CalledOff,
+    #[error("no progress for {seconds} seconds; last: {last}", seconds = PATIENCE.as_secs())]
+    NoProgress { last: String },
+}
+
+fn ask(paths: &AgentPaths, order: &Order, handle: &StageHandle) -> Result<Attached, NotStaged> {
     let request = DaemonRequest::Stage { tree: order.tree, running: Some(order.running), lazy: order.lazy };
     let mut alive = Instant::now();
     let mut most = 0;
@@ -94,20 +111,20 @@ fn ask(paths: &AgentPaths, order: &Order, handle: &StageHandle) -> Result<Attach
         };
         let reason = match once(paths, &request, handle, &mut on_progress) {
             Ok(DaemonReply::Attached(attached)) if attached.tree == order.tree => return Ok(attached),
-            Ok(DaemonReply::Attached(other)) => return Err(format!("the mount daemon attached tree {}", other.tree)),
+            Ok(DaemonReply::Attached(other)) => return Err(NotStaged::OtherTree(other.tree)),
             Ok(DaemonReply::Fault(fault @ Fault::Unavailable(_))) => fault.to_string(),
-            Ok(DaemonReply::Fault(fault)) => return Err(fault.to_string()),
+            Ok(DaemonReply::Fault(fault)) => return Err(NotStaged::Refused(fault)),
             Ok(DaemonReply::Done | DaemonReply::Status(_) | DaemonReply::Record(_) | DaemonReply::Bundle(_)) => {
-                return Err("the mount daemon answers something else".to_owned());
+                return Err(NotStaged::Unexpected);
             }
             Err(e) if e.may_retry() => e.to_string(),
-            Err(e) => return Err(e.to_string()),
+            Err(e) => return Err(e.into()),
         };
         if handle.is_off() {
-            return Err("called off".to_owned());
+            return Err(NotStaged::CalledOff);
         }
         if alive.elapsed() > PATIENCE {
-            return Err(format!("no progress for {} seconds; last: {reason}", PATIENCE.as_secs()));
+            return Err(NotStaged::NoProgress { last: reason });
         }
         std::thread::sleep(RETRY);
     }

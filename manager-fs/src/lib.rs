@@ -14,4 +14,5 @@ pub mod host;
 pub mod manager;
 pub mod net;
 pub(crate) mod patch;
+mod sync;
 mod sys;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use manager_fs::host::cache::{Cache, CacheOptions};
 use manager_fs::host::delta::{Arrived, DeltaError, Reader, make};
 use manager_fs::host::fetch::{
-    FetchOptions, Fetcher, HydrateOptions, UpgradeOptions, Upstream, UpstreamError, Urgency,
+    FetchOptions, Fetcher, FromOldOptions, HydrateOptions, TreeRef, Upstream, UpstreamError, Urgency,
 };
 use manager_fs::manager::delta::{self, DeltaOptions};
 use manager_fs::manager::monitor::Quiet;
@@ -278,8 +278,8 @@ fn upgrade(upstream: &InProcess, fetcher: &Arc<Fetcher>) {
     let (from, to) = (upstream.pair.old.tree, upstream.pair.new.tree);
     let deadline = Instant::now() + Duration::from_secs(20);
     let manifest = fetcher.manifest(&to, deadline).unwrap();
-    let options = UpgradeOptions { deadline, bytes_per_second_max: None };
-    fetcher.upgrade(&from, (&to, &manifest), options, &AtomicBool::new(false));
+    let options = FromOldOptions { deadline, bytes_per_second_max: None };
+    fetcher.take_from_old(&from, TreeRef { id: &to, manifest: &manifest }, options, &AtomicBool::new(false));
     make_local(fetcher, &to);
     let right = contents(&upstream.pair.store, &manifest);
     for object in &manifest.objects {

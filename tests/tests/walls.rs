@@ -18,8 +18,8 @@ const TEST_WEIGHT_MIN: f64 = 0.40;
 
 /// What does not hold these rules yet. Nothing is added here; a line goes when its place has been rebuilt.
 mod yet {
-    pub(super) const ANYHOW: &[&str] = &["manager-fs/src/host/"];
-    pub(super) const LONG: &[&str] = &["manager-fs/src/host/fetch.rs"];
+    pub(super) const ANYHOW: &[&str] = &[];
+    pub(super) const LONG: &[&str] = &[];
     pub(super) const CIRCLES: &[&str] = &["manager-fs", "proto", "agent-core"];
     pub(super) const WIDE: &[&str] = &[
         "docs/bundle-format.md",

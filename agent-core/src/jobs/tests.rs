@@ -1,6 +1,11 @@
+use super::record::{Paper, read};
 use super::*;
+use crate::moments::testing;
+use crate::operations::Demand;
 use proto::agent::{Repository, Summary};
+use std::fs;
 use std::sync::mpsc;
+use std::time::Duration;
 
 /// Runs whatever the test sends it, by the number of sources.
 struct Scripted {
@@ -108,9 +113,9 @@ fn a_cancelled_job_stays_cancelled_over_a_restart() {
     assert!(matches!(outcome(&job), Outcome::Cancelled(_)));
     assert!(matches!(jobs.cancel(JobId(2)), Err(Fault::NotFound(_))));
     // Cancelled, and the agent gone before the unit boundary.
-    let mut record = read_record(&fixture.paths.job(JobId(1))).unwrap();
+    let mut record = read(&fixture.paths.job(JobId(1))).unwrap();
     record.outcome = None;
-    write_record(&fixture.paths.job(JobId(1)), &record).unwrap();
+    Paper::new(fixture.paths.job(JobId(1)), record).write(Moment::JobStart).unwrap();
     let (jobs, _begun) = fixture.open("1.0", (1, 1));
     assert!(matches!(outcome(&jobs.run(JobId(1), long()).unwrap()), Outcome::Cancelled(_)));
 }
@@ -150,7 +155,7 @@ fn the_next_version_goes_on_if_it_reads_the_state_and_begins_anew_if_not() {
     assert_eq!(begun.recv().unwrap().1, None);
     jobs.cancel(JobId(1)).unwrap();
     assert!(jobs.wait_idle(soon()));
-    let Some(Outcome::Cancelled(summary)) = read_record(&fixture.paths.job(JobId(1))).unwrap().outcome else {
+    let Some(Outcome::Cancelled(summary)) = read(&fixture.paths.job(JobId(1))).unwrap().outcome else {
         panic!("not cancelled")
     };
     assert_eq!(summary.versions, ["1.0", "2.0", "1.0"]);
@@ -158,7 +163,7 @@ fn the_next_version_goes_on_if_it_reads_the_state_and_begins_anew_if_not() {
 
 fn drain_off(jobs: &Arc<Jobs>) {
     // The checkpoint comes right after the start.
-    while read_record(&jobs.paths.job(JobId(1))).unwrap().resume.is_none() {
+    while read(&jobs.paths.job(JobId(1))).unwrap().resume.is_none() {
         std::thread::yield_now();
     }
     jobs.begin_drain();
@@ -170,16 +175,8 @@ fn drain_off(jobs: &Arc<Jobs>) {
 fn an_operation_that_takes_the_agent_down_each_time_is_given_up() {
     let fixture = fixture();
     durable::create_dir(&fixture.paths.jobs()).unwrap();
-    let record = JobRecord {
-        id: JobId(1),
-        operation: short(),
-        resume: None,
-        starts: STARTS_MAX,
-        cancelled: false,
-        versions: vec![],
-        outcome: None,
-    };
-    write_record(&fixture.paths.job(JobId(1)), &record).unwrap();
+    let record = JobRecord { starts: STARTS_MAX, ..JobRecord::new(JobId(1), short()) };
+    Paper::new(fixture.paths.job(JobId(1)), record).write(Moment::JobStart).unwrap();
     fs::write(fixture.paths.jobs().join("2"), b"not a job").unwrap();
     fs::write(fixture.paths.jobs().join(".3.77.tmp"), b"left over").unwrap();
     let (jobs, begun) = fixture.open("1.0", (1, 1));
@@ -203,4 +200,67 @@ fn outcomes_are_kept_for_a_while_and_not_for_ever() {
     assert!(jobs.wait_idle(soon()));
     assert_eq!(fs::read_dir(fixture.paths.jobs()).unwrap().count(), FINISHED_MAX);
     assert!(fixture.paths.job(JobId(count)).exists() && !fixture.paths.job(JobId(1)).exists());
+}
+
+/// The disk stands still under every write of a job, and whoever asks how the agent is gets an answer all the same.
+#[test]
+fn a_disk_that_stands_still_holds_up_nobody_who_only_asks() {
+    for moment in [Moment::JobStart, Moment::JobCheckpoint, Moment::JobCancel, Moment::JobEnd] {
+        let fixture = fixture();
+        let (jobs, _begun) = fixture.open("1.0", (1, 1));
+        let (reached, stands) = mpsc::channel();
+        let gate = Arc::new((Mutex::new(true), Condvar::new()));
+        let held = gate.clone();
+        testing::below(&fixture.paths.jobs(), move |now| {
+            if now == moment {
+                let _ = reached.send(());
+                drop(held.1.wait_while(held.0.lock().unwrap(), |closed| *closed).unwrap());
+            }
+            Ok(())
+        });
+        let asking = jobs.clone();
+        let asker = std::thread::spawn(move || {
+            asking.run(JobId(1), long()).unwrap();
+            if moment != Moment::JobCheckpoint {
+                asking.cancel(JobId(1)).unwrap();
+            }
+        });
+        stands.recv_timeout(Duration::from_secs(20)).unwrap();
+        // From threads of their own, so that a lock that is held fails the test and does not hang it.
+        let (answer, answers) = mpsc::channel();
+        let looking = jobs.clone();
+        std::thread::spawn(move || {
+            answer.send(looking.under_way()).unwrap();
+            looking.begin_drain();
+            looking.demand_checkpoint();
+            answer.send(looking.suspend().0).unwrap();
+        });
+        for _ in 0..2 {
+            let under_way = answers.recv_timeout(Duration::from_secs(5));
+            assert_eq!(under_way.unwrap_or_else(|_| panic!("waits for the disk at {moment:?}")), [JobId(1)]);
+        }
+        *gate.0.lock().unwrap() = false;
+        gate.1.notify_all();
+        asker.join().unwrap();
+        assert!(jobs.wait_idle(soon()));
+    }
+}
+
+#[test]
+fn a_job_whose_record_cannot_be_written_is_not_begun_and_may_be_asked_for_again() {
+    let fixture = fixture();
+    let (jobs, begun) = fixture.open("1.0", (1, 1));
+    let full = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let disk = full.clone();
+    testing::below(&fixture.paths.jobs(), move |_| {
+        if disk.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(std::io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        Ok(())
+    });
+    let refused = jobs.run(JobId(1), short());
+    assert!(matches!(&refused, Err(Fault::Failed(text)) if text.contains("No space left")), "{refused:?}");
+    assert!(jobs.under_way().is_empty() && begun.try_recv().is_err());
+    full.store(false, std::sync::atomic::Ordering::Relaxed);
+    outcome(&jobs.run(JobId(1), short()).unwrap());
 }

@@ -1,14 +1,18 @@
 //! The machine against random histories: whatever comes in whatever order, some things hold.
 
 use proptest::prelude::*;
-use proto::TreePath;
 use proto::record::SchemaRange;
+use proto::{TreeId, TreePath};
 
 use super::*;
 use crate::journal::Entry;
 
 fn entry(n: u8) -> Entry {
     Entry { version: format!("{n}.0").parse().unwrap(), tree: TreeId::of(&[n]) }
+}
+
+fn reason(text: &str) -> Reason {
+    Reason::of(&std::io::Error::other(text.to_owned()))
 }
 
 fn facts() -> Facts {
@@ -55,7 +59,7 @@ impl World {
             match effect {
                 Effect::Answer(_) => self.answers += 1,
                 Effect::SaveRecord { change, record } => {
-                    let result = if fails { Err("disk full".to_owned()) } else { Ok(Box::new(candidate(record[0]))) };
+                    let result = if fails { Err(reason("disk full")) } else { Ok(Box::new(candidate(record[0]))) };
                     events.push(Event::Saved { change, result, took_us: 1 });
                 }
                 Effect::Journal(JournalWrite::Intent(_)) if !fails => {
@@ -126,7 +130,7 @@ fn events() -> impl Strategy<Value = Event> {
         change.prop_map(|change| Event::Drained { change, detail: String::new(), took_us: 3 }),
         any::<bool>().prop_map(|of_the_version| Event::ExecReturned { fault: "ENOENT".to_owned(), of_the_version }),
         Just(Event::Health { result: Ok(()) }),
-        Just(Event::Health { result: Err("sick".to_owned()) }),
+        Just(Event::Health { result: Err(reason("sick")) }),
         Just(Event::Failed { what: "no thread".to_owned() }),
     ]
 }
@@ -248,8 +252,8 @@ fn messages_that_come_twice_are_answered_twice_and_followed_once() {
         State::Staging(Staging { target: saved.clone(), finish: Some(1) }),
         State::Draining(Leaving { target: saved.clone() }),
         State::Journaling(Leaving { target: saved.clone() }),
-        State::Probation(Probation { change: Some((change, None)), saved: None }),
-        State::Serving(Serving { saved: None, ended: Some((change, None)) }),
+        State::Probation(Probation { change: Some(Origin { change, from: None }), saved: None }),
+        State::Serving(Serving { saved: None, ended: Some(Verdict::done(change)) }),
     ];
     for state in states {
         for message in [

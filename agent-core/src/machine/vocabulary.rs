@@ -55,7 +55,7 @@ pub enum Event {
     /// Message A came.
     SaveAsked { change: ChangeId, record: Vec<u8> },
     /// [`Effect::SaveRecord`] is done: the record is on disk, or is refused.
-    Saved { change: ChangeId, result: Result<Box<Candidate>, String>, took_us: u64 },
+    Saved { change: ChangeId, result: Result<Box<Candidate>, Reason>, took_us: u64 },
     /// Message B came.
     AttachAsked { change: ChangeId, release: Option<TreeId>, attach: TreeId, lazy: bool, retry_bad: bool },
     /// [`Effect::Stage`] is done.
@@ -73,7 +73,57 @@ pub enum Event {
     /// `execve` came back. `of_the_version`: another try would end in the same way.
     ExecReturned { fault: String, of_the_version: bool },
     /// [`Effect::CheckHealth`] is done.
-    Health { result: Result<(), String> },
+    Health { result: Result<(), Reason> },
+}
+
+/// Why something failed, for people: what an effect's typed error becomes on its way into the machine, which passes it
+/// on and never looks into it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Reason(String);
+
+impl Reason {
+    /// Of any error.
+    pub fn of(error: &dyn std::error::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// The change-over that brought a version, and what it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// Which change-over.
+    pub change: ChangeId,
+    /// The tree that it left.
+    pub from: Option<TreeId>,
+}
+
+/// A change-over that ended in this program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Which.
+    pub change: ChangeId,
+    /// What a message of it that comes late is answered.
+    pub reply: Result<(), Fault>,
+}
+
+impl Verdict {
+    /// Nothing is left to do.
+    pub fn done(change: ChangeId) -> Self {
+        Self { change, reply: Ok(()) }
+    }
+
+    /// It was refused, or came to nothing.
+    pub fn refused(change: ChangeId, reason: String) -> Self {
+        Self { change, reply: Err(Fault::Refused(reason)) }
+    }
+}
+
+impl Event {
+    /// Whether it is one of the three messages, which must be answered.
+    pub fn is_message(&self) -> bool {
+        matches!(self, Event::SaveAsked { .. } | Event::AttachAsked { .. } | Event::FinishAsked { .. })
+    }
 }
 
 /// A generation is ready.

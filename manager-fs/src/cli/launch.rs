@@ -5,7 +5,7 @@ use proto::Product;
 
 use super::Done;
 use crate::config::Dirs;
-use crate::host::launch;
+use crate::host::control::launch;
 
 /// Flags of `launch`.
 #[derive(Debug, Args)]

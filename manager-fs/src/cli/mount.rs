@@ -9,9 +9,9 @@ use clap::Args;
 
 use super::Done;
 use crate::config::Dirs;
-use crate::host::daemon::{self, WorkerOptions};
 use crate::host::enroll::Identity;
 use crate::host::mount::{HelperOptions, HoldOptions, Layout, NamespaceChoice, hold, serve_helper};
+use crate::host::worker::{self, WorkerOptions};
 
 /// Kernel memory of the metadata of all attached generations: half a million entries.
 const META_BYTES_MAX: u64 = 640 << 20;
@@ -89,7 +89,7 @@ pub(super) fn worker(args: MountArgs, dirs: &Dirs) -> Result<Done> {
         read_ahead_bytes: u32::try_from(args.read_ahead).context("--read-ahead")?,
         verify_cache: args.verify_cache,
     };
-    daemon::run(dirs, layout, &options)?;
+    worker::run(dirs, layout, &options)?;
     Ok(Done::Clean)
 }
 

@@ -13,18 +13,67 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::{Context, bail, ensure};
 use ed25519_dalek::VerifyingKey;
 use proto::HostName;
-use proto::message::{HostRequest, ManagerReply, PROTOCOL, Unix};
+use proto::message::{Fault, HostRequest, ManagerReply, PROTOCOL, Unix};
 use proto::token::Token;
 use rcgen::{CertificateParams, KeyPair};
 use std::sync::Arc;
 
-use crate::net::{self, Link, RefuseAll, TlsIdentity};
+use super::files::{Doing, IoFault};
+use crate::net::{self, Link, NetError, RefuseAll, TlsIdentity};
 
 /// One exchange with the manager takes milliseconds; a minute covers one that is very busy.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The host has no identity that it can use, or could not get one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnrollError {
+    /// There is none.
+    #[error(
+        "this host is not enrolled ({} is missing): get a token with `manager-fs token HOST` on the manager, then \
+         `manager-fs enroll --manager ADDR --token TOKEN` here",
+        directory.display()
+    )]
+    NotEnrolled {
+        /// Where it would be.
+        directory: PathBuf,
+    },
+    /// There is one already.
+    #[error("this host is already enrolled as {name}; --force replaces its identity")]
+    AlreadyEnrolled {
+        /// As whom.
+        name: String,
+    },
+    /// A file of it holds something else.
+    #[error(
+        "{} is damaged ({why}): restore it, or get a new token with `manager-fs token HOST` on the manager and enrol again \
+         with --force",
+        path.display()
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The manager does not give one.
+    #[error("the manager answers: {0}")]
+    Refused(Fault),
+    /// The manager's answer cannot be used.
+    #[error("the manager's answer is unusable: {0}")]
+    Answer(String),
+    /// A key pair or a request could not be made.
+    #[error("making a key pair: {0}")]
+    Key(#[from] rcgen::Error),
+    /// The manager was not reached.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The state directory.
+    #[error(transparent)]
+    Io(#[from] IoFault),
+}
 
 /// An enrolled host.
 #[derive(Debug, Clone)]
@@ -48,21 +97,18 @@ impl Identity {
     ///
     /// # Errors
     /// The host is not enrolled, or a file of its identity is missing or damaged.
-    pub fn load(state: &Path) -> anyhow::Result<Self> {
+    pub fn load(state: &Path) -> Result<Self, EnrollError> {
         let directory = directory(state);
-        ensure!(
-            directory.exists(),
-            "this host is not enrolled ({} is missing): get a token with `manager-fs token HOST` on the manager, \
-             then `manager-fs enroll --manager ADDR --token TOKEN` here",
-            directory.display()
-        );
+        if !directory.exists() {
+            return Err(EnrollError::NotEnrolled { directory });
+        }
         let read = |name: &str| {
             let path = directory.join(name);
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+            fs::read_to_string(&path).doing(|| format!("read {}", path.display()))
         };
         let tls = TlsIdentity { certificate: read("host.pem")?, key: read("host.key")?, authority: read("ca.pem")? };
         let (host, not_before, not_after) = describe(&tls.certificate)
-            .with_context(|| format!("{} is damaged", directory.join("host.pem").display()))?;
+            .map_err(|why| EnrollError::Damaged { path: directory.join("host.pem"), why })?;
         let manager = read("manager")?.trim().to_owned();
         Ok(Self { host, tls, publishers: publishers(state)?, manager, not_before, not_after })
     }
@@ -87,15 +133,16 @@ impl Identity {
 ///
 /// # Errors
 /// The host is not enrolled, or the file is damaged.
-pub fn publishers(state: &Path) -> anyhow::Result<Vec<VerifyingKey>> {
+pub fn publishers(state: &Path) -> Result<Vec<VerifyingKey>, EnrollError> {
     let path = directory(state).join("publishers");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = fs::read_to_string(&path).doing(|| format!("read {}", path.display()))?;
     let keys = text.lines().map(|line| {
         let bytes = blake3::Hash::from_hex(line.trim()).ok()?;
         VerifyingKey::from_bytes(bytes.as_bytes()).ok()
     });
     let keys: Option<Vec<_>> = keys.collect();
-    keys.filter(|keys| !keys.is_empty()).with_context(|| format!("{} is damaged", path.display()))
+    keys.filter(|keys| !keys.is_empty())
+        .ok_or_else(|| EnrollError::Damaged { path, why: "it holds no publisher's key".to_owned() })
 }
 
 /// Enrols this host: the manager is recognised by the token's fingerprint before the secret is sent.
@@ -103,11 +150,11 @@ pub fn publishers(state: &Path) -> anyhow::Result<Vec<VerifyingKey>> {
 /// # Errors
 /// The host is enrolled already and `force` is not set, the manager cannot be reached or is another one, or it refuses
 /// the token. Nothing was changed then.
-pub async fn enroll(state: &Path, manager: &str, token: &Token, force: bool) -> anyhow::Result<Identity> {
+pub async fn enroll(state: &Path, manager: &str, token: &Token, force: bool) -> Result<Identity, EnrollError> {
     if directory(state).exists() && !force {
         let name =
             Identity::load(state).map_or_else(|_| String::from("unknown"), |identity| identity.host.to_string());
-        bail!("this host is already enrolled as {name}; --force replaces its identity");
+        return Err(EnrollError::AlreadyEnrolled { name });
     }
     // Before the token is spent: a directory that cannot be written would waste it.
     let fresh = make_directory(state)?;
@@ -120,7 +167,7 @@ pub async fn enroll(state: &Path, manager: &str, token: &Token, force: bool) -> 
 ///
 /// # Errors
 /// The manager refuses, or the identity cannot be written; the old one stays in place.
-pub async fn renew(link: &Link, state: &Path) -> anyhow::Result<Identity> {
+pub async fn renew(link: &Link, state: &Path) -> Result<Identity, EnrollError> {
     let manager = Identity::load(state)?.manager;
     let fresh = make_directory(state)?;
     let (key, csr) = key_and_request()?;
@@ -129,7 +176,7 @@ pub async fn renew(link: &Link, state: &Path) -> anyhow::Result<Identity> {
     install(state, &fresh, &key, reply, &manager)
 }
 
-async fn request_identity(manager: &str, token: &Token) -> anyhow::Result<(KeyPair, ManagerReply)> {
+async fn request_identity(manager: &str, token: &Token) -> Result<(KeyPair, ManagerReply), EnrollError> {
     let (key, csr) = key_and_request()?;
     let stream = net::connect(manager, net::enrolment_config(token.authority)?).await?;
     let link = net::start(stream, Arc::new(RefuseAll));
@@ -139,7 +186,7 @@ async fn request_identity(manager: &str, token: &Token) -> anyhow::Result<(KeyPa
     Ok((key, reply?))
 }
 
-fn key_and_request() -> anyhow::Result<(KeyPair, Vec<u8>)> {
+fn key_and_request() -> Result<(KeyPair, Vec<u8>), EnrollError> {
     let key = KeyPair::generate()?;
     let csr = CertificateParams::default().serialize_request(&key)?.der().to_vec();
     Ok((key, csr))
@@ -149,13 +196,13 @@ fn directory(state: &Path) -> PathBuf {
     state.join("identity")
 }
 
-fn make_directory(state: &Path) -> anyhow::Result<PathBuf> {
+fn make_directory(state: &Path) -> Result<PathBuf, EnrollError> {
     let fresh = state.join(format!("identity.{}", std::process::id()));
     if fresh.exists() {
-        fs::remove_dir_all(&fresh)?;
+        fs::remove_dir_all(&fresh).doing(|| format!("remove {}", fresh.display()))?;
     }
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&fresh);
-    made.with_context(|| format!("cannot create {}", fresh.display()))?;
+    made.doing(|| format!("create {}", fresh.display()))?;
     Ok(fresh)
 }
 
@@ -165,11 +212,11 @@ fn install(
     key: &KeyPair,
     reply: ManagerReply,
     manager: &str,
-) -> anyhow::Result<Identity> {
+) -> Result<Identity, EnrollError> {
     let installed = write_and_swap(state, fresh, key, reply, manager);
     // After a swap this is the old identity, after a failure the unfinished new one.
     if fresh.exists() {
-        fs::remove_dir_all(fresh).with_context(|| format!("cannot remove {}", fresh.display()))?;
+        fs::remove_dir_all(fresh).doing(|| format!("remove {}", fresh.display()))?;
     }
     installed?;
     Identity::load(state)
@@ -181,16 +228,18 @@ fn write_and_swap(
     key: &KeyPair,
     reply: ManagerReply,
     manager: &str,
-) -> anyhow::Result<()> {
+) -> Result<(), EnrollError> {
     let (certificate, authority, publishers) = match reply {
         ManagerReply::Certificate { host: _, certificate, authority, publishers } => {
             (certificate, authority, publishers)
         }
-        ManagerReply::Fault(fault) => bail!("the manager answers: {fault}"),
-        _ => bail!("the manager answered something else than a certificate"),
+        ManagerReply::Fault(fault) => return Err(EnrollError::Refused(fault)),
+        _ => return Err(EnrollError::Answer("it is no certificate".to_owned())),
     };
-    ensure!(!publishers.is_empty(), "the manager named no publisher key");
-    describe(&certificate).context("the manager's certificate for this host is unusable")?;
+    if publishers.is_empty() {
+        return Err(EnrollError::Answer("it names no publisher's key".to_owned()));
+    }
+    describe(&certificate).map_err(EnrollError::Answer)?;
     let keys: String =
         publishers.iter().map(|key| format!("{}\n", blake3::Hash::from_bytes(*key).to_hex())).collect();
     write(&fresh.join("host.key"), &key.serialize_pem())?;
@@ -198,29 +247,31 @@ fn write_and_swap(
     write(&fresh.join("ca.pem"), &authority)?;
     write(&fresh.join("publishers"), &keys)?;
     write(&fresh.join("manager"), &format!("{manager}\n"))?;
-    fs::File::open(fresh)?.sync_all()?;
+    fs::File::open(fresh).and_then(|dir| dir.sync_all()).doing(|| format!("sync {}", fresh.display()))?;
     let target = directory(state);
     if target.exists() {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
-        renameat_with(CWD, fresh, CWD, &target, RenameFlags::EXCHANGE)?;
+        renameat_with(CWD, fresh, CWD, &target, RenameFlags::EXCHANGE)
+            .doing(|| format!("exchange {}", target.display()))?;
     } else {
-        fs::rename(fresh, &target)?;
+        fs::rename(fresh, &target).doing(|| format!("rename to {}", target.display()))?;
     }
-    Ok(fs::File::open(state)?.sync_all()?)
+    Ok(fs::File::open(state).and_then(|dir| dir.sync_all()).doing(|| format!("sync {}", state.display()))?)
 }
 
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
-    Ok(file.sync_all()?)
+fn write(path: &Path, text: &str) -> Result<(), EnrollError> {
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+    Ok(written.doing(|| format!("write {}", path.display()))?)
 }
 
-/// Name and validity of a certificate.
-fn describe(pem: &str) -> anyhow::Result<(HostName, Unix, Unix)> {
-    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).context("not PEM")?;
-    let certificate = pem.parse_x509().context("malformed certificate")?;
-    let name = certificate.subject().iter_common_name().next().context("the certificate names no host")?;
-    let host = name.as_str()?.parse::<HostName>()?;
+/// Name and validity of a certificate; the error says what is wrong with it.
+fn describe(pem: &str) -> Result<(HostName, Unix, Unix), String> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|error| format!("no PEM: {error}"))?;
+    let certificate = pem.parse_x509().map_err(|error| format!("no certificate: {error}"))?;
+    let name = certificate.subject().iter_common_name().next().ok_or("the certificate names no host")?;
+    let name = name.as_str().map_err(|error| format!("the certificate's name: {error}"))?;
+    let host = name.parse::<HostName>().map_err(|error| format!("the certificate's name '{name}': {error}"))?;
     let ms = |seconds: i64| u64::try_from(seconds).unwrap_or(0).saturating_mul(1000);
     let validity = certificate.validity();
     Ok((host, ms(validity.not_before.timestamp()), ms(validity.not_after.timestamp())))

@@ -1,10 +1,33 @@
-//! Small files of this host: whole or absent after a power cut, and never read without a bound.
+//! Small files of this host: whole or absent after a power cut, and never read without a bound. And how a failed system
+//! call says what it was for.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
 use agent_core::durable::{self, Durability, FileFault};
+
+/// A system call failed while something was done.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {error}")]
+pub struct IoFault {
+    /// What was being done, with the path: "create /run/x".
+    what: String,
+    /// Why that failed. Not a `source`: the text says it already.
+    error: io::Error,
+}
+
+/// Says what a failed system call was for.
+pub(crate) trait Doing<T> {
+    /// `what` names what was being done, and to which file.
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, IoFault>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, IoFault> {
+        self.map_err(|error| IoFault { what: what(), error: error.into() })
+    }
+}
 
 /// Replaces `path` with `bytes`: after a power cut it holds the old bytes or the new ones. Missing directories are made.
 ///

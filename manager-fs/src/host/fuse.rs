@@ -9,7 +9,6 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fuser::{
@@ -18,9 +17,12 @@ use fuser::{
     ReplyStatfs, ReplyXattr, Request,
 };
 
+use super::data::recorder::Recorder;
+use super::objects::numbers::Ino;
 use super::objects::{Attributes, FsError, Kind, Listed, Objects};
+use super::opcode::Opcode;
+pub use super::opcode::RequestCounts;
 use super::pool::Pool;
-use super::touches::Recorder;
 
 /// Validity of what can never change.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -32,45 +34,6 @@ const WAITING_READS_MAX: usize = 32;
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
 /// `st_blksize`.
 const BLOCK_BYTES: u32 = 4096;
-
-const OPCODES: [&str; 14] = [
-    "lookup",
-    "getattr",
-    "readlink",
-    "open",
-    "read",
-    "statfs",
-    "release",
-    "getxattr",
-    "listxattr",
-    "flush",
-    "opendir",
-    "readdir",
-    "ioctl",
-    "forget",
-];
-
-/// How many requests the kernel has sent, by opcode, since this worker started.
-#[derive(Debug, Default)]
-pub struct RequestCounts([AtomicU64; OPCODES.len()]);
-
-impl RequestCounts {
-    /// Name and count of every opcode that occurs.
-    pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
-        OPCODES.iter().copied().zip(self.0.iter().map(|count| count.load(Ordering::Relaxed))).collect()
-    }
-
-    /// All requests, less FORGET, which the kernel sends when it pleases.
-    pub fn total(&self) -> u64 {
-        self.snapshot().iter().filter(|(name, _)| *name != "forget").map(|(_, count)| count).sum()
-    }
-
-    fn count(&self, opcode: &str) {
-        if let Some(at) = OPCODES.iter().position(|name| *name == opcode) {
-            self.0[at].fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
 
 /// How the kernel is answered.
 #[derive(Debug, Clone, Copy)]
@@ -101,17 +64,20 @@ impl Adapter {
     /// Answers now if the node's tree is in memory, else on a thread that may wait.
     fn answer<R: Send + 'static>(
         &self,
-        ino: u64,
+        number: INodeNo,
         reply: R,
-        answer: impl FnOnce(&Objects, Instant, R) + Send + 'static,
+        answer: impl FnOnce(&Objects, Result<Ino, FsError>, Instant, R) + Send + 'static,
     ) {
         let deadline = Instant::now() + self.objects.fetcher().read_deadline();
+        let Some(ino) = Ino::parse(number.0) else {
+            return answer(&self.objects, Err(FsError::NotFound), deadline, reply);
+        };
         if self.objects.is_instant(ino) {
-            answer(&self.objects, deadline, reply);
+            answer(&self.objects, Ok(ino), deadline, reply);
         } else {
             let objects = self.objects.clone();
             // A reply that is dropped with its job answers EIO by itself.
-            self.waiting.run(move || answer(&objects, deadline, reply));
+            self.waiting.run(move || answer(&objects, Ok(ino), deadline, reply));
         }
     }
 }
@@ -131,13 +97,14 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.counts.count("lookup");
+        self.counts.count(Opcode::Lookup);
         let name = name.as_bytes().to_vec();
-        self.answer(parent.0, reply, move |objects, deadline, reply| {
-            match objects.lookup(parent.0, &name, deadline) {
+        self.answer(parent, reply, move |objects, parent, deadline, reply| {
+            let changing = parent.as_ref().is_ok_and(|parent| objects.is_changing(*parent));
+            match parent.and_then(|parent| objects.lookup(parent, &name, deadline)) {
                 Ok(found) => {
                     // A VERSION may come to mean nothing, though the tree behind it cannot change.
-                    let entry_ttl = if found.immutable && !objects.is_changing(parent.0) { FOREVER } else { MOMENT };
+                    let entry_ttl = if found.immutable && !changing { FOREVER } else { MOMENT };
                     let attr_ttl = if found.immutable { FOREVER } else { MOMENT };
                     reply.entry_with_ttls(&attr_ttl, &entry_ttl, &attributes(&found), Generation(0));
                 }
@@ -147,26 +114,28 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {
-        self.counts.count("forget");
+        self.counts.count(Opcode::Forget);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.counts.count("getattr");
-        self.answer(ino.0, reply, move |objects, deadline, reply| match objects.attributes(ino.0, deadline) {
-            Ok(found) => reply.attr(if found.immutable { &FOREVER } else { &MOMENT }, &attributes(&found)),
-            Err(error) => reply.error(errno(&error)),
+        self.counts.count(Opcode::Getattr);
+        self.answer(ino, reply, move |objects, ino, deadline, reply| {
+            match ino.and_then(|ino| objects.attributes(ino, deadline)) {
+                Ok(found) => reply.attr(if found.immutable { &FOREVER } else { &MOMENT }, &attributes(&found)),
+                Err(error) => reply.error(errno(&error)),
+            }
         });
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.counts.count("readlink");
-        self.answer(ino.0, reply, move |objects, deadline, reply| {
-            data(reply, objects.read_link(ino.0, deadline));
+        self.counts.count(Opcode::Readlink);
+        self.answer(ino, reply, move |objects, ino, deadline, reply| {
+            data(reply, ino.and_then(|ino| objects.read_link(ino, deadline)));
         });
     }
 
     fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.counts.count("open");
+        self.counts.count(Opcode::Open);
         reply.error(Errno::ENOSYS);
     }
 
@@ -181,18 +150,19 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.counts.count("read");
-        self.recorder.note(ino.0, offset, size);
-        if let Some(present) = self.objects.read_present(ino.0, offset, size) {
+        self.counts.count(Opcode::Read);
+        let Some(ino) = Ino::parse(ino.0) else { return reply.error(Errno::ENOENT) };
+        self.recorder.note(ino, offset, size);
+        if let Some(present) = self.objects.read_present(ino, offset, size) {
             return data(reply, present);
         }
         let objects = self.objects.clone();
         let deadline = Instant::now() + objects.fetcher().read_deadline();
-        self.waiting.run(move || data(reply, objects.read(ino.0, offset, size, deadline)));
+        self.waiting.run(move || data(reply, objects.read(ino, offset, size, deadline)));
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        self.counts.count("flush");
+        self.counts.count(Opcode::Flush);
         reply.error(Errno::ENOSYS);
     }
 
@@ -206,52 +176,46 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.counts.count("release");
+        self.counts.count(Opcode::Release);
         reply.ok();
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.counts.count("opendir");
+        self.counts.count(Opcode::Opendir);
         reply.error(Errno::ENOSYS);
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.counts.count("readdir");
-        self.answer(ino.0, (), move |objects, deadline, ()| match objects.list(ino.0, deadline) {
-            Ok(listed) => {
-                for (at, entry) in listed.iter().enumerate().skip(offset as usize) {
-                    if reply.add(
-                        INodeNo(entry.ino),
-                        at as u64 + 1,
-                        listed_kind(entry),
-                        OsStr::from_bytes(&entry.name),
-                    ) {
-                        break;
-                    }
-                }
-                reply.ok();
+        self.counts.count(Opcode::Readdir);
+        self.answer(ino, (), move |objects, ino, deadline, ()| {
+            let mut take = |entry: Listed<'_>| {
+                let name = OsStr::from_bytes(entry.name);
+                !reply.add(INodeNo(entry.ino.number()), entry.next, file_type(entry.kind), name)
+            };
+            match ino.and_then(|ino| objects.list(ino, offset, deadline, &mut take)) {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(&error)),
             }
-            Err(error) => reply.error(errno(&error)),
         });
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.counts.count("statfs");
+        self.counts.count(Opcode::Statfs);
         reply.statfs(0, 0, 0, 0, 0, BLOCK_BYTES, proto::limits::NAME_BYTES_MAX as u32, BLOCK_BYTES);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.counts.count("getxattr");
+        self.counts.count(Opcode::Getxattr);
         let name = name.as_bytes().to_vec();
-        self.answer(ino.0, reply, move |objects, deadline, reply| {
-            xattr(reply, size, objects.xattr(ino.0, &name, deadline));
+        self.answer(ino, reply, move |objects, ino, deadline, reply| {
+            xattr(reply, size, ino.and_then(|ino| objects.xattr(ino, &name, deadline)));
         });
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.counts.count("listxattr");
-        self.answer(ino.0, reply, move |objects, deadline, reply| {
-            xattr(reply, size, objects.xattr_names(ino.0, deadline));
+        self.counts.count(Opcode::Listxattr);
+        self.answer(ino, reply, move |objects, ino, deadline, reply| {
+            xattr(reply, size, ino.and_then(|ino| objects.xattr_names(ino, deadline)));
         });
     }
 
@@ -266,14 +230,14 @@ impl Filesystem for Adapter {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        self.counts.count("ioctl");
+        self.counts.count(Opcode::Ioctl);
         reply.error(Errno::ENOSYS);
     }
 }
 
 fn attributes(found: &Attributes) -> FileAttr {
     FileAttr {
-        ino: INodeNo(found.ino),
+        ino: INodeNo(found.ino.number()),
         size: found.size,
         blocks: found.size.div_ceil(512),
         atime: found.mtime,
@@ -289,10 +253,6 @@ fn attributes(found: &Attributes) -> FileAttr {
         blksize: BLOCK_BYTES,
         flags: 0,
     }
-}
-
-fn listed_kind(entry: &Listed) -> FileType {
-    file_type(entry.kind)
 }
 
 fn file_type(kind: Kind) -> FileType {
@@ -320,8 +280,8 @@ fn xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, FsError>) {
 }
 
 fn errno(error: &FsError) -> Errno {
-    if matches!(error, FsError::Fetch(_) | FsError::Io(_)) {
-        tracing::warn!(%error, "a read of the mount fails with EIO");
+    if error.is_failure() {
+        tracing::warn!(%error, errno = error.errno(), "a request of the mount fails");
     }
     Errno::from_i32(error.errno())
 }

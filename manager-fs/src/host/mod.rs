@@ -1,29 +1,42 @@
-//! The client host's half, in the order the bytes arrive: fetch, cache, FUSE, mount; then relay and launch.
+//! The client host's half: two paths, and the wiring on top.
+//!
+//! ```text
+//! data     data/link ──> fetch ──> cache ──> objects ──> fuse ──> mount        data/plane is these as the rest sees them
+//! control  data/link ──> control/relay ──> agents                              control/socket answers this machine
+//!                        generations: what is attached, held, staged, and why it stays
+//! ```
+//! [`worker`] puts both together; nothing below it knows the whole.
 
 pub mod bundle;
 pub mod cache;
-mod collect;
-pub mod daemon;
-mod data;
+pub mod control;
+pub mod data;
 pub mod delta;
 pub mod enroll;
 pub mod fetch;
 mod files;
-mod follow;
 pub mod fuse;
 mod generations;
-mod known;
-pub mod launch;
-mod leases;
-mod local;
 pub mod mount;
 pub mod objects;
+mod opcode;
 mod pool;
-mod prefetch;
 pub mod profile;
-mod relay;
-mod spool;
-mod status;
-pub mod touches;
-mod upstream;
-mod users;
+pub mod worker;
+
+use proto::message::Fault;
+
+/// Runs work that may wait for disks and mounts on a thread of its own.
+///
+/// # Errors
+/// Those of the work; or it panicked.
+pub(crate) async fn blocking<T, F>(work: F) -> Result<T, Fault>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, Fault> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(Fault::Failed(format!("the mount daemon failed inside: {error}"))),
+    }
+}

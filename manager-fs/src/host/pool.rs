@@ -1,10 +1,10 @@
 //! A bounded set of threads for work that may wait for the network: started when needed, gone when idle.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
-use super::cache::lock;
+use crate::sync::{lock, wait_for};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -80,10 +80,10 @@ impl Shared {
                 state = lock(&self.state);
             }
             state.idle += 1;
-            let (woken, waited) = self.arrived.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
-            state = woken;
+            let idle_since = Instant::now();
+            state = wait_for(&self.arrived, state, IDLE);
             state.idle -= 1;
-            if waited.timed_out() && state.jobs.is_empty() {
+            if idle_since.elapsed() >= IDLE && state.jobs.is_empty() {
                 state.threads -= 1;
                 return;
             }

@@ -9,17 +9,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use proto::bulk::{ChunkHead, Encoding};
 use proto::message::ChunkRange;
 use proto::{Manifest, TreeId, codec};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::cache::{Cache, CacheOptions};
+use super::cache::{Cache, CacheError, CacheOptions};
 use super::fetch::{FetchOptions, Fetcher, Upstream, UpstreamError, Urgency};
+use super::files::{Doing, IoFault};
 use super::fuse::ServeOptions;
-use super::mount::{Layout, Worker};
-use super::objects::{Objects, ObjectsOptions};
+use super::mount::{HelperError, Layout, MountError, Worker};
+use super::objects::{FsError, Objects, ObjectsOptions};
 
 /// A local object is there at once or not at all.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -37,15 +37,42 @@ pub struct ProfileOptions {
     pub touches: PathBuf,
 }
 
+/// A start could not be recorded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProfileError {
+    /// What a program touches shows in FUSE requests and nowhere else.
+    #[error("a profile needs FUSE, which this host does not have: {0}")]
+    NoFuse(String),
+    /// The mount cannot be taken over.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The tree cannot be mounted.
+    #[error(transparent)]
+    Helper(#[from] HelperError),
+    /// The scratch cache cannot be opened.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The tree's manifest is not here.
+    #[error(transparent)]
+    Tree(#[from] FsError),
+    /// The recording does not encode.
+    #[error(transparent)]
+    Codec(#[from] codec::CodecError),
+    /// A file or a signal.
+    #[error(transparent)]
+    Io(#[from] IoFault),
+}
+
 /// The body of the hidden command `__profile-worker`: mounts the tree, says where, records until SIGTERM.
 ///
 /// # Errors
 /// It was not started by a holder, an object is not local, or something cannot be mounted or written.
-pub fn run(options: &ProfileOptions) -> anyhow::Result<()> {
+pub fn run(options: &ProfileOptions) -> Result<(), ProfileError> {
     let worker = Worker::bootstrap(options.layout.clone())?;
     worker.end_with_holder()?;
     if let Err(fault) = worker.fuse() {
-        anyhow::bail!("a profile needs FUSE, which this host does not have: {fault}");
+        return Err(ProfileError::NoFuse(fault.to_owned()));
     }
     let cache = Cache::open(&options.layout.cache, CacheOptions::default())?;
     let source = Arc::new(LocalObjects { dir: options.source.clone() });
@@ -53,21 +80,22 @@ pub fn run(options: &ProfileOptions) -> anyhow::Result<()> {
     let fetcher = Fetcher::new(source, cache, fetch);
     let keep_owners = worker.namespace_pid().is_none();
     let objects = Objects::open(fetcher, ObjectsOptions { numbers_path: options.layout.numbers(), keep_owners });
-    let server =
-        worker.serve(Arc::clone(&objects), ServeOptions { read_ahead_bytes: 0 })?.context("no FUSE server")?;
+    let server = worker.serve(Arc::clone(&objects), ServeOptions { read_ahead_bytes: 0 })?;
+    let server = server.ok_or_else(|| ProfileError::NoFuse("the holder has no FUSE descriptor".to_owned()))?;
     let tree = objects.register(&options.tree, Instant::now() + DEADLINE)?;
     let mounted = worker.mounts().mount_generation(&options.tree, &objects, false)?;
     server.recorder().begin();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.doing(|| "start the runtime".to_owned())?.block_on(async {
+        let terminate = signal(SignalKind::terminate());
+        let mut terminate = terminate.doing(|| "listen for SIGTERM".to_owned())?;
         let namespace = worker.namespace_pid().map(|pid| pid.to_string()).unwrap_or_default();
         worker.ready(&format!("{READY}{namespace} {}", mounted.path.display()))?;
         terminate.recv().await;
-        anyhow::Ok(())
+        Ok::<_, ProfileError>(())
     })?;
     let touches = codec::encode(&server.recorder().end(tree.manifest()))?;
-    std::fs::write(&options.touches, touches).with_context(|| format!("write {}", options.touches.display()))?;
+    std::fs::write(&options.touches, touches).doing(|| format!("write {}", options.touches.display()))?;
     Ok(())
 }
 

@@ -351,7 +351,7 @@ pub(crate) fn process() {
             let meta_bytes_max =
                 fs::read_to_string(dir.join("meta-bytes")).map_or(64 << 20, |text| text.parse().unwrap());
             let images = !dir.join("no-images").exists();
-            serve_helper(HelperOptions { layout: layout(&dir), meta_bytes_max, images })
+            serve_helper(HelperOptions { layout: layout(&dir), meta_bytes_max, images }).map_err(Into::into)
         }
         // By hand: LAB_ROLE=publish LAB_SOURCE=DIR, then LAB_ROLE=hold, then lines to run/lab.sock.
         "publish" => {
@@ -387,6 +387,7 @@ fn hold_in(dir: &Path, namespace: NamespaceChoice) -> anyhow::Result<()> {
             false => "/dev/fuse".into(),
         },
     })
+    .map_err(Into::into)
 }
 
 struct Serving {

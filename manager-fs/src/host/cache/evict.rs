@@ -9,7 +9,8 @@ use std::time::{Instant, SystemTime};
 
 use proto::ObjectId;
 
-use super::{Cache, CacheError, lock, lower};
+use super::{Cache, CacheError, lower};
+use crate::sync::lock;
 
 /// An eviction frees this much more than is needed, so that the directory is not walked for every chunk.
 const SLACK: u64 = 16;

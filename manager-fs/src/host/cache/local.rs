@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proto::ObjectId;
 use proto::manifest::{Manifest, Object};
 
-use super::{Cache, CacheError, Partial, lock, lower, make_private_dir};
+use super::{Cache, CacheError, Partial, lower, make_private_dir};
+use crate::sync::lock;
 
 /// What [`Cache::verify_local`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -22,7 +22,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use proto::manifest::{Manifest, Object};
 use proto::proof::PageSet;
@@ -30,6 +30,8 @@ use proto::{ObjectId, TreeId};
 
 pub use local::VerifyReport;
 pub use partial::Partial;
+
+use crate::sync::lock;
 
 /// The cache could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +57,14 @@ pub enum CacheError {
 }
 
 impl CacheError {
+    /// What a program is told whose read failed for this.
+    pub fn errno(&self) -> i32 {
+        match self {
+            CacheError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            CacheError::WrongHash(_) | CacheError::OverQuota { .. } => libc::EIO,
+        }
+    }
+
     fn io(what: &str, path: &Path, source: io::Error) -> Self {
         Self::Io { what: format!("{what} {}", path.display()), source }
     }
@@ -304,11 +314,6 @@ impl Cache {
             verity: self.verity,
         }
     }
-}
-
-/// A poisoned lock of this half guards only values that are whole after every statement.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Lowers a counter, which is an estimate after a restart, not below 0.

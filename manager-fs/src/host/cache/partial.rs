@@ -14,7 +14,8 @@ use proto::manifest::Object;
 use proto::proof::{PAGE_BYTES, PageSet};
 use rustix::fs::SeekFrom;
 
-use super::{CacheError, lock, make_private_dir};
+use super::{CacheError, make_private_dir};
+use crate::sync::lock;
 
 /// An object of which some chunks may be missing.
 #[derive(Debug)]

@@ -13,7 +13,8 @@ use proto::{ObjectId, TreeId};
 
 use super::flight::Leg;
 use super::{Fetcher, Urgency, Wanted, has};
-use crate::host::cache::{Partial, Place, lock};
+use crate::host::cache::{Partial, Place};
+use crate::sync::lock;
 
 /// Bytes around a first miss, and the most around any.
 const WINDOW_BYTES_MIN: u64 = 256 << 10;

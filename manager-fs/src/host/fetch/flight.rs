@@ -1,12 +1,13 @@
 //! Chunks on their way, so that two readers of one chunk ask for it once.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
 use proto::ObjectId;
 
 use super::{Fetcher, Urgency, Wanted};
-use crate::host::cache::{Partial, lock};
+use crate::host::cache::Partial;
+use crate::sync::{lock, wait_for};
 
 /// Object, chunk size, chunk index.
 pub(super) type FlightKey = (ObjectId, u32, u32);
@@ -52,7 +53,7 @@ impl Flight {
         let mut state = lock(&self.state);
         while matches!(*state, FlightState::InAir) {
             let Some(left) = until.checked_duration_since(Instant::now()) else { break };
-            state = self.landed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_for(&self.landed, state, left);
         }
         state.clone()
     }

@@ -10,7 +10,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use proto::bundle::Frame;
@@ -20,7 +20,8 @@ use proto::{GenerationRef, ObjectId, TreeId};
 
 use super::{ArrivedRange, Fetcher, UpstreamError, Wanted};
 use crate::host::bundle::{Arrived, BundleError, OldTree, Reader};
-use crate::host::cache::{Partial, Place, lock};
+use crate::host::cache::{Partial, Place};
+use crate::sync::{lock, wait_for};
 
 /// A reader that waits for a page of a bundle asks itself after this time: the page may be far behind in the stream.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -113,7 +114,7 @@ impl Starts {
                 ManifestState::Awaited => {}
             }
             let left = deadline.checked_duration_since(Instant::now())?;
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_for(&self.changed, state, left);
         }
     }
 
@@ -138,7 +139,7 @@ impl Starts {
                 return false;
             }
             let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_for(&self.changed, state, left);
         }
     }
 
@@ -161,7 +162,7 @@ impl Starts {
             if is_quiet && state.under_way.is_empty() {
                 return;
             }
-            state = self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_for(&self.changed, state, LOOK);
         }
     }
 }
@@ -226,10 +227,10 @@ impl Fetcher {
         let reader = Reader::new(old, manifest);
         let mut coming = Coming { fetcher: self, number, tree, reader, guessed: false, failed: None };
         let deadline = Instant::now() + DEADLINE;
-        self.count(&self.counters.requests, 1);
+        self.counters.requests.add(1);
         let result = self.upstream.start(generation, from.as_ref(), with_manifest, deadline, &mut |bytes| {
-            self.count(&self.counters.wire_bytes, bytes.len() as u64);
-            self.count(&self.counters.bundle_bytes, bytes.len() as u64);
+            self.counters.wire_bytes.add(bytes.len() as u64);
+            self.counters.bundle_bytes.add(bytes.len() as u64);
             coming.take(bytes);
         });
         match (coming.failed, result) {
@@ -248,12 +249,13 @@ impl Fetcher {
     /// Keeps verified pages of one chunk; returns where they are, when the cache took them.
     fn keep_pages(
         self: &Arc<Self>,
-        (object, chunk_bytes): (&Object, u32),
+        object: &Object,
+        chunk_bytes: u32,
         index: u32,
         set: &PageSet,
         plain: &[u8],
     ) -> Vec<ArrivedRange> {
-        self.count(&self.counters.bundle_plain_bytes, plain.len() as u64);
+        self.counters.bundle_plain_bytes.add(plain.len() as u64);
         let Ok(Place::Partial(partial)) = self.cache.place(object, chunk_bytes) else { return Vec::new() };
         let whole = object.chunk_len(index, chunk_bytes) == Some(plain.len() as u32);
         let kept = match whole {
@@ -355,7 +357,7 @@ impl Coming<'_> {
         };
         let (mut ranges, mut made) = (Vec::new(), Vec::new());
         let result = self.reader.make(frame, stored, &mut read_old, &mut |object, index, set, plain| {
-            ranges.extend(fetcher.keep_pages((object, chunk_bytes), index, set, plain));
+            ranges.extend(fetcher.keep_pages(object, chunk_bytes, index, set, plain));
             made.push((object.id, index));
         });
         fetcher.starts.change(self.number, |start| {

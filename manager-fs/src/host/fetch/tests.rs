@@ -1,7 +1,7 @@
 //! The fetcher against an upstream in memory that counts, lies, stalls and fails.
 
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use proto::manifest::{Entry, Node, NodeKind};
 use proto::{ObjectId, TreePath};

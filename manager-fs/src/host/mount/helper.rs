@@ -8,25 +8,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
-use anyhow::Context;
 use proto::manifest::Manifest;
 use proto::{ObjectId, TreeId, TreePath};
 
-use super::holder::inherited;
 use super::image::{self, ImageMeta};
+use super::inherit::inherited;
 use super::message::{HelperReply, HelperRequest, MetaUsage, MountedGeneration, PageRange, receive, send};
 use super::meta::{Flavour, Layer, MetaStore, TmpfsMeta};
+use super::mounted::{generation, generations, has_image_layer};
 use super::probe::{ProbeReport, probe_overlay};
-use super::{Layout, copy, overlay};
-use crate::host::cache::lock;
+use super::{Layout, MountError, copy, overlay};
+use crate::host::files::Doing;
+use crate::sync::lock;
 
 /// Kernel memory of one entry of a metadata layer, bytes: inode, dentry, two attributes (measured over 100,000 entries).
 const META_ENTRY_BYTES: u64 = 1_300;
-/// Marks an overlay that has the FUSE layer: `with_fuse` of [`MountedGeneration`] is read from the mount's options.
-const DATA_LAYER_OPTION: &str = "datadir+=";
-/// Tells where the metadata layer was mounted when the overlay was.
-const META_LAYER_OPTION: &str = "lowerdir+=";
-
 /// How a helper works.
 #[derive(Debug, Clone)]
 pub struct HelperOptions {
@@ -42,7 +38,7 @@ pub struct HelperOptions {
 ///
 /// # Errors
 /// It was not started by a holder, or the metadata tmpfs cannot be mounted.
-pub fn serve_helper(options: HelperOptions) -> anyhow::Result<()> {
+pub fn serve_helper(options: HelperOptions) -> Result<(), MountError> {
     let [listener, control] = inherited()?;
     let listener = UnixListener::from(listener);
     let HelperOptions { layout, meta_bytes_max, images } = options;
@@ -50,28 +46,28 @@ pub fn serve_helper(options: HelperOptions) -> anyhow::Result<()> {
     let (mounting, probed) = (Mutex::default(), OnceLock::new());
     let helper = Arc::new(Helper { layout, meta_bytes_max, images, mounting, probed });
     helper.prepare()?;
-    std::thread::Builder::new().name("holder-watch".into()).stack_size(64 << 10).spawn(move || {
+    let watch = move || {
         // The holder never writes: the end of the stream is the holder's end.
         let _ = std::fs::File::from(control).read(&mut [0; 1]);
         std::process::exit(0);
-    })?;
+    };
+    let thread = |name: &str, stack_bytes| std::thread::Builder::new().name(name.into()).stack_size(stack_bytes);
+    thread("holder-watch", 64 << 10).spawn(watch).doing(|| "start a thread".to_owned())?;
     loop {
-        let (stream, _) = listener.accept()?;
+        let (stream, _) = listener.accept().doing(|| "accept on the helper's socket".to_owned())?;
         let helper = helper.clone();
-        std::thread::Builder::new()
-            .name("helper".into())
-            .stack_size(256 << 10)
-            .spawn(move || helper.converse(stream))?;
+        let converse = move || helper.converse(stream);
+        thread("helper", 256 << 10).spawn(converse).doing(|| "start a thread".to_owned())?;
     }
 }
 
 /// Waits until no earlier helper is left. One whose holder has just ended may still be removing the metadata of a tree
 /// that it has unmounted, while this one is asked to make it anew.
-fn wait_for_turn(layout: &Layout) -> anyhow::Result<std::fs::File> {
+fn wait_for_turn(layout: &Layout) -> Result<std::fs::File, MountError> {
     let path = layout.run.join("helper.lock");
-    let file = std::fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    let file = std::fs::File::create(&path).doing(|| format!("create {}", path.display()))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
-        .with_context(|| format!("lock {}", path.display()))?;
+        .doing(|| format!("lock {}", path.display()))?;
     Ok(file)
 }
 
@@ -85,9 +81,10 @@ struct Helper {
 }
 
 impl Helper {
-    fn prepare(&self) -> anyhow::Result<()> {
+    fn prepare(&self) -> Result<(), MountError> {
         let meta = self.layout.meta();
-        let mounted = overlay::mounts()?.iter().any(|line| line.target == meta && line.kind == "tmpfs");
+        let mounts = overlay::mounts().doing(|| "read the mount table".to_owned())?;
+        let mounted = mounts.iter().any(|line| line.target == meta && line.kind == "tmpfs");
         if !mounted && let Err(error) = overlay::mount_meta(&meta, self.inodes_max()) {
             // Without any right to mount the plain copy is what remains; the probe will say why.
             tracing::warn!(%error, "no tmpfs for metadata layers");
@@ -309,8 +306,7 @@ impl Helper {
         let mut bytes: BTreeMap<PathBuf, u64> = BTreeMap::new();
         for line in overlay::mounts()? {
             let Some(tree) = generation(&self.layout, &line) else { continue };
-            let layer = format!("{META_LAYER_OPTION}{}", image::mount_point(&self.layout.meta(), &tree).display());
-            if line.options.contains(&layer) {
+            if has_image_layer(&self.layout.meta(), &tree, &line) {
                 *bytes.entry(line.target).or_default() += 1;
             }
         }
@@ -331,25 +327,6 @@ impl Helper {
             .map_err(|e| io::Error::new(e.kind(), format!("manifest {}: {e}", path.display())))?;
         Manifest::decode(&bytes, tree).map_err(io::Error::other)
     }
-}
-
-/// Every overlay of a generation, in the order in which they were mounted.
-pub(super) fn generations(layout: &Layout) -> io::Result<Vec<MountedGeneration>> {
-    let fuse_layer = format!("{DATA_LAYER_OPTION}{}", layout.fuse_objects().display());
-    Ok(overlay::mounts()?
-        .into_iter()
-        .filter_map(|line| {
-            let tree = generation(layout, &line)?;
-            let path = line.target.to_str()?.to_owned();
-            Some(MountedGeneration { tree, path, with_fuse: line.options.contains(&fuse_layer) })
-        })
-        .collect())
-}
-
-/// The tree whose overlay this is, if it is one.
-fn generation(layout: &Layout, line: &overlay::MountLine) -> Option<TreeId> {
-    let ours = line.kind == "overlay" && line.target.parent() == Some(&layout.generations());
-    line.target.file_name().filter(|_| ours)?.to_str()?.parse().ok()
 }
 
 fn mounted_reply(path: &Path, already: bool, manifest: &Manifest, begun: Instant, meta_made: Instant) -> HelperReply {

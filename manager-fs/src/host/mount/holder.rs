@@ -5,20 +5,21 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
 use proto::codec;
-use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{HelperClient, Layout, message, overlay};
+use super::inherit::{Greeting, Said, spawn};
+use super::mounted::generations;
+use super::{HelperClient, Layout, MountError, message, overlay};
+use crate::host::files::Doing;
 
 /// What `manager-fs mount` means.
 #[derive(Debug, Clone)]
@@ -48,27 +49,6 @@ pub enum NamespaceChoice {
     Own,
 }
 
-/// What a worker is told first.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Greeting {
-    pub(super) init: Vec<u8>,
-    /// What the kernel was told; `None` before the first answer.
-    pub(super) answer: Option<Vec<u8>>,
-    pub(super) restarts: u32,
-    pub(super) namespace_pid: Option<u32>,
-    pub(super) fuse_fault: Option<String>,
-}
-
-/// What a worker says.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) enum Said {
-    /// Its answer to INIT, when there was none before.
-    Answer(Vec<u8>),
-    /// Everything is served; a line for the operator.
-    Ready(String),
-}
-
-const FDS: &str = "MANAGER_FS_INHERITED";
 const SAID_BYTES_MAX: usize = 16 << 10;
 /// `FUSE_MIN_READ_BUFFER` of linux/fuse.h.
 const INIT_READ_BYTES: usize = 8 << 10;
@@ -82,14 +62,17 @@ const RESTART_PAUSE_MAX: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Another daemon runs here, the directories or the mount cannot be made, or the first worker failed at once.
-pub fn hold(options: &HoldOptions) -> anyhow::Result<()> {
+pub fn hold(options: &HoldOptions) -> Result<(), MountError> {
     let namespace_pid = enter_namespace(options.namespace)?;
     prepare_dirs(&options.layout)?;
     let _only_one = lock_run(&options.layout.run)?;
     clear_dead_mount(&options.layout.mountpoint)?;
     note_stale_generations(&options.layout)?;
     let mut held = Held::open(options, namespace_pid)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .doing(|| "start the runtime".to_owned())?;
     let ended = runtime.block_on(held.run());
     held.clean_up();
     ended
@@ -125,7 +108,7 @@ enum Event {
 }
 
 impl<'o> Held<'o> {
-    fn open(options: &'o HoldOptions, namespace_pid: Option<u32>) -> anyhow::Result<Self> {
+    fn open(options: &'o HoldOptions, namespace_pid: Option<u32>) -> Result<Self, MountError> {
         let mut greeting = Greeting { init: Vec::new(), answer: None, restarts: 0, namespace_pid, fuse_fault: None };
         let device = match open_fuse(&options.fuse_device, &options.layout.mountpoint) {
             Ok((device, init)) => {
@@ -133,18 +116,18 @@ impl<'o> Held<'o> {
                 Some(device)
             }
             Err(error) => {
-                greeting.fuse_fault = Some(format!("{error:#}"));
+                greeting.fuse_fault = Some(error.to_string());
                 None
             }
         };
         let socket = options.layout.helper_socket();
-        let listener = message::listen(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+        let listener = message::listen(&socket).doing(|| format!("listen on {}", socket.display()))?;
         Ok(Self { options, device, greeting, listener, helper_control: None, was_ready: false })
     }
 
-    async fn run(&mut self) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+    async fn run(&mut self) -> Result<(), MountError> {
+        let mut terminate = signal(SignalKind::terminate()).doing(|| "listen for SIGTERM".to_owned())?;
+        let mut interrupt = signal(SignalKind::interrupt()).doing(|| "listen for SIGINT".to_owned())?;
         let mut helper = self.start_helper()?;
         let ended = self.attend(&mut helper, &mut terminate, &mut interrupt).await;
         let unmounted = self.unmount_generations(&mut helper).await;
@@ -153,14 +136,16 @@ impl<'o> Held<'o> {
 
     /// Unmounts what nobody uses; a generation in use stays mounted, and its local files go on working. Whatever ends this
     /// process may have ended its helper too, perhaps in this very moment: another is started until the work is done.
-    async fn unmount_generations(&mut self, helper: &mut Child) -> anyhow::Result<()> {
+    async fn unmount_generations(&mut self, helper: &mut Child) -> Result<(), MountError> {
         let client = HelperClient::new(self.options.layout.helper_socket());
         let mut asking = tokio::task::spawn_blocking(move || client.unmount_all(END_PATIENCE));
         loop {
             tokio::select! {
                 asked = &mut asking => {
-                    if let Err(error) = asked? {
-                        tracing::warn!(%error, "generations not unmounted");
+                    match asked {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => tracing::warn!(%error, "generations not unmounted"),
+                        Err(error) => tracing::warn!(%error, "generations not unmounted"),
                     }
                     return Ok(());
                 }
@@ -174,7 +159,7 @@ impl<'o> Held<'o> {
         helper: &mut Child,
         terminate: &mut Signal,
         interrupt: &mut Signal,
-    ) -> anyhow::Result<()> {
+    ) -> Result<(), MountError> {
         let mut worker = self.start_worker()?;
         let mut pause = Duration::ZERO;
         loop {
@@ -195,7 +180,7 @@ impl<'o> Held<'o> {
                         return Ok(());
                     }
                     if !self.was_ready && status.as_ref().is_ok_and(|status| status.code().is_some()) {
-                        bail!("the mount daemon's worker failed at its start; see its message above");
+                        return Err(MountError::WorkerFailed);
                     }
                     // One that dies before it serves would die again at once.
                     pause = if worker.ready { Duration::ZERO } else { next_pause(pause, worker.started.elapsed()) };
@@ -208,9 +193,9 @@ impl<'o> Held<'o> {
         }
     }
 
-    fn start_worker(&self) -> anyhow::Result<RunningWorker> {
-        let (mut ours, theirs) = UnixStream::pair()?;
-        message::send(&mut ours, &self.greeting)?;
+    fn start_worker(&self) -> Result<RunningWorker, MountError> {
+        let (mut ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".to_owned())?;
+        message::send(&mut ours, &self.greeting).doing(|| "greet the worker".to_owned())?;
         let mut command = Command::new(&self.options.program);
         command.args(&self.options.worker_args).kill_on_drop(true);
         // Freed memory goes back at once, and threads share two heaps: the worker is small and stays so.
@@ -220,18 +205,18 @@ impl<'o> Held<'o> {
             .env("MALLOC_TRIM_THRESHOLD_", "131072");
         let mut fds = vec![theirs.as_fd()];
         fds.extend(self.device.as_ref().map(AsFd::as_fd));
-        let child = spawn(command, &fds).with_context(|| format!("start {}", self.options.program.display()))?;
-        ours.set_nonblocking(true)?;
-        let control = tokio::net::UnixStream::from_std(ours)?;
+        let child = spawn(command, &fds).doing(|| format!("start {}", self.options.program.display()))?;
+        let control = ours.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(ours));
+        let control = control.doing(|| "listen to the worker".to_owned())?;
         Ok(RunningWorker { child, control, heard: Vec::new(), started: Instant::now(), ready: false, silent: false })
     }
 
-    fn start_helper(&mut self) -> anyhow::Result<Child> {
-        let (ours, theirs) = UnixStream::pair()?;
+    fn start_helper(&mut self) -> Result<Child, MountError> {
+        let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".to_owned())?;
         let mut command = Command::new(&self.options.program);
         command.args(&self.options.helper_args).kill_on_drop(false);
         let child = spawn(command, &[self.listener.as_fd(), theirs.as_fd()])
-            .with_context(|| format!("start {}", self.options.program.display()))?;
+            .doing(|| format!("start {}", self.options.program.display()))?;
         self.helper_control = Some(ours.into());
         Ok(child)
     }
@@ -305,62 +290,31 @@ fn next_pause(last: Duration, lived: Duration) -> Duration {
 }
 
 /// Asks the worker to end, then makes it.
-async fn end(worker: &mut Child) -> anyhow::Result<()> {
+async fn end(worker: &mut Child) -> Result<(), MountError> {
     if let Some(pid) = worker.id().and_then(|id| rustix::process::Pid::from_raw(id as i32)) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
     if tokio::time::timeout(END_PATIENCE, worker.wait()).await.is_err() {
-        worker.kill().await?;
+        worker.kill().await.doing(|| "kill the worker".to_owned())?;
     }
     Ok(())
 }
 
-/// Starts a child that inherits exactly these descriptors beside 0 to 2.
-fn spawn(mut command: Command, fds: &[BorrowedFd<'_>]) -> io::Result<Child> {
-    // Without CLOEXEC only while the child is started; this process has one thread, so no other child gets them.
-    let inheritable = fds.iter().map(rustix::io::dup).collect::<Result<Vec<_>, _>>()?;
-    let numbers: Vec<String> = inheritable.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
-    // In a group of its own: Ctrl-C is for the holder, which ends its children in order.
-    command.env(FDS, numbers.join(",")).process_group(0).spawn()
-}
-
-/// The descriptors that the holder left open for this process.
-pub(super) fn inherited<const N: usize>() -> anyhow::Result<[OwnedFd; N]> {
-    let fds = inherited_list()?;
-    fds.try_into().map_err(|_| anyhow::anyhow!("the holder left other descriptors than expected"))
-}
-
-fn inherited_list() -> anyhow::Result<Vec<OwnedFd>> {
-    let Ok(list) = std::env::var(FDS) else { bail!("this command is started by 'manager-fs mount' and not by hand") };
-    let numbers = list.split(',').map(str::parse::<RawFd>).collect::<Result<Vec<_>, _>>().context(FDS)?;
-    numbers.into_iter().map(|number| crate::sys::adopt_descriptor(number).context(FDS)).collect()
-}
-
-/// See [`super::Worker::bootstrap`].
-pub(super) fn inherited_worker() -> anyhow::Result<(Option<OwnedFd>, UnixStream, Greeting)> {
-    let mut fds = inherited_list()?.into_iter();
-    let mut control = UnixStream::from(fds.next().context("no control socket")?);
-    let greeting = message::receive::<Greeting>(&mut control).context("read the holder's greeting")?;
-    Ok((fds.next(), control, greeting))
-}
-
 /// Mounts and waits for INIT, which the kernel sends first and once.
-fn open_fuse(device: &Path, mountpoint: &Path) -> anyhow::Result<(OwnedFd, Vec<u8>)> {
+fn open_fuse(device: &Path, mountpoint: &Path) -> Result<(OwnedFd, Vec<u8>), MountError> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let device = rustix::fs::open(device, flags, Mode::empty()).with_context(|| {
-        format!("open {}: load the fuse module, or ask for permission to use it", device.display())
-    })?;
-    overlay::mount_fuse(device.as_fd(), mountpoint)
-        .with_context(|| format!("mount FUSE at {}", mountpoint.display()))?;
+    let device = rustix::fs::open(device, flags, Mode::empty())
+        .doing(|| format!("open {}: load the fuse module, or ask for permission to use it", device.display()))?;
+    overlay::mount_fuse(device.as_fd(), mountpoint).doing(|| format!("mount FUSE at {}", mountpoint.display()))?;
     let mut init = vec![0; INIT_READ_BYTES];
-    let len = rustix::io::read(&device, &mut init[..]).context("read INIT")?;
+    let len = rustix::io::read(&device, &mut init[..]).doing(|| "read INIT".to_owned())?;
     init.truncate(len);
     Ok((device, init))
 }
 
 /// Enters a new user and mount namespace where that is wanted; returns this process's id then.
-fn enter_namespace(choice: NamespaceChoice) -> anyhow::Result<Option<u32>> {
+fn enter_namespace(choice: NamespaceChoice) -> Result<Option<u32>, MountError> {
     let root = rustix::process::geteuid().is_root();
     if choice == NamespaceChoice::Own || (choice == NamespaceChoice::Auto && root) {
         return Ok(None);
@@ -368,23 +322,23 @@ fn enter_namespace(choice: NamespaceChoice) -> anyhow::Result<Option<u32>> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     if let Err(error) = crate::sys::unshare_user_and_mounts() {
         if choice == NamespaceChoice::New {
-            return Err(error).context("enter a user namespace");
+            return Err(error).doing(|| "enter a user namespace".to_owned()).map_err(MountError::from);
         }
         // Without it only the plain copy remains, which needs no privilege.
         tracing::warn!(%error, "user namespaces are not permitted here");
         return Ok(None);
     }
     // The kernel refuses a group map of an unprivileged writer unless setgroups is given up.
-    std::fs::write("/proc/self/setgroups", "deny").context("give up setgroups")?;
-    std::fs::write("/proc/self/gid_map", format!("0 {gid} 1")).context("map the group")?;
-    std::fs::write("/proc/self/uid_map", format!("0 {uid} 1")).context("map the user")?;
+    std::fs::write("/proc/self/setgroups", "deny").doing(|| "give up setgroups".to_owned())?;
+    std::fs::write("/proc/self/gid_map", format!("0 {gid} 1")).doing(|| "map the group".to_owned())?;
+    std::fs::write("/proc/self/uid_map", format!("0 {uid} 1")).doing(|| "map the user".to_owned())?;
     // Mounts made here must not be proposed to the parent namespace.
     let slave = rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", slave).context("make the namespace's mounts its own")?;
+    rustix::mount::mount_change("/", slave).doing(|| "make the namespace's mounts its own".to_owned())?;
     Ok(Some(std::process::id()))
 }
 
-fn prepare_dirs(layout: &Layout) -> anyhow::Result<()> {
+fn prepare_dirs(layout: &Layout) -> Result<(), MountError> {
     let make = |dir: &Path, mode: u32| {
         std::fs::DirBuilder::new().recursive(true).mode(mode).create(dir)?;
         Ok::<_, io::Error>(())
@@ -395,47 +349,54 @@ fn prepare_dirs(layout: &Layout) -> anyhow::Result<()> {
         (layout.cache.clone(), 0o700),
         (layout.local_objects(), 0o700),
     ] {
-        make(&dir, mode).with_context(|| format!("create {}", dir.display()))?;
+        make(&dir, mode).doing(|| format!("create {}", dir.display()))?;
     }
-    make(&layout.meta(), 0o700).with_context(|| format!("create {}", layout.meta().display()))?;
+    make(&layout.meta(), 0o700).doing(|| format!("create {}", layout.meta().display()))?;
     // A dead mount answers ENOTCONN to everything, so the mount point is only made where nothing is mounted.
-    if !overlay::mounts()?.iter().any(|line| line.target == layout.mountpoint) {
-        make(&layout.mountpoint, 0o755).with_context(|| format!("create {}", layout.mountpoint.display()))?;
-        std::fs::set_permissions(&layout.mountpoint, std::fs::Permissions::from_mode(0o755))?;
+    if !mount_table()?.iter().any(|line| line.target == layout.mountpoint) {
+        make(&layout.mountpoint, 0o755).doing(|| format!("create {}", layout.mountpoint.display()))?;
+        std::fs::set_permissions(&layout.mountpoint, std::fs::Permissions::from_mode(0o755))
+            .doing(|| format!("open {} to everyone", layout.mountpoint.display()))?;
     }
     Ok(())
 }
 
 /// One daemon a RUN directory.
-fn lock_run(run: &Path) -> anyhow::Result<std::fs::File> {
+fn lock_run(run: &Path) -> Result<std::fs::File, MountError> {
     let path = run.join("mount.lock");
-    let file = std::fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    let file = std::fs::File::create(&path).doing(|| format!("create {}", path.display()))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(_) => bail!("a mount daemon already runs on {}: end it first, or use another --run", run.display()),
+        Err(_) => Err(MountError::AlreadyRuns { directory: run.to_owned(), flag: "--run" }),
     }
 }
 
 /// A holder that was killed leaves a mount that nobody answers.
-fn clear_dead_mount(mountpoint: &Path) -> anyhow::Result<()> {
+fn clear_dead_mount(mountpoint: &Path) -> Result<(), MountError> {
     let here = |line: &overlay::MountLine| line.target == mountpoint;
-    while let Some(line) = overlay::mounts()?.into_iter().rev().find(here) {
+    while let Some(line) = mount_table()?.into_iter().rev().find(here) {
         if line.kind != "fuse" || line.source != "manager-fs" {
-            bail!("{} is already a mount point ({} from {})", mountpoint.display(), line.kind, line.source);
+            let mountpoint = mountpoint.to_owned();
+            return Err(MountError::Occupied { mountpoint, kind: line.kind, from: line.source });
         }
-        overlay::detach_dead(mountpoint).with_context(|| format!("unmount the dead {}", mountpoint.display()))?;
+        overlay::detach_dead(mountpoint).doing(|| format!("unmount the dead {}", mountpoint.display()))?;
     }
     Ok(())
 }
 
 /// An overlay over the FUSE mount of an earlier holder still shows what is in the page cache and fails for the rest. The
 /// helper takes it away as soon as nobody uses it, and mounts anew over it before that. Node numbers died with that mount.
-fn note_stale_generations(layout: &Layout) -> anyhow::Result<()> {
+fn note_stale_generations(layout: &Layout) -> Result<(), MountError> {
     let _ = std::fs::remove_file(layout.numbers());
-    let stale: String = super::helper::generations(layout)?
+    let mounted = generations(layout).doing(|| "read the mount table".to_owned())?;
+    let stale: String = mounted
         .into_iter()
         .filter(|mounted| mounted.with_fuse)
         .map(|mounted| format!("{}\n", mounted.tree))
         .collect();
-    std::fs::write(layout.stale(), stale).with_context(|| format!("write {}", layout.stale().display()))
+    Ok(std::fs::write(layout.stale(), stale).doing(|| format!("write {}", layout.stale().display()))?)
+}
+
+fn mount_table() -> Result<Vec<overlay::MountLine>, MountError> {
+    Ok(overlay::mounts().doing(|| "read the mount table".to_owned())?)
 }

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use proto::message::Fault;
 use proto::{ObjectId, TreeId, TreePath, codec};
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +95,12 @@ pub enum HelperError {
     /// It answered something else than was asked.
     #[error("mount helper: unexpected answer")]
     Protocol,
+}
+
+impl From<HelperError> for Fault {
+    fn from(error: HelperError) -> Self {
+        Fault::Failed(error.to_string())
+    }
 }
 
 const MESSAGE_BYTES_MAX: usize = 4 << 20;

@@ -21,11 +21,14 @@
 
 mod copy;
 mod erofs;
+mod error;
 mod helper;
 mod holder;
 mod image;
+mod inherit;
 mod message;
 mod meta;
+mod mounted;
 mod overlay;
 mod probe;
 mod resume;
@@ -36,6 +39,7 @@ use std::path::PathBuf;
 use proto::TreeId;
 use serde::{Deserialize, Serialize};
 
+pub use error::MountError;
 pub use helper::{HelperOptions, serve_helper};
 pub use holder::{HoldOptions, NamespaceChoice, hold};
 pub(super) use message::PageRange;

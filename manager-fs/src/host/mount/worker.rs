@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use anyhow::Context;
 use fuser::{BackgroundSession, INodeNo, Notifier};
 use proto::TreeId;
 
-use super::holder::{Greeting, Said, inherited_worker};
+use super::inherit::{Greeting, Inherited, Said, inherited_worker};
 use super::message::{HelperClient, HelperError, HelperReply, PageRange, send};
 use super::probe::ProbeReport;
-use super::{DataPath, Layout, resume};
-use crate::host::cache::lock;
+use super::{DataPath, Layout, MountError, resume};
+use crate::host::data::recorder::Recorder;
+use crate::host::files::Doing;
 use crate::host::fuse::{Adapter, RequestCounts, ServeOptions};
 use crate::host::objects::Objects;
-use crate::host::touches::Recorder;
+use crate::sync::lock;
 
 /// A worker that has what its holder gave it.
 #[derive(Debug)]
@@ -34,8 +34,8 @@ impl Worker {
     ///
     /// # Errors
     /// The process was not started by a holder.
-    pub fn bootstrap(layout: Layout) -> anyhow::Result<Self> {
-        let (device, control, greeting) = inherited_worker()?;
+    pub fn bootstrap(layout: Layout) -> Result<Self, MountError> {
+        let Inherited { device, control, greeting } = inherited_worker()?;
         crate::net::allow_descriptors();
         Ok(Self { layout, device, control, greeting })
     }
@@ -64,7 +64,7 @@ impl Worker {
     ///
     /// # Errors
     /// The connection cannot be taken over.
-    pub fn serve(&self, objects: Arc<Objects>, options: ServeOptions) -> anyhow::Result<Option<Server>> {
+    pub fn serve(&self, objects: Arc<Objects>, options: ServeOptions) -> Result<Option<Server>, MountError> {
         let Some(device) = &self.device else { return Ok(None) };
         // Only root may change it later, so without root a fault never brings in more than its own page.
         let read_ahead_bytes = if self.namespace_pid().is_some() { 0 } else { options.read_ahead_bytes };
@@ -74,7 +74,7 @@ impl Worker {
         let adapter = Adapter::new(objects.clone(), counts.clone(), recorder.clone(), options);
         let pinned = self.greeting.answer.as_deref();
         let resumed = resume::serve(adapter, device.as_fd(), &self.greeting.init, pinned)
-            .context("take over the FUSE connection")?;
+            .doing(|| "take over the FUSE connection".to_owned())?;
         if pinned.is_none() {
             // The holder saves the answer before it hands it to the kernel: a worker that dies in between is harmless.
             self.tell(&Said::Answer(resumed.answer))?;
@@ -85,17 +85,19 @@ impl Worker {
     }
 
     /// Tells the holder that everything is served; the first time it says so to the operator and the service manager.
-    pub fn ready(&self, line: &str) -> anyhow::Result<()> {
+    pub fn ready(&self, line: &str) -> Result<(), MountError> {
         self.tell(&Said::Ready(line.to_owned()))
     }
 
     /// Ends the process when the holder has gone: nobody would restart this worker, and a new holder starts its own.
-    pub fn end_with_holder(&self) -> anyhow::Result<()> {
-        let mut control = self.control.try_clone()?;
-        std::thread::Builder::new().name("holder-watch".into()).stack_size(64 << 10).spawn(move || {
+    pub fn end_with_holder(&self) -> Result<(), MountError> {
+        let mut control = self.control.try_clone().doing(|| "copy the control socket".to_owned())?;
+        let watch = move || {
             let _ = control.read(&mut [0; 1]);
             std::process::exit(1);
-        })?;
+        };
+        let thread = std::thread::Builder::new().name("holder-watch".into()).stack_size(64 << 10);
+        thread.spawn(watch).doing(|| "start a thread".to_owned())?;
         Ok(())
     }
 
@@ -105,8 +107,9 @@ impl Worker {
         Mounts { layout: self.layout.clone(), helper, fuse: self.device.is_some() }
     }
 
-    fn tell(&self, said: &Said) -> anyhow::Result<()> {
-        send(&mut self.control.try_clone()?, said).context("tell the holder")
+    fn tell(&self, said: &Said) -> Result<(), MountError> {
+        let told = self.control.try_clone().and_then(|mut control| send(&mut control, said));
+        Ok(told.doing(|| "tell the holder".to_owned())?)
     }
 }
 
@@ -146,7 +149,7 @@ impl Server {
     pub fn invalidate_view(&self) {
         for ino in self.objects.changing_directories() {
             // ENOENT: the kernel does not know that directory.
-            let _ = self.notifier.inval_inode(INodeNo(ino), 0, 0);
+            let _ = self.notifier.inval_inode(INodeNo(ino.number()), 0, 0);
         }
     }
 }

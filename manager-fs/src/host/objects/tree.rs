@@ -23,6 +23,10 @@ struct ViewIndex {
     entry_of_node: Vec<u32>,
     links: Vec<u32>,
     subdirectories: Vec<u32>,
+    /// The entries of all directories, one directory after another, each in the tree's order.
+    children: Vec<u32>,
+    /// Where those of each directory node stand in `children`.
+    child_ranges: Vec<std::ops::Range<u32>>,
 }
 
 impl Tree {
@@ -78,42 +82,64 @@ impl Tree {
         self.manifest.entry(&path)
     }
 
-    /// The entries right in the directory node `index`, in the tree's order.
-    pub(super) fn children(&self, index: u32) -> impl Iterator<Item = &Entry> {
-        let first = self.view().entry_of_node.get(index as usize).copied();
-        let directory = self.directory_path(index);
-        let depth = directory.map_or(0, |path| path.components().count());
-        let after = first.map_or(self.manifest.entries.len(), |entry| entry as usize + 1);
-        let entries = self.manifest.entries[after..].iter();
-        // In the tree's order everything below a directory follows it without a gap.
-        entries
-            .take_while(move |entry| {
-                directory.is_some_and(|dir| {
-                    dir.is_root() || {
-                        let (path, dir) = (entry.path.as_bytes(), dir.as_bytes());
-                        path.len() > dir.len() && path.starts_with(dir) && path[dir.len()] == b'/'
-                    }
-                })
-            })
-            .filter(move |entry| entry.path.components().count() == depth + 1)
+    /// The entries right in the directory node `index`, in the tree's order, as indices of the manifest's entries.
+    pub(super) fn children(&self, index: u32) -> &[u32] {
+        let view = self.view();
+        let range = view.child_ranges.get(index as usize).cloned().unwrap_or_default();
+        view.children.get(range.start as usize..range.end as usize).unwrap_or_default()
+    }
+
+    /// Makes the index now, so that no later look waits for it.
+    pub(super) fn index(&self) {
+        self.view();
+    }
+
+    /// Whether the index is made.
+    pub(super) fn is_indexed(&self) -> bool {
+        self.view.get().is_some()
     }
 
     fn view(&self) -> &ViewIndex {
-        self.view.get_or_init(|| {
-            let manifest = &self.manifest;
-            let mut entry_of_node = vec![u32::MAX; manifest.nodes.len()];
-            let mut subdirectories = vec![0; manifest.nodes.len()];
-            for (at, entry) in manifest.entries.iter().enumerate() {
-                let slot = &mut entry_of_node[entry.node as usize];
-                *slot = (*slot).min(at as u32);
-                if manifest.node(entry).kind == NodeKind::Directory
-                    && let Some(parent) = entry.path.parent()
-                    && let Some(parent) = manifest.entry(&parent)
-                {
-                    subdirectories[parent.node as usize] += 1;
-                }
+        self.view.get_or_init(|| ViewIndex::of(&self.manifest))
+    }
+}
+
+impl ViewIndex {
+    /// In the tree's order everything below a directory follows it without a gap, so one walk knows every entry's directory.
+    fn of(manifest: &Manifest) -> Self {
+        let nodes = manifest.nodes.len();
+        let mut entry_of_node = vec![u32::MAX; nodes];
+        let mut subdirectories = vec![0; nodes];
+        let mut parents = vec![u32::MAX; manifest.entries.len()];
+        let mut names = vec![0; nodes];
+        // The directories above the entry that is looked at, from the root on.
+        let mut above: Vec<u32> = Vec::new();
+        for (at, entry) in manifest.entries.iter().enumerate() {
+            let slot = &mut entry_of_node[entry.node as usize];
+            *slot = (*slot).min(at as u32);
+            let is_directory = manifest.node(entry).kind == NodeKind::Directory;
+            above.truncate(entry.path.components().count());
+            if let Some(parent) = above.last() {
+                parents[at] = *parent;
+                names[*parent as usize] += 1;
+                subdirectories[*parent as usize] += u32::from(is_directory);
             }
-            ViewIndex { entry_of_node, links: manifest.link_counts(), subdirectories }
-        })
+            if is_directory {
+                above.push(entry.node);
+            }
+        }
+        let mut child_ranges = Vec::with_capacity(nodes);
+        let mut past = 0;
+        for names in names {
+            child_ranges.push(past..past);
+            past += names;
+        }
+        let mut children = vec![0; past as usize];
+        for (at, parent) in parents.into_iter().enumerate().filter(|(_, parent)| *parent != u32::MAX) {
+            let range: &mut std::ops::Range<u32> = &mut child_ranges[parent as usize];
+            children[range.end as usize] = at as u32;
+            range.end += 1;
+        }
+        Self { entry_of_node, links: manifest.link_counts(), subdirectories, children, child_ranges }
     }
 }

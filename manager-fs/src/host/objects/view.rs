@@ -7,7 +7,7 @@ use proto::manifest::{Node, NodeKind};
 use proto::{ObjectId, Product};
 
 use super::numbers::Ino;
-use super::{Attributes, FsError, Kind, Listed, Objects, Tree, object_prefix};
+use super::{Attributes, FsError, Kind, Listed, Objects, Tree, ViewEntry, object_prefix};
 use crate::host::fetch::Wanted;
 
 const OBJECTS_NAME: &[u8] = b".objects";
@@ -17,9 +17,9 @@ impl Objects {
     ///
     /// # Errors
     /// There is none, or the manifest that would tell cannot be had within the deadline.
-    pub fn lookup(&self, parent: u64, name: &[u8], deadline: Instant) -> Result<Attributes, FsError> {
-        match Ino::parse(parent).ok_or(FsError::NotFound)? {
-            Ino::Root if name == OBJECTS_NAME => self.attributes(Ino::ObjectsDir.number(), deadline),
+    pub fn lookup(&self, parent: Ino, name: &[u8], deadline: Instant) -> Result<Attributes, FsError> {
+        match parent {
+            Ino::Root if name == OBJECTS_NAME => self.attributes(Ino::ObjectsDir, deadline),
             Ino::Root => {
                 let state = self.read_state();
                 let product = product_named(name).filter(|product| state.view.contains_key(product));
@@ -44,7 +44,7 @@ impl Objects {
                     versions.zip(version).and_then(|(versions, version)| versions.get(&version).copied())
                 };
                 let ino = Ino::Node { generation: number.ok_or(FsError::NotFound)?, node: 0 };
-                self.attributes(ino.number(), deadline)
+                self.attributes(ino, deadline)
             }
             Ino::Node { generation, node } => {
                 let tree = self.generation_tree(generation, deadline)?;
@@ -60,8 +60,8 @@ impl Objects {
     }
 
     /// What `stat` shows of a node.
-    pub fn attributes(&self, ino: u64, deadline: Instant) -> Result<Attributes, FsError> {
-        match Ino::parse(ino).ok_or(FsError::NotFound)? {
+    pub fn attributes(&self, ino: Ino, deadline: Instant) -> Result<Attributes, FsError> {
+        match ino {
             Ino::Root => Ok(self.changing(Ino::Root, 0o755, self.read_state().view_changed)),
             Ino::ObjectsDir => Ok(self.fixed(Ino::ObjectsDir, 0o700)),
             Ino::Shard(shard) => Ok(self.fixed(Ino::Shard(shard), 0o700)),
@@ -74,52 +74,59 @@ impl Objects {
         }
     }
 
-    /// The listing of a directory, with `.` and `..`. Objects are reached by id and never listed.
-    pub fn list(&self, ino: u64, deadline: Instant) -> Result<Vec<Listed>, FsError> {
-        let parsed = Ino::parse(ino).ok_or(FsError::NotFound)?;
-        let directory =
-            |ino: Ino, name: &[u8]| Listed { ino: ino.number(), kind: Kind::Directory, name: name.to_vec() };
-        let mut listed = vec![directory(parsed, b".")];
-        match parsed {
+    /// The listing of a directory, with `.` and `..`, from entry number `from` on, until `take` returns `false`. A listing
+    /// costs what is taken of it, however long it is. Objects are reached by id and never listed.
+    ///
+    /// # Errors
+    /// It is no directory, or its manifest cannot be had within the deadline.
+    pub fn list(
+        &self,
+        ino: Ino,
+        from: u64,
+        deadline: Instant,
+        take: &mut dyn FnMut(Listed<'_>) -> bool,
+    ) -> Result<(), FsError> {
+        if let Ino::Node { generation, node } = ino {
+            let tree = self.generation_tree(generation, deadline)?;
+            return list_node(&tree, generation, node, from, take);
+        }
+        let listed = self.changing_listing(ino)?;
+        for (at, (ino, name)) in (0_u64..).zip(&listed).skip(usize::try_from(from).unwrap_or(usize::MAX)) {
+            if !take(Listed { ino: *ino, kind: Kind::Directory, name, next: at + 1 }) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// A directory above the trees: a name an exported product or version, so it is short.
+    fn changing_listing(&self, ino: Ino) -> Result<Vec<(Ino, Vec<u8>)>, FsError> {
+        let mut listed = vec![(ino, b".".to_vec()), (Ino::Root, b"..".to_vec())];
+        let state = self.read_state();
+        match ino {
             Ino::Root => {
-                let state = self.read_state();
-                listed.push(directory(Ino::Root, b".."));
                 for product in state.view.keys() {
                     if let Some(number) = state.numbers.product(product) {
-                        listed.push(directory(Ino::Product(number), product.as_str().as_bytes()));
+                        listed.push((Ino::Product(number), product.as_str().as_bytes().to_vec()));
                     }
                 }
             }
-            Ino::ObjectsDir | Ino::Shard(_) => listed.push(directory(Ino::Root, b"..")),
             Ino::Product(product) => {
-                let state = self.read_state();
-                listed.push(directory(Ino::Root, b".."));
                 let name = state.numbers.product_name(product);
                 for (version, generation) in name.and_then(|name| state.view.get(name)).into_iter().flatten() {
                     let root = Ino::Node { generation: *generation, node: 0 };
-                    listed.push(directory(root, version.as_str().as_bytes()));
+                    listed.push((root, version.as_str().as_bytes().to_vec()));
                 }
             }
-            Ino::Node { generation, node } => {
-                let tree = self.generation_tree(generation, deadline)?;
-                if tree.node(node).is_none_or(|node| node.kind != NodeKind::Directory) {
-                    return Err(FsError::NotADirectory);
-                }
-                listed.push(directory(Ino::Node { generation, node: tree.parent(node) }, b".."));
-                listed.extend(tree.children(node).map(|entry| Listed {
-                    ino: Ino::Node { generation, node: entry.node }.number(),
-                    kind: kind(tree.manifest().node(entry)),
-                    name: entry.path.name().to_vec(),
-                }));
-            }
-            Ino::Object(_) => return Err(FsError::NotADirectory),
+            Ino::ObjectsDir | Ino::Shard(_) => {}
+            Ino::Object(_) | Ino::Node { .. } => return Err(FsError::NotADirectory),
         }
         Ok(listed)
     }
 
     /// Bytes of a file that need no fetch and no wait; `None` when only [`Objects::read`] can tell.
-    pub fn read_present(&self, ino: u64, offset: u64, len: u32) -> Option<Result<Vec<u8>, FsError>> {
-        let (tree, index) = match Ino::parse(ino)? {
+    pub fn read_present(&self, ino: Ino, offset: u64, len: u32) -> Option<Result<Vec<u8>, FsError>> {
+        let (tree, index) = match ino {
             Ino::Object(prefix) => {
                 let state = self.read_state();
                 state.loaded.values().find_map(|tree| Some((tree.clone(), tree.object_by_prefix(prefix)?)))?
@@ -142,8 +149,8 @@ impl Objects {
     ///
     /// # Errors
     /// No such file, or its bytes cannot be had within the deadline.
-    pub fn read(&self, ino: u64, offset: u64, len: u32, deadline: Instant) -> Result<Vec<u8>, FsError> {
-        match Ino::parse(ino).ok_or(FsError::NotFound)? {
+    pub fn read(&self, ino: Ino, offset: u64, len: u32, deadline: Instant) -> Result<Vec<u8>, FsError> {
+        match ino {
             Ino::Object(prefix) => {
                 let found = self.find_object(prefix, deadline)?;
                 self.read_object(&found, offset, len, deadline)
@@ -166,7 +173,7 @@ impl Objects {
     }
 
     /// The target of a symlink.
-    pub fn read_link(&self, ino: u64, deadline: Instant) -> Result<Vec<u8>, FsError> {
+    pub fn read_link(&self, ino: Ino, deadline: Instant) -> Result<Vec<u8>, FsError> {
         self.with_node(ino, deadline, |node| match &node.kind {
             NodeKind::Symlink(target) => Ok(target.clone()),
             _ => Err(FsError::Invalid),
@@ -174,8 +181,8 @@ impl Objects {
     }
 
     /// One extended attribute.
-    pub fn xattr(&self, ino: u64, name: &[u8], deadline: Instant) -> Result<Vec<u8>, FsError> {
-        if !matches!(Ino::parse(ino), Some(Ino::Node { .. })) {
+    pub fn xattr(&self, ino: Ino, name: &[u8], deadline: Instant) -> Result<Vec<u8>, FsError> {
+        if !matches!(ino, Ino::Node { .. }) {
             return Err(FsError::NoAttribute);
         }
         self.with_node(ino, deadline, |node| {
@@ -185,8 +192,8 @@ impl Objects {
     }
 
     /// The names of all extended attributes, each with a NUL after it.
-    pub fn xattr_names(&self, ino: u64, deadline: Instant) -> Result<Vec<u8>, FsError> {
-        if !matches!(Ino::parse(ino), Some(Ino::Node { .. })) {
+    pub fn xattr_names(&self, ino: Ino, deadline: Instant) -> Result<Vec<u8>, FsError> {
+        if !matches!(ino, Ino::Node { .. }) {
             return Ok(Vec::new());
         }
         self.with_node(ino, deadline, |node| {
@@ -195,19 +202,18 @@ impl Objects {
     }
 
     /// Whether this is a directory whose entries may come and go.
-    pub fn is_changing(&self, ino: u64) -> bool {
-        matches!(Ino::parse(ino), Some(Ino::Root | Ino::Product(_)))
+    pub fn is_changing(&self, ino: Ino) -> bool {
+        matches!(ino, Ino::Root | Ino::Product(_))
     }
 
     /// Whether an operation on this node can be answered from memory, so without waiting.
-    pub fn is_instant(&self, ino: u64) -> bool {
+    pub fn is_instant(&self, ino: Ino) -> bool {
         let state = self.read_state();
-        match Ino::parse(ino) {
-            Some(Ino::Node { generation, .. }) => {
-                state.numbers.entry(generation).is_none_or(|entry| state.loaded.contains_key(&entry.tree))
-            }
-            Some(Ino::Product(_)) => state.numbers.visible().all(|(_, entry)| state.loaded.contains_key(&entry.tree)),
-            Some(Ino::Shard(_) | Ino::Object(_)) => {
+        let indexed = |entry: ViewEntry| state.loaded.get(&entry.tree).is_some_and(|tree| tree.is_indexed());
+        match ino {
+            Ino::Node { generation, .. } => state.numbers.entry(generation).is_none_or(indexed),
+            Ino::Product(_) => state.numbers.visible().all(|(_, entry)| indexed(entry)),
+            Ino::Shard(_) | Ino::Object(_) => {
                 state.numbers.registered().iter().all(|tree| state.loaded.contains_key(tree))
             }
             _ => true,
@@ -216,18 +222,20 @@ impl Objects {
 
     fn with_node<T>(
         &self,
-        ino: u64,
+        ino: Ino,
         deadline: Instant,
         look: impl FnOnce(&Node) -> Result<T, FsError>,
     ) -> Result<T, FsError> {
-        let Some(Ino::Node { generation, node }) = Ino::parse(ino) else { return Err(FsError::Invalid) };
+        let Ino::Node { generation, node } = ino else { return Err(FsError::Invalid) };
         let tree = self.generation_tree(generation, deadline)?;
         look(tree.node(node).ok_or(FsError::NotFound)?)
     }
 
     fn generation_tree(&self, generation: u32, deadline: Instant) -> Result<Arc<Tree>, FsError> {
         let entry = self.read_state().numbers.entry(generation).ok_or(FsError::NotFound)?;
-        self.load(&entry.tree, deadline)
+        let tree = self.load(&entry.tree, deadline)?;
+        tree.index();
+        Ok(tree)
     }
 
     fn node_attributes(&self, tree: &Tree, generation: u32, index: u32) -> Result<Attributes, FsError> {
@@ -239,7 +247,7 @@ impl Objects {
         };
         let (uid, gid) = if self.options.keep_owners { (node.uid, node.gid) } else { (0, 0) };
         Ok(Attributes {
-            ino: Ino::Node { generation, node: index }.number(),
+            ino: Ino::Node { generation, node: index },
             kind: kind(node),
             mode: if kind(node) == Kind::Symlink { 0o777 } else { node.mode },
             uid,
@@ -274,23 +282,42 @@ impl Objects {
 
     fn fixed(&self, ino: Ino, mode: u32) -> Attributes {
         let mtime = SystemTime::UNIX_EPOCH;
-        Attributes {
-            ino: ino.number(),
-            kind: Kind::Directory,
-            mode,
-            uid: 0,
-            gid: 0,
-            size: 0,
-            nlink: 2,
-            mtime,
-            immutable: true,
-        }
+        Attributes { ino, kind: Kind::Directory, mode, uid: 0, gid: 0, size: 0, nlink: 2, mtime, immutable: true }
     }
 
     /// A directory whose listing changes: the kernel asks again within a second.
     fn changing(&self, ino: Ino, mode: u32, changed: SystemTime) -> Attributes {
         Attributes { immutable: false, mtime: changed.max(self.started), ..self.fixed(ino, mode) }
     }
+}
+
+fn list_node(
+    tree: &Tree,
+    generation: u32,
+    node: u32,
+    from: u64,
+    take: &mut dyn FnMut(Listed<'_>) -> bool,
+) -> Result<(), FsError> {
+    if tree.node(node).is_none_or(|node| node.kind != NodeKind::Directory) {
+        return Err(FsError::NotADirectory);
+    }
+    let of = |node| Ino::Node { generation, node };
+    let dots = [(node, b".".as_slice()), (tree.parent(node), b"..".as_slice())];
+    for (at, (node, name)) in (0_u64..).zip(dots).skip_while(|(at, _)| *at < from) {
+        if !take(Listed { ino: of(node), kind: Kind::Directory, name, next: at + 1 }) {
+            return Ok(());
+        }
+    }
+    let first = usize::try_from(from.saturating_sub(2)).unwrap_or(usize::MAX);
+    let children = tree.children(node).get(first..).unwrap_or_default();
+    for (at, child) in (first as u64..).zip(children) {
+        let entry = &tree.manifest().entries[*child as usize];
+        let kind = kind(tree.manifest().node(entry));
+        if !take(Listed { ino: of(entry.node), kind, name: entry.path.name(), next: at + 3 }) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn product_named(name: &[u8]) -> Option<Product> {
@@ -314,3 +341,7 @@ fn time(seconds: i64, nanoseconds: u32) -> SystemTime {
         .and_then(|whole| whole.checked_add(Duration::from_nanos(nanoseconds.into())))
         .unwrap_or(SystemTime::UNIX_EPOCH)
 }
+
+#[cfg(test)]
+#[path = "view_tests.rs"]
+mod tests;

@@ -1,0 +1,117 @@
+//! What is exported to this host, as the manager says it: asked on each connection, when it changes, and when somebody
+//! names something that is not known here.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proto::GenerationRef;
+use proto::message::{Fault, HostRequest, ManagerReply};
+
+use crate::host::blocking;
+use crate::host::data::link::ManagerLink;
+use crate::host::data::plane::DataPlane;
+use crate::host::generations::Generations;
+use crate::host::generations::records::{Records, Resolved};
+
+/// How long a question to the manager that somebody waits for may take.
+pub(super) const ASK_DEADLINE: Duration = Duration::from_secs(10);
+/// A command that only wants the newest state does not wait longer for it when the manager is away.
+const FRESH_DEADLINE: Duration = Duration::from_secs(2);
+const REFRESH_PAUSE: Duration = Duration::from_secs(5);
+
+/// The manager's list of exports, and what follows from a change of it.
+pub(crate) struct Exports {
+    manager: Arc<ManagerLink>,
+    records: Arc<Records>,
+    data: Arc<DataPlane>,
+    generations: Arc<Generations>,
+    refreshing: tokio::sync::Mutex<()>,
+}
+
+impl Exports {
+    /// Nothing is asked yet.
+    pub(crate) fn new(
+        manager: Arc<ManagerLink>,
+        records: Arc<Records>,
+        data: Arc<DataPlane>,
+        generations: Arc<Generations>,
+    ) -> Self {
+        Self { manager, records, data, generations, refreshing: tokio::sync::Mutex::default() }
+    }
+
+    /// What a reference means; when it means nothing here, the manager is asked whether that has changed.
+    pub(crate) async fn resolve(&self, reference: &GenerationRef) -> Result<Resolved, Fault> {
+        let find = || {
+            let (generations, reference) = (Arc::clone(&self.generations), reference.clone());
+            blocking(move || generations.resolve(&reference))
+        };
+        let found = find().await;
+        let Err(Fault::NotFound(_)) = found else { return found };
+        match self.refresh_soon().await {
+            Ok(()) => find().await,
+            Err(fault) => Err(Fault::NotFound(format!(
+                "this host knows no generation {reference}, and the manager could not be asked: {}",
+                fault.reason()
+            ))),
+        }
+    }
+
+    /// Asks the manager what is exported now, if that does not take long.
+    pub(crate) async fn refresh_soon(&self) -> Result<(), Fault> {
+        self.refresh(Instant::now() + FRESH_DEADLINE).await
+    }
+
+    /// Asks the manager what is exported now.
+    ///
+    /// # Errors
+    /// It does not say so by then; what was known stays.
+    pub(crate) async fn refresh(&self, deadline: Instant) -> Result<(), Fault> {
+        let _one_at_a_time = self.refreshing.lock().await;
+        let exports = match self.manager.ask(&HostRequest::Exports, deadline).await? {
+            ManagerReply::Exports(exports) => exports,
+            _ => return Err(Fault::Failed("the manager answered Exports with something else".to_owned())),
+        };
+        let (records, data) = (Arc::clone(&self.records), Arc::clone(&self.data));
+        let changed = blocking(move || {
+            let changes = records.set_exports(exports);
+            let changed = !changes.added.is_empty() || !changes.removed.is_empty();
+            if changed {
+                data.set_view(&records.all());
+            }
+            for (what, records) in
+                [("exported to this host", &changes.added), ("no longer exported", &changes.removed)]
+            {
+                for known in records {
+                    tracing::info!(generation = known.record.name(), tree = %known.record.tree, what);
+                }
+            }
+            Ok(changed)
+        });
+        if changed.await? {
+            self.generations.changed();
+        }
+        Ok(())
+    }
+
+    /// For ever: when there is a connection, what is exported is asked, and background work goes on.
+    pub(crate) async fn follow_connection(self: Arc<Self>) {
+        let mut connections = self.manager.connections();
+        loop {
+            if connections.wait_for(Option::is_some).await.is_err() {
+                return;
+            }
+            connections.borrow_and_update();
+            self.generations.fetchable();
+            while let Err(fault) = self.refresh(Instant::now() + ASK_DEADLINE).await {
+                tracing::warn!(%fault, "the manager does not say what is exported");
+                if matches!(connections.has_changed(), Ok(true) | Err(_)) {
+                    break;
+                }
+                tokio::time::sleep(REFRESH_PAUSE).await;
+            }
+            if connections.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}

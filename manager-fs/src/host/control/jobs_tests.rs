@@ -1,0 +1,192 @@
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use proto::agent::{Outcome, Repository, Summary};
+use proto::message::ManagerRequest;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::net::{BoxFuture, Handler, Link, NetError, RefuseAll, bind_unix, start};
+
+fn operation() -> Operation {
+    let repository = Repository { path: "/r".to_owned(), password_file: None };
+    Operation::Backup { repository, sources: vec!["/a".to_owned()] }
+}
+
+fn progress(units_done: u32) -> Progress {
+    let (activity, version) = ("reading".to_owned(), "1".to_owned());
+    Progress { units_done, units: 2, bytes_done: 0, bytes: 0, activity, version }
+}
+
+fn outcome(version: &str) -> Outcome {
+    Outcome::Done(Summary { versions: vec![version.to_owned()], ..Summary::default() })
+}
+
+/// What a made-up agent does with one connection's request.
+#[derive(Clone)]
+enum Act {
+    ProgressThenEnd(u32),
+    Refuse(Fault),
+    Finish(&'static str),
+    Hang,
+}
+
+struct Agent {
+    acts: Vec<Act>,
+    asked: Arc<AtomicUsize>,
+    gone: mpsc::UnboundedSender<()>,
+}
+
+impl Handler for Agent {
+    fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
+        let request: AgentRequest = codec::decode::<_, MESSAGE_BYTES_MAX>(&body).unwrap();
+        assert_eq!(request, AgentRequest::Run { job: JobId(7), operation: operation() });
+        let act = self.acts[self.asked.fetch_add(1, Ordering::SeqCst)].clone();
+        let gone = self.gone.clone();
+        Box::pin(async move {
+            match act {
+                Act::ProgressThenEnd(units) => {
+                    answer.event(&progress(units)).await.unwrap();
+                    // As an execve ends the connection: without an answer.
+                    gone.send(()).unwrap();
+                    answer.cancelled().await;
+                }
+                Act::Refuse(fault) => answer.finish(&AgentReply::Fault(fault)).await.unwrap(),
+                Act::Finish(version) => answer.finish(&AgentReply::Outcome(outcome(version))).await.unwrap(),
+                Act::Hang => answer.cancelled().await,
+            }
+        })
+    }
+}
+
+/// An agent that behaves differently on each of its connections; returns the count of requests.
+fn agent(dir: &Path, acts: Vec<Act>) -> Arc<AtomicUsize> {
+    let listener = bind_unix(&dir.join("p.sock")).unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (gone, mut ended) = mpsc::unbounded_channel();
+    let agent = Arc::new(Agent { acts, asked: Arc::clone(&asked), gone });
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let link = start(stream, Arc::clone(&agent) as Arc<dyn Handler>);
+            tokio::select! {
+                _ = ended.recv() => {
+                    // The event is on its way before the connection ends.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    link.close("exec");
+                }
+                _ = link.closed() => {}
+            }
+        }
+    });
+    asked
+}
+
+/// The host's side of the manager's link.
+struct Host(Arc<Jobs>);
+
+impl Handler for Host {
+    fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
+        let jobs = Arc::clone(&self.0);
+        Box::pin(async move {
+            match codec::decode::<_, MESSAGE_BYTES_MAX>(&body).unwrap() {
+                ManagerRequest::Run { product, job, operation } => jobs.run(product, job, operation, answer).await,
+                other => panic!("{other:?}"),
+            }
+        })
+    }
+}
+
+struct Fixture {
+    _dir: tempfile::TempDir,
+    spool: Arc<Spool>,
+    jobs: Arc<Jobs>,
+    manager: Link,
+    asked: Arc<AtomicUsize>,
+}
+
+fn fixture(acts: Vec<Act>) -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = agent(dir.path(), acts);
+    let spool = Arc::new(Spool::open(&dir.path().join("events")).unwrap());
+    let jobs = Jobs::new(dir.path().to_owned(), Arc::clone(&spool));
+    let (ours, theirs) = tokio::io::duplex(1 << 16);
+    start(theirs, Arc::new(Host(Arc::clone(&jobs))));
+    Fixture { _dir: dir, spool, jobs, manager: start(ours, Arc::new(RefuseAll)), asked }
+}
+
+async fn run(manager: &Link, seen: &mut Vec<u32>) -> Result<HostReply, NetError> {
+    let request = ManagerRequest::Run { product: "p".parse().unwrap(), job: JobId(7), operation: operation() };
+    let on = |incoming| {
+        if let Incoming::Event(body) = incoming {
+            seen.push(codec::decode::<Progress, MESSAGE_BYTES_MAX>(&body).unwrap().units_done);
+        }
+    };
+    manager.request(&request, on, Duration::from_secs(20)).await
+}
+
+#[tokio::test]
+async fn a_job_goes_on_across_the_exec_of_its_agent() {
+    let fixture = fixture(vec![
+        Act::ProgressThenEnd(1),
+        Act::Refuse(Fault::Draining),
+        Act::ProgressThenEnd(2),
+        Act::Finish("2"),
+    ]);
+    let mut seen = Vec::new();
+    assert_eq!(run(&fixture.manager, &mut seen).await, Ok(HostReply::Outcome(outcome("2"))));
+    assert_eq!(seen, [1, 2]);
+    assert_eq!(fixture.asked.load(Ordering::SeqCst), 4);
+    assert_eq!(fixture.spool.len(), 0, "the manager heard it");
+}
+
+#[tokio::test]
+async fn an_agent_that_drains_takes_no_new_job() {
+    let fixture = fixture(vec![Act::Refuse(Fault::Draining)]);
+    assert_eq!(run(&fixture.manager, &mut Vec::new()).await, Ok(HostReply::Fault(Fault::Draining)));
+}
+
+#[tokio::test]
+async fn without_an_agent_the_answer_says_how_to_start_one() {
+    let fixture = fixture(vec![]);
+    let (ours, theirs) = tokio::io::duplex(1 << 16);
+    let empty = tempfile::tempdir().unwrap();
+    let jobs = Jobs::new(empty.path().to_owned(), Arc::clone(&fixture.spool));
+    start(theirs, Arc::new(Host(jobs)));
+    let Ok(HostReply::Fault(Fault::Unavailable(text))) = run(&start(ours, Arc::new(RefuseAll)), &mut vec![]).await
+    else {
+        panic!("an agent that is not there took a job");
+    };
+    assert!(text.contains("launch p"), "{text}");
+}
+
+#[tokio::test]
+async fn the_outcome_of_a_job_that_lost_its_manager_is_spooled() {
+    let fixture = fixture(vec![Act::ProgressThenEnd(1), Act::Hang]);
+    let request = ManagerRequest::Run { product: "p".parse().unwrap(), job: JobId(7), operation: operation() };
+    let (heard, hears) = tokio::sync::oneshot::channel();
+    let mut heard = Some(heard);
+    let manager = fixture.manager.clone();
+    let asking = tokio::spawn(async move {
+        let on = |_| heard.take().map_or((), |heard| heard.send(()).unwrap());
+        manager.request::<_, HostReply>(&request, on, Duration::from_secs(20)).await
+    });
+    hears.await.unwrap();
+    fixture.manager.close("the manager is restarted");
+    assert!(asking.await.unwrap().is_err());
+    // Nobody hears of the job, until the manager is back and asks for it.
+    while fixture.jobs.unheard() != [(JobId(7), progress(1))] {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fixture.spool.len(), 0);
+}
+
+#[tokio::test]
+async fn the_spool_has_the_outcome_when_nobody_waits() {
+    let fixture = fixture(vec![Act::Finish("1")]);
+    let entry = Arc::new(Following { progress: watch::Sender::new(None), end: watch::Sender::new(None) });
+    fixture.jobs.lock().insert(JobId(7), Arc::clone(&entry));
+    Arc::clone(&fixture.jobs).follow("p".parse().unwrap(), JobId(7), operation(), entry).await;
+    assert_eq!(fixture.spool.oldest(9).reports, [HostReport::JobOutcome { job: JobId(7), outcome: outcome("1") }]);
+    assert!(fixture.jobs.lock().is_empty());
+}

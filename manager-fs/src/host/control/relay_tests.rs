@@ -1,0 +1,220 @@
+use std::sync::Mutex;
+
+use agent_core::journal::Entry;
+use proto::agent::{ChangeId, Step};
+use proto::codec;
+use proto::limits::MESSAGE_BYTES_MAX;
+use proto::message::ManagerReply;
+
+use super::*;
+use crate::host::data::link::{Dial, ManagerLink};
+use crate::host::generations::records::tests::{key_of, signed};
+use crate::net::{Answer, BoxFuture, Handler, Link, NetError, bind_unix, start};
+use agent_core::report::unix_ms;
+
+fn tree(name: u8) -> TreeId {
+    TreeId::of(&[name])
+}
+
+fn product() -> Product {
+    "p".parse().unwrap()
+}
+
+fn status() -> AgentStatus {
+    AgentStatus {
+        product: product(),
+        version: "1".parse().unwrap(),
+        tree: tree(1),
+        pid: std::process::id(),
+        started_unix_ms: 7,
+        state: AgentState::Serving,
+        jobs: vec![],
+        reason: "launched".to_owned(),
+    }
+}
+
+/// An agent that notes what it is asked; the answer to each kind of request can be set.
+#[derive(Default)]
+struct Agent {
+    asked: Mutex<Vec<AgentRequest>>,
+    refuse_attach: bool,
+}
+
+struct Serve(Arc<Agent>);
+
+impl Handler for Serve {
+    fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
+        let request: AgentRequest = codec::decode::<_, MESSAGE_BYTES_MAX>(&body).unwrap();
+        let reply = match &request {
+            AgentRequest::Status => AgentReply::Status(status()),
+            AgentRequest::Attach { .. } if self.0.refuse_attach => {
+                AgentReply::Fault(Fault::Refused("that version failed here".to_owned()))
+            }
+            _ => AgentReply::Done,
+        };
+        if request != AgentRequest::Status {
+            self.0.asked.lock().unwrap().push(request);
+        }
+        Box::pin(async move { answer.finish(&reply).await.unwrap() })
+    }
+}
+
+fn serve(dir: &Path, agent: Agent) -> Arc<Agent> {
+    let agent = Arc::new(agent);
+    let listener = bind_unix(&dir.join("run/p.sock")).unwrap();
+    let handler = Arc::new(Serve(Arc::clone(&agent)));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            start(stream, Arc::clone(&handler) as Arc<dyn Handler>);
+        }
+    });
+    agent
+}
+
+fn relay(dir: &Path) -> Arc<Relay> {
+    let known = Records::open(dir, vec![key_of(1).verifying_key()]);
+    let spool = Arc::new(Spool::open(&dir.join("events")).unwrap());
+    Relay::new(dir, dir.join("run"), Arc::new(known), spool)
+}
+
+fn order() -> ChangeOver {
+    ChangeOver {
+        change: ChangeId(5),
+        product: product(),
+        record: signed("p", "2", tree(2), 2, &key_of(1)),
+        attach: tree(2),
+        lazy: false,
+        drain_deadline_ms: 1000,
+        retry_bad: false,
+    }
+}
+
+#[tokio::test]
+async fn a_change_over_is_messages_a_b_and_c_in_this_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = serve(dir.path(), Agent::default());
+    let relay = relay(dir.path());
+    relay.look().await;
+    assert_eq!(relay.change_over(order()).await, HostReply::Done);
+    let change = ChangeId(5);
+    let expected = [
+        AgentRequest::SaveMetadata { change, record: order().record },
+        AgentRequest::Attach { change, release: Some(tree(1)), attach: tree(2), lazy: false, retry_bad: false },
+        AgentRequest::Finish { change, drain_deadline_ms: 1000 },
+    ];
+    assert_eq!(*agent.asked.lock().unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_refusal_ends_the_messages_and_reaches_the_manager() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = serve(dir.path(), Agent { refuse_attach: true, ..Agent::default() });
+    let relay = relay(dir.path());
+    let HostReply::Fault(Fault::Refused(text)) = relay.change_over(order()).await else { panic!("accepted") };
+    assert!(text.contains("failed here"));
+    assert_eq!(agent.asked.lock().unwrap().len(), 2, "message C was not sent");
+}
+
+#[tokio::test]
+async fn a_record_that_is_forged_or_of_another_tree_never_reaches_the_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = serve(dir.path(), Agent::default());
+    let relay = relay(dir.path());
+    let forged = ChangeOver { record: signed("p", "2", tree(2), 2, &key_of(9)), ..order() };
+    assert!(matches!(relay.change_over(forged).await, HostReply::Fault(Fault::Refused(_))));
+    let other = ChangeOver { attach: tree(3), ..order() };
+    assert!(matches!(relay.change_over(other).await, HostReply::Fault(Fault::BadRequest(_))));
+    assert!(agent.asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_agent_that_is_gone_is_shown_as_its_journal_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let relay = relay(dir.path());
+    assert!(relay.look().await.is_empty());
+    assert!(matches!(relay.change_over(order()).await, HostReply::Fault(Fault::Unavailable(_))));
+    let journal = dir.path().join("agents/p/journal");
+    std::fs::create_dir_all(journal.parent().unwrap()).unwrap();
+    Journal::first(Entry { version: "1".parse().unwrap(), tree: tree(1) }).write(&journal).unwrap();
+    let agents = relay.look().await;
+    assert_eq!((agents[0].state, agents[0].tree, agents[0].pid), (AgentState::Stopped, tree(1), 0));
+}
+
+/// A manager that keeps every report.
+#[derive(Default)]
+struct FakeManager {
+    reports: Mutex<Vec<HostReport>>,
+}
+
+struct FakeDial(Arc<FakeManager>);
+
+impl Dial for FakeDial {
+    fn dial(&self, handler: Arc<dyn Handler>) -> BoxFuture<Result<Link, NetError>> {
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        start(theirs, Arc::new(Take(Arc::clone(&self.0))));
+        Box::pin(async move { Ok(start(ours, handler)) })
+    }
+
+    fn address(&self) -> String {
+        "fake".to_owned()
+    }
+}
+
+struct Take(Arc<FakeManager>);
+
+impl Handler for Take {
+    fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
+        let reply = match codec::decode::<_, MESSAGE_BYTES_MAX>(&body).unwrap() {
+            HostRequest::Report { reports } => {
+                self.0.reports.lock().unwrap().extend(reports);
+                ManagerReply::Done
+            }
+            _ => ManagerReply::Welcome { host: "h".parse().unwrap(), now: unix_ms() },
+        };
+        Box::pin(async move { drop(answer.finish(&reply).await) })
+    }
+}
+
+fn event(step: Step) -> StepEvent {
+    StepEvent {
+        change: ChangeId(5),
+        product: product(),
+        from: None,
+        to: tree(2),
+        step,
+        at_unix_ms: 1,
+        duration_us: 1,
+        detail: String::new(),
+    }
+}
+
+#[tokio::test]
+async fn what_happened_without_the_manager_is_told_first_and_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    serve(dir.path(), Agent::default());
+    relay(dir.path()).report(event(Step::Staged));
+    // Another worker, after a crash.
+    let relay = relay(dir.path());
+    relay.report(event(Step::Confirmed));
+    relay.set_attached(BTreeSet::from([tree(2)]));
+    relay.look().await;
+    let fake = Arc::new(FakeManager::default());
+    let manager = ManagerLink::new(&tokio::runtime::Handle::current(), Arc::new(FakeDial(Arc::clone(&fake))));
+    manager.start(Arc::new(crate::net::RefuseAll));
+    tokio::spawn(Arc::clone(&relay).report_for_ever(Arc::clone(&manager)));
+    let told = async {
+        while fake.reports.lock().unwrap().len() < 4 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), told).await.unwrap();
+    let expected = [
+        HostReport::Step(event(Step::Staged)),
+        HostReport::Step(event(Step::Confirmed)),
+        HostReport::Agents(vec![status()]),
+        HostReport::Attached(vec![tree(2)]),
+    ];
+    assert_eq!(*fake.reports.lock().unwrap(), expected);
+    assert_eq!(relay.waiting_reports(), 0);
+    manager.end();
+}

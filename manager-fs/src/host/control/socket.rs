@@ -1,0 +1,257 @@
+//! The mount daemon's local socket, `RUN/mount.sock`: agents, the stub and the command line ask, [`Daemon`] answers.
+//!
+//! Only root and the daemon's own user are listened to. What a connection holds ends with the connection, however its
+//! process ended.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use proto::agent::StepEvent;
+use proto::codec;
+use proto::daemon::{Attached, DaemonReply, DaemonRequest, StageProgress};
+use proto::limits::MESSAGE_BYTES_MAX;
+use proto::message::{Fault, HostRequest, ManagerReply};
+use proto::{GenerationRef, Product, TreeId};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+
+use super::daemon::Daemon;
+use super::status;
+use crate::host::blocking;
+use crate::host::generations::Purpose;
+use crate::net::{Answer, BoxFuture, Handler, LinkLimits, peer_is_trusted, start_with};
+
+/// Progress of a stage is sent at most, and at least, this often: a client that hears nothing gives up.
+const PROGRESS_MIN: Duration = Duration::from_millis(100);
+const PROGRESS_MAX: Duration = Duration::from_secs(2);
+/// A stage that cannot reach the manager tries again after this time.
+const STAGE_PAUSE: Duration = Duration::from_secs(1);
+/// The manager compresses the bundle before it answers.
+const PROFILE_DEADLINE: Duration = Duration::from_secs(170);
+/// How long `status` waits for a fresh look at the processes, and at the agents, before it shows the last one.
+const LOOK_DEADLINE: Duration = Duration::from_millis(200);
+
+/// Accepts connections for ever.
+pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => accept(stream, &daemon, NEXT.fetch_add(1, Ordering::Relaxed)),
+            Err(error) => {
+                // Out of descriptors, most likely: some will close.
+                tracing::warn!(%error, "a local connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn accept(stream: UnixStream, daemon: &Arc<Daemon>, connection: u64) {
+    match peer_is_trusted(&stream) {
+        Ok(true) => {}
+        Ok(false) => return tracing::warn!("a local connection of another user was refused"),
+        Err(error) => return tracing::warn!(%error, "a local connection does not say whose it is"),
+    }
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok());
+    let serve = Serve { daemon: Arc::clone(daemon), connection, pid };
+    let link = start_with(stream, LinkLimits { requests_max: 16, ..LinkLimits::default() }, |_| Arc::new(serve));
+    let daemon = Arc::clone(daemon);
+    tokio::spawn(async move {
+        let reason = link.closed().await;
+        tracing::debug!(connection, ?pid, reason, "a local connection ended");
+        if daemon.generations.leases.connection_ended(connection) {
+            daemon.generations.changed();
+        }
+    });
+}
+
+/// One connection.
+struct Serve {
+    daemon: Arc<Daemon>,
+    connection: u64,
+    pid: Option<u32>,
+}
+
+impl Handler for Serve {
+    fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
+        let (daemon, connection, pid) = (Arc::clone(&self.daemon), self.connection, self.pid);
+        Box::pin(async move {
+            let request = match codec::decode::<DaemonRequest, MESSAGE_BYTES_MAX>(&body) {
+                Ok(request) => request,
+                Err(error) => {
+                    let reply = DaemonReply::Fault(Fault::BadRequest(error.to_string()));
+                    return drop(answer.finish(&reply).await);
+                }
+            };
+            let reply = match request {
+                DaemonRequest::Stage { tree, running, lazy } => stage(&daemon, tree, running, lazy, &answer).await,
+                other => answer_simple(daemon, other, connection, pid).await,
+            };
+            let reply = reply.unwrap_or_else(DaemonReply::Fault);
+            if let Err(error) = answer.finish(&reply).await {
+                tracing::debug!(%error, "a local client is gone");
+            }
+        })
+    }
+}
+
+async fn answer_simple(
+    daemon: Arc<Daemon>,
+    request: DaemonRequest,
+    connection: u64,
+    pid: Option<u32>,
+) -> Result<DaemonReply, Fault> {
+    match request {
+        DaemonRequest::Status => Ok(DaemonReply::Status(status_text(&daemon).await)),
+        DaemonRequest::Newest { product } => newest(&daemon, &product).await,
+        DaemonRequest::Attach { generation } => {
+            begin(&daemon, &generation, Purpose::Keep).await?;
+            let resolved = daemon.exports.resolve(&generation).await?;
+            blocking(move || daemon.generations.attach(&resolved, &generation)).await.map(DaemonReply::Attached)
+        }
+        DaemonRequest::Release { generation } => {
+            blocking(move || daemon.generations.release(&generation)).await.map(|()| DaemonReply::Done)
+        }
+        DaemonRequest::Hold { generation } => {
+            begin(&daemon, &generation, Purpose::Start).await?;
+            let resolved = daemon.exports.resolve(&generation).await?;
+            blocking(move || daemon.generations.hold(&resolved, connection, pid)).await.map(DaemonReply::Attached)
+        }
+        DaemonRequest::Report { event } => {
+            report(daemon, event).await?;
+            Ok(DaemonReply::Done)
+        }
+        DaemonRequest::Changed { product: _ } => {
+            daemon.relay.look_again();
+            daemon.generations.changed();
+            Ok(DaemonReply::Done)
+        }
+        DaemonRequest::Unmount => {
+            daemon.unmount();
+            Ok(DaemonReply::Done)
+        }
+        DaemonRequest::Profile { tree, touches } => {
+            let request = HostRequest::Profile { tree, touches };
+            match daemon.manager.ask(&request, Instant::now() + PROFILE_DEADLINE).await? {
+                ManagerReply::Bundle(facts) => Ok(DaemonReply::Bundle(facts)),
+                _ => Err(Fault::Failed("the manager answered Profile with something else".to_owned())),
+            }
+        }
+        DaemonRequest::Stage { .. } => Err(Fault::BadRequest("staging is answered elsewhere".to_owned())),
+    }
+}
+
+async fn begin(daemon: &Arc<Daemon>, generation: &GenerationRef, purpose: Purpose) -> Result<(), Fault> {
+    let (daemon, generation) = (Arc::clone(daemon), generation.clone());
+    blocking(move || {
+        daemon.generations.begin(&generation, purpose);
+        Ok(())
+    })
+    .await
+}
+
+async fn status_text(daemon: &Arc<Daemon>) -> String {
+    let looking = Arc::clone(daemon);
+    let look = blocking(move || {
+        looking.generations.look_for_users();
+        Ok(())
+    });
+    // A look that takes longer goes on, and shows next time.
+    let _ = tokio::time::timeout(LOOK_DEADLINE, look).await;
+    let _ = tokio::time::timeout(LOOK_DEADLINE, daemon.relay.look()).await;
+    status::document(daemon).to_string()
+}
+
+async fn newest(daemon: &Daemon, product: &Product) -> Result<DaemonReply, Fault> {
+    // What was exported a moment ago counts too, if the manager can be asked.
+    let refreshed = daemon.exports.refresh_soon().await;
+    let newest = daemon.records.newest(product).ok_or_else(|| {
+        Fault::NotFound(match refreshed {
+            Ok(()) => format!("no generation of {product} is exported to this host"),
+            Err(fault) => format!(
+                "this host knows no generation of {product}, and the manager could not be asked: {}",
+                fault.reason()
+            ),
+        })
+    });
+    newest.map(|known| DaemonReply::Record(known.signed.clone()))
+}
+
+async fn report(daemon: Arc<Daemon>, event: StepEvent) -> Result<(), Fault> {
+    blocking(move || {
+        if event.step.ends().is_some() {
+            daemon.generations.leases.stage_over(&event.to);
+            daemon.generations.changed();
+        }
+        daemon.relay.report(event);
+        Ok(())
+    })
+    .await
+}
+
+/// Stages, and goes on trying while the manager is away, as long as the client wants it.
+async fn stage(
+    daemon: &Arc<Daemon>,
+    tree: TreeId,
+    running: Option<TreeId>,
+    lazy: bool,
+    answer: &Answer,
+) -> Result<DaemonReply, Fault> {
+    // What was exported a moment ago may not have reached this host yet; what is not exported at all is refused here.
+    daemon.exports.resolve(&GenerationRef::TreePrefix(tree.to_hex())).await?;
+    let cancel = Arc::new(AtomicBool::new(false));
+    let (told, progress) = watch::channel(StageProgress { local_bytes: 0, object_bytes: 0 });
+    let work = {
+        let (daemon, cancel) = (Arc::clone(daemon), Arc::clone(&cancel));
+        blocking(move || stage_until_done(&daemon, tree, running, lazy, &cancel, &told))
+    };
+    tokio::pin!(work);
+    let mut progress_sent = Instant::now();
+    let mut news = progress.clone();
+    loop {
+        tokio::select! {
+            attached = &mut work => return attached.map(DaemonReply::Attached),
+            () = answer.cancelled() => {
+                cancel.store(true, Ordering::Relaxed);
+                return Err(Fault::Refused("the client no longer wants the stage".to_owned()));
+            }
+            Ok(()) = news.changed() => {
+                tokio::time::sleep(PROGRESS_MIN.saturating_sub(progress_sent.elapsed())).await;
+            }
+            () = tokio::time::sleep(PROGRESS_MAX) => {}
+        }
+        progress_sent = Instant::now();
+        let now = *news.borrow_and_update();
+        if answer.event(&now).await.is_err() {
+            cancel.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+fn stage_until_done(
+    daemon: &Daemon,
+    tree: TreeId,
+    running: Option<TreeId>,
+    lazy: bool,
+    cancel: &AtomicBool,
+    told: &watch::Sender<StageProgress>,
+) -> Result<Attached, Fault> {
+    loop {
+        let staged = daemon.generations.stage(tree, running, lazy, cancel, &mut |now| {
+            told.send_replace(now);
+        });
+        match staged {
+            Err(Fault::Unavailable(why)) if !cancel.load(Ordering::Relaxed) => {
+                tracing::info!(%tree, why, "staging waits");
+                std::thread::sleep(STAGE_PAUSE);
+            }
+            Err(fault) => {
+                daemon.generations.leases.stage_over(&tree);
+                daemon.generations.changed();
+                return Err(fault);
+            }
+            Ok(attached) => return Ok(attached),
+        }
+    }
+}

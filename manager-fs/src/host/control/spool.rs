@@ -1,0 +1,322 @@
+//! What the manager has not been told yet: durable reports, in order, delivered when it can be reached.
+//!
+//! ```text
+//! file   = magic "MFSSPL\0\x01" | record*
+//! record = length u32 | first 16 bytes of BLAKE3(body) | body (bincode of HostReport)
+//! ```
+//! A record that a power cut tore is cut off; so is everything after it, because reports only mean something in order.
+//! Delivery is at least once: the manager may see a report again when the host loses power between its answer and the
+//! truncation here.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use proto::codec;
+use proto::limits::MESSAGE_BYTES_MAX;
+use proto::message::HostReport;
+use tokio::sync::Notify;
+
+use crate::host::files;
+use crate::sync::lock;
+
+const MAGIC: &[u8; 8] = b"MFSSPL\0\x01";
+const HEAD_BYTES: usize = 4 + 16;
+
+/// Bytes of reports kept for a manager that stays away: some ten thousand steps. The oldest give way to the newest, because
+/// what a host did last says most about its state.
+const SPOOL_BYTES_MAX: usize = 8 << 20;
+
+/// The reports that wait. Who only looks at them never waits for the disk.
+#[derive(Debug)]
+pub(crate) struct Spool {
+    path: PathBuf,
+    /// Taken before `waiting`, and held while the disk works: what is in the file is in the order of `waiting`. `None` while
+    /// the disk does not take it; then the reports live in memory alone.
+    file: Mutex<Option<File>>,
+    waiting: Mutex<Waiting>,
+    arrived: Notify,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Waiting {
+    reports: VecDeque<Vec<u8>>,
+    bytes: usize,
+    /// How many reports were before the first of `reports`, delivered or dropped.
+    first: u64,
+}
+
+/// The oldest reports, and where they stand.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Batch {
+    pub(crate) reports: Vec<HostReport>,
+    pub(crate) first: u64,
+}
+
+impl Spool {
+    /// Opens the spool at `path`, which is made if it is missing.
+    ///
+    /// # Errors
+    /// The file cannot be read or made.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let found = files::read_bounded(path, 4 * SPOOL_BYTES_MAX as u64)?;
+        let (reports, whole) = match &found {
+            Some(bytes) => parse(bytes),
+            None => (VecDeque::new(), false),
+        };
+        let bytes = reports.iter().map(Vec::len).sum();
+        let waiting = Waiting { reports, bytes, first: 0 };
+        let file = if whole { append_to(path)? } else { rewrite(path, None, &waiting.reports)? };
+        let (file, waiting) = (Mutex::new(Some(file)), Mutex::new(waiting));
+        Ok(Self { path: path.to_owned(), file, waiting, arrived: Notify::new() })
+    }
+
+    /// Adds a report; it is on disk when this returns, unless the disk refused, which is logged: a report is worth
+    /// less than what it reports on, so nothing waits for the disk to recover.
+    pub(crate) fn push(&self, report: &HostReport) {
+        let body = match codec::encode(report) {
+            Ok(body) => body,
+            Err(error) => return tracing::error!(%error, ?report, "a report cannot be encoded"),
+        };
+        let mut file = lock(&self.file);
+        let record = record(&body);
+        let left = self.lock().add(body);
+        let saved = match (left, file.take()) {
+            (None, Some(file)) => append(file, &record),
+            // Some were dropped, or an earlier write failed: what is in the file is not what waits.
+            (left, file) => rewrite(&self.path, file, &left.unwrap_or_else(|| self.lock().reports.clone())),
+        };
+        match saved {
+            Ok(saved) => *file = Some(saved),
+            Err(error) => {
+                tracing::warn!(%error, path = %self.path.display(), "a report could not be saved; it is kept in memory");
+            }
+        }
+        drop(file);
+        self.arrived.notify_one();
+    }
+
+    /// The oldest reports, at most `count`, as many as fit one message.
+    pub(crate) fn oldest(&self, count: usize) -> Batch {
+        let waiting = self.lock();
+        let mut bytes = 0;
+        let fits = |body: &&Vec<u8>| {
+            bytes += body.len();
+            bytes == body.len() || bytes <= MESSAGE_BYTES_MAX / 2
+        };
+        let reports = waiting.reports.iter().take(count).take_while(fits).filter_map(|body| decode(body)).collect();
+        Batch { reports, first: waiting.first }
+    }
+
+    /// Forgets `count` reports from `first` on: the manager has them. Those that were dropped meanwhile are gone already.
+    pub(crate) fn delivered(&self, first: u64, count: usize) {
+        let mut file = lock(&self.file);
+        let left = {
+            let mut waiting = self.lock();
+            while waiting.first < first + count as u64 && waiting.drop_oldest() {}
+            waiting.reports.clone()
+        };
+        match rewrite(&self.path, file.take(), &left) {
+            Ok(rewritten) => *file = Some(rewritten),
+            Err(error) => {
+                tracing::warn!(%error, path = %self.path.display(), "delivered reports could not be removed");
+            }
+        }
+    }
+
+    /// How many reports wait.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().reports.len()
+    }
+
+    /// Returns when there is something to deliver.
+    pub(crate) async fn waiting(&self) {
+        loop {
+            let arrived = self.arrived.notified();
+            if self.len() > 0 {
+                return;
+            }
+            arrived.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        lock(&self.waiting)
+    }
+}
+
+impl Waiting {
+    /// Adds a report. Returns what waits now, if older ones had to give way.
+    fn add(&mut self, body: Vec<u8>) -> Option<VecDeque<Vec<u8>>> {
+        self.bytes += body.len();
+        self.reports.push_back(body);
+        if self.bytes <= SPOOL_BYTES_MAX {
+            return None;
+        }
+        let mut dropped = 0;
+        while self.bytes > SPOOL_BYTES_MAX / 2 && self.drop_oldest() {
+            dropped += 1;
+        }
+        tracing::warn!(dropped, "the manager stays away: the oldest reports were dropped");
+        Some(self.reports.clone())
+    }
+
+    fn drop_oldest(&mut self) -> bool {
+        let Some(oldest) = self.reports.pop_front() else { return false };
+        self.bytes -= oldest.len();
+        self.first += 1;
+        true
+    }
+}
+
+/// Adds a record at the end of the file.
+fn append(mut file: File, record: &[u8]) -> io::Result<File> {
+    file.write_all(record)?;
+    file.sync_data()?;
+    Ok(file)
+}
+
+/// Makes the file hold exactly these reports.
+fn rewrite(path: &Path, file: Option<File>, reports: &VecDeque<Vec<u8>>) -> io::Result<File> {
+    if let (true, Some(mut file)) = (reports.is_empty(), file) {
+        file.set_len(MAGIC.len() as u64)?;
+        file.seek(SeekFrom::End(0))?;
+        return Ok(file);
+    }
+    let mut bytes = MAGIC.to_vec();
+    for body in reports {
+        bytes.extend_from_slice(&record(body));
+    }
+    files::replace(path, &bytes)?;
+    append_to(path)
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    let mut file = File::options().write(true).read(true).open(path)?;
+    file.seek(SeekFrom::End(0))?;
+    Ok(file)
+}
+
+fn record(body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEAD_BYTES + body.len());
+    bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&blake3::hash(body).as_bytes()[..16]);
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+fn decode(body: &[u8]) -> Option<HostReport> {
+    match codec::decode::<_, MESSAGE_BYTES_MAX>(body) {
+        Ok(report) => Some(report),
+        Err(error) => {
+            tracing::error!(%error, "a spooled report cannot be read and is left out");
+            None
+        }
+    }
+}
+
+/// The whole records of a spool file, and whether that was all of it.
+fn parse(bytes: &[u8]) -> (VecDeque<Vec<u8>>, bool) {
+    let mut reports = VecDeque::new();
+    let Some(mut rest) = bytes.strip_prefix(MAGIC.as_slice()) else { return (reports, false) };
+    while !rest.is_empty() {
+        let mut head = [0; HEAD_BYTES];
+        let Ok(()) = rest.read_exact(&mut head) else { return (reports, false) };
+        let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        let Some((body, after)) = rest.split_at_checked(length) else { return (reports, false) };
+        let known = decode(body).is_some() && blake3::hash(body).as_bytes()[..16] == head[4..];
+        if !known {
+            return (reports, false);
+        }
+        reports.push_back(body.to_vec());
+        rest = after;
+    }
+    (reports, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn report(number: u64) -> HostReport {
+        HostReport::WrongHash { what: format!("chunk {number}") }
+    }
+
+    #[test]
+    fn reports_survive_a_restart_in_order_until_they_are_delivered() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state/events");
+        let spool = Spool::open(&path).unwrap();
+        (0..5).for_each(|n| spool.push(&report(n)));
+        drop(spool);
+
+        let spool = Spool::open(&path).unwrap();
+        assert_eq!(spool.oldest(2).reports, [report(0), report(1)]);
+        spool.delivered(0, 2);
+        spool.push(&report(5));
+        drop(spool);
+
+        let spool = Spool::open(&path).unwrap();
+        assert_eq!(spool.oldest(9).reports, [report(2), report(3), report(4), report(5)]);
+        spool.delivered(0, 4);
+        spool.push(&report(6));
+        drop(spool);
+        assert_eq!(Spool::open(&path).unwrap().oldest(9).reports, [report(6)]);
+    }
+
+    #[test]
+    fn a_torn_or_changed_tail_is_cut_off_and_the_rest_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        let spool = Spool::open(&path).unwrap();
+        (0..3).for_each(|n| spool.push(&report(n)));
+        drop(spool);
+        let whole = fs::read(&path).unwrap();
+        for cut in whole.len() - 20..whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            let spool = Spool::open(&path).unwrap();
+            assert_eq!(spool.oldest(9).reports, [report(0), report(1)], "cut at {cut}");
+            spool.push(&report(7));
+            drop(spool);
+            assert_eq!(Spool::open(&path).unwrap().oldest(9).reports, [report(0), report(1), report(7)]);
+        }
+        let mut changed = whole.clone();
+        let last = changed.len() - 1;
+        changed[last] ^= 1;
+        fs::write(&path, &changed).unwrap();
+        assert_eq!(Spool::open(&path).unwrap().len(), 2);
+        fs::write(&path, b"something else").unwrap();
+        assert_eq!(Spool::open(&path).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_manager_that_stays_away_costs_the_oldest_reports_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("events")).unwrap();
+        let big = |n: u64| HostReport::WrongHash { what: format!("{n} {}", "x".repeat(1 << 20)) };
+        (0..9).for_each(|n| spool.push(&big(n)));
+        assert!(spool.len() < 9);
+        let left = spool.oldest(1);
+        assert_ne!(left.reports, [big(0)]);
+        let count = spool.len();
+        spool.delivered(0, 1);
+        assert_eq!(spool.len(), count, "the first report was dropped, not delivered");
+        spool.push(&report(1));
+        assert!(fs::metadata(dir.path().join("events")).unwrap().len() <= SPOOL_BYTES_MAX as u64);
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_when_a_report_arrives() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = std::sync::Arc::new(Spool::open(&dir.path().join("events")).unwrap());
+        let waiter = tokio::spawn({
+            let spool = std::sync::Arc::clone(&spool);
+            async move { spool.waiting().await }
+        });
+        spool.push(&report(1));
+        tokio::time::timeout(std::time::Duration::from_secs(5), waiter).await.unwrap().unwrap();
+    }
+}

@@ -1,0 +1,82 @@
+//! How the host dials its manager: with the identity below STATE, which is renewed in time.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use agent_core::report::unix_ms;
+
+use super::link::{Dial, ManagerLink};
+use crate::host::enroll::{self, Identity};
+use crate::host::generations::records::Records;
+use crate::net::{self, BoxFuture, Handler, Link, NetError};
+use crate::sync::lock;
+
+/// A certificate that could not be renewed is tried again after this time.
+const RENEW_PAUSE: Duration = Duration::from_secs(60);
+
+/// Dials with the identity below STATE, which may be renewed in between.
+pub(crate) struct TlsDial {
+    state: PathBuf,
+    /// From the command line; otherwise where the manager was at enrolment.
+    address: Option<String>,
+    last: Mutex<String>,
+}
+
+impl TlsDial {
+    /// To `address`, or to where the manager was at enrolment.
+    pub(crate) fn new(state: &Path, address: Option<String>, enrolled: &Identity) -> Arc<Self> {
+        let last = Mutex::new(address.clone().unwrap_or_else(|| enrolled.manager.clone()));
+        Arc::new(Self { state: state.to_owned(), address, last })
+    }
+}
+
+impl Dial for TlsDial {
+    fn dial(&self, handler: Arc<dyn Handler>) -> BoxFuture<Result<Link, NetError>> {
+        let identity = Identity::load(&self.state);
+        let address = self.address.clone();
+        if let (None, Ok(identity)) = (&self.address, &identity) {
+            lock(&self.last).clone_from(&identity.manager);
+        }
+        Box::pin(async move {
+            let identity = identity.map_err(|error| NetError::Identity(error.to_string()))?;
+            let address = address.unwrap_or_else(|| identity.manager.clone());
+            let stream = net::connect(&address, net::client_config(&identity.tls)?).await?;
+            Ok(net::start(stream, handler))
+        })
+    }
+
+    fn address(&self) -> String {
+        lock(&self.last).clone()
+    }
+
+    /// TLS says that a certificate has expired, but neither when nor what helps.
+    fn explain(&self, reason: String) -> String {
+        match Identity::load(&self.state) {
+            Ok(identity) if identity.not_after <= unix_ms() => identity.expired(&self.address()),
+            _ => reason,
+        }
+    }
+}
+
+/// Renews the host's certificate for ever: after two thirds of its life, again and again until it succeeds.
+pub(crate) async fn renew_for_ever(state: PathBuf, manager: Arc<ManagerLink>, records: Arc<Records>) {
+    loop {
+        let due = Identity::load(&state).map_or(0, |identity| identity.renew_at());
+        tokio::time::sleep(Duration::from_millis(due.saturating_sub(unix_ms())).max(Duration::from_secs(1))).await;
+        let mut connections = manager.connections();
+        let Ok(link) = connections.wait_for(Option::is_some).await.map(|link| link.clone()) else { return };
+        let Some(link) = link else { continue };
+        match enroll::renew(&link, &state).await {
+            Ok(identity) => {
+                tracing::info!(host = %identity.host, until_unix_ms = identity.not_after, "certificate renewed");
+                // The connection goes on; the next one is made with the new certificate.
+                records.set_publishers(identity.publishers);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the certificate could not be renewed");
+                tokio::time::sleep(RENEW_PAUSE).await;
+            }
+        }
+    }
+}

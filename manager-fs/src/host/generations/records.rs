@@ -1,0 +1,296 @@
+//! Which generations this host knows: the signed records of what is exported to it, kept in the cache so that
+//! everything starts without the manager.
+//!
+//! A record is believed when a pinned publisher signed it, whether it comes from the manager or from this host's disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock, RwLockReadGuard};
+
+use ed25519_dalek::VerifyingKey;
+use proto::limits::RECORD_BYTES_MAX;
+use proto::message::Fault;
+use proto::{GenerationRecord, GenerationRef, Product, SignedRecord, TreeId};
+
+use crate::host::files;
+use crate::sync;
+
+/// A record that a pinned publisher signed, with the bytes that prove it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct KnownRecord {
+    pub(crate) record: GenerationRecord,
+    /// [`SignedRecord::to_bytes`].
+    pub(crate) signed: Vec<u8>,
+}
+
+/// The records in the cache directory.
+#[derive(Debug)]
+pub(crate) struct Records {
+    records_dir: PathBuf,
+    publishers: RwLock<Vec<VerifyingKey>>,
+    records: RwLock<BTreeMap<Key, Arc<KnownRecord>>>,
+}
+
+/// One record a name; the tree is in it because a republished name may lead to another tree.
+type Key = (Product, String, TreeId);
+
+/// What a new list of exports changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    pub(crate) added: Vec<Arc<KnownRecord>>,
+    pub(crate) removed: Vec<Arc<KnownRecord>>,
+}
+
+/// What a reference leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Resolved {
+    pub(crate) tree: TreeId,
+    /// `None` when the tree stands under several versions, or under none any more.
+    pub(crate) record: Option<Arc<KnownRecord>>,
+    /// Every name under which the tree is exported to this host.
+    pub(crate) names: Vec<String>,
+}
+
+impl Records {
+    /// Reads what the last run knew. Records that do not verify are removed with a warning, not an error: the manager
+    /// sends them again.
+    pub(crate) fn open(cache: &Path, publishers: Vec<VerifyingKey>) -> Self {
+        let records_dir = cache.join("records");
+        let mut records = BTreeMap::new();
+        for entry in fs::read_dir(&records_dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let read = files::read_bounded(&path, RECORD_BYTES_MAX as u64 + 1024).ok().flatten();
+            match read.map(|bytes| believe(bytes, &publishers)) {
+                Some(Ok(known)) => drop(records.insert(key(&known.record), Arc::new(known))),
+                Some(Err(fault)) => {
+                    tracing::warn!(path = %path.display(), fault, "a cached record is not believed and is removed");
+                    let _ = fs::remove_file(&path);
+                }
+                None => tracing::warn!(path = %path.display(), "a cached record cannot be read"),
+            }
+        }
+        Self { records_dir, publishers: RwLock::new(publishers), records: RwLock::new(records) }
+    }
+
+    /// Believes these publishers from now on (a renewed certificate may bring new ones).
+    pub(crate) fn set_publishers(&self, publishers: Vec<VerifyingKey>) {
+        *sync::write(&self.publishers) = publishers;
+    }
+
+    /// Reads a record that came from elsewhere.
+    pub(crate) fn believe(&self, signed: Vec<u8>) -> Result<KnownRecord, String> {
+        believe(signed, &sync::read(&self.publishers))
+    }
+
+    /// Replaces what is exported to this host by what the manager sent.
+    pub(crate) fn set_exports(&self, exports: Vec<Vec<u8>>) -> Changes {
+        let mut fresh = BTreeMap::new();
+        for signed in exports {
+            match self.believe(signed) {
+                Ok(known) => drop(fresh.insert(key(&known.record), Arc::new(known))),
+                Err(fault) => tracing::error!(fault, "the manager sent a record that is not believed"),
+            }
+        }
+        let mut records = sync::write(&self.records);
+        let changes = Changes {
+            added: fresh
+                .iter()
+                .filter(|(key, known)| records.get(*key) != Some(known))
+                .map(|(_, k)| k.clone())
+                .collect(),
+            removed: records.iter().filter(|(key, _)| !fresh.contains_key(*key)).map(|(_, k)| k.clone()).collect(),
+        };
+        *records = fresh;
+        drop(records);
+        for known in &changes.added {
+            if let Err(error) = files::replace(&self.record_path(&known.record), &known.signed) {
+                tracing::warn!(%error, name = known.record.name(), "a record could not be cached");
+            }
+        }
+        for known in &changes.removed {
+            let _ = fs::remove_file(self.record_path(&known.record));
+        }
+        changes
+    }
+
+    /// Every record exported to this host, by product and version.
+    pub(crate) fn all(&self) -> Vec<Arc<KnownRecord>> {
+        self.read().values().cloned().collect()
+    }
+
+    /// Every tree exported to this host.
+    pub(crate) fn trees(&self) -> BTreeSet<TreeId> {
+        self.read().values().map(|known| known.record.tree).collect()
+    }
+
+    /// The names of a tree.
+    pub(crate) fn names(&self, tree: &TreeId) -> Vec<String> {
+        self.read().values().filter(|known| known.record.tree == *tree).map(|known| known.record.name()).collect()
+    }
+
+    /// The record with the highest sequence number of a product.
+    pub(crate) fn newest(&self, product: &Product) -> Option<Arc<KnownRecord>> {
+        let records = self.read();
+        let of_product = records.values().filter(|known| known.record.product == *product);
+        of_product.max_by_key(|known| known.record.sequence).cloned()
+    }
+
+    /// What a reference means here: among what is exported, and among the trees that this host keeps anyway.
+    ///
+    /// # Errors
+    /// Nothing, or more than one tree, matches.
+    pub(crate) fn resolve(&self, reference: &GenerationRef, kept: &BTreeSet<TreeId>) -> Result<Resolved, Fault> {
+        let records = self.read();
+        let matching: Vec<_> = records
+            .values()
+            .filter(|known| reference.matches(&known.record.product, &known.record.version, &known.record.tree))
+            .collect();
+        let mut trees: BTreeSet<TreeId> = matching.iter().map(|known| known.record.tree).collect();
+        if let GenerationRef::TreePrefix(prefix) = reference {
+            trees.extend(kept.iter().filter(|tree| tree.to_hex().starts_with(prefix.as_str())));
+        }
+        let mut found = trees.iter();
+        match (found.next(), found.next()) {
+            (None, _) => Err(Fault::NotFound(format!(
+                "no generation {reference} is exported to this host; the operator can export it with: \
+                 manager-fs export {reference} --to THIS-HOST"
+            ))),
+            (Some(_), Some(_)) => {
+                let list: Vec<_> =
+                    trees.iter().map(|tree| format!("{tree} ({})", self.describe(&records, tree))).collect();
+                Err(Fault::BadRequest(format!("{reference} is the start of several trees: {}", list.join(", "))))
+            }
+            (Some(tree), None) => {
+                let names = matching.iter().map(|known| known.record.name()).collect();
+                let record = if let [one] = matching.as_slice() { Some(Arc::clone(one)) } else { None };
+                Ok(Resolved { tree: *tree, record, names })
+            }
+        }
+    }
+
+    fn record_path(&self, record: &GenerationRecord) -> PathBuf {
+        // Versions may have 128 characters and products 64: with the tree's 64 digits still below NAME_MAX, but only
+        // just, so the tree is shortened.
+        let tree = &record.tree.to_hex()[..32];
+        self.records_dir.join(format!("{tree}.{}.{}.record", record.product, record.version))
+    }
+
+    fn describe(&self, records: &BTreeMap<Key, Arc<KnownRecord>>, tree: &TreeId) -> String {
+        let names: Vec<_> =
+            records.values().filter(|known| known.record.tree == *tree).map(|known| known.record.name()).collect();
+        if names.is_empty() { "no longer exported".to_owned() } else { names.join(", ") }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Key, Arc<KnownRecord>>> {
+        sync::read(&self.records)
+    }
+}
+
+fn key(record: &GenerationRecord) -> Key {
+    (record.product.clone(), record.version.to_string(), record.tree)
+}
+
+fn believe(signed: Vec<u8>, publishers: &[VerifyingKey]) -> Result<KnownRecord, String> {
+    let record = SignedRecord::from_bytes(&signed).and_then(|record| record.verify(publishers));
+    record.map(|record| KnownRecord { record, signed }).map_err(|fault| fault.to_string())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use ed25519_dalek::SigningKey;
+    use proto::Metadata;
+    use proto::record::{HealthContract, SchemaRange};
+
+    /// A key, and a signed record of a made-up tree.
+    pub(crate) fn key_of(seed: u8) -> SigningKey {
+        SigningKey::from_bytes(&[seed; 32])
+    }
+
+    pub(crate) fn signed(product: &str, version: &str, tree: TreeId, sequence: u64, key: &SigningKey) -> Vec<u8> {
+        let metadata = Metadata {
+            entry_point: None,
+            arguments: vec![],
+            architecture: None,
+            elf_files: vec![],
+            scripts: vec![],
+            entry_count: 1,
+            file_count: 0,
+            content_bytes: 0,
+            object_bytes: 0,
+            state_schemas: SchemaRange { min: 1, max: 1 },
+            drain_deadline_ms: 60_000,
+            health: HealthContract { probation_ms: 10_000 },
+        };
+        let record = GenerationRecord {
+            product: product.parse().unwrap(),
+            version: version.parse().unwrap(),
+            sequence,
+            tree,
+            manifest_bytes: 1,
+            published_unix_ms: 1,
+            metadata,
+        };
+        SignedRecord::sign(&record, key).unwrap().to_bytes().unwrap()
+    }
+
+    fn tree(name: u8) -> TreeId {
+        TreeId::of(&[name])
+    }
+
+    #[test]
+    fn exports_survive_a_restart_and_go_when_withdrawn() {
+        let dir = tempfile::tempdir().unwrap();
+        let (key, publishers) = (key_of(1), vec![key_of(1).verifying_key()]);
+        let (one, two) = (signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key));
+        let known = Records::open(dir.path(), publishers.clone());
+        let changes = known.set_exports(vec![one.clone(), two.clone()]);
+        assert_eq!((changes.added.len(), changes.removed.len()), (2, 0));
+        assert_eq!(known.set_exports(vec![one.clone(), two.clone()]), Changes::default());
+
+        let known = Records::open(dir.path(), publishers.clone());
+        assert_eq!(known.newest(&"p".parse().unwrap()).unwrap().record.version.as_str(), "2");
+        assert_eq!(known.set_exports(vec![one]).removed[0].record.version.as_str(), "2");
+        assert_eq!(Records::open(dir.path(), publishers).all().len(), 1);
+    }
+
+    #[test]
+    fn nothing_is_believed_that_a_pinned_publisher_did_not_sign() {
+        let dir = tempfile::tempdir().unwrap();
+        let known = Records::open(dir.path(), vec![key_of(1).verifying_key()]);
+        let mut changed = signed("p", "1", tree(1), 1, &key_of(1));
+        let last = changed.len() - 100;
+        changed[last] ^= 1;
+        let foreign = signed("p", "2", tree(2), 2, &key_of(2));
+        assert_eq!(known.set_exports(vec![changed.clone(), foreign, b"x".to_vec()]), Changes::default());
+
+        fs::create_dir_all(dir.path().join("records")).unwrap();
+        fs::write(dir.path().join("records/a.record"), changed).unwrap();
+        assert!(Records::open(dir.path(), vec![key_of(1).verifying_key()]).all().is_empty());
+        assert!(!dir.path().join("records/a.record").exists());
+    }
+
+    #[test]
+    fn references_lead_to_one_tree_or_say_why_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = key_of(1);
+        let known = Records::open(dir.path(), vec![key.verifying_key()]);
+        known.set_exports(vec![
+            signed("p", "1", tree(1), 1, &key),
+            signed("p", "2", tree(2), 2, &key),
+            signed("p", "2-again", tree(2), 3, &key),
+        ]);
+        let none = BTreeSet::new();
+        let named = known.resolve(&"p@1".parse().unwrap(), &none).unwrap();
+        assert_eq!((named.tree, named.record.is_some()), (tree(1), true));
+        let twice = known.resolve(&GenerationRef::TreePrefix(tree(2).to_hex()), &none).unwrap();
+        assert_eq!((twice.record, twice.names), (None, vec!["p@2".to_owned(), "p@2-again".to_owned()]));
+        assert!(matches!(known.resolve(&"p@3".parse().unwrap(), &none), Err(Fault::NotFound(_))));
+        assert!(matches!(known.resolve(&GenerationRef::TreePrefix(String::new()), &none), Err(Fault::BadRequest(_))));
+
+        let gone = GenerationRef::TreePrefix(tree(9).to_hex());
+        assert!(known.resolve(&gone, &none).is_err());
+        assert_eq!(known.resolve(&gone, &BTreeSet::from([tree(9)])).unwrap().tree, tree(9));
+    }
+}

@@ -1,0 +1,331 @@
+use std::path::Path;
+
+use std::sync::MutexGuard;
+
+use super::*;
+use crate::host::generations::records::tests::{key_of, signed};
+
+/// Trees in memory: sizes, what is mounted, what is in use.
+#[derive(Default)]
+struct Fake {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    local: BTreeMap<TreeId, (u64, u64)>,
+    mounted: BTreeSet<TreeId>,
+    busy: BTreeSet<TreeId>,
+    pinned: Vec<TreeId>,
+    log: Vec<String>,
+    begun: Vec<String>,
+    remembered: Option<BTreeSet<TreeId>>,
+    fail_mount: bool,
+    offline: bool,
+}
+
+impl Fake {
+    fn with(trees: &[(TreeId, u64, u64)]) -> Arc<Self> {
+        let fake = Self::default();
+        fake.state.lock().unwrap().local.extend(trees.iter().map(|(tree, local, all)| (*tree, (*local, *all))));
+        Arc::new(fake)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl Trees for Fake {
+    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>, _purpose: Purpose) {
+        let tree = tree.map_or_else(|| "unknown".to_owned(), |tree| tree.to_hex()[..4].to_owned());
+        self.state().begun.push(format!("{generation} {tree}"));
+    }
+
+    fn prepare(&self, tree: &TreeId, _deadline: Instant) -> Result<(), Fault> {
+        let known = self.state().local.contains_key(tree);
+        if known { Ok(()) } else { Err(Fault::Unavailable("no manifest".to_owned())) }
+    }
+
+    fn verify(&self, tree: &TreeId) -> Result<(), Fault> {
+        self.state().log.push(format!("verify {}", &tree.to_hex()[..4]));
+        Ok(())
+    }
+
+    fn mount(&self, tree: &TreeId) -> Result<(PathBuf, bool), Fault> {
+        let mut state = self.state();
+        if state.fail_mount {
+            return Err(Fault::Failed("no mounts today".to_owned()));
+        }
+        assert!(state.mounted.insert(*tree), "mounted twice");
+        state.log.push(format!("mount {}", &tree.to_hex()[..4]));
+        let whole = state.local.get(tree).is_some_and(|(local, all)| local == all);
+        Ok((Path::new("/gens").join(tree.to_hex()), whole))
+    }
+
+    fn unmount(&self, tree: &TreeId) -> Result<bool, Fault> {
+        let mut state = self.state();
+        if state.busy.contains(tree) {
+            return Ok(false);
+        }
+        assert!(state.mounted.remove(tree), "unmounted twice");
+        state.log.push(format!("unmount {}", &tree.to_hex()[..4]));
+        Ok(true)
+    }
+
+    fn mounted(&self) -> Vec<(TreeId, bool)> {
+        self.state().mounted.iter().map(|tree| (*tree, true)).collect()
+    }
+
+    fn warm(&self, _tree: &TreeId, files: &[TreePath]) -> Result<(), Fault> {
+        self.state().log.push(format!("warm {}", files.len()));
+        Ok(())
+    }
+
+    fn make_local(
+        &self,
+        tree: &TreeId,
+        _paced: bool,
+        _cancel: &AtomicBool,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), Fault> {
+        let mut state = self.state();
+        if state.offline {
+            return Err(Fault::Unavailable("offline".to_owned()));
+        }
+        let size = state.local.get_mut(tree).unwrap();
+        size.0 = size.1;
+        let all = size.1;
+        state.log.push(format!("fetch {}", &tree.to_hex()[..4]));
+        drop(state);
+        progress(all, all);
+        Ok(())
+    }
+
+    fn sizes(&self, tree: &TreeId) -> Option<(u64, u64)> {
+        self.state().local.get(tree).copied()
+    }
+
+    fn pin(&self, tree: &TreeId) -> bool {
+        let mut state = self.state();
+        let known = state.local.contains_key(tree);
+        if known {
+            state.pinned.push(*tree);
+        }
+        known
+    }
+
+    fn unpin(&self, tree: &TreeId) {
+        self.state().pinned.retain(|pinned| pinned != tree);
+    }
+
+    fn forget_all_but(&self, trees: &BTreeSet<TreeId>) {
+        self.state().remembered = Some(trees.clone());
+    }
+
+    fn directory(&self) -> PathBuf {
+        PathBuf::from("/gens")
+    }
+
+    fn namespace_pid(&self) -> Option<u32> {
+        None
+    }
+
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+}
+
+fn tree(name: u8) -> TreeId {
+    TreeId::of(&[name])
+}
+
+fn short(name: u8) -> String {
+    tree(name).to_hex()[..4].to_owned()
+}
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    fake: Arc<Fake>,
+    generations: Arc<Generations>,
+}
+
+/// Trees 1 (nothing local) and 2 (all local), exported as p@1 and p@2.
+fn fixture() -> Fixture {
+    let fake = Fake::with(&[(tree(1), 0, 100), (tree(2), 50, 50)]);
+    let dir = tempfile::tempdir().unwrap();
+    let generations = generations(dir.path(), &fake);
+    Fixture { dir, fake, generations }
+}
+
+fn generations(dir: &Path, fake: &Arc<Fake>) -> Arc<Generations> {
+    let key = key_of(1);
+    let known = Records::open(dir, vec![key.verifying_key()]);
+    known.set_exports(vec![signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key)]);
+    let leases = Leases::open(dir, dir.join("agents")).unwrap();
+    Generations::new(Arc::clone(fake) as Arc<dyn Trees>, Arc::new(known), leases, Box::new(|_| ()))
+}
+
+fn named(text: &str) -> GenerationRef {
+    text.parse().unwrap()
+}
+
+#[test]
+fn attached_until_released_and_collected_when_no_longer_busy() {
+    let Fixture { dir: _dir, fake, generations } = fixture();
+    let resolved = generations.resolve(&named("p@1")).unwrap();
+    let attached = generations.attach(&resolved, &named("p@1")).unwrap();
+    assert_eq!(attached.path, format!("/gens/{}", tree(1)));
+    assert!(attached.record.is_some());
+    assert!(!generations.collect(), "attached is not collected");
+    assert!(fake.state().mounted.contains(&tree(1)) && fake.state().pinned == [tree(1)]);
+
+    fake.state().busy.insert(tree(1));
+    assert!(matches!(generations.release(&named("p@2")), Err(Fault::NotFound(_))));
+    generations.release(&named("p@1")).unwrap();
+    assert!(generations.collect(), "a program runs from it: tried again later");
+    assert!(fake.state().mounted.contains(&tree(1)) && fake.state().pinned == [tree(1)]);
+    fake.state().busy.clear();
+    assert!(!generations.collect());
+    assert!(fake.state().mounted.is_empty() && fake.state().pinned.is_empty() && generations.live().is_empty());
+}
+
+#[test]
+fn a_start_is_asked_for_before_it_is_known_what_it_means_and_not_when_it_is_mounted() {
+    let Fixture { dir: _dir, fake, generations } = fixture();
+    generations.begin(&named("p@1"), Purpose::Start);
+    generations.begin(&named("unheard@9"), Purpose::Start);
+    let resolved = generations.resolve(&named("p@1")).unwrap();
+    generations.attach(&resolved, &named("p@1")).unwrap();
+    generations.begin(&named("p@1"), Purpose::Start);
+    let first = tree(1).to_hex()[..4].to_owned();
+    assert_eq!(fake.state().begun, [format!("p@1 {first}"), "unheard@9 unknown".to_owned()]);
+}
+
+#[test]
+fn manifests_go_when_neither_an_export_nor_a_program_needs_them() {
+    let Fixture { dir: _dir, fake, generations } = fixture();
+    let resolved = generations.resolve(&named("p@1")).unwrap();
+    generations.attach(&resolved, &named("p@1")).unwrap();
+    generations.records.set_exports(vec![]);
+    generations.collect();
+    assert_eq!(fake.state().remembered, Some(BTreeSet::from([tree(1)])), "attached, though no longer exported");
+    generations.release(&named("p@1")).unwrap();
+    fake.state().busy.insert(tree(1));
+    generations.collect();
+    assert_eq!(fake.state().remembered, Some(BTreeSet::from([tree(1)])), "released, but a program runs from it");
+    fake.state().busy.clear();
+    generations.collect();
+    assert_eq!(fake.state().remembered, Some(BTreeSet::new()));
+}
+
+#[test]
+fn an_attach_that_fails_leaves_nothing_attached() {
+    let Fixture { dir, fake, generations } = fixture();
+    fake.state().fail_mount = true;
+    let resolved = generations.resolve(&named("p@1")).unwrap();
+    assert!(generations.attach(&resolved, &named("p@1")).is_err());
+    assert!(Leases::open(dir.path(), dir.path().join("agents")).unwrap().attached().is_empty());
+}
+
+#[test]
+fn a_hold_ends_with_its_connection() {
+    let Fixture { dir: _dir, fake, generations } = fixture();
+    let resolved = generations.resolve(&named("p@2")).unwrap();
+    generations.hold(&resolved, 1, Some(1)).unwrap();
+    generations.hold(&resolved, 2, Some(2)).unwrap();
+    generations.leases.connection_ended(1);
+    generations.collect();
+    assert!(fake.state().mounted.contains(&tree(2)));
+    generations.leases.connection_ended(2);
+    generations.collect();
+    assert!(fake.state().mounted.is_empty());
+}
+
+#[test]
+fn staging_makes_both_trees_local_before_it_mounts_and_warms() {
+    let Fixture { dir: _dir, fake, generations } = fixture();
+    let mut seen = Vec::new();
+    let cancel = AtomicBool::new(false);
+    generations.stage(tree(2), Some(tree(1)), false, &cancel, &mut |progress| seen.push(progress)).unwrap();
+    let (one, two) = (short(1), short(2));
+    let log = fake.state().log.clone();
+    assert_eq!(
+        log,
+        [
+            format!("fetch {two}"),
+            format!("fetch {one}"),
+            format!("verify {two}"),
+            format!("mount {two}"),
+            "warm 0".to_owned()
+        ]
+    );
+    assert_eq!(seen.last(), Some(&StageProgress { local_bytes: 150, object_bytes: 150 }));
+    assert!(generations.live()[&tree(2)].whole_at_mount);
+    generations.collect();
+    assert!(fake.state().mounted.contains(&tree(2)), "staged stays");
+    generations.leases.stage_over(&tree(2));
+    generations.collect();
+    assert!(fake.state().mounted.is_empty());
+}
+
+#[test]
+fn staging_while_the_manager_is_away_fails_and_mounts_nothing() {
+    let Fixture { dir: _dir, fake, generations } = fixture();
+    fake.state().offline = true;
+    let cancel = AtomicBool::new(false);
+    let staged = generations.stage(tree(1), None, false, &cancel, &mut |_| ());
+    assert!(matches!(staged, Err(Fault::Unavailable(_))));
+    assert!(fake.state().mounted.is_empty());
+    generations.stage(tree(1), None, true, &cancel, &mut |_| ()).unwrap();
+    assert!(!generations.live()[&tree(1)].whole_at_mount, "lazy");
+}
+
+#[test]
+fn a_lazy_mount_that_nobody_uses_is_replaced_when_all_is_local() {
+    let Fixture { dir: _dir, fake, generations } = fixture();
+    let cancel = AtomicBool::new(false);
+    generations.stage(tree(1), None, true, &cancel, &mut |_| ()).unwrap();
+    fake.state().busy.insert(tree(1));
+    generations.stage(tree(1), None, false, &cancel, &mut |_| ()).unwrap();
+    assert!(!generations.live()[&tree(1)].whole_at_mount, "in use: it stays as it is");
+    fake.state().busy.clear();
+    generations.stage(tree(1), None, false, &cancel, &mut |_| ()).unwrap();
+    assert!(generations.live()[&tree(1)].whole_at_mount);
+}
+
+#[test]
+fn a_new_worker_takes_over_what_it_finds_mounted() {
+    let Fixture { dir, fake, generations } = fixture();
+    let resolved = generations.resolve(&named("p@1")).unwrap();
+    generations.attach(&resolved, &named("p@1")).unwrap();
+    let held = generations.resolve(&named("p@2")).unwrap();
+    generations.hold(&held, 1, Some(1)).unwrap();
+    drop(generations);
+
+    let generations = self::generations(dir.path(), &fake);
+    assert_eq!(generations.live().len(), 2);
+    assert!(!generations.collect());
+    assert_eq!(fake.state().mounted.len(), 2, "connections have time to come back");
+    assert_eq!(generations.mount(&tree(1)).unwrap().path, Path::new("/gens").join(tree(1).to_hex()));
+}
+
+#[test]
+fn the_background_makes_attached_trees_whole_and_mounts_them_after_a_boot() {
+    let Fixture { dir, fake, generations } = fixture();
+    generations.leases.attach(tree(1), "p@1").unwrap();
+    drop(generations);
+    let generations = self::generations(dir.path(), &fake);
+    generations.start().unwrap();
+    let begun = Instant::now();
+    let whole = || {
+        let live = generations.live();
+        live.get(&tree(1)).is_some_and(|live| live.local_bytes.load(Ordering::Relaxed) == 100)
+    };
+    while !whole() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", fake.state().log);
+        std::thread::yield_now();
+    }
+    assert!(fake.state().mounted.contains(&tree(1)));
+    generations.end();
+}
