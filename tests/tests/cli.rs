@@ -149,7 +149,6 @@ fn what_is_unknown_is_named() {
         (&["show", "known@9"], "known@9"),
         (&["show", "ffffffffffff"], "ffffffffffff"),
         (&["diff", "known@1.0", "known@9"], "known@9"),
-        (&["export", "known@1.0", "--to", "nobody"], "nobody"),
         (&["export", "known@9", "--to", "nobody"], "known@9"),
         (&["export", "known@1.0", "--to", "@nogroup"], "nogroup"),
         (&["host", "revoke", "nobody"], "nobody"),

@@ -67,6 +67,9 @@ fn members_come_and_go_and_groups_contain_no_groups() {
     let unknown = group(&manager, &["remove", "no-such-group", "host-1"]).expect(1);
     assert!(unknown.stderr.contains("no-such-group"), "{}", unknown.stderr);
     group(&manager, &["delete", "no-such-group"]).expect(1);
+    // A host that is not enrolled yet is no error, and is said: it may as well be a typing error.
+    let early = group(&manager, &["add", "production", "host-3"]).expect(0);
+    assert!(early.stderr.contains("host-3 is not enrolled yet"), "{}", early.stderr);
     drop(hosts);
 }
 

@@ -131,7 +131,7 @@ impl Objects {
     }
 
     /// Sets what the view shows: every generation that is exported to this host now. Returns whether it changed;
-    /// then [`super::fuse::Server::invalidate_view`] makes the kernel look again at once.
+    /// the mount then makes the kernel look again at once (`invalidate_view`).
     ///
     /// # Errors
     /// The node numbers cannot be saved; without them a later worker could give one number to two files.
