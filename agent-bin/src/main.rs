@@ -4,9 +4,6 @@
 //! agent* it checks and prunes the repositories that backups go to. `agent-core` gives it the rest: it takes operations
 //! on a local socket, changes its own version, and starts from the saved metadata alone.
 
-#![warn(missing_docs)]
-#![warn(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
-
 mod config;
 mod engine;
 mod health;

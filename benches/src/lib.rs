@@ -10,9 +10,6 @@
 //!            received bytes ┘
 //! ```
 
-#![warn(missing_docs)]
-#![warn(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
-
 pub mod choice;
 pub mod cold;
 pub mod crowd;

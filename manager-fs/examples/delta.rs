@@ -11,6 +11,7 @@ use manager_fs::manager::delta::{self, DeltaOptions, LEVEL_BEST};
 use manager_fs::manager::monitor::Quiet;
 use manager_fs::manager::publish::{PublishOptions, Published, publish};
 use manager_fs::manager::store::Store;
+use proto::width;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -69,7 +70,7 @@ fn apply(store: &Store, old: &Published, new: &Published) -> Result<(f64, u64)> 
                 let trees = (reader.old(), new_tree);
                 let mut read_old = |object: &proto::manifest::Object, offset: u64, into: &mut [u8]| {
                     let content = contents.get(&object.id).ok_or(std::io::ErrorKind::NotFound)?;
-                    let stretch = content.get(offset as usize..offset as usize + into.len());
+                    let stretch = content.get(width::index(offset)..width::index(offset) + into.len());
                     into.copy_from_slice(stretch.ok_or(std::io::ErrorKind::UnexpectedEof)?);
                     Ok(())
                 };

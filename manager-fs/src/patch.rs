@@ -10,6 +10,7 @@
 //! `docs/decisions.md`. The bytes are specified in `docs/delta-format.md`, "Patch".
 
 use proto::delta::Part;
+use proto::width;
 use zstd_safe::{CCtx, CParameter, DCtx};
 
 /// Bytes by which a place of the base is found.
@@ -123,7 +124,7 @@ impl Encoder {
                 }
             }
             let slot = self.slots[slot_of(&plain[at..], bits)];
-            let shift = i64::from(slot) - at as i64;
+            let shift = i64::from(slot) - width::place(at);
             let run = if slot == NOWHERE { 0 } else { agreement(base, plain, at, shift) };
             let carried_on = |last: &Segment| agreeing(base, plain, at..at + run, last.shift);
             if run < SEED_RUN_MIN || seeds.last().is_some_and(|last| carried_on(last) + SEED_GAIN >= run) {
@@ -144,7 +145,7 @@ impl Encoder {
         self.slots.clear();
         self.slots.resize(1 << bits, NOWHERE);
         for at in 0..places {
-            self.slots[slot_of(&base[at..], bits)] = at as u32;
+            self.slots[slot_of(&base[at..], bits)] = width::count(at);
         }
         Some(bits)
     }
@@ -164,15 +165,15 @@ fn encode_segments(segments: &[Segment], base: &[u8], plain: &[u8], level: i32) 
     let (mut at, mut base_at) = (0, 0_i64);
     for segment in segments {
         literals.extend_from_slice(&plain[at..segment.start]);
-        let from = segment.start as i64 + segment.shift;
+        let from = width::place(segment.start) + segment.shift;
         let len = segment.end - segment.start;
         put_varint(&mut control, (segment.start - at) as u64);
         put_varint(&mut control, zigzag(from - base_at));
         put_varint(&mut control, len as u64);
         let over = &plain[segment.start..segment.end];
-        let under = &base[from as usize..from as usize + len];
+        let under = &base[width::index(from.cast_unsigned())..][..len];
         differences.extend(over.iter().zip(under).map(|(new, old)| new.wrapping_sub(*old)));
-        (at, base_at) = (segment.end, from + len as i64);
+        (at, base_at) = (segment.end, from + width::place(len));
     }
     literals.extend_from_slice(&plain[at..]);
     if segments.is_empty() {
@@ -181,7 +182,7 @@ fn encode_segments(segments: &[Segment], base: &[u8], plain: &[u8], level: i32) 
     control.append(&mut differences);
     let part = |plain: &[u8], prefix: &[u8]| -> Result<(Part, Vec<u8>), PatchError> {
         let stored = if plain.is_empty() { Vec::new() } else { compress(plain, prefix, level)? };
-        Ok((Part { stored_bytes: stored.len() as u32, plain_bytes: plain.len() as u32 }, stored))
+        Ok((Part { stored_bytes: width::count(stored.len()), plain_bytes: width::count(plain.len()) }, stored))
     };
     let (patch, mut stored) = part(&control, &[])?;
     let (literals, mut rest) = part(&literals, base)?;
@@ -222,11 +223,11 @@ pub(crate) fn decode(
     for _ in 0..segments {
         let skip = take_varint(&mut control)?;
         base_at = base_at.wrapping_add(unzigzag(take_varint(&mut control)?));
-        let len = take_varint(&mut control)? as usize;
+        let len = width::index(take_varint(&mut control)?);
         let from =
             usize::try_from(base_at).ok().filter(|from| from.checked_add(len).is_some_and(|end| end <= base.len()));
-        lens.push((skip as usize, from.ok_or(malformed("it reaches past its base"))?, len));
-        base_at += len as i64;
+        lens.push((width::index(skip), from.ok_or(malformed("it reaches past its base"))?, len));
+        base_at += width::place(len);
     }
     for (skip, from, len) in lens {
         let taken = literals.split_at_checked(skip).zip(control.split_at_checked(len));
@@ -353,13 +354,15 @@ fn growth(agreements: impl Iterator<Item = Option<bool>>) -> usize {
 
 /// Whether a plain byte agrees with the base under a shift; `None` beside the base.
 fn agreement_at(base: &[u8], plain: &[u8], at: usize, shift: i64) -> Option<bool> {
-    let place = usize::try_from(at as i64 + shift).ok()?;
+    let place = usize::try_from(width::place(at) + shift).ok()?;
     Some(plain.get(at)? == base.get(place)?)
 }
 
 /// How many bytes from `at` on agree without a gap.
 fn agreement(base: &[u8], plain: &[u8], at: usize, shift: i64) -> usize {
-    let Some(under) = usize::try_from(at as i64 + shift).ok().and_then(|place| base.get(place..)) else { return 0 };
+    let Some(under) = usize::try_from(width::place(at) + shift).ok().and_then(|place| base.get(place..)) else {
+        return 0;
+    };
     plain[at..].iter().zip(under).take_while(|(new, old)| new == old).count()
 }
 
@@ -370,7 +373,7 @@ fn agreeing(base: &[u8], plain: &[u8], range: std::ops::Range<usize>, shift: i64
 
 /// The slot of the 16 bytes at the start.
 fn slot_of(bytes: &[u8], bits: u32) -> usize {
-    (anchor(bytes) >> (64 - bits)) as usize
+    width::index(anchor(bytes) >> (64 - bits))
 }
 
 /// A hash of the first 16 bytes, which must be there.
@@ -387,10 +390,10 @@ pub(crate) fn anchor(bytes: &[u8]) -> u64 {
 
 fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
-        out.push(value as u8 | 0x80);
+        out.push(value.to_le_bytes()[0] | 0x80);
         value >>= 7;
     }
-    out.push(value as u8);
+    out.push(value.to_le_bytes()[0]);
 }
 
 fn take_varint(bytes: &mut &[u8]) -> Result<u64, PatchError> {
@@ -407,11 +410,11 @@ fn take_varint(bytes: &mut &[u8]) -> Result<u64, PatchError> {
 }
 
 fn zigzag(value: i64) -> u64 {
-    ((value << 1) ^ (value >> 63)) as u64
+    ((value << 1) ^ (value >> 63)).cast_unsigned()
 }
 
 fn unzigzag(value: u64) -> i64 {
-    (value >> 1) as i64 ^ -((value & 1) as i64)
+    (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
 }
 
 #[cfg(test)]
@@ -479,8 +482,8 @@ mod tests {
             let base = noise(5, 100);
             let (first, second) = (compress(&control, &[], 1).unwrap(), compress(&literals, &base, 1).unwrap());
             let part = |stored: &[u8], plain: &[u8]| Part {
-                stored_bytes: stored.len() as u32,
-                plain_bytes: plain.len() as u32,
+                stored_bytes: width::count(stored.len()),
+                plain_bytes: width::count(plain.len()),
             };
             let stored = [first.as_slice(), &second].concat();
             if let Ok(plain) = decode(&base, part(&first, &control), part(&second, &literals), &stored, bytes) {

@@ -22,6 +22,7 @@ use proptest::prelude::*;
 use proto::bulk::ChunkHead;
 use proto::bundle::Touch;
 use proto::message::ChunkRange;
+use proto::width;
 use proto::{GenerationRef, Manifest, TreeId};
 use tests::noise;
 
@@ -66,7 +67,7 @@ impl Pair {
 
     fn object(&self, path: &str) -> u32 {
         let id = proto::ObjectId::of(&self.content(path));
-        self.manifest().object_index(&id).unwrap() as u32
+        width::count(self.manifest().object_index(&id).unwrap())
     }
 
     /// The program here and there, the small file, a whole chunk.
@@ -215,9 +216,9 @@ impl Host {
         for path in ["bin/run", "small", "library"] {
             let (object, content) = (self.upstream.pair.object(path), self.upstream.pair.content(path));
             for touch in self.upstream.pair.touches().iter().filter(|touch| touch.object == object) {
-                let start = (u64::from(touch.first) * PAGE) as usize;
-                let end = (start + touch.count as usize * PAGE as usize).min(content.len());
-                assert_eq!(self.read(path, start as u64, touch.count * PAGE as u32), content[start..end]);
+                let start = width::index(u64::from(touch.first) * PAGE);
+                let end = (start + touch.count as usize * width::index(PAGE)).min(content.len());
+                assert_eq!(self.read(path, start as u64, touch.count * width::count(PAGE)), content[start..end]);
             }
         }
         self.upstream.chunks.load(Ordering::Relaxed)

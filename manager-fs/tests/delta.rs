@@ -22,6 +22,7 @@ use proto::bulk::ChunkHead;
 use proto::limits::CHUNK_BYTES;
 use proto::manifest::Object;
 use proto::message::ChunkRange;
+use proto::width;
 use proto::{Manifest, ObjectId, TreeId};
 use tests::noise;
 
@@ -114,7 +115,7 @@ fn apply(pair: &Pair, stream: &[u8], piece_bytes: usize) -> Result<Made, DeltaEr
             Some(Arrived::End) => return Ok(made),
             Some(Arrived::Frame(frame, stored)) => {
                 let mut read_old = |object: &Object, offset: u64, into: &mut [u8]| {
-                    into.copy_from_slice(&old[&object.id][offset as usize..offset as usize + into.len()]);
+                    into.copy_from_slice(&old[&object.id][width::index(offset)..width::index(offset) + into.len()]);
                     Ok(())
                 };
                 make(&frame, &stored, (reader.old(), reader.new_tree().unwrap()), &mut read_old, &mut |chunk| {
@@ -300,7 +301,7 @@ fn an_upgrade_fetches_only_what_is_new() {
 fn a_wrong_delta_costs_bytes_and_nothing_else() {
     let (_dir, upstream, fetcher) = host();
     let header = upstream.pair.store.delta(&upstream.pair.old.tree, &upstream.pair.new.tree).unwrap().unwrap();
-    *upstream.damage_at.lock().unwrap() = Some(header.front_bytes() as usize + 20);
+    *upstream.damage_at.lock().unwrap() = Some(width::index(header.front_bytes()) + 20);
     upgrade(&upstream, &fetcher);
     assert!(upstream.fetched_bytes.load(Ordering::Relaxed) > 300_000);
 }
@@ -310,7 +311,7 @@ fn equal_chunks_are_copied_and_no_delta_is_asked_for_a_little() {
     let dir = tempfile::tempdir().unwrap();
     let (old, new) = (dir.path().join("old"), dir.path().join("new"));
     let shared = 2 * u64::from(CHUNK_BYTES);
-    let data = noise(1, shared as usize + 10_000);
+    let data = noise(1, width::index(shared) + 10_000);
     let longer = [&data[..], b"and one line more"].concat();
     write(&old, &[("data", data)]);
     write(&new, &[("data", longer)]);

@@ -15,8 +15,6 @@
 //! Formats: `docs/tree-format.md`; messages and limits: `docs/control-protocol.md`.
 
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
-#![warn(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
 
 pub mod agent;
 pub mod bounded;

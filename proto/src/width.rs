@@ -11,9 +11,15 @@ pub const fn index(bytes: u64) -> usize {
     bytes as usize
 }
 
+/// A place in memory, to be moved by a signed distance. No allocation is longer than half of the addresses.
+#[allow(clippy::cast_possible_wrap)]
+pub const fn place(at: usize) -> i64 {
+    at as i64
+}
+
 /// A count that is bounded elsewhere to far less than 2³²; the largest number stands for any beyond.
-pub fn count(number: usize) -> u32 {
-    u32::try_from(number).unwrap_or(u32::MAX)
+pub fn count(number: impl TryInto<u32>) -> u32 {
+    number.try_into().unwrap_or(u32::MAX)
 }
 
 /// Whole milliseconds; the largest number stands for anything beyond half a billion years.
@@ -33,7 +39,8 @@ mod tests {
     #[test]
     fn nothing_wraps() {
         assert_eq!(index(u64::MAX), usize::MAX);
-        assert_eq!((count(7), count(usize::MAX)), (7, u32::MAX));
+        assert_eq!((count(7_usize), count(usize::MAX)), (7, u32::MAX));
+        assert_eq!((count(7_u64), count(1_u64 << 32)), (7, u32::MAX));
         assert_eq!(millis(Duration::from_micros(1_999)), 1);
         assert_eq!((millis(Duration::MAX), micros(Duration::MAX)), (u64::MAX, u64::MAX));
     }

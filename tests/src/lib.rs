@@ -1,8 +1,6 @@
 //! A manager and its hosts on one machine, driven through the built programs as an operator would, each with its own
 //! directories. Everything that a test starts is ended when it goes out of scope, also when the test fails.
 
-#![warn(missing_docs)]
-#![warn(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
 // A test fails by panicking; here a message with the cause is the way to report it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -251,7 +251,7 @@ fn terminate(child: &Child) {
 }
 
 fn signal(child: &Child, signal: rustix::process::Signal, group: bool) {
-    let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) else { return };
+    let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) else { return };
     // It may have ended by itself.
     let _ = match group {
         true => rustix::process::kill_process_group(pid, signal),

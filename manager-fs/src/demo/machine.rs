@@ -124,7 +124,7 @@ impl Machine {
     pub(super) async fn tear_down(mut self, keep: bool) -> bool {
         let mut clean = true;
         for (name, mut child) in self.services.drain(..).rev() {
-            if let Some(pid) = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)) {
+            if let Some(pid) = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             }
             if tokio::time::timeout(END_DEADLINE, child.wait()).await.is_err() {

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use proto::width;
 use serde_json::{Value, json};
 
 use crate::cli::out::say;
@@ -34,8 +35,8 @@ impl Timeline {
     /// Notes a step that began at `since` and has been checked. `fetched_bytes` is what came over the network for it.
     pub(super) fn done(&mut self, since: Instant, title: &'static str, detail: String, fetched_bytes: Option<u64>) {
         let entry = Entry {
-            at_ms: (since - self.began).as_millis() as u64,
-            duration_ms: since.elapsed().as_millis() as u64,
+            at_ms: width::millis(since - self.began),
+            duration_ms: width::millis(since.elapsed()),
             title,
             detail,
             fetched_bytes,
@@ -68,7 +69,7 @@ impl Timeline {
         json!({
             "ok": failure.is_none(),
             "failure": failure,
-            "duration_ms": self.began.elapsed().as_millis() as u64,
+            "duration_ms": width::millis(self.began.elapsed()),
             "steps": steps,
         })
     }

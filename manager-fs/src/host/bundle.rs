@@ -10,6 +10,7 @@
 use proto::bundle::{BundleFault, Frame, HEADER_BYTES, Header, TAIL_BYTES, decode_index};
 use proto::manifest::{ManifestFault, Object};
 use proto::proof::{CHAINING_BYTES, PageSet, verify};
+use proto::width;
 use proto::{Manifest, TreeId};
 
 use super::delta::ReadOld;
@@ -151,7 +152,7 @@ impl Reader {
         let Some(stored_bytes) = self.frames().first().map(Frame::stored_bytes) else {
             return Ok(Some(Arrived::End));
         };
-        let Some(stored) = self.take(stored_bytes as usize) else { return Ok(None) };
+        let Some(stored) = self.take(width::index(stored_bytes)) else { return Ok(None) };
         Ok(self.frames.as_mut().and_then(Iterator::next).map(|frame| Arrived::Frame(frame, stored)))
     }
 
@@ -189,7 +190,7 @@ impl Reader {
                 .map_err(|error| BundleError::Old(format!("object {}: {error}", object.id)))?;
         }
         let (plain_bytes, _) = frame.sizes(tree).ok_or_else(malformed)?;
-        let plain = patch::decode(&base, frame.patch, frame.literals, stored, plain_bytes as usize)?;
+        let plain = patch::decode(&base, frame.patch, frame.literals, stored, width::index(plain_bytes))?;
         let mut rest = plain.as_slice();
         for part in &frame.makes {
             let (set, chunk_bytes) = part.of(tree).ok_or_else(malformed)?;

@@ -9,6 +9,7 @@
 
 use proto::delta::{DeltaFault, Frame, HEADER_BYTES, Header, decode_index};
 use proto::manifest::{ManifestFault, Object};
+use proto::width;
 use proto::{ChunkId, Manifest, TreeId};
 
 use crate::patch::{self, PatchError};
@@ -130,7 +131,7 @@ impl Reader {
         }
         let next = self.frames.as_ref().and_then(|frames| frames.as_slice().first());
         let Some(stored_bytes) = next.map(Frame::stored_bytes) else { return Ok(Some(Arrived::End)) };
-        let Some(stored) = self.take(stored_bytes as usize) else { return Ok(None) };
+        let Some(stored) = self.take(width::index(stored_bytes)) else { return Ok(None) };
         Ok(self.frames.as_mut().and_then(Iterator::next).map(|frame| Arrived::Frame(frame, stored)))
     }
 
@@ -166,7 +167,7 @@ pub fn make(
 ) -> Result<(), DeltaError> {
     // `decode_index` has checked that these exist and how large they are.
     let malformed = || DeltaFault::Malformed("a frame of another delta");
-    let mut base = vec![0; frame.base_bytes() as usize];
+    let mut base = vec![0; width::index(frame.base_bytes())];
     let mut rest = base.as_mut_slice();
     for stretch in &frame.stretches {
         let object = old.objects.get(stretch.object as usize).ok_or_else(malformed)?;
@@ -174,7 +175,7 @@ pub fn make(
         read_old(object, stretch.offset, into).map_err(|source| DeltaError::Old { object: object.id, source })?;
         rest = after;
     }
-    let plain_bytes = frame.plain_bytes(new).ok_or_else(malformed)? as usize;
+    let plain_bytes = width::index(frame.plain_bytes(new).ok_or_else(malformed)?);
     let plain = patch::decode(&base, frame.patch, frame.literals, stored, plain_bytes)?;
     let mut plain = plain.as_slice();
     for run in &frame.makes {

@@ -16,6 +16,7 @@ use fuser::{
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen,
     ReplyStatfs, ReplyXattr, Request,
 };
+use proto::width;
 
 use super::data::recorder::Recorder;
 use super::objects::numbers::Ino;
@@ -201,7 +202,7 @@ impl Filesystem for Adapter {
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         self.counts.count(Opcode::Statfs);
-        reply.statfs(0, 0, 0, 0, 0, BLOCK_BYTES, proto::limits::NAME_BYTES_MAX as u32, BLOCK_BYTES);
+        reply.statfs(0, 0, 0, 0, 0, BLOCK_BYTES, width::count(proto::limits::NAME_BYTES_MAX), BLOCK_BYTES);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -245,7 +246,7 @@ fn attributes(found: &Attributes) -> FileAttr {
         ctime: found.mtime,
         crtime: found.mtime,
         kind: file_type(found.kind),
-        perm: found.mode as u16,
+        perm: u16::try_from(found.mode & 0o7777).unwrap_or(0),
         nlink: found.nlink,
         uid: found.uid,
         gid: found.gid,
@@ -272,7 +273,7 @@ fn data(reply: ReplyData, result: Result<Vec<u8>, FsError>) {
 
 fn xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, FsError>) {
     match result {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if size == 0 => reply.size(width::count(value.len())),
         Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
         Ok(value) => reply.data(&value),
         Err(error) => reply.error(errno(&error)),

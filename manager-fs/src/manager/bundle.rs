@@ -22,6 +22,7 @@ use proto::delta::{Part, Run, Stretch};
 use proto::manifest::NodeKind;
 use proto::message::BundleFacts;
 use proto::proof::{PAGE_BYTES, PageSet, prove};
+use proto::width;
 use proto::{Manifest, TreeId};
 
 use super::delta::anchors::Anchors;
@@ -224,7 +225,7 @@ impl<'a> Old<'a> {
         let names = Namesakes::of(from);
         let named = tree.entries.iter().filter_map(|entry| {
             let NodeKind::File(id) = tree.node(entry).kind else { return None };
-            Some((tree.object_index(&id)? as u32, names.find(from, &entry.path)?))
+            Some((width::count(tree.object_index(&id)?), names.find(from, &entry.path)?))
         });
         let namesakes = named.collect();
         let anchors = Anchors::of(store, from, cancelled)?;
@@ -318,15 +319,17 @@ impl Maker<'_> {
         let manifest_stored = patch::compress(&new, &old, level)?;
         let index = encode_index(&self.frames)?;
         let index_stored = patch::compress(&index, &[], self.level)?;
-        let part =
-            |stored: &[u8], plain: &[u8]| Part { stored_bytes: stored.len() as u32, plain_bytes: plain.len() as u32 };
+        let part = |stored: &[u8], plain: &[u8]| Part {
+            stored_bytes: width::count(stored.len()),
+            plain_bytes: width::count(plain.len()),
+        };
         let header = Header {
             tree: *order.tree,
             from: order.from.copied(),
             guessed: order.guessed,
             manifest: part(&manifest_stored, &new),
             index: part(&index_stored, &index),
-            proofs_bytes: self.proofs.len() as u32,
+            proofs_bytes: width::count(self.proofs.len()),
             frames_bytes: self.stored.len() as u64,
         };
         let bytes = [&header.encode()[..], &manifest_stored, &index_stored, &self.proofs, &self.stored].concat();

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Seek, SeekFrom};
 
 use proto::manifest::{NodeKind, Object};
+use proto::width;
 use proto::{ChunkId, Manifest, TreePath};
 
 use super::store::StoreError;
@@ -69,11 +70,11 @@ impl Read for ObjectReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let number = self.at / self.chunk_bytes;
         if self.held.as_ref().is_none_or(|(held, _)| *held != number) {
-            let Some(id) = self.object.chunks.get(number as usize) else { return Ok(0) };
+            let Some(id) = self.object.chunks.get(width::index(number)) else { return Ok(0) };
             self.held = Some((number, (self.chunk)(id).map_err(io::Error::other)?));
         }
         let Some((_, plain)) = &self.held else { return Ok(0) };
-        let rest = plain.get((self.at % self.chunk_bytes) as usize..).unwrap_or_default();
+        let rest = plain.get(width::index(self.at % self.chunk_bytes)..).unwrap_or_default();
         let bytes = rest.len().min(buffer.len());
         buffer[..bytes].copy_from_slice(&rest[..bytes]);
         self.at += bytes as u64;

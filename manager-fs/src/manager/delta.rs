@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use proto::delta::{Frame, Header, Part, Stretch, encode_index, trailer};
+use proto::width;
 use proto::{ChunkId, Manifest, TreeId};
 
 use super::store::{Draft, Store, StoreError};
@@ -149,8 +150,10 @@ fn front(
     let manifest_stored = patch::compress(&new, &old, level)?;
     let index = encode_index(frames).map_err(|error| DeltaError::Encode(error.to_string()))?;
     let index_stored = patch::compress(&index, &[], options.level)?;
-    let part =
-        |stored: &[u8], plain: &[u8]| Part { stored_bytes: stored.len() as u32, plain_bytes: plain.len() as u32 };
+    let part = |stored: &[u8], plain: &[u8]| Part {
+        stored_bytes: width::count(stored.len()),
+        plain_bytes: width::count(plain.len()),
+    };
     let header = Header {
         from: *from,
         to: *to,
@@ -286,7 +289,7 @@ pub(super) struct OldBytes<'a> {
 
 impl<'a> OldBytes<'a> {
     pub(super) fn new(store: &'a Store, manifest: &'a Manifest) -> Self {
-        let chunks = (OLD_BYTES_CACHED / u64::from(manifest.chunk_bytes)) as usize;
+        let chunks = width::index(OLD_BYTES_CACHED / u64::from(manifest.chunk_bytes));
         let chunks = std::num::NonZeroUsize::new(chunks).unwrap_or(std::num::NonZeroUsize::MIN);
         Self { store, manifest, cached: Mutex::new(lru::LruCache::new(chunks)) }
     }
@@ -298,9 +301,9 @@ impl<'a> OldBytes<'a> {
             let chunks = &self.manifest.objects[stretch.object as usize].chunks;
             let (mut at, end) = (stretch.offset, stretch.offset + u64::from(stretch.bytes));
             while at < end {
-                let chunk = self.chunk(&chunks[(at / chunk_bytes) as usize])?;
-                let from = (at % chunk_bytes) as usize;
-                let len = (chunk.len() - from).min((end - at) as usize);
+                let chunk = self.chunk(&chunks[width::index(at / chunk_bytes)])?;
+                let from = width::index(at % chunk_bytes);
+                let len = (chunk.len() - from).min(width::index(end - at));
                 bytes.extend_from_slice(&chunk[from..from + len]);
                 at += len as u64;
             }

@@ -11,6 +11,7 @@ use object::{Endianness, FileKind, ReadCache, ReadRef};
 use proto::TreePath;
 use proto::path::printable;
 use proto::record::ElfFile;
+use proto::width;
 
 /// The first bytes of every ELF file.
 pub(crate) const MAGIC: [u8; 4] = *b"\x7fELF";
@@ -152,7 +153,7 @@ fn build_id<'a, H: FileHeader, R: ReadRef<'a>>(
 /// A segment's string, up to its NUL.
 fn text(bytes: &[u8]) -> String {
     let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-    printable(&bytes[..bytes.len().min(STRING_BYTES_MAX as usize)])
+    printable(&bytes[..bytes.len().min(width::index(STRING_BYTES_MAX))])
 }
 
 /// The machine's name as `std::env::consts::ARCH` has it, so that a host can compare it with its own.
@@ -254,7 +255,7 @@ mod tests {
             bytes.truncate(cut.unwrap_or(bytes.len()));
             if let Some(file) = described(&bytes) {
                 prop_assert!(file.needed.len() <= NEEDED_MAX);
-                prop_assert!(file.needed.iter().all(|name| name.len() <= 4 * STRING_BYTES_MAX as usize));
+                prop_assert!(file.needed.iter().all(|name| name.len() <= 4 * width::index(STRING_BYTES_MAX)));
             }
         }
     }
@@ -283,7 +284,7 @@ mod tests {
 
     impl Read for Patched<'_> {
         fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-            let at = (self.at as usize).min(self.program.len());
+            let at = width::index(self.at).min(self.program.len());
             let rest = self.head.get(at..).filter(|rest| !rest.is_empty()).unwrap_or(&self.program[at..]);
             let bytes = rest.len().min(buffer.len());
             buffer[..bytes].copy_from_slice(&rest[..bytes]);

@@ -9,6 +9,7 @@ use proto::bulk::ChunkHead;
 use proto::limits::{BULK_BYTES_MAX, CHUNKS_PER_REQUEST_MAX};
 use proto::manifest::ManifestFault;
 use proto::message::{ChunkRange, ManagerReply};
+use proto::width;
 use proto::{ChunkId, HostName, Manifest, ObjectId, TreeId};
 
 use super::exports::{ExportError, Exports};
@@ -175,7 +176,7 @@ impl ServedTree {
         if count > CHUNKS_PER_REQUEST_MAX as u64 {
             return Err(SendError::TooManyChunks(count));
         }
-        let mut chunks = Vec::with_capacity(count as usize);
+        let mut chunks = Vec::with_capacity(width::index(count));
         for want in wants {
             let object = self.objects.get(&want.object).ok_or(SendError::NotInTree(want.object))?;
             let range = want.first as usize..want.first as usize + want.count as usize;

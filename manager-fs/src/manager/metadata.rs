@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use proto::manifest::{Node, NodeKind, Object};
 use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange, Script};
+use proto::width;
 use proto::{Manifest, ObjectId, TreePath};
 use serde::Deserialize;
 
@@ -138,7 +139,7 @@ impl Inspection<'_> {
                 if object.bytes > DESCRIPTOR_BYTES_MAX {
                     return refused("it is larger than 64 KiB");
                 }
-                self.start_of(object, DESCRIPTOR_BYTES_MAX as usize)?
+                self.start_of(object, width::index(DESCRIPTOR_BYTES_MAX))?
             }
             _ => return refused("it is not a regular file"),
         };

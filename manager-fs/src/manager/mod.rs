@@ -35,12 +35,13 @@ mod worker;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use proto::message::Unix;
+use proto::width;
 
 pub use error::ManagerError;
 
 /// The manager's clock, milliseconds since 1970.
 pub(crate) fn now() -> Unix {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, width::millis)
 }
 
 #[cfg(test)]

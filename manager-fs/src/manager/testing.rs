@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 
 use proptest::prelude::*;
 use proto::manifest::{Entry, Manifest, Node, NodeKind, Object, Xattr};
+use proto::width;
 use proto::{ChunkId, ObjectId, TreePath};
 use rustix::fs::{AtFlags, Timespec, Timestamps, XattrFlags};
 
@@ -134,7 +135,7 @@ impl Model {
                     xattrs: xattrs.collect(),
                     kind,
                 });
-                nodes.len() as u32 - 1
+                width::count(nodes.len()) - 1
             });
             entries.push(Entry { path: tree_path, node });
         }
@@ -186,7 +187,7 @@ pub(crate) fn append(builder: &mut tar::Builder<Vec<u8>>, path: &str, item: &Ite
     header.set_mode(item.mode);
     header.set_uid(owner().0.into());
     header.set_gid(owner().1.into());
-    header.set_mtime(seconds.max(0) as u64);
+    header.set_mtime(seconds.max(0).cast_unsigned());
     header.set_size(bytes.len() as u64);
     header.as_old_mut().name[..1].copy_from_slice(b"x");
     header.set_cksum();
@@ -308,7 +309,8 @@ pub(crate) fn any_model() -> impl Strategy<Value = Model> {
                 .collect();
             let folder = place.get(&folders);
             let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-            let content = || (0..bytes).map(|at| fill.wrapping_add((at / 1000) as u8)).collect::<Vec<u8>>();
+            let content =
+                || (0..bytes).map(|at| fill.wrapping_add((at / 1000).to_le_bytes()[0])).collect::<Vec<u8>>();
             let kind = match kind {
                 0 => Kind::Directory,
                 2 => Kind::Symlink(format!("../{fill}")),

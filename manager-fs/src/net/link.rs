@@ -7,6 +7,7 @@ use std::time::Duration;
 use proto::codec;
 use proto::frame::{FrameHeader, FrameKind, HEADER_BYTES};
 use proto::limits::{BULK_BYTES_MAX, MESSAGE_BYTES_MAX};
+use proto::width;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -279,7 +280,7 @@ impl Shared {
         if length > max {
             return Err(NetError::TooLarge { bytes: length, max });
         }
-        let cost = (HEADER_BYTES + length).min(QUEUE_BYTES_MAX) as u32;
+        let cost = width::count((HEADER_BYTES + length).min(QUEUE_BYTES_MAX));
         let budget = Arc::clone(&self.budget).acquire_many_owned(cost).await.map_err(|_| self.closed_error())?;
         let head = [&FrameHeader { kind, request, length }.encode(), head].concat();
         self.outgoing.send(Outgoing { head, body, _budget: Some(budget) }).map_err(|_| self.closed_error())

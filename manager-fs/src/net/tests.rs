@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use proto::codec;
 use proto::frame::{FrameKind, frame};
+use proto::width;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
@@ -82,7 +83,7 @@ async fn many_requests_at_once_and_in_both_directions() {
         })
     });
     for (n, reply) in asks.collect::<Vec<_>>().into_iter().enumerate() {
-        assert_eq!(reply.await.unwrap(), Ok(n as u32 * 2));
+        assert_eq!(reply.await.unwrap(), Ok(width::count(n) * 2));
     }
     assert_eq!(server.request::<_, u32>(&Ask::Double(4), |_| {}, SOON).await, Ok(8));
 }

@@ -45,7 +45,7 @@ fn short(path: &Path) -> io::Result<(File, PathBuf)> {
     let (parent, name) = (path.parent().ok_or_else(invalid)?, path.file_name().ok_or_else(invalid)?);
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY;
-    let directory = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(parent)?;
+    let directory = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(parent)?;
     let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
     Ok((directory, short))
 }

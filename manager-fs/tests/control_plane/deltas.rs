@@ -4,6 +4,7 @@ use manager_fs::host::delta::{Arrived, Reader, make};
 use manager_fs::manager::admin::{AdminReply, Long, Quick};
 use manager_fs::net::Incoming;
 use proto::message::{Fault, HostRequest, ManagerReply};
+use proto::width;
 use proto::{ObjectId, TreeId};
 
 use crate::fixture::{FakeHost, Fixture};
@@ -55,7 +56,7 @@ async fn a_host_gets_a_delta_between_two_trees_that_it_may_see() {
                 let trees = (reader.old(), reader.new_tree().unwrap());
                 let mut read_old = |object: &proto::manifest::Object, offset: u64, into: &mut [u8]| {
                     assert_eq!(object.id, ObjectId::of(&old));
-                    into.copy_from_slice(&old[offset as usize..offset as usize + into.len()]);
+                    into.copy_from_slice(&old[width::index(offset)..width::index(offset) + into.len()]);
                     Ok(())
                 };
                 make(&frame, &stored, trees, &mut read_old, &mut |chunk| made.extend_from_slice(chunk.plain))

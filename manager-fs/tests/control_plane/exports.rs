@@ -2,6 +2,7 @@ use manager_fs::manager::admin::{AdminReply, Long, PublishOrder, Quick};
 use manager_fs::net::Incoming;
 use proto::bulk::{ChunkHead, Encoding};
 use proto::message::{ChunkRange, Fault, HostReport, HostRequest, ManagerReply};
+use proto::width;
 use proto::{ChunkId, Manifest, ObjectId, TreeId};
 
 use crate::fixture::{FakeHost, Fixture, SOON};
@@ -58,7 +59,7 @@ async fn a_host_sees_and_fetches_what_is_exported_to_it_and_nothing_else() {
     assert_eq!(host.exports().await, ["data-agent@1.0"]);
     let found = manifest(&host, tree).await.unwrap();
     let object = found.objects.iter().find(|object| object.id == ObjectId::of(&content)).unwrap();
-    let all = ChunkRange { object: object.id, first: 0, count: object.chunks.len() as u32 };
+    let all = ChunkRange { object: object.id, first: 0, count: width::count(object.chunks.len()) };
     let got = chunks(&host, tree, vec![all]).await.unwrap();
     assert!(got.iter().zip(&object.chunks).all(|(plain, id)| ChunkId::of(plain) == *id));
     assert_eq!(got.concat(), content);
@@ -181,7 +182,7 @@ async fn a_publication_whose_asker_goes_away_stays_invisible() {
         let bytes: Vec<u8> = (0..1_000_000)
             .map(|_| {
                 noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                (noise >> 33) as u8
+                (noise >> 33).to_le_bytes()[0]
             })
             .collect();
         std::fs::write(source.join(file.to_string()), bytes).unwrap();

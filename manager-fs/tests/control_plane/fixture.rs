@@ -9,6 +9,7 @@ use manager_fs::manager::whole::{Manager, ManagerOptions};
 use manager_fs::net::{self, Answer, BoxFuture, Handler, Incoming, Link, LinkLimits, RefuseAll};
 use proto::codec;
 use proto::message::{HostReply, HostReport, HostRequest, ManagerReply, ManagerRequest, PROTOCOL, Role};
+use proto::width;
 use proto::{HostName, TreeId};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -95,7 +96,7 @@ impl Fixture {
     }
 
     pub(crate) async fn token(&self, host: &str, ttl: Duration) -> proto::token::Token {
-        let ttl_ms = ttl.as_millis() as u64;
+        let ttl_ms = width::millis(ttl);
         match self.ask(Quick::Token { host: host.parse().unwrap(), ttl_ms }).await.unwrap() {
             AdminReply::Token(text) => text.parse().unwrap(),
             other => panic!("{other:?}"),

@@ -324,7 +324,7 @@ impl Lab {
 
     pub(crate) fn stop(&mut self) {
         let Some(mut holder) = self.holder.take() else { return };
-        let pid = rustix::process::Pid::from_raw(holder.id() as i32).unwrap();
+        let pid = rustix::process::Pid::from_raw(holder.id().cast_signed()).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let status = holder.wait().unwrap();
         assert!(status.success() || std::thread::panicking(), "holder: {status}");

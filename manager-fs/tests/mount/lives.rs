@@ -5,6 +5,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use proto::width;
+
 use crate::lab::Lab;
 use crate::tree::describe;
 
@@ -44,7 +46,7 @@ pub(crate) fn killing_the_worker_again_and_again_goes_unnoticed() {
                     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
                     assert!(Command::new(root.join("bin/hello")).output().unwrap().status.success());
                     reads.fetch_add(1, Ordering::Relaxed);
-                    longest_us.fetch_max(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+                    longest_us.fetch_max(width::micros(begun.elapsed()), Ordering::Relaxed);
                 }
             });
         }

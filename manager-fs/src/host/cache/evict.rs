@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use proto::ObjectId;
+use proto::width;
 
 use super::{Cache, CacheError, lower};
 use crate::sync::lock;
@@ -135,5 +136,5 @@ impl Cache {
 
 fn since_start_ms() -> u64 {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_millis() as u64
+    width::millis(START.get_or_init(Instant::now).elapsed())
 }

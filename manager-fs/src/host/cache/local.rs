@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use proto::ObjectId;
 use proto::manifest::{Manifest, Object};
+use proto::width;
 
 use super::{Cache, CacheError, Partial, lower, make_private_dir};
 use crate::sync::lock;
@@ -203,10 +204,10 @@ fn protect(path: &Path) {
 fn hash_file(file: &File, bytes: u64) -> std::io::Result<ObjectId> {
     const PIECE: usize = 256 << 10;
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; PIECE.min(bytes as usize)];
+    let mut buffer = vec![0; PIECE.min(width::index(bytes))];
     let mut at = 0;
     while at < bytes {
-        let piece = PIECE.min((bytes - at) as usize);
+        let piece = PIECE.min(width::index(bytes - at));
         file.read_exact_at(&mut buffer[..piece], at)?;
         hasher.update(&buffer[..piece]);
         at += piece as u64;

@@ -12,6 +12,7 @@ use proto::ObjectId;
 use proto::id::ChunkId;
 use proto::manifest::Object;
 use proto::proof::{PAGE_BYTES, PageSet};
+use proto::width;
 use rustix::fs::SeekFrom;
 
 use super::{CacheError, make_private_dir};
@@ -103,8 +104,9 @@ impl Partial {
         (offset / chunk..end.div_ceil(chunk)).all(|index| {
             let start = index * chunk;
             let (first, past) = (offset.max(start) - start, end.min(start + chunk) - start);
-            let pages = (first / u64::from(PAGE_BYTES)) as u32..past.div_ceil(u64::from(PAGE_BYTES)) as u32;
-            let index = index as u32;
+            let pages =
+                width::count(first / u64::from(PAGE_BYTES))..width::count(past.div_ceil(u64::from(PAGE_BYTES)));
+            let index = width::count(index);
             self.has_pages(index, pages) || object.chunks.get(index as usize).is_some_and(|id| self.has(index, id))
         })
     }
@@ -165,7 +167,7 @@ impl Partial {
             file.write_all_at(bytes, offset)?;
         }
         drop(writer);
-        let pages = lock(&self.chunks).pages.get(&index).map_or(0, |set| set.bytes(bytes.len() as u32));
+        let pages = lock(&self.chunks).pages.get(&index).map_or(0, |set| set.bytes(width::count(bytes.len())));
         self.set_state(index, ChunkState::Present);
         Ok((bytes.len() as u64).saturating_sub(pages.into()))
     }
@@ -218,7 +220,7 @@ impl Partial {
     fn read_chunk(&self, index: u32) -> io::Result<Vec<u8>> {
         let start = u64::from(index) * u64::from(self.chunk_bytes);
         let len = (self.bytes - start).min(u64::from(self.chunk_bytes));
-        let mut bytes = vec![0; len as usize];
+        let mut bytes = vec![0; width::index(len)];
         self.reader.read_exact_at(&mut bytes, start)?;
         Ok(bytes)
     }
@@ -266,8 +268,8 @@ fn mark_candidates(file: &File, chunk_bytes: u32, states: &mut [ChunkState]) -> 
             Err(error) => return Err(error.into()),
         };
         let end = rustix::fs::seek(file, SeekFrom::Hole(start))?;
-        let first = start.div_ceil(chunk) as usize;
-        let past = if end >= len { states.len() } else { (end / chunk) as usize };
+        let first = width::index(start.div_ceil(chunk));
+        let past = if end >= len { states.len() } else { width::index(end / chunk) };
         if first < past {
             states[first..past].fill(ChunkState::Unverified);
         }
@@ -316,7 +318,7 @@ mod tests {
         let partial = Partial::open(dir.path(), &object, 65_536).unwrap();
         assert!(!partial.has(5, &object.chunks[5]), "an earlier process left wrong bytes");
         for (index, chunk) in content.chunks(65_536).enumerate() {
-            partial.write(index as u32, chunk).unwrap();
+            partial.write(width::count(index), chunk).unwrap();
         }
         let mut read = vec![9; content.len()];
         partial.read_at(&mut read, 0).unwrap();

@@ -17,6 +17,7 @@ use std::sync::{Mutex, MutexGuard};
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::HostReport;
+use proto::width;
 use tokio::sync::Notify;
 
 use crate::host::files;
@@ -201,7 +202,7 @@ fn append_to(path: &Path) -> io::Result<File> {
 
 fn record(body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEAD_BYTES + body.len());
-    bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&width::count(body.len()).to_le_bytes());
     bytes.extend_from_slice(&blake3::hash(body).as_bytes()[..16]);
     bytes.extend_from_slice(body);
     bytes

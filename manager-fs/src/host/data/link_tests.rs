@@ -5,6 +5,7 @@ use proto::bulk::Encoding;
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::{HostReply, ManagerRequest};
+use proto::width;
 
 use super::*;
 use crate::net::{Answer, start};
@@ -68,9 +69,12 @@ impl Handler for Serve {
                 HostRequest::Chunks { wants, .. } => {
                     for (sequence, want) in (0..).zip(&wants) {
                         let head = ChunkHead { sequence, encoding: Encoding::Raw, plain_bytes: want.count };
-                        answer.bulk(&head.encode(), vec![want.first as u8; want.count as usize]).await.unwrap();
+                        answer
+                            .bulk(&head.encode(), vec![want.first.to_le_bytes()[0]; want.count as usize])
+                            .await
+                            .unwrap();
                     }
-                    ManagerReply::Sent(wants.len() as u32)
+                    ManagerReply::Sent(width::count(wants.len()))
                 }
                 _ => ManagerReply::Done,
             };

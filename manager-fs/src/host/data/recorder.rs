@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use proto::bundle::{TOUCHES_MAX, Touch};
 use proto::manifest::Manifest;
 use proto::proof::PAGE_BYTES;
+use proto::width;
 
 use crate::host::objects::numbers::Ino;
 use crate::host::objects::object_prefix;
@@ -76,8 +77,8 @@ fn touches(order: &[(u64, u32)], tree: &Manifest) -> Vec<Touch> {
             continue;
         }
         match touches.last_mut() {
-            Some(last) if last.object == *at as u32 && last.first + last.count == *page => last.count += 1,
-            _ => touches.push(Touch { object: *at as u32, first: *page, count: 1 }),
+            Some(last) if last.object == width::count(*at) && last.first + last.count == *page => last.count += 1,
+            _ => touches.push(Touch { object: width::count(*at), first: *page, count: 1 }),
         }
     }
     touches

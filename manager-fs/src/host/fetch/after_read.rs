@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use proto::width;
+
 use super::flight::Leg;
 use super::{Fetcher, Urgency, Wanted, chunk_range, has};
 use crate::host::cache::Partial;
@@ -23,7 +25,7 @@ impl Fetcher {
             return;
         }
         let end = (start + ahead).min(wanted.object.bytes);
-        let chunks: Vec<u32> = chunk_range(start, (end - start) as usize, wanted.chunk_bytes)
+        let chunks: Vec<u32> = chunk_range(start, width::index(end - start), wanted.chunk_bytes)
             .filter(|index| !has(Some(partial), wanted, *index))
             .collect();
         // Fetched in halves of the window: a reader that catches up asks less often.

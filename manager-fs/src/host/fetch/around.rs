@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use proto::manifest::{Manifest, NodeKind};
+use proto::width;
 use proto::{ObjectId, TreeId};
 
 use super::flight::Leg;
@@ -82,7 +83,7 @@ impl Order {
             let NodeKind::File(id) = manifest.node(entry).kind else { continue };
             if let (Some(at), false) = (manifest.object_index(&id), places.contains_key(&id)) {
                 places.insert(id, objects.len());
-                objects.push(at as u32);
+                objects.push(width::count(at));
             }
         }
         Self { manifest, objects, places }
@@ -100,7 +101,7 @@ impl Order {
                 if left == 0 {
                     return chunks;
                 }
-                chunks.push((*at, index as u32));
+                chunks.push((*at, width::count(index)));
                 left = left.saturating_sub(chunk.min(object.bytes - index * chunk));
             }
             start = 0;
@@ -183,8 +184,10 @@ mod tests {
             kind: NodeKind::File(object(byte, len).id),
         };
         let nodes = named.iter().map(|(_, byte, len)| node(*byte, *len)).collect();
-        let entry =
-            |(at, name): (usize, &str)| Entry { path: TreePath::parse(name.as_bytes()).unwrap(), node: at as u32 };
+        let entry = |(at, name): (usize, &str)| Entry {
+            path: TreePath::parse(name.as_bytes()).unwrap(),
+            node: width::count(at),
+        };
         let entries = named.iter().map(|(name, _, _)| *name).enumerate().map(entry).collect();
         let order = Order::of(Manifest { chunk_bytes: 4096, objects, nodes, entries });
         let sizes = |chunks: Vec<(u32, u32)>| -> Vec<(u64, u32)> {

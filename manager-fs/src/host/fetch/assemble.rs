@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
+use proto::width;
+
 use super::{FetchError, Wanted};
 use crate::host::cache::{CacheError, Partial};
 
@@ -27,10 +29,10 @@ pub(super) fn assemble(
         let chunk_start = u64::from(*index) * u64::from(wanted.chunk_bytes);
         let chunk_end = chunk_start + u64::from(wanted.chunk_len(*index));
         let (start, end) = (chunk_start.max(offset), chunk_end.min(offset + len as u64));
-        let into = &mut bytes[(start - offset) as usize..(end - offset) as usize];
+        let into = &mut bytes[width::index(start - offset)..width::index(end - offset)];
         match (held.get(index), partial) {
             (Some(chunk), _) => {
-                into.copy_from_slice(&chunk[(start - chunk_start) as usize..(end - chunk_start) as usize]);
+                into.copy_from_slice(&chunk[width::index(start - chunk_start)..width::index(end - chunk_start)]);
             }
             (None, Some(partial)) => partial.read_at(into, start).map_err(failed)?,
             (None, None) => return Err(failed(io::ErrorKind::NotFound.into())),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use proto::manifest::{Manifest, Object};
+use proto::width;
 use proto::{ChunkId, TreeId};
 
 use super::hydrate::pace;
@@ -68,7 +69,7 @@ impl Fetcher {
             let Ok(Place::Partial(partial)) = self.cache.place(object, new.chunk_bytes) else { continue };
             let wanted = Wanted::of(to.id, new, object);
             for (index, id) in object.chunks.iter().enumerate() {
-                let index = index as u32;
+                let index = width::count(index);
                 if cancel.load(Ordering::Relaxed) {
                     return missing_bytes;
                 }

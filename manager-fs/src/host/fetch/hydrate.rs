@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use proto::limits::CHUNKS_PER_REQUEST_MAX;
 use proto::manifest::{Manifest, Object};
+use proto::width;
 use proto::{ObjectId, TreeId};
 
 use super::flight::{Departed, Flight, FlightState, Leg};
@@ -130,7 +131,7 @@ impl Fetcher {
         paced: &mut dyn FnMut(u64),
     ) -> Result<u64, FetchError> {
         let per_request =
-            (BATCH_BYTES / u64::from(manifest.chunk_bytes)).clamp(1, CHUNKS_PER_REQUEST_MAX as u64) as usize;
+            width::index((BATCH_BYTES / u64::from(manifest.chunk_bytes)).clamp(1, CHUNKS_PER_REQUEST_MAX as u64));
         let mut retry = Retry::new(Instant::now() + options.patience);
         let mut fetched = 0;
         loop {
@@ -143,8 +144,8 @@ impl Fetcher {
             let mut room = per_request;
             for pending in batch.iter_mut() {
                 let wanted = Wanted::of(tree, manifest, pending.object);
-                let missing =
-                    (0..pending.object.chunks.len() as u32).filter(|i| !has(Some(&pending.partial), wanted, *i));
+                let missing = (0..width::count(pending.object.chunks.len()))
+                    .filter(|i| !has(Some(&pending.partial), wanted, *i));
                 pending.missing = missing.take(room).collect();
                 room -= pending.missing.len();
             }

@@ -19,6 +19,7 @@ use proto::id::ChunkId;
 use proto::limits::{CHUNKS_PER_REQUEST_MAX, READ_DEADLINE_MS};
 use proto::manifest::{Manifest, Object};
 use proto::message::ChunkRange;
+use proto::width;
 use proto::{ObjectId, TreeId};
 
 use super::cache::{Cache, CacheError, Partial, Place, VerifyReport};
@@ -435,11 +436,11 @@ fn has(partial: Option<&Partial>, wanted: Wanted<'_>, index: u32) -> bool {
 }
 
 fn len_within(object: &Object, offset: u64, len: u32) -> usize {
-    object.bytes.saturating_sub(offset).min(u64::from(len)) as usize
+    width::index(object.bytes.saturating_sub(offset).min(u64::from(len)))
 }
 
 /// The chunks that hold `len` bytes (at least one) from `offset`.
 fn chunk_range(offset: u64, len: usize, chunk_bytes: u32) -> std::ops::RangeInclusive<u32> {
     let chunk = u64::from(chunk_bytes);
-    ((offset / chunk) as u32)..=(((offset + len as u64 - 1) / chunk) as u32)
+    width::count(offset / chunk)..=width::count((offset + len as u64 - 1) / chunk)
 }

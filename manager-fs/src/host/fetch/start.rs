@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use proto::bundle::Frame;
 use proto::manifest::{Manifest, Object};
 use proto::proof::{PAGE_BYTES, PageSet};
+use proto::width;
 use proto::{GenerationRef, ObjectId, TreeId};
 
 use super::{ArrivedRange, Fetcher, UpstreamError, Wanted};
@@ -175,9 +176,9 @@ impl Start {
         let per_chunk = u64::from(wanted.chunk_bytes) / page_bytes;
         (offset / page_bytes..(offset + len as u64).div_ceil(page_bytes)).all(|page| {
             let start = (page * page_bytes).max(offset);
-            let here = || partial.has_range(wanted.object, start, ((page + 1) * page_bytes - start) as usize);
-            let coming = expected.get(&(wanted.object.id, (page / per_chunk) as u32));
-            coming.is_some_and(|set| set.contains((page % per_chunk) as u32)) || here()
+            let here = || partial.has_range(wanted.object, start, width::index((page + 1) * page_bytes - start));
+            let coming = expected.get(&(wanted.object.id, width::count(page / per_chunk)));
+            coming.is_some_and(|set| set.contains(width::count(page % per_chunk))) || here()
         })
     }
 }
@@ -257,7 +258,7 @@ impl Fetcher {
     ) -> Vec<ArrivedRange> {
         self.counters.bundle_plain_bytes.add(plain.len() as u64);
         let Ok(Place::Partial(partial)) = self.cache.place(object, chunk_bytes) else { return Vec::new() };
-        let whole = object.chunk_len(index, chunk_bytes) == Some(plain.len() as u32);
+        let whole = object.chunk_len(index, chunk_bytes) == Some(width::count(plain.len()));
         let kept = match whole {
             true => self.cache.put_chunk(&partial, index, plain),
             false => self.cache.put_pages(&partial, index, set, plain),

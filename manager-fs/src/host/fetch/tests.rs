@@ -4,6 +4,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use proto::manifest::{Entry, Node, NodeKind};
+use proto::width;
 use proto::{ObjectId, TreePath};
 
 use super::*;
@@ -32,7 +33,7 @@ impl Memory {
         for (n, file) in files.iter().enumerate() {
             nodes.push(node(0o644, NodeKind::File(ObjectId::of(file))));
             let path = TreePath::parse(format!("f{n:04}").as_bytes()).unwrap();
-            entries.push(Entry { path, node: nodes.len() as u32 - 1 });
+            entries.push(Entry { path, node: width::count(nodes.len()) - 1 });
         }
         let mut objects: Vec<Object> = files
             .iter()
@@ -95,7 +96,7 @@ impl Upstream for Memory {
                     self.lies.fetch_sub(1, Ordering::Relaxed);
                     plain[0] ^= 1;
                 }
-                let plain_bytes = plain.len() as u32;
+                let plain_bytes = width::count(plain.len());
                 let (encoding, stored) = match index % 2 {
                     0 => (Encoding::Zstd, zstd::bulk::compress(&plain, 1).unwrap()),
                     _ => (Encoding::Raw, plain),
@@ -349,7 +350,7 @@ fn a_sequential_reader_finds_its_bytes_fetched_ahead() {
     let wanted = Wanted::of(&upstream.tree, &manifest, &manifest.objects[0]);
     for offset in [0, 16_384] {
         let bytes = fetcher.read(wanted, offset, 16_384, soon(5_000)).unwrap();
-        assert_eq!(bytes, file[offset as usize..][..16_384]);
+        assert_eq!(bytes, file[width::index(offset)..][..16_384]);
     }
     let until = soon(10_000);
     while fetcher.read_present(wanted, 32_768, 16_384).is_none() {

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use proto::daemon::{Attached, StageProgress};
 use proto::message::Fault;
 use proto::start_up::start_up_files;
+use proto::width;
 use proto::{GenerationRef, Metadata, TreeId, TreePath};
 
 use crate::sync::lock;
@@ -299,7 +300,7 @@ impl Generations {
             path: live.path.to_string_lossy().into_owned(),
             namespace_pid: self.trees.namespace_pid(),
             record: resolved.record.as_ref().map(|known| known.signed.clone()),
-            warm_us: warm.as_micros() as u64,
+            warm_us: width::micros(warm),
         }
     }
 

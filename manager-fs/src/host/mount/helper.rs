@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use proto::manifest::Manifest;
+use proto::width;
 use proto::{ObjectId, TreeId, TreePath};
 
 use super::image::{self, ImageMeta};
@@ -227,7 +228,7 @@ impl Helper {
                 }
             }
         }
-        Ok(HelperReply::Warmed { bytes, took_us: begun.elapsed().as_micros() as u64 })
+        Ok(HelperReply::Warmed { bytes, took_us: width::micros(begun.elapsed()) })
     }
 
     /// Makes the kernel ask for pages that the worker has, before a program does. Exactly these are asked for, whatever
@@ -334,7 +335,7 @@ fn mounted_reply(path: &Path, already: bool, manifest: &Manifest, begun: Instant
         path: path.display().to_string(),
         already,
         entries: manifest.entries.len() as u64,
-        meta_us: (meta_made - begun).as_micros() as u64,
-        mount_us: meta_made.elapsed().as_micros() as u64,
+        meta_us: width::micros(meta_made - begun),
+        mount_us: width::micros(meta_made.elapsed()),
     }
 }

@@ -291,7 +291,7 @@ fn next_pause(last: Duration, lived: Duration) -> Duration {
 
 /// Asks the worker to end, then makes it.
 async fn end(worker: &mut Child) -> Result<(), MountError> {
-    if let Some(pid) = worker.id().and_then(|id| rustix::process::Pid::from_raw(id as i32)) {
+    if let Some(pid) = worker.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
     if tokio::time::timeout(END_PATIENCE, worker.wait()).await.is_err() {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use proto::message::Fault;
+use proto::width;
 use proto::{ObjectId, TreeId, TreePath, codec};
 use serde::{Deserialize, Serialize};
 
@@ -236,7 +237,7 @@ fn split(socket: &Path) -> io::Result<(File, String)> {
 
 pub(super) fn send<T: Serialize>(stream: &mut UnixStream, value: &T) -> io::Result<()> {
     let body = codec::encode(value).map_err(io::Error::other)?;
-    stream.write_all(&[&(body.len() as u32).to_le_bytes()[..], &body].concat())
+    stream.write_all(&[&width::count(body.len()).to_le_bytes()[..], &body].concat())
 }
 
 pub(super) fn receive<T: serde::de::DeserializeOwned>(stream: &mut UnixStream) -> io::Result<T> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 
+use proto::width;
 use proto::{Product, TreeId, codec};
 use serde::{Deserialize, Serialize};
 
@@ -64,8 +65,8 @@ impl Ino {
                 generation: u32::try_from(number >> NODE_BITS).ok()?,
                 node: (number & ((1 << NODE_BITS) - 1)) as u32,
             },
-            _ if number >= PRODUCTS => Ino::Product((number - PRODUCTS) as u32),
-            _ if (SHARDS..SHARDS + 256).contains(&number) => Ino::Shard((number - SHARDS) as u8),
+            _ if number >= PRODUCTS => Ino::Product(width::count(number - PRODUCTS)),
+            _ if (SHARDS..SHARDS + 256).contains(&number) => Ino::Shard((number - SHARDS).to_le_bytes()[0]),
             _ => return None,
         })
     }
@@ -119,7 +120,7 @@ impl Numbers {
             self.saved.generations.push(wanted);
             self.saved.generations.len() - 1
         });
-        at as u32 + 1
+        width::count(at) + 1
     }
 
     pub(super) fn entry(&self, number: u32) -> Option<ViewEntry> {
@@ -128,7 +129,7 @@ impl Numbers {
     }
 
     pub(super) fn product(&self, product: &Product) -> Option<u32> {
-        self.saved.products.iter().position(|known| known == product).map(|at| at as u32)
+        self.saved.products.iter().position(|known| known == product).map(width::count)
     }
 
     pub(super) fn product_name(&self, number: u32) -> Option<&Product> {

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use proto::TreeId;
 use proto::manifest::{Entry, Manifest, Node, NodeKind};
 use proto::path::TreePath;
+use proto::width;
 
 use super::object_prefix;
 
@@ -116,7 +117,7 @@ impl ViewIndex {
         let mut above: Vec<u32> = Vec::new();
         for (at, entry) in manifest.entries.iter().enumerate() {
             let slot = &mut entry_of_node[entry.node as usize];
-            *slot = (*slot).min(at as u32);
+            *slot = (*slot).min(width::count(at));
             let is_directory = manifest.node(entry).kind == NodeKind::Directory;
             above.truncate(entry.path.components().count());
             if let Some(parent) = above.last() {
@@ -137,7 +138,7 @@ impl ViewIndex {
         let mut children = vec![0; past as usize];
         for (at, parent) in parents.into_iter().enumerate().filter(|(_, parent)| *parent != u32::MAX) {
             let range: &mut std::ops::Range<u32> = &mut child_ranges[parent as usize];
-            children[range.end as usize] = at as u32;
+            children[range.end as usize] = width::count(at);
             range.end += 1;
         }
         Self { entry_of_node, links: manifest.link_counts(), subdirectories, children, child_ranges }

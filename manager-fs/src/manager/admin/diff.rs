@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::manifest::{Node, NodeKind};
+use proto::width;
 use proto::{Manifest, TreePath};
 use serde::{Deserialize, Serialize};
 
@@ -85,7 +86,8 @@ pub(super) fn compare(old: &Manifest, new: &Manifest) -> DiffReport {
         report.new_object_bytes += object.bytes;
         for (index, chunk) in object.chunks.iter().enumerate() {
             if chunks.insert(*chunk) {
-                report.new_chunk_bytes += u64::from(object.chunk_len(index as u32, new.chunk_bytes).unwrap_or(0));
+                report.new_chunk_bytes +=
+                    u64::from(object.chunk_len(width::count(index), new.chunk_bytes).unwrap_or(0));
             }
         }
     }

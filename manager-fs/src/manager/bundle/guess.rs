@@ -7,6 +7,7 @@ use proto::bundle::Touch;
 use proto::manifest::NodeKind;
 use proto::proof::PAGE_BYTES;
 use proto::start_up::start_up_files;
+use proto::width;
 use proto::{Manifest, Metadata, TreePath};
 
 use crate::manager::content::{ObjectReader, resolve};
@@ -27,7 +28,7 @@ pub(super) fn touches<'a>(
 ) -> Vec<Touch> {
     let real = |path: &TreePath| resolve(tree, path).ok().map(|at| tree.entries[at].path.clone());
     let (mut touches, mut seen) = (Vec::new(), BTreeSet::new());
-    let mut left = (GUESS_BYTES_MAX / u64::from(PAGE_BYTES)) as usize;
+    let mut left = width::index(GUESS_BYTES_MAX / u64::from(PAGE_BYTES));
     let files = records.into_iter().flat_map(|record| start_up_files(record, &real));
     for path in files.take(FILES_MAX) {
         let Some(entry) = tree.entry(&path) else { continue };
@@ -36,7 +37,7 @@ pub(super) fn touches<'a>(
         let (object, chunk) = (&tree.objects[at], |id: &_| store.plain_chunk(id));
         let pages = loaded::pages(object.bytes, ObjectReader::new(object, tree.chunk_bytes, &chunk), left);
         left -= pages.len();
-        touches.extend(runs(at as u32, &pages));
+        touches.extend(runs(width::count(at), &pages));
     }
     touches
 }
@@ -44,7 +45,7 @@ pub(super) fn touches<'a>(
 /// Pages in this order, neighbours as one.
 fn runs(object: u32, pages: &[u32]) -> impl Iterator<Item = Touch> {
     let neighbours = pages.chunk_by(|page, next| page + 1 == *next);
-    neighbours.map(move |run| Touch { object, first: run[0], count: run.len() as u32 })
+    neighbours.map(move |run| Touch { object, first: run[0], count: width::count(run.len()) })
 }
 
 #[cfg(test)]
@@ -86,7 +87,7 @@ mod tests {
             ("lib/program", Item::file(&program)),
         ];
         let (tree, touches) = guessed(items, "bin/start");
-        let object = |bytes: &[u8]| tree.object_index(&proto::ObjectId::of(bytes)).unwrap() as u32;
+        let object = |bytes: &[u8]| width::count(tree.object_index(&proto::ObjectId::of(bytes)).unwrap());
         let [(first, 1), (second, count)] = pages(&touches)[..] else { panic!("{:?}", pages(&touches)) };
         assert_eq!((first, second), (object(script.as_bytes()), object(&program)));
         assert!(count > 10 && u64::from(count) * u64::from(PAGE_BYTES) <= GUESS_BYTES_MAX, "{count} pages");
@@ -96,7 +97,7 @@ mod tests {
     #[test]
     fn a_guess_is_bounded() {
         // A program all of whose bytes are written to, says its only segment.
-        let mut program = vec![0; 2 * GUESS_BYTES_MAX as usize];
+        let mut program = vec![0; 2 * width::index(GUESS_BYTES_MAX)];
         let mut put = |at: usize, bytes: &[u8]| program[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, b"\x7fELF\x02\x01\x01");
         put(16, &[2, 0, 62, 0, 1]);
@@ -105,6 +106,6 @@ mod tests {
         put(64, &[1, 0, 0, 0, 6]);
         put(64 + 32, &(2 * GUESS_BYTES_MAX).to_le_bytes());
         let (_, touches) = guessed(vec![("start", Item::file(&program))], "start");
-        assert_eq!(touches, [Touch { object: 0, first: 0, count: (GUESS_BYTES_MAX / 4096) as u32 }]);
+        assert_eq!(touches, [Touch { object: 0, first: 0, count: width::count(GUESS_BYTES_MAX / 4096) }]);
     }
 }

@@ -10,6 +10,7 @@ use lru::LruCache;
 use proto::bundle::{HEADER_BYTES, Header, Touch};
 use proto::delta::Part;
 use proto::message::{BundleFacts, ManagerReply};
+use proto::width;
 use proto::{GenerationRef, HostName, TreeId};
 
 use super::{BundleError, BundleOrder, LEVEL, guess, make, touches_of};
@@ -171,7 +172,7 @@ impl Bundles {
             make(&self.store, order(&[]), &never)
         });
         let (bytes, facts) = made?;
-        let (made_ms, bundle_bytes) = (since.elapsed().as_millis() as u64, facts.bundle_bytes);
+        let (made_ms, bundle_bytes) = (width::millis(since.elapsed()), facts.bundle_bytes);
         tracing::info!(%tree, pages = facts.plain_bytes, bytes = bundle_bytes, made_ms, "start-up bundle guessed");
         let guessed = Arc::new(served(bytes)?);
         let mut bundles = self.served();

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use proto::Manifest;
+use proto::width;
 
 use super::DeltaError;
 use crate::manager::store::Store;
@@ -88,7 +89,7 @@ impl Anchors {
 
     fn place(&self, at: u64) -> OldPlace {
         let object = self.starts.partition_point(|start| *start <= at) - 1;
-        OldPlace { object: object as u32, offset: at - self.starts[object] }
+        OldPlace { object: width::count(object), offset: at - self.starts[object] }
     }
 }
 
@@ -98,7 +99,8 @@ fn sampled(bytes: &[u8], sample_bits: u32) -> impl Iterator<Item = (usize, u32)>
     windows.filter_map(move |(at, window)| {
         let hash = anchor(window);
         // The low half names the content, the high bits choose.
-        (hash >> (64 - sample_bits) == 0).then_some((at, hash as u32))
+        let [a, b, c, d, ..] = hash.to_le_bytes();
+        (hash >> (64 - sample_bits) == 0).then_some((at, u32::from_le_bytes([a, b, c, d])))
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use proto::delta::{FRAME_PARTS_MAX, Run};
 use proto::manifest::{Manifest, NodeKind};
+use proto::width;
 use proto::{ChunkId, ObjectId};
 
 /// Plain bytes of one frame. Larger ones compress no better (`docs/decisions.md`), and a host holds one in memory.
@@ -42,7 +43,7 @@ pub(in crate::manager) fn missing(from: &Manifest, to: &Manifest) -> Vec<Piece> 
                 Some(run) if wanted && run.count < chunks_max => run.count += 1,
                 _ => {
                     pieces.extend(open.take().map(|run| Piece { run, namesake }));
-                    open = wanted.then_some(Run { object: at as u32, first: index as u32, count: 1 });
+                    open = wanted.then_some(Run { object: width::count(at), first: width::count(index), count: 1 });
                 }
             }
         }
@@ -95,7 +96,7 @@ impl Namesakes {
             _ => None,
         });
         let id = same.or_else(|| *self.by_shape.get(&shape(path.as_bytes()))?)?;
-        from.object_index(&id).map(|at| at as u32)
+        from.object_index(&id).map(width::count)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use proto::Manifest;
 use proto::delta::{FRAME_BASE_BYTES_MAX, FRAME_PARTS_MAX, Stretch};
+use proto::width;
 
 use super::anchors::OldPlace;
 use super::plan::Piece;
@@ -70,7 +71,7 @@ pub(in crate::manager) fn base(candidates: Vec<Candidate>) -> Vec<Stretch> {
     let stretch = |candidate: Candidate| Stretch {
         object: candidate.object,
         offset: candidate.start,
-        bytes: candidate.bytes() as u32,
+        bytes: width::count(candidate.bytes()),
     };
     candidates.into_iter().map(stretch).collect()
 }

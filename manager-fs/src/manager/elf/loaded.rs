@@ -10,6 +10,7 @@ use std::io::{Read, Seek};
 use object::elf;
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{Endian, Endianness, FileKind, ReadCache, ReadRef};
+use proto::width;
 
 use super::{SEGMENT_BYTES_MAX, offset_of};
 
@@ -231,7 +232,7 @@ impl<'a, H: FileHeader, R: ReadRef<'a>> File<'_, H, R> {
         tables.names.iter().for_each(|at| name(*at));
         // A symbol begins with its name, in both classes.
         let table = self.look(symbols, bytes(undefined));
-        for symbol in table.chunks_exact(Self::SYMBOL_BYTES as usize) {
+        for symbol in table.chunks_exact(width::index(Self::SYMBOL_BYTES)) {
             if let Some(at) = symbol.first_chunk() {
                 name(self.endian.read_u32(*at).into());
             }

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use proto::TreePath;
 use proto::limits::XATTR_BYTES_MAX;
 use proto::manifest::{NodeKind, Xattr};
+use proto::width;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -102,7 +103,7 @@ impl Walk<'_, '_, '_> {
         let file = File::from(fd);
         let (kind, bytes) = self.intake.content(&path, &mut SparseFile::new(&file))?;
         let after = rustix::fs::fstat(&file).map_err(|error| unread(self, error))?;
-        if stamp(&before) != stamp(&after) || bytes != before.st_size as u64 {
+        if stamp(&before) != stamp(&after) || bytes != before.st_size.cast_unsigned() {
             return Err(self.intake.refused(path.as_bytes(), CHANGED));
         }
         self.intake.enter(path, kind, attributes)
@@ -161,7 +162,7 @@ fn attributes(stat: &Stat) -> Attributes {
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,
         gid: stat.st_gid,
-        mtime: (stat.st_mtime, stat.st_mtime_nsec as u32),
+        mtime: (stat.st_mtime, width::count(stat.st_mtime_nsec)),
         xattrs: Vec::new(),
     }
 }

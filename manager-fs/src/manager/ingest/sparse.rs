@@ -2,6 +2,8 @@
 
 use std::io::{self, Read};
 
+use proto::width;
+
 use super::archive::Budget;
 use super::tar::{BLOCK, Extents, number};
 use crate::manager::store::{Dense, Piece, Source};
@@ -60,7 +62,7 @@ pub(super) fn pax_map(map: &PaxMap, data: &mut impl Read) -> io::Result<Extents>
         return Ok(extents.clone());
     }
     let mut lines = Lines { data, block: [0; BLOCK], at: BLOCK };
-    let count = lines.number()? as usize;
+    let count = width::index(lines.number()?);
     if count > EXTENTS_MAX {
         return Err(bad("a sparse file of more than a million pieces"));
     }

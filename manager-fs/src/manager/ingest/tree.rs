@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use proto::limits::{ENTRIES_MAX, MANIFEST_BYTES_MAX, PATH_BYTES_MAX};
 use proto::manifest::{Entry, Manifest, Node, NodeKind, Object, Xattr};
+use proto::width;
 use proto::{ObjectId, TreePath};
 
 use super::xattr;
@@ -256,7 +257,7 @@ impl TreeBuilder {
             }
         }
         for parent in missing.into_iter().rev() {
-            let number = self.nodes.len() as u32;
+            let number = width::count(self.nodes.len());
             self.insert(parent, Slot { node: number, implied: true })?;
             self.nodes.push(node(NodeKind::Directory, Attributes::of_implied_directory()));
         }
@@ -279,7 +280,7 @@ impl TreeBuilder {
         for (path, slot) in self.entries {
             let number = *numbers.entry(slot.node).or_insert_with(|| {
                 ordered.extend(nodes[slot.node as usize].take());
-                ordered.len() as u32 - 1
+                width::count(ordered.len()) - 1
             });
             entries.push(Entry { path, node: number });
         }

@@ -14,6 +14,7 @@ use std::str::FromStr;
 use proto::bulk::Encoding;
 use proto::id::IdError;
 use proto::limits::CHUNK_BYTES_MAX;
+use proto::width;
 use proto::{ChunkId, ObjectId};
 
 use super::pack_store::{BlobName, Draft, PackStore};
@@ -180,7 +181,7 @@ impl PackWriter {
         let count = u32::try_from(self.frames.len()).map_err(|_| io::Error::other("more than 2^32 chunks"))?;
         let id = pack_id(&header(self.effort), &index, frames_bytes, count);
         self.draft.append(&index)?;
-        let mut trailer = Vec::with_capacity(TRAILER_BYTES as usize);
+        let mut trailer = Vec::with_capacity(width::index(TRAILER_BYTES));
         trailer.extend_from_slice(&frames_bytes.to_le_bytes());
         trailer.extend_from_slice(&count.to_le_bytes());
         trailer.extend_from_slice(id.0.as_bytes());
@@ -316,8 +317,8 @@ mod tests {
         Frame {
             chunk: ChunkId::of(plain),
             offset: 0,
-            stored_bytes: stored.len() as u32,
-            plain_bytes: plain.len() as u32,
+            stored_bytes: width::count(stored.len()),
+            plain_bytes: width::count(plain.len()),
             encoding,
             check: check_of(stored),
         }

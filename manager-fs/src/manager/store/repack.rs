@@ -3,6 +3,7 @@
 use std::sync::PoisonError;
 
 use proto::bulk::Encoding;
+use proto::width;
 
 use super::index::Slot;
 use super::pack::{self, Effort, Frame, PackWriter, SealedPack};
@@ -93,7 +94,8 @@ impl Store {
             let smaller = bytes < stored.len() && comes_back(encoding, &buffer[..bytes], &plain);
             let (encoding, stored) =
                 if smaller { (encoding, &buffer[..bytes]) } else { (frame.encoding, &stored[..]) };
-            let frame = Frame { stored_bytes: stored.len() as u32, encoding, check: pack::check_of(stored), ..frame };
+            let frame =
+                Frame { stored_bytes: width::count(stored.len()), encoding, check: pack::check_of(stored), ..frame };
             new.append_many([frame], stored).map_err(failed)?;
         }
         new.seal().map(Some).map_err(failed)

@@ -113,7 +113,7 @@ mod tests {
             match source.piece(&mut buffer).unwrap() {
                 Piece::Data(bytes) => plain.extend_from_slice(&buffer[..bytes]),
                 Piece::Hole(bytes) => {
-                    plain.resize(plain.len() + bytes as usize, 0);
+                    plain.resize(plain.len() + proto::width::index(bytes), 0);
                     holes += bytes;
                 }
                 Piece::End => return (plain, holes),

@@ -11,6 +11,7 @@ use std::thread;
 
 use ::tests::noise;
 use proto::TreeId;
+use proto::width;
 
 use super::*;
 use crate::manager::monitor::Quiet;
@@ -499,8 +500,12 @@ fn equal_input_makes_equal_packs() {
         let fixture = Fixture::new();
         let mut model = Model::new([("empty", Item::file(""))]);
         for number in 0..40 {
-            model.0.insert(format!("file-{number:02}"), Item::file(noise(number % 7, 1 + number as usize * 7919)));
-            model.0.insert(format!("same-{number:02}"), Item::new(Kind::File(vec![number as u8; 100_000])));
+            model
+                .0
+                .insert(format!("file-{number:02}"), Item::file(noise(number % 7, 1 + width::index(number) * 7919)));
+            model
+                .0
+                .insert(format!("same-{number:02}"), Item::new(Kind::File(vec![number.to_le_bytes()[0]; 100_000])));
         }
         model.write(&fixture.dir.path().join("source"));
         publish_plain(&fixture.store, &fixture.dir.path().join("source")).unwrap();

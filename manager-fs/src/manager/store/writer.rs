@@ -14,6 +14,7 @@ use std::thread;
 
 use proto::bulk::Encoding;
 use proto::manifest::{NodeKind, Object};
+use proto::width;
 use proto::{ChunkId, ObjectId};
 
 use super::index::Slot;
@@ -163,7 +164,7 @@ impl ContentWriter<'_> {
         file.bytes += piece.len() as u64;
         let whole = (file.open + piece.len()) / chunk_bytes;
         file.open = (file.open + piece.len()) % chunk_bytes;
-        batch.chunks.extend(std::iter::repeat_n(Chunk::Plain(chunk_bytes as u32), whole));
+        batch.chunks.extend(std::iter::repeat_n(Chunk::Plain(width::count(chunk_bytes)), whole));
         self.chunks += whole as u64;
         Ok(next)
     }
@@ -185,7 +186,7 @@ impl ContentWriter<'_> {
                 self.chunks += whole as u64;
                 whole as u64 * chunk_bytes as u64
             } else {
-                let part = left.min((chunk_bytes - file.open) as u64) as usize;
+                let part = width::index(left.min((chunk_bytes - file.open) as u64));
                 batch.plain[batch.used..batch.used + part].fill(0);
                 batch.used += part;
                 file.open += part;
@@ -205,7 +206,7 @@ impl ContentWriter<'_> {
     /// Ends the chunk under way, if there is one.
     fn end_chunk(&mut self, file: &mut Taken) {
         if let (Some(batch), 1..) = (&mut self.batch, file.open) {
-            batch.chunks.push(Chunk::Plain(file.open as u32));
+            batch.chunks.push(Chunk::Plain(width::count(file.open)));
             self.chunks += 1;
         }
         file.open = 0;
@@ -260,7 +261,7 @@ impl Taken {
     fn hash_zeros(&mut self, mut bytes: u64) {
         while bytes > 0 {
             let part = bytes.min(ZEROS.len() as u64);
-            self.hasher.update(&ZEROS[..part as usize]);
+            self.hasher.update(&ZEROS[..width::index(part)]);
             bytes -= part;
         }
     }
@@ -390,8 +391,8 @@ impl Store {
 
 impl Span {
     fn object(&self, id: ObjectId, ids: &[ChunkId]) -> Object {
-        let first = self.first as usize;
-        Object { id, bytes: self.bytes, chunks: ids[first..first + self.chunks as usize].to_vec() }
+        let first = width::index(self.first);
+        Object { id, bytes: self.bytes, chunks: ids[first..first + width::index(self.chunks)].to_vec() }
     }
 }
 
@@ -469,8 +470,8 @@ fn work(
             batch.frames.push(Frame {
                 chunk: id,
                 offset: 0,
-                stored_bytes: stored_bytes as u32,
-                plain_bytes: plain.len() as u32,
+                stored_bytes: width::count(stored_bytes),
+                plain_bytes: width::count(plain.len()),
                 encoding,
                 check: check_of(stored),
             });

@@ -1,5 +1,7 @@
 //! The format's constants and records, field by field.
 
+use proto::width;
+
 /// Bytes of a block: the page size of every machine that this runs on, and accepted by all kernels.
 pub(super) const BLOCK: u64 = 4096;
 /// Where the superblock stands, and how long it is.
@@ -24,7 +26,8 @@ const MAGIC: u32 = 0xe0f5_e1e2;
 const COMPAT_MTIME: u32 = 0x2;
 /// `EROFS_FEATURE_INCOMPAT_CHUNKED_FILE`.
 const INCOMPAT_CHUNKED: u32 = 0x4;
-const BLOCK_BITS: u8 = BLOCK.trailing_zeros() as u8;
+const BLOCK_BITS: u8 = 12;
+const _: () = assert!(BLOCK == 1 << BLOCK_BITS);
 
 /// How an inode's body is stored: the number of the format, already in its place beside the bit for "extended".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +50,8 @@ pub(super) struct Super {
 
 impl Super {
     /// Without checksum and build time: the image lives in the memory of this boot, and equal trees give equal images.
-    pub(super) fn encode(&self) -> [u8; SUPER_BYTES as usize] {
-        let mut bytes = [0; SUPER_BYTES as usize];
+    pub(super) fn encode(&self) -> [u8; width::index(SUPER_BYTES)] {
+        let mut bytes = [0; width::index(SUPER_BYTES)];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &MAGIC.to_le_bytes());
         put(8, &COMPAT_MTIME.to_le_bytes());
@@ -80,8 +83,8 @@ pub(super) struct Inode {
 }
 
 impl Inode {
-    pub(super) fn encode(&self) -> [u8; INODE_BYTES as usize] {
-        let mut bytes = [0; INODE_BYTES as usize];
+    pub(super) fn encode(&self) -> [u8; width::index(INODE_BYTES)] {
+        let mut bytes = [0; width::index(INODE_BYTES)];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &(1 | (self.layout as u16) << 1).to_le_bytes());
         put(2, &self.xattr_words.to_le_bytes());

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use proto::manifest::{Entry, Manifest, Node, NodeKind};
+use proto::width;
 
 use super::format::{
     BLOCK, CHUNK_ADDRESS_BYTES, DIRENT_BYTES, FT_DIRECTORY, FT_REGULAR, FT_SYMLINK, HOLE, INODE_BYTES, Inode, Layout,
@@ -13,7 +14,7 @@ use super::{ImageError, does_not_fit, malformed};
 
 /// Names that do not fill a block stand behind their inode up to this length; longer ones would leave more of the block
 /// before them empty than they save.
-const NAMES_INLINE_MAX: usize = BLOCK as usize / 2;
+const NAMES_INLINE_MAX: usize = width::index(BLOCK) / 2;
 
 /// An image that is not written yet.
 pub(in crate::host::mount) struct Plan<'m> {
@@ -129,7 +130,7 @@ impl<'m> Plan<'m> {
         for (serial, (node, place)) in self.manifest.nodes.iter().zip(&self.places).enumerate() {
             out.fill(place.at)?;
             self.shared.encode_of(node, self.shared_at, &mut xattrs)?;
-            out.put(&inode(node, place, serial as u32 + 1)?.encode())?;
+            out.put(&inode(node, place, width::count(serial) + 1)?.encode())?;
             out.put(&xattrs)?;
             match &node.kind {
                 NodeKind::Directory => {
@@ -186,7 +187,7 @@ impl<'m> Plan<'m> {
             let mut head = [0; DIRENT_BYTES];
             head[..8].copy_from_slice(&(place.at / SLOT).to_le_bytes());
             // Below a block's size: `blocks` cuts so.
-            head[8..10].copy_from_slice(&(name_at as u16).to_le_bytes());
+            head[8..10].copy_from_slice(&name_at.to_le_bytes()[..2]);
             head[10] = kind;
             out.put(&head)?;
             name_at += dirent.name.len();
@@ -234,7 +235,7 @@ fn blocks<'d, 'm>(names: &'d [Dirent<'m>]) -> impl Iterator<Item = &'d [Dirent<'
         let mut bytes = 0;
         let fitting = rest.iter().take_while(|dirent| {
             bytes += DIRENT_BYTES + dirent.name.len();
-            bytes <= BLOCK as usize
+            bytes <= width::index(BLOCK)
         });
         let (block, tail) = rest.split_at(fitting.count());
         rest = tail;
@@ -353,7 +354,7 @@ impl<W: Write> Out<W> {
 
     /// Zeros up to `to`.
     fn fill(&mut self, to: u64) -> io::Result<()> {
-        const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
+        const ZEROS: [u8; width::index(BLOCK)] = [0; width::index(BLOCK)];
         let mut missing = to.checked_sub(self.at).ok_or_else(|| io::Error::other("an image out of order"))?;
         self.at = to;
         while missing > 0 {

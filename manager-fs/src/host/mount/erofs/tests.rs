@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use proto::manifest::{Entry, Manifest, Node, NodeKind, Object, Xattr};
+use proto::width;
 use proto::{ObjectId, TreePath};
 
 use super::super::meta::{Flavour, build};
@@ -57,7 +58,7 @@ fn assemble(items: Vec<(Vec<Vec<u8>>, Item, Attributes)>) -> Manifest {
     let mut linkable: Vec<u32> = Vec::new();
     let mut objects = BTreeMap::new();
     for (path, (item, attributes)) in paths {
-        let next = manifest.nodes.len() as u32;
+        let next = width::count(manifest.nodes.len());
         let mut xattrs = attributes.xattrs;
         let kind = match item {
             Item::Link(back) if !linkable.is_empty() => {
@@ -324,7 +325,7 @@ proptest! {
             manifest.entries.swap(a % count, b % count);
         }
         for (at, node) in nodes {
-            manifest.entries[at % count].node = node % (manifest.nodes.len() as u32 + 1);
+            manifest.entries[at % count].node = node % (width::count(manifest.nodes.len()) + 1);
         }
         for at in drops {
             let at = at % manifest.entries.len().max(1);
@@ -344,7 +345,8 @@ fn plain(xattrs: Vec<Xattr>) -> Attributes {
 
 #[test]
 fn more_attributes_than_an_inode_can_share_are_shown() {
-    let xattr = |n: usize, bytes| Xattr { name: format!("user.{n:03}").into_bytes(), value: vec![n as u8; bytes] };
+    let xattr =
+        |n: usize, bytes| Xattr { name: format!("user.{n:03}").into_bytes(), value: vec![n.to_le_bytes()[0]; bytes] };
     let many: Vec<_> = (0..256).map(|n| xattr(n, 9)).collect();
     let long: Vec<_> = (0..5).map(|n| xattr(n, 65_000)).collect();
     let item = |name: &str, xattrs: &[Xattr]| (vec![name.as_bytes().to_vec()], Item::File(5), plain(xattrs.to_vec()));

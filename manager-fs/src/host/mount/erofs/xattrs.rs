@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proto::ObjectId;
 use proto::manifest::{Manifest, Node, NodeKind, Xattr};
 use proto::path::printable;
+use proto::width;
 
 use super::format::{BLOCK, XATTR_HEADER_BYTES, align};
 use super::{ImageError, does_not_fit, malformed};
@@ -75,7 +76,7 @@ impl<'m> Shared<'m> {
             }
             count += 1;
         }
-        into[4] = count.min(SHARED_PER_INODE_MAX) as u8;
+        into[4] = u8::try_from(count.min(SHARED_PER_INODE_MAX)).unwrap_or(u8::MAX);
         let mut left = SHARED_PER_INODE_MAX - usize::from(object.is_some());
         for xattr in own(node) {
             match self.others.get(xattr) {
@@ -140,7 +141,7 @@ fn push(into: &mut Vec<u8>, name: Name<'_>, value: &[u8]) -> Result<(), ImageErr
     into.extend_from_slice(&value_bytes.to_le_bytes());
     into.extend_from_slice(name.rest);
     into.extend_from_slice(value);
-    into.resize(align(into.len() as u64, 4) as usize, 0);
+    into.resize(width::index(align(into.len() as u64, 4)), 0);
     Ok(())
 }
 

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::io::Cursor;
 
 use proptest::prelude::*;
+use proto::width;
 
 use super::*;
 
@@ -17,7 +18,7 @@ struct Library {
 
 impl Library {
     fn put(&mut self, at: u64, value: u64, bytes: usize) -> u64 {
-        let target = &mut self.bytes[at as usize..at as usize + bytes];
+        let target = &mut self.bytes[width::index(at)..width::index(at) + bytes];
         match self.wide {
             true => target.copy_from_slice(&value.to_le_bytes()[..bytes]),
             false => target.copy_from_slice(&value.to_be_bytes()[8 - bytes..]),
@@ -144,10 +145,10 @@ fn of_a_real_program_the_headers_and_everything_writable_is_found() {
     let mut expected = vec![0];
     for segment in written {
         let (start, bytes) = (segment.p_offset(endian), segment.p_filesz(endian));
-        expected.extend((start / PAGE_BYTES..(start + bytes).div_ceil(PAGE_BYTES)).map(|page| page as u32));
+        expected.extend((start / PAGE_BYTES..(start + bytes).div_ceil(PAGE_BYTES)).map(width::count));
     }
     assert!(expected.len() > 2 && expected.iter().all(|page| found.contains(page)));
-    assert!(found.len() * 2 < program.len() / PAGE_BYTES as usize, "{} pages", found.len());
+    assert!(found.len() * 2 < program.len() / width::index(PAGE_BYTES), "{} pages", found.len());
 }
 
 proptest! {

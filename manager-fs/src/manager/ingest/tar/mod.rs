@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use proto::TreePath;
 use proto::manifest::NodeKind;
 use proto::path::printable;
+use proto::width;
 
 use super::archive::Budget;
 use super::sparse::{self, Extent, SparseReader};
@@ -119,7 +120,7 @@ impl<R: Read> Reader<R> {
         if header.size > EXTENSION_BYTES_MAX {
             return Err(intake.refused(&header.name(), "an extended header of more than 4 MiB"));
         }
-        let mut bytes = vec![0; header.size as usize];
+        let mut bytes = vec![0; width::index(header.size)];
         self.source.read_exact(&mut bytes).map_err(|error| intake.unread(&header.name(), error))?;
         self.skip_padding(header.size).map_err(|error| intake.unread(&header.name(), error))?;
         Ok(bytes)
@@ -137,7 +138,7 @@ impl<R: Read> Reader<R> {
 
     fn skip_padding(&mut self, size: u64) -> io::Result<()> {
         let padding = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
-        self.source.read_exact(&mut [0; BLOCK][..padding as usize])
+        self.source.read_exact(&mut [0; BLOCK][..width::index(padding)])
     }
 
     /// Takes one entry in; returns its name.
