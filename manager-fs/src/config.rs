@@ -1,24 +1,98 @@
-//! Where things are: what the global flags and variables mean, validated once.
+//! Where things are, and how long to wait for others: what the global flags and variables mean, validated once.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 
-/// The four directories as they were typed.
-#[derive(Debug, Clone, Default, Args)]
-pub struct DirFlags {
+/// The heading of the flags that every command has.
+const HEADING: &str = "Global options";
+
+/// The global flags as they were typed.
+#[derive(Debug, Clone, Args)]
+pub struct GlobalFlags {
     /// The manager's store: packs, manifests, control state, keys
-    #[arg(long, global = true, env = "MANAGER_FS_STORE", value_name = "DIR")]
+    #[arg(long, global = true, env = "MANAGER_FS_STORE", value_name = "DIR", help_heading = HEADING)]
     pub store: Option<PathBuf>,
     /// A host's identity, journals and saved metadata
-    #[arg(long, global = true, env = "MANAGER_FS_STATE", value_name = "DIR")]
+    #[arg(long, global = true, env = "MANAGER_FS_STATE", value_name = "DIR", help_heading = HEADING)]
     pub state: Option<PathBuf>,
     /// A host's cache of objects
-    #[arg(long, global = true, env = "MANAGER_FS_CACHE", value_name = "DIR")]
+    #[arg(long, global = true, env = "MANAGER_FS_CACHE", value_name = "DIR", help_heading = HEADING)]
     pub cache: Option<PathBuf>,
     /// Sockets and mounts
-    #[arg(long, global = true, env = "MANAGER_FS_RUN", value_name = "DIR")]
+    #[arg(long, global = true, env = "MANAGER_FS_RUN", value_name = "DIR", help_heading = HEADING)]
     pub run: Option<PathBuf>,
+    /// How long the manager or the mount daemon may give no sign of life before a command gives up
+    #[arg(
+        long,
+        global = true,
+        env = "MANAGER_FS_SILENCE",
+        value_name = "DURATION",
+        default_value = "10s",
+        value_parser = silence,
+        help_heading = HEADING
+    )]
+    pub silence: Duration,
+}
+
+/// A duration in which something can happen at all.
+fn silence(text: &str) -> Result<Duration, String> {
+    let silence = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if silence < Duration::from_millis(100) { Err(String::from("it is less than 100ms")) } else { Ok(silence) }
+}
+
+/// What the global flags cannot mean.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Nothing says where a directory should be.
+    #[error("neither {variable} nor HOME is set: name the directory with --{flag}")]
+    NoDefault {
+        /// The variable of the XDG base directories.
+        variable: &'static str,
+        /// The flag that names the directory.
+        flag: &'static str,
+    },
+    /// A relative path cannot be made absolute.
+    #[error("--{flag} {path} is relative, and the current directory cannot be told: {cause}", path = path.display())]
+    Relative {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        path: PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
+}
+
+/// Where a directory is unless it is named.
+struct Default {
+    flag: &'static str,
+    system: &'static str,
+    /// Variable of the XDG base directory specification, and what it stands for below HOME.
+    xdg: &'static str,
+    below_home: &'static str,
+}
+
+const STORE: Default =
+    Default { flag: "store", system: "/var/lib/manager-fs/store", xdg: "XDG_DATA_HOME", below_home: ".local/share" };
+const STATE: Default =
+    Default { flag: "state", system: "/var/lib/manager-fs/state", xdg: "XDG_STATE_HOME", below_home: ".local/state" };
+const CACHE: Default =
+    Default { flag: "cache", system: "/var/lib/manager-fs/cache", xdg: "XDG_CACHE_HOME", below_home: ".cache" };
+const RUN: Default =
+    Default { flag: "run", system: "/run/manager-fs", xdg: "XDG_RUNTIME_DIR", below_home: ".local/state/run" };
+
+impl Default {
+    fn of_a_user(&self) -> Result<PathBuf, ConfigError> {
+        // A relative base directory is to be ignored, says the specification.
+        let base = std::env::var_os(self.xdg).map(PathBuf::from).filter(|base| base.is_absolute());
+        let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(self.below_home));
+        match base.or_else(home) {
+            Some(base) => Ok(base.join("manager-fs").join(self.flag)),
+            None => Err(ConfigError::NoDefault { variable: self.xdg, flag: self.flag }),
+        }
+    }
 }
 
 /// Absolute directories. None of them needs to exist yet.
@@ -41,25 +115,23 @@ impl Dirs {
     ///
     /// # Errors
     /// A directory is relative and the current directory is gone, or there is no home directory to default to.
-    pub fn resolve(flags: &DirFlags) -> anyhow::Result<Self> {
+    pub fn resolve(flags: &GlobalFlags) -> Result<Self, ConfigError> {
         let root = rustix::process::geteuid().is_root();
-        let pick = |flag: &Option<PathBuf>, system: &str, xdg: &str, below_home: &str, name: &str| match flag {
-            Some(dir) => Ok(std::path::absolute(dir)?),
-            None if root => Ok(PathBuf::from(system)),
-            None => match (std::env::var_os(xdg), std::env::var_os("HOME")) {
-                (Some(base), _) if Path::new(&base).is_absolute() => {
-                    Ok(PathBuf::from(base).join("manager-fs").join(name))
-                }
-                (_, Some(home)) => Ok(PathBuf::from(home).join(below_home).join("manager-fs").join(name)),
-                _ => anyhow::bail!("neither {xdg} nor HOME is set: name the directory with --{name}"),
-            },
+        let pick = |typed: &Option<PathBuf>, default: &Default| match typed {
+            Some(path) => std::path::absolute(path).map_err(|cause| ConfigError::Relative {
+                flag: default.flag,
+                path: path.clone(),
+                cause,
+            }),
+            None if root => Ok(PathBuf::from(default.system)),
+            None => default.of_a_user(),
         };
         Ok(Self {
-            store: pick(&flags.store, "/var/lib/manager-fs/store", "XDG_DATA_HOME", ".local/share", "store")?,
+            store: pick(&flags.store, &STORE)?,
             store_was_named: flags.store.is_some(),
-            state: pick(&flags.state, "/var/lib/manager-fs/state", "XDG_STATE_HOME", ".local/state", "state")?,
-            cache: pick(&flags.cache, "/var/lib/manager-fs/cache", "XDG_CACHE_HOME", ".cache", "cache")?,
-            run: pick(&flags.run, "/run/manager-fs", "XDG_RUNTIME_DIR", ".local/state/run", "run")?,
+            state: pick(&flags.state, &STATE)?,
+            cache: pick(&flags.cache, &CACHE)?,
+            run: pick(&flags.run, &RUN)?,
         })
     }
 

@@ -9,7 +9,6 @@
 
 pub mod cli;
 pub mod config;
-pub mod demo;
 pub mod host;
 pub mod manager;
 pub mod net;

@@ -1,40 +1,66 @@
 //! How commands reach the manager: its local socket, one request, its events and reply.
+//!
+//! Every wait here has an end. A manager that gives no sign of life within `--silence` ends the command with the reason;
+//! one that lives may take its time with long work, and only [`QUICK_WITHIN`] with what is quick.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
-use proto::message::{Fault, Unix};
+use proto::message::Fault;
+use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::config::Dirs;
 use crate::manager::admin::{AdminEvent, AdminReply, AdminRequest, Long, Quick};
-use crate::net::{self, Incoming, RefuseAll};
+use crate::net::{self, Incoming, Link, NetError, RefuseAll};
 
-use super::out::say;
+use super::{Here, Interrupted, near, peer, units};
 
-/// Progress is shown of work that takes longer than this.
-const SHOW_AFTER: Duration = Duration::from_secs(1);
-/// How often a line of progress is printed where it cannot be overwritten.
-const LINE_EVERY: Duration = Duration::from_secs(5);
+/// How long a manager that lives may take to answer what needs no more than its control state and some reading.
+const QUICK_WITHIN: Duration = Duration::from_secs(120);
+/// The first sign of life is asked for after this time: nearly every command is over by then.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// How often a local socket whose queue is full is tried again.
+const QUEUE_PAUSE: Duration = Duration::from_millis(50);
 
-/// Asks the manager and waits for its reply, however long that takes; a [`proto::message::Fault`] becomes an error.
-pub(super) fn ask(dirs: &Dirs, request: &Long, on: impl FnMut(AdminEvent)) -> anyhow::Result<AdminReply> {
-    exchange(dirs, &request.clone().into(), on)
+/// Asks for something that is quick.
+pub(super) fn ask_once(here: &Here, request: &Quick) -> anyhow::Result<AdminReply> {
+    let late = format!("the manager lives, but has not answered within {}", units::duration(QUICK_WITHIN));
+    exchange(here, &request.clone().into(), |_| {}, Some((QUICK_WITHIN, &late)), "")
 }
 
-/// As [`ask`], of what is answered at once.
-pub(super) fn ask_once(dirs: &Dirs, request: &Quick) -> anyhow::Result<AdminReply> {
-    exchange(dirs, &request.clone().into(), |_| {})
+/// Asks for work that takes as long as it takes. `interrupted` is what becomes of it after Ctrl-C, for people.
+pub(super) fn ask(
+    here: &Here,
+    request: &Long,
+    interrupted: &str,
+    on: impl FnMut(AdminEvent),
+) -> anyhow::Result<AdminReply> {
+    exchange(here, &request.clone().into(), on, None, interrupted)
 }
 
-fn exchange(dirs: &Dirs, request: &AdminRequest, mut on: impl FnMut(AdminEvent)) -> anyhow::Result<AdminReply> {
+/// The error for a reply of the wrong kind: manager and command are of different versions.
+pub(super) fn unexpected<T>() -> anyhow::Result<T> {
+    bail!(
+        "the manager gave an answer that this command does not know: are they of the same version? (this is {})",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+fn exchange(
+    here: &Here,
+    request: &AdminRequest,
+    mut on: impl FnMut(AdminEvent),
+    at_most: Option<(Duration, &str)>,
+    interrupted: &str,
+) -> anyhow::Result<AdminReply> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let link = net::start(connect(dirs).await?, Arc::new(RefuseAll));
+        let mut interrupt = signal(SignalKind::interrupt())?;
         let on = |incoming| {
             if let Incoming::Event(body) = incoming
                 && let Ok(event) = codec::decode::<AdminEvent, MESSAGE_BYTES_MAX>(&body)
@@ -42,21 +68,74 @@ fn exchange(dirs: &Dirs, request: &AdminRequest, mut on: impl FnMut(AdminEvent))
                 on(event);
             }
         };
-        match link.request(request, on, Duration::MAX).await.context("the manager did not answer")? {
-            AdminReply::Fault(Fault::BadRequest(text) | Fault::Failed(text)) => bail!(text),
-            AdminReply::Fault(fault) => bail!(fault),
-            reply => Ok(reply),
+        let answered = async {
+            let (link, pid) = connect(here).await?;
+            let reply = tokio::select! {
+                // What has arrived counts, also when the clock says that it is late.
+                biased;
+                reply = link.request(request, on, Duration::MAX) => reply.map_err(|error| broken(&error)),
+                () = silence(&link, here.silence) => Err(anyhow!("{}", peer::silent("manager", pid, here.silence))),
+                () = sleep_at_most(at_most.map(|(time, _)| time)) => {
+                    Err(anyhow!("{}", at_most.map_or("", |(_, why)| why)))
+                }
+            };
+            match reply? {
+                AdminReply::Fault(Fault::BadRequest(text) | Fault::Failed(text)) => bail!(text),
+                AdminReply::Fault(fault @ Fault::NotFound(_)) => {
+                    let suggestion = near::among_what_the_manager_knows(&link, request, here.silence).await;
+                    bail!("{fault}{suggestion}")
+                }
+                AdminReply::Fault(fault) => bail!(fault),
+                reply => Ok(reply),
+            }
+        };
+        tokio::select! {
+            biased;
+            reply = answered => reply,
+            _ = interrupt.recv() => Err(Interrupted(interrupted.to_owned()).into()),
         }
     })
 }
 
-/// The error for a reply of the wrong kind: manager and command are of different versions.
-pub(super) fn unexpected<T>() -> anyhow::Result<T> {
-    bail!("the manager gave an answer that this command does not know; are they of the same version?")
+async fn sleep_at_most(time: Option<Duration>) {
+    match time {
+        Some(time) => sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the manager has given no sign of life for this long. That it works on something long is one: another
+/// request on the same connection is answered meanwhile.
+async fn silence(link: &Link, at_most: Duration) {
+    sleep(FIRST_LOOK.min(at_most)).await;
+    loop {
+        // Any quick request will do.
+        let sign = link.request::<_, AdminReply>(&AdminRequest::from(Quick::Groups), |_| {}, at_most).await;
+        match sign {
+            Err(NetError::Deadline(_)) => return,
+            // The request itself hears of the connection's end, with the reason.
+            Err(NetError::Closed(_)) => return std::future::pending().await,
+            _ => sleep(at_most / 2).await,
+        }
+    }
+}
+
+fn broken(error: &NetError) -> anyhow::Error {
+    match error {
+        NetError::Closed(reason) => {
+            anyhow!("the manager ended the connection before its answer ({reason}); its log says why")
+        }
+        NetError::Unanswered => anyhow!("the manager gave up on this request without an answer; its log says why"),
+        error => anyhow!(
+            "the manager's answer cannot be read ({error}): are manager and command of the same version? (this is {})",
+            env!("CARGO_PKG_VERSION")
+        ),
+    }
 }
 
 /// Where the manager's socket may be: in the store that was named, else in the run directory, else in the default store.
-pub(super) fn sockets(dirs: &Dirs) -> Vec<PathBuf> {
+pub(super) fn sockets(here: &Here) -> Vec<PathBuf> {
+    let dirs = &here.dirs;
     if dirs.store_was_named {
         vec![dirs.manager_socket_in_store()]
     } else {
@@ -64,107 +143,38 @@ pub(super) fn sockets(dirs: &Dirs) -> Vec<PathBuf> {
     }
 }
 
-async fn connect(dirs: &Dirs) -> anyhow::Result<tokio::net::UnixStream> {
+/// The connection, and the process that listens there.
+async fn connect(here: &Here) -> anyhow::Result<(Link, Option<u32>)> {
     let mut tried = Vec::new();
-    for socket in sockets(dirs) {
-        match net::connect_unix(&socket).await {
-            Ok(stream) => return Ok(stream),
+    for socket in sockets(here) {
+        match connect_in_time(&socket, here.silence).await {
+            Ok(stream) => {
+                let pid = peer::of(&stream);
+                return Ok((net::start(stream, Arc::new(RefuseAll)), pid));
+            }
             Err(error) => tried.push(format!("{}: {error}", socket.display())),
         }
     }
     bail!(
         "no manager answers ({}); start one with `manager-fs serve --store {}`, or name its store with --store",
         tried.join("; "),
-        dirs.store.display()
+        here.dirs.store.display()
     )
 }
 
-/// Shows the progress of long work on standard error.
-pub(super) struct ProgressLine {
-    since: Instant,
-    last: Option<Instant>,
-    terminal: bool,
-}
-
-impl ProgressLine {
-    pub(super) fn new() -> Self {
-        Self { since: Instant::now(), last: None, terminal: std::io::stderr().is_terminal() }
-    }
-
-    /// Takes an event; what is no progress is printed as a problem or left to the caller.
-    pub(super) fn show(&mut self, event: &AdminEvent) {
-        match event {
-            AdminEvent::Progress { task, done, total, bytes } => {
-                let show = |count: u64| if *bytes { megabytes(count) } else { count.to_string() };
-                let of = if *total > 0 { format!(" of {}", show(*total)) } else { String::new() };
-                self.line(&format!("{task}: {}{of}", show(*done)));
+/// A local socket whose queue is full refuses at once (unix(7), EAGAIN): its manager is busy, or stopped.
+async fn connect_in_time(socket: &std::path::Path, at_most: Duration) -> std::io::Result<UnixStream> {
+    let since = Instant::now();
+    loop {
+        match timeout(at_most, net::connect_unix(socket)).await {
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::WouldBlock && since.elapsed() < at_most => {
+                sleep(QUEUE_PAUSE).await;
             }
-            AdminEvent::Problem(text) => {
-                self.clear();
-                eprintln!("manager-fs: {text}");
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                return Err(std::io::Error::other("it takes no connections, its queue is full"));
             }
-            AdminEvent::Upgrade(_) | AdminEvent::Job(_) => {}
+            Ok(connected) => return connected,
+            Err(_) => return Err(std::io::Error::other("it takes no connections")),
         }
     }
-
-    /// Shows a line that the next one replaces.
-    pub(super) fn line(&mut self, text: &str) {
-        let every = if self.terminal { Duration::from_millis(100) } else { LINE_EVERY };
-        if self.since.elapsed() < SHOW_AFTER || self.last.is_some_and(|last| last.elapsed() < every) {
-            return;
-        }
-        self.last = Some(Instant::now());
-        if self.terminal {
-            eprint!("\r\x1b[2K{text}");
-        } else {
-            eprintln!("{text}");
-        }
-    }
-
-    /// Removes what stands there, before something else is printed.
-    pub(super) fn clear(&mut self) {
-        if self.terminal && self.last.take().is_some() {
-            eprint!("\r\x1b[2K");
-        }
-    }
-}
-
-/// Bytes for people.
-pub(super) fn megabytes(bytes: u64) -> String {
-    match bytes {
-        0..=9_999 => format!("{bytes} B"),
-        10_000..=9_999_999 => format!("{:.1} kB", bytes as f64 / 1e3),
-        10_000_000..=9_999_999_999 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.1} GB", bytes as f64 / 1e9),
-    }
-}
-
-/// A moment for people, UTC.
-pub(super) fn moment(at: Unix) -> String {
-    if at == 0 {
-        return String::from("never");
-    }
-    let time = std::time::UNIX_EPOCH + Duration::from_millis(at);
-    humantime::format_rfc3339_seconds(time).to_string()
-}
-
-/// A table for people: columns as wide as their widest cell.
-pub(super) fn print_table(head: &[&str], rows: &[Vec<String>]) {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain([head[column].len()]).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let print = |cells: &[String]| {
-        let padded: Vec<String> =
-            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}", width = *width)).collect();
-        say!("{}", padded.join("  ").trim_end());
-    };
-    print(&head.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>());
-    rows.iter().for_each(|row| print(row));
-}
-
-/// Prints one JSON document.
-pub(super) fn print_json(document: &serde_json::Value) {
-    say!("{document:#}");
 }

@@ -4,21 +4,16 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use agent_core::control::Client;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use proto::daemon::{Attached, DaemonReply, DaemonRequest};
+use proto::daemon::Attached;
 use proto::{GenerationRecord, GenerationRef, SignedRecord};
 
-use super::Done;
-use super::local::{attached, patiently, reason};
+use super::{Done, Here, daemon};
 use crate::config::Dirs;
 use crate::host::enroll;
 
-/// Longer than any read may take, so that the daemon's own reason arrives first.
-const HOLD_SILENCE: Duration = Duration::from_secs(180);
 /// Where a bare command name is looked for in a tree, in this order.
 const PROGRAM_DIRS: [&str; 6] = ["bin", "usr/bin", "usr/local/bin", "sbin", "usr/sbin", ""];
 
@@ -34,22 +29,15 @@ pub(super) struct ExecArgs {
 }
 
 /// Becomes the program. Returns only when that fails.
-pub(super) fn exec(args: ExecArgs, dirs: &Dirs) -> Result<Done> {
-    let hold = DaemonRequest::Hold { generation: args.generation.clone() };
-    let held = patiently(dirs, || {
-        let mut daemon = Client::connect(&dirs.daemon_socket())?;
-        let reply = daemon.request::<_, (), DaemonReply>(&hold, Some(HOLD_SILENCE), |()| {})?;
-        Ok((daemon, reply))
-    });
-    let (daemon, reply) = held.map_err(|error| anyhow!("{}", reason(dirs, &error)))?;
-    let tree = attached(reply)?;
+pub(super) fn exec(args: &ExecArgs, here: &Here) -> Result<Done> {
+    let (lease, tree) = daemon::hold(here, &args.generation)?;
     let root = PathBuf::from(&tree.path);
     if let Some(pid) = tree.namespace_pid {
         agent_core::sys::namespace::enter(pid).context("entering the mount daemon's namespaces")?;
     }
-    let (program, arguments) = program(&args.generation, &tree, &root, &args.command, dirs)?;
+    let (program, arguments) = program(&args.generation, &tree, &root, &args.command, &here.dirs)?;
     // The connection is the lease: it stays open in the program, and ends with it.
-    daemon.keep_across_exec().context("keeping the lease")?;
+    lease.keep_across_exec().context("keeping the lease")?;
     let error = Command::new(&program).args(arguments).env("MANAGER_FS_TREE", &root).exec();
     Err(explain(&program, &error))
 }

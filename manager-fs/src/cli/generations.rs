@@ -4,28 +4,27 @@ use proto::record::Metadata;
 use proto::{GenerationRecord, GenerationRef, Product};
 use serde_json::{Value, json};
 
-use super::Done;
-use super::client::{ProgressLine, ask, ask_once, megabytes, moment, print_json, print_table, unexpected};
-use super::out::say;
-use crate::config::Dirs;
+use super::client::{ask, ask_once, unexpected};
+use super::out::{self, note, say};
+use super::progress::ProgressLine;
+use super::units::{bytes, count, moment, ms};
+use super::{Done, Here, Json, near};
 use crate::manager::admin::{AdminReply, Difference, GenerationView, Long, Quick};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct GenerationsArgs {
     /// Only of this product
     product: Option<Product>,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Json,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ShowArgs {
     /// product@version, or a tree id or its start
     generation: GenerationRef,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Json,
 }
 
 #[derive(Debug, clap::Args)]
@@ -34,16 +33,14 @@ pub(super) struct DiffArgs {
     old: GenerationRef,
     /// product@version, or a tree id or its start
     new: GenerationRef,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Json,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct VerifyArgs {
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Json,
 }
 
 #[derive(Debug, clap::Args)]
@@ -51,15 +48,17 @@ pub(super) struct GcArgs {
     /// Only say what would be removed
     #[arg(long)]
     dry_run: bool,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Json,
 }
 
-pub(super) fn generations(args: &GenerationsArgs, dirs: &Dirs) -> anyhow::Result<Done> {
-    let reply = ask_once(dirs, &Quick::Generations(args.product.clone()))?;
+pub(super) fn generations(args: &GenerationsArgs, here: &Here) -> anyhow::Result<Done> {
+    let reply = ask_once(here, &Quick::Generations(args.product.clone()))?;
     let AdminReply::Generations(found) = reply else { return unexpected() };
-    if args.json {
+    if let (Some(product), true) = (&args.product, found.is_empty()) {
+        note!("there is no generation of {product}{}", products_near(product, here)?);
+    }
+    if args.output.json {
         let list: Vec<Value> = found
             .iter()
             .map(|view| {
@@ -77,7 +76,7 @@ pub(super) fn generations(args: &GenerationsArgs, dirs: &Dirs) -> anyhow::Result
                 })
             })
             .collect();
-        print_json(&json!({ "generations": list }));
+        out::json(&json!({ "generations": list }));
         return Ok(Done::Clean);
     }
     let rows: Vec<Vec<String>> = found
@@ -86,38 +85,45 @@ pub(super) fn generations(args: &GenerationsArgs, dirs: &Dirs) -> anyhow::Result
             vec![
                 view.record.name(),
                 view.record.tree.to_hex()[..16].to_owned(),
-                megabytes(view.record.metadata.content_bytes),
+                bytes(view.record.metadata.content_bytes),
                 moment(view.record.published_unix_ms),
                 targets(view).join(" "),
             ]
         })
         .collect();
-    print_table(&["GENERATION", "TREE", "CONTENT", "PUBLISHED", "EXPORTED TO"], &rows);
+    out::table(&["GENERATION", "TREE", "CONTENT", "PUBLISHED", "EXPORTED TO"], &rows);
     Ok(Done::Clean)
 }
 
-pub(super) fn show(args: &ShowArgs, dirs: &Dirs) -> anyhow::Result<Done> {
-    let AdminReply::Generation(view) = ask_once(dirs, &Quick::Show(args.generation.clone()))? else {
+/// A question for an operator who has mistyped a product.
+fn products_near(product: &Product, here: &Here) -> anyhow::Result<String> {
+    let AdminReply::Generations(all) = ask_once(here, &Quick::Generations(None))? else { return unexpected() };
+    let products: Vec<String> = all.iter().map(|view| view.record.product.to_string()).collect();
+    Ok(near::question(&near::nearest(product.as_str(), &products).into_iter().collect::<Vec<_>>()))
+}
+
+pub(super) fn show(args: &ShowArgs, here: &Here) -> anyhow::Result<Done> {
+    let AdminReply::Generation(view) = ask_once(here, &Quick::Show(args.generation.clone()))? else {
         return unexpected();
     };
-    if args.json {
+    if args.output.json {
         let mut document = record_json(&view.record);
         document["publisher"] = json!(view.publisher);
         document["exported_to"] = json!(targets(&view));
         document["attached_on"] = json!(view.attached);
-        print_json(&document);
+        out::json(&document);
     } else {
         print_people(&view);
     }
     Ok(Done::Clean)
 }
 
-pub(super) fn diff(args: &DiffArgs, dirs: &Dirs) -> anyhow::Result<Done> {
-    let AdminReply::Diff(report) = ask_once(dirs, &Quick::Diff(args.old.clone(), args.new.clone()))? else {
+pub(super) fn diff(args: &DiffArgs, here: &Here) -> anyhow::Result<Done> {
+    let AdminReply::Diff(report) = ask_once(here, &Quick::Diff(args.old.clone(), args.new.clone()))? else {
         return unexpected();
     };
-    if args.json {
-        print_json(&serde_json::to_value(&report)?);
+    if args.output.json {
+        out::json(&serde_json::to_value(&report)?);
         return Ok(Done::Clean);
     }
     for entry in &report.entries {
@@ -132,7 +138,7 @@ pub(super) fn diff(args: &DiffArgs, dirs: &Dirs) -> anyhow::Result<Done> {
     let listed = report.entries.len() as u64;
     let all = report.added + report.removed + report.changed;
     if listed < all {
-        eprintln!("manager-fs: {} more differences are not listed", all - listed);
+        note!("{} more differences are not listed", all - listed);
     }
     say!(
         "{} added, {} removed, {} changed, {} equal; new content {}, of it {} in chunks that the first does not have",
@@ -140,24 +146,24 @@ pub(super) fn diff(args: &DiffArgs, dirs: &Dirs) -> anyhow::Result<Done> {
         report.removed,
         report.changed,
         report.equal,
-        megabytes(report.new_object_bytes),
-        megabytes(report.new_chunk_bytes)
+        bytes(report.new_object_bytes),
+        bytes(report.new_chunk_bytes)
     );
     Ok(Done::Clean)
 }
 
-pub(super) fn verify(args: &VerifyArgs, dirs: &Dirs) -> anyhow::Result<Done> {
+pub(super) fn verify(args: &VerifyArgs, here: &Here) -> anyhow::Result<Done> {
     let mut line = ProgressLine::new();
-    let reply = ask(dirs, &Long::Verify, |event| line.show(&event));
+    let reply = ask(here, &Long::Verify, "nothing was changed", |event| line.show(&event));
     line.clear();
     let AdminReply::Verified(view) = reply? else { return unexpected() };
-    if args.json {
+    if args.output.json {
         let problems: Vec<Value> = view
             .problems
             .iter()
             .map(|(what, fault, touched)| json!({ "what": what, "fault": fault, "generations": touched }))
             .collect();
-        print_json(&json!({
+        out::json(&json!({
             "packs": view.packs, "bytes": view.bytes, "chunks": view.chunks, "manifests": view.manifests,
             "objects": view.objects, "records": view.records, "problems": problems,
         }));
@@ -167,37 +173,38 @@ pub(super) fn verify(args: &VerifyArgs, dirs: &Dirs) -> anyhow::Result<Done> {
             say!("{what}: {fault}{touched}");
         }
         say!(
-            "{} packs, {} chunks, {} objects, {} manifests, {} records, {} read: {} problems",
-            view.packs,
-            view.chunks,
-            view.objects,
-            view.manifests,
-            view.records,
-            megabytes(view.bytes),
-            view.problems.len()
+            "{}, {}, {}, {}, {}, {} read: {}",
+            count(view.packs, "pack"),
+            count(view.chunks, "chunk"),
+            count(view.objects, "object"),
+            count(view.manifests, "manifest"),
+            count(view.records, "record"),
+            bytes(view.bytes),
+            count(view.problems.len() as u64, "problem")
         );
     }
     Ok(if view.problems.is_empty() { Done::Clean } else { Done::WithProblems })
 }
 
-pub(super) fn gc(args: &GcArgs, dirs: &Dirs) -> anyhow::Result<Done> {
+pub(super) fn gc(args: &GcArgs, here: &Here) -> anyhow::Result<Done> {
     let mut line = ProgressLine::new();
-    let reply = ask(dirs, &Long::Gc { dry_run: args.dry_run }, |event| line.show(&event));
+    let interrupted = "what was freed by then stays freed; `manager-fs gc` does the rest";
+    let reply = ask(here, &Long::Gc { dry_run: args.dry_run }, interrupted, |event| line.show(&event));
     line.clear();
     let AdminReply::Collected(view) = reply? else { return unexpected() };
-    if args.json {
-        print_json(&serde_json::to_value(&view)?);
+    if args.output.json {
+        out::json(&serde_json::to_value(&view)?);
     } else {
         say!(
-            "{}{} manifests, {} packs, {} deltas and {} bundles removed, {} packs rewritten, {} freed; {} stay",
+            "{}{}, {}, {} and {} removed, {} rewritten, {} freed; {} stay",
             if view.dry_run { "dry run: " } else { "" },
-            view.manifests_removed,
-            view.packs_removed,
-            view.deltas_removed,
-            view.bundles_removed,
-            view.packs_rewritten,
-            megabytes(view.bytes_freed),
-            megabytes(view.bytes_kept)
+            count(view.manifests_removed, "manifest"),
+            count(view.packs_removed, "pack"),
+            count(view.deltas_removed, "delta"),
+            count(view.bundles_removed, "bundle"),
+            count(view.packs_rewritten, "pack"),
+            bytes(view.bytes_freed),
+            bytes(view.bytes_kept)
         );
     }
     Ok(Done::Clean)
@@ -244,11 +251,11 @@ fn print_people(view: &GenerationView) {
     line("entry point", metadata.entry_point.as_ref().map_or_else(|| String::from("-"), ToString::to_string));
     line("arguments", or_none(metadata.arguments.join(" ")));
     line("entries", format!("{}, of them {} files", metadata.entry_count, metadata.file_count));
-    let (content, distinct) = (megabytes(metadata.content_bytes), megabytes(metadata.object_bytes));
-    line("content", format!("{content}, distinct {distinct}, manifest {}", megabytes(record.manifest_bytes)));
+    let (content, distinct) = (bytes(metadata.content_bytes), bytes(metadata.object_bytes));
+    line("content", format!("{content}, distinct {distinct}, manifest {}", bytes(record.manifest_bytes)));
     line("state schemas", format!("{} to {}", metadata.state_schemas.min, metadata.state_schemas.max));
-    line("drain deadline", format!("{} s", metadata.drain_deadline_ms as f64 / 1e3));
-    line("probation", format!("{} s", metadata.health.probation_ms as f64 / 1e3));
+    line("drain deadline", ms(metadata.drain_deadline_ms));
+    line("probation", ms(metadata.health.probation_ms));
     line("exported to", or_none(targets(view).join(" ")));
     line("attached on", or_none(view.attached.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")));
     print_executables(metadata);
@@ -256,7 +263,8 @@ fn print_people(view: &GenerationView) {
 
 fn print_executables(metadata: &Metadata) {
     for file in &metadata.elf_files {
-        say!("\n{}  {} {}, {}", file.path, file.architecture, file.kind, megabytes(file.bytes));
+        say!("");
+        say!("{}  {} {}, {}", file.path, file.architecture, file.kind, bytes(file.bytes));
         let detail = |name: &str, value: Option<String>| {
             if let Some(value) = value.filter(|value| !value.is_empty()) {
                 say!("  {name:<14}{value}");
@@ -269,6 +277,7 @@ fn print_executables(metadata: &Metadata) {
         detail("build id", file.build_id.clone());
     }
     for script in &metadata.scripts {
-        say!("\n{}  #!{}", script.path, script.interpreter);
+        say!("");
+        say!("{}  #!{}", script.path, script.interpreter);
     }
 }

@@ -5,10 +5,11 @@ use proto::agent::{JobId, Operation, Outcome, Progress, Repository};
 use proto::{HostName, Product};
 use serde_json::{Value, json};
 
-use super::Done;
-use super::client::{ProgressLine, ask, ask_once, megabytes, moment, print_json, print_table, unexpected};
-use super::out::say;
-use crate::config::Dirs;
+use super::client::{ask, ask_once, unexpected};
+use super::out::{self, note, say};
+use super::progress::{self, ProgressLine};
+use super::units::{bytes, bytes_of, count, moment};
+use super::{Done, Here, Json};
 use crate::manager::admin::{AdminEvent, AdminReply, Long, Quick};
 use crate::manager::control::jobs::{JobRecord, JobState};
 
@@ -57,16 +58,15 @@ pub(super) enum JobCommand {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         keep_last: u32,
     },
-    /// The newest jobs
+    /// List the newest jobs
     List {
         /// How many at most
         #[arg(long, value_name = "N", default_value_t = 200)]
         limit: u32,
-        /// Print one JSON document
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        output: Json,
     },
-    /// One job
+    /// Show one job
     Show(OneJob),
     /// Wait for a job's end
     Wait(OneJob),
@@ -115,43 +115,42 @@ struct Order {
 pub(super) struct OneJob {
     /// The job's number
     job: u64,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Json,
 }
 
-pub(super) fn run(command: &JobCommand, dirs: &Dirs) -> anyhow::Result<Done> {
+pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
     match command {
         JobCommand::Backup { common, sources } => {
             let (repository, sources) = (common.order.repository(), sources.clone());
-            order(&common.product, &common.order, Operation::Backup { repository, sources }, dirs)
+            order(&common.product, &common.order, Operation::Backup { repository, sources }, here)
         }
         JobCommand::Restore { common, snapshot, target } => {
             let (repository, snapshot, target) = (common.order.repository(), snapshot.clone(), target.clone());
-            order(&common.product, &common.order, Operation::Restore { repository, snapshot, target }, dirs)
+            order(&common.product, &common.order, Operation::Restore { repository, snapshot, target }, here)
         }
         JobCommand::Verify { common, snapshot } => {
             let (repository, snapshot) = (common.order.repository(), snapshot.clone());
-            order(&common.product, &common.order, Operation::Verify { repository, snapshot }, dirs)
+            order(&common.product, &common.order, Operation::Verify { repository, snapshot }, here)
         }
         JobCommand::Check { common, read_data } => {
             let operation = Operation::Check { repository: common.order.repository(), read_data: *read_data };
-            order(&common.product, &common.order, operation, dirs)
+            order(&common.product, &common.order, operation, here)
         }
         JobCommand::Prune { common, keep_last } => {
             let operation = Operation::Prune { repository: common.order.repository(), keep_last: *keep_last };
-            order(&common.product, &common.order, operation, dirs)
+            order(&common.product, &common.order, operation, here)
         }
-        JobCommand::List { limit, json } => list(*limit, *json, dirs),
+        JobCommand::List { limit, output } => list(*limit, output.json, here),
         JobCommand::Show(one) => {
-            let record = job(ask_once(dirs, &Quick::Job(JobId(one.job)))?)?;
-            print(&record, one.json);
+            let record = job(ask_once(here, &Quick::Job(JobId(one.job)))?)?;
+            print(&record, one.output.json);
             Ok(Done::Clean)
         }
-        JobCommand::Wait(one) => wait(JobId(one.job), one.json, dirs),
+        JobCommand::Wait(one) => wait(JobId(one.job), one.output.json, here),
         JobCommand::Cancel(one) => {
-            let record = job(ask_once(dirs, &Quick::JobCancel(JobId(one.job)))?)?;
-            print(&record, one.json);
+            let record = job(ask_once(here, &Quick::JobCancel(JobId(one.job)))?)?;
+            print(&record, one.output.json);
             Ok(Done::Clean)
         }
     }
@@ -163,15 +162,15 @@ impl Order {
     }
 }
 
-fn order(product: &Product, order: &Order, operation: Operation, dirs: &Dirs) -> anyhow::Result<Done> {
+fn order(product: &Product, order: &Order, operation: Operation, here: &Here) -> anyhow::Result<Done> {
     let request = Quick::JobRun { host: order.host.clone(), product: product.clone(), operation };
-    let record = job(ask_once(dirs, &request)?)?;
+    let record = job(ask_once(here, &request)?)?;
     if !order.detach {
-        eprintln!("manager-fs: job {}", record.id.0);
-        return wait(record.id, order.json, dirs);
+        note!("job {}", record.id.0);
+        return wait(record.id, order.json, here);
     }
     if order.json {
-        say!("{}", job_json(&record));
+        out::json_line(&job_json(&record));
     } else {
         say!("{}", record.id.0);
     }
@@ -179,32 +178,35 @@ fn order(product: &Product, order: &Order, operation: Operation, dirs: &Dirs) ->
 }
 
 /// Follows a job to its end. Interrupted, the job goes on.
-fn wait(id: JobId, json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
+fn wait(id: JobId, json: bool, here: &Here) -> anyhow::Result<Done> {
     let mut line = ProgressLine::new();
     let mut last: Option<(Option<Progress>, Option<String>)> = None;
-    let reply = ask(dirs, &Long::JobWait(id), |event| {
+    let number = id.0;
+    let goes_on = format!(
+        "job {number} goes on: `manager-fs job wait {number}` follows it, `manager-fs job cancel {number}` stops it"
+    );
+    let reply = ask(here, &Long::JobWait(id), &goes_on, |event| {
         let AdminEvent::Job(record) = event else { return };
         let now = (record.progress.clone(), record.waiting.clone());
         if last.as_ref() == Some(&now) {
             return;
         }
         if json {
-            say!("{}", json!({ "job": record.id, "progress": record.progress, "waiting": record.waiting }));
+            out::json_line(&json!({ "job": record.id, "progress": record.progress, "waiting": record.waiting }));
         } else if let Some(waiting) = &record.waiting {
             // At once: it may be up to the operator that the job can go on.
             if last.as_ref().is_none_or(|(_, before)| before.as_ref() != Some(waiting)) {
-                line.clear();
-                eprintln!("manager-fs: job {} waits: {waiting}", id.0);
+                line.note(&format!("job {number} waits: {waiting}"));
             }
-        } else {
-            line.line(&doing(&record));
+        } else if let Some(progress) = &record.progress {
+            show(&mut line, progress);
         }
         last = Some(now);
     });
     line.clear();
     let record = job(reply?)?;
     if json {
-        say!("{}", job_json(&record));
+        out::json_line(&job_json(&record));
     } else {
         print(&record, false);
     }
@@ -219,10 +221,20 @@ fn wait(id: JobId, json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
     })
 }
 
-fn list(limit: u32, json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
-    let AdminReply::Jobs(jobs) = ask_once(dirs, &Quick::Jobs { limit })? else { return unexpected() };
+fn show(line: &mut ProgressLine, progress: &Progress) {
+    let task = format!("{}: {}", unit(progress), progress.activity);
+    line.update(progress::Progress { task: &task, done: progress.bytes_done, total: progress.bytes, bytes: true });
+}
+
+/// `unit 2 of 4`
+fn unit(progress: &Progress) -> String {
+    format!("unit {} of {}", (progress.units_done + 1).min(progress.units), progress.units)
+}
+
+fn list(limit: u32, json: bool, here: &Here) -> anyhow::Result<Done> {
+    let AdminReply::Jobs(jobs) = ask_once(here, &Quick::Jobs { limit })? else { return unexpected() };
     if json {
-        print_json(&json!({ "jobs": jobs.iter().map(job_json).collect::<Vec<_>>() }));
+        out::json(&json!({ "jobs": jobs.iter().map(job_json).collect::<Vec<_>>() }));
         return Ok(Done::Clean);
     }
     let rows: Vec<Vec<String>> = jobs
@@ -238,7 +250,7 @@ fn list(limit: u32, json: bool, dirs: &Dirs) -> anyhow::Result<Done> {
             ]
         })
         .collect();
-    print_table(&["JOB", "HOST", "OPERATION", "STATE", "ORDERED", ""], &rows);
+    out::table(&["JOB", "HOST", "OPERATION", "STATE", "ORDERED", ""], &rows);
     Ok(Done::Clean)
 }
 
@@ -280,7 +292,7 @@ fn job_json(record: &JobRecord) -> Value {
 
 fn print(record: &JobRecord, json: bool) {
     if json {
-        return print_json(&job_json(record));
+        return out::json(&job_json(record));
     }
     let what = format!("job {}: {} on {}", record.id.0, record.operation.kind(), record.host);
     say!(
@@ -304,18 +316,15 @@ fn doing(record: &JobRecord) -> String {
         (Some(Outcome::Failed(error)), _, _) => error.clone(),
         (Some(Outcome::Done(summary) | Outcome::Cancelled(summary)), _, _) => {
             let versions = summary.versions.join(", ");
-            format!("{} files, {}, by version {versions}", summary.files, megabytes(summary.bytes))
+            format!("{}, {}, by version {versions}", count(summary.files, "file"), bytes(summary.bytes))
         }
         (None, Some(waiting), _) => format!("waits: {waiting}"),
         (None, None, Some(progress)) => {
-            let of = if progress.bytes > 0 { format!(" of {}", megabytes(progress.bytes)) } else { String::new() };
-            format!(
-                "unit {} of {}, {}{of}, {}",
-                (progress.units_done + 1).min(progress.units),
-                progress.units,
-                megabytes(progress.bytes_done),
-                progress.activity
-            )
+            let amount = match progress.bytes {
+                0 => bytes(progress.bytes_done),
+                all => bytes_of(progress.bytes_done, all),
+            };
+            format!("{}, {amount}, {}", unit(progress), progress.activity)
         }
         (None, None, None) => String::new(),
     }

@@ -3,19 +3,28 @@
 use clap::Args;
 use proto::Product;
 
-use super::Done;
-use crate::config::Dirs;
+use super::{Done, Here, daemon, near};
 use crate::host::control::launch;
 
 /// Flags of `launch`.
 #[derive(Debug, Args)]
-pub(crate) struct LaunchArgs {
+pub(super) struct LaunchArgs {
     /// Which product's agent to start and watch
     product: Product,
 }
 
-pub(crate) fn run(args: &LaunchArgs, dirs: &Dirs) -> anyhow::Result<Done> {
+pub(super) fn run(args: &LaunchArgs, here: &Here) -> anyhow::Result<Done> {
     super::log::start();
-    launch::launch(&args.product, dirs)?;
-    Ok(Done::Clean)
+    match launch::launch(&args.product, &here.dirs) {
+        Ok(()) => Ok(Done::Clean),
+        Err(error) => anyhow::bail!("{error:#}{}", suggestion(args, here)),
+    }
+}
+
+/// A product of this host that is near to one that it does not know.
+fn suggestion(args: &LaunchArgs, here: &Here) -> String {
+    let generations = daemon::generations(here);
+    let products = generations.iter().filter_map(|name| name.split_once('@').map(|(product, _)| product.to_owned()));
+    let near = near::nearest(args.product.as_str(), &products.collect::<Vec<_>>());
+    near::question(&near.into_iter().collect::<Vec<_>>())
 }

@@ -1,36 +1,49 @@
 //! What the operator typed: one file a command. Each turns its flags into a call of the library and the result into
 //! text or JSON; none decides anything.
+//!
+//! [`client`] asks the manager and [`daemon`] this host's mount daemon; [`out`], [`units`] and [`progress`] are how it
+//! looks; [`manual`] makes help, man pages and `docs/command-line.md` out of one source.
 
 mod client;
+mod completions;
+mod daemon;
+pub(crate) mod demo;
 mod exec;
 mod export;
 mod generations;
 mod hosts;
+mod interrupt;
 mod job;
 mod launch;
 mod local;
 mod log;
+pub mod manual;
 mod mount;
+mod near;
 pub(crate) mod out;
+mod peer;
 mod profile;
+mod progress;
 mod publish;
 mod serve;
 mod status_text;
+pub(crate) mod units;
 mod upgrade;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches, Parser, Subcommand};
 
-use crate::config::{DirFlags, Dirs};
-use crate::demo::DemoOptions;
+use crate::config::{Dirs, GlobalFlags};
+use out::note;
 
 /// Serves versioned executable trees to hosts, and changes their running agents' versions.
 #[derive(Debug, Parser)]
 #[command(name = "manager-fs", version, max_term_width = 100)]
 struct Line {
     #[command(flatten)]
-    dirs: DirFlags,
+    global: GlobalFlags,
     #[command(subcommand)]
     command: Command,
 }
@@ -75,7 +88,7 @@ enum Command {
     Job(job::JobCommand),
     /// Start a product's agent, watch it, and return it to the last good version if need be
     Launch(launch::LaunchArgs),
-    /// The mount daemon of this host; shows every generation that is exported to it
+    /// Run the mount daemon of this host; it shows every generation that is exported to it
     Mount(mount::MountArgs),
     #[command(name = "__worker", hide = true)]
     Worker(mount::MountArgs),
@@ -93,71 +106,113 @@ enum Command {
     ProfileMount(profile::ProfileMountArgs),
     #[command(name = "__profile-worker", hide = true)]
     ProfileWorker(profile::ProfileMountArgs),
-    /// What the mount daemon of this host does; never blocks
+    /// Show what the mount daemon of this host does; never blocks
     Status(local::StatusArgs),
     /// End the mount daemon of this host
-    Unmount,
+    Unmount(local::UnmountArgs),
     /// All of the other commands on this machine, in front of your eyes
-    Demo(DemoOptions),
+    Demo(demo::DemoOptions),
+    /// Print what makes a shell complete these commands
+    Completions(completions::CompletionsArgs),
+    /// Write the manual pages of all commands
+    Man(completions::ManArgs),
+}
+
+/// Where a command works, and how long it waits for others.
+#[derive(Debug)]
+struct Here {
+    dirs: Dirs,
+    /// How long the manager or the mount daemon may give no sign of life.
+    silence: Duration,
+}
+
+/// The flag of every command that prints.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Json {
+    /// Print one JSON document and nothing else on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// How a command that did not fail ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Done {
+pub(crate) enum Done {
     /// Exit code 0.
     Clean,
     /// Exit code 3: done, with problems that were printed.
     WithProblems,
-    /// The exit code of the program that was run (`exec`).
+    /// The exit code of the program that was run (`exec`), or 1 where the answer says what failed.
     Code(u8),
 }
 
+/// Ctrl-C, while somebody else does the work: what becomes of it, for people; empty where it needs no word.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Interrupted(String);
+
+/// As a shell says of a program that SIGINT has ended.
+const INTERRUPTED: u8 = 130;
+
 /// Parses the command line, runs the command, prints the error. Wrong usage is exit code 2 (clap's own).
 pub fn run() -> ExitCode {
-    let line = Line::parse();
-    let done = Dirs::resolve(&line.dirs).and_then(|dirs| dispatch(line.command, &dirs));
+    let typed = manual::parser().get_matches();
+    // The parser is made of the same type.
+    let line = Line::from_arg_matches(&typed).unwrap_or_else(|error| error.exit());
+    let done = Dirs::resolve(&line.global).map_err(anyhow::Error::from);
+    let done = done.and_then(|dirs| dispatch(line.command, &Here { dirs, silence: line.global.silence }));
     match done.and_then(|done| out::finish().map(|()| done)) {
         Ok(Done::Clean) => ExitCode::SUCCESS,
         Ok(Done::WithProblems) => ExitCode::from(3),
         Ok(Done::Code(code)) => ExitCode::from(code),
-        Err(error) => {
-            eprintln!("manager-fs: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => match error.downcast_ref::<Interrupted>() {
+            Some(Interrupted(text)) => {
+                if !text.is_empty() {
+                    note!("interrupted; {text}");
+                }
+                ExitCode::from(INTERRUPTED)
+            }
+            None => {
+                note!("{error:#}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
-fn dispatch(command: Command, dirs: &Dirs) -> anyhow::Result<Done> {
+fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
+    let dirs = &here.dirs;
     match command {
         Command::Serve(args) => serve::run(&args, dirs),
-        Command::Publish(args) => publish::publish(&args, dirs),
-        Command::Unpublish(args) => publish::unpublish(&args, dirs),
-        Command::Generations(args) => generations::generations(&args, dirs),
-        Command::Show(args) => generations::show(&args, dirs),
-        Command::Diff(args) => generations::diff(&args, dirs),
-        Command::Verify(args) => generations::verify(&args, dirs),
-        Command::Gc(args) => generations::gc(&args, dirs),
-        Command::Export(args) => export::export(&args, dirs),
-        Command::Unexport(args) => export::unexport(&args, dirs),
-        Command::Hosts(args) => hosts::hosts(&args, dirs),
-        Command::Host(command) => hosts::host(&command, dirs),
-        Command::Token(args) => hosts::token(&args, dirs),
+        Command::Publish(args) => publish::publish(&args, here),
+        Command::Unpublish(args) => publish::unpublish(&args, here),
+        Command::Generations(args) => generations::generations(&args, here),
+        Command::Show(args) => generations::show(&args, here),
+        Command::Diff(args) => generations::diff(&args, here),
+        Command::Verify(args) => generations::verify(&args, here),
+        Command::Gc(args) => generations::gc(&args, here),
+        Command::Export(args) => export::export(&args, here),
+        Command::Unexport(args) => export::unexport(&args, here),
+        Command::Hosts(args) => hosts::hosts(&args, here),
+        Command::Host(command) => hosts::host(&command, here),
+        Command::Token(args) => hosts::token(&args, here),
         Command::Enroll(args) => hosts::enroll(&args, dirs),
-        Command::Upgrade(args) => upgrade::upgrade(&args, dirs),
-        Command::Agents(args) => upgrade::agents(&args, dirs),
-        Command::Job(command) => job::run(&command, dirs),
-        Command::Launch(args) => launch::run(&args, dirs),
-        Command::Mount(args) => mount::mount(args, dirs),
+        Command::Upgrade(args) => upgrade::upgrade(&args, here),
+        Command::Agents(args) => upgrade::agents(&args, here),
+        Command::Job(command) => job::run(&command, here),
+        Command::Launch(args) => launch::run(&args, here),
+        Command::Mount(args) => mount::mount(&args, dirs),
         Command::Worker(args) => mount::worker(args, dirs),
-        Command::Helper(args) => mount::helper(args, dirs),
-        Command::Attach(args) => local::attach(args, dirs),
-        Command::Release(args) => local::release(args, dirs),
-        Command::Exec(args) => exec::exec(args, dirs),
-        Command::Profile(args) => profile::run(&args, dirs),
+        Command::Helper(args) => mount::helper(&args, dirs),
+        Command::Attach(args) => local::attach(&args, here),
+        Command::Release(args) => local::release(&args, here),
+        Command::Exec(args) => exec::exec(&args, here),
+        Command::Profile(args) => profile::run(&args, here),
         Command::ProfileMount(args) => profile::mount(&args, dirs),
         Command::ProfileWorker(args) => profile::worker(&args, dirs),
-        Command::Status(args) => local::status(args, dirs),
-        Command::Unmount => local::unmount(dirs),
-        Command::Demo(options) => Ok(if crate::demo::run(&options)? { Done::Clean } else { Done::Code(1) }),
+        Command::Status(args) => local::status(&args, here),
+        Command::Unmount(args) => local::unmount(&args, here),
+        Command::Demo(options) => demo::run(&options),
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man(args) => completions::man(&args),
     }
 }

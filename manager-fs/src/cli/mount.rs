@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::Done;
+use super::out::note;
+use super::units::byte_count;
 use crate::config::Dirs;
 use crate::host::enroll::Identity;
 use crate::host::mount::{HelperOptions, HoldOptions, Layout, NamespaceChoice, hold, serve_helper};
@@ -46,16 +48,16 @@ pub(super) struct MountArgs {
 }
 
 /// Holds the mount until it is told to end.
-pub(super) fn mount(args: MountArgs, dirs: &Dirs) -> Result<Done> {
+pub(super) fn mount(args: &MountArgs, dirs: &Dirs) -> Result<Done> {
     super::log::start();
     // Before anything is mounted: a host that is not enrolled has nothing to show.
     Identity::load(&dirs.state)?;
-    let layout = layout(&args, dirs)?;
+    let layout = layout(args, dirs)?;
     let namespace = if args.user_namespace { NamespaceChoice::New } else { NamespaceChoice::Auto };
     let options = HoldOptions {
         program: std::env::current_exe().context("finding this program's own file")?,
-        worker_args: child_args("__worker", &args, &layout, dirs),
-        helper_args: child_args("__helper", &args, &layout, dirs),
+        worker_args: child_args("__worker", args, &layout, dirs),
+        helper_args: child_args("__helper", args, &layout, dirs),
         layout,
         namespace,
         fuse_device: "/dev/fuse".into(),
@@ -63,9 +65,7 @@ pub(super) fn mount(args: MountArgs, dirs: &Dirs) -> Result<Done> {
     hold(&options)?;
     let left = still_mounted(&options.layout.generations())?;
     for path in &left {
-        eprintln!(
-            "manager-fs: {path} is in use and stays mounted until its programs end: find them with `fuser -vm {path}`"
-        );
+        note!("{path} is in use and stays mounted until its programs end: find them with `fuser -vm {path}`");
     }
     Ok(if left.is_empty() { Done::Clean } else { Done::WithProblems })
 }
@@ -94,9 +94,9 @@ pub(super) fn worker(args: MountArgs, dirs: &Dirs) -> Result<Done> {
 }
 
 /// The hidden command `__helper`.
-pub(super) fn helper(args: MountArgs, dirs: &Dirs) -> Result<Done> {
+pub(super) fn helper(args: &MountArgs, dirs: &Dirs) -> Result<Done> {
     super::log::start();
-    serve_helper(HelperOptions { layout: layout(&args, dirs)?, meta_bytes_max: META_BYTES_MAX, images: true })?;
+    serve_helper(HelperOptions { layout: layout(args, dirs)?, meta_bytes_max: META_BYTES_MAX, images: true })?;
     Ok(Done::Clean)
 }
 
@@ -128,42 +128,4 @@ fn child_args(name: &str, args: &MountArgs, layout: &Layout, dirs: &Dirs) -> Vec
     }
     line.extend(["--".into(), (&layout.mountpoint).into()]);
     line
-}
-
-/// A number of bytes: plain, or with k, M, G, T (powers of 1000) or Ki, Mi, Gi, Ti (powers of 1024), and an optional B.
-pub(super) fn byte_count(text: &str) -> Result<u64, String> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| format!("'{text}' does not begin with a number"))?;
-    let unit = unit.trim().strip_suffix('B').unwrap_or(unit.trim());
-    let factor: u64 = match unit {
-        "" => 1,
-        "k" | "K" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "T" => 1_000_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        "Ti" => 1 << 40,
-        _ => return Err(format!("'{unit}' is no unit of bytes: use k, M, G, T, Ki, Mi, Gi or Ti")),
-    };
-    number.checked_mul(factor).ok_or_else(|| format!("'{text}' is too large"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn byte_counts_with_units() {
-        for (text, bytes) in
-            [("0", 0), ("4096", 4096), ("2G", 2_000_000_000), ("2GiB", 2 << 30), ("64 KiB", 64 << 10)]
-        {
-            assert_eq!(byte_count(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "G", "-1", "1X", "99999999999T"] {
-            assert!(byte_count(text).is_err(), "{text}");
-        }
-    }
 }

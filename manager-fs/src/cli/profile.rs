@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use agent_core::control::Client;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use proto::bundle::{TOUCHES_MAX, Touch};
 use proto::daemon::{Attached, DaemonReply, DaemonRequest};
@@ -16,18 +15,18 @@ use proto::message::BundleFacts;
 use proto::{GenerationRef, TreeId, codec};
 use serde_json::{Value, json};
 
-use super::Done;
-use super::client::{megabytes, print_json};
 use super::exec::program;
-use super::local::{attached, patiently, reason, request};
-use super::out::say;
+use super::out::{self, note, say};
+use super::progress::{Progress, ProgressLine};
+use super::units::{bytes, bytes_of, duration};
+use super::{Done, Here, Json, daemon, interrupt};
 use crate::config::Dirs;
 use crate::host::mount::{HoldOptions, Layout, NamespaceChoice, hold};
 use crate::host::profile::{self, ProfileOptions, READY};
 
-/// Longer than any read may take, so that the daemon's own reason arrives first.
-const SILENCE: Duration = Duration::from_secs(180);
 const LOCAL_PAUSE: Duration = Duration::from_millis(100);
+/// How long the background fetch may get nothing before the command gives up.
+const LOCAL_STILL: Duration = Duration::from_secs(60);
 /// How long a program may take to end after SIGTERM.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 const END_PAUSE: Duration = Duration::from_millis(10);
@@ -41,9 +40,8 @@ pub(super) struct ProfileArgs {
     /// End the program after this time; what it has touched by then counts
     #[arg(long = "for", value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     at_most: Duration,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Json,
     /// The program, as for exec; several profiles of a generation add up. Without it the entry point runs
     #[arg(last = true, value_name = "CMD [ARG]")]
     command: Vec<OsString>,
@@ -56,10 +54,10 @@ pub(super) struct ProfileMountArgs {
     tree: TreeId,
 }
 
-pub(super) fn run(args: &ProfileArgs, dirs: &Dirs) -> Result<Done> {
-    let recorded = record(&args.generation, &args.command, args.at_most, dirs)?;
-    if args.json {
-        print_json(&recorded.json());
+pub(super) fn run(args: &ProfileArgs, here: &Here) -> Result<Done> {
+    let recorded = record(&args.generation, &args.command, args.at_most, here)?;
+    if args.output.json {
+        out::json(&recorded.json());
     } else {
         say!("{}", recorded.text());
     }
@@ -96,9 +94,9 @@ impl Recorded {
             self.generation,
             self.pages,
             self.exit,
-            megabytes(self.bundle.plain_bytes),
+            bytes(self.bundle.plain_bytes),
             self.bundle.objects,
-            megabytes(self.bundle.bundle_bytes)
+            bytes(self.bundle.bundle_bytes)
         )
     }
 }
@@ -108,24 +106,18 @@ pub(super) fn record(
     generation: &GenerationRef,
     command: &[OsString],
     at_most: Duration,
-    dirs: &Dirs,
+    here: &Here,
 ) -> Result<Recorded> {
-    let hold = DaemonRequest::Hold { generation: generation.clone() };
-    let held = patiently(dirs, || {
-        let mut daemon = Client::connect(&dirs.daemon_socket())?;
-        let reply = daemon.request::<_, (), DaemonReply>(&hold, Some(SILENCE), |()| {})?;
-        Ok((daemon, reply))
-    });
+    // There are processes and a mount to take away.
+    interrupt::note_from_now_on()?;
     // The connection is the lease.
-    let (_lease, reply) = held.map_err(|error| anyhow!("{}", reason(dirs, &error)))?;
-    let tree = attached(reply)?;
-    wait_until_local(&tree, dirs)?;
-    let work = Work::make(dirs)?;
-    let (exit, touches) = work.run(generation, command, &tree, at_most, dirs)?;
+    let (_lease, tree) = daemon::hold(here, generation)?;
+    wait_until_local(&tree, here)?;
+    let work = Work::make(&here.dirs)?;
+    let (exit, touches) = work.run(generation, command, &tree, at_most, &here.dirs)?;
     let order = DaemonRequest::Profile { tree: tree.tree, touches: touches.clone() };
-    let bundle = match request(dirs, &order, SILENCE)? {
+    let bundle = match daemon::request(here, &order)? {
         DaemonReply::Bundle(facts) => facts,
-        DaemonReply::Fault(fault) => return Err(fault.into()),
         other => bail!("the mount daemon answered with {other:?}"),
     };
     let pages = touches.iter().map(|touch| u64::from(touch.count)).sum();
@@ -133,21 +125,31 @@ pub(super) fn record(
 }
 
 /// The background fetch makes it local; a profile of half a tree would record the network.
-fn wait_until_local(tree: &Attached, dirs: &Dirs) -> Result<()> {
-    let mut said = false;
+fn wait_until_local(tree: &Attached, here: &Here) -> Result<()> {
+    let mut line = ProgressLine::new();
+    let (mut before, mut moved) = (None, Instant::now());
     loop {
-        let DaemonReply::Status(text) = request(dirs, &DaemonRequest::Status, SILENCE)? else {
-            bail!("the mount daemon does not say what is local");
-        };
-        let status: Value = serde_json::from_str(&text).context("the daemon's status")?;
+        interrupt::check("nothing was recorded")?;
+        let status = daemon::status(here, here.silence)?;
         let generations = status["generations"].as_array().cloned().unwrap_or_default();
         let this = generations.iter().find(|known| known["tree_id"] == json!(tree.tree));
         let this = this.context("the generation is no longer attached")?;
-        if this["local_bytes"].as_u64() >= this["object_bytes"].as_u64() && !this["local_bytes"].is_null() {
+        let (local, all) = (this["local_bytes"].as_u64(), this["object_bytes"].as_u64());
+        if local >= all && local.is_some() {
             return Ok(());
         }
-        if !std::mem::replace(&mut said, true) {
-            eprintln!("manager-fs: waiting until every object of the generation is local");
+        if before != Some(local) {
+            if before.is_none() {
+                note!("waiting until every object of the generation is local");
+            }
+            (before, moved) = (Some(local), Instant::now());
+        }
+        let (done, total) = (local.unwrap_or(0), all.unwrap_or(0));
+        line.update(Progress { task: "fetching", done, total, bytes: true });
+        if moved.elapsed() > LOCAL_STILL {
+            let why = status["manager"]["last_error"].as_str().map_or_else(String::new, |why| format!(": {why}"));
+            let (still, amount) = (duration(LOCAL_STILL), bytes_of(done, total));
+            bail!("{amount} are local, and for {still} nothing more has come{why}");
         }
         std::thread::sleep(LOCAL_PAUSE);
     }
@@ -228,11 +230,11 @@ impl Mount {
         let mut lines = BufReader::new(stderr).lines();
         while let Some(Ok(line)) = lines.next() {
             let Some(ready) = line.strip_prefix(READY) else {
-                eprintln!("{line}");
+                out::aside(&line);
                 continue;
             };
             let (pid, path) = ready.split_once(' ').context("the profile mount's ready line")?;
-            std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("{line}")));
+            std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| out::aside(&line)));
             return Ok((pid.parse().ok(), PathBuf::from(path)));
         }
         bail!("the mount for the profile did not come up; see its message above")
@@ -273,12 +275,13 @@ fn end_in_time(mut child: Child, at_most: Duration) -> Result<String> {
     let mut ended_by_us = false;
     loop {
         if let Some(status) = child.try_wait()? {
-            let why = if ended_by_us {
-                format!("ended after {}", humantime::format_duration(at_most))
-            } else {
-                status.to_string()
-            };
+            let why = if ended_by_us { format!("ended after {}", duration(at_most)) } else { status.to_string() };
             return Ok(why);
+        }
+        if let Err(interrupted) = interrupt::check("nothing was recorded") {
+            signal(&child, rustix::process::Signal::KILL, true);
+            child.wait()?;
+            return Err(interrupted.into());
         }
         if Instant::now() >= until
             && let Some(next) = signals.next()

@@ -8,12 +8,12 @@ use proto::name::Target;
 use proto::{GenerationRef, HostName, Product, Version};
 use serde_json::json;
 
-use super::Done;
-use super::client::{ProgressLine, ask, ask_once, megabytes, print_json, unexpected};
-use super::mount::byte_count;
-use super::out::say;
+use super::client::{ask, ask_once, unexpected};
+use super::out::{self, note, say};
 use super::profile::Recorded;
-use crate::config::Dirs;
+use super::progress::ProgressLine;
+use super::units::{byte_count, bytes, count};
+use super::{Done, Here, Json};
 use crate::manager::admin::{AdminReply, Long, PublishOrder, Quick};
 
 /// As the default of `profile --for`.
@@ -33,7 +33,7 @@ pub(super) struct PublishArgs {
     /// The program to start, as a path in the tree
     #[arg(long, value_name = "PATH")]
     entrypoint: Option<String>,
-    /// Size of the pieces that are stored and fetched, a power of two from 4KiB to 1MiB [default: 64KiB]
+    /// Size of the pieces that are stored and fetched, a power of two from 4KiB to 1MiB [default: 256KiB]
     #[arg(long, env = "MANAGER_FS_CHUNK_BYTES", value_name = "BYTES", value_parser = byte_count)]
     chunk_bytes: Option<u64>,
     /// Refuse a tar archive that has a path twice, instead of taking the later entry as tar does
@@ -43,18 +43,19 @@ pub(super) struct PublishArgs {
     /// make the start-up bundle of what it touches (see `profile`)
     #[arg(long)]
     profile: bool,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Json,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct UnpublishArgs {
     /// product@version, or a tree id or its start
     generation: GenerationRef,
+    #[command(flatten)]
+    output: Json,
 }
 
-pub(super) fn publish(args: &PublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {
+pub(super) fn publish(args: &PublishArgs, here: &Here) -> anyhow::Result<Done> {
     // The manager has another working directory.
     let source = std::path::absolute(&args.source)?;
     let order = PublishOrder {
@@ -67,35 +68,35 @@ pub(super) fn publish(args: &PublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {
         strict: args.strict,
     };
     let mut line = ProgressLine::new();
-    let reply = ask(dirs, &Long::Publish(order), |event| line.show(&event));
+    let reply = ask(here, &Long::Publish(order), "nothing was published", |event| line.show(&event));
     line.clear();
     let AdminReply::Published(report) = reply? else { return unexpected() };
     let record = &report.record;
     let profiled = match args.profile {
-        true => Some(profile(GenerationRef::Named(record.product.clone(), record.version.clone()), dirs)?),
+        true => Some(profile(GenerationRef::Named(record.product.clone(), record.version.clone()), here)?),
         false => None,
     };
-    if args.json {
+    if args.output.json {
         let mut document = super::generations::record_json(record);
         document["already_published"] = json!(report.already);
         document["read_bytes"] = json!(report.read_bytes);
         document["new_chunks"] = json!(report.new_chunks);
         document["stored_bytes"] = json!(report.stored_bytes);
         document["profile"] = json!(profiled.as_ref().map(Recorded::json));
-        print_json(&document);
+        out::json(&document);
     } else if report.already {
         say!("{} is published already, as tree {}", record.name(), record.tree);
     } else {
         say!("{}  {}", record.name(), record.tree);
         say!(
-            "{} entries, {} of content; {} new chunks, {} stored",
-            record.metadata.entry_count,
-            megabytes(record.metadata.content_bytes),
-            report.new_chunks,
-            megabytes(report.stored_bytes)
+            "{}, {} of content; {}, {} stored",
+            count(record.metadata.entry_count, "entry"),
+            bytes(record.metadata.content_bytes),
+            count(report.new_chunks, "new chunk"),
+            bytes(report.stored_bytes)
         );
     }
-    if let Some(profiled) = profiled.filter(|_| !args.json) {
+    if let Some(profiled) = profiled.filter(|_| !args.output.json) {
         say!("{}", profiled.text());
     }
     Ok(Done::Clean)
@@ -103,17 +104,21 @@ pub(super) fn publish(args: &PublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {
 
 /// Exports the generation to the host on this machine and records its start there. What is published stays published if
 /// that fails.
-fn profile(generation: GenerationRef, dirs: &Dirs) -> anyhow::Result<Recorded> {
+fn profile(generation: GenerationRef, here: &Here) -> anyhow::Result<Recorded> {
     let done = || {
-        let host: HostName = super::local::host(dirs)?;
-        ask_once(dirs, &Quick::Export(generation.clone(), vec![Target::Host(host)]))?;
-        super::profile::record(&generation, &[], PROFILE_AT_MOST, dirs)
+        let host: HostName = super::daemon::host(here)?;
+        ask_once(here, &Quick::Export(generation.clone(), vec![Target::Host(host)]))?;
+        super::profile::record(&generation, &[], PROFILE_AT_MOST, here)
     };
     done().with_context(|| format!("{generation} is published, but its start could not be recorded"))
 }
 
-pub(super) fn unpublish(args: &UnpublishArgs, dirs: &Dirs) -> anyhow::Result<Done> {
-    ask_once(dirs, &Quick::Unpublish(args.generation.clone()))?;
-    eprintln!("manager-fs: {} is no longer published; `manager-fs gc` frees its space", args.generation);
+pub(super) fn unpublish(args: &UnpublishArgs, here: &Here) -> anyhow::Result<Done> {
+    ask_once(here, &Quick::Unpublish(args.generation.clone()))?;
+    if args.output.json {
+        out::json(&json!({ "generation": args.generation.to_string(), "unpublished": true }));
+    } else {
+        note!("{} is no longer published; `manager-fs gc` frees its space", args.generation);
+    }
     Ok(Done::Clean)
 }

@@ -9,6 +9,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Done;
+use super::out::note;
 use crate::config::Dirs;
 use crate::manager::admin::serve_admin;
 use crate::manager::identity::HOST_CERTIFICATE_LIFETIME;
@@ -49,15 +50,15 @@ async fn serve(args: &ServeArgs, dirs: &Dirs) -> anyhow::Result<()> {
     // A second way in, for commands that name no store. Another manager may have it; ours is then found by its store.
     let in_run = listen_locally(&manager, &dirs.manager_socket_in_run());
     if let Err(error) = &in_run {
-        eprintln!("manager-fs: {error:#}; commands reach this manager with --store {}", dirs.store.display());
+        note!("{error:#}; commands reach this manager with --store {}", dirs.store.display());
     }
-    eprintln!("manager-fs: ready: serving {} to hosts on {address}", dirs.store.display());
+    note!("ready: serving {} to hosts on {address}", dirs.store.display());
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("cannot notify the service manager")?;
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    eprintln!("manager-fs: ending");
+    note!("ending");
     manager.close();
     for socket in [Some(in_store), in_run.ok()].into_iter().flatten() {
         socket.end();

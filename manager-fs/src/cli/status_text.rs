@@ -1,16 +1,18 @@
 //! `status` for people: the same document, in lines.
 
 use std::fmt::Write;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-/// The text of a status document.
-pub(super) fn render(document: &Value) -> String {
+use super::out::clean;
+use super::units::{ago, bytes, bytes_of, count};
+
+/// The lines of a status document.
+pub(super) fn lines(document: &Value) -> Vec<String> {
     let mut text = String::new();
     // Writing into a string cannot fail.
     let _ = write(&mut text, document);
-    text
+    text.lines().map(str::to_owned).collect()
 }
 
 fn write(text: &mut String, document: &Value) -> std::fmt::Result {
@@ -18,7 +20,7 @@ fn write(text: &mut String, document: &Value) -> std::fmt::Result {
     if daemon["running"] == true {
         writeln!(
             text,
-            "daemon       running as process {}, since {}",
+            "daemon       running as process {}, started {}",
             daemon["pid"],
             since(&daemon["started_unix_ms"])
         )?;
@@ -37,7 +39,7 @@ fn write(text: &mut String, document: &Value) -> std::fmt::Result {
         writeln!(text, "fetched      {}", bytes(number(&document["fetched_bytes"])))?;
         let requests = document["fuse"]["requests"].as_object();
         let total: u64 = requests.into_iter().flatten().map(|(_, count)| number(count)).sum();
-        writeln!(text, "fuse         {total} requests")?;
+        writeln!(text, "fuse         {}", count(total, "request"))?;
     }
     write_generations(text, document)?;
     write_agents(text, document)
@@ -46,15 +48,11 @@ fn write(text: &mut String, document: &Value) -> std::fmt::Result {
 fn write_manager(text: &mut String, manager: &Value) -> std::fmt::Result {
     let address = plain(&manager["address"]);
     if manager["connected"] == true {
-        return writeln!(
-            text,
-            "manager      {address}, connected since {}",
-            since(&manager["connected_since_unix_ms"])
-        );
+        return writeln!(text, "manager      {address}, connected {}", since(&manager["connected_since_unix_ms"]));
     }
     writeln!(text, "manager      {address}, not connected")?;
     match manager["last_error"].as_str() {
-        Some(error) => writeln!(text, "             {error}"),
+        Some(error) => writeln!(text, "             {}", clean(error)),
         None => Ok(()),
     }
 }
@@ -67,14 +65,9 @@ fn write_generations(text: &mut String, document: &Value) -> std::fmt::Result {
         if generation["mounted"] == true {
             let (local, all) = (number(&generation["local_bytes"]), number(&generation["object_bytes"]));
             writeln!(text, "             {}", plain(&generation["path"]))?;
-            let users = generation["users"].as_array().map_or(0, Vec::len);
+            let users = count(generation["users"].as_array().map_or(0, Vec::len) as u64, "process");
             let path = plain(&generation["data_path"]);
-            writeln!(
-                text,
-                "             {} of {} local, data path {path}, {users} processes",
-                bytes(local),
-                bytes(all)
-            )?;
+            writeln!(text, "             {} local, data path {path}, {users}", bytes_of(local, all))?;
         }
         for reason in generation["kept_by"].as_array().into_iter().flatten() {
             writeln!(text, "             {}", plain(reason))?;
@@ -85,10 +78,10 @@ fn write_generations(text: &mut String, document: &Value) -> std::fmt::Result {
 
 fn write_agents(text: &mut String, document: &Value) -> std::fmt::Result {
     for agent in document["agents"].as_array().into_iter().flatten() {
-        let jobs = agent["jobs"].as_array().map_or(0, Vec::len);
+        let jobs = count(agent["jobs"].as_array().map_or(0, Vec::len) as u64, "job");
         writeln!(
             text,
-            "agent        {}@{}: {}, process {}, {jobs} jobs; {}",
+            "agent        {}@{}: {}, process {}, {jobs}; {}",
             plain(&agent["product"]),
             plain(&agent["version"]),
             plain(&agent["state"]),
@@ -101,7 +94,8 @@ fn write_agents(text: &mut String, document: &Value) -> std::fmt::Result {
 
 fn plain(value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        // A line break in it must not begin a line of its own.
+        Value::String(text) => clean(text).into_owned(),
         Value::Null => "-".to_owned(),
         other => other.to_string(),
     }
@@ -111,19 +105,9 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or(0)
 }
 
-fn bytes(count: u64) -> String {
-    match count {
-        0..10_000 => format!("{count} bytes"),
-        10_000..10_000_000 => format!("{} kB", count / 1_000),
-        10_000_000.. => format!("{} MB", count / 1_000_000),
-    }
-}
-
 /// How long ago, for people.
 fn since(unix_ms: &Value) -> String {
-    let then = UNIX_EPOCH + Duration::from_millis(number(unix_ms));
-    let ago = SystemTime::now().duration_since(then).unwrap_or_default();
-    format!("{} ago", humantime::format_duration(Duration::from_secs(ago.as_secs())))
+    ago(number(unix_ms))
 }
 
 #[cfg(test)]
@@ -133,7 +117,7 @@ mod tests {
 
     #[test]
     fn the_lines_say_what_the_document_says() {
-        let text = render(&json!({
+        let text = lines(&json!({
             "daemon": { "running": true, "pid": 7, "started_unix_ms": 0 },
             "host": "h1",
             "manager": { "address": "m:1", "connected": false, "last_error": "refused" },
@@ -146,12 +130,20 @@ mod tests {
                 "data_path": "fuse", "local_bytes": 1, "object_bytes": 20_000, "users": [1, 2], "kept_by": ["attached as p@1"],
             }],
             "agents": [],
-        }));
-        for wanted in
-            ["process 7", "h1", "refused", "20 MB used, no quota", "7 requests", "no longer exported", "2 processes"]
-        {
+        }))
+        .join("\n");
+        for wanted in [
+            "process 7",
+            "h1",
+            "refused",
+            "20.0 MB used, no quota",
+            "7 requests",
+            "no longer exported",
+            "2 processes",
+        ] {
             assert!(text.contains(wanted), "{wanted} is missing in\n{text}");
         }
-        assert!(render(&json!({ "daemon": { "running": false, "reason": "why" } })).contains("not running: why"));
+        let gone = lines(&json!({ "daemon": { "running": false, "reason": "why\nhost  forged" } }));
+        assert_eq!(gone[0], "daemon       not running: why\\nhost  forged");
     }
 }

@@ -5,10 +5,10 @@ use proto::name::Target;
 use proto::{GenerationRef, Product};
 use serde_json::{Value, json};
 
-use super::Done;
-use super::client::{ask, ask_once, moment, print_json, unexpected};
-use super::out::say;
-use crate::config::Dirs;
+use super::client::{ask, ask_once, unexpected};
+use super::out::{self, note, say};
+use super::units::{count, moment};
+use super::{Done, Here, Json, units};
 use crate::manager::admin::{AdminEvent, AdminReply, AgentView, Long, Quick};
 use crate::manager::upgrade::{HostEnd, UpgradeEvent, UpgradeOrder, Verdict};
 
@@ -46,12 +46,11 @@ pub(super) struct UpgradeArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct AgentsArgs {
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Json,
 }
 
-pub(super) fn upgrade(args: &UpgradeArgs, dirs: &Dirs) -> anyhow::Result<Done> {
+pub(super) fn upgrade(args: &UpgradeArgs, here: &Here) -> anyhow::Result<Done> {
     let ms = |duration: humantime::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let order = UpgradeOrder {
         product: args.product.clone(),
@@ -65,24 +64,22 @@ pub(super) fn upgrade(args: &UpgradeArgs, dirs: &Dirs) -> anyhow::Result<Done> {
         timeout_ms: args.timeout.map(ms),
     };
     let json = args.json;
-    let reply = ask(dirs, &Long::Upgrade(order), |event| {
+    let goes_on = "what was ordered goes on; `manager-fs agents` shows how it ends";
+    let reply = ask(here, &Long::Upgrade(order), goes_on, |event| {
         if let AdminEvent::Upgrade(event) = event {
-            if json { say!("{}", event_json(&event)) } else { print_event(&event) }
+            if json { out::json_line(&event_json(&event)) } else { print_event(&event) }
         }
     })?;
     let AdminReply::Upgraded(report) = reply else { return unexpected() };
     let good = report.hosts.iter().filter(|end| end.verdict.is_good()).count();
     if json {
         let hosts: Vec<Value> = report.hosts.iter().map(end_json).collect();
-        say!(
-            "{}",
-            json!({
-                "event": "report", "product": report.product, "version": report.version, "tree_id": report.tree,
-                "confirmed": good == report.hosts.len(), "hosts": hosts,
-            })
-        );
+        out::json_line(&json!({
+            "event": "report", "product": report.product, "version": report.version, "tree_id": report.tree,
+            "confirmed": good == report.hosts.len(), "hosts": hosts,
+        }));
     } else {
-        eprintln!("manager-fs: {good} of {} hosts are as ordered", report.hosts.len());
+        note!("{good} of {} as ordered", count(report.hosts.len() as u64, "host"));
     }
     Ok(match good {
         all if all == report.hosts.len() => Done::Clean,
@@ -91,10 +88,10 @@ pub(super) fn upgrade(args: &UpgradeArgs, dirs: &Dirs) -> anyhow::Result<Done> {
     })
 }
 
-pub(super) fn agents(args: &AgentsArgs, dirs: &Dirs) -> anyhow::Result<Done> {
-    let AdminReply::Agents(agents) = ask_once(dirs, &Quick::Agents)? else { return unexpected() };
-    if args.json {
-        print_json(&json!({ "agents": agents.iter().map(agent_json).collect::<Vec<_>>() }));
+pub(super) fn agents(args: &AgentsArgs, here: &Here) -> anyhow::Result<Done> {
+    let AdminReply::Agents(agents) = ask_once(here, &Quick::Agents)? else { return unexpected() };
+    if args.output.json {
+        out::json(&json!({ "agents": agents.iter().map(agent_json).collect::<Vec<_>>() }));
         return Ok(Done::Clean);
     }
     for view in &agents {
@@ -210,5 +207,6 @@ fn print_event(event: &UpgradeEvent) {
 fn step_line(event: &StepEvent) -> String {
     let name = serde_json::to_value(event.step).ok();
     let name = name.and_then(|name| name.as_str().map(|name| name.replace('_', " "))).unwrap_or_default();
-    format!("{name:<17}{:>10.1} ms  {}", event.duration_us as f64 / 1e3, event.detail).trim_end().to_owned()
+    let took = units::duration(std::time::Duration::from_micros(event.duration_us));
+    format!("{name:<17}{took:>10}  {}", event.detail).trim_end().to_owned()
 }

@@ -14,11 +14,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use machine::Machine;
 use timeline::Timeline;
 
+use crate::cli::Done;
 use crate::cli::out::say;
 
 /// What the operator chose.
 #[derive(Debug, Clone, clap::Args)]
-pub struct DemoOptions {
+pub(crate) struct DemoOptions {
     /// The reference agent's program; by default `agent-bin` beside this program
     #[arg(long, value_name = "FILE")]
     pub agent: Option<PathBuf>,
@@ -40,7 +41,7 @@ pub struct DemoOptions {
 ///
 /// # Errors
 /// Something that the demo needs is missing; the error says what and how to get it.
-pub fn run(options: &DemoOptions) -> Result<bool> {
+pub(super) fn run(options: &DemoOptions) -> Result<Done> {
     preconditions()?;
     let agent = material::agent_binary(options.agent.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -58,14 +59,14 @@ pub fn run(options: &DemoOptions) -> Result<bool> {
         let failure = result.err().map(|error| format!("{error:#}"));
         let clean = machine.tear_down(options.keep).await;
         if options.json {
-            say!("{:#}", timeline.document(failure.as_deref()));
+            crate::cli::out::json(&timeline.document(failure.as_deref()));
         }
         if let Some(failure) = &failure {
             eprintln!("demo: failed: {failure}");
         } else if !options.json {
             say!("Every step was checked{}.", if clean { "; nothing is left behind" } else { "" });
         }
-        Ok(failure.is_none() && clean)
+        Ok(if failure.is_none() && clean { Done::Clean } else { Done::Code(1) })
     })
 }
 

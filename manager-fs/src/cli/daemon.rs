@@ -1,0 +1,243 @@
+//! How commands reach this host's mount daemon: its local socket, one request, its reply.
+//!
+//! Every wait has an end. The daemon's worker may be replaced at any moment, so a request is sent again while there is a
+//! holder; a daemon that gives no sign of life within `--silence` ends the command with the reason.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use agent_core::control::{Client, ControlError};
+use anyhow::{Context, Result, anyhow, bail};
+use proto::daemon::{Attached, DaemonReply, DaemonRequest};
+use proto::message::Fault;
+use proto::{GenerationRef, HostName};
+use serde_json::Value;
+
+use super::{Here, interrupt, near, peer, units};
+
+/// Longer than any read may take, so that the daemon's own reason arrives first.
+const ANSWER_WITHIN: Duration = Duration::from_secs(180);
+/// A worker that was killed is replaced within this time, also on a busy machine.
+const REPLACED_WITHIN: Duration = Duration::from_secs(10);
+const REPLACED_PAUSE: Duration = Duration::from_millis(20);
+/// The first sign of life is asked for after this time: nearly every command is over by then.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+
+/// How long after Ctrl-C a command may still wait, if it has something to take away.
+const INTERRUPTED_WITHIN: Duration = Duration::from_millis(100);
+
+/// Sends one request to the mount daemon.
+///
+/// # Errors
+/// Nobody is there, it is silent, it takes longer than any read may, or it refused ([`Fault`] in the text).
+pub(super) fn request(here: &Here, request: &DaemonRequest) -> Result<DaemonReply> {
+    let order = request.clone();
+    let reply = exchange(here, move |socket| Client::ask(socket, &order, ANSWER_WITHIN))?;
+    unless_refused(here, request, reply)
+}
+
+/// Attaches a generation for as long as the connection lives, which is returned too.
+///
+/// # Errors
+/// As [`request`].
+pub(super) fn hold(here: &Here, generation: &GenerationRef) -> Result<(Client, Attached)> {
+    let order = DaemonRequest::Hold { generation: generation.clone() };
+    let sent = order.clone();
+    let (client, reply) = exchange(here, move |socket| {
+        let mut client = Client::connect(socket)?;
+        let reply = client.request::<_, (), DaemonReply>(&sent, Some(ANSWER_WITHIN), |()| {})?;
+        Ok((client, reply))
+    })?;
+    Ok((client, attached(unless_refused(here, &order, reply)?)?))
+}
+
+/// The daemon's own account of itself, within this time whatever it is doing.
+///
+/// # Errors
+/// Why there is none, for people.
+pub(super) fn status(here: &Here, at_most: Duration) -> Result<Value> {
+    let socket = here.dirs.daemon_socket();
+    let run = here.dirs.run.clone();
+    // A worker that is being replaced is there again in time for an answer.
+    let replaced_within = at_most * 3 / 4;
+    let asked = on_a_thread(move || {
+        patiently(&run, replaced_within, || Client::ask(&socket, &DaemonRequest::Status, at_most))
+    });
+    let silent = || anyhow!("{}", peer::silent("mount daemon", listener(here), at_most));
+    match asked.recv_timeout(at_most) {
+        Ok(Ok(DaemonReply::Status(text))) => serde_json::from_str(&text).context("the daemon's answer"),
+        Ok(Ok(other)) => bail!("the mount daemon answered status with {other:?}"),
+        Ok(Err(ControlError::Silent(_))) | Err(_) => Err(silent()),
+        Ok(Err(error)) => bail!(reason(here, &error)),
+    }
+}
+
+/// The name of the host whose mount daemon runs here.
+///
+/// # Errors
+/// It does not run, or does not say.
+pub(super) fn host(here: &Here) -> Result<HostName> {
+    let document = status(here, here.silence)?;
+    Ok(document["host"].as_str().context("the mount daemon does not say which host this is")?.parse()?)
+}
+
+/// The answer to `Attach` and `Hold`.
+///
+/// # Errors
+/// It is another one.
+pub(super) fn attached(reply: DaemonReply) -> Result<Attached> {
+    match reply {
+        DaemonReply::Attached(attached) => Ok(attached),
+        other => bail!("the mount daemon answered with {other:?}"),
+    }
+}
+
+/// The answer to what has no other.
+///
+/// # Errors
+/// It is another one.
+pub(super) fn done(reply: DaemonReply) -> Result<()> {
+    match reply {
+        DaemonReply::Done => Ok(()),
+        other => bail!("the mount daemon answered with {other:?}"),
+    }
+}
+
+/// Whether somebody serves the daemon's socket.
+pub(super) fn runs(here: &Here) -> bool {
+    let socket = here.dirs.daemon_socket();
+    let connected = on_a_thread(move || Client::connect(&socket).is_ok());
+    // Nobody accepts: there is one that hangs.
+    connected.recv_timeout(here.silence).unwrap_or(true)
+}
+
+/// Does `ask` on a thread of its own, which may be left behind, and watches the daemon meanwhile.
+fn exchange<T: Send + 'static>(
+    here: &Here,
+    ask: impl Fn(&Path) -> Result<T, ControlError> + Send + 'static,
+) -> Result<T> {
+    let (socket, run) = (here.dirs.daemon_socket(), here.dirs.run.clone());
+    let answer = on_a_thread(move || patiently(&run, REPLACED_WITHIN, || ask(&socket)));
+    let mut look_at = Instant::now() + FIRST_LOOK.min(here.silence);
+    loop {
+        match answer.recv_timeout(INTERRUPTED_WITHIN) {
+            Ok(Ok(reply)) => return Ok(reply),
+            Ok(Err(error)) => bail!(reason(here, &error)),
+            Err(RecvTimeoutError::Disconnected) => bail!("asking the mount daemon: the thread that asked has died"),
+            Err(RecvTimeoutError::Timeout) => interrupt::check("")?,
+        }
+        if Instant::now() < look_at {
+            continue;
+        }
+        if is_silent(here) {
+            // What has come meanwhile counts.
+            match answer.try_recv() {
+                Ok(Ok(reply)) => return Ok(reply),
+                _ => bail!(peer::silent("mount daemon", listener(here), here.silence)),
+            }
+        }
+        look_at = Instant::now() + here.silence / 2;
+    }
+}
+
+/// Whether the daemon leaves even `Status`, which it answers from memory, without an answer. That it is being replaced is
+/// not silence.
+fn is_silent(here: &Here) -> bool {
+    let (socket, silence) = (here.dirs.daemon_socket(), here.silence);
+    let sign = on_a_thread(move || Client::ask::<_, DaemonReply>(&socket, &DaemonRequest::Status, silence));
+    matches!(sign.recv_timeout(silence), Ok(Err(ControlError::Silent(_))) | Err(_))
+}
+
+/// Runs something that may block for ever; whoever waits for it decides for how long.
+fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+    let (tell, told) = channel();
+    // Nobody listens any more when it took too long.
+    std::thread::spawn(move || drop(tell.send(work())));
+    told
+}
+
+/// Asks again while the daemon's worker is being replaced: every request may be repeated, and the next worker is there
+/// within moments. That there will be one is known by the holder's lock.
+fn patiently<T>(
+    run: &Path,
+    within: Duration,
+    mut ask: impl FnMut() -> Result<T, ControlError>,
+) -> Result<T, ControlError> {
+    let until = Instant::now() + within;
+    loop {
+        match ask() {
+            Err(error) if error.may_retry() && Instant::now() < until && is_held(run) => {
+                std::thread::sleep(REPLACED_PAUSE);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Whether a holder runs: it has the lock as long as it lives.
+fn is_held(run: &Path) -> bool {
+    use rustix::fs::{FlockOperation, flock};
+    let lock = std::fs::File::open(run.join("mount.lock"));
+    lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
+}
+
+/// The process that listens on the daemon's socket.
+fn listener(here: &Here) -> Option<u32> {
+    let socket = here.dirs.daemon_socket();
+    let connected = on_a_thread(move || peer::of(Client::connect(&socket).ok()?.stream()));
+    connected.recv_timeout(Duration::from_millis(100)).ok().flatten()
+}
+
+/// Why the daemon did not answer, and what to do.
+fn reason(here: &Here, error: &ControlError) -> String {
+    match error {
+        ControlError::Unreachable { path, source } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            format!("{path}: {source}; the mount daemon answers root and its own user alone")
+        }
+        ControlError::Unreachable { .. } => format!(
+            "no mount daemon runs for {}: start it with `manager-fs mount` (with the same --run)",
+            here.dirs.run.display()
+        ),
+        ControlError::Silent(waited) => {
+            format!("the mount daemon has not answered within {}", units::duration(*waited))
+        }
+        ControlError::Broken(_) => {
+            String::from("the mount daemon ended the connection before its answer; its log says why")
+        }
+        other => format!(
+            "the mount daemon's answer cannot be read ({other}): are daemon and command of the same version? (this is {})",
+            env!("CARGO_PKG_VERSION")
+        ),
+    }
+}
+
+fn unless_refused(here: &Here, request: &DaemonRequest, reply: DaemonReply) -> Result<DaemonReply> {
+    match reply {
+        DaemonReply::Fault(fault @ Fault::NotFound(_)) => {
+            bail!("{fault}{}", suggestion(here, request))
+        }
+        DaemonReply::Fault(Fault::BadRequest(text) | Fault::Failed(text)) => bail!(text),
+        DaemonReply::Fault(fault) => Err(fault.into()),
+        reply => Ok(reply),
+    }
+}
+
+/// A generation of this host that is near to the one that was typed.
+fn suggestion(here: &Here, request: &DaemonRequest) -> String {
+    let (DaemonRequest::Attach { generation }
+    | DaemonRequest::Release { generation }
+    | DaemonRequest::Hold { generation }) = request
+    else {
+        return String::new();
+    };
+    let known = generations(here);
+    near::question(&near::nearest(&generation.to_string(), &known).into_iter().collect::<Vec<_>>())
+}
+
+/// The generations that this host knows, by name; none if its daemon does not say.
+pub(super) fn generations(here: &Here) -> Vec<String> {
+    let document = status(here, here.silence).unwrap_or_default();
+    let generations = document["generations"].as_array().into_iter().flatten();
+    generations.filter_map(|generation| generation["name"].as_str().map(str::to_owned)).collect()
+}

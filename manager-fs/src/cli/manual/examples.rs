@@ -1,0 +1,173 @@
+//! Examples of every command: a line to type, and what it does.
+
+type Examples = &'static [(&'static str, &'static str)];
+
+/// The examples of a command, by its names from the top (`job backup`).
+pub(super) fn of(path: &str) -> Examples {
+    EXAMPLES.iter().find(|(command, _)| *command == path).map_or(&[], |(_, examples)| examples)
+}
+
+/// Every command that has examples.
+#[cfg(test)]
+pub(super) fn paths() -> impl Iterator<Item = &'static str> {
+    EXAMPLES.iter().map(|(command, _)| *command)
+}
+
+const EXAMPLES: &[(&str, Examples)] = &[
+    (
+        "serve",
+        &[
+            ("manager-fs serve --store /srv/manager-fs", "serve hosts on port 7420; the store is made if need be"),
+            ("manager-fs serve --listen 127.0.0.1:0", "on a free port, which STORE/address names"),
+        ],
+    ),
+    (
+        "publish",
+        &[
+            ("manager-fs publish data-agent 2.0 ./build/data-agent", "take in a directory"),
+            ("manager-fs publish node 22.1 node-22.1.tar.xz --entrypoint bin/node", "an archive, and what to start"),
+            ("manager-fs publish data-agent 2.0.1 ./fix --onto data-agent@2.0", "only the files that changed"),
+        ],
+    ),
+    ("unpublish", &[("manager-fs unpublish data-agent@1.9", "take it back; `gc` then frees its space")]),
+    (
+        "generations",
+        &[
+            ("manager-fs generations", "all of them"),
+            ("manager-fs generations data-agent --json", "those of one product, for a program"),
+        ],
+    ),
+    ("show", &[("manager-fs show data-agent@2.0", "what is known of it: entry point, libraries, exports")]),
+    ("diff", &[("manager-fs diff data-agent@1.9 data-agent@2.0", "which files were added, removed and changed")]),
+    ("verify", &[("manager-fs verify", "read every pack; exit code 3 where something is wrong")]),
+    ("gc", &[("manager-fs gc --dry-run", "what would be freed"), ("manager-fs gc", "free it")]),
+    (
+        "export",
+        &[
+            ("manager-fs export data-agent@2.0 --to host-17", "to one host"),
+            ("manager-fs export data-agent@2.0 --to @production host-18", "to a group, and to a host beside it"),
+        ],
+    ),
+    (
+        "unexport",
+        &[("manager-fs unexport data-agent@1.9 --from @production", "refused where it is attached, unless --force")],
+    ),
+    ("hosts", &[("manager-fs hosts", "which hosts there are, and which are connected")]),
+    ("host revoke", &[("manager-fs host revoke host-17", "cut its connections, and refuse it from now on")]),
+    ("host group add", &[("manager-fs host group add production host-17 host-18", "made if need be")]),
+    ("host group remove", &[("manager-fs host group remove production host-18", "it keeps its own exports")]),
+    ("host group list", &[("manager-fs host group list", "every group with its hosts")]),
+    ("host group delete", &[("manager-fs host group delete production", "and the exports to it")]),
+    (
+        "token",
+        &[
+            ("manager-fs token host-17 > token", "one line, to be carried to the host"),
+            ("manager-fs token host-17 --ttl 1h", "valid for an hour"),
+        ],
+    ),
+    (
+        "enroll",
+        &[
+            ("manager-fs enroll --manager manager.example:7420 --token-file token", "with a token in a file"),
+            (
+                "manager-fs token host-17 | ssh host-17 manager-fs enroll --manager manager.example:7420 --token-file -",
+                "from the manager's machine: the token is never in a list of processes",
+            ),
+        ],
+    ),
+    (
+        "mount",
+        &[
+            ("manager-fs mount", "in the foreground; the view is at RUN/mnt"),
+            ("manager-fs mount /agents --cache-quota 20G", "the view at /agents, with a bounded cache"),
+        ],
+    ),
+    ("unmount", &[("manager-fs unmount", "what is in use stays mounted until its programs end")]),
+    (
+        "status",
+        &[
+            ("manager-fs status", "connection, cache, generations, agents"),
+            ("manager-fs status --json", "the same for a program"),
+        ],
+    ),
+    ("attach", &[("manager-fs attach data-agent@2.0", "prints the path of its tree, and keeps it")]),
+    ("release", &[("manager-fs release data-agent@2.0", "it is unmounted when nobody uses it")]),
+    (
+        "exec",
+        &[
+            ("manager-fs exec node@22.1 -- node --version", "a program of its bin directories"),
+            ("manager-fs exec data-agent@2.0", "its entry point"),
+        ],
+    ),
+    (
+        "profile",
+        &[
+            ("manager-fs profile data-agent@2.0", "run its entry point for at most 10 s"),
+            ("manager-fs profile node@22.1 --for 3s -- node app.js", "another program; recordings add up"),
+        ],
+    ),
+    ("launch", &[("manager-fs launch data-agent", "the newest exported version, or the one that ran last")]),
+    (
+        "upgrade",
+        &[
+            ("manager-fs upgrade data-agent data-agent@2.1 --to @production", "and follow it to its end"),
+            ("manager-fs upgrade data-agent data-agent@2.0 --to host-17", "back again: the same operation"),
+            (
+                "manager-fs upgrade data-agent data-agent@2.1 --to host-17 --export --no-wait",
+                "export it first, and do not wait",
+            ),
+        ],
+    ),
+    ("agents", &[("manager-fs agents", "with the steps of each last change-over")]),
+    (
+        "job backup",
+        &[
+            (
+                "manager-fs job backup --host host-17 --repository /backup/repo /srv/data",
+                "back up one directory, and follow it to its end",
+            ),
+            (
+                "manager-fs job backup --host host-17 --repository /backup/repo /srv /etc --detach",
+                "print its number only",
+            ),
+        ],
+    ),
+    (
+        "job restore",
+        &[(
+            "manager-fs job restore --host host-17 --repository /backup/repo --snapshot latest --target /srv/restored",
+            "the newest snapshot",
+        )],
+    ),
+    ("job verify", &[("manager-fs job verify --host host-17 --repository /backup/repo", "against the source")]),
+    (
+        "job check",
+        &[(
+            "manager-fs job check --host host-17 --repository /backup/repo --read-data",
+            "every byte, by the media agent",
+        )],
+    ),
+    (
+        "job prune",
+        &[(
+            "manager-fs job prune --host host-17 --repository /backup/repo --keep-last 7",
+            "seven of each source stay",
+        )],
+    ),
+    ("job list", &[("manager-fs job list --limit 20", "the newest twenty")]),
+    ("job show", &[("manager-fs job show 7", "its state, snapshots and problems")]),
+    ("job wait", &[("manager-fs job wait 7", "follow it; Ctrl-C leaves it running")]),
+    ("job cancel", &[("manager-fs job cancel 7", "it stops at its next unit boundary")]),
+    (
+        "demo",
+        &[
+            ("manager-fs demo", "needs the reference agent beside this program"),
+            ("manager-fs demo --dir /var/tmp --json", "elsewhere, as one JSON document"),
+        ],
+    ),
+    (
+        "completions",
+        &[("manager-fs completions bash > /etc/bash_completion.d/manager-fs", "for new shells of every user")],
+    ),
+    ("man", &[("manager-fs man /usr/local/share/man/man1", "then: man manager-fs-publish")]),
+];
