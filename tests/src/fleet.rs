@@ -124,6 +124,14 @@ impl Manager {
         self.service.as_ref().map(Service::log).unwrap_or_default()
     }
 
+    /// Its process.
+    ///
+    /// # Panics
+    /// It does not run.
+    pub fn pid(&self) -> u32 {
+        self.service.as_ref().expect("a manager that runs").pid()
+    }
+
     /// A command of this manager, not yet run.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program("manager-fs"));
@@ -198,8 +206,9 @@ impl Host {
     /// Enrols with a fresh token, dialling `address` (the manager's own, or a proxy's).
     #[track_caller]
     pub fn enroll(&self, manager: &Manager, address: &str) {
-        let token = manager.run(&["token", &self.name]).text();
-        self.run(&["enroll", "--manager", address, "--token", &token]).expect(0);
+        let token = self.path("token");
+        std::fs::write(&token, manager.run(&["token", &self.name]).text()).expect("the token's file");
+        self.run(&["enroll", "--manager", address, "--token-file", &token.to_string_lossy()]).expect(0);
     }
 
     /// Starts the mount daemon.
@@ -211,6 +220,14 @@ impl Host {
         self.mount = Some(Service::start(&format!("mount of {}", self.name), &mut self.command(&args)));
         let namespace = self.status()["daemon"]["namespace_pid"].as_u64();
         self.seen_below = namespace.map(|pid| PathBuf::from(format!("/proc/{pid}/root")));
+    }
+
+    /// The process of the mount daemon that holds the mount.
+    ///
+    /// # Panics
+    /// It does not run.
+    pub fn daemon_pid(&self) -> u32 {
+        self.mount.as_ref().expect("a mount daemon that runs").pid()
     }
 
     /// Starts the mount daemon with a cache that is a disk of its own, of `bytes`.

@@ -1,7 +1,14 @@
-//! The command line without a manager or a host: usage, versions, and what it says when nobody is there. These tests
-//! also make `cargo test` build the program, which the black-box tests of the workspace run.
+//! The command line: usage, versions, what it says of itself, and that every command ends, with a reason, whatever becomes
+//! of the manager and the mount daemon. These tests also make `cargo test` build the program, which the black-box tests of
+//! the workspace run.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod peers;
+mod pseudo;
+mod rows;
+mod say;
+mod stopped;
 
 use std::process::{Command, Output};
 

@@ -1,0 +1,82 @@
+//! One row a command: how it is typed, and whom it asks. A command without a row fails the tests.
+
+use manager_fs::cli::manual::every_command;
+
+/// Whom a command asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asks {
+    /// The manager, through its local socket.
+    Manager,
+    /// This host's mount daemon, through its local socket.
+    Daemon,
+    /// Neither, or it is a service that says so itself; with the reason why it is not tried here.
+    Nobody(&'static str),
+}
+
+/// The rows.
+const ROWS: &[(&str, &[&str], Asks)] = &[
+    ("serve", &[], Asks::Nobody("it is the manager")),
+    ("publish", &["p", "1", "/etc/hostname"], Asks::Manager),
+    ("unpublish", &["p@1"], Asks::Manager),
+    ("generations", &[], Asks::Manager),
+    ("show", &["p@1"], Asks::Manager),
+    ("diff", &["p@1", "p@2"], Asks::Manager),
+    ("verify", &[], Asks::Manager),
+    ("gc", &[], Asks::Manager),
+    ("export", &["p@1", "--to", "h"], Asks::Manager),
+    ("unexport", &["p@1", "--from", "h"], Asks::Manager),
+    ("hosts", &[], Asks::Manager),
+    ("host revoke", &["h"], Asks::Manager),
+    ("host group add", &["g", "h"], Asks::Manager),
+    ("host group remove", &["g", "h"], Asks::Manager),
+    ("host group list", &[], Asks::Manager),
+    ("host group delete", &["g"], Asks::Manager),
+    ("token", &["h"], Asks::Manager),
+    ("enroll", &[], Asks::Nobody("it asks the manager over the network, with a token: tests/tests/cli.rs")),
+    ("upgrade", &["p", "p@1", "--to", "h"], Asks::Manager),
+    ("agents", &[], Asks::Manager),
+    ("job backup", &["--host", "h", "--repository", "/r", "/s"], Asks::Manager),
+    ("job restore", &["--host", "h", "--repository", "/r", "--snapshot", "latest", "--target", "/t"], Asks::Manager),
+    ("job verify", &["--host", "h", "--repository", "/r"], Asks::Manager),
+    ("job check", &["--host", "h", "--repository", "/r"], Asks::Manager),
+    ("job prune", &["--host", "h", "--repository", "/r", "--keep-last", "1"], Asks::Manager),
+    ("job list", &[], Asks::Manager),
+    ("job show", &["1"], Asks::Manager),
+    ("job wait", &["1"], Asks::Manager),
+    ("job cancel", &["1"], Asks::Manager),
+    ("launch", &["p"], Asks::Nobody("a service: it waits for its daemon, and says so")),
+    ("mount", &[], Asks::Nobody("it is the mount daemon")),
+    ("unmount", &[], Asks::Daemon),
+    ("status", &[], Asks::Daemon),
+    ("attach", &["p@1"], Asks::Daemon),
+    ("release", &["p@1"], Asks::Daemon),
+    ("exec", &["p@1", "--", "true"], Asks::Daemon),
+    ("profile", &["p@1"], Asks::Daemon),
+    ("demo", &[], Asks::Nobody("it starts its own")),
+    ("completions", &["bash"], Asks::Nobody("it asks nobody")),
+    ("man", &["."], Asks::Nobody("it asks nobody")),
+];
+
+/// The command line of each command that asks somebody, and whom.
+pub(crate) fn every_asking_command() -> Vec<(Vec<&'static str>, Asks)> {
+    let asking = ROWS.iter().filter(|(_, _, asks)| !matches!(asks, Asks::Nobody(_)));
+    asking
+        .map(|(path, arguments, asks)| (path.split(' ').chain(arguments.iter().copied()).collect(), *asks))
+        .collect()
+}
+
+#[test]
+fn every_command_has_a_row_and_parses_as_it_is_typed_there() {
+    let commands: Vec<String> = every_command().into_iter().map(|(path, _)| path).collect();
+    for path in &commands {
+        assert!(ROWS.iter().any(|(row, _, _)| row == path), "{path} has no row in rows.rs");
+    }
+    for (path, arguments, asks) in ROWS {
+        assert!(commands.iter().any(|command| command == path), "a row for {path}, which there is not");
+        if !matches!(asks, Asks::Nobody(_)) {
+            let words = ["manager-fs"].into_iter().chain(path.split(' ')).chain(arguments.iter().copied());
+            let parsed = manager_fs::cli::manual::commands().try_get_matches_from(words);
+            assert!(parsed.is_ok(), "{path}: {}", parsed.unwrap_err());
+        }
+    }
+}
