@@ -222,14 +222,6 @@ impl Host {
         self.seen_below = namespace.map(|pid| PathBuf::from(format!("/proc/{pid}/root")));
     }
 
-    /// The process of the mount daemon that holds the mount.
-    ///
-    /// # Panics
-    /// It does not run.
-    pub fn daemon_pid(&self) -> u32 {
-        self.mount.as_ref().expect("a mount daemon that runs").pid()
-    }
-
     /// Starts the mount daemon with a cache that is a disk of its own, of `bytes`.
     #[track_caller]
     pub fn mount_with_a_small_cache(&mut self, bytes: u64) {

@@ -7,7 +7,7 @@
 mod client;
 mod completions;
 mod daemon;
-pub(crate) mod demo;
+mod demo;
 mod exec;
 mod export;
 mod generations;
@@ -23,7 +23,7 @@ mod near;
 pub(crate) mod out;
 mod peer;
 mod profile;
-mod progress;
+pub(crate) mod progress;
 mod publish;
 mod serve;
 mod status_text;

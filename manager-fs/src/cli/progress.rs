@@ -122,7 +122,7 @@ pub(super) fn columns() -> usize {
 }
 
 /// The width of a terminal; `None` for what is none.
-pub(super) fn columns_of(stream: impl std::os::fd::AsFd) -> Option<usize> {
+pub(crate) fn columns_of(stream: impl std::os::fd::AsFd) -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(stream).ok()?;
     (size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
@@ -182,7 +182,7 @@ fn time_left(seconds: f64) -> String {
 }
 
 /// Text cut to one less than `columns` characters.
-pub(super) fn cut(text: &str, columns: usize) -> String {
+pub(crate) fn cut(text: &str, columns: usize) -> String {
     let text = clean(text);
     if text.chars().count() < columns {
         return text.into_owned();

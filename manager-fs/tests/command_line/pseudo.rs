@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use manager_fs::manager::admin::{AdminReply, AdminRequest};
+use manager_fs::manager::admin::{AdminReply, AdminRequest, Quick};
 use manager_fs::net::{self, Answer, BoxFuture, Handler};
 use proto::codec;
 use proto::daemon::{DaemonReply, DaemonRequest};
@@ -155,7 +155,7 @@ impl Handler for Bad {
                 }
                 Behaviour::Slow => {
                     let request = codec::decode::<AdminRequest, MESSAGE_BYTES_MAX>(&body);
-                    if !matches!(request, Ok(AdminRequest::Groups)) {
+                    if !matches!(request, Ok(AdminRequest::Quick(Quick::Groups))) {
                         tokio::time::sleep(SLOW).await;
                     }
                     drop(answer.finish(&AdminReply::Fault(refusal())).await);

@@ -44,7 +44,7 @@ fn a_stopped_manager_is_named_by_every_command_and_continued() {
 fn a_stopped_daemon_is_named_by_every_command_and_continued() {
     let manager = Manager::start();
     let host = Host::mounted("host-1", &manager);
-    let holder = host.daemon_pid();
+    let holder = host.holder_pid();
     let stopped: Vec<u32> = std::iter::once(holder).chain(children(holder)).collect();
     stopped.iter().for_each(|pid| send(*pid, Signal::STOP));
     std::thread::scope(|scope| {

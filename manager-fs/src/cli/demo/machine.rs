@@ -9,6 +9,9 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::cli::out::note;
+use crate::cli::units::duration;
+
 /// How long a service may take to say that it is ready.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a service may take to end after SIGTERM before it is killed.
@@ -41,12 +44,16 @@ impl Output {
 }
 
 impl Machine {
-    /// Makes the demo's directory below `parent`.
-    pub(super) fn create(parent: &Path) -> Result<Self> {
-        let root = parent.join(format!("manager-fs-demo-{}", std::process::id()));
-        std::fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
+    /// Makes the demo's directory.
+    pub(super) fn create(root: PathBuf) -> Result<Self> {
+        std::fs::create_dir(&root).with_context(|| format!("making {}", root.display()))?;
         let program = std::env::current_exe().context("finding this program's own file")?;
         Ok(Self { root, program, services: Vec::new() })
+    }
+
+    /// The demo's directory.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
     }
 
     /// A path in the demo's directory.
@@ -64,6 +71,11 @@ impl Machine {
             ("MANAGER_FS_RUN", "run"),
         ] {
             command.env(variable, self.path(name));
+        }
+        // The demo's own answers: nobody's variables.
+        for variable in ["MANAGER_FS_MANAGER", "MANAGER_FS_TOKEN", "MANAGER_FS_TOKEN_FILE", "MANAGER_FS_CHUNK_BYTES"]
+        {
+            command.env_remove(variable);
         }
         // Ctrl-C reaches the demo alone, which then ends its services in the right order.
         command.process_group(0).stdin(Stdio::null()).kill_on_drop(true);
@@ -120,6 +132,33 @@ impl Machine {
         Ok((output.status.code(), text(output.stdout), text(output.stderr)))
     }
 
+    /// Runs a command to its end, and gives every line of its standard output to `on` as it comes.
+    ///
+    /// # Errors
+    /// As [`Machine::run`].
+    pub(super) async fn follow(&self, args: &[&str], mut on: impl FnMut(&str)) -> Result<Output> {
+        let mut child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let mut lines = BufReader::new(stdout.context("a piped stdout")?).lines();
+        let mut errors = stderr.context("a piped stderr")?;
+        let errors = tokio::spawn(async move {
+            let mut text = Vec::new();
+            let _ = tokio::io::AsyncReadExt::read_to_end(&mut errors, &mut text).await;
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        let mut text = String::new();
+        while let Some(line) = lines.next_line().await? {
+            on(&line);
+            text.push_str(&line);
+            text.push('\n');
+        }
+        let (status, errors) = (child.wait().await?, errors.await.unwrap_or_default());
+        if !status.success() {
+            bail!("'manager-fs {}' ended with {:?}:\n{errors}{text}", args.join(" "), status.code());
+        }
+        Ok(Output { text })
+    }
+
     /// Ends the services, last started first, and removes the directory (kept when `keep`). Problems are printed.
     pub(super) async fn tear_down(mut self, keep: bool) -> bool {
         let mut clean = true;
@@ -128,15 +167,13 @@ impl Machine {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             }
             if tokio::time::timeout(END_DEADLINE, child.wait()).await.is_err() {
-                eprintln!("demo: {name} did not end within {} s and is killed", END_DEADLINE.as_secs());
+                note!("{name} did not end within {} and is killed", duration(END_DEADLINE));
                 let _ = child.kill().await;
                 clean = false;
             }
         }
-        if keep {
-            eprintln!("demo: kept {}", self.root.display());
-        } else if let Err(error) = remove(&self.root) {
-            eprintln!("demo: {} is left over: {error}", self.root.display());
+        if !keep && let Err(error) = remove(&self.root) {
+            note!("{} is left over: {error}", self.root.display());
             clean = false;
         }
         clean

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 
@@ -24,29 +25,74 @@ pub(super) fn agent_binary(named: Option<&Path>) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Writes the tree of one version of the reference data agent: the program, its descriptor, and a note of its version.
-pub(super) fn agent_tree(dir: &Path, agent: &Path, version: &str) -> Result<()> {
+/// Libraries beside the program, so that a version has something of the size of real ones: bytes in all, and of each.
+const LIBRARIES_BYTES: u64 = 12_000_000;
+const LIBRARY_BYTES: std::ops::Range<u64> = 300_000..5_000_000;
+
+/// Writes the tree of one version of the reference data agent: the program, its descriptor, and libraries of this
+/// machine. In the `rebuilt` version two of three libraries are as a compiler leaves them after a small change: code has
+/// been inserted here and there, and addresses have changed all over.
+pub(super) fn agent_tree(dir: &Path, agent: &Path, version: &str, rebuilt: bool) -> Result<()> {
     fs::create_dir_all(dir.join("bin"))?;
-    fs::create_dir_all(dir.join("share/doc"))?;
+    fs::create_dir_all(dir.join("lib"))?;
     let program = dir.join("bin/agent");
     fs::copy(agent, &program).with_context(|| format!("copying {}", agent.display()))?;
     // Bytes after the last section are not loaded, but make this version's program another object, as a rebuild would.
     fs::OpenOptions::new().append(true).open(&program)?.write_all(format!("\nversion {version}\n").as_bytes())?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-    fs::write(dir.join("share/doc/VERSION"), format!("{version}\n"))?;
+    for (number, library) in libraries().into_iter().enumerate() {
+        let bytes = fs::read(&library).with_context(|| format!("reading {}", library.display()))?;
+        let bytes = if rebuilt && number % 3 != 2 { as_rebuilt(&bytes) } else { bytes };
+        fs::write(dir.join("lib").join(format!("part{number}.so")), bytes)?;
+    }
     fs::write(
         dir.join("manager-fs.toml"),
         "entrypoint = \"bin/agent\"\narguments = [\"--role\", \"data\"]\nstate_schemas = [1, 1]\n\
-         drain_deadline = \"60s\"\nprobation = \"15s\"\n",
+         drain_deadline = \"60s\"\nprobation = \"6s\"\n",
     )?;
     Ok(())
 }
+
+/// Real machine code, so that what is saved over the network is what would be saved of a product.
+fn libraries() -> Vec<PathBuf> {
+    let mut total = 0;
+    let shared = |(path, length): &(PathBuf, u64)| {
+        LIBRARY_BYTES.contains(length) && path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so"))
+    };
+    let found = files_below(Path::new("/usr/lib")).filter(shared);
+    let chosen = found.take_while(|(_, length)| {
+        let fits = total < LIBRARIES_BYTES;
+        total += length;
+        fits
+    });
+    chosen.map(|(path, _)| path).collect()
+}
+
+/// Every few kilobytes another address, every 100 kB sixteen bytes more: nothing is where it was, and hardly anything is
+/// new.
+fn as_rebuilt(bytes: &[u8]) -> Vec<u8> {
+    const ADDRESS_EVERY: usize = 4_096;
+    const CODE_EVERY: usize = 100_000;
+    let mut rebuilt = Vec::with_capacity(bytes.len() + bytes.len() / CODE_EVERY * 16 + 16);
+    for (number, piece) in bytes.chunks(CODE_EVERY).enumerate() {
+        let begin = rebuilt.len();
+        rebuilt.extend_from_slice(piece);
+        for at in (begin..rebuilt.len()).step_by(ADDRESS_EVERY) {
+            rebuilt[at] = rebuilt[at].wrapping_add(16);
+        }
+        rebuilt.extend_from_slice(blake3::hash(&number.to_le_bytes()).as_bytes().get(..16).unwrap_or_default());
+    }
+    rebuilt
+}
+
+/// What the version that crashes says before.
+pub(super) const CRASH: &str = "cannot open my configuration: no such option";
 
 /// Writes the tree of a version that starts, says why it is unhappy, and crashes.
 pub(super) fn crashing_tree(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir.join("bin"))?;
     let program = dir.join("bin/agent");
-    fs::write(&program, "#!/bin/sh\necho 'cannot open my configuration: no such option' >&2\nsleep 1\nexit 7\n")?;
+    fs::write(&program, format!("#!/bin/sh\necho '{CRASH}' >&2\nsleep 1\nexit 7\n"))?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
     fs::write(
         dir.join("manager-fs.toml"),
@@ -59,19 +105,32 @@ pub(super) fn crashing_tree(dir: &Path) -> Result<()> {
 const ORIGINS: [&str; 4] = ["/usr/lib", "/usr/share", "/usr/bin", "/usr/local/lib"];
 
 /// Copies about `bytes_max` bytes of this machine's own software into `dir`, split over `parts` directories, so that the
-/// restored files can be compared with something that does not change meanwhile. Returns the directories and the bytes.
-pub(super) fn real_directory(dir: &Path, parts: usize, bytes_max: u64) -> Result<(Vec<PathBuf>, u64)> {
+/// restored files can be compared with something that does not change meanwhile. Returns the directories, the files and the
+/// bytes. Ends early once `stop` is set.
+pub(super) fn real_directory(
+    dir: &Path,
+    parts: usize,
+    bytes_max: u64,
+    stop: &AtomicBool,
+    told: impl Fn(u64),
+) -> Result<(Vec<PathBuf>, u64, u64)> {
     let share = bytes_max / parts as u64;
     let mut sources = ORIGINS.iter().flat_map(|origin| files_below(Path::new(origin)));
-    let (mut dirs, mut total) = (Vec::new(), 0);
+    let (mut dirs, mut files, mut total) = (Vec::new(), 0, 0);
     for part in 0..parts {
         let part_dir = dir.join(format!("part{}", part + 1));
         let mut bytes = 0;
         for (file, length) in sources.by_ref() {
+            anyhow::ensure!(!stop.load(Ordering::Relaxed), "interrupted");
+            if bytes + length > share * 2 {
+                continue;
+            }
             let target = part_dir.join(file.strip_prefix("/").unwrap_or(&file));
             fs::create_dir_all(target.parent().unwrap_or(&part_dir))?;
             if fs::copy(&file, &target).is_ok() {
                 bytes += length;
+                files += 1;
+                told(total + bytes);
             }
             if bytes >= share {
                 break;
@@ -81,7 +140,7 @@ pub(super) fn real_directory(dir: &Path, parts: usize, bytes_max: u64) -> Result
         dirs.push(part_dir);
     }
     anyhow::ensure!(total > bytes_max / 10, "found only {total} bytes of files below {ORIGINS:?} to back up");
-    Ok((dirs, total))
+    Ok((dirs, files, total))
 }
 
 /// Regular files, depth first, without following links; what cannot be read is passed over.
@@ -108,8 +167,8 @@ fn files_below(dir: &Path) -> impl Iterator<Item = (PathBuf, u64)> + use<> {
 /// Compares two directories: names, kinds, modes, link targets, contents. Returns the number of files.
 ///
 /// # Errors
-/// The first difference, by path.
-pub(super) fn compare(original: &Path, restored: &Path) -> Result<u64> {
+/// The first difference, by path; or it was told to `stop`.
+pub(super) fn compare(original: &Path, restored: &Path, stop: &AtomicBool) -> Result<u64> {
     let mut files = 0;
     let mut stack = vec![PathBuf::new()];
     while let Some(dir) = stack.pop() {
@@ -122,6 +181,7 @@ pub(super) fn compare(original: &Path, restored: &Path) -> Result<u64> {
         let (ours, theirs) = (names(original)?, names(restored)?);
         anyhow::ensure!(ours == theirs, "restored directory '{}' has other entries", dir.display());
         for name in ours {
+            anyhow::ensure!(!stop.load(Ordering::Relaxed), "interrupted");
             let path = dir.join(name);
             let (a, b) = (original.join(&path), restored.join(&path));
             let (meta_a, meta_b) = (a.symlink_metadata()?, b.symlink_metadata()?);
@@ -140,4 +200,32 @@ pub(super) fn compare(original: &Path, restored: &Path) -> Result<u64> {
     Ok(files)
 }
 
-use std::os::unix::fs::MetadataExt;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rebuilt_library_is_longer_and_differs_everywhere_in_little() {
+        let old: Vec<u8> = (0..1_000_000u32).map(|n| (n % 251) as u8).collect();
+        let new = as_rebuilt(&old);
+        assert_eq!(new.len(), old.len() + 10 * 16);
+        let equal = old[..100_000].iter().zip(&new).filter(|(a, b)| a == b).count();
+        assert_eq!(100_000 - equal, 100_000usize.div_ceil(4_096));
+        assert_eq!(as_rebuilt(&old), new, "the same each time");
+    }
+
+    #[test]
+    fn a_difference_in_what_was_restored_is_found() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for dir in [&a, &b] {
+            fs::create_dir(dir.path().join("d")).unwrap();
+            fs::write(dir.path().join("d/f"), "same").unwrap();
+        }
+        assert_eq!(compare(a.path(), b.path(), &AtomicBool::new(false)).unwrap(), 1);
+        fs::write(b.path().join("d/f"), "else").unwrap();
+        assert!(compare(a.path(), b.path(), &AtomicBool::new(false)).unwrap_err().to_string().contains("d/f"));
+        fs::write(b.path().join("d/f"), "same").unwrap();
+        fs::write(b.path().join("d/more"), "").unwrap();
+        assert!(compare(a.path(), b.path(), &AtomicBool::new(false)).is_err());
+    }
+}

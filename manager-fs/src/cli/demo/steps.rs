@@ -1,227 +1,253 @@
-//! The steps of the demo, top to bottom. Each runs commands, checks what came of them, and notes it in the timeline.
+//! The steps of the demo, top to bottom. Each runs commands, checks what came of them, and tells it.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::change_over::{downgrade, fails_and_returns, upgrade_under_load};
 use super::machine::Machine;
 use super::material;
-use super::timeline::{Timeline, megabytes};
+use super::story::Story;
+use crate::cli::units::{bytes, bytes_of, count, duration};
 
-const PRODUCT: &str = "data-agent";
-const HOST: &str = "demo-host";
+pub(super) const PRODUCT: &str = "data-agent";
+pub(super) const HOST: &str = "demo-host";
+pub(super) const BAD: &str = "3.0-bad";
 /// Directories of the backup: each is one unit, so that a backup has boundaries at which it can be carried over.
 const PARTS: usize = 4;
 
 /// The whole acceptance sequence.
-pub(super) async fn all(machine: &mut Machine, timeline: &mut Timeline, agent: &Path, data_bytes: u64) -> Result<()> {
-    manager_and_host(machine, timeline).await?;
-    publish_all(machine, timeline, agent).await?;
-    let sources = prepare_data(machine, timeline, data_bytes)?;
-    launch_first(machine, timeline).await?;
-    upgrade_under_load(machine, timeline, &sources).await?;
-    restore_and_compare(machine, timeline, &sources).await?;
-    downgrade(machine, timeline).await?;
-    bad_version(machine, timeline, &sources).await
+pub(super) async fn all(machine: &mut Machine, story: &mut Story, agent: &Path, data_bytes: u64) -> Result<()> {
+    start_manager(machine, story).await?;
+    enroll_host(machine, story).await?;
+    publish_all(machine, story, agent).await?;
+    let sources = prepare_data(machine, story, data_bytes).await?;
+    launch_first(machine, story).await?;
+    upgrade_under_load(machine, story, &sources).await?;
+    let step = story.step("backup_under_2", "Version 2 backs up again");
+    backup(machine, story, &sources[0], step).await?;
+    restore_and_compare(machine, story, &sources[0]).await?;
+    downgrade(machine, story).await?;
+    fails_and_returns(machine, story).await?;
+    let step = story.step("backup_after_return", "And the agent goes on working");
+    backup(machine, story, &sources[1], step).await
 }
 
-async fn manager_and_host(machine: &mut Machine, timeline: &mut Timeline) -> Result<()> {
-    let since = Instant::now();
+async fn start_manager(machine: &mut Machine, story: &mut Story) -> Result<()> {
+    let mut step = story.step("start_manager", "The manager starts, with an empty store");
     machine.start("serve", &["serve", "--listen", "127.0.0.1:0"]).await?;
-    let address = std::fs::read_to_string(machine.path("store/address")).context("reading the manager's address")?;
-    timeline.done(since, "manager started with an empty store", format!("listens on {}", address.trim()), None);
+    let address = address(machine)?;
+    step.fact("address", address.as_str());
+    step.fine(format!("listens on {address}"));
+    story.done(step);
+    Ok(())
+}
 
-    let since = Instant::now();
-    let token = machine.run(&["token", HOST]).await?;
-    machine.run(&["enroll", "--manager", address.trim(), "--token", token.text.trim()]).await?;
+fn address(machine: &Machine) -> Result<String> {
+    let text = std::fs::read_to_string(machine.path("store/address")).context("reading the manager's address")?;
+    Ok(text.trim().to_owned())
+}
+
+async fn enroll_host(machine: &mut Machine, story: &mut Story) -> Result<()> {
+    let mut step = story.step("enroll_host", "This machine becomes one of its hosts");
+    let token = machine.path("token");
+    std::fs::write(&token, machine.run(&["token", HOST]).await?.text)?;
+    let address = address(machine)?;
+    machine.run(&["enroll", "--manager", &address, "--token-file", &token.to_string_lossy()]).await?;
     let mountpoint = machine.path("mnt");
     std::fs::create_dir_all(&mountpoint)?;
     machine.start("mount", &["mount", &mountpoint.to_string_lossy()]).await?;
-    let detail = format!("as {HOST}; the view of its generations is at {}", mountpoint.display());
-    timeline.done(since, "this machine enrolled as a host, mounted", detail, None);
+    let status = machine.run(&["status", "--json"]).await?.json()?;
+    ensure!(status["host"] == HOST, "the daemon says that this host is {}", status["host"]);
+    let data_path = status["data_path"].as_str().unwrap_or("unknown").to_owned();
+    step.fact("host", HOST);
+    step.fact("data_path", data_path.as_str());
+    step.fine(format!("trees are mounted by {data_path}"));
+    story.mounted(&data_path);
+    story.done(step);
     Ok(())
 }
 
-async fn publish_all(machine: &Machine, timeline: &mut Timeline, agent: &Path) -> Result<()> {
-    for version in ["1.0", "2.0", "3.0-bad"] {
-        let since = Instant::now();
-        let tree = machine.path("received").join(version);
-        if version == "3.0-bad" {
-            material::crashing_tree(&tree)?;
-        } else {
-            material::agent_tree(&tree, agent, version)?;
+async fn publish_all(machine: &Machine, story: &mut Story, agent: &Path) -> Result<()> {
+    publish(machine, story, agent, "1.0").await?;
+    publish(machine, story, agent, "2.0").await?;
+    publish(machine, story, agent, BAD).await
+}
+
+async fn publish(machine: &Machine, story: &mut Story, agent: &Path, version: &'static str) -> Result<()> {
+    let mut step = match version {
+        "1.0" => story.step("publish_1", "Version 1 is published"),
+        "2.0" => story.step("publish_2", "Version 2 is published"),
+        _ => story.step("publish_bad", "A version that crashes is published"),
+    };
+    let tree = machine.path("received").join(version);
+    let (dir, agent) = (tree.clone(), agent.to_owned());
+    tokio::task::spawn_blocking(move || match version {
+        BAD => material::crashing_tree(&dir),
+        _ => material::agent_tree(&dir, &agent, version, version == "2.0"),
+    })
+    .await??;
+    let published = machine.run(&["publish", PRODUCT, version, &tree.to_string_lossy(), "--json"]).await?.json()?;
+    let id = published["tree_id"].as_str().context("publish --json has no tree_id")?;
+    let (content, files) = (number(&published, "content_bytes")?, number(&published, "file_count")?);
+    step.fact("tree_id", id);
+    step.fact("content_bytes", content);
+    step.fact("file_count", files);
+    match version {
+        "1.0" => step.main(format!("{} in {}", bytes(content), count(files, "file"))),
+        "2.0" => {
+            let generations = [format!("{PRODUCT}@1.0"), format!("{PRODUCT}@2.0")];
+            let diff = machine.run(&["diff", &generations[0], &generations[1], "--json"]).await?.json()?;
+            let differ = number(&diff, "new_chunk_bytes")?;
+            ensure!(differ > 1_000_000, "version 2 differs in {differ} bytes only: {diff}");
+            step.fact("differing_bytes", differ);
+            step.main(format!("{} are other than in version 1", bytes_of(differ, content)));
         }
-        let published =
-            machine.run(&["publish", PRODUCT, version, &tree.to_string_lossy(), "--json"]).await?.json()?;
-        let id = published["tree_id"].as_str().context("publish --json has no tree_id")?.to_owned();
-        let title = match version {
-            "1.0" => "version 1 published",
-            "2.0" => "version 2 published",
-            _ => "a version that crashes published",
-        };
-        timeline.done(since, title, format!("{PRODUCT}@{version} is tree {}", &id[..12]), None);
+        _ => {}
     }
+    story.done(step);
     Ok(())
 }
 
-fn prepare_data(machine: &Machine, timeline: &mut Timeline, data_bytes: u64) -> Result<Vec<String>> {
-    let since = Instant::now();
-    let (dirs, bytes) = material::real_directory(&machine.path("data"), PARTS, data_bytes)?;
-    let detail = format!("{} of this machine's own software in {PARTS} directories", megabytes(bytes));
-    timeline.done(since, "a real directory prepared", detail, None);
+/// A flag that is set when what holds it is dropped: work on other threads then ends early.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+async fn prepare_data(machine: &Machine, story: &mut Story, data_bytes: u64) -> Result<Vec<String>> {
+    let mut step = story.step("prepare_data", "Real files are copied, to be backed up");
+    let (dir, doing) = (machine.path("data"), story.doing());
+    let stop = Stop(Arc::default());
+    let flag = Arc::clone(&stop.0);
+    let copied = tokio::task::spawn_blocking(move || {
+        material::real_directory(&dir, PARTS, data_bytes, &flag, |done| doing(&bytes_of(done, data_bytes)))
+    });
+    let (dirs, files, total) = copied.await??;
+    step.fact("bytes", total);
+    step.fact("files", files);
+    step.fact("parts", PARTS);
+    step.main(format!("{} in {}, {PARTS} parts", bytes(total), count(files, "file")));
+    step.fine("of this machine's own software");
+    story.done(step);
     Ok(dirs.iter().map(|dir| dir.to_string_lossy().into_owned()).collect())
 }
 
-async fn launch_first(machine: &mut Machine, timeline: &mut Timeline) -> Result<()> {
-    let since = Instant::now();
+async fn launch_first(machine: &mut Machine, story: &mut Story) -> Result<()> {
+    let mut step = story.step("launch_1", "Version 1 starts, and nothing is installed");
     let before = fetched_bytes(machine).await?;
     machine.run(&["export", &format!("{PRODUCT}@1.0"), "--to", HOST]).await?;
     machine.start("launch", &["launch", PRODUCT]).await?;
     let agent = expect_version(machine, "1.0").await?;
-    let detail = format!("process {} runs straight from the mount; nothing was installed", agent["pid"]);
     let fetched = fetched_bytes(machine).await? - before;
-    timeline.done(since, "version 1 launched on an empty host", detail, Some(fetched));
-    Ok(())
+    let (_, whole) = local_bytes(machine, "1.0").await?;
+    ensure!(fetched > 0, "version 1 runs on an empty host, and nothing was fetched");
+    step.fact("pid", agent["pid"].clone());
+    step.fact("fetched_bytes", fetched);
+    step.fact("object_bytes", whole);
+    step.main(format!("fetched {} before it served", bytes_of(fetched, whole)));
+    step.fine(format!("process {} runs straight from the mount", agent["pid"]));
+    story.remember("first start", format!("fetched {}; nothing was installed", bytes_of(fetched, whole)));
+    story.done(step);
+    settle(machine, story).await
 }
 
-async fn upgrade_under_load(machine: &Machine, timeline: &mut Timeline, sources: &[String]) -> Result<()> {
-    let pid = expect_version(machine, "1.0").await?["pid"].clone();
-    let since = Instant::now();
-    let repository = machine.path("repository").to_string_lossy().into_owned();
-    let mut args = vec!["job", "backup", "--host", HOST, "--repository", &repository, "--detach"];
-    args.extend(sources.iter().map(String::as_str));
-    let job = machine.run(&args).await?.text.trim().to_owned();
-    timeline.done(since, "backup started under version 1", format!("job {job}, {} units", sources.len()), None);
+/// How long the rest may take to arrive.
+const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 
-    let since = Instant::now();
-    let before = fetched_bytes(machine).await?;
-    machine.run(&["export", &format!("{PRODUCT}@2.0"), "--to", HOST]).await?;
-    let ordered_unix_ms = unix_ms();
-    // Short, so that the backup crosses over also on a machine that is fast.
-    let steps = upgrade(machine, "2.0", &["--drain-deadline", "300ms"]).await?;
-    let after = expect_version(machine, "2.0").await?;
-    ensure!(after["pid"] == pid, "the process id changed from {pid} to {}", after["pid"]);
-    let fetched = fetched_bytes(machine).await? - before;
-    timeline.done(since, "upgraded to version 2 while it ran", format!("same process {pid}\n{steps}"), Some(fetched));
-
-    let since = Instant::now();
-    let shown = machine.run(&["job", "wait", &job, "--json"]).await?.last_json_line()?;
-    let versions = shown["versions"].as_array().cloned().unwrap_or_default();
-    ensure!(shown["state"] == "done", "the backup that ran across the upgrade ended as {shown}");
-    let versions: Vec<&str> = versions.iter().filter_map(|version| version.as_str()).collect();
-    let detail = if versions.contains(&"2.0") {
-        format!("versions that took part: {}", versions.join(", "))
-    } else {
-        // Within the deadline of its drain version 1 finishes what it has; that is as good, if it was under way then.
-        let ended = shown["ended_unix_ms"].as_u64().unwrap_or(0);
-        ensure!(
-            ended >= ordered_unix_ms,
-            "the backup ended before the upgrade began: give more --data-bytes ({shown})"
-        );
-        "version 1.0 finished it while it drained".to_owned()
+/// Waits until version 1 is local, so that what is fetched later was fetched for version 2.
+async fn settle(machine: &Machine, story: &mut Story) -> Result<()> {
+    let mut step = story.step("settle_1", "The rest arrives in the background");
+    let (since, doing) = (Instant::now(), story.doing());
+    let whole = loop {
+        let (local, whole) = local_bytes(machine, "1.0").await?;
+        if local == whole {
+            break whole;
+        }
+        let amount = bytes_of(local, whole);
+        doing(&amount);
+        let late = since.elapsed() > SETTLED_WITHIN;
+        ensure!(!late, "{amount} are local after {}: the background fetch stands still", duration(SETTLED_WITHIN));
+        tokio::time::sleep(Duration::from_millis(100)).await;
     };
-    timeline.done(since, "that backup finished", detail, None);
+    step.fact("local_bytes", whole);
+    step.main(format!("{} are local, verified: from here on it needs no manager", bytes(whole)));
+    story.done(step);
     Ok(())
 }
 
-/// Now, as the documents of jobs say it.
-fn unix_ms() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
-
-async fn restore_and_compare(machine: &Machine, timeline: &mut Timeline, sources: &[String]) -> Result<()> {
-    let since = Instant::now();
-    let detail = backup(machine, &sources[0]).await?;
-    timeline.done(since, "backed up again under version 2", detail, None);
-
-    let since = Instant::now();
+async fn restore_and_compare(machine: &Machine, story: &mut Story, source: &str) -> Result<()> {
+    let mut step = story.step("restore", "A backup is restored, and compared");
     let repository = machine.path("repository").to_string_lossy().into_owned();
     let target = machine.path("restored");
     let target_text = target.to_string_lossy().into_owned();
-    machine
-        .run(&[
-            "job",
-            "restore",
-            "--host",
-            HOST,
-            "--repository",
-            &repository,
-            "--snapshot",
-            "latest",
-            "--target",
-            &target_text,
-        ])
-        .await?;
+    let mut args = vec!["job", "restore", "--host", HOST, "--repository", &repository];
+    args.extend(["--snapshot", "latest", "--target", &target_text, "--json"]);
+    let doing = story.doing();
+    machine.follow(&args, |line| doing(&progress_of(line))).await?;
     // A snapshot keeps absolute paths, so the directory lies below the target under its own path or directly in it.
-    let source = Path::new(&sources[0]);
-    let nested = target.join(source.strip_prefix("/").unwrap_or(source));
+    let source = Path::new(source).to_owned();
+    let nested = target.join(source.strip_prefix("/").unwrap_or(&source));
     let restored = if nested.is_dir() { nested } else { target };
-    let files = material::compare(source, &restored)?;
-    timeline.done(since, "restored and compared", format!("{files} files are equal to the originals"), None);
+    doing("comparing");
+    let stop = Stop(Arc::default());
+    let flag = Arc::clone(&stop.0);
+    let files = tokio::task::spawn_blocking(move || material::compare(&source, &restored, &flag)).await??;
+    step.fact("equal_files", files);
+    step.main(format!("{}, each byte for byte as it was", count(files, "file")));
+    story.done(step);
     Ok(())
 }
 
-async fn downgrade(machine: &Machine, timeline: &mut Timeline) -> Result<()> {
-    let since = Instant::now();
-    let before = fetched_bytes(machine).await?;
-    let steps = upgrade(machine, "1.0", &[]).await?;
-    expect_version(machine, "1.0").await?;
-    let fetched = fetched_bytes(machine).await? - before;
-    timeline.done(since, "downgraded to version 1", steps, Some(fetched));
-    Ok(())
-}
-
-async fn bad_version(machine: &Machine, timeline: &mut Timeline, sources: &[String]) -> Result<()> {
-    let since = Instant::now();
-    let bad = format!("{PRODUCT}@3.0-bad");
-    machine.run(&["export", &bad, "--to", HOST]).await?;
-    let (code, text, errors) = machine.run_any(&["upgrade", PRODUCT, &bad, "--to", HOST, "--json"]).await?;
-    ensure!(code.is_some_and(|code| code != 0), "a version that crashes was accepted:\n{errors}{text}");
-    ensure!(text.contains("cannot open my configuration"), "the evidence has no stderr of the bad version:\n{text}");
-    expect_version(machine, "1.0").await?;
-    let detail = "exit status and last stderr are on the manager; version 1 serves".to_owned();
-    timeline.done(since, "a crashing version returned by itself", detail, None);
-
-    let since = Instant::now();
-    let detail = backup(machine, &sources[1]).await?;
-    timeline.done(since, "and it goes on taking jobs", detail, None);
-    Ok(())
-}
-
-/// Runs one backup to its end and says what it did.
-async fn backup(machine: &Machine, source: &str) -> Result<String> {
+/// Runs one backup to its end, and checks it.
+async fn backup(machine: &Machine, story: &mut Story, source: &str, mut step: super::story::Step) -> Result<()> {
     let repository = machine.path("repository").to_string_lossy().into_owned();
     let args = ["job", "backup", "--host", HOST, "--repository", &repository, "--json", source];
-    let done = machine.run(&args).await?.last_json_line()?;
+    let doing = story.doing();
+    let done = machine.follow(&args, |line| doing(&progress_of(line))).await?.last_json_line()?;
     ensure!(done["state"] == "done", "the backup ended as {done}");
-    Ok(format!("snapshot {}", done["snapshots"][0].as_str().unwrap_or("?").get(..8).unwrap_or("?")))
+    let snapshot = done["snapshots"][0].as_str().context("the backup has no snapshot")?;
+    let (files, size) = (number(&done, "files")?, number(&done, "bytes")?);
+    step.fact("snapshot", snapshot);
+    step.fact("files", files);
+    step.fact("bytes", size);
+    step.main(format!("{} in {}", bytes(size), count(files, "file")));
+    step.fine(format!("snapshot {}", snapshot.get(..8).unwrap_or(snapshot)));
+    story.done(step);
+    Ok(())
 }
 
-/// Changes over and returns the steps with their durations, a line each.
-async fn upgrade(machine: &Machine, version: &str, more: &[&str]) -> Result<String> {
-    let generation = format!("{PRODUCT}@{version}");
-    let mut args = vec!["upgrade", PRODUCT, &generation, "--to", HOST, "--json"];
-    args.extend(more);
-    let output = machine.run(&args).await?;
-    let mut lines = Vec::new();
-    for line in output.text.lines() {
-        let event: Value = serde_json::from_str(line).with_context(|| format!("not a JSON line: {line}"))?;
-        if let (Some(step), Some(us)) = (event["step"].as_str(), event["duration_us"].as_u64()) {
-            lines.push(format!("{step:<16} {:>9.1} ms  {}", us as f64 / 1e3, event["detail"].as_str().unwrap_or("")));
-        }
+/// What a line of `job … --json` says is going on, for the live line.
+pub(super) fn progress_of(line: &str) -> String {
+    let event: Value = serde_json::from_str(line).unwrap_or_default();
+    if let Some(waiting) = event["waiting"].as_str() {
+        return waiting.to_owned();
     }
-    Ok(lines.join("\n"))
+    let progress = &event["progress"];
+    let (units, done) = (progress["units"].as_u64().unwrap_or(0), progress["bytes_done"].as_u64().unwrap_or(0));
+    if units == 0 {
+        return String::new();
+    }
+    let unit = (progress["units_done"].as_u64().unwrap_or(0) + 1).min(units);
+    match progress["bytes"].as_u64() {
+        Some(all) if all > 0 => format!("part {unit} of {units}, {}", bytes_of(done, all)),
+        _ => format!("part {unit} of {units}"),
+    }
 }
 
 /// How long the manager may take to hear what runs on the host.
-const HEARSAY_DEADLINE: Duration = Duration::from_secs(20);
+const HEARSAY_WITHIN: Duration = Duration::from_secs(20);
 
 /// What `agents` says of the demo's agent once it says that this version serves. The host reports as it happens, so the
 /// manager may know a moment later than the host.
-async fn expect_version(machine: &Machine, version: &str) -> Result<Value> {
+pub(super) async fn expect_version(machine: &Machine, version: &str) -> Result<Value> {
     let since = Instant::now();
     loop {
         let agents = machine.run(&["agents", "--json"]).await?.json()?;
@@ -229,7 +255,7 @@ async fn expect_version(machine: &Machine, version: &str) -> Result<Value> {
             agents["agents"].as_array().and_then(|list| list.iter().find(|agent| agent["product"] == PRODUCT));
         match agent {
             Some(agent) if agent["version"] == version && agent["state"] == "serving" => return Ok(agent.clone()),
-            _ if since.elapsed() < HEARSAY_DEADLINE => tokio::time::sleep(Duration::from_millis(50)).await,
+            _ if since.elapsed() < HEARSAY_WITHIN => tokio::time::sleep(Duration::from_millis(50)).await,
             Some(agent) => bail!("version {version} should be serving, but: {agent}"),
             None => bail!("agents --json does not list {PRODUCT}: {agents}"),
         }
@@ -237,7 +263,23 @@ async fn expect_version(machine: &Machine, version: &str) -> Result<Value> {
 }
 
 /// Bytes that the mount daemon has fetched from the manager so far.
-async fn fetched_bytes(machine: &Machine) -> Result<u64> {
+pub(super) async fn fetched_bytes(machine: &Machine) -> Result<u64> {
+    number(&machine.run(&["status", "--json"]).await?.json()?, "fetched_bytes")
+}
+
+/// How much of a version is local, and how much there is of it.
+async fn local_bytes(machine: &Machine, version: &str) -> Result<(u64, u64)> {
     let status = machine.run(&["status", "--json"]).await?.json()?;
-    status["fetched_bytes"].as_u64().with_context(|| format!("status --json has no fetched_bytes: {status}"))
+    let name = json!(format!("{PRODUCT}@{version}"));
+    let generations = status["generations"].as_array().cloned().unwrap_or_default();
+    let this = generations.into_iter().find(|generation| generation["name"] == name);
+    let this = this.with_context(|| format!("status --json does not list {name}: {status}"))?;
+    // A plain copy is whole as soon as it is there.
+    let whole = number(&this, "object_bytes")?;
+    Ok((this["local_bytes"].as_u64().unwrap_or(0), whole))
+}
+
+/// A number of a JSON document.
+pub(super) fn number(document: &Value, name: &str) -> Result<u64> {
+    document[name].as_u64().with_context(|| format!("there is no number {name} in {document}"))
 }
