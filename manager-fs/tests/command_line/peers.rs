@@ -29,7 +29,10 @@ pub(crate) fn run_all(commands: &[(Vec<&'static str>, Asks)], dir: &Path) -> Vec
     std::thread::scope(|scope| {
         for (arguments, _) in commands {
             let ended = &ended;
-            scope.spawn(move || ended.lock().unwrap().push(run(arguments, dir)));
+            scope.spawn(move || {
+                let one = run(arguments, dir);
+                ended.lock().unwrap().push(one);
+            });
         }
     });
     ended.into_inner().unwrap()
