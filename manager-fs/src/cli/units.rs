@@ -39,11 +39,11 @@ fn unit_of(count: u64) -> Option<(u64, &'static str)> {
     })
 }
 
-/// A duration: `11 ms`, `1.2 s`, `2 min 5 s`, `3 h 4 min`, `5 d 3 h`.
+/// A duration: `360 µs`, `11 ms`, `1.2 s`, `2 min 5 s`, `3 h 4 min`, `5 d 3 h`.
 pub(crate) fn duration(time: Duration) -> String {
     let ms = time.as_millis();
     if time < Duration::from_millis(1) && !time.is_zero() {
-        return format!("{:.1} ms", time.as_secs_f64() * 1e3);
+        return format!("{} µs", time.as_micros());
     }
     if ms < 1_000 {
         return format!("{ms} ms");
@@ -171,8 +171,8 @@ mod tests {
         ] {
             assert_eq!(ms(milliseconds), text, "{milliseconds}");
         }
-        assert_eq!(duration(Duration::from_micros(40)), "0.0 ms");
-        assert_eq!(duration(Duration::from_micros(360)), "0.4 ms");
+        assert_eq!(duration(Duration::from_micros(40)), "40 µs");
+        assert_eq!(duration(Duration::from_micros(999)), "999 µs");
     }
 
     #[test]

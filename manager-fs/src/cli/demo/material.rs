@@ -68,19 +68,26 @@ fn libraries() -> Vec<PathBuf> {
     chosen.map(|(path, _)| path).collect()
 }
 
-/// Every few kilobytes another address, every 100 kB sixteen bytes more: nothing is where it was, and hardly anything is
-/// new.
+/// Every kilobyte or so another address, every 60 kB or so a few instructions more: nothing is where it was, and little
+/// is new. What is new is noise, so that it cannot be guessed.
 fn as_rebuilt(bytes: &[u8]) -> Vec<u8> {
-    const ADDRESS_EVERY: usize = 4_096;
-    const CODE_EVERY: usize = 100_000;
-    let mut rebuilt = Vec::with_capacity(bytes.len() + bytes.len() / CODE_EVERY * 16 + 16);
-    for (number, piece) in bytes.chunks(CODE_EVERY).enumerate() {
+    const ADDRESS_EVERY: usize = 1_000;
+    const CODE_EVERY: usize = 60_000;
+    let mut noise = blake3::Hasher::new().update(&bytes.len().to_le_bytes()).finalize_xof();
+    let mut rebuilt = Vec::with_capacity(bytes.len() + bytes.len() / CODE_EVERY * 64 + 64);
+    for piece in bytes.chunks(CODE_EVERY) {
         let begin = rebuilt.len();
         rebuilt.extend_from_slice(piece);
-        for at in (begin..rebuilt.len()).step_by(ADDRESS_EVERY) {
-            rebuilt[at] = rebuilt[at].wrapping_add(16);
+        for part in rebuilt[begin..].chunks_mut(ADDRESS_EVERY) {
+            let mut address = [0; 4];
+            noise.fill(&mut address);
+            // Somewhere in this part, and not at the same place in each.
+            let at = usize::from(address[0]) * part.len() / 256;
+            part[at..].iter_mut().zip(address).take(3).for_each(|(byte, new)| *byte = new);
         }
-        rebuilt.extend_from_slice(blake3::hash(&number.to_le_bytes()).as_bytes().get(..16).unwrap_or_default());
+        let mut code = [0; 48];
+        noise.fill(&mut code);
+        rebuilt.extend_from_slice(&code);
     }
     rebuilt
 }
@@ -208,9 +215,9 @@ mod tests {
     fn a_rebuilt_library_is_longer_and_differs_everywhere_in_little() {
         let old: Vec<u8> = (0..1_000_000u32).map(|n| (n % 251) as u8).collect();
         let new = as_rebuilt(&old);
-        assert_eq!(new.len(), old.len() + 10 * 16);
-        let equal = old[..100_000].iter().zip(&new).filter(|(a, b)| a == b).count();
-        assert_eq!(100_000 - equal, 100_000usize.div_ceil(4_096));
+        assert_eq!(new.len(), old.len() + 1_000_000usize.div_ceil(60_000) * 48);
+        let differing = old[..60_000].iter().zip(&new).filter(|(a, b)| a != b).count();
+        assert!((60..=180).contains(&differing), "{differing} of 60,000");
         assert_eq!(as_rebuilt(&old), new, "the same each time");
     }
 
