@@ -144,18 +144,33 @@ fn table_lines(head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     padded.collect()
 }
 
-/// Breaks text into lines of at most `columns` characters at spaces; a longer word gets a line of its own.
+/// What stands behind a number and stays with it.
+const UNITS: [&str; 14] = ["s", "ms", "µs", "min", "h", "d", "B", "kB", "MB", "GB", "TB", "B/s", "kB/s", "MB/s"];
+
+/// Breaks text into lines of at most `columns` characters at spaces, but not between a number and its unit; a longer word
+/// gets a line of its own.
 pub(crate) fn wrapped(text: &str, columns: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
+    let mut words: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
+        let bare = word.trim_end_matches([',', '.', ';', ':', ')']);
+        match words.last_mut() {
+            Some(last) if UNITS.contains(&bare) && last.ends_with(|c: char| c.is_ascii_digit()) => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            _ => words.push(word.to_owned()),
+        }
+    }
+    let mut lines = vec![String::new()];
+    for word in words {
         let Some(last) = lines.last_mut() else { break };
         if last.is_empty() {
-            last.push_str(word);
+            last.push_str(&word);
         } else if last.chars().count() + 1 + word.chars().count() <= columns {
             last.push(' ');
-            last.push_str(word);
+            last.push_str(&word);
         } else {
-            lines.push(word.to_owned());
+            lines.push(word);
         }
     }
     lines
@@ -222,5 +237,6 @@ mod tests {
         assert_eq!(wrapped("one two three", 7), ["one two", "three"]);
         assert_eq!(wrapped("a-word-that-is-too-long b", 5), ["a-word-that-is-too-long", "b"]);
         assert_eq!(wrapped("", 5), [""]);
+        assert_eq!(wrapped("of which it ran 1 s, alone", 18), ["of which it ran", "1 s, alone"]);
     }
 }

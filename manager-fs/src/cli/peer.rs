@@ -41,7 +41,7 @@ mod tests {
     #[test]
     fn a_stopped_process_is_told_apart() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+        let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
         let text = silent("manager", Some(child.id()), Duration::from_secs(1));
         assert!(text.contains("for 1.0 s") && text.contains(&child.id().to_string()), "{text}");
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();

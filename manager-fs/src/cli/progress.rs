@@ -144,7 +144,7 @@ fn render(progress: Progress<'_>, rate: Option<f64>, columns: usize) -> String {
     let percent = (total > 0).then(|| format!("{:>3} %", (u128::from(done) * 100 / u128::from(total))));
     let rate = rate.filter(|rate| *rate > 0.0);
     let speed =
-        rate.map(|rate| if bytes { format!("{}/s", units::bytes(rate as u64)) } else { format!("{rate:.0}/s") });
+        rate.map(|rate| if bytes { format!("{}/s", units::bytes(whole(rate))) } else { format!("{rate:.0}/s") });
     let left = rate.filter(|_| total > 0).map(|rate| time_left((total - done) as f64 / rate));
     let bar = |width: usize| (total > 0).then(|| bar(done, total, width));
     let amount = Some(amount);
@@ -171,10 +171,16 @@ fn render(progress: Progress<'_>, rate: Option<f64>, columns: usize) -> String {
     cut(&last, columns)
 }
 
+/// A rate or a time without its fraction.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // `as` gives 0 for what is negative, and the most for more.
+fn whole(number: f64) -> u64 {
+    number as u64
+}
+
 /// Whole seconds: a tenth would only flicker.
 fn time_left(seconds: f64) -> String {
     // Longer than three years says nothing.
-    let seconds = seconds.ceil().min(1e8) as u64;
+    let seconds = whole(seconds.ceil().min(1e8));
     match seconds {
         0..60 => format!("{seconds} s left"),
         _ => format!("{} left", units::duration(Duration::from_secs(seconds))),
@@ -192,7 +198,9 @@ pub(crate) fn cut(text: &str, columns: usize) -> String {
 }
 
 fn bar(done: u64, total: u64, width: usize) -> String {
-    let full = (u128::from(done) * width as u128 / u128::from(total.max(1))) as usize;
+    // A part of `width` at most.
+    let full = u128::from(done) * width as u128 / u128::from(total.max(1));
+    let full = usize::try_from(full).unwrap_or(width).min(width);
     format!("[{}{}]", "#".repeat(full), "-".repeat(width - full))
 }
 

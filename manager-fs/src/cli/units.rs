@@ -179,7 +179,7 @@ mod tests {
     fn moments_and_how_long_ago_they_were() {
         assert_eq!(moment(0), "never");
         assert_eq!(moment(1_700_000_000_000), "2023-11-14T22:13:20Z");
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+        let now = proto::width::millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap());
         assert_eq!(ago(now), "just now");
         // In the future by a clock that was set back.
         assert_eq!(ago(now + 100_000), "just now");

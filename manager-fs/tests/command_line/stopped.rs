@@ -6,7 +6,7 @@ use tests::{Host, Manager, TreeFixture};
 use crate::rows::{Asks, every_asking_command};
 
 fn send(pid: u32, signal: Signal) {
-    kill_process(Pid::from_raw(pid as i32).unwrap(), signal).unwrap();
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
 }
 
 /// Children of a process, from proc_pid_stat(5).

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use proto::width;
 use serde_json::{Value, json};
 
 use super::machine::Machine;
@@ -44,7 +45,9 @@ impl Changed {
         let steps: Vec<Value> = self
             .steps
             .iter()
-            .map(|(name, took, detail)| json!({ "step": name, "duration_us": took.as_micros() as u64, "detail": detail }))
+            .map(
+                |(name, took, detail)| json!({ "step": name, "duration_us": width::micros(*took), "detail": detail }),
+            )
             .collect();
         step.fact("change_over", steps);
         let told = self.steps.iter().map(|(name, took, _)| format!("{} {}", name.replace('_', " "), duration(*took)));
@@ -69,7 +72,7 @@ pub(super) async fn upgrade_under_load(machine: &Machine, story: &mut Story, sou
     step.fact("job", job.parse::<u64>().context("the job's number")?);
     story.done(step);
 
-    let mut step = story.step("upgrade_to_2", "Upgrade to version 2, while it backs up");
+    let mut step = story.step("upgrade_to_2", "Upgrade to version 2 while it backs up");
     let before = fetched_bytes(machine).await?;
     machine.run(&["export", &format!("{PRODUCT}@2.0"), "--to", HOST]).await?;
     let ordered_unix_ms = unix_ms();
@@ -79,7 +82,7 @@ pub(super) async fn upgrade_under_load(machine: &Machine, story: &mut Story, sou
     let (fetched, blackout) = (fetched_bytes(machine).await? - before, changed.blackout()?);
     step.fact("pid", pid.clone());
     step.fact("same_process", true);
-    step.fact("blackout_us", blackout.as_micros() as u64);
+    step.fact("blackout_us", width::micros(blackout));
     step.fact("fetched_bytes", fetched);
     let differing = story.fact_of("publish_2", "differing_bytes").unwrap_or(0);
     ensure!(fetched < differing, "{fetched} bytes were fetched for {differing} that differ: the delta was not used");
@@ -131,7 +134,7 @@ pub(super) async fn downgrade(machine: &Machine, story: &mut Story) -> Result<()
     expect_version(machine, "1.0").await?;
     let (fetched, blackout) = (fetched_bytes(machine).await? - before, changed.blackout()?);
     step.fact("fetched_bytes", fetched);
-    step.fact("blackout_us", blackout.as_micros() as u64);
+    step.fact("blackout_us", width::micros(blackout));
     step.main(format!("blackout {}, fetched {}", duration(blackout), bytes(fetched)));
     changed.tell(&mut step);
     story.remember("back again", format!("blackout {}, fetched {}", duration(blackout), bytes(fetched)));
@@ -157,7 +160,7 @@ pub(super) async fn fails_and_returns(machine: &Machine, story: &mut Story) -> R
     let away = returned.saturating_sub(swapped);
     step.fact("away_ms", away);
     step.fact("evidence", material::CRASH);
-    step.main(format!("version 1 was back after {}, of which the other ran 1 s", ms(away)));
+    step.main(format!("version 1 was back after {}; the other ran for 1 s of it", ms(away)));
     step.fine(format!("the manager has its exit status and its last words: '{}'", material::CRASH));
     story.remember("bad version", format!("gone after {}, by itself; its last words are kept", ms(away)));
     story.done(step);
@@ -173,10 +176,22 @@ async fn upgrade(machine: &Machine, story: &Story, version: &str, more: &[&str])
     let output = machine.follow(&args, |line| {
         let event: Value = serde_json::from_str(line).unwrap_or_default();
         if let Some(step) = event["step"].as_str() {
-            doing(&step.replace('_', " "));
+            doing(what_follows(step));
         }
     });
     Ok(Changed::of(&events(&output.await?.text)?))
+}
+
+/// What goes on once a step has been reported.
+fn what_follows(step: &str) -> &'static str {
+    match step {
+        "metadata_saved" => "fetching it",
+        "staged" => "warming it",
+        "warmed" => "finishing what runs",
+        "drained" | "journaled" | "swapped" => "changing over",
+        "started" => "it proves itself",
+        _ => "",
+    }
 }
 
 fn events(text: &str) -> Result<Vec<Value>> {
@@ -186,7 +201,7 @@ fn events(text: &str) -> Result<Vec<Value>> {
 /// Now, as the documents of jobs say it.
 fn unix_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    now.map_or(0, width::millis)
 }
 
 #[cfg(test)]

@@ -129,7 +129,7 @@ pub(super) fn real_directory(
         let mut bytes = 0;
         for (file, length) in sources.by_ref() {
             anyhow::ensure!(!stop.load(Ordering::Relaxed), "interrupted");
-            if bytes + length > share * 2 {
+            if bytes + length > share + share / 8 {
                 continue;
             }
             let target = part_dir.join(file.strip_prefix("/").unwrap_or(&file));

@@ -66,7 +66,7 @@ async fn enroll_host(machine: &mut Machine, story: &mut Story) -> Result<()> {
     let data_path = status["data_path"].as_str().unwrap_or("unknown").to_owned();
     step.fact("host", HOST);
     step.fact("data_path", data_path.as_str());
-    step.fine(format!("trees are mounted by {data_path}"));
+    step.fine(format!("trees are shown by {data_path}"));
     story.mounted(&data_path);
     story.done(step);
     Ok(())
@@ -153,7 +153,8 @@ async fn launch_first(machine: &mut Machine, story: &mut Story) -> Result<()> {
     step.fact("fetched_bytes", fetched);
     step.fact("object_bytes", whole);
     step.main(format!("fetched {} before it served", bytes_of(fetched, whole)));
-    step.fine(format!("process {} runs straight from the mount", agent["pid"]));
+    let from = if story.is_mounted() { "straight from the mount" } else { "from a copy of the tree" };
+    step.fine(format!("on the network, compressed; process {} runs {from}", agent["pid"]));
     story.remember("first start", format!("fetched {}; nothing was installed", bytes_of(fetched, whole)));
     story.done(step);
     settle(machine, story).await

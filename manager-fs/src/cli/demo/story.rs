@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use proto::width;
 use serde_json::{Map, Value, json};
 
 use crate::cli::out::{self, clean, note, wrapped};
@@ -164,9 +165,9 @@ impl Story {
             degraded: degraded.to_vec(),
             data_path: None,
         };
-        story.print(&look.paint(BOLD, "A manager, a host and an agent, on this machine"));
-        for line in look.below(&Line::Fine(format!("Everything lies in {} and goes with it.", root.display()))) {
-            story.print(line.trim_start());
+        story.print(&format!(" {}", look.paint(BOLD, "A manager, a host and an agent, on this machine")));
+        for line in look.below(&Line::Fine(format!("all of it in {}, which goes with it", root.display()))) {
+            story.print(&line);
         }
         for lack in degraded {
             for (number, line) in look.below(&Line::Main(lack.clone())).iter().enumerate() {
@@ -210,6 +211,11 @@ impl Story {
         self.entries.push(Entry { id: step.id, title: step.title, at, took, facts: step.facts });
     }
 
+    /// Whether trees are mounted, and not copied.
+    pub(super) fn is_mounted(&self) -> bool {
+        self.data_path.as_deref().is_none_or(|data_path| !is_copy(data_path))
+    }
+
     /// One line of what is said at the end.
     pub(super) fn remember(&mut self, what: &'static str, sentence: String) {
         self.seen.push((what, sentence));
@@ -220,8 +226,12 @@ impl Story {
         self.entries.iter().find(|entry| entry.id == step)?.facts.get(name)?.as_u64()
     }
 
-    /// How trees are mounted here.
+    /// How trees are mounted here. A plain copy is less than was promised, also where no check had foreseen it.
     pub(super) fn mounted(&mut self, data_path: &str) {
+        let copies = "nothing may be mounted here: trees are plain copies, fetched whole before they start";
+        if is_copy(data_path) && self.degraded.is_empty() {
+            self.degraded.push(copies.to_owned());
+        }
         self.data_path = Some(data_path.to_owned());
     }
 
@@ -253,7 +263,7 @@ impl Story {
         self.quiet();
         if good {
             self.print("");
-            self.print(&self.look.paint(BOLD, "What you have seen"));
+            self.print(&format!(" {}", self.look.paint(BOLD, "What you have seen")));
             for (what, sentence) in &self.seen {
                 let lines = wrapped(sentence, self.look.columns.saturating_sub(17));
                 for (number, line) in lines.iter().enumerate() {
@@ -267,13 +277,16 @@ impl Story {
                 (false, true) => "nothing is left behind",
                 (_, false) => "something is left behind: see above",
             };
-            self.print(&format!(" {} Every step was checked, in {took}; {end}.", self.look.mark(clean)));
+            let text = format!("Every step was checked, in {took}; {end}.");
+            for (number, line) in wrapped(&text, self.look.columns.saturating_sub(3)).iter().enumerate() {
+                let mark = if number == 0 { self.look.mark(clean) } else { " ".to_owned() };
+                self.print(&format!(" {mark} {line}"));
+            }
         }
     }
 
     /// The whole run as one document.
     pub(super) fn document(&self, failure: Option<&str>, interrupted: bool, clean: bool) -> Value {
-        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let steps: Vec<Value> = self
             .entries
             .iter()
@@ -281,8 +294,8 @@ impl Story {
                 json!({
                     "step": entry.id,
                     "title": entry.title,
-                    "at_ms": ms(entry.at),
-                    "duration_ms": ms(entry.took),
+                    "at_ms": width::millis(entry.at),
+                    "duration_ms": width::millis(entry.took),
                     "facts": entry.facts,
                 })
             })
@@ -294,7 +307,7 @@ impl Story {
             "clean": clean,
             "data_path": self.data_path,
             "degraded": self.degraded,
-            "duration_ms": ms(self.began.elapsed()),
+            "duration_ms": width::millis(self.began.elapsed()),
             "steps": steps,
         })
     }
@@ -330,6 +343,11 @@ impl Drop for Story {
     }
 }
 
+/// Whether this data path mounts nothing.
+pub(super) fn is_copy(data_path: &str) -> bool {
+    data_path.contains("copy")
+}
+
 /// Draws what is going on, again and again.
 async fn live(now: Arc<Mutex<Now>>) {
     const TURNS: [&str; 4] = ["|", "/", "-", "\\"];
@@ -342,7 +360,7 @@ async fn live(now: Arc<Mutex<Now>>) {
         let mut now = now.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((title, activity, began)) = &now.step else { continue };
         let activity = if activity.is_empty() { String::new() } else { format!(": {activity}") };
-        let text = format!(" {} {title}  {} s{activity}", TURNS[turn], began.elapsed().as_secs());
+        let text = format!(" {} {title}{activity}  {} s", TURNS[turn], began.elapsed().as_secs());
         let text = cut(&text, columns);
         now.drawn = true;
         let _ = std::io::stderr().write_all(format!("\r\x1b[2K{text}").as_bytes());
