@@ -29,6 +29,7 @@ pub mod limits;
 pub mod manifest;
 pub mod message;
 pub mod name;
+pub mod number;
 pub mod path;
 pub mod proof;
 pub mod record;

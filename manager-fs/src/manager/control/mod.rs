@@ -19,11 +19,18 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
+pub mod bring_over;
 pub mod changes;
+pub mod contract;
+mod disk;
 pub mod embedded;
 pub mod generations;
 pub mod hosts;
+mod ids;
 pub mod jobs;
+pub mod local;
+pub mod observations;
+pub mod state;
 
 /// A value, and the revision of the store in which it was last written.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,185 @@
+use proto::agent::{ChangeId, JobId, Outcome, Step};
+use proto::name::Target;
+use proto::{HostName, Product, TreeId};
+
+use super::super::contract::ControlStore;
+use super::super::local::LocalStore;
+use super::super::observations::Observations;
+use super::super::state::State;
+use super::super::state::changes::EndedBy;
+use super::super::state::jobs::JobState;
+use super::*;
+
+/// A store that a manager of format 1 wrote: two generations, groups, exports, hosts, a token, two change-overs, four
+/// jobs, statuses and steps.
+const FORMAT_1: &[u8] = include_bytes!("format-1.redb.zst");
+
+fn old_store() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let bytes = zstd::stream::decode_all(FORMAT_1).unwrap();
+    fs::write(directory.path().join(CONTROL_FILE), bytes).unwrap();
+    directory
+}
+
+/// Changes raw values of an old store.
+fn alter(root: &Path, change: impl FnOnce(&mut redb::Table<'_, &'static str, &'static [u8]>)) {
+    let database = Database::create(root.join(CONTROL_FILE)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    change(&mut transaction.open_table(VALUES).unwrap());
+    transaction.commit().unwrap();
+}
+
+async fn open(root: &Path) -> State {
+    let store = LocalStore::open(&root.join(CONTROL_FILE)).unwrap();
+    let opened = LocalObservations::open(&root.join(OBSERVATIONS_FILE)).unwrap();
+    assert_eq!(opened.set_aside, None);
+    State::open(std::sync::Arc::new(store), std::sync::Arc::new(opened.observations)).await.unwrap()
+}
+
+fn host(name: &str) -> HostName {
+    name.parse().unwrap()
+}
+
+async fn check(root: &Path) {
+    let state = open(root).await;
+    assert!(state.damaged().is_empty(), "{:?}", state.damaged());
+    let product: Product = "data-agent".parse().unwrap();
+    let sequences: Vec<u64> = state.generations().iter().map(|generation| generation.record.sequence).collect();
+    assert_eq!(sequences, [1, 2]);
+    assert!(state.admit(&host("web-1"), "web-1-s").is_ok() && state.admit(&host("web-2"), "web-2-s").is_err());
+    let token = state.token(&"ab".repeat(32), 99).await.unwrap();
+    assert_eq!(token.record.host, host("web-3"));
+    let groups: Vec<_> = state.groups().into_iter().map(|(group, hosts)| (group.to_string(), hosts.len())).collect();
+    assert_eq!(groups, [("all".to_owned(), 2), ("empty".to_owned(), 0)]);
+    let exported = |name: &str| state.exported_to(&host(name)).len();
+    assert_eq!((exported("web-1"), exported("web-2"), exported("web-3")), (2, 1, 0));
+    let targets: Vec<Target> = state.exports().into_iter().map(|export| export.target).collect();
+    assert_eq!(targets.len(), 2);
+
+    let change = state.change(ChangeId(1)).await.unwrap().unwrap();
+    assert!(change.ended.as_ref().is_some_and(|end| end.confirmed && end.by == EndedBy::Agent));
+    let steps: Vec<Step> = state.steps_of(&change).await.unwrap().iter().map(|step| step.step).collect();
+    assert_eq!(steps, [Step::Staged, Step::Confirmed]);
+    assert_eq!(state.change(ChangeId(2)).await.unwrap().unwrap().ended, None);
+
+    let jobs = state.jobs(10).await.unwrap();
+    let states: Vec<JobState> = jobs.iter().map(|job| job.state).collect();
+    assert_eq!(states, [JobState::Done, JobState::Failed, JobState::Running, JobState::Queued]);
+    assert!(matches!(&jobs[0].outcome, Some(Outcome::Done(summary)) if summary.snapshots == ["abc"]));
+    assert_eq!((jobs[2].started, jobs[2].progress.as_ref().map(|progress| progress.units_done)), (Some(30), Some(1)));
+    assert!(jobs[3].cancel && jobs[3].sent.is_none() && jobs[2].sent.is_some());
+    // A failure that only the manager knew of is mended by the agent, and what the agent said stays.
+    let done = Outcome::Done(proto::agent::Summary::default());
+    assert!(state.end_job(JobId(2), &done, EndedBy::Agent, 50).await.unwrap());
+    assert!(!state.end_job(JobId(1), &done, EndedBy::Agent, 50).await.unwrap());
+
+    let status = state.observations().status(&host("web-1")).await.unwrap();
+    assert_eq!((status.software.as_str(), status.last_seen), ("0.1.0", 18));
+    assert_eq!((status.agents[0].pid, status.attached.as_slice()), (7, &[TreeId::of(b"2")][..]));
+    assert_eq!(status.wrong_hashes, [(18, String::from("w"))]);
+    // The counter stood at 3: that number was given to a record that is gone.
+    let refused = state.add_generation(&product, &"9".parse().unwrap(), |sequence| {
+        Err::<Vec<u8>, _>(ControlError::Damaged { key: sequence.to_string(), reason: String::new() })
+    });
+    assert!(matches!(refused.await, Err(ControlError::Damaged { key, .. }) if key == "4"));
+}
+
+#[tokio::test]
+async fn a_store_of_format_1_is_brought_over_once_and_its_file_is_kept() {
+    let directory = old_store();
+    let root = directory.path();
+    let before = fs::read(root.join(CONTROL_FILE)).unwrap();
+    let done = bring_over(root).unwrap().unwrap();
+    assert_eq!(done.set_aside, 0);
+    assert_eq!(bring_over(root).unwrap(), None, "it is done");
+    check(root).await;
+    let kept = fs::read(root.join(OLD_FILE)).unwrap();
+    assert_eq!(kept.len(), before.len());
+    let empty = tempfile::tempdir().unwrap();
+    assert_eq!(bring_over(empty.path()).unwrap(), None);
+}
+
+/// What a kill leaves at each step: half a new file, new files that are whole, one of two renamed, the link to the old.
+#[tokio::test]
+async fn a_start_that_is_killed_anywhere_is_made_good_by_the_next() {
+    let directory = old_store();
+    let whole = directory.path();
+    bring_over(whole).unwrap();
+    let finished = |name: &str| fs::read(whole.join(name)).unwrap();
+    let (control, observations) = (finished(CONTROL_FILE), finished(OBSERVATIONS_FILE));
+    let left: [&[(&str, &[u8])]; 5] = [
+        &[("observations.redb.new", &observations[..observations.len() / 2])],
+        &[("observations.redb.new", &observations), ("control.redb.new", &control[..control.len() / 3])],
+        &[(OBSERVATIONS_FILE, &observations), ("control.redb.new", &control)],
+        &[(OBSERVATIONS_FILE, &observations), ("control.redb.new", &control), (OLD_FILE, b"link")],
+        &[("control.redb.new", b""), ("observations.redb.new", b"")],
+    ];
+    for files in left {
+        let directory = old_store();
+        for (name, bytes) in files {
+            fs::write(directory.path().join(name), bytes).unwrap();
+        }
+        assert!(bring_over(directory.path()).unwrap().is_some());
+        check(directory.path()).await;
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_set_aside_by_name_and_the_rest_comes_over() {
+    let directory = old_store();
+    let mut keys = Vec::new();
+    alter(directory.path(), |values| {
+        keys = values.iter().unwrap().map(|entry| entry.unwrap().0.value().to_owned()).collect();
+    });
+    let kinds: std::collections::BTreeSet<&str> = keys.iter().map(|key| key.split('/').next().unwrap()).collect();
+    assert_eq!(kinds.len(), 10, "{kinds:?}");
+    for key in keys.iter().filter(|key| !key.starts_with("connected/")) {
+        let directory = old_store();
+        alter(directory.path(), |values| {
+            let mut value = values.get(key.as_str()).unwrap().unwrap().value().to_vec();
+            value.truncate(value.len() - 1);
+            values.insert(key.as_str(), value.as_slice()).unwrap();
+        });
+        let done = bring_over(directory.path()).unwrap().unwrap();
+        assert_eq!(done.set_aside, 1, "{key}");
+        let state = open(directory.path()).await;
+        let named: Vec<String> = state.damaged().into_keys().collect();
+        assert_eq!(named, [format!("set-aside/{key}")]);
+        assert!(state.remove_damaged(&named[0]).await.unwrap());
+        assert!(state.damaged().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_was_written_too_long_is_cut_and_comes_over() {
+    let directory = old_store();
+    let job = "job/0000000000000002";
+    alter(directory.path(), |values| {
+        let old = values.get(job).unwrap().unwrap().value().to_vec();
+        // The error of the outcome: its length, then the text.
+        let at = old.windows(7).position(|window| window == b"gave up").unwrap();
+        let long = vec![b'x'; 20 << 20];
+        let length = (long.len() as u64).to_le_bytes();
+        let new = [&old[..at - 8], &length, &long, &old[at + 7..]].concat();
+        values.insert(job, new.as_slice()).unwrap();
+    });
+    assert_eq!(bring_over(directory.path()).unwrap().unwrap().set_aside, 0);
+    let state = open(directory.path()).await;
+    let Some(Outcome::Failed(error)) = state.job(JobId(2)).await.unwrap().outcome else {
+        panic!("it has not failed")
+    };
+    assert!(error.len() <= 16 << 10 && error.starts_with("xxx"));
+}
+
+#[tokio::test]
+async fn a_damaged_old_file_is_refused_and_left_alone() {
+    let directory = old_store();
+    let path = directory.path().join(CONTROL_FILE);
+    let mut bytes = fs::read(&path).unwrap();
+    let step = bytes.len() / 300;
+    (0..300).for_each(|at| bytes[at * step] ^= 0x55);
+    fs::write(&path, &bytes).unwrap();
+    let error = bring_over(directory.path()).unwrap_err();
+    assert!(matches!(error, ControlError::Broken { .. }), "{error}");
+    assert!(!directory.path().join(OLD_FILE).exists() && path.exists());
+}

@@ -1,0 +1,196 @@
+//! Change-overs: that each was ordered, and how it ended. Its steps are observations.
+
+use std::collections::BTreeMap;
+
+use proto::agent::{ChangeId, StepEvent};
+use proto::message::Unix;
+use proto::{HostName, Product, TreeId, Version};
+use serde::{Deserialize, Serialize};
+
+use super::super::contract::{CHANGES_MAX, Change, ControlError, Expect};
+use super::super::observations::cut;
+use super::{Key, State, encode};
+
+/// Change-overs remembered. Older ones that are over are forgotten, so that the state does not grow for ever.
+const CHANGES_KEPT: usize = 10_000;
+/// Bytes of the reason for an end; the evidence of a failed version is up to 16 KiB.
+const REASON_BYTES: usize = 20 << 10;
+
+/// An order for a change-over of one agent on one host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangeOrder {
+    /// On which host.
+    pub host: HostName,
+    /// Which agent.
+    pub product: Product,
+    /// To which version.
+    pub version: Version,
+    /// To which tree.
+    pub to: TreeId,
+}
+
+/// One change-over of one agent on one host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangeRecord {
+    /// Its number.
+    pub id: ChangeId,
+    /// What was ordered.
+    pub order: ChangeOrder,
+    /// When it was ordered.
+    pub ordered: Unix,
+    /// How it ended.
+    pub ended: Option<ChangeEnd>,
+}
+
+/// How a change-over ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeEnd {
+    /// Whether the new version is confirmed.
+    pub confirmed: bool,
+    /// When.
+    pub at: Unix,
+    /// Why, when it is not.
+    pub reason: String,
+    /// Who says so.
+    pub by: EndedBy,
+}
+
+/// Who says how something ended. What an agent says replaces what the manager thought, never the other way round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum EndedBy {
+    /// The manager, which had no answer.
+    Manager,
+    /// The agent.
+    Agent,
+}
+
+/// What stands under the key of a change-over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::manager::control) struct StoredChange {
+    pub(in crate::manager::control) host: HostName,
+    pub(in crate::manager::control) product: Product,
+    pub(in crate::manager::control) version: Version,
+    pub(in crate::manager::control) to: TreeId,
+    pub(in crate::manager::control) ordered: Unix,
+    pub(in crate::manager::control) ended: Option<ChangeEnd>,
+}
+
+impl StoredChange {
+    fn record(self, id: ChangeId) -> ChangeRecord {
+        let order = ChangeOrder { host: self.host, product: self.product, version: self.version, to: self.to };
+        ChangeRecord { id, order, ordered: self.ordered, ended: self.ended }
+    }
+}
+
+impl State {
+    /// Records orders for change-overs, many in one commit. Answers in the same order.
+    ///
+    /// # Errors
+    /// The control state failed. Some of a long list may be recorded then; nobody was told of them.
+    pub async fn add_changes(&self, orders: Vec<ChangeOrder>, now: Unix) -> Result<Vec<ChangeRecord>, ControlError> {
+        let mut records = Vec::with_capacity(orders.len());
+        for orders in orders.chunks(CHANGES_MAX) {
+            records.append(&mut self.add_some_changes(orders, now).await?);
+        }
+        Ok(records)
+    }
+
+    async fn add_some_changes(&self, orders: &[ChangeOrder], now: Unix) -> Result<Vec<ChangeRecord>, ControlError> {
+        let mut drawn = Vec::with_capacity(orders.len());
+        for _ in orders {
+            drawn.push(ChangeId(self.draw(now)?));
+        }
+        loop {
+            let mut changes = Vec::with_capacity(orders.len());
+            for (order, id) in orders.iter().zip(&drawn) {
+                let key = Key::Change(*id).to_string();
+                changes.push(Change::put(&key, Expect::Absent, encode(&key, &stored(order, now))?));
+            }
+            match self.commit(changes).await {
+                Ok(_) => break,
+                // Another manager drew the same number in the same second.
+                Err(ControlError::Conflict { key }) => {
+                    let met = drawn.iter_mut().filter(|id| Key::Change(**id).to_string() == key);
+                    for id in met {
+                        *id = ChangeId(self.draw(now)?);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let records = orders.iter().zip(drawn).map(|(order, id)| stored(order, now).record(id));
+        Ok(records.collect())
+    }
+
+    /// One change-over.
+    ///
+    /// # Errors
+    /// The control state failed, or the record is damaged.
+    pub async fn change(&self, id: ChangeId) -> Result<Option<ChangeRecord>, ControlError> {
+        let found = self.read::<StoredChange>(&Key::Change(id)).await?;
+        Ok(found.map(|(stored, _)| stored.record(id)))
+    }
+
+    /// Every change-over that can be read, oldest first.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub async fn changes(&self) -> Result<Vec<ChangeRecord>, ControlError> {
+        let found = self.read_all::<StoredChange>("change/").await?;
+        let records = found.into_iter().filter_map(|(key, stored)| match key {
+            Key::Change(id) => Some(stored.record(id)),
+            _ => None,
+        });
+        Ok(records.collect())
+    }
+
+    /// Records how a change-over ended; `false` when that is known already, or there is none of this number.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub async fn end_change(&self, id: ChangeId, mut end: ChangeEnd) -> Result<bool, ControlError> {
+        cut(&mut end.reason, REASON_BYTES);
+        self.update(&Key::Change(id), |stored: Option<StoredChange>| {
+            let Some(mut stored) = stored else { return Ok::<_, ControlError>((None, false)) };
+            if stored.ended.as_ref().is_some_and(|known| known.by >= end.by) {
+                return Ok((None, false));
+            }
+            stored.ended = Some(end.clone());
+            Ok((Some(stored), true))
+        })
+        .await
+    }
+
+    /// The steps of a change-over that are still remembered, in the order of their arrival.
+    ///
+    /// # Errors
+    /// The observations cannot be read.
+    pub async fn steps_of(&self, record: &ChangeRecord) -> Result<Vec<StepEvent>, ControlError> {
+        let mut steps = self.observations().steps(&record.order.host, &record.order.product).await?;
+        steps.retain(|step| step.change == record.id);
+        Ok(steps)
+    }
+
+    /// Forgets the oldest change-overs that are over, when there are many.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub async fn forget_changes(&self) -> Result<(), ControlError> {
+        let all: BTreeMap<ChangeId, ChangeRecord> =
+            self.changes().await?.into_iter().map(|record| (record.id, record)).collect();
+        let surplus = all.len().saturating_sub(CHANGES_KEPT);
+        let over = all.values().take(surplus).filter(|record| record.ended.is_some());
+        self.delete_all(over.map(|record| Key::Change(record.id).to_string()).collect()).await
+    }
+}
+
+fn stored(order: &ChangeOrder, now: Unix) -> StoredChange {
+    StoredChange {
+        host: order.host.clone(),
+        product: order.product.clone(),
+        version: order.version.clone(),
+        to: order.to,
+        ordered: now,
+        ended: None,
+    }
+}

@@ -1,0 +1,114 @@
+//! To whom generations are exported: what hosts may see and fetch.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proto::message::Unix;
+use proto::name::Target;
+use proto::{HostName, Product, TreeId, Version};
+use serde::{Deserialize, Serialize};
+
+use super::super::contract::{CHANGES_MAX, Change, ControlError, Expect};
+use super::generations::Generation;
+use super::{Key, State, encode};
+
+/// One export.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// Of which product.
+    pub product: Product,
+    /// Of which version.
+    pub version: Version,
+    /// To whom.
+    pub target: Target,
+    /// Since when.
+    pub since: Unix,
+}
+
+impl State {
+    /// Every export.
+    pub fn exports(&self) -> Vec<Export> {
+        self.view.read().exports.values().flat_map(BTreeMap::values).cloned().collect()
+    }
+
+    /// Exports a generation to targets; returns those to which it was not exported before.
+    ///
+    /// # Errors
+    /// [`ControlError::Conflict`]: the generation was taken back meanwhile. The control state failed.
+    pub async fn add_exports(
+        &self,
+        generation: &Generation,
+        targets: &[Target],
+        now: Unix,
+    ) -> Result<Vec<Target>, ControlError> {
+        let (product, version) = (&generation.record.product, &generation.record.version);
+        let of = Key::Generation(product.clone(), version.clone()).to_string();
+        let mut new = Vec::new();
+        // One of each commit is the condition that the generation is still there.
+        for targets in targets.chunks(CHANGES_MAX - 1) {
+            let mut left: BTreeMap<String, &Target> = BTreeMap::new();
+            left.extend(targets.iter().map(|target| (export_key(product, version, target), target)));
+            while !left.is_empty() {
+                let mut changes = vec![Change::check(&of, Expect::At(generation.changed))];
+                for (key, target) in &left {
+                    let (product, version) = (product.clone(), version.clone());
+                    let export = Export { product, version, target: (*target).clone(), since: now };
+                    changes.push(Change::put(key, Expect::Absent, encode(key, &export)?));
+                }
+                match self.commit(changes).await {
+                    Ok(_) => {
+                        new.extend(left.into_values().cloned());
+                        break;
+                    }
+                    Err(ControlError::Conflict { key }) if key == of => return Err(ControlError::Conflict { key }),
+                    // It is exported so already.
+                    Err(ControlError::Conflict { key }) => drop(left.remove(&key)),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(new)
+    }
+
+    /// Takes exports of a generation back; returns the targets to which it was exported.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub async fn remove_exports(
+        &self,
+        product: &Product,
+        version: &Version,
+        targets: &[Target],
+    ) -> Result<Vec<Target>, ControlError> {
+        let name = (product.clone(), version.clone());
+        let exported = |target: &&Target| {
+            self.view.read().exports.get(*target).is_some_and(|exports| exports.contains_key(&name))
+        };
+        let there: Vec<Target> = targets.iter().filter(exported).cloned().collect();
+        self.delete_all(there.iter().map(|target| export_key(product, version, target)).collect()).await?;
+        Ok(there)
+    }
+
+    /// What is exported to a host, by itself or by its groups; by product, then by the order of publication.
+    pub fn exported_to(&self, host: &HostName) -> Vec<Arc<Generation>> {
+        let tables = self.view.read();
+        let mut found = BTreeMap::new();
+        tables.for_each_exported(host, |generation| {
+            let record = &generation.record;
+            let place = (record.product.clone(), record.sequence, record.version.clone());
+            found.insert(place, Arc::clone(generation));
+        });
+        found.into_values().collect()
+    }
+
+    /// Whether a tree is exported to a host. Asked with every chunk.
+    pub fn permits(&self, host: &HostName, tree: &TreeId) -> bool {
+        let mut permitted = false;
+        self.view.read().for_each_exported(host, |generation| permitted |= generation.record.tree == *tree);
+        permitted
+    }
+}
+
+fn export_key(product: &Product, version: &Version, target: &Target) -> String {
+    Key::Export(product.clone(), version.clone(), target.clone()).to_string()
+}

@@ -1,0 +1,348 @@
+//! Jobs: that each was ordered, sent, cancelled, and how it ended. How far it is, is an observation.
+
+use proto::agent::{JobId, Operation, Outcome, Progress, Summary};
+use proto::message::Unix;
+use proto::{HostName, Product};
+use serde::{Deserialize, Serialize};
+
+use super::super::contract::{Change, ControlError, Expect};
+use super::super::observations::cut;
+use super::changes::EndedBy;
+use super::{Key, State, encode};
+
+/// Jobs remembered. Older ones that are over are forgotten, so that the state does not grow for ever.
+const JOBS_KEPT: usize = 10_000;
+/// Lines of a summary (snapshots, problems, versions) that are kept of each kind, and bytes of a line.
+const LINES_MAX: usize = 200;
+/// See [`LINES_MAX`].
+const LINE_BYTES: usize = 1 << 10;
+/// Bytes of the error of a job that failed.
+const ERROR_BYTES: usize = 16 << 10;
+
+/// Why a job cannot be read or altered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JobRecordError {
+    /// There is none of this number; the oldest that are over are forgotten.
+    #[error("job {0} is not known; `manager-fs job list` lists those that are")]
+    Unknown(JobId),
+    /// Nothing can be done about it any more.
+    #[error("job {id} is over already: {state:?}")]
+    Over {
+        /// Which.
+        id: JobId,
+        /// How it ended.
+        state: JobState,
+    },
+    /// The control state failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// One storage operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Its number.
+    pub id: JobId,
+    /// On which host.
+    pub host: HostName,
+    /// Which agent does it.
+    pub product: Product,
+    /// What.
+    pub operation: Operation,
+    /// How far it is.
+    pub state: JobState,
+    /// When it was ordered.
+    pub created: Unix,
+    /// When an agent was first seen at it.
+    pub started: Option<Unix>,
+    /// When it ended.
+    pub ended: Option<Unix>,
+    /// The last progress that is known.
+    pub progress: Option<Progress>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// Why it waits, for people.
+    pub waiting: Option<String>,
+    /// Someone asked to stop it.
+    pub cancel: bool,
+    /// When it was first sent to the agent; from then on an agent may be at it.
+    pub sent: Option<Unix>,
+}
+
+/// The states of a job. The last three are final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Not taken by an agent yet.
+    Queued,
+    /// Taken by an agent.
+    Running,
+    /// Done.
+    Done,
+    /// Failed.
+    Failed,
+    /// Stopped on request.
+    Cancelled,
+}
+
+impl JobState {
+    /// Whether nothing more will happen.
+    pub fn is_final(self) -> bool {
+        match self {
+            JobState::Queued | JobState::Running => false,
+            JobState::Done | JobState::Failed | JobState::Cancelled => true,
+        }
+    }
+}
+
+/// What stands under the key of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::manager::control) struct StoredJob {
+    pub(in crate::manager::control) host: HostName,
+    pub(in crate::manager::control) product: Product,
+    pub(in crate::manager::control) operation: Operation,
+    pub(in crate::manager::control) created: Unix,
+    pub(in crate::manager::control) sent: Option<Unix>,
+    pub(in crate::manager::control) cancel: bool,
+    pub(in crate::manager::control) end: Option<StoredEnd>,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::manager::control) struct StoredEnd {
+    pub(in crate::manager::control) at: Unix,
+    pub(in crate::manager::control) by: EndedBy,
+    pub(in crate::manager::control) outcome: Outcome,
+    pub(in crate::manager::control) started: Option<Unix>,
+    pub(in crate::manager::control) progress: Option<Progress>,
+}
+
+impl StoredJob {
+    fn record(self, id: JobId) -> JobRecord {
+        let state = match &self.end {
+            None => JobState::Queued,
+            Some(end) => match end.outcome {
+                Outcome::Done(_) => JobState::Done,
+                Outcome::Cancelled(_) => JobState::Cancelled,
+                Outcome::Failed(_) => JobState::Failed,
+            },
+        };
+        let (mut ended, mut outcome, mut started, mut progress) = (None, None, None, None);
+        if let Some(end) = self.end {
+            (ended, outcome, started, progress) = (Some(end.at), Some(end.outcome), end.started, end.progress);
+        }
+        JobRecord {
+            id,
+            host: self.host,
+            product: self.product,
+            operation: self.operation,
+            state,
+            created: self.created,
+            started,
+            ended,
+            progress,
+            outcome,
+            waiting: None,
+            cancel: self.cancel,
+            sent: self.sent,
+        }
+    }
+}
+
+impl State {
+    /// Records a new job.
+    ///
+    /// # Errors
+    /// [`ControlError::TooLong`]: it names more than a record holds. The control state failed.
+    pub async fn add_job(
+        &self,
+        host: &HostName,
+        product: &Product,
+        operation: &Operation,
+        now: Unix,
+    ) -> Result<JobRecord, ControlError> {
+        let stored = StoredJob {
+            host: host.clone(),
+            product: product.clone(),
+            operation: operation.clone(),
+            created: now,
+            sent: None,
+            cancel: false,
+            end: None,
+        };
+        loop {
+            let id = JobId(self.draw(now)?);
+            let key = Key::Job(id).to_string();
+            match self.commit(vec![Change::put(&key, Expect::Absent, encode(&key, &stored)?)]).await {
+                Ok(_) => return Ok(stored.record(id)),
+                // Another manager drew the same number in the same second.
+                Err(ControlError::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// One job, as it was decided and as far as it was seen.
+    ///
+    /// # Errors
+    /// [`JobRecordError::Unknown`].
+    pub async fn job(&self, id: JobId) -> Result<JobRecord, JobRecordError> {
+        match self.read::<StoredJob>(&Key::Job(id)).await? {
+            Some((stored, _)) => Ok(self.with_progress(stored.record(id)).await?),
+            None => Err(JobRecordError::Unknown(id)),
+        }
+    }
+
+    /// The newest jobs that can be read, oldest of them first.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub async fn jobs(&self, limit: usize) -> Result<Vec<JobRecord>, ControlError> {
+        let all = self.all_jobs().await?;
+        let older = all.len().saturating_sub(limit);
+        let mut jobs = Vec::with_capacity(all.len() - older);
+        for record in all.into_iter().skip(older) {
+            jobs.push(self.with_progress(record).await?);
+        }
+        Ok(jobs)
+    }
+
+    /// Every job that is not over, oldest first.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub async fn open_jobs(&self) -> Result<Vec<JobRecord>, ControlError> {
+        let mut jobs = self.all_jobs().await?;
+        jobs.retain(|record| !record.state.is_final());
+        Ok(jobs)
+    }
+
+    async fn all_jobs(&self) -> Result<Vec<JobRecord>, ControlError> {
+        let found = self.read_all::<StoredJob>("job/").await?;
+        let records = found.into_iter().filter_map(|(key, stored)| match key {
+            Key::Job(id) => Some(stored.record(id)),
+            _ => None,
+        });
+        Ok(records.collect())
+    }
+
+    async fn with_progress(&self, mut record: JobRecord) -> Result<JobRecord, ControlError> {
+        if record.state.is_final() || record.sent.is_none() {
+            return Ok(record);
+        }
+        // Without its observations a job is shown as one that nobody has taken yet; what it is asked for stays.
+        if let Some(seen) = self.observations().progress(record.id).await? {
+            record.state = JobState::Running;
+            record.started = Some(seen.since);
+            record.progress = Some(seen.progress);
+        }
+        Ok(record)
+    }
+
+    /// Records that a job is about to be sent for the first time: from then on an agent may be at it.
+    ///
+    /// # Errors
+    /// [`JobRecordError::Unknown`].
+    pub async fn job_sent(&self, id: JobId, now: Unix) -> Result<(), JobRecordError> {
+        self.update(&Key::Job(id), |stored: Option<StoredJob>| {
+            let mut stored = stored.ok_or(JobRecordError::Unknown(id))?;
+            if stored.sent.is_some() {
+                return Ok((None, ()));
+            }
+            stored.sent = Some(now);
+            Ok((Some(stored), ()))
+        })
+        .await
+    }
+
+    /// Records the wish that a job be stopped.
+    ///
+    /// # Errors
+    /// [`JobRecordError`]: there is none, or it is over already.
+    pub async fn cancel_job(&self, id: JobId) -> Result<JobRecord, JobRecordError> {
+        self.update(&Key::Job(id), |stored: Option<StoredJob>| {
+            let mut stored = stored.ok_or(JobRecordError::Unknown(id))?;
+            let state = stored.clone().record(id).state;
+            if state.is_final() {
+                return Err(JobRecordError::Over { id, state });
+            }
+            let known = std::mem::replace(&mut stored.cancel, true);
+            let record = stored.clone().record(id);
+            Ok((if known { None } else { Some(stored) }, record))
+        })
+        .await
+    }
+
+    /// Records how a job ended; `false` when that is known already. What an agent says replaces what the manager
+    /// thought, so an outcome that comes late mends the record.
+    ///
+    /// # Errors
+    /// [`JobRecordError::Unknown`].
+    pub async fn end_job(
+        &self,
+        id: JobId,
+        outcome: &Outcome,
+        by: EndedBy,
+        now: Unix,
+    ) -> Result<bool, JobRecordError> {
+        let seen = self.observations().progress(id).await.unwrap_or_else(|error| {
+            tracing::warn!(job = %id, %error, "the job ends without its progress");
+            None
+        });
+        let end = StoredEnd {
+            at: now,
+            by,
+            outcome: bounded(outcome),
+            started: seen.as_ref().map(|seen| seen.since),
+            progress: seen.map(|seen| seen.progress),
+        };
+        self.update(&Key::Job(id), |stored: Option<StoredJob>| {
+            let mut stored = stored.ok_or(JobRecordError::Unknown(id))?;
+            if stored.end.as_ref().is_some_and(|known| known.by >= by) {
+                return Ok((None, false));
+            }
+            stored.end = Some(end.clone());
+            Ok((Some(stored), true))
+        })
+        .await
+    }
+
+    /// Forgets the oldest jobs that are over, when there are many.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub async fn forget_jobs(&self) -> Result<(), ControlError> {
+        let all = self.all_jobs().await?;
+        let surplus = all.len().saturating_sub(JOBS_KEPT);
+        let over = all.iter().take(surplus).filter(|record| record.state.is_final());
+        self.delete_all(over.map(|record| Key::Job(record.id).to_string()).collect()).await
+    }
+}
+
+/// Progress as it is kept: an agent's words are cut.
+pub(in crate::manager::control) fn bounded_progress(mut progress: Progress) -> Progress {
+    cut(&mut progress.activity, LINE_BYTES);
+    cut(&mut progress.version, LINE_BYTES);
+    progress
+}
+
+/// An outcome as it is kept: an agent's lists and lines are cut, and the last line of a cut list says so.
+pub(in crate::manager::control) fn bounded(outcome: &Outcome) -> Outcome {
+    let mut outcome = outcome.clone();
+    match &mut outcome {
+        Outcome::Failed(error) => cut(error, ERROR_BYTES),
+        Outcome::Done(Summary { snapshots, problems, versions, .. })
+        | Outcome::Cancelled(Summary { snapshots, problems, versions, .. }) => {
+            for lines in [snapshots, problems, versions] {
+                if lines.len() > LINES_MAX {
+                    let more = lines.len() - LINES_MAX + 1;
+                    lines.truncate(LINES_MAX - 1);
+                    lines.push(format!("… and {more} more"));
+                }
+                lines.iter_mut().for_each(|line| cut(line, LINE_BYTES));
+            }
+        }
+    }
+    outcome
+}

@@ -1,0 +1,60 @@
+//! A value of the control store: its format (1 byte), a check over key and body (4 bytes), and the record's encoding.
+//!
+//! The check finds a flipped bit, and a value that stands under another's key, before anything believes it.
+
+use proto::codec;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::super::contract::{ControlError, VALUE_BYTES_MAX};
+
+/// Another first byte is a later format. (1 was that of stores before `manager-fs store 2`.)
+const RECORD_FORMAT: u8 = 2;
+const CHECK_BYTES: usize = 4;
+
+pub(in crate::manager::control) fn encode<T: Serialize>(key: &str, value: &T) -> Result<Vec<u8>, ControlError> {
+    let body = codec::encode(value).map_err(|error| ControlError::Storage(error.to_string()))?;
+    Ok([&[RECORD_FORMAT], check(key, &body).as_slice(), &body].concat())
+}
+
+/// # Errors
+/// Why it cannot be read, for people.
+pub(super) fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, String> {
+    let (format, rest) = bytes.split_first().ok_or("it is empty")?;
+    if *format != RECORD_FORMAT {
+        return Err(format!("it has format {format}; this program knows {RECORD_FORMAT}"));
+    }
+    let (found, body) = rest.split_first_chunk::<CHECK_BYTES>().ok_or("it is cut off")?;
+    if *found != check(key, body) {
+        return Err(String::from("its check does not match its bytes"));
+    }
+    codec::decode::<T, VALUE_BYTES_MAX>(body).map_err(|error| error.to_string())
+}
+
+fn check(key: &str, body: &[u8]) -> [u8; CHECK_BYTES] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&(key.len() as u64).to_le_bytes()).update(key.as_bytes()).update(body);
+    let mut check = [0; CHECK_BYTES];
+    hasher.finalize_xof().fill(&mut check);
+    check
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_flipped_bit_and_any_other_key_is_noticed() {
+        let good = encode("host/a", &(7_u64, String::from("x"))).unwrap();
+        assert_eq!(decode("host/a", &good), Ok((7_u64, String::from("x"))));
+        assert!(decode::<(u64, String)>("host/b", &good).is_err());
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode::<(u64, String)>("host/a", &bad).is_err(), "bit {bit}");
+        }
+        for length in 0..good.len() {
+            assert!(decode::<(u64, String)>("host/a", &good[..length]).is_err(), "{length} bytes");
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The decisions as they are in memory: read from the control store once, then kept up by a watch.
+//!
+//! A lock is held over a look or a change of some maps, never over a wait.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use proto::name::Target;
+use proto::{GroupName, HostName, Product, Version};
+use tokio::sync::watch;
+
+use super::super::contract::{ControlError, ControlStore, Entry, Events, Revision, list_all};
+use super::changes::StoredChange;
+use super::exports::Export;
+use super::generations::{Generation, GenerationHead};
+use super::hosts::HostRecord;
+use super::jobs::StoredJob;
+use super::tokens::TokenRecord;
+use super::{Key, decode};
+
+/// How long a change that was committed may take to be seen here.
+const REACH_DEADLINE: Duration = Duration::from_secs(30);
+/// Pause before the store is asked again after it failed.
+const AFTER_FAILURE: Duration = Duration::from_millis(200);
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct View {
+    tables: RwLock<Tables>,
+    reached: watch::Sender<Revision>,
+}
+
+/// What is known, by what it is asked for.
+#[derive(Default)]
+pub(super) struct Tables {
+    pub(super) generations: BTreeMap<(Product, Version), Arc<Generation>>,
+    pub(super) exports: BTreeMap<Target, BTreeMap<(Product, Version), Export>>,
+    pub(super) hosts: BTreeMap<HostName, Arc<HostRecord>>,
+    pub(super) groups: BTreeSet<GroupName>,
+    pub(super) members: BTreeMap<GroupName, BTreeSet<HostName>>,
+    pub(super) groups_of: HashMap<HostName, BTreeSet<GroupName>>,
+    /// Key to what is wrong with its record.
+    pub(super) damaged: BTreeMap<String, String>,
+}
+
+/// A record as the view needs it.
+enum Seen {
+    Generation(Box<Generation>),
+    Export(Export),
+    Host(HostRecord),
+    Group,
+    Member,
+    /// It can be read; nobody asks the view for it.
+    Other,
+}
+
+impl View {
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads everything anew.
+    pub(super) async fn load(&self, store: &dyn ControlStore) -> Result<(), ControlError> {
+        let (entries, revision) = list_all(store, "").await?;
+        let mut tables = Tables::default();
+        for entry in &entries {
+            let seen = see(store, entry).await?;
+            tables.put(&entry.key, seen);
+        }
+        for (key, reason) in &tables.damaged {
+            tracing::error!(key, reason, "a record of the control state cannot be read and is passed over");
+        }
+        *self.write() = tables;
+        self.reached.send_replace(revision);
+        Ok(())
+    }
+
+    async fn apply(&self, store: &dyn ControlStore, events: Events) -> Result<(), ControlError> {
+        for event in events.events {
+            let seen = match event.value {
+                Some(value) => {
+                    let entry = Entry { key: event.key.clone(), value, changed: event.revision };
+                    Some(see(store, &entry).await?)
+                }
+                None => None,
+            };
+            let mut tables = self.write();
+            tables.remove(&event.key);
+            if let Some(seen) = seen {
+                if let Err(reason) = &seen {
+                    tracing::error!(key = event.key, reason, "a record that was just written cannot be read");
+                }
+                tables.put(&event.key, seen);
+            }
+        }
+        self.reached.send_replace(events.through);
+        Ok(())
+    }
+
+    /// Waits until everything up to a revision is seen here.
+    pub(super) async fn reached(&self, revision: Revision) -> Result<(), ControlError> {
+        let mut reached = self.reached.subscribe();
+        let waited = tokio::time::timeout(REACH_DEADLINE, reached.wait_for(|at| *at >= revision)).await;
+        match waited {
+            Ok(Ok(_)) => Ok(()),
+            // The sender is in `self`, so only the deadline ends the wait.
+            Ok(Err(_)) | Err(_) => Err(ControlError::Storage(String::from(
+                "what was committed is not seen yet; it may be in force all the same",
+            ))),
+        }
+    }
+}
+
+/// Keeps a view up with its store, until it is aborted.
+pub(super) async fn follow(view: Arc<View>, store: Arc<dyn ControlStore>) {
+    let begun = || store.watch("", *view.reached.borrow());
+    let mut watch = begun();
+    loop {
+        let applied = match watch.next().await {
+            Ok(events) => view.apply(store.as_ref(), events).await,
+            Err(ControlError::Compacted { .. }) => view.load(store.as_ref()).await,
+            Err(ControlError::Closed) => return,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = applied {
+            tracing::error!(%error, "the control state cannot be followed; it is tried again");
+            tokio::time::sleep(AFTER_FAILURE).await;
+            // What was not applied comes once more.
+            watch = begun();
+        }
+    }
+}
+
+/// Reads a record; the outer error is the store's, the inner one what is wrong with the record.
+async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, String>, ControlError> {
+    let Some(key) = Key::parse(&entry.key) else {
+        return Ok(Err(String::from("it is of no kind that this program knows")));
+    };
+    let seen = match key {
+        Key::Generation(..) => match decode::<GenerationHead>(entry) {
+            Ok(head) => match Generation::read(store, &key, head, entry.changed).await {
+                Ok(generation) => Ok(Seen::Generation(Box::new(generation))),
+                Err(error @ ControlError::Damaged { .. }) => Err(error),
+                Err(error) => return Err(error),
+            },
+            Err(error) => Err(error),
+        },
+        Key::Export(..) => decode(entry).map(Seen::Export),
+        Key::Host(_) => decode(entry).map(Seen::Host),
+        Key::Group(_) => decode::<()>(entry).map(|()| Seen::Group),
+        Key::Member(..) => decode::<()>(entry).map(|()| Seen::Member),
+        Key::Token(_) => decode::<TokenRecord>(entry).map(|_| Seen::Other),
+        Key::Job(_) => decode::<StoredJob>(entry).map(|_| Seen::Other),
+        Key::Change(_) => decode::<StoredChange>(entry).map(|_| Seen::Other),
+        Key::Sequence => decode::<u64>(entry).map(|_| Seen::Other),
+        Key::Part(..) => decode::<Vec<u8>>(entry).map(|_| Seen::Other),
+        Key::SetAside(_) => return Ok(Err(decode::<String>(entry).unwrap_or_else(|error| error.to_string()))),
+    };
+    Ok(seen.map_err(|error| match error {
+        ControlError::Damaged { reason, .. } => reason,
+        other => other.to_string(),
+    }))
+}
+
+impl Tables {
+    /// Each generation that is exported to a host, by itself or by its groups; one may come more than once.
+    pub(super) fn for_each_exported(&self, host: &HostName, mut each: impl FnMut(&Arc<Generation>)) {
+        let groups = self.groups_of.get(host).into_iter().flatten().cloned().map(Target::Group);
+        for target in groups.chain([Target::Host(host.clone())]) {
+            let names = self.exports.get(&target).into_iter().flat_map(BTreeMap::keys);
+            names.filter_map(|name| self.generations.get(name)).for_each(&mut each);
+        }
+    }
+
+    fn put(&mut self, text: &str, seen: Result<Seen, String>) {
+        let seen = match seen {
+            Ok(seen) => seen,
+            Err(reason) => {
+                self.damaged.insert(text.to_owned(), reason);
+                return;
+            }
+        };
+        match (Key::parse(text), seen) {
+            (Some(Key::Generation(product, version)), Seen::Generation(generation)) => {
+                self.generations.insert((product, version), Arc::new(*generation));
+            }
+            (Some(Key::Export(product, version, target)), Seen::Export(export)) => {
+                self.exports.entry(target).or_default().insert((product, version), export);
+            }
+            (Some(Key::Host(host)), Seen::Host(record)) => {
+                self.hosts.insert(host, Arc::new(record));
+            }
+            (Some(Key::Group(group)), Seen::Group) => {
+                self.groups.insert(group);
+            }
+            (Some(Key::Member(group, host)), Seen::Member) => {
+                self.groups_of.entry(host.clone()).or_default().insert(group.clone());
+                self.members.entry(group).or_default().insert(host);
+            }
+            _ => {}
+        }
+    }
+
+    fn remove(&mut self, text: &str) {
+        self.damaged.remove(text);
+        match Key::parse(text) {
+            Some(Key::Generation(product, version)) => {
+                self.generations.remove(&(product, version));
+            }
+            Some(Key::Export(product, version, target)) => {
+                if let Some(exports) = self.exports.get_mut(&target) {
+                    exports.remove(&(product, version));
+                    if exports.is_empty() {
+                        self.exports.remove(&target);
+                    }
+                }
+            }
+            Some(Key::Host(host)) => {
+                self.hosts.remove(&host);
+            }
+            Some(Key::Group(group)) => {
+                self.groups.remove(&group);
+            }
+            Some(Key::Member(group, host)) => {
+                if let Some(members) = self.members.get_mut(&group) {
+                    members.remove(&host);
+                }
+                if let Some(groups) = self.groups_of.get_mut(&host) {
+                    groups.remove(&group);
+                    if groups.is_empty() {
+                        self.groups_of.remove(&host);
+                    }
+                }
+            }
+            Some(Key::Token(_) | Key::Job(_) | Key::Change(_) | Key::Sequence | Key::Part(..) | Key::SetAside(_))
+            | None => {}
+        }
+    }
+}
