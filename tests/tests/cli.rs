@@ -248,10 +248,10 @@ fn hostile_archives_are_refused_and_the_store_is_as_before() {
 fn a_store_of_a_newer_format_is_left_alone() {
     let mut manager = Manager::start();
     manager.stop();
-    fs::write(manager.store().join("format"), "manager-fs store 2\n").unwrap();
+    fs::write(manager.store().join("format"), "manager-fs store 3\n").unwrap();
     let output = manager.run(&["serve", "--listen", "127.0.0.1:0"]).expect(1);
-    assert!(output.stderr.contains('2') && output.stderr.contains("format"), "{}", output.stderr);
-    fs::write(manager.store().join("format"), "manager-fs store 1\n").unwrap();
+    assert!(output.stderr.contains('3') && output.stderr.contains("format"), "{}", output.stderr);
+    fs::write(manager.store().join("format"), "manager-fs store 2\n").unwrap();
     manager.serve();
 }
 

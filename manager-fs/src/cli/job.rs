@@ -114,7 +114,7 @@ struct Order {
 #[derive(Debug, Args)]
 pub(super) struct OneJob {
     /// The job's number
-    job: u64,
+    job: JobId,
     #[command(flatten)]
     output: Json,
 }
@@ -143,13 +143,13 @@ pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
         }
         JobCommand::List { limit, output } => list(*limit, output.json, here),
         JobCommand::Show(one) => {
-            let record = job(ask_once(here, &Quick::Job(JobId(one.job)))?)?;
+            let record = job(ask_once(here, &Quick::Job(one.job))?)?;
             print(&record, one.output.json);
             Ok(Done::Clean)
         }
-        JobCommand::Wait(one) => wait(JobId(one.job), one.output.json, here),
+        JobCommand::Wait(one) => wait(one.job, one.output.json, here),
         JobCommand::Cancel(one) => {
-            let record = job(ask_once(here, &Quick::JobCancel(JobId(one.job)))?)?;
+            let record = job(ask_once(here, &Quick::JobCancel(one.job))?)?;
             print(&record, one.output.json);
             Ok(Done::Clean)
         }
@@ -166,13 +166,13 @@ fn order(product: &Product, order: &Order, operation: Operation, here: &Here) ->
     let request = Quick::JobRun { host: order.host.clone(), product: product.clone(), operation };
     let record = job(ask_once(here, &request)?)?;
     if !order.detach {
-        note!("job {}", record.id.0);
+        note!("job {}", record.id);
         return wait(record.id, order.json, here);
     }
     if order.json {
         out::json_line(&job_json(&record));
     } else {
-        say!("{}", record.id.0);
+        say!("{}", record.id);
     }
     Ok(Done::Clean)
 }
@@ -181,7 +181,7 @@ fn order(product: &Product, order: &Order, operation: Operation, here: &Here) ->
 fn wait(id: JobId, json: bool, here: &Here) -> anyhow::Result<Done> {
     let mut line = ProgressLine::new();
     let mut last: Option<(Option<Progress>, Option<String>)> = None;
-    let number = id.0;
+    let number = id;
     let goes_on = format!(
         "job {number} goes on: `manager-fs job wait {number}` follows it, `manager-fs job cancel {number}` stops it"
     );
@@ -241,7 +241,7 @@ fn list(limit: u32, json: bool, here: &Here) -> anyhow::Result<Done> {
         .iter()
         .map(|record| {
             vec![
-                record.id.0.to_string(),
+                record.id.to_string(),
                 record.host.to_string(),
                 record.operation.kind().to_owned(),
                 state_name(record.state),
@@ -294,7 +294,7 @@ fn print(record: &JobRecord, json: bool) {
     if json {
         return out::json(&job_json(record));
     }
-    let what = format!("job {}: {} on {}", record.id.0, record.operation.kind(), record.host);
+    let what = format!("job {}: {} on {}", record.id, record.operation.kind(), record.host);
     say!(
         "{what}: {}{}",
         state_name(record.state),

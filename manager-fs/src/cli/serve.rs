@@ -43,7 +43,10 @@ async fn serve(args: &ServeArgs, dirs: &Dirs) -> anyhow::Result<()> {
         store: dirs.store.clone(),
         host_certificate_lifetime: args.host_certificate_lifetime.map_or(HOST_CERTIFICATE_LIFETIME, |given| *given),
     };
-    let manager = tokio::task::spawn_blocking(move || Manager::open(&options)).await??;
+    let manager = Manager::open(&options).await?;
+    for notice in manager.notices() {
+        eprintln!("manager-fs: {notice}");
+    }
     let address = manager.listen(&args.listen).await?;
     write_address(&dirs.store, &address.to_string())?;
     let in_store = listen_locally(&manager, &dirs.manager_socket_in_store())?;

@@ -187,7 +187,7 @@ fn end_json(end: &HostEnd) -> Value {
 
 fn print_event(event: &UpgradeEvent) {
     match event {
-        UpgradeEvent::Accepted { host, change } => say!("{host}: accepted as change-over {}", change.0),
+        UpgradeEvent::Accepted { host, change } => say!("{host}: accepted as change-over {change}"),
         UpgradeEvent::Step { host, event } => say!("{host}: {}", step_line(event)),
         UpgradeEvent::Ended(end) => {
             let how = match end.verdict {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use proto::HostName;
 use proto::message::{HostReply, ManagerRequest, Role, Unix};
 
-use super::control::State;
 use super::control::hosts::HostError;
+use super::control::{Observation, State};
 use super::identity::Peer;
 use super::news::{News, NewsBoard};
 use super::now;
@@ -78,7 +78,7 @@ impl Connections {
     ///
     /// # Errors
     /// The host has been shut out meanwhile, or the control state failed.
-    pub(crate) fn greeted(
+    pub(crate) async fn greeted(
         self: &Arc<Self>,
         peer: &Peer,
         link: &Link,
@@ -96,17 +96,15 @@ impl Connections {
             old.close("replaced by a newer connection of the same host");
         }
         if role == Role::Control {
-            self.state.change_status(host, |status| {
-                software.clone_into(&mut status.software);
-                status.last_seen = now();
-            })?;
+            let seen = Observation::Seen { at: now(), software: Some(software.to_owned()) };
+            self.state.observations().note(host, vec![seen]).await?;
             tracing::info!(%host, software, "host connected");
             self.news.tell(host, News::Connected);
         }
         let (connections, host, link) = (Arc::clone(self), host.clone(), link.clone());
         tokio::spawn(async move {
             let reason = link.closed().await;
-            connections.ended(&host, &link, role, &reason);
+            connections.ended(&host, &link, role, &reason).await;
         });
         Ok(())
     }
@@ -122,7 +120,7 @@ impl Connections {
         replaced
     }
 
-    fn ended(&self, host: &HostName, link: &Link, role: Role, reason: &str) {
+    async fn ended(&self, host: &HostName, link: &Link, role: Role, reason: &str) {
         let last = {
             let mut connections = self.by_host();
             if let Some(of_host) = connections.get_mut(host) {
@@ -136,7 +134,8 @@ impl Connections {
         };
         if last {
             tracing::info!(%host, reason, "host disconnected");
-            if let Err(error) = self.state.change_status(host, |status| status.last_seen = now()) {
+            let seen = Observation::Seen { at: now(), software: None };
+            if let Err(error) = self.state.observations().note(host, vec![seen]).await {
                 tracing::error!(%host, %error, "cannot record that the host is gone");
             }
             self.news.tell(host, News::Disconnected);

@@ -44,13 +44,19 @@ impl Enrolment {
     ///
     /// # Errors
     /// See [`EnrolmentError`].
-    pub(crate) fn enroll(&self, protocol: u16, secret: &[u8], csr: &[u8]) -> Result<ManagerReply, EnrolmentError> {
+    pub(crate) async fn enroll(
+        &self,
+        protocol: u16,
+        secret: &[u8],
+        csr: &[u8],
+    ) -> Result<ManagerReply, EnrolmentError> {
         check_protocol(protocol)?;
         // A malformed request must not use the token up.
         self.identity.check_request(csr)?;
-        let host = self.state.use_token(&identity::secret_hash(secret), now())?;
+        let token = self.state.token(&identity::secret_hash(secret), now()).await?;
+        let host = token.record.host.clone();
         let issued = self.identity.certify(csr, &host)?;
-        self.state.enrolled(&host, &record_of(&issued), now())?;
+        self.state.enroll(&token, &record_of(&issued), now()).await?;
         // An identity that was replaced is no longer accepted, on living connections neither.
         self.connections.cut(&host, "the host was enrolled anew");
         tracing::info!(%host, "host enrolled");
@@ -61,9 +67,9 @@ impl Enrolment {
     ///
     /// # Errors
     /// See [`EnrolmentError`].
-    pub(crate) fn renew(&self, host: &HostName, csr: &[u8]) -> Result<ManagerReply, EnrolmentError> {
+    pub(crate) async fn renew(&self, host: &HostName, csr: &[u8]) -> Result<ManagerReply, EnrolmentError> {
         let issued = self.identity.certify(csr, host)?;
-        self.state.renewed(host, &record_of(&issued), now())?;
+        self.state.renewed(host, &record_of(&issued), now()).await?;
         tracing::info!(%host, "certificate renewed");
         Ok(self.reply(host.clone(), issued))
     }

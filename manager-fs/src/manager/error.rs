@@ -128,7 +128,7 @@ impl From<ManagerError> for Fault {
             ManagerError::Report(error) => match error {
                 ReportError::Empty => Fault::BadRequest,
                 ReportError::Job(error) => of_job(error),
-                ReportError::Control(_) => Fault::Failed,
+                ReportError::Control(_) | ReportError::BrokenOff(_) => Fault::Failed,
             },
             ManagerError::Job(error) => of_job(error),
             ManagerError::Upgrade(error) => match error {
@@ -185,15 +185,15 @@ fn of_export(error: &ExportError) -> Kind {
         ExportError::SeveralTrees(_) | ExportError::Attached { .. } => Fault::BadRequest,
         ExportError::Generation(error) => of_generation(error),
         ExportError::Host(error) => of_host(error),
-        ExportError::Control(_) | ExportError::BrokenOff(_) => Fault::Failed,
+        ExportError::Control(_) => Fault::Failed,
     }
 }
 
 fn of_job(error: &JobError) -> Kind {
     match error {
-        JobError::Operation(_) | JobError::Over { .. } => Fault::BadRequest,
+        JobError::Operation(_) | JobError::Record(JobRecordError::Over { .. }) => Fault::BadRequest,
         JobError::Host(error) => of_host(error),
         JobError::Record(JobRecordError::Unknown(_)) => Fault::NotFound,
-        JobError::Record(JobRecordError::Control(_)) | JobError::Control(_) | JobError::BrokenOff(_) => Fault::Failed,
+        JobError::Record(_) | JobError::Control(_) => Fault::Failed,
     }
 }

@@ -141,7 +141,7 @@ impl Exporter {
     }
 
     async fn exported_tree(self: &Arc<Self>, host: &HostName, tree: &TreeId) -> Result<Arc<ServedTree>, SendError> {
-        self.exports.check(host, tree).await?;
+        self.exports.check(host, tree)?;
         if let Some(served) = self.kept(tree) {
             return Ok(served);
         }

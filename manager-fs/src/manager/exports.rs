@@ -1,20 +1,16 @@
 //! Who may see and fetch what: the one place that decides it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use proto::name::Target;
 use proto::{GenerationRecord, GenerationRef, HostName, TreeId};
 
 use super::connections::Connections;
-use super::control::generations::{Export, Generation, GenerationError};
+use super::control::generations::{Generation, GenerationError};
 use super::control::hosts::HostError;
 use super::control::{ControlError, State};
 use super::now;
-use super::worker::{BrokenOff, blocking};
-
-/// Keys of the control state that decide who may see what.
-const DECIDING: [&str; 3] = ["generation/", "export/", "group/"];
 
 /// Why something is not exported, or cannot be taken back.
 #[derive(Debug, thiserror::Error)]
@@ -43,9 +39,6 @@ pub enum ExportError {
     /// The control state failed.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// It was not looked up.
-    #[error(transparent)]
-    BrokenOff(#[from] BrokenOff),
 }
 
 /// What an export, or taking one back, has changed.
@@ -57,68 +50,40 @@ pub(crate) struct Changed {
     pub(crate) not_enrolled: Vec<HostName>,
 }
 
-/// Decides who may see what.
+/// Decides who may see what. Whatever is asked with every request is answered from memory.
 pub(crate) struct Exports {
     state: Arc<State>,
     connections: Arc<Connections>,
-    permissions: Mutex<Permissions>,
-}
-
-/// Who may fetch what, as of one state of the keys that decide it.
-#[derive(Default)]
-struct Permissions {
-    /// Revision of the control state up to which `trees` is known to be right.
-    revision: u64,
-    trees: BTreeMap<HostName, Arc<BTreeSet<TreeId>>>,
 }
 
 impl Exports {
     /// Over the control state; hosts hear of changes over their connections.
     pub(crate) fn new(state: Arc<State>, connections: Arc<Connections>) -> Self {
-        Self { state, connections, permissions: Mutex::default() }
+        Self { state, connections }
     }
 
     /// The signed records of everything that is exported to a host.
-    ///
-    /// # Errors
-    /// The control state failed.
-    pub(crate) fn records_of(&self, host: &HostName) -> Result<Vec<Vec<u8>>, ControlError> {
-        Ok(self.state.exported_to(host)?.iter().map(|generation| generation.signed.clone()).collect())
+    pub(crate) fn records_of(&self, host: &HostName) -> Vec<Vec<u8>> {
+        self.state.exported_to(host).iter().map(|generation| generation.signed.clone()).collect()
     }
 
     /// Whether a generation, by its name, is exported to a host.
-    ///
-    /// # Errors
-    /// The control state failed.
-    pub(crate) fn is_exported(&self, host: &HostName, record: &GenerationRecord) -> Result<bool, ControlError> {
-        let exported = self.state.exported_to(host)?;
-        Ok(exported.iter().any(|exported| exported.record.name() == record.name()))
+    pub(crate) fn is_exported(&self, host: &HostName, record: &GenerationRecord) -> bool {
+        let exported = self.state.exported_to(host);
+        exported.iter().any(|exported| exported.record.name() == record.name())
     }
 
     /// Whether a tree is exported to a host.
-    ///
-    /// # Errors
-    /// The control state failed.
-    pub(crate) fn permits(&self, host: &HostName, tree: &TreeId) -> Result<bool, ControlError> {
-        match self.known(host) {
-            Some(trees) => Ok(trees.contains(tree)),
-            None => Ok(self.look_up(host)?.contains(tree)),
-        }
+    pub(crate) fn permits(&self, host: &HostName, tree: &TreeId) -> bool {
+        self.state.permits(host, tree)
     }
 
     /// Lets a host have a tree, or not; a refusal is logged.
     ///
     /// # Errors
-    /// [`ExportError::NotExported`], or the control state failed.
-    pub(crate) async fn check(self: &Arc<Self>, host: &HostName, tree: &TreeId) -> Result<(), ExportError> {
-        let permits = match self.known(host) {
-            Some(trees) => trees.contains(tree),
-            None => {
-                let (exports, host, tree) = (Arc::clone(self), host.clone(), *tree);
-                blocking(move || exports.permits(&host, &tree).map_err(ExportError::from)).await?
-            }
-        };
-        if permits {
+    /// [`ExportError::NotExported`].
+    pub(crate) fn check(&self, host: &HostName, tree: &TreeId) -> Result<(), ExportError> {
+        if self.permits(host, tree) {
             return Ok(());
         }
         tracing::warn!(%host, %tree, "a host asked for a tree that is not exported to it");
@@ -128,9 +93,9 @@ impl Exports {
     /// The one tree exported to the host that a reference means.
     ///
     /// # Errors
-    /// [`ExportError::NotExported`], [`ExportError::SeveralTrees`], or the control state failed.
+    /// [`ExportError::NotExported`], [`ExportError::SeveralTrees`].
     pub(crate) fn one_exported(&self, host: &HostName, wanted: &GenerationRef) -> Result<TreeId, ExportError> {
-        let exported = self.state.exported_to(host)?;
+        let exported = self.state.exported_to(host);
         let records = exported.iter().map(|generation| &generation.record);
         let matching = records.filter(|record| wanted.matches(&record.product, &record.version, &record.tree));
         let trees: BTreeSet<TreeId> = matching.map(|record| record.tree).collect();
@@ -147,16 +112,18 @@ impl Exports {
     /// Exports a generation and tells the hosts. A host that is not enrolled yet sees it as soon as it is.
     ///
     /// # Errors
-    /// There is no such group, or the control state failed.
-    pub(crate) fn export(&self, generation: &Generation, targets: &[Target]) -> Result<Changed, ExportError> {
+    /// There is no such group, the generation was taken back meanwhile, or the control state failed.
+    pub(crate) async fn export(&self, generation: &Generation, targets: &[Target]) -> Result<Changed, ExportError> {
         let hosts = self.hosts_of(targets)?;
-        let mut changed = Changed { not_enrolled: self.not_enrolled(&hosts)?, ..Changed::default() };
-        for target in targets {
-            if self.state.add_export(&export(&generation.record, target, now()))? {
-                tracing::info!(generation = generation.record.name(), %target, "exported");
-                changed.targets.push(target.clone());
-            }
+        let exported = self.state.add_exports(generation, targets, now()).await;
+        let targets = exported.map_err(|error| match error {
+            ControlError::Conflict { .. } => ExportError::Generation(taken_back(generation)),
+            other => ExportError::Control(other),
+        })?;
+        for target in &targets {
+            tracing::info!(generation = generation.record.name(), %target, "exported");
         }
+        let changed = Changed { targets, not_enrolled: self.not_enrolled(&hosts) };
         self.connections.exports_changed(hosts);
         Ok(changed)
     }
@@ -165,7 +132,7 @@ impl Exports {
     ///
     /// # Errors
     /// [`ExportError::Attached`], there is no such generation or group, or the control state failed.
-    pub(crate) fn unexport(
+    pub(crate) async fn unexport(
         &self,
         wanted: &GenerationRef,
         targets: &[Target],
@@ -175,15 +142,13 @@ impl Exports {
         let record = &generation.record;
         let affected = self.hosts_of(targets)?;
         if !force {
-            self.check_not_attached(record, targets, &affected)?;
+            self.check_not_attached(record, targets, &affected).await?;
         }
-        let mut changed = Changed { not_enrolled: self.not_enrolled(&affected)?, ..Changed::default() };
-        for target in targets {
-            if self.state.remove_export(&export(record, target, 0))? {
-                tracing::info!(generation = record.name(), %target, "no longer exported");
-                changed.targets.push(target.clone());
-            }
+        let targets = self.state.remove_exports(&record.product, &record.version, targets).await?;
+        for target in &targets {
+            tracing::info!(generation = record.name(), %target, "no longer exported");
         }
+        let changed = Changed { targets, not_enrolled: self.not_enrolled(&affected) };
         self.connections.exports_changed(affected);
         Ok(changed)
     }
@@ -191,13 +156,12 @@ impl Exports {
     /// Which hosts have which trees attached.
     ///
     /// # Errors
-    /// The control state failed.
-    pub(crate) fn attached(&self) -> Result<BTreeMap<TreeId, BTreeSet<HostName>>, ControlError> {
+    /// The observations cannot be read.
+    pub(crate) async fn attached(&self) -> Result<BTreeMap<TreeId, BTreeSet<HostName>>, ControlError> {
         let mut attached: BTreeMap<TreeId, BTreeSet<HostName>> = BTreeMap::new();
-        for (host, record) in self.state.hosts()? {
+        for (host, status) in self.state.observations().statuses().await? {
             // A revoked host has lost its say.
-            if record.revoked.is_none() {
-                let status = self.state.status(&host)?;
+            if self.state.host(&host).is_some_and(|record| record.revoked.is_none()) {
                 let running = status.agents.iter().map(|agent| agent.tree);
                 for tree in status.attached.iter().copied().chain(running) {
                     attached.entry(tree).or_default().insert(host.clone());
@@ -208,20 +172,8 @@ impl Exports {
     }
 
     /// The hosts of these that are not enrolled.
-    ///
-    /// # Errors
-    /// The control state failed.
-    pub(crate) fn not_enrolled<'a>(
-        &self,
-        hosts: impl IntoIterator<Item = &'a HostName>,
-    ) -> Result<Vec<HostName>, ControlError> {
-        let mut absent = Vec::new();
-        for host in hosts {
-            if self.state.host(host)?.is_none() {
-                absent.push(host.clone());
-            }
-        }
-        Ok(absent)
+    pub(crate) fn not_enrolled<'a>(&self, hosts: impl IntoIterator<Item = &'a HostName>) -> Vec<HostName> {
+        hosts.into_iter().filter(|host| self.state.host(host).is_none()).cloned().collect()
     }
 
     fn hosts_of(&self, targets: &[Target]) -> Result<BTreeSet<HostName>, HostError> {
@@ -232,16 +184,16 @@ impl Exports {
         Ok(hosts)
     }
 
-    fn check_not_attached(
+    async fn check_not_attached(
         &self,
         record: &GenerationRecord,
         targets: &[Target],
         affected: &BTreeSet<HostName>,
     ) -> Result<(), ExportError> {
-        let holding = self.attached()?.remove(&record.tree).unwrap_or_default();
-        let exports = self.state.exports()?;
+        let holding = self.attached().await?.remove(&record.tree).unwrap_or_default();
+        let exports = self.state.exports();
         for host in affected.intersection(&holding) {
-            let groups = self.state.groups_of(host)?;
+            let groups = self.state.groups_of(host);
             let remains = exports.iter().any(|export| {
                 let same = export.product == record.product && export.version == record.version;
                 let reaches = match &export.target {
@@ -256,51 +208,10 @@ impl Exports {
         }
         Ok(())
     }
-
-    /// A host's trees, if they were looked up since the last change of what decides.
-    fn known(&self, host: &HostName) -> Option<Arc<BTreeSet<TreeId>>> {
-        let permissions = self.permissions();
-        if permissions.revision != *self.state.store().revision().borrow() {
-            return None;
-        }
-        permissions.trees.get(host).cloned()
-    }
-
-    /// Looks a host's trees up, in the control state if something that decides has changed. Readers of it do not wait for
-    /// each other.
-    fn look_up(&self, host: &HostName) -> Result<Arc<BTreeSet<TreeId>>, ControlError> {
-        let revision = *self.state.store().revision().borrow();
-        let known_at = self.permissions().revision;
-        if known_at != revision {
-            let history = self.state.store().history("", known_at);
-            let decides = |key: &str| DECIDING.iter().any(|prefix| key.starts_with(prefix));
-            let unchanged = history.is_ok_and(|events| !events.iter().any(|event| decides(&event.key)));
-            let mut permissions = self.permissions();
-            if permissions.revision < revision {
-                if !unchanged || permissions.revision != known_at {
-                    permissions.trees.clear();
-                }
-                permissions.revision = revision;
-            }
-            if let Some(trees) = permissions.trees.get(host).filter(|_| permissions.revision == revision) {
-                return Ok(Arc::clone(trees));
-            }
-        }
-        let exported = self.state.exported_to(host)?;
-        let trees = Arc::new(exported.iter().map(|generation| generation.record.tree).collect::<BTreeSet<_>>());
-        let mut permissions = self.permissions();
-        // Read at `revision` or later: right for as long as nothing after `revision` has been taken into account.
-        if permissions.revision == revision {
-            permissions.trees.insert(host.clone(), Arc::clone(&trees));
-        }
-        Ok(trees)
-    }
-
-    fn permissions(&self) -> MutexGuard<'_, Permissions> {
-        self.permissions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-fn export(record: &GenerationRecord, target: &Target, since: u64) -> Export {
-    Export { product: record.product.clone(), version: record.version.clone(), target: target.clone(), since }
+fn taken_back(generation: &Generation) -> GenerationError {
+    let record = &generation.record;
+    let wanted = GenerationRef::Named(record.product.clone(), record.version.clone());
+    GenerationError::Unknown { wanted, product: None }
 }

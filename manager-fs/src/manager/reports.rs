@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 
-use proto::HostName;
 use proto::agent::StepEvent;
+use proto::bundle::Touch;
 use proto::message::HostReport;
+use proto::{HostName, TreeId};
 
 use super::bundle::Bundles;
-use super::control::{ControlError, State};
+use super::control::{ControlError, Noted, Observation, State};
 use super::exports::Exports;
 use super::jobs::{JobError, Jobs};
 use super::news::{News, NewsBoard};
 use super::now;
 use super::upgrade::Upgrades;
+use super::worker::{BrokenOff, blocking};
 
 /// Why reports were not taken; the host keeps them and sends them again.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +29,9 @@ pub enum ReportError {
     /// The control state failed.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The work was broken off.
+    #[error(transparent)]
+    BrokenOff(#[from] BrokenOff),
 }
 
 /// Takes hosts' reports.
@@ -40,53 +45,76 @@ pub(crate) struct Reports {
 }
 
 impl Reports {
-    /// Takes a host's reports. Hosts send again what was not answered, so each may come twice.
+    /// Takes a host's reports: what was seen is written down in one go, then what follows from it is done in order. Hosts
+    /// send again what was not answered, so each may come twice.
     ///
     /// # Errors
     /// See [`ReportError`]; the host keeps the reports and sends them again.
-    pub(crate) fn take(&self, host: &HostName, reports: Vec<HostReport>) -> Result<(), ReportError> {
+    pub(crate) async fn take(&self, host: &HostName, reports: Vec<HostReport>) -> Result<(), ReportError> {
         if reports.is_empty() {
             return Err(ReportError::Empty);
         }
-        reports.into_iter().try_for_each(|report| self.take_one(host, report))
-    }
-
-    fn take_one(&self, host: &HostName, report: HostReport) -> Result<(), ReportError> {
-        match report {
-            HostReport::Step(event) => self.take_step(host, &event)?,
-            HostReport::Agents(agents) => {
-                self.state.change_status(host, |status| {
-                    status.agents.clone_from(&agents);
-                    status.last_seen = now();
-                })?;
-                self.news.tell(host, News::Agents);
-            }
-            HostReport::JobProgress { job, progress } => self.jobs.progress_of(host, job, progress)?,
-            HostReport::JobOutcome { job, outcome } => self.jobs.ended(host, job, &outcome)?,
-            HostReport::Attached(trees) => self.state.change_status(host, |status| {
-                status.attached.clone_from(&trees);
-                status.last_seen = now();
-            })?,
-            HostReport::Touched { tree, touches } => {
-                if self.exports.permits(host, &tree)? {
-                    self.bundles.learn(host, tree, touches);
+        let seen: Vec<Observation> = reports.iter().filter_map(|report| seen(host, report)).collect();
+        let mut noted = if seen.is_empty() {
+            Vec::new().into_iter()
+        } else {
+            self.state.observations().note(host, seen).await?.into_iter()
+        };
+        for report in reports {
+            match report {
+                HostReport::Step(event) => self.step_noted(host, &event, noted.next()).await?,
+                HostReport::Agents(_) => {
+                    noted.next();
+                    self.news.tell(host, News::Agents);
                 }
-            }
-            HostReport::WrongHash { what } => {
-                tracing::error!(%host, what, "the host received bytes with a wrong hash");
-                self.state.change_status(host, |status| status.wrong_hashes.push((now(), what.clone())))?;
+                HostReport::Attached(_) | HostReport::WrongHash { .. } => drop(noted.next()),
+                HostReport::JobProgress { job, progress } => self.jobs.progress_of(host, job, progress).await?,
+                HostReport::JobOutcome { job, outcome } => self.jobs.ended(host, job, &outcome).await?,
+                HostReport::Touched { tree, touches } => self.learn(host, tree, touches).await?,
             }
         }
         Ok(())
     }
 
-    fn take_step(&self, host: &HostName, event: &StepEvent) -> Result<(), ControlError> {
-        // First the change-over's own record, which is idempotent too, then the history that decides "new".
-        self.upgrades.record_step(host, event)?;
-        if self.state.add_step(host, event)? {
+    async fn step_noted(
+        &self,
+        host: &HostName,
+        event: &StepEvent,
+        noted: Option<Noted>,
+    ) -> Result<(), ControlError> {
+        // Also when the step came before: its consequence may not have been written then.
+        self.upgrades.stepped(host, event).await?;
+        if noted == Some(Noted::New) {
             tracing::info!(%host, product = %event.product, step = ?event.step, detail = event.detail, "step");
             self.news.tell(host, News::Step(event.change));
         }
         Ok(())
+    }
+
+    async fn learn(&self, host: &HostName, tree: TreeId, touches: Vec<Touch>) -> Result<(), BrokenOff> {
+        if !self.exports.permits(host, &tree) {
+            return Ok(());
+        }
+        let (bundles, host) = (Arc::clone(&self.bundles), host.clone());
+        blocking(move || {
+            bundles.learn(&host, tree, touches);
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// What a report says of the host, as it is kept.
+fn seen(host: &HostName, report: &HostReport) -> Option<Observation> {
+    let at = now();
+    match report {
+        HostReport::Step(event) => Some(Observation::Step(event.clone())),
+        HostReport::Agents(agents) => Some(Observation::Agents { agents: agents.clone(), at }),
+        HostReport::Attached(trees) => Some(Observation::Attached { trees: trees.clone(), at }),
+        HostReport::WrongHash { what } => {
+            tracing::error!(%host, what, "the host received bytes with a wrong hash");
+            Some(Observation::WrongHash { what: what.clone(), at })
+        }
+        HostReport::JobProgress { .. } | HostReport::JobOutcome { .. } | HostReport::Touched { .. } => None,
     }
 }

@@ -103,7 +103,7 @@ async fn close_in_time(state: &State, link: &Link, peer: &Peer, mut ends: Unix) 
             () = tokio::time::sleep(left) => {}
         }
         // A host that has renewed goes on undisturbed, as reads may be under way.
-        let newest = state.host(&peer.host).ok().flatten().and_then(|record| record.newest_certificate_ends());
+        let newest = state.host(&peer.host).and_then(|record| record.newest_certificate_ends());
         match newest.filter(|newest| *newest > now()) {
             Some(newest) => ends = newest,
             None => return link.close("the host's certificate has expired"),
@@ -170,8 +170,7 @@ impl Session {
             return Err(GreetingError::Stranger.into());
         };
         self.greeting.claim()?;
-        let services = Arc::clone(&self.services);
-        blocking(move || Ok(services.enrolment.enroll(protocol, &secret, &csr)?)).await
+        Ok(self.services.enrolment.enroll(protocol, &secret, &csr).await?)
     }
 
     async fn reply(
@@ -181,8 +180,7 @@ impl Session {
         answer: &Answer,
     ) -> Result<ManagerReply, ManagerError> {
         if let HostRequest::Hello { protocol, software, role } = request {
-            let session = Arc::clone(self);
-            let reply = blocking(move || session.hello(protocol, &peer, role, &software)).await.map_err(Fault::from);
+            let reply = self.hello(protocol, &peer, role, &software).await.map_err(Fault::from);
             self.greeting.answered(reply.as_ref().map(|_| ()).map_err(Fault::clone));
             return reply.map_err(|fault| GreetingError::Refused(fault).into());
         }
@@ -190,10 +188,8 @@ impl Session {
         let (services, host) = (Arc::clone(&self.services), peer.host);
         match request {
             HostRequest::Hello { .. } | HostRequest::Enroll { .. } => Err(GreetingError::Enrolled.into()),
-            HostRequest::Renew { csr } => blocking(move || Ok(services.enrolment.renew(&host, &csr)?)).await,
-            HostRequest::Exports => {
-                blocking(move || Ok(ManagerReply::Exports(services.exports.records_of(&host)?))).await
-            }
+            HostRequest::Renew { csr } => Ok(services.enrolment.renew(&host, &csr).await?),
+            HostRequest::Exports => Ok(ManagerReply::Exports(services.exports.records_of(&host))),
             HostRequest::Manifest { tree } => Ok(services.exporter.send_manifest(&host, &tree, answer).await?),
             HostRequest::Chunks { tree, wants } => {
                 let _turn = self.turn().await?;
@@ -208,11 +204,12 @@ impl Session {
                 Ok(services.bundles.send(&host, StartOrder { generation, from, manifest }, answer).await?)
             }
             HostRequest::Profile { tree, touches } => {
-                services.exports.check(&host, &tree).await?;
+                services.exports.check(&host, &tree)?;
                 blocking(move || Ok(ManagerReply::Bundle(services.bundles.profile(&tree, &touches)?))).await
             }
             HostRequest::Report { reports } => {
-                blocking(move || Ok(services.reports.take(&host, reports).map(|()| ManagerReply::Done)?)).await
+                services.reports.take(&host, reports).await?;
+                Ok(ManagerReply::Done)
             }
         }
     }
@@ -221,13 +218,19 @@ impl Session {
         self.chunk_requests.acquire().await.map_err(|_| BrokenOff)
     }
 
-    fn hello(&self, protocol: u16, peer: &Peer, role: Role, software: &str) -> Result<ManagerReply, ManagerError> {
+    async fn hello(
+        &self,
+        protocol: u16,
+        peer: &Peer,
+        role: Role,
+        software: &str,
+    ) -> Result<ManagerReply, ManagerError> {
         check_protocol(protocol)?;
         self.services.state.admit(&peer.host, &peer.serial)?;
         self.greeting.claim()?;
         let not_set_up = || NetError::Closed(String::from("the connection is not set up"));
         let link = self.link.get().ok_or_else(not_set_up)?;
-        self.services.connections.greeted(peer, link, role, software)?;
+        self.services.connections.greeted(peer, link, role, software).await?;
         self.stranger.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(ManagerReply::Welcome { host: peer.host.clone(), now: now() })
     }

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use proto::HostName;
@@ -11,8 +12,7 @@ use tokio::net::TcpListener;
 use super::ahead::Ahead;
 use super::bundle::Bundles;
 use super::connections::Connections;
-use super::control::State;
-use super::control::embedded::EmbeddedStore;
+use super::control::{self, State};
 use super::delta::Deltas;
 use super::enrolment::Enrolment;
 use super::error::ManagerError;
@@ -27,6 +27,7 @@ use super::server::accept_hosts;
 use super::session::Services;
 use super::store::Store;
 use super::upgrade::Upgrades;
+use super::worker::blocking;
 use crate::net;
 
 /// How the manager is set up.
@@ -49,9 +50,9 @@ pub struct Manager {
     pub(super) jobs: Arc<Jobs>,
     pub(super) upgrades: Arc<Upgrades>,
     pub(super) ahead: Arc<Ahead>,
-    /// Held from the choice of a sequence number to the commit of its record.
-    pub(super) publishing: Mutex<()>,
     services: Arc<Services>,
+    /// What its operator should be told of its opening.
+    notices: Vec<String>,
     address: OnceLock<SocketAddr>,
 }
 
@@ -60,11 +61,15 @@ impl Manager {
     ///
     /// # Errors
     /// The store is in use, of a newer format, or damaged.
-    pub fn open(options: &ManagerOptions) -> Result<Arc<Self>, ManagerError> {
-        let store = Arc::new(Store::open(&options.store)?);
-        let identity = Arc::new(ManagerIdentity::open(&options.store, options.host_certificate_lifetime)?);
-        let control = EmbeddedStore::open(&options.store.join("control.redb"))?;
-        let state = Arc::new(State::new(Arc::new(control)));
+    pub async fn open(options: &ManagerOptions) -> Result<Arc<Self>, ManagerError> {
+        let options = options.clone();
+        let (store, identity, files) = blocking(move || {
+            let store = Arc::new(Store::open(&options.store)?);
+            let identity = ManagerIdentity::open(&options.store, options.host_certificate_lifetime)?;
+            Ok::<_, ManagerError>((store, Arc::new(identity), control::open(&options.store)?))
+        })
+        .await?;
+        let state = Arc::new(State::open(files.store, files.observations).await?);
         let news = Arc::new(NewsBoard::default());
         let connections = Arc::new(Connections::new(Arc::clone(&state), Arc::clone(&news)));
         let exports = Arc::new(Exports::new(Arc::clone(&state), Arc::clone(&connections)));
@@ -74,6 +79,7 @@ impl Manager {
             connections: Arc::clone(&connections),
             news: Arc::clone(&news),
             exports: Arc::clone(&exports),
+            ordered: AtomicU32::new(0),
         });
         let deltas = Arc::new(Deltas::new(Arc::clone(&store), Arc::clone(&state), Arc::clone(&exports)));
         let bundles = Arc::new(Bundles::new(Arc::clone(&store), Arc::clone(&state), Arc::clone(&exports)));
@@ -99,7 +105,6 @@ impl Manager {
             },
         });
         let ahead = Arc::new(Ahead::new(Arc::clone(&store), deltas));
-        let (publishing, address) = (Mutex::default(), OnceLock::new());
         Ok(Arc::new(Self {
             store,
             state,
@@ -110,9 +115,9 @@ impl Manager {
             jobs,
             upgrades,
             ahead,
-            publishing,
             services,
-            address,
+            notices: files.notices,
+            address: OnceLock::new(),
         }))
     }
 
@@ -127,9 +132,17 @@ impl Manager {
         let config = net::server_config(self.identity.server())?;
         let _ = self.address.set(local);
         tokio::spawn(accept_hosts(Arc::clone(&self.services), listener, config));
-        self.jobs.resume()?;
+        self.jobs.resume().await?;
         self.ahead.work(None);
         Ok(local)
+    }
+
+    /// What an operator should be told: records that cannot be read, observations that were lost, a store that was
+    /// brought over.
+    pub fn notices(&self) -> Vec<String> {
+        let damaged = self.state.damaged().into_iter();
+        let damaged = damaged.map(|(key, reason)| format!("the record '{key}' cannot be read: {reason}"));
+        self.notices.iter().cloned().chain(damaged).collect()
     }
 
     /// Where hosts reach this manager, once it listens.
@@ -141,8 +154,8 @@ impl Manager {
     ///
     /// # Errors
     /// There is no such host.
-    pub fn revoke(&self, host: &HostName) -> Result<(), ManagerError> {
-        self.state.revoke(host, now())?;
+    pub async fn revoke(&self, host: &HostName) -> Result<(), ManagerError> {
+        self.state.revoke(host, now()).await?;
         self.connections.cut(host, "the host was revoked");
         // Its jobs end for want of a host; those that wait for it look at it now.
         self.news.tell(host, News::Disconnected);

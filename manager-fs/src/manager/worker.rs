@@ -13,3 +13,8 @@ where
 {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(BrokenOff.into()))
 }
+
+/// Waits on a thread that may be blocked, such as one that [`blocking`] runs, for what async threads do.
+pub(crate) fn waiting<T>(what: impl Future<Output = T>) -> T {
+    tokio::runtime::Handle::current().block_on(what)
+}

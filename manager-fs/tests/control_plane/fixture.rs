@@ -136,7 +136,7 @@ async fn start(store: &Path, host_certificate_lifetime: Duration, listen: &str) 
         // A killed process would be gone at once; a killed runtime drops its tasks one after the other.
         let manager = tokio::time::timeout(SOON, async {
             loop {
-                match Manager::open(&options) {
+                match Manager::open(&options).await {
                     Err(error) if ["in use", "has it open"].iter().any(|why| error.to_string().contains(why)) => {
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use proto::limits::RECORD_BYTES_MAX;
 use proto::name::Target;
@@ -12,12 +12,15 @@ use super::diff::{DiffReport, compare};
 use super::message::{ChangedView, GcView, GenerationView, PublishOrder, PublishReport, VerifyView};
 use super::progress::Reporter;
 use super::refusal::CatalogError;
-use crate::manager::control::generations::{self, Export, Generation};
+use crate::manager::control::ControlError;
+use crate::manager::control::exports::Export;
+use crate::manager::control::generations::{self, Generation};
 use crate::manager::error::ManagerError;
 use crate::manager::exports::Changed;
 use crate::manager::now;
 use crate::manager::publish::{self, PublishError, PublishOptions, Published};
 use crate::manager::whole::Manager;
+use crate::manager::worker::waiting;
 
 /// What is published.
 pub(super) struct Catalog<'a>(pub(super) &'a Manager);
@@ -52,11 +55,9 @@ impl Catalog<'_> {
         if cancelled.load(Ordering::Relaxed) {
             return Err(CatalogError::Cancelled.into());
         }
-        // From the choice of the number to the commit: numbers are in the order of publication.
-        let _alone = self.0.publishing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (record, already) = match self.0.state.generation(&order.product, &order.version)? {
+        let (record, already) = match self.0.state.generation(&order.product, &order.version) {
             Some(existing) => (same_or_refused(&existing.record, &published)?, true),
-            None => (self.commit_record(order, &published)?, false),
+            None => self.commit_record(order, &published)?,
         };
         tracing::info!(generation = record.name(), tree = %record.tree, already, "published");
         Ok(PublishReport {
@@ -68,11 +69,30 @@ impl Catalog<'_> {
         })
     }
 
-    fn commit_record(&self, order: &PublishOrder, published: &Published) -> Result<GenerationRecord, ManagerError> {
+    /// Signs and commits the record; whether somebody else has published the same a moment ago.
+    fn commit_record(
+        &self,
+        order: &PublishOrder,
+        published: &Published,
+    ) -> Result<(GenerationRecord, bool), ManagerError> {
+        let (product, version) = (&order.product, &order.version);
+        let sign = |sequence| self.sign(order, published, sequence);
+        match waiting(self.0.state.add_generation(product, version, sign)) {
+            Ok(generation) => Ok((generation.record.clone(), false)),
+            Err(ManagerError::Control(ControlError::Conflict { key })) => {
+                let existing = self.0.state.generation(product, version);
+                let existing = existing.ok_or(ControlError::Conflict { key })?;
+                Ok((same_or_refused(&existing.record, published)?, true))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn sign(&self, order: &PublishOrder, published: &Published, sequence: u64) -> Result<Vec<u8>, ManagerError> {
         let record = GenerationRecord {
             product: order.product.clone(),
             version: order.version.clone(),
-            sequence: self.0.state.next_number("generation")?,
+            sequence,
             tree: published.tree,
             manifest_bytes: published.manifest_bytes,
             published_unix_ms: now(),
@@ -83,39 +103,38 @@ impl Catalog<'_> {
         if signed.len() > RECORD_BYTES_MAX {
             return Err(CatalogError::RecordTooLarge(signed.len()).into());
         }
-        self.0.state.add_generation(&record, &signed)?;
-        Ok(record)
+        Ok(signed)
     }
 
     /// Takes a generation back that nobody may see any more and nobody has.
-    pub(super) fn unpublish(&self, wanted: &GenerationRef) -> Result<(), ManagerError> {
-        let view = self.generation(wanted)?;
+    pub(super) async fn unpublish(&self, wanted: &GenerationRef) -> Result<(), ManagerError> {
+        let view = self.generation(wanted).await?;
         let name = view.record.name();
         if let Some(export) = view.exports.first() {
             return Err(CatalogError::Exported { name, target: export.target.clone() }.into());
         }
-        let others = self.0.state.generations()?;
+        let others = self.0.state.generations();
         let others = others.iter().filter(|other| other.record.tree == view.record.tree).count();
         if let Some(host) = view.attached.first().filter(|_| others == 1) {
             return Err(CatalogError::Attached { name, host: host.clone() }.into());
         }
-        self.0.state.remove_generation(&view.record.product, &view.record.version)?;
+        self.0.state.remove_generation(&view.record.product, &view.record.version).await?;
         tracing::info!(generation = name, "unpublished");
         Ok(())
     }
 
     /// Every generation, or those of a product.
-    pub(super) fn generations(&self, product: Option<&Product>) -> Result<Vec<GenerationView>, ManagerError> {
-        let generations = self.0.state.generations()?.into_iter();
+    pub(super) async fn generations(&self, product: Option<&Product>) -> Result<Vec<GenerationView>, ManagerError> {
+        let generations = self.0.state.generations().into_iter();
         let wanted = generations.filter(|g| product.is_none_or(|product| *product == g.record.product));
-        let (exports, attached) = (self.0.state.exports()?, self.0.exports.attached()?);
+        let (exports, attached) = (self.0.state.exports(), self.0.exports.attached().await?);
         Ok(wanted.map(|generation| view(&generation, &exports, &attached)).collect())
     }
 
     /// One generation.
-    pub(super) fn generation(&self, wanted: &GenerationRef) -> Result<GenerationView, ManagerError> {
+    pub(super) async fn generation(&self, wanted: &GenerationRef) -> Result<GenerationView, ManagerError> {
         let generation = self.0.state.resolve(wanted)?;
-        Ok(view(&generation, &self.0.state.exports()?, &self.0.exports.attached()?))
+        Ok(view(&generation, &self.0.state.exports(), &self.0.exports.attached().await?))
     }
 
     /// What differs between two trees.
@@ -126,31 +145,37 @@ impl Catalog<'_> {
     }
 
     /// Lets hosts see a generation.
-    pub(super) fn export(&self, wanted: &GenerationRef, targets: &[Target]) -> Result<ChangedView, ManagerError> {
+    pub(super) async fn export(
+        &self,
+        wanted: &GenerationRef,
+        targets: &[Target],
+    ) -> Result<ChangedView, ManagerError> {
         let generation = self.0.state.resolve(wanted)?;
-        Ok(self.0.exports.export(&generation, targets)?.into())
+        Ok(self.0.exports.export(&generation, targets).await?.into())
     }
 
     /// Takes that back.
-    pub(super) fn unexport(
+    pub(super) async fn unexport(
         &self,
         wanted: &GenerationRef,
         targets: &[Target],
         force: bool,
     ) -> Result<ChangedView, ManagerError> {
-        Ok(self.0.exports.unexport(wanted, targets, force)?.into())
+        Ok(self.0.exports.unexport(wanted, targets, force).await?.into())
     }
 
     /// Checks every byte of the store.
     pub(super) fn verify(&self, monitor: &Reporter) -> Result<VerifyView, ManagerError> {
         let report = self.0.store.verify(monitor)?;
-        let generations = self.0.state.generations()?;
+        let generations = self.0.state.generations();
         let names = |trees: &BTreeSet<TreeId>| -> Vec<String> {
             let touched = generations.iter().filter(|generation| trees.contains(&generation.record.tree));
             touched.map(|generation| generation.record.name()).collect()
         };
         let mut problems: Vec<_> =
             report.problems.into_iter().map(|found| (found.what, found.fault, names(&found.trees))).collect();
+        let damaged = self.0.state.damaged().into_iter();
+        problems.extend(damaged.map(|(key, reason)| (format!("record '{key}'"), reason, Vec::new())));
         let known: BTreeSet<TreeId> = self.0.store.trees()?.into_iter().collect();
         for generation in &generations {
             let name = generation.record.name();
@@ -175,10 +200,14 @@ impl Catalog<'_> {
 
     /// Removes what nothing needs.
     pub(super) fn gc(&self, dry_run: bool, monitor: &Reporter) -> Result<GcView, ManagerError> {
+        let names_trees = |key: &String| ["generation/", "part/", "set-aside/generation/"].iter().any(|kind| key.starts_with(kind));
+        if let Some(key) = self.0.state.damaged().into_keys().find(names_trees) {
+            return Err(CatalogError::NeedsUnknown(key).into());
+        }
         let pass = self.0.store.begin_gc();
         // After the pass has begun: a publication that ends meanwhile is kept by its guard.
-        let mut keep: BTreeSet<TreeId> = self.0.exports.attached()?.into_keys().collect();
-        keep.extend(self.0.state.generations()?.iter().map(|generation| generation.record.tree));
+        let mut keep: BTreeSet<TreeId> = waiting(self.0.exports.attached())?.into_keys().collect();
+        keep.extend(self.0.state.generations().iter().map(|generation| generation.record.tree));
         let report = pass.run(&keep, dry_run, monitor)?;
         Ok(GcView {
             dry_run,

@@ -5,7 +5,8 @@ use proto::name::Target;
 use proto::{GroupName, HostName};
 
 use super::message::{AgentView, ChangedView, HostView};
-use crate::manager::control::hosts::TokenRecord;
+use crate::manager::control::HostStatus;
+use crate::manager::control::tokens::TokenRecord;
 use crate::manager::error::ManagerError;
 use crate::manager::whole::Manager;
 use crate::manager::{identity, now};
@@ -15,36 +16,36 @@ pub(super) struct Fleet<'a>(pub(super) &'a Manager);
 
 impl Fleet<'_> {
     /// Every host.
-    pub(super) fn hosts(&self) -> Result<Vec<HostView>, ManagerError> {
-        let groups = self.0.state.groups()?;
-        let hosts = self.0.state.hosts()?.into_iter().map(|(name, record)| {
-            let status = self.0.state.status(&name)?;
+    pub(super) async fn hosts(&self) -> Result<Vec<HostView>, ManagerError> {
+        let mut statuses = self.0.state.observations().statuses().await?;
+        let hosts = self.0.state.hosts().into_iter().map(|(name, record)| {
+            let status = statuses.remove(&name).map_or_else(HostStatus::default, |status| HostStatus::clone(&status));
             let connected_since = self.0.connections.connected_since(&name);
-            let of_host = groups.iter().filter(|(_, hosts)| hosts.contains(&name));
-            Ok(HostView {
+            HostView {
                 connected_since,
                 last_seen: if connected_since.is_some() { now() } else { status.last_seen },
                 enrolled: record.enrolled,
                 certificate_expires: record.newest_certificate_ends(),
                 revoked: record.revoked,
-                groups: of_host.map(|(group, _)| group.clone()).collect(),
+                groups: self.0.state.groups_of(&name).into_iter().collect(),
                 software: status.software,
                 attached: status.attached,
                 wrong_hashes: status.wrong_hashes,
                 name,
-            })
+            }
         });
-        hosts.collect()
+        Ok(hosts.collect())
     }
 
     /// Every agent that hosts have reported.
-    pub(super) fn agents(&self) -> Result<Vec<AgentView>, ManagerError> {
+    pub(super) async fn agents(&self) -> Result<Vec<AgentView>, ManagerError> {
         let mut agents = Vec::new();
-        for (host, _) in self.0.state.hosts()? {
-            let status = self.0.state.status(&host)?;
+        let observations = self.0.state.observations();
+        for (host, _) in self.0.state.hosts() {
+            let status = observations.status(&host).await?;
             let connected = self.0.connections.connected_since(&host).is_some();
-            for agent in status.agents {
-                let steps = self.0.state.steps(&host, &agent.product)?;
+            for agent in status.agents.clone() {
+                let steps = observations.steps(&host, &agent.product).await?;
                 agents.push(AgentView {
                     host: host.clone(),
                     connected,
@@ -58,38 +59,42 @@ impl Fleet<'_> {
     }
 
     /// Adds hosts to a group, making it if need be.
-    pub(super) fn add_to_group(&self, group: &GroupName, hosts: &[HostName]) -> Result<ChangedView, ManagerError> {
-        self.0.state.change_group(group, |members| members.extend(hosts.iter().cloned()))?;
+    pub(super) async fn add_to_group(
+        &self,
+        group: &GroupName,
+        hosts: &[HostName],
+    ) -> Result<ChangedView, ManagerError> {
+        self.0.state.add_members(group, hosts).await?;
         self.0.connections.exports_changed(hosts.iter().cloned());
         let targets = vec![Target::Group(group.clone())];
-        Ok(ChangedView { targets, not_enrolled: self.0.exports.not_enrolled(hosts)? })
+        Ok(ChangedView { targets, not_enrolled: self.0.exports.not_enrolled(hosts) })
     }
 
     /// Removes hosts from a group, which must exist.
-    pub(super) fn remove_from_group(
+    pub(super) async fn remove_from_group(
         &self,
         group: &GroupName,
         hosts: &[HostName],
     ) -> Result<ChangedView, ManagerError> {
         self.0.state.hosts_of(&Target::Group(group.clone()))?;
-        self.0.state.change_group(group, |members| members.retain(|member| !hosts.contains(member)))?;
+        self.0.state.remove_members(group, hosts).await?;
         self.0.connections.exports_changed(hosts.iter().cloned());
         Ok(ChangedView { targets: vec![Target::Group(group.clone())], not_enrolled: Vec::new() })
     }
 
     /// Deletes a group and the exports to it.
-    pub(super) fn delete_group(&self, group: &GroupName) -> Result<(), ManagerError> {
+    pub(super) async fn delete_group(&self, group: &GroupName) -> Result<(), ManagerError> {
         let members = self.0.state.hosts_of(&Target::Group(group.clone()))?;
-        self.0.state.delete_group(group)?;
+        self.0.state.delete_group(group).await?;
         self.0.connections.exports_changed(members);
         Ok(())
     }
 
     /// A one-time enrolment token.
-    pub(super) fn token(&self, host: &HostName, ttl_ms: u64) -> Result<String, ManagerError> {
+    pub(super) async fn token(&self, host: &HostName, ttl_ms: u64) -> Result<String, ManagerError> {
         let token = self.0.identity.token()?;
         let record = TokenRecord { host: host.clone(), expires: now().saturating_add(ttl_ms), used: None };
-        self.0.state.add_token(&identity::secret_hash(&token.secret), &record, now())?;
+        self.0.state.add_token(&identity::secret_hash(&token.secret), &record, now()).await?;
         tracing::info!(%host, "token printed");
         Ok(token.to_string())
     }

@@ -72,10 +72,10 @@ async fn work(
 }
 
 async fn wait_for_job(manager: &Manager, id: JobId, answer: &Answer) -> Result<AdminReply, ManagerError> {
-    let host = manager.jobs.job(id)?.host;
+    let host = manager.jobs.job(id).await?.host;
     let mut news = manager.news.of(&host);
     loop {
-        let record = manager.jobs.job(id)?;
+        let record = manager.jobs.job(id).await?;
         if record.state.is_final() {
             return Ok(AdminReply::Job(record));
         }

@@ -11,7 +11,7 @@ use proto::{GenerationRecord, GenerationRef, GroupName, HostName, Product, TreeI
 use serde::{Deserialize, Serialize};
 
 use super::diff::DiffReport;
-use crate::manager::control::generations::Export;
+use crate::manager::control::exports::Export;
 use crate::manager::control::jobs::JobRecord;
 use crate::manager::upgrade::{UpgradeEvent, UpgradeOrder, UpgradeReport};
 

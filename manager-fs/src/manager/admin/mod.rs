@@ -60,7 +60,7 @@ impl Handler for Admin {
         let manager = Arc::clone(&self.0);
         Box::pin(async move {
             let reply = match codec::decode::<AdminRequest, MESSAGE_BYTES_MAX>(&body) {
-                Ok(AdminRequest::Quick(request)) => blocking(move || at_once(&manager, request)).await,
+                Ok(AdminRequest::Quick(request)) => at_once(&manager, request).await,
                 Ok(AdminRequest::Long(request)) => long::answer(&manager, request, &answer).await,
                 Err(error) => {
                     let text = format!("{error}; this command and the running manager may be of different versions");
@@ -76,31 +76,37 @@ impl Handler for Admin {
 }
 
 /// Answers what needs no more than the control state and some reading.
-fn at_once(manager: &Manager, request: Quick) -> Result<AdminReply, ManagerError> {
+async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<AdminReply, ManagerError> {
     let (catalog, fleet) = (Catalog(manager), Fleet(manager));
     Ok(match request {
-        Quick::Generations(product) => AdminReply::Generations(catalog.generations(product.as_ref())?),
-        Quick::Show(generation) => AdminReply::Generation(catalog.generation(&generation)?),
-        Quick::Diff(old, new) => AdminReply::Diff(catalog.diff(&old, &new)?),
-        Quick::Unpublish(generation) => catalog.unpublish(&generation).map(|()| AdminReply::Done)?,
-        Quick::Export(generation, targets) => AdminReply::Changed(catalog.export(&generation, &targets)?),
-        Quick::Unexport { generation, targets, force } => {
-            AdminReply::Changed(catalog.unexport(&generation, &targets, force)?)
+        Quick::Generations(product) => AdminReply::Generations(catalog.generations(product.as_ref()).await?),
+        Quick::Show(generation) => AdminReply::Generation(catalog.generation(&generation).await?),
+        Quick::Diff(old, new) => {
+            // Reads two manifests.
+            let manager = Arc::clone(manager);
+            AdminReply::Diff(blocking(move || Catalog(&manager).diff(&old, &new)).await?)
         }
-        Quick::Hosts => AdminReply::Hosts(fleet.hosts()?),
-        Quick::Revoke(host) => manager.revoke(&host).map(|()| AdminReply::Done)?,
-        Quick::GroupAdd(group, hosts) => AdminReply::Changed(fleet.add_to_group(&group, &hosts)?),
-        Quick::GroupRemove(group, hosts) => AdminReply::Changed(fleet.remove_from_group(&group, &hosts)?),
+        Quick::Unpublish(generation) => catalog.unpublish(&generation).await.map(|()| AdminReply::Done)?,
+        Quick::Export(generation, targets) => AdminReply::Changed(catalog.export(&generation, &targets).await?),
+        Quick::Unexport { generation, targets, force } => {
+            AdminReply::Changed(catalog.unexport(&generation, &targets, force).await?)
+        }
+        Quick::Hosts => AdminReply::Hosts(fleet.hosts().await?),
+        Quick::Revoke(host) => manager.revoke(&host).await.map(|()| AdminReply::Done)?,
+        Quick::GroupAdd(group, hosts) => AdminReply::Changed(fleet.add_to_group(&group, &hosts).await?),
+        Quick::GroupRemove(group, hosts) => AdminReply::Changed(fleet.remove_from_group(&group, &hosts).await?),
         Quick::Groups => {
-            let groups = manager.state.groups()?.into_iter();
+            let groups = manager.state.groups().into_iter();
             AdminReply::Groups(groups.map(|(group, hosts)| (group, hosts.into_iter().collect())).collect())
         }
-        Quick::GroupDelete(group) => fleet.delete_group(&group).map(|()| AdminReply::Done)?,
-        Quick::Token { host, ttl_ms } => AdminReply::Token(fleet.token(&host, ttl_ms)?),
-        Quick::Agents => AdminReply::Agents(fleet.agents()?),
-        Quick::JobRun { host, product, operation } => AdminReply::Job(manager.jobs.add(&host, &product, &operation)?),
-        Quick::Jobs { limit } => AdminReply::Jobs(manager.jobs.newest(limit as usize)?),
-        Quick::Job(id) => AdminReply::Job(manager.jobs.job(id)?),
-        Quick::JobCancel(id) => AdminReply::Job(manager.jobs.cancel(id)?),
+        Quick::GroupDelete(group) => fleet.delete_group(&group).await.map(|()| AdminReply::Done)?,
+        Quick::Token { host, ttl_ms } => AdminReply::Token(fleet.token(&host, ttl_ms).await?),
+        Quick::Agents => AdminReply::Agents(fleet.agents().await?),
+        Quick::JobRun { host, product, operation } => {
+            AdminReply::Job(manager.jobs.add(&host, &product, &operation).await?)
+        },
+        Quick::Jobs { limit } => AdminReply::Jobs(manager.jobs.newest(limit as usize).await?),
+        Quick::Job(id) => AdminReply::Job(manager.jobs.job(id).await?),
+        Quick::JobCancel(id) => AdminReply::Job(manager.jobs.cancel(id).await?),
     })
 }

@@ -38,6 +38,12 @@ pub enum CatalogError {
          choose another"
     )]
     OtherMetadata(String),
+    /// What a record needs is not known, so nothing may be removed.
+    #[error(
+        "the record '{0}' cannot be read, so what it needs is not known: remove it with \
+         `manager-fs record remove {0}`, and publish its files again if they are wanted"
+    )]
+    NeedsUnknown(String),
     /// Hosts may still see it.
     #[error("{name} is exported to {target}: `manager-fs unexport {name} --from {target}` first")]
     Exported {

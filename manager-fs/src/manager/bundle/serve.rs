@@ -14,7 +14,7 @@ use proto::width;
 use proto::{GenerationRef, HostName, TreeId};
 
 use super::{BundleError, BundleOrder, LEVEL, guess, make, touches_of};
-use crate::manager::control::{ControlError, State};
+use crate::manager::control::State;
 use crate::manager::exports::{ExportError, Exports};
 use crate::manager::store::{Store, StoreError};
 use crate::manager::worker::{BrokenOff, blocking};
@@ -60,9 +60,6 @@ pub enum SendStartError {
     /// It cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The control state failed.
-    #[error(transparent)]
-    Control(#[from] ControlError),
     /// The connection ended, or the host no longer wants it.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -131,7 +128,7 @@ impl Bundles {
         let tree = self.exports.one_exported(host, &order.generation)?;
         // A tree that it may not see would tell what is in it.
         let from = match order.from {
-            Some(from) if from != tree && self.exports.permits(host, &from)? => Some(from),
+            Some(from) if from != tree && self.exports.permits(host, &from) => Some(from),
             _ => None,
         };
         self.bundle_for(from, tree)
@@ -161,7 +158,7 @@ impl Bundles {
             return Ok(served);
         }
         let since = Instant::now();
-        let generations = self.state.generations()?;
+        let generations = self.state.generations();
         let records = generations.iter().map(|generation| &generation.record).filter(|record| record.tree == tree);
         let touches = guess::touches(&self.store, &self.store.tree(&tree)?, records.map(|record| &record.metadata));
         let order = |touches| BundleOrder { tree: &tree, from: None, touches, guessed: true, level: LEVEL_GUESS };
@@ -244,10 +241,10 @@ impl Bundles {
 
     /// The trees from which bundles follow a new profile: those that have one, and the generation published before.
     fn bundle_bases(&self, tree: &TreeId) -> Vec<TreeId> {
-        let earlier = self.state.generations().ok().and_then(|generations| {
-            let records: Vec<_> = generations.iter().map(|generation| &generation.record).collect();
-            let this = records.iter().find(|record| record.tree == *tree)?;
-            let earlier = records.iter().filter(|record| {
+        let generations = self.state.generations();
+        let records = || generations.iter().map(|generation| &generation.record);
+        let earlier = records().find(|record| record.tree == *tree).and_then(|this| {
+            let earlier = records().filter(|record| {
                 record.product == this.product && record.sequence < this.sequence && record.tree != *tree
             });
             earlier.max_by_key(|record| record.sequence).map(|record| record.tree)

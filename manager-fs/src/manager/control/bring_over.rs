@@ -72,7 +72,7 @@ struct New {
 }
 
 impl New {
-    fn put<T: serde::Serialize>(&mut self, key: &Key, value: &T) -> Result<(), String> {
+    fn put<T: serde::Serialize + serde::de::DeserializeOwned>(&mut self, key: &Key, value: &T) -> Result<(), String> {
         let key = key.to_string();
         let value = encode(&key, value).map_err(|error| error.to_string())?;
         if value.len() > VALUE_BYTES_MAX {

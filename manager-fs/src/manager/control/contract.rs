@@ -178,6 +178,14 @@ pub enum ControlError {
         /// How long its value is.
         bytes: usize,
     },
+    /// The value of a change could not be read again; nothing was written.
+    #[error("the record '{key}' cannot be kept: {reason}")]
+    Unfit {
+        /// Which.
+        key: String,
+        /// Why not.
+        reason: String,
+    },
     /// The commit is too large as a whole; nothing was written.
     #[error(
         "a commit to the control state with {changes} changes and {bytes} bytes (the first is '{key}'); \

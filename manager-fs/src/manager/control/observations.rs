@@ -22,7 +22,7 @@ mod tests;
 
 pub(crate) use bounds::cut;
 pub(super) use local::Filling;
-pub use local::{LocalObservations, Opened};
+pub use local::LocalObservations;
 
 /// What a host last said.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

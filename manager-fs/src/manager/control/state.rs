@@ -26,7 +26,7 @@ pub mod hosts;
 pub mod jobs;
 mod keys;
 mod records;
-pub mod refusal;
+mod refusal;
 #[cfg(test)]
 mod tests;
 pub mod tokens;

@@ -76,7 +76,7 @@ impl Deltas {
         answer: &Answer,
     ) -> Result<ManagerReply, SendDeltaError> {
         for tree in [&from, &to] {
-            self.exports.check(host, tree).await?;
+            self.exports.check(host, tree)?;
         }
         if from == to {
             return Err(SendDeltaError::SameTree(to));
@@ -101,10 +101,7 @@ impl Deltas {
     /// Makes the delta from the generation that was published before this one, so that the first host that upgrades need
     /// not wait. A host that asks before it is done gets one made fast; the first to be done stays.
     pub(crate) fn make_ahead(&self, published: &GenerationRecord) {
-        let generations = match self.state.generations() {
-            Ok(generations) => generations,
-            Err(error) => return tracing::warn!(%error, "no delta is made ahead"),
-        };
+        let generations = self.state.generations();
         let earlier = generations.iter().map(|generation| &generation.record).filter(|record| {
             record.product == published.product
                 && record.sequence < published.sequence

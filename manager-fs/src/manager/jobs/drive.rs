@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::agent::{JobId, Outcome, Progress, Summary};
+use proto::agent::{Outcome, Progress, Summary};
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::{Fault, HostReply, ManagerRequest};
@@ -16,9 +16,10 @@ use tokio::time::Instant;
 
 use super::turn::Turn;
 use super::{JobError, Jobs};
+use crate::manager::control::changes::EndedBy;
 use crate::manager::control::jobs::JobRecord;
 use crate::manager::news::{Listener, News};
-use crate::manager::worker::blocking;
+use crate::manager::now;
 use crate::net::{Incoming, Link, NetError};
 
 /// News says when to try again; this only covers news that was lost.
@@ -62,43 +63,56 @@ impl Pauses {
     }
 }
 
-/// Sees one job through to its end.
-pub(super) async fn drive(jobs: Arc<Jobs>, id: JobId, turn: Option<Turn>) {
-    if let Err(error) = try_drive(&jobs, id, turn).await {
-        tracing::error!(job = id.0, %error, "job abandoned");
-        let failed = jobs.end(id, &Outcome::Failed(format!("the manager gave up: {error}")));
-        if let Err(error) = failed {
-            tracing::error!(job = id.0, %error, "its end could not be recorded");
+/// Sees one job through to its end. A control state that fails for a while does not end it: the agent goes on
+/// meanwhile, and knows the outcome when it is asked again.
+pub(super) async fn drive(jobs: Arc<Jobs>, record: JobRecord, turn: Option<Turn>) {
+    let mut turn = turn;
+    let mut pauses = Pauses::new();
+    loop {
+        pauses.attempt();
+        match try_drive(&jobs, &record, &mut turn).await {
+            Ok(()) => return,
+            Err(error) if error.is_passing() => {
+                tracing::error!(job = %record.id, %error, "the job's record cannot be used now; it is tried again");
+                pauses.wait().await;
+            }
+            Err(error) => {
+                tracing::error!(job = %record.id, %error, "job abandoned");
+                let failed = Outcome::Failed(format!("the manager gave up: {error}"));
+                if let Err(error) = jobs.end(&record.host, record.id, &failed, EndedBy::Manager).await {
+                    tracing::error!(job = %record.id, %error, "its end could not be recorded");
+                }
+                return;
+            }
         }
     }
 }
 
-async fn try_drive(jobs: &Arc<Jobs>, id: JobId, turn: Option<Turn>) -> Result<(), JobError> {
-    let record = jobs.state.job(id)?;
-    let _turn = match turn.or_else(|| jobs.repositories.try_turn(&record)) {
-        Some(turn) => turn,
-        None => {
-            let path = &record.operation.repository().path;
-            jobs.waits(id, &format!("another job uses repository {path} on {}", record.host))?;
-            tokio::select! {
-                turn = jobs.repositories.turn(&record) => turn,
-                ended = unsent_cancelled(jobs, &record) => return ended,
-            }
+async fn try_drive(jobs: &Arc<Jobs>, ordered: &JobRecord, turn: &mut Option<Turn>) -> Result<(), JobError> {
+    if turn.is_none() {
+        *turn = jobs.repositories.try_turn(ordered);
+    }
+    if turn.is_none() {
+        let path = &ordered.operation.repository().path;
+        jobs.waits(ordered, &format!("another job uses repository {path} on {}", ordered.host));
+        tokio::select! {
+            its = jobs.repositories.turn(ordered) => *turn = Some(its),
+            ended = unsent_cancelled(jobs, ordered) => return ended,
         }
-    };
+    }
     let mut pauses = Pauses::new();
     loop {
-        let record = jobs.state.job(id)?;
-        if record.state.is_final() || cancel_unsent(jobs, &record)? {
+        let record = jobs.state.job(ordered.id).await?;
+        if record.state.is_final() || cancel_unsent(jobs, &record).await? {
             return Ok(());
         }
         // What happened before this attempt is no reason for another.
         let mut news = jobs.news.of(&record.host);
         pauses.attempt();
         let interruption = match jobs.connections.control_link(&record.host) {
-            None if jobs.state.host(&record.host)?.is_none_or(|host| host.revoked.is_some()) => {
+            None if jobs.state.host(&record.host).is_none_or(|host| host.revoked.is_some()) => {
                 let reason = format!("host {} was revoked; what its agent did of it is not known", record.host);
-                return jobs.end(id, &Outcome::Failed(reason));
+                return jobs.end(&record.host, record.id, &Outcome::Failed(reason), EndedBy::Manager).await;
             }
             None => Interruption::Wait(format!("host {} is not connected", record.host)),
             Some(link) => match send(jobs, &link, &record).await? {
@@ -108,10 +122,10 @@ async fn try_drive(jobs: &Arc<Jobs>, id: JobId, turn: Option<Turn>) -> Result<()
         };
         match interruption {
             Interruption::Wait(reason) => {
-                jobs.waits(id, &reason)?;
+                jobs.waits(&record, &reason);
                 wait_for_news(jobs, &mut news, &record).await?;
             }
-            Interruption::Lost(reason) => jobs.waits(id, &reason)?,
+            Interruption::Lost(reason) => jobs.waits(&record, &reason),
         }
         tokio::select! {
             () = pauses.wait() => {}
@@ -122,10 +136,11 @@ async fn try_drive(jobs: &Arc<Jobs>, id: JobId, turn: Option<Turn>) -> Result<()
 }
 
 /// Ends a job that was cancelled before any agent heard of it.
-fn cancel_unsent(jobs: &Jobs, record: &JobRecord) -> Result<bool, JobError> {
+async fn cancel_unsent(jobs: &Jobs, record: &JobRecord) -> Result<bool, JobError> {
     let unsent = record.cancel && record.sent == 0;
     if unsent {
-        jobs.end(record.id, &Outcome::Cancelled(Summary::default()))?;
+        let cancelled = Outcome::Cancelled(Summary::default());
+        jobs.end(&record.host, record.id, &cancelled, EndedBy::Manager).await?;
     }
     Ok(unsent)
 }
@@ -133,8 +148,8 @@ fn cancel_unsent(jobs: &Jobs, record: &JobRecord) -> Result<bool, JobError> {
 async fn unsent_cancelled(jobs: &Jobs, ordered: &JobRecord) -> Result<(), JobError> {
     loop {
         let mut news = jobs.news.of(&ordered.host);
-        let record = jobs.state.job(ordered.id)?;
-        if record.state.is_final() || cancel_unsent(jobs, &record)? {
+        let record = jobs.state.job(ordered.id).await?;
+        if record.state.is_final() || cancel_unsent(jobs, &record).await? {
             return Ok(());
         }
         wait_for_news(jobs, &mut news, &record).await?;
@@ -148,7 +163,7 @@ async fn wait_for_news(jobs: &Jobs, news: &mut Listener, record: &JobRecord) -> 
             match news.next().await {
                 // Its own waiting is news too, but no reason to try again.
                 Some(News::Job(id)) if id == record.id => {
-                    let now = jobs.state.job(id)?;
+                    let now = jobs.state.job(id).await?;
                     if now.state.is_final() || now.cancel != record.cancel {
                         return Ok(());
                     }
@@ -167,7 +182,10 @@ async fn send(jobs: &Arc<Jobs>, link: &Link, record: &JobRecord) -> Result<Optio
     let id = record.id;
     // Before the record says that it was sent: whoever cancels it then finds us listening.
     let mut news = jobs.news.of(&record.host);
-    jobs.state.alter_job(id, |record| record.sent += 1)?;
+    if record.sent == 0 {
+        jobs.state.job_sent(id, now()).await?;
+    }
+    jobs.live().entry(id).or_default().sent += 1;
     // Only the last counts, and a host that sends them faster than they are written down fills no memory.
     let (progress, mut progressed) = watch::channel(None::<Progress>);
     let request =
@@ -184,7 +202,7 @@ async fn send(jobs: &Arc<Jobs>, link: &Link, record: &JobRecord) -> Result<Optio
     // Ends with this attempt: the next one cancels anew.
     let mut cancelling = JoinSet::new();
     loop {
-        if cancelling.is_empty() && jobs.state.job(id)?.cancel {
+        if cancelling.is_empty() && jobs.state.job(id).await?.cancel {
             cancelling.spawn(cancel(Arc::clone(jobs), link.clone(), record.clone()));
         }
         tokio::select! {
@@ -192,14 +210,13 @@ async fn send(jobs: &Arc<Jobs>, link: &Link, record: &JobRecord) -> Result<Optio
             Ok(()) = progressed.changed() => {
                 let latest = progressed.borrow_and_update().clone();
                 if let Some(latest) = latest {
-                    let (jobs, host) = (Arc::clone(jobs), record.host.clone());
-                    blocking(move || jobs.progressed(&host, id, latest)).await?;
+                    jobs.progressed(&record.host, id, latest).await;
                 }
             }
-            reply = &mut run => return answered(jobs, id, reply),
+            reply = &mut run => return answered(jobs, record, reply).await,
             // Another way to its end, or a wish to cancel.
             () = news.until(|news| news == News::Job(id)) => {
-                if jobs.state.job(id)?.state.is_final() {
+                if jobs.state.job(id).await?.state.is_final() {
                     return Ok(None);
                 }
             }
@@ -207,26 +224,32 @@ async fn send(jobs: &Arc<Jobs>, link: &Link, record: &JobRecord) -> Result<Optio
     }
 }
 
-fn answered(jobs: &Jobs, id: JobId, reply: Result<HostReply, NetError>) -> Result<Option<Interruption>, JobError> {
-    let outcome = match reply {
-        Ok(HostReply::Outcome(outcome)) => outcome,
+async fn answered(
+    jobs: &Jobs,
+    record: &JobRecord,
+    reply: Result<HostReply, NetError>,
+) -> Result<Option<Interruption>, JobError> {
+    // What a host says in an agent's place is a guess: the agent may say otherwise later.
+    let (outcome, by) = match reply {
+        Ok(HostReply::Outcome(outcome)) => (outcome, EndedBy::Agent),
         Ok(HostReply::Fault(fault)) => match fault {
             Fault::Draining | Fault::Unavailable(_) => return Ok(Some(Interruption::Wait(fault.to_string()))),
             Fault::NotExported(_)
             | Fault::Refused(_)
             | Fault::NotFound(_)
             | Fault::BadRequest(_)
-            | Fault::Failed(_) => Outcome::Failed(fault.to_string()),
+            | Fault::Failed(_) => (Outcome::Failed(fault.to_string()), EndedBy::Manager),
         },
         Ok(HostReply::Done | HostReply::Agents(_)) => {
-            Outcome::Failed(String::from("the host answered with something else than an outcome"))
+            let text = String::from("the host answered with something else than an outcome");
+            (Outcome::Failed(text), EndedBy::Manager)
         }
         Err(NetError::Closed(reason)) => {
             return Ok(Some(Interruption::Lost(format!("the connection to the host ended: {reason}"))));
         }
         Err(error) => return Ok(Some(Interruption::Wait(error.to_string()))),
     };
-    jobs.end(id, &outcome)?;
+    jobs.end(&record.host, record.id, &outcome, by).await?;
     Ok(None)
 }
 
@@ -241,13 +264,13 @@ async fn cancel(jobs: Arc<Jobs>, link: Link, record: JobRecord) {
         pauses.attempt();
         let taken = match link.request::<_, HostReply>(&request, |_| {}, CANCEL_DEADLINE).await {
             Ok(HostReply::Fault(fault)) => {
-                tracing::debug!(job = record.id.0, %fault, "cancellation not taken yet");
+                tracing::debug!(job = %record.id, %fault, "cancellation not taken yet");
                 false
             }
             Ok(HostReply::Done | HostReply::Agents(_) | HostReply::Outcome(_)) => true,
             Err(NetError::Closed(_)) => return,
             Err(error) => {
-                tracing::debug!(job = record.id.0, %error, "cancellation not taken yet");
+                tracing::debug!(job = %record.id, %error, "cancellation not taken yet");
                 false
             }
         };

@@ -1,5 +1,6 @@
 //! Jobs: each is a durable record and, until it is over, one task that sees it through draining agents, lost
-//! connections and restarts of the manager.
+//! connections and restarts of the manager. What was ordered, sent, cancelled and how it ended are decisions; how far it
+//! is, is an observation, and why it waits is only known while it does.
 //!
 //! ```text
 //! queued ──repository free, host there──> sent ──progress──> running ──outcome──> done | failed | cancelled
@@ -12,6 +13,7 @@ mod operation;
 mod turn;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,10 +23,10 @@ use proto::{HostName, Product};
 use super::connections::Connections;
 use super::control::hosts::HostError;
 use super::control::jobs::{JobRecord, JobRecordError, JobState};
-use super::control::{ControlError, State};
+use super::control::changes::EndedBy;
+use super::control::{ControlError, Observation, State};
 use super::news::{News, NewsBoard};
 use super::now;
-use super::worker::BrokenOff;
 use operation::check;
 use turn::Repositories;
 
@@ -32,6 +34,8 @@ pub use operation::OperationFault;
 
 /// How often a running job's progress is written down.
 const SAVE_EVERY: Duration = Duration::from_secs(2);
+/// How often it is looked whether old jobs can be forgotten: once in this many that are ordered.
+const FORGET_EVERY: u32 = 500;
 
 /// Why a job was not ordered, or cannot be stopped.
 #[derive(Debug, thiserror::Error)]
@@ -40,26 +44,27 @@ pub enum JobError {
     /// The operation makes no sense.
     #[error(transparent)]
     Operation(#[from] OperationFault),
-    /// Nothing can be done about it any more.
-    #[error("job {} is over already: {state:?}", id.0)]
-    Over {
-        /// Which.
-        id: JobId,
-        /// How it ended.
-        state: JobState,
-    },
     /// The host cannot have it.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// There is no such job.
+    /// There is no such job, or it is over.
     #[error(transparent)]
     Record(#[from] JobRecordError),
     /// The control state failed.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// Its progress was not written down.
-    #[error(transparent)]
-    BrokenOff(#[from] BrokenOff),
+}
+
+impl JobError {
+    /// Whether the control state is to blame, and the same may succeed later.
+    fn is_passing(&self) -> bool {
+        match self {
+            JobError::Control(error) | JobError::Record(JobRecordError::Control(error)) => {
+                !matches!(error, ControlError::Damaged { .. } | ControlError::Closed)
+            }
+            JobError::Operation(_) | JobError::Host(_) | JobError::Record(_) => false,
+        }
+    }
 }
 
 /// All jobs.
@@ -67,27 +72,35 @@ pub(crate) struct Jobs {
     state: Arc<State>,
     connections: Arc<Connections>,
     news: Arc<NewsBoard>,
-    /// What is known of running jobs beside their records.
+    /// What is known of jobs that are not over beside their records.
     live: Mutex<HashMap<JobId, Live>>,
     repositories: Repositories,
+    ordered: AtomicU32,
 }
 
+#[derive(Default)]
 struct Live {
-    progress: Progress,
-    saved: Instant,
+    progress: Option<Progress>,
+    /// When progress was last written down.
+    saved: Option<Instant>,
+    /// Why it does not go on.
+    waiting: Option<String>,
+    /// How often it was sent.
+    sent: u32,
 }
 
 impl Jobs {
     /// Over the control state; [`Jobs::resume`] takes up what is in it.
     pub(crate) fn new(state: Arc<State>, connections: Arc<Connections>, news: Arc<NewsBoard>) -> Self {
-        Self { state, connections, news, live: Mutex::default(), repositories: Repositories::default() }
+        let (live, repositories, ordered) = (Mutex::default(), Repositories::default(), AtomicU32::new(0));
+        Self { state, connections, news, live, repositories, ordered }
     }
 
     /// Records a job and begins to see it through.
     ///
     /// # Errors
     /// The host is unknown, or the operation makes no sense.
-    pub(crate) fn add(
+    pub(crate) async fn add(
         self: &Arc<Self>,
         host: &HostName,
         product: &Product,
@@ -95,9 +108,14 @@ impl Jobs {
     ) -> Result<JobRecord, JobError> {
         self.state.known_host(host)?;
         check(operation)?;
-        let record = self.state.add_job(host, product, operation, now())?;
-        tracing::info!(job = record.id.0, %host, %product, operation = operation.kind(), "job ordered");
-        tokio::spawn(drive::drive(Arc::clone(self), record.id, None));
+        let record = self.state.add_job(host, product, operation, now()).await?;
+        tracing::info!(job = %record.id, %host, %product, operation = operation.kind(), "job ordered");
+        tokio::spawn(drive::drive(Arc::clone(self), record.clone(), None));
+        if self.ordered.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1
+            && let Err(error) = self.state.forget_jobs().await
+        {
+            tracing::warn!(%error, "old jobs are not forgotten yet");
+        }
         Ok(record)
     }
 
@@ -105,17 +123,16 @@ impl Jobs {
     ///
     /// # Errors
     /// There is no such job.
-    pub(crate) fn job(&self, id: JobId) -> Result<JobRecord, JobError> {
-        Ok(self.as_it_is(self.state.job(id)?))
+    pub(crate) async fn job(&self, id: JobId) -> Result<JobRecord, JobError> {
+        Ok(self.as_it_is(self.state.job(id).await?))
     }
 
     /// The newest jobs as they are this moment, oldest of them first.
     ///
     /// # Errors
     /// The control state failed.
-    pub(crate) fn newest(&self, limit: usize) -> Result<Vec<JobRecord>, JobError> {
-        let mut all = self.state.jobs()?;
-        let newest = all.split_off(all.len().saturating_sub(limit));
+    pub(crate) async fn newest(&self, limit: usize) -> Result<Vec<JobRecord>, JobError> {
+        let newest = self.state.jobs(limit).await?;
         Ok(newest.into_iter().map(|record| self.as_it_is(record)).collect())
     }
 
@@ -123,15 +140,11 @@ impl Jobs {
     ///
     /// # Errors
     /// There is no such job, or it is over.
-    pub(crate) fn cancel(&self, id: JobId) -> Result<JobRecord, JobError> {
-        let record = self.state.job(id)?;
-        if record.state.is_final() {
-            return Err(JobError::Over { id, state: record.state });
-        }
-        let record = self.state.alter_job(id, |record| record.cancel = true)?;
-        tracing::info!(job = id.0, "cancellation asked for");
+    pub(crate) async fn cancel(&self, id: JobId) -> Result<JobRecord, JobError> {
+        let record = self.state.cancel_job(id).await?;
+        tracing::info!(job = %id, "cancellation asked for");
         self.news.tell(&record.host, News::Job(id));
-        Ok(record)
+        self.job(id).await
     }
 
     /// After a restart: takes up every job that is not over. Those that agents may be working on get their
@@ -139,105 +152,126 @@ impl Jobs {
     ///
     /// # Errors
     /// The control state failed.
-    pub(crate) fn resume(self: &Arc<Self>) -> Result<(), ControlError> {
-        let mut open = self.state.jobs()?;
-        open.retain(|record| !record.state.is_final());
+    pub(crate) async fn resume(self: &Arc<Self>) -> Result<(), ControlError> {
+        let mut open = self.state.open_jobs().await?;
         open.sort_by_key(|record| (record.sent == 0, record.id));
         for record in open {
             let turn = if record.sent > 0 { self.repositories.try_turn(&record) } else { None };
-            tracing::info!(job = record.id.0, host = %record.host, "job taken up again");
-            tokio::spawn(drive::drive(Arc::clone(self), record.id, turn));
+            tracing::info!(job = %record.id, host = %record.host, "job taken up again");
+            tokio::spawn(drive::drive(Arc::clone(self), record, turn));
         }
         Ok(())
     }
 
-    /// Progress that a host reports of a job whose `Run` was cut off.
+    /// Progress that a host reports of a job whose `Run` was cut off. That of another's job, or of one that is over, is
+    /// dropped.
     ///
     /// # Errors
     /// The control state failed.
-    pub(crate) fn progress_of(&self, host: &HostName, id: JobId, progress: Progress) -> Result<(), JobError> {
-        if self.state.job(id).is_ok_and(|record| record.host == *host && !record.state.is_final()) {
-            self.progressed(host, id, progress)?;
+    pub(crate) async fn progress_of(&self, host: &HostName, id: JobId, progress: Progress) -> Result<(), JobError> {
+        match self.state.job(id).await {
+            Ok(record) if record.host == *host && !record.state.is_final() => {
+                self.progressed(host, id, progress).await;
+                Ok(())
+            }
+            Ok(_) | Err(JobRecordError::Unknown(_)) => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 
-    /// The end of a job, by the answer to `Run` or by a report; whichever comes second changes nothing.
+    /// The end of a job, by a report. One that comes after the manager has given the job up mends its record.
     ///
     /// # Errors
     /// The control state failed.
-    pub(crate) fn ended(&self, host: &HostName, id: JobId, outcome: &Outcome) -> Result<(), JobError> {
-        match self.state.job(id) {
-            Ok(record) if record.host == *host => self.end(id, outcome),
+    pub(crate) async fn ended(&self, host: &HostName, id: JobId, outcome: &Outcome) -> Result<(), JobError> {
+        match self.state.job(id).await {
+            Ok(record) if record.host == *host => self.end(host, id, outcome, EndedBy::Agent).await,
             // A host can only speak of its own jobs; a report of an unknown one must not be sent for ever.
             Ok(_) | Err(JobRecordError::Unknown(_)) => {
-                tracing::warn!(%host, job = id.0, "outcome of a job that this host does not have");
+                tracing::warn!(%host, job = %id, "outcome of a job that this host does not have");
                 Ok(())
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    fn end(&self, id: JobId, outcome: &Outcome) -> Result<(), JobError> {
-        let progress = self.live().get(&id).map(|live| live.progress.clone());
-        let record = self.state.alter_job(id, |record| {
-            if !record.state.is_final() {
-                record.progress = progress.clone().or(record.progress.take());
-                record.end(outcome, now());
-            }
-        })?;
-        self.live().remove(&id);
-        tracing::info!(job = id.0, state = ?record.state, "job ended");
-        self.news.tell(&record.host, News::Job(id));
-        Ok(())
-    }
-
-    /// Notes progress; writes it down when it is the first, when a unit is done, or now and then.
-    fn progressed(&self, host: &HostName, id: JobId, progress: Progress) -> Result<(), JobError> {
-        let save = {
-            let mut live = self.live();
-            let due = live.get(&id).is_none_or(|live| {
-                live.progress.units_done != progress.units_done
-                    || live.progress.version != progress.version
-                    || live.saved.elapsed() >= SAVE_EVERY
-            });
-            let saved = live.get(&id).filter(|_| !due).map_or_else(Instant::now, |live| live.saved);
-            live.insert(id, Live { progress: progress.clone(), saved });
-            due
-        };
-        if save {
-            self.state.alter_job(id, |record| {
-                if !record.state.is_final() {
-                    record.state = JobState::Running;
-                    record.started.get_or_insert_with(now);
-                    record.progress = Some(progress.clone());
-                    record.waiting = None;
-                }
-            })?;
+    async fn end(&self, host: &HostName, id: JobId, outcome: &Outcome, by: EndedBy) -> Result<(), JobError> {
+        self.save(host, id).await;
+        if self.state.end_job(id, outcome, by, now()).await? {
+            tracing::info!(job = %id, outcome = word(outcome), ?by, "job ended");
         }
+        self.live().remove(&id);
         self.news.tell(host, News::Job(id));
         Ok(())
     }
 
-    /// Notes why a job does not go on.
-    fn waits(&self, id: JobId, reason: &str) -> Result<(), JobError> {
-        let before = self.state.job(id)?;
-        if before.waiting.as_deref() != Some(reason) && !before.state.is_final() {
-            self.state.alter_job(id, |record| record.waiting = Some(reason.to_owned()))?;
-            tracing::info!(job = id.0, reason, "job waits");
-            self.news.tell(&before.host, News::Job(id));
+    /// Writes down the last progress, which the record of the end takes over. Nothing depends on it.
+    async fn save(&self, host: &HostName, id: JobId) {
+        let progress = self.live().get(&id).and_then(|live| live.progress.clone());
+        let Some(progress) = progress else { return };
+        let seen = Observation::Progress { job: id, progress, at: now() };
+        if let Err(error) = self.state.observations().note(host, vec![seen]).await {
+            tracing::warn!(job = %id, %error, "a job's progress is not written down");
         }
-        Ok(())
+    }
+
+    /// Notes progress; writes it down when it is the first, when a unit is done, or now and then.
+    async fn progressed(&self, host: &HostName, id: JobId, progress: Progress) {
+        let due = {
+            let mut all = self.live();
+            let live = all.entry(id).or_default();
+            let due = live.saved.is_none_or(|saved| saved.elapsed() >= SAVE_EVERY)
+                || live.progress.as_ref().is_none_or(|last| {
+                    last.units_done != progress.units_done || last.version != progress.version
+                });
+            if due {
+                live.saved = Some(Instant::now());
+            }
+            live.progress = Some(progress);
+            live.waiting = None;
+            due
+        };
+        if due {
+            self.save(host, id).await;
+        }
+        self.news.tell(host, News::Job(id));
+    }
+
+    /// Notes why a job does not go on.
+    fn waits(&self, record: &JobRecord, reason: &str) {
+        let news = {
+            let mut all = self.live();
+            let live = all.entry(record.id).or_default();
+            live.waiting.replace(reason.to_owned()).as_deref() != Some(reason)
+        };
+        if news {
+            tracing::info!(job = %record.id, reason, "job waits");
+            self.news.tell(&record.host, News::Job(record.id));
+        }
     }
 
     fn as_it_is(&self, mut record: JobRecord) -> JobRecord {
         if let Some(live) = self.live().get(&record.id).filter(|_| !record.state.is_final()) {
-            record.progress = Some(live.progress.clone());
+            if let Some(progress) = &live.progress {
+                record.state = JobState::Running;
+                record.started.get_or_insert_with(now);
+                record.progress = Some(progress.clone());
+            }
+            record.waiting.clone_from(&live.waiting);
+            record.sent = record.sent.max(live.sent);
         }
         record
     }
 
     fn live(&self) -> MutexGuard<'_, HashMap<JobId, Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn word(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Done(_) => "done",
+        Outcome::Cancelled(_) => "cancelled",
+        Outcome::Failed(_) => "failed",
     }
 }

@@ -41,9 +41,11 @@ pub(crate) use writer::{AddError, ContentWriter};
 
 use index::{Index, Location, Registry};
 
-const FORMAT: &str = "manager-fs store 1\n";
+const FORMAT: &str = "manager-fs store 2\n";
+/// Format 1 had the control state in one file, in other records; packs and manifests are the same.
+const OLDER_FORMAT: &str = "manager-fs store 1\n";
 /// What may lie in a directory that becomes a store: the manager's own files, made before or beside us.
-const KNOWN_NAMES: [&str; 13] = [
+const KNOWN_NAMES: [&str; 14] = [
     "format",
     "format.new",
     "lock",
@@ -53,6 +55,7 @@ const KNOWN_NAMES: [&str; 13] = [
     "bundles",
     "tmp",
     "control.redb",
+    "observations.redb",
     "keys",
     "address",
     "manager.sock",
@@ -72,7 +75,7 @@ pub enum StoreError {
         fault: String,
     },
     /// Written by a later version.
-    #[error("store {path} is of format '{found}'; this program knows 'manager-fs store 1': use a newer manager-fs")]
+    #[error("store {path} is of format '{found}'; this program knows 'manager-fs store 2': use a newer manager-fs")]
     Newer {
         /// The store.
         path: PathBuf,
@@ -214,9 +217,10 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let failed = |cause| StoreError::io(format!("store {}", root.display()), cause);
         fs::create_dir_all(root).map_err(failed)?;
-        let known = read_format(root)?;
+        let format = read_format(root)?;
         let lock = lock(root)?;
-        if !known {
+        // Before anything is brought over: an older program must not take what it does not know for an empty store.
+        if format != Format::Current {
             write_format(root).map_err(failed)?;
         }
         let packs = packs(root).map_err(failed)?;
@@ -417,11 +421,20 @@ impl Store {
     }
 }
 
-/// Whether the format file is there and ours.
-fn read_format(root: &Path) -> Result<bool, StoreError> {
+/// What the format file says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Current,
+    Older,
+    /// It is not there: a directory that becomes a store.
+    Missing,
+}
+
+fn read_format(root: &Path) -> Result<Format, StoreError> {
     let path = root.to_path_buf();
     match fs::read(root.join("format")) {
-        Ok(found) if found == FORMAT.as_bytes() => Ok(true),
+        Ok(found) if found == FORMAT.as_bytes() => Ok(Format::Current),
+        Ok(found) if found == OLDER_FORMAT.as_bytes() => Ok(Format::Older),
         Ok(found) => {
             let line: String =
                 String::from_utf8_lossy(&found).lines().next().unwrap_or("").chars().take(80).collect();
@@ -442,7 +455,7 @@ fn read_format(root: &Path) -> Result<bool, StoreError> {
                     return Err(StoreError::NotAStore { path, fault: format!("{fault} ('{}')", name.display()) });
                 }
             }
-            Ok(false)
+            Ok(Format::Missing)
         }
         Err(cause) => Err(StoreError::io(format!("store {}", root.display()), cause)),
     }

@@ -8,6 +8,8 @@ use proto::{HostName, Product};
 use tokio::time::Instant;
 
 use super::{UpgradeError, Upgrades};
+use crate::manager::control::Observation;
+use crate::manager::now;
 use crate::net::{Link, NetError};
 
 /// How long a host may take to accept a change-over (not to carry it out).
@@ -28,7 +30,11 @@ impl Upgrades {
             HostReply::Fault(fault) => return Err(UpgradeError::Host(fault)),
             HostReply::Done | HostReply::Outcome(_) => return Err(UpgradeError::NoAgents),
         };
-        self.state.change_status(host, |status| status.agents.clone_from(&agents))?;
+        let seen = Observation::Agents { agents: agents.clone(), at: now() };
+        // What it runs is what counts here; that it cannot be written down does not stop an order.
+        if let Err(error) = self.state.observations().note(host, vec![seen]).await {
+            tracing::warn!(%host, %error, "what runs there is not written down");
+        }
         Ok(agents.into_iter().find(|agent| agent.product == *product && agent.state != AgentState::Stopped))
     }
 

@@ -5,16 +5,17 @@ mod order;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use proto::HostName;
 use proto::agent::{Step, StepEvent};
 use proto::message::{ChangeOver, Fault, HostReply, ManagerRequest};
 use proto::name::Target;
+use proto::{GenerationRecord, HostName};
 use tokio::sync::mpsc;
 
 use super::connections::Connections;
-use super::control::changes::{ChangeEnd, ChangeRecord};
+use super::control::changes::{ChangeEnd, ChangeOrder, ChangeRecord, EndedBy};
 use super::control::generations::{Generation, GenerationError};
 use super::control::hosts::HostError;
 use super::control::{ControlError, State};
@@ -29,6 +30,8 @@ pub use order::{HostEnd, UpgradeEvent, UpgradeOrder, UpgradeReport, Verdict};
 const BEGIN_DEADLINE: Duration = Duration::from_secs(30);
 /// News says when to look again; this only covers news that was lost.
 const NEWS_DEADLINE: Duration = Duration::from_secs(10);
+/// How often it is looked whether old change-overs can be forgotten: once in this many that are ordered.
+const FORGET_EVERY: u32 = 500;
 
 /// Why agents were not told to change over.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +72,7 @@ pub(crate) struct Upgrades {
     pub(crate) connections: Arc<Connections>,
     pub(crate) news: Arc<NewsBoard>,
     pub(crate) exports: Arc<Exports>,
+    pub(crate) ordered: AtomicU32,
 }
 
 /// What an order means.
@@ -103,7 +107,7 @@ impl Upgrades {
         }
         let hosts = self.hosts_of(&order.targets)?;
         if order.export {
-            self.exports.export(&generation, &order.targets)?;
+            self.exports.export(&generation, &order.targets).await?;
         }
         let planned = Arc::new(Planned { order, generation: Arc::clone(&generation) });
         let followed = hosts.into_iter().map(|host| {
@@ -131,23 +135,19 @@ impl Upgrades {
         })
     }
 
-    /// Writes a step into the record of its change-over. A step that is there already changes nothing.
+    /// A step of a host has been noted: when it ends a change-over, that is recorded. A host can only end its own.
     ///
     /// # Errors
     /// The control state failed.
-    pub(crate) fn record_step(&self, host: &HostName, event: &StepEvent) -> Result<(), ControlError> {
-        if event.change.0 == 0 {
+    pub(crate) async fn stepped(&self, host: &HostName, event: &StepEvent) -> Result<(), ControlError> {
+        let (Some(confirmed), true) = (event.step.ends(), event.change.0 != 0) else { return Ok(()) };
+        let Some(record) = self.state.change(event.change).await? else { return Ok(()) };
+        if record.order.host != *host || record.order.product != event.product {
             return Ok(());
         }
-        self.state.alter_change(event.change, |record| {
-            if record.host != *host || record.product != event.product || record.steps.contains(event) {
-                return;
-            }
-            record.steps.push(event.clone());
-            if let (Some(confirmed), None) = (event.step.ends(), &record.ended) {
-                record.ended = Some(ChangeEnd { confirmed, at: event.at_unix_ms, reason: reason_of(record, event) });
-            }
-        })
+        let reason = reason_of(&self.state.steps_of(&record).await?, event);
+        let end = ChangeEnd { confirmed, at: event.at_unix_ms, reason, by: EndedBy::Agent };
+        self.state.end_change(record.id, end).await.map(drop)
     }
 
     /// The hosts that are meant. One that is named by itself must be enrolled: it was mistyped, most likely.
@@ -180,12 +180,11 @@ impl Upgrades {
     async fn may_be_ordered(&self, host: &HostName, planned: &Planned) -> Result<Link, HostEnd> {
         let record = &planned.generation.record;
         let refused = |reason: String| HostEnd::refused(host, reason);
-        let failed = |error: ControlError| refused(error.to_string());
         let known = self.state.known_host(host).map_err(|error| refused(error.to_string()))?;
         if known.revoked.is_some() {
             return Err(refused(format!("host {host} was revoked")));
         }
-        if !self.exports.is_exported(host, record).map_err(failed)? {
+        if !self.exports.is_exported(host, record) {
             let name = record.name();
             return Err(refused(format!("{name} is not exported to {host}: `manager-fs export {name} --to {host}`")));
         }
@@ -206,8 +205,7 @@ impl Upgrades {
         let record = &planned.generation.record;
         let failed = |error: ControlError| HostEnd::refused(host, error);
         let mut news = self.news.of(host);
-        let change = self.state.add_change(host, &record.product, &record.version, record.tree, now());
-        let change = change.map_err(failed)?;
+        let change = self.add_change(host, record).await.map_err(failed)?;
         let order = &planned.order;
         let request = ManagerRequest::ChangeOver(ChangeOver {
             change: change.id,
@@ -234,11 +232,8 @@ impl Upgrades {
             }
             Err(error) => format!("{host} did not answer ({error}) and has not begun to change over"),
         };
-        let ended = self.state.alter_change(change.id, |record| {
-            let end = ChangeEnd { confirmed: false, at: now(), reason: reason.clone() };
-            record.ended.get_or_insert(end);
-        });
-        ended.map_err(failed)?;
+        let end = ChangeEnd { confirmed: false, at: now(), reason: reason.clone(), by: EndedBy::Manager };
+        self.state.end_change(change.id, end).await.map_err(failed)?;
         Err(HostEnd { change: Some(change.id), ..HostEnd::refused(host, reason) })
     }
 
@@ -264,22 +259,39 @@ impl Upgrades {
             Some(Ok(end)) => end,
             Some(Err(error)) => HostEnd { change: Some(change.id), ..HostEnd::refused(host, error) },
             None => {
-                let known = self.state.change(change.id).ok().flatten();
-                unfinished(known.map(|record| record.steps).unwrap_or_default())
+                unfinished(self.state.steps_of(&change).await.unwrap_or_default())
             }
         }
     }
 
+    async fn add_change(
+        &self,
+        host: &HostName,
+        record: &GenerationRecord,
+    ) -> Result<ChangeRecord, ControlError> {
+        let (product, version) = (record.product.clone(), record.version.clone());
+        let order = ChangeOrder { host: host.clone(), product, version, to: record.tree };
+        // Hosts that are ordered at the same time share the sync.
+        let change = self.state.add_change(order, now()).await?;
+        if self.ordered.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1 {
+            self.state.forget_changes().await?;
+        }
+        Ok(change)
+    }
+
     /// Whether the host reports a step of a change-over within the time that it has to accept one.
     async fn begins(&self, change: &ChangeRecord, news: &mut Listener) -> Result<bool, ControlError> {
-        let begun = || Ok(self.state.change(change.id)?.is_some_and(|record| !record.steps.is_empty()));
+        let begun = || async { Ok::<_, ControlError>(!self.state.steps_of(change).await?.is_empty()) };
         let waiting = async {
-            while !begun()? {
+            while !begun().await? {
                 news.until(|news| news == News::Step(change.id)).await;
             }
             Ok(true)
         };
-        tokio::time::timeout(BEGIN_DEADLINE, waiting).await.unwrap_or_else(|_| begun())
+        match tokio::time::timeout(BEGIN_DEADLINE, waiting).await {
+            Ok(waited) => waited,
+            Err(_) => begun().await,
+        }
     }
 
     /// Passes on each step of a change-over until it is over.
@@ -291,20 +303,17 @@ impl Upgrades {
     ) -> Result<HostEnd, ControlError> {
         let mut told = 0;
         loop {
-            if let Some(record) = self.state.change(change.id)? {
-                for event in &record.steps[told.min(record.steps.len())..] {
-                    let _ = events.send(UpgradeEvent::Step { host: change.host.clone(), event: event.clone() });
-                }
-                told = record.steps.len();
-                if let Some(end) = record.ended {
-                    let verdict = if end.confirmed { Verdict::Confirmed } else { Verdict::Failed };
-                    return Ok(HostEnd {
-                        change: Some(change.id),
-                        verdict,
-                        steps: record.steps,
-                        ..HostEnd::refused(&change.host, end.reason)
-                    });
-                }
+            // The end before the steps: the last of them is there when the end is.
+            let ended = self.state.change(change.id).await?.and_then(|record| record.ended);
+            let steps = self.state.steps_of(change).await?;
+            for event in &steps[told.min(steps.len())..] {
+                let _ = events.send(UpgradeEvent::Step { host: change.order.host.clone(), event: event.clone() });
+            }
+            told = steps.len();
+            if let Some(end) = ended {
+                let verdict = if end.confirmed { Verdict::Confirmed } else { Verdict::Failed };
+                let refused = HostEnd::refused(&change.order.host, end.reason);
+                return Ok(HostEnd { change: Some(change.id), verdict, steps, ..refused });
             }
             let step = news.until(|news| news == News::Step(change.id));
             let _ = tokio::time::timeout(NEWS_DEADLINE, step).await;
@@ -312,9 +321,9 @@ impl Upgrades {
     }
 }
 
-fn reason_of(record: &ChangeRecord, last: &StepEvent) -> String {
+fn reason_of(steps: &[StepEvent], last: &StepEvent) -> String {
     // A return is the consequence; what failed is the reason.
-    let failed = record.steps.iter().rev().find(|event| event.step == Step::ProbationFailed);
+    let failed = steps.iter().rev().find(|event| event.step == Step::ProbationFailed);
     let cause = failed.filter(|_| last.step == Step::Returned).unwrap_or(last);
     cause.detail.clone()
 }

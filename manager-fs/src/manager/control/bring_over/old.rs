@@ -24,7 +24,7 @@ use crate::manager::control::state::changes::{ChangeEnd, EndedBy, StoredChange};
 use crate::manager::control::state::exports::Export;
 use crate::manager::control::state::generations::{PART_BYTES, verify};
 use crate::manager::control::state::hosts::{HostRecord, IssuedCertificate};
-use crate::manager::control::state::jobs::{StoredEnd, StoredJob, bounded, bounded_progress};
+use crate::manager::control::state::jobs::{StoredEnd, StoredJob};
 use crate::manager::control::state::tokens::TokenRecord;
 use crate::manager::control::state::{GenerationHead, Key};
 
@@ -154,7 +154,7 @@ fn convert_generation(text: &str, value: &[u8], new: &mut New) -> Result<(), Str
     let hash = blake3::hash(&signed).to_hex().to_string();
     let mut count = 0;
     for part in signed.chunks(PART_BYTES) {
-        new.put(&Key::Part(hash.clone(), count), &part)?;
+        new.put(&Key::Part(hash.clone(), count), &part.to_vec())?;
         count += 1;
     }
     new.put(&key, &GenerationHead::Parts { hash, count })
@@ -204,11 +204,11 @@ fn stored_change(old: OldChange) -> StoredChange {
 }
 
 fn convert_job(key: &Key, old: OldJob, new: &mut New) -> Result<(), String> {
-    let progress = old.progress.map(bounded_progress);
+    let progress = old.progress;
     let end = old.outcome.map(|outcome| StoredEnd {
         at: old.ended.unwrap_or(old.created),
         by: if matches!(outcome, Outcome::Failed(_)) { EndedBy::Manager } else { EndedBy::Agent },
-        outcome: bounded(&outcome),
+        outcome,
         started: old.started,
         progress: progress.clone(),
     });

@@ -1,16 +1,14 @@
-//! How much is kept of what hosts say. What is longer is cut where it comes in, never refused and never stored.
+//! How much is kept of what hosts say. What is longer is cut where it comes in, never refused and never stored. Most of it
+//! was cut when the message was read; this holds whoever brings it.
 
 use proto::agent::{AgentStatus, Progress, StepEvent};
-use proto::limits::STDERR_TAIL_BYTES_MAX;
+use proto::limits::{
+    ACTIVITY_BYTES_MAX, AGENTS_MAX, DETAIL_BYTES_MAX, JOBS_MAX, REASON_BYTES_MAX, TREES_MAX, VERSION_BYTES_MAX,
+    WRONG_HASH_BYTES_MAX,
+};
 
 use super::{HostStatus, Observation};
 
-/// Agents of one host.
-pub(super) const AGENTS_MAX: usize = 64;
-/// Trees attached on one host.
-pub(super) const ATTACHED_MAX: usize = 4096;
-/// Jobs that an agent says it does.
-const AGENT_JOBS_MAX: usize = 256;
 /// Wrong hashes remembered of one host.
 pub(super) const WRONG_HASHES_MAX: usize = 20;
 /// Steps remembered of one agent: some twenty change-overs.
@@ -22,14 +20,7 @@ const STEPS_BYTES: std::ops::RangeInclusive<usize> = 8 << 10..=256 << 10;
 /// Bytes of the steps of all agents of all hosts.
 const ALL_STEPS_BYTES: usize = 1 << 30;
 /// Jobs whose progress is remembered.
-pub(super) const JOBS_MAX: u64 = 10_000;
-
-/// Bytes of a word for people: a version, an activity.
-const WORDS_BYTES: usize = 256;
-/// Bytes of a sentence for people: a reason, what had a wrong hash.
-const SENTENCE_BYTES: usize = 1 << 10;
-/// Bytes of a step's detail: the last words of a program that failed, and a few of ours.
-const DETAIL_BYTES: usize = STDERR_TAIL_BYTES_MAX + (2 << 10);
+pub(super) const PROGRESS_MAX: u64 = 10_000;
 
 /// Bytes of steps of one agent, so that all agents of all hosts stay within their bound.
 pub(super) fn steps_bytes(hosts: usize) -> usize {
@@ -39,24 +30,24 @@ pub(super) fn steps_bytes(hosts: usize) -> usize {
 /// Cuts an observation to what may be kept.
 pub(super) fn bound(seen: &mut Observation) {
     match seen {
-        Observation::Seen { software, .. } => software.iter_mut().for_each(|text| cut(text, WORDS_BYTES)),
+        Observation::Seen { software, .. } => software.iter_mut().for_each(|text| cut(text, VERSION_BYTES_MAX)),
         Observation::Agents { agents, .. } => {
             agents.truncate(AGENTS_MAX);
             agents.iter_mut().for_each(bound_agent);
         }
-        Observation::Attached { trees, .. } => trees.truncate(ATTACHED_MAX),
-        Observation::WrongHash { what, .. } => cut(what, SENTENCE_BYTES),
-        Observation::Step(StepEvent { detail, .. }) => cut(detail, DETAIL_BYTES),
+        Observation::Attached { trees, .. } => trees.truncate(TREES_MAX),
+        Observation::WrongHash { what, .. } => cut(what, WRONG_HASH_BYTES_MAX),
+        Observation::Step(StepEvent { detail, .. }) => cut(detail, DETAIL_BYTES_MAX),
         Observation::Progress { progress: Progress { activity, version, .. }, .. } => {
-            cut(activity, WORDS_BYTES);
-            cut(version, WORDS_BYTES);
+            cut(activity, ACTIVITY_BYTES_MAX);
+            cut(version, VERSION_BYTES_MAX);
         }
     }
 }
 
 fn bound_agent(agent: &mut AgentStatus) {
-    agent.jobs.truncate(AGENT_JOBS_MAX);
-    cut(&mut agent.reason, SENTENCE_BYTES);
+    agent.jobs.truncate(JOBS_MAX);
+    cut(&mut agent.reason, REASON_BYTES_MAX);
 }
 
 /// Forgets the oldest of what only grows.

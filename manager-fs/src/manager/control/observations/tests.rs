@@ -120,12 +120,12 @@ async fn a_talkative_host_is_cut_short() {
         observations.note(&web, vec![Observation::Step(step)]).await.unwrap();
     }
     let status = observations.status(&web).await.unwrap();
-    assert!(status.software.len() < 300 && status.agents.len() == bounds::AGENTS_MAX);
+    assert!(status.software.len() < 300 && status.agents.len() == proto::limits::AGENTS_MAX);
     assert!(status.agents[0].reason.len() < 2 << 10 && status.agents[0].jobs.len() < 300);
-    assert_eq!(status.attached.len(), bounds::ATTACHED_MAX);
+    assert_eq!(status.attached.len(), proto::limits::TREES_MAX);
     assert_eq!(status.wrong_hashes.len(), bounds::WRONG_HASHES_MAX);
     assert!(status.wrong_hashes.iter().all(|(_, what)| what.len() < 2 << 10));
-    assert!(observations.progress(JobId(1)).await.unwrap().unwrap().progress.activity.len() < 300);
+    assert!(observations.progress(JobId(1)).await.unwrap().unwrap().progress.activity.len() < 1 << 10);
     let newest: Product = "p39".parse().unwrap();
     assert_eq!(observations.steps(&web, &newest).await.unwrap().len(), 1);
     assert_eq!(observations.steps(&web, &product()).await.unwrap(), [], "the product that spoke first has gone");

@@ -83,6 +83,23 @@ impl StoredChange {
 }
 
 impl State {
+    /// Records an order for a change-over.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub async fn add_change(&self, order: ChangeOrder, now: Unix) -> Result<ChangeRecord, ControlError> {
+        loop {
+            let id = ChangeId(self.draw(now)?);
+            let (key, stored) = (Key::Change(id).to_string(), stored(&order, now));
+            match self.commit(vec![Change::put(&key, Expect::Absent, encode(&key, &stored)?)]).await {
+                Ok(_) => return Ok(stored.record(id)),
+                // Another manager drew the same number in the same second.
+                Err(ControlError::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Records orders for change-overs, many in one commit. Answers in the same order.
     ///
     /// # Errors

@@ -160,7 +160,7 @@ impl State {
         let mut count = 0;
         for part in signed.chunks(PART_BYTES) {
             let key = Key::Part(hash.clone(), count).to_string();
-            self.commit(vec![Change::put(&key, Expect::Any, encode(&key, &part)?)]).await?;
+            self.commit(vec![Change::put(&key, Expect::Any, encode(&key, &part.to_vec())?)]).await?;
             count += 1;
         }
         Ok(GenerationHead::Parts { hash, count })

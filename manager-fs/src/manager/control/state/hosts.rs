@@ -8,7 +8,7 @@ use proto::name::Target;
 use serde::{Deserialize, Serialize};
 
 use super::super::contract::{Change, ControlError, Expect};
-use super::refusal::{HostError, ShutOut, TokenFault};
+pub use super::refusal::{HostError, ShutOut, TokenFault};
 use super::tokens::Token;
 use super::{Key, State, encode};
 

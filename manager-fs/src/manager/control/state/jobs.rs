@@ -1,23 +1,16 @@
 //! Jobs: that each was ordered, sent, cancelled, and how it ended. How far it is, is an observation.
 
-use proto::agent::{JobId, Operation, Outcome, Progress, Summary};
+use proto::agent::{JobId, Operation, Outcome, Progress};
 use proto::message::Unix;
 use proto::{HostName, Product};
 use serde::{Deserialize, Serialize};
 
 use super::super::contract::{Change, ControlError, Expect};
-use super::super::observations::cut;
 use super::changes::EndedBy;
 use super::{Key, State, encode};
 
 /// Jobs remembered. Older ones that are over are forgotten, so that the state does not grow for ever.
 const JOBS_KEPT: usize = 10_000;
-/// Lines of a summary (snapshots, problems, versions) that are kept of each kind, and bytes of a line.
-const LINES_MAX: usize = 200;
-/// See [`LINES_MAX`].
-const LINE_BYTES: usize = 1 << 10;
-/// Bytes of the error of a job that failed.
-const ERROR_BYTES: usize = 16 << 10;
 
 /// Why a job cannot be read or altered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,8 +59,9 @@ pub struct JobRecord {
     pub waiting: Option<String>,
     /// Someone asked to stop it.
     pub cancel: bool,
-    /// When it was first sent to the agent; from then on an agent may be at it.
-    pub sent: Option<Unix>,
+    /// How often the manager has sent it to the agent since it was started; at least once if it ever did. From then on
+    /// an agent may be at it.
+    pub sent: u32,
 }
 
 /// The states of a job. The last three are final.
@@ -145,7 +139,7 @@ impl StoredJob {
             outcome,
             waiting: None,
             cancel: self.cancel,
-            sent: self.sent,
+            sent: u32::from(self.sent.is_some()),
         }
     }
 }
@@ -228,7 +222,7 @@ impl State {
     }
 
     async fn with_progress(&self, mut record: JobRecord) -> Result<JobRecord, ControlError> {
-        if record.state.is_final() || record.sent.is_none() {
+        if record.state.is_final() || record.sent == 0 {
             return Ok(record);
         }
         // Without its observations a job is shown as one that nobody has taken yet; what it is asked for stays.
@@ -293,7 +287,7 @@ impl State {
         let end = StoredEnd {
             at: now,
             by,
-            outcome: bounded(outcome),
+            outcome: outcome.clone(),
             started: seen.as_ref().map(|seen| seen.since),
             progress: seen.map(|seen| seen.progress),
         };
@@ -318,31 +312,4 @@ impl State {
         let over = all.iter().take(surplus).filter(|record| record.state.is_final());
         self.delete_all(over.map(|record| Key::Job(record.id).to_string()).collect()).await
     }
-}
-
-/// Progress as it is kept: an agent's words are cut.
-pub(in crate::manager::control) fn bounded_progress(mut progress: Progress) -> Progress {
-    cut(&mut progress.activity, LINE_BYTES);
-    cut(&mut progress.version, LINE_BYTES);
-    progress
-}
-
-/// An outcome as it is kept: an agent's lists and lines are cut, and the last line of a cut list says so.
-pub(in crate::manager::control) fn bounded(outcome: &Outcome) -> Outcome {
-    let mut outcome = outcome.clone();
-    match &mut outcome {
-        Outcome::Failed(error) => cut(error, ERROR_BYTES),
-        Outcome::Done(Summary { snapshots, problems, versions, .. })
-        | Outcome::Cancelled(Summary { snapshots, problems, versions, .. }) => {
-            for lines in [snapshots, problems, versions] {
-                if lines.len() > LINES_MAX {
-                    let more = lines.len() - LINES_MAX + 1;
-                    lines.truncate(LINES_MAX - 1);
-                    lines.push(format!("… and {more} more"));
-                }
-                lines.iter_mut().for_each(|line| cut(line, LINE_BYTES));
-            }
-        }
-    }
-    outcome
 }

@@ -12,9 +12,20 @@ use super::super::contract::{ControlError, VALUE_BYTES_MAX};
 const RECORD_FORMAT: u8 = 2;
 const CHECK_BYTES: usize = 4;
 
-pub(in crate::manager::control) fn encode<T: Serialize>(key: &str, value: &T) -> Result<Vec<u8>, ControlError> {
-    let body = codec::encode(value).map_err(|error| ControlError::Storage(error.to_string()))?;
-    Ok([&[RECORD_FORMAT], check(key, &body).as_slice(), &body].concat())
+/// # Errors
+/// [`ControlError::Unfit`]: it could not be read again.
+pub(in crate::manager::control) fn encode<T: Serialize + DeserializeOwned>(
+    key: &str,
+    value: &T,
+) -> Result<Vec<u8>, ControlError> {
+    let unfit = |reason: String| ControlError::Unfit { key: key.to_owned(), reason };
+    let body = codec::encode(value).map_err(|error| unfit(error.to_string()))?;
+    let bytes = [&[RECORD_FORMAT], check(key, &body).as_slice(), &body].concat();
+    // The bounds of a record apply when it is read: what breaks them must be refused before it is written.
+    if body.len() <= VALUE_BYTES_MAX {
+        decode::<T>(key, &bytes).map_err(unfit)?;
+    }
+    Ok(bytes)
 }
 
 /// # Errors

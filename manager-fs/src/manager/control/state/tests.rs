@@ -12,7 +12,7 @@ use super::super::observations::{LocalObservations, Observation};
 use super::changes::{ChangeEnd, ChangeOrder, EndedBy};
 use super::generations::Generation;
 use super::hosts::IssuedCertificate;
-use super::jobs::JobState;
+use super::jobs::{JobRecordError, JobState};
 use super::tokens::TokenRecord;
 use super::*;
 
@@ -323,7 +323,7 @@ async fn a_late_outcome_mends_the_record_and_an_early_one_stays() {
     let seen = vec![Observation::Progress { job: id, progress, at: 3 }];
     state.observations().note(&host("web-1"), seen).await.unwrap();
     let record = state.job(id).await.unwrap();
-    assert_eq!((record.state, record.started, record.sent), (JobState::Running, Some(3), Some(2)));
+    assert_eq!((record.state, record.started, record.sent), (JobState::Running, Some(3), 1));
     let failed = Outcome::Failed(String::from("the manager gave up"));
     assert!(state.end_job(id, &failed, EndedBy::Manager, 4).await.unwrap());
     let done = Outcome::Done(Summary { snapshots: vec![String::from("abc")], ..Summary::default() });
@@ -337,20 +337,24 @@ async fn a_late_outcome_mends_the_record_and_an_early_one_stays() {
 }
 
 #[tokio::test]
-async fn what_an_agent_says_of_its_job_is_cut() {
+async fn what_could_not_be_read_again_is_refused_when_it_is_written() {
     let fixture = open().await;
     let state = &fixture.state;
     let id = state.add_job(&host("web-1"), &product(), &backup(), 1).await.unwrap().id;
-    let long = vec!["x".repeat(1 << 20); 3000];
-    let summary = Summary { snapshots: long.clone(), problems: long.clone(), versions: long, ..Summary::default() };
-    state.end_job(id, &Outcome::Done(summary), EndedBy::Agent, 2).await.unwrap();
-    let Some(Outcome::Done(kept)) = state.job(id).await.unwrap().outcome else { panic!("not done") };
-    assert_eq!((kept.problems.len(), kept.problems.last().unwrap().as_str()), (200, "… and 2801 more"));
-    // What an operator orders is refused, by name, and nothing is kept of it.
+    let summary = Summary { snapshots: vec!["x".repeat(1 << 10)], ..Summary::default() };
+    let refused = state.end_job(id, &Outcome::Done(summary), EndedBy::Agent, 2).await;
+    assert!(matches!(refused, Err(JobRecordError::Control(ControlError::Unfit { .. }))), "{refused:?}");
+    let summary = Summary { problems: vec!["p".repeat(1 << 20); 3000], ..Summary::default() };
+    let refused = state.end_job(id, &Outcome::Done(summary), EndedBy::Agent, 2).await;
+    assert!(matches!(refused, Err(JobRecordError::Control(ControlError::TooLong { .. }))), "{refused:?}");
+    // Words for people are cut instead.
+    assert!(state.end_job(id, &Outcome::Failed("x".repeat(100 << 10)), EndedBy::Agent, 2).await.unwrap());
+    let Some(Outcome::Failed(error)) = state.job(id).await.unwrap().outcome else { panic!("not failed") };
+    assert!(error.len() <= 4 << 10);
     let repository = Repository { path: String::from("/r"), password_file: None };
-    let huge = Operation::Backup { repository, sources: vec!["/".repeat(1 << 10); 2000] };
+    let huge = Operation::Backup { repository, sources: vec!["/s".repeat(1 << 10); 2000] };
     let refused = state.add_job(&host("web-1"), &product(), &huge, 1).await;
-    assert!(matches!(refused, Err(ControlError::TooLong { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(ControlError::TooLong { .. } | ControlError::Unfit { .. })), "{refused:?}");
     assert_eq!(state.jobs(10).await.unwrap().len(), 1);
 }
 

@@ -184,7 +184,7 @@ fn put_progress(transaction: &WriteTransaction, job: JobId, mut seen: JobSeen) -
     }
     let known = old.as_ref() == Some(&seen);
     table.insert(job.0, encode(&seen)?.as_slice()).map_err(storage)?;
-    if table.len().map_err(storage)? > bounds::JOBS_MAX {
+    if table.len().map_err(storage)? > bounds::PROGRESS_MAX {
         table.pop_first().map_err(storage)?;
     }
     Ok(if known { Noted::Known } else { Noted::New })
