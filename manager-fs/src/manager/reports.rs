@@ -76,12 +76,7 @@ impl Reports {
         Ok(())
     }
 
-    async fn step_noted(
-        &self,
-        host: &HostName,
-        event: &StepEvent,
-        noted: Option<Noted>,
-    ) -> Result<(), ControlError> {
+    async fn step_noted(&self, host: &HostName, event: &StepEvent, noted: Option<Noted>) -> Result<(), ControlError> {
         // Also when the step came before: its consequence may not have been written then.
         self.upgrades.stepped(host, event).await?;
         if noted == Some(Noted::New) {

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use super::ahead::Ahead;
 use super::bundle::Bundles;
 use super::connections::Connections;
-use super::control::{self, State};
+use super::control::{self, LocalObservations, LocalStore, State};
 use super::delta::Deltas;
 use super::enrolment::Enrolment;
 use super::error::ManagerError;
@@ -53,6 +53,7 @@ pub struct Manager {
     services: Arc<Services>,
     /// What its operator should be told of its opening.
     notices: Vec<String>,
+    files: (Arc<LocalStore>, Arc<LocalObservations>),
     address: OnceLock<SocketAddr>,
 }
 
@@ -69,7 +70,7 @@ impl Manager {
             Ok::<_, ManagerError>((store, Arc::new(identity), control::open(&options.store)?))
         })
         .await?;
-        let state = Arc::new(State::open(files.store, files.observations).await?);
+        let state = Arc::new(State::open(Arc::clone(&files.store) as _, Arc::clone(&files.observations) as _).await?);
         let news = Arc::new(NewsBoard::default());
         let connections = Arc::new(Connections::new(Arc::clone(&state), Arc::clone(&news)));
         let exports = Arc::new(Exports::new(Arc::clone(&state), Arc::clone(&connections)));
@@ -117,6 +118,7 @@ impl Manager {
             ahead,
             services,
             notices: files.notices,
+            files: (files.store, files.observations),
             address: OnceLock::new(),
         }))
     }
@@ -143,6 +145,11 @@ impl Manager {
         let damaged = self.state.damaged().into_iter();
         let damaged = damaged.map(|(key, reason)| format!("the record '{key}' cannot be read: {reason}"));
         self.notices.iter().cloned().chain(damaged).collect()
+    }
+
+    /// How often the disk was synced since the start: for decisions, and for what hosts reported.
+    pub fn synced(&self) -> (u64, u64) {
+        (self.files.0.synced(), self.files.1.synced())
     }
 
     /// Where hosts reach this manager, once it listens.

@@ -1,5 +1,5 @@
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use manager_fs::host::enroll::{self, Identity};
@@ -27,6 +27,8 @@ pub(crate) struct Fixture {
 /// A manager with a runtime of its own: dropping that is as good as killing its process.
 struct Running {
     runtime: tokio::runtime::Runtime,
+    /// Not held, so that a killed one lets go of its store.
+    manager: Weak<Manager>,
 }
 
 impl Drop for Fixture {
@@ -108,6 +110,11 @@ impl Fixture {
         enroll::enroll(&self.state(host), &self.address, &token, false).await.unwrap()
     }
 
+    /// Syncs of the disk so far: for decisions, and for what hosts reported.
+    pub(crate) fn synced(&self) -> (u64, u64) {
+        self.running.as_ref().unwrap().manager.upgrade().unwrap().synced()
+    }
+
     pub(crate) fn state(&self, host: &str) -> std::path::PathBuf {
         self.directory.path().join(format!("state-{host}"))
     }
@@ -148,11 +155,11 @@ async fn start(store: &Path, host_certificate_lifetime: Duration, listen: &str) 
         let address = manager.listen(&listen).await.unwrap().to_string();
         let listener = net::bind_unix(&store.join("manager.sock")).unwrap();
         tokio::spawn(serve_admin(Arc::clone(&manager), listener));
-        address
+        (address, Arc::downgrade(&manager))
     });
-    let address = started.await.unwrap();
+    let (address, manager) = started.await.unwrap();
     let admin = net::start(net::connect_unix(&socket).await.unwrap(), Arc::new(RefuseAll));
-    (Running { runtime }, address, admin)
+    (Running { runtime, manager }, address, admin)
 }
 
 /// A host whose agents the test plays.

@@ -6,6 +6,7 @@ mod crowd;
 mod deltas;
 mod exports;
 mod fixture;
+mod fleet;
 mod jobs;
 mod trust;
 mod upgrades;

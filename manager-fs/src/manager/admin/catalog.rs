@@ -1,8 +1,8 @@
 //! Commands on generations and their exports, and on the store.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proto::limits::RECORD_BYTES_MAX;
 use proto::name::Target;
@@ -200,7 +200,8 @@ impl Catalog<'_> {
 
     /// Removes what nothing needs.
     pub(super) fn gc(&self, dry_run: bool, monitor: &Reporter) -> Result<GcView, ManagerError> {
-        let names_trees = |key: &String| ["generation/", "part/", "set-aside/generation/"].iter().any(|kind| key.starts_with(kind));
+        let names_trees =
+            |key: &String| ["generation/", "part/", "set-aside/generation/"].iter().any(|kind| key.starts_with(kind));
         if let Some(key) = self.0.state.damaged().into_keys().find(names_trees) {
             return Err(CatalogError::NeedsUnknown(key).into());
         }

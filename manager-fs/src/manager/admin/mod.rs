@@ -104,7 +104,7 @@ async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<AdminReply, M
         Quick::Agents => AdminReply::Agents(fleet.agents().await?),
         Quick::JobRun { host, product, operation } => {
             AdminReply::Job(manager.jobs.add(&host, &product, &operation).await?)
-        },
+        }
         Quick::Jobs { limit } => AdminReply::Jobs(manager.jobs.newest(limit as usize).await?),
         Quick::Job(id) => AdminReply::Job(manager.jobs.job(id).await?),
         Quick::JobCancel(id) => AdminReply::Job(manager.jobs.cancel(id).await?),

@@ -43,7 +43,7 @@ pub struct BroughtOver {
 ///
 /// # Errors
 /// The old file is damaged, someone has it open, or the disk fails. The store is as it was then.
-pub fn bring_over(root: &Path) -> Result<Option<BroughtOver>, ControlError> {
+pub(super) fn bring_over(root: &Path) -> Result<Option<BroughtOver>, ControlError> {
     let path = root.join(CONTROL_FILE);
     if !path.exists() {
         return Ok(None);

@@ -207,6 +207,12 @@ pub enum ControlError {
         /// Why not.
         fault: &'static str,
     },
+    /// Another process has the database open.
+    #[error("{path}: another manager has it open")]
+    InUse {
+        /// The file.
+        path: String,
+    },
     /// The whole database is damaged.
     #[error("the control state {path} is damaged: {reason}; `manager-fs recover` builds it anew from the store")]
     Broken {

@@ -194,7 +194,7 @@ pub(super) fn open_file(path: &Path) -> Result<Database, ControlError> {
     match opened {
         Ok(Ok(database)) => Ok(database),
         Ok(Err(error)) => Err(match error {
-            DatabaseError::DatabaseAlreadyOpen => named(path, &"another manager has it open"),
+            DatabaseError::DatabaseAlreadyOpen => ControlError::InUse { path: path.display().to_string() },
             DatabaseError::Storage(StorageError::Corrupted(reason)) => broken(reason),
             DatabaseError::Storage(StorageError::Io(error))
                 if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>

@@ -21,9 +21,9 @@ use proto::agent::{JobId, Operation, Outcome, Progress};
 use proto::{HostName, Product};
 
 use super::connections::Connections;
+use super::control::changes::EndedBy;
 use super::control::hosts::HostError;
 use super::control::jobs::{JobRecord, JobRecordError, JobState};
-use super::control::changes::EndedBy;
 use super::control::{ControlError, Observation, State};
 use super::news::{News, NewsBoard};
 use super::now;
@@ -221,9 +221,10 @@ impl Jobs {
             let mut all = self.live();
             let live = all.entry(id).or_default();
             let due = live.saved.is_none_or(|saved| saved.elapsed() >= SAVE_EVERY)
-                || live.progress.as_ref().is_none_or(|last| {
-                    last.units_done != progress.units_done || last.version != progress.version
-                });
+                || live
+                    .progress
+                    .as_ref()
+                    .is_none_or(|last| last.units_done != progress.units_done || last.version != progress.version);
             if due {
                 live.saved = Some(Instant::now());
             }

@@ -258,17 +258,11 @@ impl Upgrades {
         match followed {
             Some(Ok(end)) => end,
             Some(Err(error)) => HostEnd { change: Some(change.id), ..HostEnd::refused(host, error) },
-            None => {
-                unfinished(self.state.steps_of(&change).await.unwrap_or_default())
-            }
+            None => unfinished(self.state.steps_of(&change).await.unwrap_or_default()),
         }
     }
 
-    async fn add_change(
-        &self,
-        host: &HostName,
-        record: &GenerationRecord,
-    ) -> Result<ChangeRecord, ControlError> {
+    async fn add_change(&self, host: &HostName, record: &GenerationRecord) -> Result<ChangeRecord, ControlError> {
         let (product, version) = (record.product.clone(), record.version.clone());
         let order = ChangeOrder { host: host.clone(), product, version, to: record.tree };
         // Hosts that are ordered at the same time share the sync.

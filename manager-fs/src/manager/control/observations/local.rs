@@ -62,11 +62,12 @@ impl LocalObservations {
     /// that fails, observations are kept in memory: they never keep a manager from starting. Waits for the disk.
     ///
     /// # Errors
-    /// No threads.
+    /// Another process has it open, or there are no threads.
     pub fn open(path: &Path) -> Result<Opened, ControlError> {
         let opener = |path: PathBuf| -> Opener { Box::new(move || open_file(&path)) };
         let fault = match Self::open_with(opener(path.to_path_buf())) {
             Ok(observations) => return Ok(Opened { observations, set_aside: None }),
+            Err(in_use @ ControlError::InUse { .. }) => return Err(in_use),
             Err(fault) => fault,
         };
         let unreadable = matches!(fault, ControlError::Broken { .. } | ControlError::Newer { .. });
