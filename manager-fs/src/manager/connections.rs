@@ -97,7 +97,10 @@ impl Connections {
         }
         if role == Role::Control {
             let seen = Observation::Seen { at: now(), software: Some(software.to_owned()) };
-            self.state.observations().note(host, vec![seen]).await?;
+            // Before anybody hears of it; a host is let in though it cannot be written down.
+            if let Err(error) = self.state.observations().note(host, vec![seen]).await {
+                tracing::error!(%host, %error, "cannot record that the host is there");
+            }
             tracing::info!(%host, software, "host connected");
             self.news.tell(host, News::Connected);
         }

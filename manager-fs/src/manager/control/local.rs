@@ -333,6 +333,8 @@ impl Writer {
     fn transact(&mut self, batch: &[&[Change]]) -> Result<Vec<Result<Revision, ControlError>>, ControlError> {
         let mut state = tables::Reached { revision: *self.revision.borrow(), history_bytes: self.history_bytes };
         let outcomes = self.disk.write(|transaction| {
+            // One whose answer was an error may have happened all the same: its number is taken.
+            state.revision = state.revision.max(tables::last(transaction)?);
             let outcomes = batch.iter().map(|changes| match tables::apply(transaction, changes, &mut state) {
                 Ok(revision) => Ok(Ok(revision)),
                 Err(conflict @ ControlError::Conflict { .. }) => Ok(Err(conflict)),

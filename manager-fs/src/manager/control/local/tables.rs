@@ -74,6 +74,12 @@ fn revision_of(transaction: &ReadTransaction) -> Result<Revision, ControlError> 
     Ok(Revision(meta.get("revision").map_err(storage)?.map_or(0, |revision| revision.value())))
 }
 
+/// The last revision that the database has.
+pub(super) fn last(transaction: &WriteTransaction) -> Result<Revision, ControlError> {
+    let meta = transaction.open_table(META).map_err(storage)?;
+    Ok(Revision(meta.get("revision").map_err(storage)?.map_or(0, |revision| revision.value())))
+}
+
 /// Writes entries into an empty store, as its first revision and without a history.
 pub(super) fn fill(
     transaction: &WriteTransaction,

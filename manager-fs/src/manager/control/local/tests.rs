@@ -322,6 +322,11 @@ async fn a_commit_that_breaks_off_anywhere_is_whole_or_not_there() {
                 Err(_) => failed += 1,
             }
         }
+        // The disk is good again: the next commit has a number of its own, whatever became of the last.
+        faults.left.store(u64::MAX, Ordering::SeqCst);
+        let next = store.commit(vec![put("c", Expect::Any, "")]).await.unwrap();
+        let last = store.get("a").await.unwrap().map_or(Revision(0), |found| found.changed);
+        assert!(last < next, "{last:?} and {next:?} after {fail_after} writes");
         drop(store);
         let store = LocalStore::open(&path).unwrap();
         let (a, b) = (value(&store, "a").await, value(&store, "b").await);
