@@ -10,6 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::agent::{ChangeId, JobId};
+use crate::width::index;
 
 /// Milliseconds from 1970 to the beginning of 2026, when the numbers begin.
 pub const NUMBERS_BEGIN_UNIX_MS: u64 = 1_767_225_600_000;
@@ -38,7 +39,7 @@ fn write(number: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let mut text = Vec::new();
     let mut rest = number;
     while rest > 0 || text.len() < 2 * GROUP {
-        text.push(DIGITS[(rest % 32) as usize]);
+        text.push(DIGITS[index(rest % 32)]);
         rest /= 32;
     }
     let mut shown: String = text.iter().rev().map(|digit| char::from(*digit)).collect();

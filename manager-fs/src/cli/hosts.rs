@@ -37,6 +37,13 @@ pub(super) enum HostCommand {
         #[command(flatten)]
         output: Json,
     },
+    /// Forget a host with its groups, the exports to it and what it reported; it must enrol to come back
+    Forget {
+        /// The host's name, as `hosts` lists it
+        host: HostName,
+        #[command(flatten)]
+        output: Json,
+    },
     /// Groups of hosts
     #[command(subcommand)]
     Group(GroupCommand),
@@ -166,6 +173,15 @@ pub(super) fn host(command: &HostCommand, here: &Here) -> anyhow::Result<Done> {
                 out::json(&json!({ "host": host, "revoked": true }));
             } else {
                 note!("{host} is revoked; it may enrol again with a new token");
+            }
+            Ok(Done::Clean)
+        }
+        HostCommand::Forget { host, output } => {
+            ask_once(here, &Quick::Forget(host.clone()))?;
+            if output.json {
+                out::json(&json!({ "host": host, "forgotten": true }));
+            } else {
+                note!("{host} is forgotten; it must enrol to come back");
             }
             Ok(Done::Clean)
         }

@@ -25,6 +25,7 @@ mod peer;
 mod profile;
 pub(crate) mod progress;
 mod publish;
+mod record;
 mod serve;
 mod status_text;
 pub(crate) mod units;
@@ -66,6 +67,11 @@ enum Command {
     Verify(generations::VerifyArgs),
     /// Remove from the store what nothing needs
     Gc(generations::GcArgs),
+    /// Show and remove records of the manager that cannot be read
+    #[command(subcommand)]
+    Record(record::RecordCommand),
+    /// Build the manager's control state anew when it is damaged or gone; no manager may run meanwhile
+    Recover(record::RecoverArgs),
     /// Let hosts see and fetch a generation
     Export(export::ExportArgs),
     /// Take an export back
@@ -190,6 +196,8 @@ fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
         Command::Diff(args) => generations::diff(&args, here),
         Command::Verify(args) => generations::verify(&args, here),
         Command::Gc(args) => generations::gc(&args, here),
+        Command::Record(command) => record::run(&command, here),
+        Command::Recover(args) => record::recover_store(&args, dirs),
         Command::Export(args) => export::export(&args, here),
         Command::Unexport(args) => export::unexport(&args, here),
         Command::Hosts(args) => hosts::hosts(&args, here),

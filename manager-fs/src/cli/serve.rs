@@ -45,7 +45,7 @@ async fn serve(args: &ServeArgs, dirs: &Dirs) -> anyhow::Result<()> {
     };
     let manager = Manager::open(&options).await?;
     for notice in manager.notices() {
-        eprintln!("manager-fs: {notice}");
+        note!("{notice}");
     }
     let address = manager.listen(&args.listen).await?;
     write_address(&dirs.store, &address.to_string())?;

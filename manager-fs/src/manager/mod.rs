@@ -23,6 +23,8 @@ pub mod metadata;
 pub mod monitor;
 mod news;
 pub mod publish;
+mod record_files;
+pub mod recover;
 mod reports;
 mod server;
 mod session;

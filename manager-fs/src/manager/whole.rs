@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use super::ahead::Ahead;
 use super::bundle::Bundles;
 use super::connections::Connections;
+use super::control::backup::BACKUP_FILE;
 use super::control::{self, LocalObservations, LocalStore, State};
 use super::delta::Deltas;
 use super::enrolment::Enrolment;
@@ -22,6 +23,7 @@ use super::identity::ManagerIdentity;
 use super::jobs::Jobs;
 use super::news::{News, NewsBoard};
 use super::now;
+use super::record_files::RecordFiles;
 use super::reports::Reports;
 use super::server::accept_hosts;
 use super::session::Services;
@@ -54,6 +56,9 @@ pub struct Manager {
     /// What its operator should be told of its opening.
     notices: Vec<String>,
     files: (Arc<LocalStore>, Arc<LocalObservations>),
+    pub(super) records: Arc<RecordFiles>,
+    /// Keeps the copy of the decisions up.
+    copying: tokio::task::JoinHandle<()>,
     address: OnceLock<SocketAddr>,
 }
 
@@ -63,7 +68,7 @@ impl Manager {
     /// # Errors
     /// The store is in use, of a newer format, or damaged.
     pub async fn open(options: &ManagerOptions) -> Result<Arc<Self>, ManagerError> {
-        let options = options.clone();
+        let (options, root) = (options.clone(), options.store.clone());
         let (store, identity, files) = blocking(move || {
             let store = Arc::new(Store::open(&options.store)?);
             let identity = ManagerIdentity::open(&options.store, options.host_certificate_lifetime)?;
@@ -71,6 +76,9 @@ impl Manager {
         })
         .await?;
         let state = Arc::new(State::open(Arc::clone(&files.store) as _, Arc::clone(&files.observations) as _).await?);
+        let records = Arc::new(RecordFiles::of(&root));
+        let mut notices = files.notices;
+        notices.extend(complete(&records, &state).await?);
         let news = Arc::new(NewsBoard::default());
         let connections = Arc::new(Connections::new(Arc::clone(&state), Arc::clone(&news)));
         let exports = Arc::new(Exports::new(Arc::clone(&state), Arc::clone(&connections)));
@@ -117,8 +125,10 @@ impl Manager {
             upgrades,
             ahead,
             services,
-            notices: files.notices,
+            notices,
+            copying: tokio::spawn(control::backup::keep(Arc::clone(&files.store) as _, root.join(BACKUP_FILE))),
             files: (files.store, files.observations),
+            records,
             address: OnceLock::new(),
         }))
     }
@@ -170,9 +180,37 @@ impl Manager {
         Ok(())
     }
 
+    /// Forgets a host and cuts its connections: it is a stranger from now on.
+    ///
+    /// # Errors
+    /// There is no such host.
+    pub async fn forget(&self, host: &HostName) -> Result<(), ManagerError> {
+        self.state.forget_host(host).await?;
+        self.connections.cut(host, "the host was forgotten");
+        self.news.tell(host, News::Disconnected);
+        tracing::warn!(%host, "host forgotten");
+        Ok(())
+    }
+
     /// Ends every host's connection; what they report from now on they keep and send again.
     pub fn close(&self) {
         self.ahead.cancel();
         self.connections.close("the manager is ending");
     }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.copying.abort();
+    }
+}
+
+/// Sees to it that every generation has its record as a file; returns what an operator should know.
+async fn complete(records: &Arc<RecordFiles>, state: &Arc<State>) -> Result<Option<String>, ManagerError> {
+    let (records, generations) = (Arc::clone(records), state.generations());
+    blocking(move || {
+        let completed = records.complete(generations.iter().map(Arc::as_ref));
+        Ok(completed.err().map(|error| format!("records are not written as files: {error}")))
+    })
+    .await
 }

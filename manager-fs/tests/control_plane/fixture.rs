@@ -125,6 +125,40 @@ impl Fixture {
         FakeHost::connect(&self.address, identity).await.unwrap()
     }
 
+    /// Kills this manager, and waits until it has let go of its store.
+    pub(crate) async fn stop(&mut self) {
+        self.running.take().unwrap().runtime.shutdown_background();
+        let store = self.directory.path().join("store");
+        for _ in 0..2000 {
+            let free = tokio::task::spawn_blocking({
+                let store = store.clone();
+                move || {
+                    let opened = manager_fs::manager::control::open(&store);
+                    manager_fs::manager::store::Store::open(&store).is_ok() && opened.is_ok()
+                }
+            });
+            if free.await.unwrap() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("something holds the killed manager");
+    }
+
+    /// Starts a manager on the store of one that was stopped.
+    pub(crate) async fn try_start(&mut self) -> Result<(), String> {
+        let store = self.directory.path().join("store");
+        let started = try_start(&store, HOST_CERTIFICATE_LIFETIME, &self.address).await?;
+        let (running, address, admin) = started;
+        (self.running, self.address, self.admin) = (Some(running), address, admin);
+        Ok(())
+    }
+
+    /// As [`Fixture::try_start`], and it must succeed.
+    pub(crate) async fn start_again(&mut self) {
+        self.try_start().await.unwrap();
+    }
+
     /// Kills this manager and starts another on the same store and address.
     pub(crate) async fn restart(&mut self) {
         self.running.take().unwrap().runtime.shutdown_background();
@@ -135,6 +169,14 @@ impl Fixture {
 }
 
 async fn start(store: &Path, host_certificate_lifetime: Duration, listen: &str) -> (Running, String, Link) {
+    try_start(store, host_certificate_lifetime, listen).await.unwrap()
+}
+
+async fn try_start(
+    store: &Path,
+    host_certificate_lifetime: Duration,
+    listen: &str,
+) -> Result<(Running, String, Link), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (store, listen) = (store.to_path_buf(), listen.to_owned());
     let socket = store.join("manager.sock");
@@ -147,19 +189,25 @@ async fn start(store: &Path, host_certificate_lifetime: Duration, listen: &str) 
                     Err(error) if ["in use", "has it open"].iter().any(|why| error.to_string().contains(why)) => {
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
-                    opened => return opened.unwrap(),
+                    opened => return opened.map_err(|error| error.to_string()),
                 }
             }
         });
-        let manager = manager.await.expect("something holds the killed manager");
+        let manager = manager.await.expect("something holds the killed manager")?;
         let address = manager.listen(&listen).await.unwrap().to_string();
         let listener = net::bind_unix(&store.join("manager.sock")).unwrap();
         tokio::spawn(serve_admin(Arc::clone(&manager), listener));
-        (address, Arc::downgrade(&manager))
+        Ok::<_, String>((address, Arc::downgrade(&manager)))
     });
-    let (address, manager) = started.await.unwrap();
+    let (address, manager) = match started.await.unwrap() {
+        Ok(started) => started,
+        Err(error) => {
+            runtime.shutdown_background();
+            return Err(error);
+        }
+    };
     let admin = net::start(net::connect_unix(&socket).await.unwrap(), Arc::new(RefuseAll));
-    (Running { runtime, manager }, address, admin)
+    Ok((Running { runtime, manager }, address, admin))
 }
 
 /// A host whose agents the test plays.

@@ -274,3 +274,21 @@ async fn orders_that_make_no_sense_are_refused_and_failures_are_final() {
     other.report(HostReport::JobOutcome { job: id, outcome: done("1.0") }).await;
     assert!(!show(&fixture, id).await.state.is_final());
 }
+
+/// What the manager thought of a job gives way to what its agent says, whenever that comes.
+#[tokio::test]
+async fn an_outcome_that_comes_late_mends_the_record() {
+    let fixture = Fixture::new().await;
+    let mut host = fixture.host("web-1").await;
+    let id = order(&fixture, backup()).await;
+    let _running = host.next_run().await;
+    fixture.ask(Quick::Revoke("web-1".parse().unwrap())).await.unwrap();
+    let given_up = until(&fixture, id, |record| record.state.is_final()).await;
+    assert_eq!(given_up.state, JobState::Failed);
+    std::fs::remove_dir_all(fixture.state("web-1")).unwrap();
+    let again = fixture.host("web-1").await;
+    again.report(HostReport::JobOutcome { job: id, outcome: done("1.0") }).await;
+    assert_eq!(show(&fixture, id).await.outcome, Some(done("1.0")));
+    again.report(HostReport::JobOutcome { job: id, outcome: Outcome::Failed("later".into()) }).await;
+    assert_eq!(show(&fixture, id).await.outcome, Some(done("1.0")));
+}

@@ -8,5 +8,6 @@ mod exports;
 mod fixture;
 mod fleet;
 mod jobs;
+mod recovery;
 mod trust;
 mod upgrades;

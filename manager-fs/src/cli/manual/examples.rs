@@ -41,6 +41,9 @@ const EXAMPLES: &[(&str, Examples)] = &[
     ("diff", &[("manager-fs diff data-agent@1.9 data-agent@2.0", "which files were added, removed and changed")]),
     ("verify", &[("manager-fs verify", "read every pack; exit code 3 where something is wrong")]),
     ("gc", &[("manager-fs gc --dry-run", "what would be freed"), ("manager-fs gc", "free it")]),
+    ("record list", &[("manager-fs record list", "what cannot be read, and why not")]),
+    ("record remove", &[("manager-fs record remove job/000006b1a0c4f3d2", "one that cannot be read")]),
+    ("recover", &[("manager-fs recover --store /var/lib/manager-fs/store", "after the manager has ended")]),
     (
         "export",
         &[
@@ -54,6 +57,7 @@ const EXAMPLES: &[(&str, Examples)] = &[
     ),
     ("hosts", &[("manager-fs hosts", "which hosts there are, and which are connected")]),
     ("host revoke", &[("manager-fs host revoke host-17", "cut its connections, and refuse it from now on")]),
+    ("host forget", &[("manager-fs host forget host-17", "it must enrol to come back")]),
     ("host group add", &[("manager-fs host group add production host-17 host-18", "made if need be")]),
     ("host group remove", &[("manager-fs host group remove production host-18", "it keeps its own exports")]),
     ("host group list", &[("manager-fs host group list", "every group with its hosts")]),

@@ -204,6 +204,25 @@ const DOCUMENTS: &[Document] = &[
             ("bytes_kept", "bytes of packs that stay"),
         ],
     },
+    Document {
+        command: "record list",
+        what: ONE,
+        fields: &[("damaged[].key?", "of a record that cannot be read"), ("damaged[].reason?", "why not")],
+    },
+    Document { command: "record remove", what: ONE, fields: &[("key", "which"), ("removed", "true")] },
+    Document {
+        command: "recover",
+        what: ONE,
+        fields: &[
+            ("records.*", "records of this kind (the first part of their keys)"),
+            ("from_files[]?", "generations that only their record files had; they are exported to nobody"),
+            ("without_tree[]?", "generations whose trees are not in the store"),
+            ("copy_age_ms?", "age of the copy of the decisions; null: there was none"),
+            ("damaged_lines", "lines of the copy that cannot be read"),
+            ("damaged_files[]?", "record files that cannot be read"),
+            ("kept?", "where the damaged control state lies"),
+        ],
+    },
     Document { command: "export", what: ONE, fields: TARGETS },
     Document { command: "unexport", what: ONE, fields: TARGETS },
     Document {
@@ -225,6 +244,7 @@ const DOCUMENTS: &[Document] = &[
         ],
     },
     Document { command: "host revoke", what: ONE, fields: &[("host", "which"), ("revoked", "true")] },
+    Document { command: "host forget", what: ONE, fields: &[("host", "which"), ("forgotten", "true")] },
     Document { command: "host group add", what: ONE, fields: GROUP },
     Document { command: "host group remove", what: ONE, fields: GROUP },
     Document {

@@ -16,7 +16,20 @@ use super::out::wrapped;
 const GROUPS: [(&str, &[&str]); 5] = [
     (
         "The manager and its store",
-        &["serve", "publish", "unpublish", "generations", "show", "diff", "verify", "gc", "export", "unexport"],
+        &[
+            "serve",
+            "publish",
+            "unpublish",
+            "generations",
+            "show",
+            "diff",
+            "verify",
+            "gc",
+            "record",
+            "recover",
+            "export",
+            "unexport",
+        ],
     ),
     (
         "Hosts",

@@ -20,7 +20,7 @@ use crate::manager::exports::Changed;
 use crate::manager::now;
 use crate::manager::publish::{self, PublishError, PublishOptions, Published};
 use crate::manager::whole::Manager;
-use crate::manager::worker::waiting;
+use crate::manager::worker::{blocking, waiting};
 
 /// What is published.
 pub(super) struct Catalog<'a>(pub(super) &'a Manager);
@@ -78,7 +78,13 @@ impl Catalog<'_> {
         let (product, version) = (&order.product, &order.version);
         let sign = |sequence| self.sign(order, published, sequence);
         match waiting(self.0.state.add_generation(product, version, sign)) {
-            Ok(generation) => Ok((generation.record.clone(), false)),
+            Ok(generation) => {
+                // It is published; that its copy is missing is made good at the next start.
+                if let Err(error) = self.0.records.put(&generation) {
+                    tracing::error!(generation = generation.record.name(), %error, "its record is not written as a file");
+                }
+                Ok((generation.record.clone(), false))
+            }
             Err(ManagerError::Control(ControlError::Conflict { key })) => {
                 let existing = self.0.state.generation(product, version);
                 let existing = existing.ok_or(ControlError::Conflict { key })?;
@@ -119,6 +125,14 @@ impl Catalog<'_> {
             return Err(CatalogError::Attached { name, host: host.clone() }.into());
         }
         self.0.state.remove_generation(&view.record.product, &view.record.version).await?;
+        let (records, record) = (Arc::clone(&self.0.records), view.record);
+        let removed = blocking(move || {
+            if let Err(error) = records.remove(&record) {
+                tracing::error!(generation = record.name(), %error, "its record still lies as a file");
+            }
+            Ok::<_, ManagerError>(())
+        });
+        removed.await?;
         tracing::info!(generation = name, "unpublished");
         Ok(())
     }

@@ -5,6 +5,7 @@ use proto::name::Target;
 use proto::{GroupName, HostName};
 
 use super::message::{AgentView, ChangedView, HostView};
+use super::refusal::CatalogError;
 use crate::manager::control::HostStatus;
 use crate::manager::control::tokens::TokenRecord;
 use crate::manager::error::ManagerError;
@@ -91,6 +92,14 @@ impl Fleet<'_> {
     }
 
     /// A one-time enrolment token.
+    pub(super) async fn remove_damaged(&self, key: &str) -> Result<(), ManagerError> {
+        if !self.0.state.remove_damaged(key).await? {
+            return Err(CatalogError::NotDamaged(key.to_owned()).into());
+        }
+        tracing::warn!(key, "a record that could not be read was removed");
+        Ok(())
+    }
+
     pub(super) async fn token(&self, host: &HostName, ttl_ms: u64) -> Result<String, ManagerError> {
         let token = self.0.identity.token()?;
         let record = TokenRecord { host: host.clone(), expires: now().saturating_add(ttl_ms), used: None };

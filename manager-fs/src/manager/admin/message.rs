@@ -81,6 +81,12 @@ pub enum Quick {
     Hosts,
     /// Refuse a host from now on.
     Revoke(HostName),
+    /// Forget a host: its record, its groups, the exports to it, and what it reported.
+    Forget(HostName),
+    /// Records that cannot be read.
+    Damaged,
+    /// Remove a record that cannot be read.
+    RemoveDamaged(String),
     /// Add hosts to a group. They need not be enrolled yet.
     GroupAdd(GroupName, Vec<HostName>),
     /// Remove hosts from a group.
@@ -173,6 +179,8 @@ pub enum AdminReply {
     Groups(Vec<(GroupName, Vec<HostName>)>),
     /// To `Token`.
     Token(String),
+    /// To `Damaged`: keys, and what is wrong with their records.
+    Damaged(Vec<(String, String)>),
     /// To `Upgrade`.
     Upgraded(UpgradeReport),
     /// To `Agents`.

@@ -93,6 +93,9 @@ async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<AdminReply, M
         }
         Quick::Hosts => AdminReply::Hosts(fleet.hosts().await?),
         Quick::Revoke(host) => manager.revoke(&host).await.map(|()| AdminReply::Done)?,
+        Quick::Forget(host) => manager.forget(&host).await.map(|()| AdminReply::Done)?,
+        Quick::Damaged => AdminReply::Damaged(manager.state.damaged().into_iter().collect()),
+        Quick::RemoveDamaged(key) => fleet.remove_damaged(&key).await.map(|()| AdminReply::Done)?,
         Quick::GroupAdd(group, hosts) => AdminReply::Changed(fleet.add_to_group(&group, &hosts).await?),
         Quick::GroupRemove(group, hosts) => AdminReply::Changed(fleet.remove_from_group(&group, &hosts).await?),
         Quick::Groups => {

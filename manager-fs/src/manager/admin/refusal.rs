@@ -44,6 +44,9 @@ pub enum CatalogError {
          `manager-fs record remove {0}`, and publish its files again if they are wanted"
     )]
     NeedsUnknown(String),
+    /// One that can be read is never removed so.
+    #[error("there is no damaged record '{0}'; `manager-fs record list` lists those that there are")]
+    NotDamaged(String),
     /// Hosts may still see it.
     #[error("{name} is exported to {target}: `manager-fs unexport {name} --from {target}` first")]
     Exported {

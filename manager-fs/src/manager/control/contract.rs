@@ -213,6 +213,14 @@ pub enum ControlError {
         /// The file.
         path: String,
     },
+    /// The database is gone, and what it can be built from is there.
+    #[error("the control state {path} is missing, and {copy} is there; `manager-fs recover` builds it anew")]
+    Gone {
+        /// The file.
+        path: String,
+        /// What it can be built from.
+        copy: String,
+    },
     /// The whole database is damaged.
     #[error("the control state {path} is damaged: {reason}; `manager-fs recover` builds it anew from the store")]
     Broken {

@@ -89,7 +89,7 @@ impl LocalStore {
     ///
     /// # Errors
     /// The disk fails.
-    pub(super) fn fill(path: &Path, entries: &[(String, Vec<u8>)]) -> Result<(), ControlError> {
+    pub(in crate::manager) fn fill(path: &Path, entries: &[(String, Vec<u8>)]) -> Result<(), ControlError> {
         let path = path.to_path_buf();
         let disk = Disk::open(Box::new(move || open_file(&path)))?;
         tables::begin(&disk)?;

@@ -7,12 +7,14 @@
 //! Keys, values, bounds and files: `docs/control-state.md`. No method of either contract waits on the caller's thread,
 //! and what does wait ([`disk`]) can only be reached through them.
 
+pub mod backup;
 mod bring_over;
 pub mod contract;
 mod disk;
 mod ids;
 mod local;
 mod observations;
+mod rebuild;
 mod state;
 
 use std::path::Path;
@@ -22,7 +24,11 @@ pub use bring_over::{BroughtOver, CONTROL_FILE, OBSERVATIONS_FILE};
 pub use contract::{ControlError, ControlStore};
 pub use local::LocalStore;
 pub use observations::{HostStatus, JobSeen, LocalObservations, Noted, Observation, Observations};
+pub(crate) use rebuild::{add_record, names_without, raise_sequence};
 pub use state::{Key, State, changes, exports, generations, groups, hosts, jobs, tokens};
+
+/// The directory of the signed records in a store (`record_files.rs`).
+pub(crate) const RECORDS: &str = "records";
 
 /// The files of a control state, opened.
 pub struct Files {
@@ -40,12 +46,18 @@ pub struct Files {
 /// # Errors
 /// The decisions are damaged, of a later format, or in use, or the disk fails.
 pub fn open(root: &Path) -> Result<Files, ControlError> {
-    let mut notices = Vec::new();
+    let (control, mut notices) = (root.join(CONTROL_FILE), Vec::new());
+    // An empty one in its place would soon be the only copy, too.
+    if let Some(copy) = [backup::BACKUP_FILE, RECORDS].iter().map(|name| root.join(name)).find(|copy| copy.exists())
+        && !control.exists()
+    {
+        return Err(ControlError::Gone { path: control.display().to_string(), copy: copy.display().to_string() });
+    }
     if let Some(BroughtOver { records, set_aside }) = bring_over::bring_over(root)? {
         let aside = if set_aside == 0 { String::new() } else { format!(", {set_aside} could not be read") };
         notices.push(format!("the control state of an older version was brought over: {records} records{aside}"));
     }
-    let store = Arc::new(LocalStore::open(&root.join(CONTROL_FILE))?);
+    let store = Arc::new(LocalStore::open(&control)?);
     let opened = LocalObservations::open(&root.join(OBSERVATIONS_FILE))?;
     if let Some(set_aside) = opened.set_aside {
         notices.push(format!("what hosts had reported is lost: {set_aside}"));

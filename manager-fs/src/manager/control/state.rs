@@ -34,7 +34,7 @@ mod view;
 
 pub(super) use generations::GenerationHead;
 pub use keys::Key;
-pub(super) use records::encode;
+pub(super) use records::{decode as decode_value, encode, is_whole};
 use view::View;
 
 /// The records of everything that was decided, and what was observed.
@@ -72,6 +72,10 @@ impl State {
         self.view.read().damaged.clone()
     }
 
+    fn is_damaged(&self, key: &Key) -> bool {
+        self.view.read().damaged.contains_key(&key.to_string())
+    }
+
     /// Removes a record that cannot be read.
     ///
     /// # Errors
@@ -80,7 +84,8 @@ impl State {
         let found = self.store.get(key).await?;
         let Some(found) = found.filter(|_| self.view.read().damaged.contains_key(key)) else { return Ok(false) };
         // It may have been written anew, and well, a moment ago.
-        self.commit(vec![Change::delete(key, Expect::At(found.changed))]).await?;
+        let revision = self.store.commit(vec![Change::delete(key, Expect::At(found.changed))]).await?;
+        self.view.reached(revision).await?;
         Ok(true)
     }
 
@@ -88,10 +93,13 @@ impl State {
         self.ids.draw(now).map_err(|error| ControlError::Random(error.to_string()))
     }
 
-    /// Commits, and waits until the view shows it.
+    /// Commits, and waits until the view shows it, if that shows such records.
     async fn commit(&self, changes: Vec<Change>) -> Result<Revision, ControlError> {
+        let shown = changes.iter().any(|change| view::shows(&change.key));
         let revision = self.store.commit(changes).await?;
-        self.view.reached(revision).await?;
+        if shown {
+            self.view.reached(revision).await?;
+        }
         Ok(revision)
     }
 

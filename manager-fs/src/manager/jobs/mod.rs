@@ -174,8 +174,8 @@ impl Jobs {
                 self.progressed(host, id, progress).await;
                 Ok(())
             }
-            Ok(_) | Err(JobRecordError::Unknown(_)) => Ok(()),
-            Err(error) => Err(error.into()),
+            Ok(_) => Ok(()),
+            Err(error) => self.lost(host, id, error),
         }
     }
 
@@ -185,13 +185,22 @@ impl Jobs {
     /// The control state failed.
     pub(crate) async fn ended(&self, host: &HostName, id: JobId, outcome: &Outcome) -> Result<(), JobError> {
         match self.state.job(id).await {
+            // A host can only speak of its own jobs.
             Ok(record) if record.host == *host => self.end(host, id, outcome, EndedBy::Agent).await,
-            // A host can only speak of its own jobs; a report of an unknown one must not be sent for ever.
-            Ok(_) | Err(JobRecordError::Unknown(_)) => {
-                tracing::warn!(%host, job = %id, "outcome of a job that this host does not have");
+            Ok(_) => self.lost(host, id, JobRecordError::Unknown(id)),
+            Err(error) => self.lost(host, id, error),
+        }
+    }
+
+    /// What a host says of a job that it does not have, or whose record cannot be read, must not be sent for ever; a
+    /// control state that fails must not lose it.
+    fn lost(&self, host: &HostName, id: JobId, error: JobRecordError) -> Result<(), JobError> {
+        match error {
+            JobRecordError::Unknown(_) | JobRecordError::Control(ControlError::Damaged { .. }) => {
+                tracing::warn!(%host, job = %id, %error, "what this host says of a job is dropped");
                 Ok(())
             }
-            Err(error) => Err(error.into()),
+            error => Err(error.into()),
         }
     }
 

@@ -45,7 +45,7 @@ const FORMAT: &str = "manager-fs store 2\n";
 /// Format 1 had the control state in one file, in other records; packs and manifests are the same.
 const OLDER_FORMAT: &str = "manager-fs store 1\n";
 /// What may lie in a directory that becomes a store: the manager's own files, made before or beside us.
-const KNOWN_NAMES: [&str; 14] = [
+const KNOWN_NAMES: [&str; 16] = [
     "format",
     "format.new",
     "lock",
@@ -56,6 +56,8 @@ const KNOWN_NAMES: [&str; 14] = [
     "tmp",
     "control.redb",
     "observations.redb",
+    "control.backup",
+    "records",
     "keys",
     "address",
     "manager.sock",

@@ -201,7 +201,7 @@ fn what_is_no_store_of_ours_is_refused() {
     assert!(error(&root).contains("in use"));
     drop(store);
 
-    fs::write(root.join("format"), "manager-fs store 2\n").unwrap();
+    fs::write(root.join("format"), "manager-fs store 3\n").unwrap();
     assert!(error(&root).contains("'manager-fs store 2'") && error(&root).contains("newer manager-fs"));
     fs::write(root.join("format"), "something else\n").unwrap();
     assert!(error(&root).contains("something else"));

@@ -141,7 +141,16 @@ impl Upgrades {
     /// The control state failed.
     pub(crate) async fn stepped(&self, host: &HostName, event: &StepEvent) -> Result<(), ControlError> {
         let (Some(confirmed), true) = (event.step.ends(), event.change.0 != 0) else { return Ok(()) };
-        let Some(record) = self.state.change(event.change).await? else { return Ok(()) };
+        let record = match self.state.change(event.change).await {
+            Ok(Some(record)) => record,
+            Ok(None) => return Ok(()),
+            // A host must not send its report for ever because of it.
+            Err(error @ ControlError::Damaged { .. }) => {
+                tracing::error!(%host, %error, "a change-over has ended, and its record cannot say so");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         if record.order.host != *host || record.order.product != event.product {
             return Ok(());
         }

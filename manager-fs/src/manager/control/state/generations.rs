@@ -177,8 +177,8 @@ impl State {
         keys.push(Key::Generation(product.clone(), version.clone()).to_string());
         if let Some(generation) = self.generation(product, version).filter(|found| found.signed.len() > PART_BYTES) {
             let hash = blake3::hash(&generation.signed).to_hex().to_string();
-            let count = generation.signed.len().div_ceil(PART_BYTES) as u16;
-            keys.extend((0..count).map(|number| Key::Part(hash.clone(), number).to_string()));
+            let parts = (0..).zip(generation.signed.chunks(PART_BYTES));
+            keys.extend(parts.map(|(number, _)| Key::Part(hash.clone(), number).to_string()));
         }
         self.delete_all(keys).await
     }

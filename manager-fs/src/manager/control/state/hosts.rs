@@ -68,6 +68,7 @@ impl State {
     /// [`HostError::ShutOut`] with the reason.
     pub fn admit(&self, host: &HostName, serial: &str) -> Result<(), HostError> {
         match self.host(host) {
+            None if self.is_damaged(&Key::Host(host.clone())) => Err(shut_out(host, ShutOut::Damaged)),
             None => Err(shut_out(host, ShutOut::Unknown)),
             Some(record) if record.revoked.is_some() => Err(shut_out(host, ShutOut::Revoked)),
             Some(record) if record.certificates.iter().all(|issued| issued.serial != serial) => {

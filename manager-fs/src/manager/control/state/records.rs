@@ -30,7 +30,7 @@ pub(in crate::manager::control) fn encode<T: Serialize + DeserializeOwned>(
 
 /// # Errors
 /// Why it cannot be read, for people.
-pub(super) fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, String> {
+pub(in crate::manager::control) fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, String> {
     let (format, rest) = bytes.split_first().ok_or("it is empty")?;
     if *format != RECORD_FORMAT {
         return Err(format!("it has format {format}; this program knows {RECORD_FORMAT}"));
@@ -40,6 +40,12 @@ pub(super) fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, 
         return Err(String::from("its check does not match its bytes"));
     }
     codec::decode::<T, VALUE_BYTES_MAX>(body).map_err(|error| error.to_string())
+}
+
+/// Whether a value is one of this format and undamaged, whatever it is of.
+pub(in crate::manager::control) fn is_whole(key: &str, bytes: &[u8]) -> bool {
+    let Some((&RECORD_FORMAT, rest)) = bytes.split_first() else { return false };
+    rest.split_first_chunk::<CHECK_BYTES>().is_some_and(|(found, body)| *found == check(key, body))
 }
 
 fn check(key: &str, body: &[u8]) -> [u8; CHECK_BYTES] {

@@ -42,6 +42,9 @@ pub enum ShutOut {
     /// An operator revoked it.
     #[error("was revoked")]
     Revoked,
+    /// What is known of it cannot be read.
+    #[error("cannot be told from a stranger, because its record is damaged (`manager-fs record list`)")]
+    Damaged,
     /// The certificate that it shows was replaced by an enrolment.
     #[error("was enrolled anew since, and this certificate is no longer accepted")]
     EnrolledAnew,

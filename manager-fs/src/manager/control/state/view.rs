@@ -116,6 +116,15 @@ impl View {
     }
 }
 
+/// Whether the view is asked for records of this key; others are read from the store.
+pub(super) fn shows(key: &str) -> bool {
+    match Key::parse(key) {
+        Some(Key::Generation(..) | Key::Export(..) | Key::Host(_) | Key::Group(_) | Key::Member(..)) => true,
+        Some(Key::Part(..) | Key::Sequence | Key::Token(_) | Key::Job(_) | Key::Change(_) | Key::SetAside(_))
+        | None => false,
+    }
+}
+
 /// Keeps a view up with its store, until it is aborted.
 pub(super) async fn follow(view: Arc<View>, store: Arc<dyn ControlStore>) {
     let begun = || store.watch("", *view.reached.borrow());

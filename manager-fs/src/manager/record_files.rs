@@ -1,0 +1,101 @@
+//! Signed records as files (`STORE/records/PRODUCT@VERSION`), beside the control state that decides: what was published
+//! can be found again when that is lost.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use proto::GenerationRecord;
+use proto::limits::RECORD_BYTES_MAX;
+
+use super::control::RECORDS;
+use super::control::generations::{Generation, verify};
+
+/// The records of a store. Every method waits for the disk.
+pub(crate) struct RecordFiles(PathBuf);
+
+/// The records that lie in a store.
+#[derive(Default)]
+pub(crate) struct FoundRecords {
+    /// Those that are signed and can be read, with their files' bytes.
+    pub(crate) records: Vec<(GenerationRecord, Vec<u8>)>,
+    /// Names of the files that cannot.
+    pub(crate) damaged: Vec<String>,
+}
+
+impl RecordFiles {
+    pub(crate) fn of(store: &Path) -> Self {
+        Self(store.join(RECORDS))
+    }
+
+    /// Writes the files of generations that have none.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub(crate) fn complete<'a>(&self, generations: impl IntoIterator<Item = &'a Generation>) -> io::Result<()> {
+        fs::create_dir_all(&self.0)?;
+        let mut there = BTreeSet::new();
+        for entry in fs::read_dir(&self.0)? {
+            there.insert(entry?.file_name());
+        }
+        let mut missing = generations.into_iter().filter(|g| !there.contains(std::ffi::OsStr::new(&g.record.name())));
+        missing.try_for_each(|generation| self.put(generation))
+    }
+
+    /// Writes the file of a generation.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub(crate) fn put(&self, generation: &Generation) -> io::Result<()> {
+        fs::create_dir_all(&self.0)?;
+        let draft = self.0.join(".new");
+        let mut file = File::create(&draft)?;
+        file.write_all(&generation.signed)?;
+        file.sync_all()?;
+        fs::rename(&draft, self.path(&generation.record))?;
+        File::open(&self.0)?.sync_all()
+    }
+
+    /// Removes the file of a generation. It is no error that there is none.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub(crate) fn remove(&self, record: &GenerationRecord) -> io::Result<()> {
+        match fs::remove_file(self.path(record)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Every record that can be read and is signed, and the names of the files that cannot.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub(crate) fn all(&self) -> io::Result<FoundRecords> {
+        let mut found = FoundRecords::default();
+        let entries = match fs::read_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+            entries => entries?,
+        };
+        for entry in entries {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name == ".new" {
+                continue;
+            }
+            let mut signed = Vec::new();
+            let file = File::open(self.0.join(&name))?;
+            file.take(RECORD_BYTES_MAX as u64 + 1).read_to_end(&mut signed)?;
+            match verify(&signed) {
+                Ok(record) if record.name() == name => found.records.push((record, signed)),
+                Ok(_) | Err(_) => found.damaged.push(name),
+            }
+        }
+        Ok(found)
+    }
+
+    fn path(&self, record: &GenerationRecord) -> PathBuf {
+        // Checked names: each is safe as a part of a file's name.
+        self.0.join(record.name())
+    }
+}
