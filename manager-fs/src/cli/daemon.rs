@@ -24,6 +24,8 @@ const REPLACED_PAUSE: Duration = Duration::from_millis(20);
 /// The first sign of life is asked for after this time: nearly every command is over by then.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 
+/// Whether a process is stopped is looked at when it has not answered for so long.
+const STOPPED_AFTER: Duration = Duration::from_millis(700);
 /// How long after Ctrl-C a command may still wait, if it has something to take away.
 const INTERRUPTED_WITHIN: Duration = Duration::from_millis(100);
 
@@ -52,7 +54,7 @@ pub(super) fn hold(here: &Here, generation: &GenerationRef) -> Result<(Client, A
     Ok((client, attached(unless_refused(here, &order, reply)?)?))
 }
 
-/// The daemon's own account of itself, within this time whatever it is doing.
+/// The daemon's own account of itself, within this time whatever it is doing, and at once if it is stopped.
 ///
 /// # Errors
 /// Why there is none, for people.
@@ -64,8 +66,15 @@ pub(super) fn status(here: &Here, at_most: Duration) -> Result<Value> {
     let asked = on_a_thread(move || {
         patiently(&run, replaced_within, || Client::ask(&socket, &DaemonRequest::Status, at_most))
     });
+    let answer = match asked.recv_timeout(at_most.min(STOPPED_AFTER)) {
+        // A busy machine is given its time; one that is stopped would not use it.
+        Err(RecvTimeoutError::Timeout) if !listener(here).is_some_and(peer::is_stopped) => {
+            asked.recv_timeout(at_most.saturating_sub(STOPPED_AFTER))
+        }
+        answer => answer,
+    };
     let silent = || anyhow!("{}", peer::silent("mount daemon", listener(here), at_most));
-    match asked.recv_timeout(at_most) {
+    match answer {
         Ok(Ok(DaemonReply::Status(text))) => serde_json::from_str(&text).context("the daemon's answer"),
         Ok(Ok(other)) => bail!("the mount daemon answered status with {other:?}"),
         Ok(Err(ControlError::Silent(_))) | Err(_) => Err(silent()),

@@ -27,7 +27,7 @@ pub(super) fn silent(what: &str, pid: Option<u32>, waited: Duration) -> String {
 }
 
 /// Whether a process is stopped by a signal or a debugger: `T` or `t` in proc_pid_stat(5).
-fn is_stopped(pid: u32) -> bool {
+pub(super) fn is_stopped(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name before it may have spaces and brackets of its own.
     let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());

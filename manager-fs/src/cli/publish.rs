@@ -68,7 +68,12 @@ pub(super) fn publish(args: &PublishArgs, here: &Here) -> anyhow::Result<Done> {
         strict: args.strict,
     };
     let mut line = ProgressLine::new();
-    let reply = ask(here, &Long::Publish(order), "nothing was published", |event| line.show(&event));
+    let reply = ask(
+        here,
+        &Long::Publish(order),
+        "it was given up, unless it was just done: `manager-fs generations` says",
+        |event| line.show(&event),
+    );
     line.clear();
     let AdminReply::Published(report) = reply? else { return unexpected() };
     let record = &report.record;

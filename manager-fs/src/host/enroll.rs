@@ -33,7 +33,7 @@ pub enum EnrollError {
     /// There is none.
     #[error(
         "this host is not enrolled ({} is missing): get a token with `manager-fs token HOST` on the manager, then \
-         `manager-fs enroll --manager ADDR --token TOKEN` here",
+         `manager-fs enroll --manager ADDR --token-file TOKEN` here",
         directory.display()
     )]
     NotEnrolled {
@@ -124,7 +124,7 @@ impl Identity {
         let ended = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(self.not_after));
         format!(
             "the certificate of this host ({host}) expired at {ended}: get a new token with `manager-fs token {host}` on \
-             the manager, then `manager-fs enroll --force --manager {manager} --token TOKEN` here"
+             the manager, then `manager-fs enroll --force --manager {manager} --token-file TOKEN` here"
         )
     }
 }

@@ -105,12 +105,12 @@ fn every_command_ends_with_a_reason_whatever_the_other_side_does() {
 }
 
 #[test]
-fn status_answers_within_a_second_whatever_is_stopped() {
+fn status_answers_in_time_whatever_the_daemon_does() {
     for behaviour in [Behaviour::NeverAccepts, Behaviour::NeverAnswers, Behaviour::QueueIsFull, Behaviour::HangsUp] {
         let pseudo = Pseudo::new(behaviour);
         let ended = run(&["status", "--json"], pseudo.dir.path());
-        // The program itself takes its time to start on a busy machine.
-        assert!(ended.took < Duration::from_secs(3), "{behaviour:?}: {:?}", ended.took);
+        // Five seconds for a daemon that lives and does not answer; the program takes its time on a busy machine, too.
+        assert!(ended.took < Duration::from_secs(9), "{behaviour:?}: {:?}", ended.took);
         let document: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
         assert_eq!(document["daemon"]["running"], false, "{behaviour:?}");
     }

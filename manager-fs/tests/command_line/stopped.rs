@@ -1,5 +1,7 @@
 //! A manager and a mount daemon that are really stopped (SIGSTOP), and a manager whose disk is full.
 
+use std::time::{Duration, Instant};
+
 use rustix::process::{Pid, Signal, kill_process};
 use tests::{Host, Manager, TreeFixture};
 
@@ -47,6 +49,11 @@ fn a_stopped_daemon_is_named_by_every_command_and_continued() {
     let holder = host.holder_pid();
     let stopped: Vec<u32> = std::iter::once(holder).chain(children(holder)).collect();
     stopped.iter().for_each(|pid| send(*pid, Signal::STOP));
+    let since = Instant::now();
+    let status = host.run(&["status", "--json"]).expect(3);
+    // A second; the program itself takes its time to start on a busy machine.
+    assert!(since.elapsed() < Duration::from_secs(3), "status took {:?}", since.elapsed());
+    assert_eq!(status.json()["daemon"]["running"], false);
     std::thread::scope(|scope| {
         // What `unmount` asks for would be done as soon as the daemon goes on: it comes last, alone.
         let asking = every_asking_command().into_iter();
