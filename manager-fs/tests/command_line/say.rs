@@ -55,6 +55,7 @@ fn the_help_lists_every_command_in_its_group_and_the_global_options_apart() {
     assert!(at("  publish ") < at("Hosts:") && at("Hosts:") < at("  enroll "));
     assert!(at("Agents:") < at("  upgrade ") && at("  upgrade ") < at("Jobs:"));
     assert!(at("Jobs:") < at("Global options:") && at("Global options:") < at("--store <DIR>"));
+    assert!(help.contains("Usage: manager-fs [OPTIONS] <COMMAND>"), "{help}");
     assert!(!help.contains("__worker") && !help.contains("Commands:"), "{help}");
 }
 

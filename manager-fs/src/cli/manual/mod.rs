@@ -59,7 +59,7 @@ pub(super) fn parser() -> Command {
     let names: Vec<String> = line.get_subcommands().map(|command| command.get_name().to_owned()).collect();
     // The groups are the list; the one of clap would stand below it once more.
     let line = names.into_iter().fold(line, |line, name| line.mut_subcommand(name, |command| command.hide(true)));
-    line.help_template(template).disable_help_subcommand(false)
+    line.help_template(template).override_usage("manager-fs [OPTIONS] <COMMAND>").disable_help_subcommand(false)
 }
 
 /// The commands in their groups, a line each.
@@ -69,9 +69,9 @@ fn grouped(line: &Command, columns: usize) -> String {
         text.push_str(&format!("\x1b[1m\x1b[4m{group}:\x1b[0m\n"));
         for name in names {
             let about = about(line, &name);
-            let indent = format!("\n{:14}", "");
-            let about = wrapped(&about, columns.saturating_sub(15).max(20)).join(&indent);
-            text.push_str(&format!("  \x1b[1m{name:<12}\x1b[0m{about}\n"));
+            let indent = format!("\n{:15}", "");
+            let about = wrapped(&about, columns.saturating_sub(16).max(20)).join(&indent);
+            text.push_str(&format!("  \x1b[1m{name:<13}\x1b[0m{about}\n"));
         }
         text.push('\n');
     }
