@@ -129,7 +129,8 @@ pub(super) fn real_directory(
         let mut bytes = 0;
         for (file, length) in sources.by_ref() {
             anyhow::ensure!(!stop.load(Ordering::Relaxed), "interrupted");
-            if bytes + length > share + share / 8 {
+            // Larger ones would make the parts too uneven.
+            if length > share / 4 {
                 continue;
             }
             let target = part_dir.join(file.strip_prefix("/").unwrap_or(&file));
