@@ -279,3 +279,79 @@ fn services_end_cleanly_and_start_again() {
     host.attach("known@1.0");
     host.run(&["release", "known@1.0"]).expect(0);
 }
+
+#[test]
+fn a_token_comes_from_standard_input_and_one_in_the_list_of_processes_is_warned_of() {
+    use std::io::Write;
+    let manager = Manager::start();
+    let token = manager.run(&["token", "host-1"]).text();
+    let (piped, typed, empty) = (Host::new("a"), Host::new("b"), Host::new("c"));
+    let enroll = |host: &Host, text: &str| {
+        let mut command = host.command(&["enroll", "--manager", &manager.address(), "--token-file", "-", "--json"]);
+        let pipes = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = pipes.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let nothing = enroll(&empty, "\n");
+    let said = String::from_utf8_lossy(&nothing.stderr).into_owned();
+    assert!(nothing.status.code() == Some(1) && said.contains("no token in standard input"), "{said}");
+    let done = enroll(&piped, &format!("{token}\n"));
+    assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
+    let token = manager.run(&["token", "host-2"]).text();
+    let warned = typed.run(&["enroll", "--manager", &manager.address(), "--token", &token]).expect(0);
+    assert!(warned.stderr.contains("can be read by every user"), "{}", warned.stderr);
+}
+
+#[test]
+fn what_is_nearly_right_is_asked_for() {
+    let manager = Manager::start();
+    manager.publish("data-agent", "1.0", TreeFixture::script("exit 0", "").path());
+    let host = Host::mounted("host-1", &manager);
+    manager.export("data-agent@1.0", "host-1");
+    host.attach("data-agent@1.0");
+    manager.run(&["host", "group", "add", "production", "host-1"]).expect(0);
+    for (args, meant) in [
+        (&["show", "data-agnet@1.0"][..], "'data-agent@1.0'"),
+        (&["show", "data-agent@1.1"], "'data-agent@1.0'"),
+        (&["host", "revoke", "hots-1"], "'host-1'"),
+        (&["export", "data-agent@1.0", "--to", "@prodution"], "'@production'"),
+    ] {
+        let output = manager.run(args).expect(1);
+        assert!(output.stderr.contains(&format!("did you mean {meant}?")), "{args:?}: {}", output.stderr);
+    }
+    let early = manager.run(&["export", "data-agent@1.0", "--to", "host-2"]).expect(0);
+    assert!(early.stderr.contains("did you mean 'host-1'?"), "{}", early.stderr);
+    let empty = manager.run(&["generations", "dataagent"]).expect(0);
+    assert!(empty.stderr.contains("did you mean 'data-agent'?"), "{}", empty.stderr);
+    let attach = host.run(&["attach", "data-agnet@1.0"]).expect(1);
+    assert!(attach.stderr.contains("did you mean 'data-agent@1.0'?"), "{}", attach.stderr);
+    let far = manager.run(&["show", "unlike@7"]).expect(1);
+    assert!(!far.stderr.contains("did you mean"), "{}", far.stderr);
+}
+
+#[test]
+fn ctrl_c_leaves_a_job_running_and_says_how_to_stop_it() {
+    use std::io::{BufRead, Read};
+    let manager = Manager::start();
+    let host = Host::mounted("host-1", &manager);
+    let repository = host.path("repository").to_string_lossy().into_owned();
+    // No agent runs there: the job waits for one.
+    let backup = ["job", "backup", "--host", "host-1", "--repository", &repository, "--detach", "/etc"];
+    let job = manager.run(&backup).text();
+    let mut command = manager.command(&["job", "wait", &job]);
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut errors = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    errors.read_line(&mut said).unwrap();
+    assert!(said.contains("waits"), "{said}");
+    let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    errors.read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
+    assert!(said.contains("goes on") && said.contains(&format!("job cancel {job}")), "{said}");
+    let shown = manager.run(&["job", "show", &job, "--json"]).expect(0).json();
+    assert_eq!(shown["cancel_asked"], false, "{shown}");
+    manager.run(&["job", "cancel", &job]).expect(0);
+}
