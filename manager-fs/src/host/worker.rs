@@ -125,7 +125,6 @@ fn open_parts(
         options: DataOptions {
             hydrate_bytes_per_second: options.hydrate_bytes_per_second,
             read_deadline: options.read_deadline,
-            verify_again: options.verify_cache,
         },
         namespace_pid: worker.namespace_pid(),
         records: Arc::clone(&records),
@@ -161,11 +160,21 @@ fn open_objects(
     fetch: FetchOptions,
     worker: &Worker,
 ) -> Result<Arc<Objects>, WorkerError> {
-    let cache = Cache::open(&layout.cache, CacheOptions { quota_bytes: options.cache_quota_bytes })?;
+    let epoch = epoch(options.verify_cache);
+    let cache = Cache::open(&layout.cache, CacheOptions { quota_bytes: options.cache_quota_bytes, epoch })?;
     // A user namespace knows no other owner than the daemon's user.
     let keep_owners = worker.namespace_pid().is_none();
     let fetcher = Fetcher::new(upstream, cache, fetch);
     Ok(Objects::open(fetcher, ObjectsOptions { numbers_path: layout.numbers(), keep_owners }))
+}
+
+/// Since when what was hashed counts: this boot or, where every object is to be hashed again, this mount. The holder lives as
+/// long as that: a worker that follows another one does not hash a third time.
+fn epoch(verify_again: bool) -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let holder = rustix::process::getppid().filter(|_| verify_again);
+    let holder = holder.map_or_else(String::new, |pid| format!(" {}", pid.as_raw_nonzero()));
+    format!("{}{holder}", boot.trim())
 }
 
 /// Answers everyone until the end is wanted.

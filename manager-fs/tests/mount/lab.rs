@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use manager_fs::host::cache::{Cache, CacheOptions};
-use manager_fs::host::fetch::{FetchOptions, Fetcher, HydrateOptions, Upstream, UpstreamError, Urgency};
+use manager_fs::host::cache::{Cache, CacheOptions, Look};
+use manager_fs::host::fetch::{FetchOptions, Fetcher, HydrateOptions, TreeRef, Upstream, UpstreamError, Urgency};
 use manager_fs::host::fuse::ServeOptions;
 use manager_fs::host::mount::{
     HelperOptions, HoldOptions, Layout, Mounts, NamespaceChoice, Server, Worker, hold, serve_helper,
@@ -400,7 +400,7 @@ fn worker(dir: &Path) -> anyhow::Result<()> {
     let layout = layout(dir);
     let worker = Worker::bootstrap(layout.clone())?;
     let quota = fs::read_to_string(dir.join("quota")).ok().map(|text| text.parse().unwrap());
-    let cache = Cache::open(&layout.cache, CacheOptions { quota_bytes: quota })?;
+    let cache = Cache::open(&layout.cache, CacheOptions { quota_bytes: quota, epoch: "lab".into() })?;
     let deadline = fs::read_to_string(dir.join("deadline")).map_or(30_000, |text| text.parse().unwrap());
     let options = FetchOptions { read_deadline: Duration::from_millis(deadline), ..FetchOptions::default() };
     let fetcher = Fetcher::new(Arc::new(Origin::at(&dir.join("origin"))), cache, options);
@@ -436,7 +436,11 @@ impl Serving {
                 let tree: TreeId = tree.parse()?;
                 let loaded = self.objects.load(&tree, far)?;
                 let cancel = AtomicBool::new(false);
-                let report = self.objects.fetcher().verify_local(&tree, loaded.manifest(), &cancel);
+                let report = {
+                    let manifest = loaded.manifest();
+                    let of = TreeRef { id: &tree, manifest };
+                    self.objects.fetcher().verify_local(of, &manifest.objects, Look::Changed, &cancel)
+                };
                 format!("{} {}", report.checked, report.wrong.len())
             }
             ["counts"] => self.server.as_ref().map_or(0, |server| server.counts().total()).to_string(),

@@ -10,6 +10,7 @@ use std::time::{Instant, SystemTime};
 use proto::ObjectId;
 use proto::width;
 
+use super::stamps::stamp;
 use super::{Cache, CacheError, lower};
 use crate::sync::lock;
 
@@ -95,11 +96,14 @@ impl Cache {
     /// Marks objects as just used. The time is the local file's mtime: nobody sees it, the tree's times are in META.
     pub(super) fn touch(&self, objects: &[ObjectId]) {
         let now = FileTimes::new().set_modified(SystemTime::now());
-        for id in objects {
-            if let Ok(file) = File::open(self.local_path(id)) {
-                let _ = file.set_times(now);
-            }
-        }
+        let touched = objects.iter().filter_map(|id| {
+            let file = File::open(self.local_path(id)).ok()?;
+            // One that has changed since it was hashed must not look as if it had not.
+            let unchanged = self.is_stamped(id, &file);
+            file.set_times(now).ok()?;
+            unchanged.then(|| stamp(&file).ok().map(|stamp| (*id, stamp))).flatten()
+        });
+        self.stamps.put(&touched.collect::<Vec<_>>());
     }
 
     pub(super) fn count_contents(&self) -> Result<(), CacheError> {

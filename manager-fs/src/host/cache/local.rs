@@ -1,31 +1,19 @@
-//! Whole objects: how they become local, and how they are checked again.
+//! Whole objects: how they become local, and how they are opened.
 
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use proto::ObjectId;
-use proto::manifest::{Manifest, Object};
+use proto::manifest::Object;
 use proto::width;
 
+use super::stamps::{Stamp, stamp};
 use super::{Cache, CacheError, Partial, lower, make_private_dir};
 use crate::sync::lock;
-
-/// What [`Cache::verify_local`] found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct VerifyReport {
-    /// Objects hashed.
-    pub checked: u64,
-    /// Bytes hashed.
-    pub checked_bytes: u64,
-    /// Objects that were not what their name says; removed, to be fetched again.
-    pub wrong: Vec<ObjectId>,
-    /// Whether it was told to stop early.
-    pub cancelled: bool,
-}
 
 impl Cache {
     /// Where this object is, or would be.
@@ -47,19 +35,44 @@ impl Cache {
         }
     }
 
-    /// The object's file, if it is whole and local. A file of another size cannot be the object.
-    pub(crate) fn open_local(&self, object: &Object) -> Option<Arc<File>> {
-        if let Some(file) = lock(&self.open_locals).get(&object.id) {
-            return Some(file.clone());
+    /// The object's file, if it is whole and local. One that does not look as it did when it was hashed last is hashed now,
+    /// which may take a while, and removed if it is wrong.
+    pub(crate) fn open_local(&self, object: &Object, chunk_bytes: u32) -> Option<Arc<File>> {
+        if let Some(file) = self.open_stamped(object) {
+            return Some(file);
         }
         let file = File::open(self.local_path(&object.id)).ok()?;
-        if file.metadata().ok()?.len() != object.bytes {
+        if !self.hash_again(object, chunk_bytes, &file) {
+            tracing::error!(object = %object.id, "a local object has other bytes than it should; it is fetched again");
             self.remove_local(&object.id);
             return None;
         }
+        Some(self.keep_open(object.id, file))
+    }
+
+    /// As [`Cache::open_local`], without hashing: `None` also for an object that would have to be.
+    pub(crate) fn open_stamped(&self, object: &Object) -> Option<Arc<File>> {
+        if let Some(file) = lock(&self.open_locals).get(&object.id)
+            && self.is_stamped(&object.id, file)
+        {
+            return Some(Arc::clone(file));
+        }
+        let file = File::open(self.local_path(&object.id)).ok()?;
+        self.is_stamped(&object.id, &file).then(|| self.keep_open(object.id, file))
+    }
+
+    /// The file of an object from which another one is made, which is then hashed: so this one need not be.
+    pub(crate) fn open_base(&self, object: &Object) -> Option<Arc<File>> {
+        self.open_stamped(object).or_else(|| {
+            let file = File::open(self.local_path(&object.id)).ok()?;
+            file.metadata().is_ok_and(|found| found.len() == object.bytes).then(|| Arc::new(file))
+        })
+    }
+
+    fn keep_open(&self, id: ObjectId, file: File) -> Arc<File> {
         let file = Arc::new(file);
-        lock(&self.open_locals).put(object.id, file.clone());
-        Some(file)
+        lock(&self.open_locals).put(id, Arc::clone(&file));
+        file
     }
 
     /// Moves complete objects into `local`: hash the whole, make it durable, then rename.
@@ -72,14 +85,18 @@ impl Cache {
         let _one_at_a_time = lock(&self.finishing);
         let mut wrong = None;
         let mut ready: Vec<&Arc<Partial>> = Vec::with_capacity(partials.len());
+        let mut hashed: Vec<Stamp> = Vec::with_capacity(partials.len());
         for partial in partials.iter().filter(|partial| !partial.is_sealed()) {
             // Whoever sees the last chunk come hands it over, and several may have.
             if ready.iter().any(|other| Arc::ptr_eq(other, partial)) {
                 continue;
             }
             match self.check_whole(partial) {
-                Ok(true) => ready.push(partial),
-                Ok(false) => wrong = Some(partial.object),
+                Ok(Some(stamp)) => {
+                    ready.push(partial);
+                    hashed.push(stamp);
+                }
+                Ok(None) => wrong = Some(partial.object),
                 Err(error) => return Err(CacheError::io("hash", &partial.path, error)),
             }
         }
@@ -89,7 +106,8 @@ impl Cache {
             return Err(error);
         }
         // One that fails must not leave the others sealed and in the wrong place.
-        let adopted: Vec<_> = ready.into_iter().map(|partial| self.adopt(partial)).collect();
+        let adopted: Vec<_> =
+            ready.into_iter().zip(&hashed).map(|(partial, hashed)| self.adopt(partial, hashed)).collect();
         adopted.into_iter().collect::<Result<(), _>>()?;
         wrong.map_or(Ok(()), |id| Err(CacheError::WrongHash(id)))
     }
@@ -113,20 +131,32 @@ impl Cache {
         }
     }
 
-    fn check_whole(&self, partial: &Partial) -> std::io::Result<bool> {
+    /// How the file looked before it was hashed; `None` if it is not the object.
+    fn check_whole(&self, partial: &Partial) -> std::io::Result<Option<Stamp>> {
+        let before = stamp(&partial.reader)?;
         if hash_file(&partial.reader, partial.bytes)? == partial.object {
-            return Ok(true);
+            return Ok(Some(before));
         }
         partial.reset()?;
         lower(&self.counts.partial_bytes, partial.bytes);
-        Ok(false)
+        Ok(None)
     }
 
-    fn adopt(&self, partial: &Partial) -> Result<(), CacheError> {
+    /// Moves a sealed object to its place, and notes how it looks there if its bytes are those that were hashed.
+    fn adopt(&self, partial: &Partial, hashed: &Stamp) -> Result<(), CacheError> {
         let path = self.local_path(&partial.object);
         make_private_dir(path.parent().unwrap_or(&self.dir))?;
         let existed = path.exists();
         let renamed = std::fs::rename(&partial.path, &path);
+        if renamed.is_ok() {
+            if self.verity {
+                protect(&path);
+            }
+            // Sealing, renaming and protecting changed how it looks, but none of its bytes.
+            if let Some(now) = stamp(&partial.reader).ok().filter(|now| now.has_bytes_of(hashed)) {
+                self.stamps.put(&[(partial.object, now)]);
+            }
+        }
         // Removed from the table only now: whoever misses it there finds the object in `local`.
         lock(&self.partials).remove(&(partial.object, partial.chunk_bytes));
         renamed.map_err(|e| CacheError::io("rename to", &path, e))?;
@@ -135,53 +165,7 @@ impl Cache {
             self.counts.local_bytes.fetch_add(partial.bytes, Ordering::Relaxed);
             self.counts.objects.fetch_add(1, Ordering::Relaxed);
         }
-        if self.verity {
-            protect(&path);
-        }
         Ok(())
-    }
-
-    /// Hashes every local object of a tree; needed once between a boot and the first execution, because the kernel
-    /// reads `local` unchecked. Wrong objects are removed, so that they are fetched again.
-    ///
-    /// `progress` is told the bytes hashed so far.
-    pub fn verify_local(
-        &self,
-        manifest: &Manifest,
-        cancel: &AtomicBool,
-        progress: &mut dyn FnMut(u64),
-    ) -> VerifyReport {
-        let mut report = VerifyReport::default();
-        for object in &manifest.objects {
-            if cancel.load(Ordering::Relaxed) {
-                report.cancelled = true;
-                break;
-            }
-            let Ok(file) = File::open(self.local_path(&object.id)) else { continue };
-            report.checked += 1;
-            report.checked_bytes += object.bytes;
-            let right = file.metadata().is_ok_and(|found| found.len() == object.bytes)
-                && hash_file(&file, object.bytes).is_ok_and(|id| id == object.id);
-            if !right {
-                self.remove_local(&object.id);
-                report.wrong.push(object.id);
-            }
-            progress(report.checked_bytes);
-        }
-        report
-    }
-
-    /// Removes an object from `local`.
-    pub(super) fn remove_local(&self, id: &ObjectId) -> u64 {
-        let path = self.local_path(id);
-        lock(&self.open_locals).pop(id);
-        let bytes = std::fs::symlink_metadata(&path).map_or(0, |found| found.len());
-        if std::fs::remove_file(&path).is_err() {
-            return 0;
-        }
-        lower(&self.counts.local_bytes, bytes);
-        lower(&self.counts.objects, 1);
-        bytes
     }
 }
 

@@ -6,6 +6,7 @@
 //!       v
 //! CACHE/local/<2 hex>/<rest>                   whole, immutable: a data layer of the generations' overlays
 //! CACHE/manifests/<2 hex>/<rest>               manifests, verified on every load
+//! CACHE/stamps                                 how each local object looked when it was hashed last
 //! ```
 //! `local` is a 0700 directory: the overlay opens objects with the mounter's credentials and checks the modes of the
 //! *tree*; anyone else who could reach an object by its id could read a file that is 0600 in its tree.
@@ -15,6 +16,8 @@
 mod evict;
 mod local;
 mod partial;
+mod stamps;
+mod verify;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -28,10 +31,11 @@ use proto::manifest::{Manifest, Object};
 use proto::proof::PageSet;
 use proto::{ObjectId, TreeId};
 
-pub use local::VerifyReport;
 pub use partial::Partial;
+pub use verify::{Look, VerifyReport};
 
 use crate::sync::lock;
+use stamps::Stamps;
 
 /// The cache could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +79,8 @@ impl CacheError {
 pub struct CacheOptions {
     /// Largest size of `local` and `partial` together, bytes; `None` for no limit but the disk's.
     pub quota_bytes: Option<u64>,
+    /// What an earlier process hashed is believed if it had the same epoch: a boot's id. Empty: nothing is.
+    pub epoch: String,
 }
 
 /// What the cache holds.
@@ -110,13 +116,17 @@ pub(crate) enum Place {
 pub struct Cache {
     dir: PathBuf,
     options: CacheOptions,
-    partials: Mutex<HashMap<(ObjectId, u32), Arc<Partial>>>,
+    partials: Mutex<Partials>,
     open_locals: Mutex<lru::LruCache<ObjectId, Arc<File>>>,
     pins: Mutex<HashMap<TreeId, Pin>>,
     finishing: Mutex<()>,
     counts: Counts,
     verity: bool,
+    stamps: Stamps,
 }
+
+/// By object and chunk size.
+type Partials = HashMap<(ObjectId, u32), Arc<Partial>>;
 
 #[derive(Debug)]
 struct Pin {
@@ -151,6 +161,7 @@ impl Cache {
         }
         let cache = Self {
             dir: dir.to_owned(),
+            stamps: Stamps::open(dir, &options.epoch),
             options,
             partials: Mutex::default(),
             open_locals: Mutex::new(lru::LruCache::new(
@@ -231,12 +242,18 @@ impl Cache {
     /// The disk does not let us; the caller streams.
     pub(crate) fn place(&self, object: &Object, chunk_bytes: u32) -> Result<Place, CacheError> {
         let key = (object.id, chunk_bytes);
-        let mut partials = lock(&self.partials);
-        if let Some(partial) = partials.get(&key) {
-            return Ok(Place::Partial(partial.clone()));
+        let known = |partials: &Partials| partials.get(&key).map(|partial| Place::Partial(Arc::clone(partial)));
+        if let Some(place) = known(&lock(&self.partials)) {
+            return Ok(place);
         }
-        if let Some(file) = self.open_local(object) {
+        // It may have to be hashed, and nobody else waits for that.
+        if let Some(file) = self.open_local(object, chunk_bytes) {
             return Ok(Place::Local(file));
+        }
+        let mut partials = lock(&self.partials);
+        // Whole in between: it is in `local` before it leaves the table.
+        if let Some(place) = known(&partials).or_else(|| self.open_stamped(object).map(Place::Local)) {
+            return Ok(place);
         }
         if partials.len() >= OPEN_PARTIALS {
             partials.retain(|_, partial| Arc::strong_count(partial) > 1 || partial.has_lone_pages());
@@ -244,6 +261,12 @@ impl Cache {
         let partial = Arc::new(Partial::open(&self.dir.join("partial"), object, chunk_bytes)?);
         partials.insert(key, partial.clone());
         Ok(Place::Partial(partial))
+    }
+
+    /// As [`Cache::place`], but at once: `None` when the object would have to be opened or hashed first.
+    pub(crate) fn place_at_once(&self, object: &Object, chunk_bytes: u32) -> Option<Place> {
+        let partial = lock(&self.partials).get(&(object.id, chunk_bytes)).cloned();
+        partial.map(Place::Partial).or_else(|| self.open_stamped(object).map(Place::Local))
     }
 
     /// Writes a verified chunk. `false`: it did not fit, the caller streams.

@@ -6,18 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use proto::manifest::{Manifest, NodeKind, Object};
 use proto::message::{Fault, HostReport};
 use proto::{GenerationRef, Product, TreeId, TreePath};
 use serde_json::{Value, json};
 
-use crate::host::cache::Cache;
+use crate::host::cache::{Cache, Look};
 use crate::host::data::prefetch::Prefetch;
 use crate::host::fetch::{FromOldOptions, HydrateOptions, HydrateProgress, TreeRef};
-use crate::host::files;
 use crate::host::generations::records::{KnownRecord, Records};
 use crate::host::generations::{Purpose, Trees};
 use crate::host::mount::{DataPath, HelperError, Layout, Mounts, Server};
-use crate::host::objects::{Objects, ViewEntry};
+use crate::host::objects::{Objects, Tree, ViewEntry};
 use crate::sync::lock;
 
 /// At most so much is read by one warming: more than any start-up set that was measured, less than hurts the page cache.
@@ -44,8 +44,6 @@ pub(crate) struct DataOptions {
     pub(crate) hydrate_bytes_per_second: Option<u64>,
     /// How long one read may wait for the network.
     pub(crate) read_deadline: Duration,
-    /// Verify local objects again also if that was done in this boot already.
-    pub(crate) verify_again: bool,
 }
 
 /// See the module.
@@ -56,8 +54,7 @@ pub(crate) struct DataPlane {
     layout: Layout,
     options: DataOptions,
     namespace_pid: Option<u32>,
-    boot: String,
-    /// One check of a tree after a boot at a time.
+    /// One check of local objects at a time.
     verifying: Mutex<()>,
     data_path: OnceLock<String>,
     /// What is exported to this host: where deltas can start.
@@ -107,12 +104,6 @@ impl DataPlane {
     /// Puts it together from what the worker has opened.
     pub(crate) fn new(parts: DataParts) -> Arc<Self> {
         let DataParts { objects, mounts, server, layout, options, namespace_pid, records, prefetch, report } = parts;
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let mut boot = boot.trim().to_owned();
-        if options.verify_again {
-            // The holder lives as long as this mount: a worker that follows does not verify a third time.
-            boot = format!("{boot} {}", rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get()));
-        }
         Arc::new(Self {
             objects,
             mounts,
@@ -120,7 +111,6 @@ impl DataPlane {
             layout,
             options,
             namespace_pid,
-            boot,
             verifying: Mutex::default(),
             data_path: OnceLock::new(),
             records,
@@ -189,9 +179,18 @@ impl DataPlane {
         }
     }
 
-    /// Says in which boot the local objects of a tree were hashed last.
-    fn verified_path(&self, tree: &TreeId) -> PathBuf {
-        self.layout.cache.join("verified").join(tree.to_hex())
+    /// Whether any of these local objects of a tree was wrong.
+    fn verify_objects<'o>(&self, tree: &Tree, objects: impl Iterator<Item = &'o Object>, look: Look) -> bool {
+        // Two that hash the same objects at once would only be slower.
+        let _one_at_a_time = lock(&self.verifying);
+        let begun = Instant::now();
+        let of = TreeRef { id: tree.id(), manifest: tree.manifest() };
+        let report = self.objects.fetcher().verify_local(of, objects, look, &AtomicBool::new(false));
+        if report.checked > 0 {
+            let (objects, bytes, ms) = (report.checked, report.checked_bytes, begun.elapsed().as_millis() as u64);
+            tracing::info!(tree = %tree.id(), objects, bytes, ms, wrong = report.wrong.len(), "local objects hashed again");
+        }
+        !report.wrong.is_empty()
     }
 
     /// Asks the helper what this host permits; the answer does not change while it runs.
@@ -225,22 +224,15 @@ impl Trees for DataPlane {
         Ok(())
     }
 
-    fn verify(&self, tree: &TreeId) -> Result<(), Fault> {
-        let _one_at_a_time = lock(&self.verifying);
-        let path = self.verified_path(tree);
-        if std::fs::read_to_string(&path).is_ok_and(|boot| boot == self.boot) {
-            return Ok(());
-        }
-        let Some(loaded) = self.objects.load_kept(tree) else { return Ok(()) };
-        let report = self.objects.fetcher().verify_local(tree, loaded.manifest(), &AtomicBool::new(false));
-        if report.checked > 0 {
-            tracing::info!(%tree, objects = report.checked, bytes = report.checked_bytes, "local objects verified after boot");
-        }
-        // Only an optimisation: what cannot be noted is verified again.
-        if let Err(error) = files::replace(&path, self.boot.as_bytes()) {
-            tracing::warn!(%error, path = %path.display(), "the verification could not be noted");
-        }
-        Ok(())
+    fn verify(&self, tree: &TreeId) -> bool {
+        let Some(loaded) = self.objects.load_kept(tree) else { return false };
+        self.verify_objects(&loaded, loaded.manifest().objects.iter(), Look::Changed)
+    }
+
+    fn verify_files(&self, tree: &TreeId, files: &[TreePath], all: bool) -> bool {
+        let Some(loaded) = self.objects.load_kept(tree) else { return false };
+        let look = if all { Look::All } else { Look::Changed };
+        self.verify_objects(&loaded, objects_of(loaded.manifest(), files).into_iter(), look)
     }
 
     fn mount(&self, tree: &TreeId) -> Result<(PathBuf, bool), Fault> {
@@ -355,11 +347,6 @@ impl Trees for DataPlane {
                 }
             }
         }
-        for entry in list(&self.layout.cache.join("verified")) {
-            if other(&entry.file_name().to_string_lossy()) {
-                let _ = std::fs::remove_file(entry.path());
-            }
-        }
     }
 
     fn directory(&self) -> PathBuf {
@@ -412,4 +399,18 @@ impl DataPlane {
             }),
         }
     }
+}
+
+/// The objects of these files, whichever of their links lead to them.
+fn objects_of<'m>(manifest: &'m Manifest, files: &[TreePath]) -> Vec<&'m Object> {
+    let mut found: Vec<&Object> = files
+        .iter()
+        .filter_map(|path| match &manifest.node(manifest.entry(path)?).kind {
+            NodeKind::File(id) => manifest.object(id),
+            _ => None,
+        })
+        .collect();
+    found.sort_by_key(|object| object.id);
+    found.dedup_by_key(|object| object.id);
+    found
 }

@@ -90,7 +90,7 @@ impl Fetcher {
     }
 
     fn copy(&self, base: &Object, offset: u64, bytes: u32, id: &ChunkId) -> Option<Vec<u8>> {
-        let file = self.cache.open_local(base)?;
+        let file = self.cache.open_base(base)?;
         let mut plain = vec![0; bytes as usize];
         file.read_exact_at(&mut plain, offset).ok()?;
         (ChunkId::of(&plain) == *id).then_some(plain)
@@ -142,7 +142,7 @@ impl Fetcher {
             };
             let Some(new) = reader.new_tree() else { return Ok(()) };
             let mut read_old = |object: &Object, offset: u64, into: &mut [u8]| {
-                let file = self.cache.open_local(object).ok_or(std::io::ErrorKind::NotFound)?;
+                let file = self.cache.open_base(object).ok_or(std::io::ErrorKind::NotFound)?;
                 file.read_exact_at(into, offset)
             };
             make(&frame, &stored, (reader.old(), new), &mut read_old, &mut |made: MadeChunk<'_>| {

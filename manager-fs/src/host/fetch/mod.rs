@@ -22,7 +22,7 @@ use proto::message::ChunkRange;
 use proto::width;
 use proto::{ObjectId, TreeId};
 
-use super::cache::{Cache, CacheError, Partial, Place, VerifyReport};
+use super::cache::{Cache, CacheError, Look, Partial, Place, VerifyReport};
 use crate::sync::lock;
 use around::Around;
 use assemble::assemble;
@@ -205,7 +205,7 @@ impl Fetcher {
             return Some(Ok(Vec::new()));
         }
         let mut bytes = vec![0; len];
-        match self.cache.place(wanted.object, wanted.chunk_bytes).ok()? {
+        match self.cache.place_at_once(wanted.object, wanted.chunk_bytes)? {
             Place::Local(file) => Some(file.read_exact_at(&mut bytes, offset).map(|()| bytes)),
             Place::Partial(partial) => {
                 let here = partial.has_range(wanted.object, offset, len);
@@ -415,11 +415,17 @@ impl Fetcher {
         }
     }
 
-    /// [`Cache::verify_local`], with what was found wrong reported. Call it between a boot and the first execution.
-    pub fn verify_local(&self, tree: &TreeId, manifest: &Manifest, cancel: &AtomicBool) -> VerifyReport {
-        let report = self.cache.verify_local(manifest, cancel, &mut |_| {});
+    /// [`Cache::verify_local`] of objects of a tree, with what was found wrong reported.
+    pub fn verify_local<'o>(
+        &self,
+        tree: TreeRef<'_>,
+        objects: impl IntoIterator<Item = &'o Object>,
+        look: Look,
+        cancel: &AtomicBool,
+    ) -> VerifyReport {
+        let report = self.cache.verify_local(objects, tree.manifest.chunk_bytes, look, cancel);
         for object in &report.wrong {
-            self.wrong_hash(format!("local object {object} of tree {tree}"));
+            self.wrong_hash(format!("local object {object} of tree {}", tree.id));
         }
         report
     }

@@ -353,7 +353,7 @@ impl Coming<'_> {
         let fetcher = self.fetcher;
         let Some(chunk_bytes) = self.reader.tree().map(|tree| tree.chunk_bytes) else { return Ok(()) };
         let mut read_old = |object: &Object, offset: u64, into: &mut [u8]| {
-            let file = fetcher.cache.open_local(object).ok_or(std::io::ErrorKind::NotFound)?;
+            let file = fetcher.cache.open_base(object).ok_or(std::io::ErrorKind::NotFound)?;
             file.read_exact_at(into, offset)
         };
         let (mut ranges, mut made) = (Vec::new(), Vec::new());

@@ -121,7 +121,7 @@ impl Bench {
     fn new(files: &[Vec<u8>], quota_bytes: Option<u64>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let upstream = Memory::of(files);
-        let cache = Cache::open(dir.path(), CacheOptions { quota_bytes }).unwrap();
+        let cache = Cache::open(dir.path(), CacheOptions { quota_bytes, ..CacheOptions::default() }).unwrap();
         let reported: Arc<Mutex<Vec<String>>> = Arc::default();
         let told = reported.clone();
         let options = FetchOptions {
@@ -132,6 +132,15 @@ impl Bench {
         let fetcher = Fetcher::new(upstream.clone(), cache, options);
         let manifest = fetcher.manifest(&upstream.tree, soon(5_000)).unwrap();
         Self { _dir: dir, upstream, fetcher, manifest, reported }
+    }
+
+    fn read(&self, file: &[u8], offset: u64, len: u32) -> Result<Vec<u8>, FetchError> {
+        self.fetcher.read(self.wanted(file), offset, len, soon(5_000))
+    }
+
+    fn verify(&self, look: Look) -> VerifyReport {
+        let tree = TreeRef { id: &self.upstream.tree, manifest: &self.manifest };
+        self.fetcher.verify_local(tree, &self.manifest.objects, look, &AtomicBool::new(false))
     }
 
     fn wanted<'a>(&'a self, file: &[u8]) -> Wanted<'a> {
@@ -289,8 +298,12 @@ fn damage_in_the_cache_is_found_removed_reported_and_fetched_again() {
     let path = cache.local_path(&damaged);
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, content(9, 6_000)).unwrap();
-    let report = bench.fetcher.verify_local(&bench.upstream.tree, &bench.manifest, &AtomicBool::new(false));
-    assert_eq!((report.checked, report.wrong), (3, vec![damaged]));
+    let report = bench.verify(Look::Changed);
+    assert_eq!(
+        (report.checked, report.wrong),
+        (1, vec![damaged]),
+        "the others look as they did when they were hashed"
+    );
     assert!(lock(&bench.reported)[0].contains(&damaged.to_hex()));
     bench.make_local().unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), files[1]);
@@ -298,6 +311,52 @@ fn damage_in_the_cache_is_found_removed_reported_and_fetched_again() {
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, b"short").unwrap();
     assert!(!cache.is_local(bench.wanted(&files[1]).object));
+}
+
+#[test]
+fn bytes_that_changed_under_the_same_name_size_and_time_are_found() {
+    let files = [content(1, 5_000), content(2, 6_000)];
+    let bench = Bench::new(&files, None);
+    bench.make_local().unwrap();
+    let path = bench.fetcher.cache().local_path(&ObjectId::of(&files[0]));
+    let before = std::fs::metadata(&path).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"evil", 100).unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    file.set_times(std::fs::FileTimes::new().set_modified(before.modified().unwrap())).unwrap();
+    let now = std::fs::metadata(&path).unwrap();
+    assert_eq!((now.len(), now.modified().unwrap()), (before.len(), before.modified().unwrap()));
+    // A reader gets the right bytes, whether or not anyone has looked before.
+    assert_eq!(bench.read(&files[0], 90, 100).unwrap(), files[0][90..190]);
+    assert!(lock(&bench.reported).is_empty() && bench.verify(Look::All).wrong.is_empty());
+    bench.make_local().unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), files[0]);
+}
+
+#[test]
+fn what_no_stat_tells_is_found_by_hashing_all() {
+    let files = [content(1, 300_000), content(2, 6_000)];
+    let bench = Bench::new(&files, None);
+    bench.make_local().unwrap();
+    let cache = bench.fetcher.cache();
+    let (damaged, path) = (ObjectId::of(&files[0]), cache.local_path(&ObjectId::of(&files[0])));
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"evil", 299_000).unwrap();
+    // As a disk does that lies: the file looks as it did.
+    cache.forge_stamp(&damaged);
+    assert_eq!(bench.verify(Look::Changed), VerifyReport::default());
+    assert_eq!(bench.verify(Look::All).wrong, [damaged]);
+}
+
+#[test]
+fn an_object_that_was_only_used_is_not_hashed_again() {
+    let files = [content(1, 5_000)];
+    let bench = Bench::new(&files, None);
+    bench.make_local().unwrap();
+    let cache = bench.fetcher.cache();
+    cache.pin(bench.upstream.tree, &bench.manifest);
+    cache.unpin(&bench.upstream.tree);
+    assert_eq!(bench.verify(Look::Changed).checked, 0, "unpinning sets the time of its last use");
 }
 
 #[test]

@@ -38,8 +38,11 @@ pub(crate) trait Trees: Send + Sync + 'static {
     fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>, purpose: Purpose);
     /// Makes the objects of a tree readable: its manifest comes from the cache or the manager.
     fn prepare(&self, tree: &TreeId, deadline: Instant) -> Result<(), Fault>;
-    /// Hashes the tree's local objects again, once between a boot and the first use.
-    fn verify(&self, tree: &TreeId) -> Result<(), Fault>;
+    /// Hashes those local objects of a tree again that do not look as they did when they were hashed last: after a boot all.
+    /// Returns whether any was wrong; those are gone then, and will be fetched again.
+    fn verify(&self, tree: &TreeId) -> bool;
+    /// As `verify`, of what these files of the tree consist of; with `all` also those that look as they did.
+    fn verify_files(&self, tree: &TreeId, files: &[TreePath], all: bool) -> bool;
     /// Mounts a prepared tree; returns its path, and whether it can be read without this daemon from now on.
     fn mount(&self, tree: &TreeId) -> Result<(PathBuf, bool), Fault>;
     /// Unmounts it; `false` while it is in use.
@@ -197,7 +200,7 @@ impl Generations {
         self.leases
             .attach(resolved.tree, &name)
             .map_err(|error| Fault::Failed(format!("saving the attachment: {error}")))?;
-        let mounted = self.mount(&resolved.tree);
+        let mounted = self.mount_checked(&resolved.tree, |trees| trees.verify(&resolved.tree));
         if mounted.is_err() && !before {
             // Nothing was attached, so nothing may stay.
             let _ = self.leases.release(&resolved.tree);
@@ -232,7 +235,8 @@ impl Generations {
     /// Attaches for as long as a connection is open.
     pub(crate) fn hold(&self, resolved: &Resolved, connection: u64, pid: Option<u32>) -> Result<Attached, Fault> {
         self.leases.hold(connection, resolved.tree, pid);
-        let live = self.mount(&resolved.tree)?;
+        let files = self.warm_list(resolved);
+        let live = self.mount_checked(&resolved.tree, |trees| trees.verify_files(&resolved.tree, &files, false))?;
         self.changed();
         Ok(self.answer(resolved, &live, Duration::ZERO))
     }
@@ -256,10 +260,15 @@ impl Generations {
         if !lazy {
             self.make_local_both(tree, running, cancel, progress)?;
         }
-        let live = self.mount_afresh(&tree)?;
+        let files = self.warm_list(&resolved);
+        // The last look before the exec: what a start needs is hashed, however it looks.
+        let damaged = self.trees.verify(&tree) | self.trees.verify_files(&tree, &files, true);
+        if damaged && !lazy {
+            self.make_local_both(tree, running, cancel, progress)?;
+        }
+        let live = self.mount_afresh(&tree, damaged)?;
         self.changed();
         let begun = Instant::now();
-        let files = self.warm_list(&resolved);
         // A cold start is slow, not wrong.
         if let Err(fault) = self.trees.warm(&tree, &files) {
             tracing::warn!(%tree, %fault, "warming failed");
@@ -345,9 +354,35 @@ impl Generations {
         self.mount_in_turn(tree)
     }
 
+    /// As `mount`; of a tree that is mounted already `damaged` first looks whether something of it has changed on this host's
+    /// disk. Then it is mounted afresh: a mount that has shown a file goes on showing it.
+    fn mount_checked(&self, tree: &TreeId, damaged: impl FnOnce(&dyn Trees) -> bool) -> Result<Arc<Live>, Fault> {
+        let turn = self.turn(tree);
+        let _turn = lock(&turn);
+        let live = lock(&self.live).get(tree).cloned();
+        match live {
+            None => self.mount_in_turn(tree),
+            Some(_) if damaged(&*self.trees) => self.replace_in_turn(tree),
+            Some(live) => Ok(live),
+        }
+    }
+
+    fn replace_in_turn(&self, tree: &TreeId) -> Result<Arc<Live>, Fault> {
+        if !self.trees.unmount(tree)? {
+            return Err(Fault::Failed(format!(
+                "files of tree {tree} were changed on this host's disk while programs run from it; what was changed is removed \
+                 and will be fetched again, but nothing new starts from this mount: end those programs \
+                 (fuser -vm {})",
+                self.trees.directory().join(tree.to_hex()).display()
+            )));
+        }
+        lock(&self.live).remove(tree);
+        self.mount_in_turn(tree)
+    }
+
     fn mount_in_turn(&self, tree: &TreeId) -> Result<Arc<Live>, Fault> {
         self.trees.prepare(tree, Instant::now() + self.trees.deadline())?;
-        self.trees.verify(tree)?;
+        self.trees.verify(tree);
         if lock(&self.pinned).insert(*tree) && !self.trees.pin(tree) {
             lock(&self.pinned).remove(tree);
         }
@@ -361,12 +396,15 @@ impl Generations {
     }
 
     /// As `mount`; but a mount that was made before its objects were local is replaced when nobody uses it, so that the
-    /// next program does not depend on this daemon.
-    fn mount_afresh(&self, tree: &TreeId) -> Result<Arc<Live>, Fault> {
+    /// next program does not depend on this daemon. `damaged`: something of it was wrong on the disk a moment ago.
+    fn mount_afresh(&self, tree: &TreeId, damaged: bool) -> Result<Arc<Live>, Fault> {
         let turn = self.turn(tree);
         let _turn = lock(&turn);
         let live = lock(&self.live).get(tree).cloned();
         let Some(live) = live else { return self.mount_in_turn(tree) };
+        if damaged {
+            return self.replace_in_turn(tree);
+        }
         let whole = self.count(tree).is_some_and(|(local, all)| local == all);
         let promised = self.leases.attached().contains_key(tree);
         if live.whole_at_mount || !whole || promised || !self.trees.unmount(tree)? {

@@ -16,6 +16,7 @@ struct State {
     local: BTreeMap<TreeId, (u64, u64)>,
     mounted: BTreeSet<TreeId>,
     busy: BTreeSet<TreeId>,
+    damaged: BTreeSet<TreeId>,
     pinned: Vec<TreeId>,
     log: Vec<String>,
     begun: Vec<String>,
@@ -47,9 +48,19 @@ impl Trees for Fake {
         if known { Ok(()) } else { Err(Fault::Unavailable("no manifest".to_owned())) }
     }
 
-    fn verify(&self, tree: &TreeId) -> Result<(), Fault> {
-        self.state().log.push(format!("verify {}", &tree.to_hex()[..4]));
-        Ok(())
+    fn verify(&self, tree: &TreeId) -> bool {
+        let mut state = self.state();
+        state.log.push(format!("verify {}", &tree.to_hex()[..4]));
+        let damaged = state.damaged.remove(tree);
+        if let (true, Some(size)) = (damaged, state.local.get_mut(tree)) {
+            size.0 -= 1;
+        }
+        damaged
+    }
+
+    fn verify_files(&self, tree: &TreeId, _files: &[TreePath], _all: bool) -> bool {
+        let damaged = self.state().damaged.contains(tree);
+        damaged && self.verify(tree)
     }
 
     fn mount(&self, tree: &TreeId) -> Result<(PathBuf, bool), Fault> {
@@ -256,6 +267,7 @@ fn staging_makes_both_trees_local_before_it_mounts_and_warms() {
             format!("fetch {two}"),
             format!("fetch {one}"),
             format!("verify {two}"),
+            format!("verify {two}"),
             format!("mount {two}"),
             "warm 0".to_owned()
         ]
@@ -328,4 +340,32 @@ fn the_background_makes_attached_trees_whole_and_mounts_them_after_a_boot() {
     }
     assert!(fake.state().mounted.contains(&tree(1)));
     generations.end();
+}
+
+#[test]
+fn what_was_changed_on_the_disk_is_mounted_afresh_or_refused() {
+    let Fixture { dir: _dir, fake, generations } = fixture();
+    let resolved = generations.resolve(&named("p@2")).unwrap();
+    let attach = || generations.attach(&resolved, &named("p@2"));
+    let log = || std::mem::take(&mut fake.state().log);
+    let [verify, mount, unmount, fetch] =
+        ["verify", "mount", "unmount", "fetch"].map(|what| format!("{what} {}", short(2)));
+    attach().unwrap();
+    assert_eq!(log(), [verify.clone(), mount.clone()]);
+    attach().unwrap();
+    assert_eq!(log(), [verify.clone()], "nothing has changed: the mount stays");
+    fake.state().damaged.insert(tree(2));
+    attach().unwrap();
+    assert_eq!(log(), [verify.clone(), unmount, verify, mount]);
+
+    fake.state().busy.insert(tree(2));
+    fake.state().damaged.insert(tree(2));
+    let Err(Fault::Failed(text)) = generations.hold(&resolved, 1, None) else { panic!("nothing may start from it") };
+    assert!(text.contains("changed on this host's disk") && text.contains("fuser"), "{text}");
+
+    fake.state().busy.clear();
+    fake.state().damaged.insert(tree(2));
+    log();
+    generations.stage(tree(2), None, false, &AtomicBool::new(false), &mut |_| ()).unwrap();
+    assert_eq!(log().iter().filter(|line| **line == fetch).count(), 2, "what was wrong is fetched before the exec");
 }
