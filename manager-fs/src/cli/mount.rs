@@ -1,7 +1,7 @@
 //! `mount [MOUNTPOINT]`: the mount daemon of a host, in the foreground. The hidden commands are its two children.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -12,8 +12,8 @@ use super::out::note;
 use super::units::byte_count;
 use crate::config::Dirs;
 use crate::host::enroll::Identity;
-use crate::host::mount::{HelperOptions, HoldOptions, Layout, NamespaceChoice, hold, serve_helper};
-use crate::host::worker::{self, WorkerOptions};
+use crate::host::mount::{HelperOptions, HoldOptions, Layout, NamespaceChoice, hold, serve_helper, still_mounted};
+use crate::host::worker::{self, Ended, WorkerOptions};
 
 /// Kernel memory of the metadata of all attached generations: half a million entries.
 const META_BYTES_MAX: u64 = 640 << 20;
@@ -60,21 +60,16 @@ pub(super) fn mount(args: &MountArgs, dirs: &Dirs) -> Result<Done> {
         helper_args: child_args("__helper", args, &layout, dirs),
         layout,
         namespace,
+        state: Some(dirs.state.clone()),
         fuse_device: "/dev/fuse".into(),
     };
     hold(&options)?;
-    let left = still_mounted(&options.layout.generations())?;
+    let left = still_mounted(&options.layout)?;
     for path in &left {
+        let path = path.display();
         note!("{path} is in use and stays mounted until its programs end: find them with `fuser -vm {path}`");
     }
     Ok(if left.is_empty() { Done::Clean } else { Done::WithProblems })
-}
-
-/// The mounts below a directory. Those in use are never detached: their programs need them.
-fn still_mounted(directory: &Path) -> Result<Vec<String>> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
-    let targets = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-    Ok(targets.filter(|target| Path::new(target).starts_with(directory)).map(str::to_owned).collect())
 }
 
 /// The hidden command `__worker`.
@@ -89,8 +84,11 @@ pub(super) fn worker(args: MountArgs, dirs: &Dirs) -> Result<Done> {
         read_ahead_bytes: u32::try_from(args.read_ahead).context("--read-ahead")?,
         verify_cache: args.verify_cache,
     };
-    worker::run(dirs, layout, &options)?;
-    Ok(Done::Clean)
+    Ok(match worker::run(dirs, layout, &options)? {
+        Ended::Unmount => Done::Clean,
+        // As the shell says it of a program that SIGTERM ended: the holder starts another worker, unless it ends itself.
+        Ended::Terminated => Done::Code(128 + 15),
+    })
 }
 
 /// The hidden command `__helper`.

@@ -328,6 +328,7 @@ pub(super) fn mount(args: &ProfileMountArgs, dirs: &Dirs) -> Result<Done> {
         helper_args,
         layout,
         namespace: if in_namespace { NamespaceChoice::New } else { NamespaceChoice::Auto },
+        state: None,
         fuse_device: "/dev/fuse".into(),
     })?;
     Ok(Done::Clean)

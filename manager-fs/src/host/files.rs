@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use agent_core::durable::{self, Durability, FileFault};
@@ -27,6 +28,16 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T, IoFault> {
         self.map_err(|error| IoFault { what: what(), error: error.into() })
     }
+}
+
+/// Opens the file of a lock, and makes it if need be. Nobody else may open it: whoever can open a file can lock it.
+///
+/// # Errors
+/// Of the file system.
+pub(crate) fn lock_file(path: &Path) -> io::Result<fs::File> {
+    let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    Ok(file)
 }
 
 /// Replaces `path` with `bytes`: after a power cut it holds the old bytes or the new ones. Missing directories are made.

@@ -94,6 +94,11 @@ impl Filesystem for Adapter {
         for wanted in [InitFlags::FUSE_AUTO_INVAL_DATA, InitFlags::FUSE_PARALLEL_DIROPS] {
             let _ = config.add_capabilities(wanted);
         }
+        // What a file's ACL says is enforced, as in an overlay. In a user namespace there is one user, who owns everything,
+        // and the users that an ACL names do not exist.
+        if self.objects.keeps_owners() {
+            let _ = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
+        }
         Ok(())
     }
 

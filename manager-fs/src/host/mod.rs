@@ -20,6 +20,7 @@ mod generations;
 pub mod mount;
 pub mod objects;
 mod opcode;
+mod panics;
 mod pool;
 pub mod profile;
 pub mod worker;

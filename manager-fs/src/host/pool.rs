@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use super::panics;
 use crate::sync::{lock, wait_for};
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -76,7 +77,7 @@ impl Shared {
             while let Some(job) = state.jobs.pop_front() {
                 drop(state);
                 // A job that panics must not take the count of threads with it.
-                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
+                panics::contain(job);
                 state = lock(&self.state);
             }
             state.idle += 1;

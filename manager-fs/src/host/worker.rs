@@ -25,6 +25,7 @@ use super::generations::records::Records;
 use super::generations::{Generations, Trees};
 use super::mount::{Layout, MountError, Worker};
 use super::objects::{Objects, ObjectsOptions};
+use super::panics;
 use crate::config::Dirs;
 use crate::net::bind_unix;
 
@@ -63,11 +64,21 @@ pub enum WorkerError {
     Io(#[from] IoFault),
 }
 
-/// The body of the hidden command `__worker`: returns when someone asked for the end of the whole mount.
+/// Why a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Someone asked for the end of the whole mount.
+    Unmount,
+    /// It got SIGTERM: of the holder, which ends, or of somebody else, and then another worker follows.
+    Terminated,
+}
+
+/// The body of the hidden command `__worker`: returns when the worker has ended in good order.
 ///
 /// # Errors
 /// It was not started by a holder, the host is not enrolled, or a directory or socket cannot be used.
-pub fn run(dirs: &Dirs, layout: Layout, options: &WorkerOptions) -> Result<(), WorkerError> {
+pub fn run(dirs: &Dirs, layout: Layout, options: &WorkerOptions) -> Result<Ended, WorkerError> {
+    panics::end_the_process();
     let worker = Worker::bootstrap(layout.clone())?;
     worker.end_with_holder()?;
     let identity = Identity::load(&dirs.state)?;
@@ -86,11 +97,11 @@ pub fn run(dirs: &Dirs, layout: Layout, options: &WorkerOptions) -> Result<(), W
         options,
         Opened { runtime: runtime.handle(), worker: &worker, identity: &identity, spool: Arc::new(spool) },
     )?;
-    runtime.block_on(serve(dirs, &layout, &worker, parts))?;
+    let ended = runtime.block_on(serve(dirs, &layout, &worker, parts))?;
     // The process ends now, and the runtime with it and no sooner: threads that fetch in the background use it to the last,
     // and would panic in one that is shut down; nor must one that waits for the network or a disk hold up the end.
     std::mem::forget(runtime);
-    Ok(())
+    Ok(ended)
 }
 
 /// What is open before the parts are.
@@ -178,7 +189,7 @@ fn epoch(verify_again: bool) -> String {
 }
 
 /// Answers everyone until the end is wanted.
-async fn serve(dirs: &Dirs, layout: &Layout, worker: &Worker, parts: DaemonParts) -> Result<(), WorkerError> {
+async fn serve(dirs: &Dirs, layout: &Layout, worker: &Worker, parts: DaemonParts) -> Result<Ended, WorkerError> {
     let daemon = Daemon::new(parts);
     let path = dirs.daemon_socket();
     let listener = bind_unix(&path).doing(|| format!("listen on {}", path.display()))?;
@@ -191,11 +202,11 @@ async fn serve(dirs: &Dirs, layout: &Layout, worker: &Worker, parts: DaemonParts
         tracing::warn!(restarts = worker.restarts(), "the last worker died; this one goes on where it was");
     }
     worker.ready(&ready_line(&daemon.host, layout, worker))?;
-    wait_for_end(&daemon).await.doing(|| "listen for signals".to_owned())?;
+    let ended = wait_for_end(&daemon).await.doing(|| "listen for signals".to_owned())?;
     daemon.generations.end();
     daemon.manager.end();
     let _ = std::fs::remove_file(&path);
-    Ok(())
+    Ok(ended)
 }
 
 fn ready_line(host: &HostName, layout: &Layout, worker: &Worker) -> String {
@@ -210,13 +221,13 @@ fn ready_line(host: &HostName, layout: &Layout, worker: &Worker) -> String {
 }
 
 /// Until SIGTERM or `unmount`. SIGINT from a terminal reaches the holder too, and the holder decides.
-async fn wait_for_end(daemon: &Daemon) -> std::io::Result<()> {
+async fn wait_for_end(daemon: &Daemon) -> std::io::Result<Ended> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            () = daemon.unmount_wanted() => return Ok(()),
+            _ = terminate.recv() => return Ok(Ended::Terminated),
+            () = daemon.unmount_wanted() => return Ok(Ended::Unmount),
             _ = interrupt.recv() => {}
         }
     }

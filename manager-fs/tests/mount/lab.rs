@@ -382,6 +382,7 @@ fn hold_in(dir: &Path, namespace: NamespaceChoice) -> anyhow::Result<()> {
         worker_args: role("worker"),
         helper_args: role("helper"),
         namespace,
+        state: None,
         fuse_device: match dir.join("no-fuse").exists() {
             true => "/dev/there-is-no-fuse".into(),
             false => "/dev/fuse".into(),

@@ -226,10 +226,19 @@ impl Trees for DataPlane {
 
     fn verify(&self, tree: &TreeId) -> bool {
         let Some(loaded) = self.objects.load_kept(tree) else { return false };
+        if self.layout.copy(tree).exists()
+            && let Err(error) = self.mounts.compare_copy(tree)
+        {
+            tracing::error!(%tree, %error, "the plain copy of this generation cannot be used");
+            return true;
+        }
         self.verify_objects(&loaded, loaded.manifest().objects.iter(), Look::Changed)
     }
 
     fn verify_files(&self, tree: &TreeId, files: &[TreePath], all: bool) -> bool {
+        if self.layout.copy(tree).exists() {
+            return self.verify(tree);
+        }
         let Some(loaded) = self.objects.load_kept(tree) else { return false };
         let look = if all { Look::All } else { Look::Changed };
         self.verify_objects(&loaded, objects_of(loaded.manifest(), files).into_iter(), look)

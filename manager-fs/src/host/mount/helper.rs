@@ -12,14 +12,16 @@ use proto::manifest::Manifest;
 use proto::width;
 use proto::{ObjectId, TreeId, TreePath};
 
+use super::copy::Copies;
 use super::image::{self, ImageMeta};
 use super::inherit::inherited;
 use super::message::{HelperReply, HelperRequest, MetaUsage, MountedGeneration, PageRange, receive, send};
 use super::meta::{Flavour, Layer, MetaStore, TmpfsMeta};
 use super::mounted::{generation, generations, has_image_layer};
 use super::probe::{ProbeReport, probe_overlay};
-use super::{Layout, MountError, copy, overlay};
-use crate::host::files::Doing;
+use super::{Layout, MountError, life, overlay};
+use crate::host::files::{self, Doing};
+use crate::host::panics;
 use crate::sync::lock;
 
 /// Kernel memory of one entry of a metadata layer, bytes: inode, dentry, two attributes (measured over 100,000 entries).
@@ -40,16 +42,17 @@ pub struct HelperOptions {
 /// # Errors
 /// It was not started by a holder, or the metadata tmpfs cannot be mounted.
 pub fn serve_helper(options: HelperOptions) -> Result<(), MountError> {
+    panics::end_the_process();
     let [listener, control] = inherited()?;
     let listener = UnixListener::from(listener);
     let HelperOptions { layout, meta_bytes_max, images } = options;
     let _only_one = wait_for_turn(&layout)?;
+    let copies = Mutex::new(Copies::new(layout.copies(), layout.local_objects()));
     let (mounting, probed) = (Mutex::default(), OnceLock::new());
-    let helper = Arc::new(Helper { layout, meta_bytes_max, images, mounting, probed });
+    let helper = Arc::new(Helper { layout, meta_bytes_max, images, mounting, copies, probed });
     helper.prepare()?;
     let watch = move || {
-        // The holder never writes: the end of the stream is the holder's end.
-        let _ = std::fs::File::from(control).read(&mut [0; 1]);
+        life::answer_until_end(&mut UnixStream::from(control), life::sign);
         std::process::exit(0);
     };
     let thread = |name: &str, stack_bytes| std::thread::Builder::new().name(name.into()).stack_size(stack_bytes);
@@ -66,7 +69,7 @@ pub fn serve_helper(options: HelperOptions) -> Result<(), MountError> {
 /// that it has unmounted, while this one is asked to make it anew.
 fn wait_for_turn(layout: &Layout) -> Result<std::fs::File, MountError> {
     let path = layout.run.join("helper.lock");
-    let file = std::fs::File::create(&path).doing(|| format!("create {}", path.display()))?;
+    let file = files::lock_file(&path).doing(|| format!("create {}", path.display()))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
         .doing(|| format!("lock {}", path.display()))?;
     Ok(file)
@@ -78,6 +81,7 @@ struct Helper {
     images: bool,
     /// Held while the set of mounts changes; never while a file is read.
     mounting: Mutex<()>,
+    copies: Mutex<Copies>,
     probed: OnceLock<ProbeReport>,
 }
 
@@ -91,6 +95,7 @@ impl Helper {
             tracing::warn!(%error, "no tmpfs for metadata layers");
         }
         image::clear_all(&meta);
+        lock(&self.copies).clear();
         Ok(())
     }
 
@@ -136,8 +141,8 @@ impl Helper {
                 let _one_at_a_time = lock(&self.mounting);
                 let begun = Instant::now();
                 let manifest = self.manifest(&tree)?;
-                let made = copy::make(&self.layout.copies(), &self.layout.local_objects(), &tree, &manifest)?;
-                Ok(mounted_reply(&made, false, &manifest, begun, begun))
+                let (made, found) = lock(&self.copies).make(&tree, &manifest)?;
+                Ok(mounted_reply(&made, found, &manifest, begun, begun))
             }
             HelperRequest::List => {
                 let _one_at_a_time = lock(&self.mounting);
@@ -208,7 +213,7 @@ impl Helper {
             TmpfsMeta::new(self.layout.meta(), flavour).remove(tree)?;
             ImageMeta::new(self.layout.meta(), 0).remove(tree)?;
         }
-        copy::remove(&self.layout.copies(), tree)?;
+        lock(&self.copies).remove(tree)?;
         let _ = std::fs::remove_file(self.layout.spare_manifest(tree));
         Ok(HelperReply::Unmounted)
     }

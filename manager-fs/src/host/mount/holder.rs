@@ -17,9 +17,10 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::inherit::{Greeting, Said, spawn};
+use super::life::{self, Life};
 use super::mounted::generations;
 use super::{HelperClient, Layout, MountError, message, overlay};
-use crate::host::files::Doing;
+use crate::host::files::{self, Doing};
 
 /// What `manager-fs mount` means.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub struct HoldOptions {
     pub helper_args: Vec<OsString>,
     /// Whose mounts they are.
     pub namespace: NamespaceChoice,
+    /// The host's state directory: one daemon works on it at a time.
+    pub state: Option<PathBuf>,
     /// `/dev/fuse`; where it cannot be opened the mount does without ([`super::DataPath`]).
     pub fuse_device: PathBuf,
 }
@@ -65,7 +68,7 @@ const RESTART_PAUSE_MAX: Duration = Duration::from_secs(2);
 pub fn hold(options: &HoldOptions) -> Result<(), MountError> {
     let namespace_pid = enter_namespace(options.namespace)?;
     prepare_dirs(&options.layout)?;
-    let _only_one = lock_run(&options.layout.run)?;
+    let _only_one = lock_dirs(options)?;
     clear_dead_mount(&options.layout.mountpoint)?;
     note_stale_generations(&options.layout)?;
     let mut held = Held::open(options, namespace_pid)?;
@@ -84,7 +87,10 @@ struct Held<'o> {
     greeting: Greeting,
     listener: UnixListener,
     /// The helper sees its end when this process ends.
-    helper_control: Option<OwnedFd>,
+    helper_control: Option<tokio::net::UnixStream>,
+    helper_life: Life,
+    /// The FUSE mount once more, attached nowhere: it can be put back where somebody has taken it away.
+    spare: Option<OwnedFd>,
     was_ready: bool,
 }
 
@@ -95,6 +101,7 @@ struct RunningWorker {
     heard: Vec<u8>,
     started: Instant,
     ready: bool,
+    life: Life,
     /// It has closed its end, so it is ending. The end of a stream stays readable: waiting for it again would spin, and
     /// keep this thread from hearing of the worker's death.
     silent: bool,
@@ -104,6 +111,9 @@ enum Event {
     WorkerEnded(io::Result<ExitStatus>),
     HelperEnded,
     Said,
+    HelperSaid,
+    /// Time to ask for signs of life.
+    Ask,
     Stop,
 }
 
@@ -122,7 +132,9 @@ impl<'o> Held<'o> {
         };
         let socket = options.layout.helper_socket();
         let listener = message::listen(&socket).doing(|| format!("listen on {}", socket.display()))?;
-        Ok(Self { options, device, greeting, listener, helper_control: None, was_ready: false })
+        let spare = device.as_ref().and_then(|_| overlay::clone_mount(&options.layout.mountpoint).ok());
+        let (helper_control, helper_life) = (None, Life::default());
+        Ok(Self { options, device, greeting, listener, helper_control, helper_life, spare, was_ready: false })
     }
 
     async fn run(&mut self) -> Result<(), MountError> {
@@ -162,17 +174,26 @@ impl<'o> Held<'o> {
     ) -> Result<(), MountError> {
         let mut worker = self.start_worker()?;
         let mut pause = Duration::ZERO;
+        let mut ask = tokio::time::interval(life::ASK_EVERY);
+        ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
                 status = worker.child.wait() => Event::WorkerEnded(status),
                 _ = helper.wait() => Event::HelperEnded,
                 _ = worker.control.readable(), if !worker.silent => Event::Said,
+                () = readable(self.helper_control.as_ref()) => Event::HelperSaid,
+                _ = ask.tick() => Event::Ask,
                 _ = terminate.recv() => Event::Stop,
                 _ = interrupt.recv() => Event::Stop,
             };
             match event {
                 Event::Said => self.listen_to(&mut worker),
                 Event::HelperEnded => *helper = self.start_helper()?,
+                Event::HelperSaid => self.listen_to_helper(),
+                Event::Ask => {
+                    self.ask_for_life(&mut worker, helper);
+                    self.put_back();
+                }
                 Event::WorkerEnded(status) => {
                     // What it said last may still be in the socket.
                     self.listen_to(&mut worker);
@@ -208,7 +229,15 @@ impl<'o> Held<'o> {
         let child = spawn(command, &fds).doing(|| format!("start {}", self.options.program.display()))?;
         let control = ours.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(ours));
         let control = control.doing(|| "listen to the worker".to_owned())?;
-        Ok(RunningWorker { child, control, heard: Vec::new(), started: Instant::now(), ready: false, silent: false })
+        Ok(RunningWorker {
+            child,
+            control,
+            heard: Vec::new(),
+            started: Instant::now(),
+            ready: false,
+            life: Life::default(),
+            silent: false,
+        })
     }
 
     fn start_helper(&mut self) -> Result<Child, MountError> {
@@ -217,8 +246,51 @@ impl<'o> Held<'o> {
         command.args(&self.options.helper_args).kill_on_drop(false);
         let child = spawn(command, &[self.listener.as_fd(), theirs.as_fd()])
             .doing(|| format!("start {}", self.options.program.display()))?;
-        self.helper_control = Some(ours.into());
+        let control = ours.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(ours));
+        self.helper_control = Some(control.doing(|| "listen to the helper".to_owned())?);
+        self.helper_life = Life::default();
         Ok(child)
+    }
+
+    /// A child that has left too many questions unanswered is killed, and then replaced like any other that ended: nothing that
+    /// it does is lost by that, and whoever waits for it would wait for ever.
+    fn ask_for_life(&mut self, worker: &mut RunningWorker, helper: &mut Child) {
+        if !worker.life.asked() {
+            tracing::error!("the worker gives no sign of life (was it stopped?): it is replaced");
+            let _ = worker.child.start_kill();
+        }
+        life::ask(&worker.control);
+        if !self.helper_life.asked() {
+            tracing::error!("the mount helper gives no sign of life (was it stopped?): it is replaced");
+            let _ = helper.start_kill();
+        }
+        if let Some(control) = &self.helper_control {
+            life::ask(control);
+        }
+    }
+
+    fn listen_to_helper(&mut self) {
+        let mut signs = [0; 64];
+        match self.helper_control.as_ref().map(|control| control.try_read(&mut signs)) {
+            Some(Ok(1..)) => self.helper_life.heard(),
+            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // It is ending.
+            _ => self.helper_control = None,
+        }
+    }
+
+    /// Somebody who unmounted the view (`umount -l`) took from new attachments what they are mounted over.
+    fn put_back(&self) {
+        let (Some(spare), mountpoint) = (&self.spare, &self.options.layout.mountpoint) else { return };
+        let gone = overlay::mounts().is_ok_and(|mounts| mounts.iter().all(|line| line.target != *mountpoint));
+        if gone {
+            match overlay::attach_clone(spare.as_fd(), mountpoint) {
+                Ok(()) => {
+                    tracing::warn!(mountpoint = %mountpoint.display(), "somebody unmounted the view; it is back")
+                }
+                Err(error) => tracing::error!(%error, mountpoint = %mountpoint.display(), "the view is gone"),
+            }
+        }
     }
 
     /// Takes every message that is there.
@@ -230,7 +302,10 @@ impl<'o> Held<'o> {
                     worker.silent = true;
                     break;
                 }
-                Ok(len) => worker.heard.extend_from_slice(&piece[..len]),
+                Ok(len) => {
+                    worker.life.heard();
+                    worker.heard.extend_from_slice(&piece[..len]);
+                }
                 Err(error) => {
                     worker.silent |= error.kind() != io::ErrorKind::WouldBlock;
                     break;
@@ -245,6 +320,7 @@ impl<'o> Held<'o> {
             match said {
                 Ok(Said::Answer(answer)) => self.answer_init(&answer),
                 Ok(Said::Ready(line)) => self.announce(worker, &line),
+                Ok(Said::Alive) => {}
                 Err(error) => tracing::warn!(%error, "the worker said something unknown"),
             }
         }
@@ -270,6 +346,7 @@ impl<'o> Held<'o> {
     /// Ends the helper and takes the FUSE mount away.
     fn clean_up(&mut self) {
         self.helper_control = None;
+        self.spare = None;
         if self.device.take().is_some() {
             let mountpoint = &self.options.layout.mountpoint;
             if !overlay::unmount_unused(mountpoint).unwrap_or(false) {
@@ -278,6 +355,14 @@ impl<'o> Held<'o> {
         }
         let _ = std::fs::remove_file(self.options.layout.helper_socket());
         let _ = std::fs::remove_file(self.options.layout.numbers());
+    }
+}
+
+/// Resolves when the helper has said something; never while there is none.
+async fn readable(control: Option<&tokio::net::UnixStream>) {
+    match control {
+        Some(control) => drop(control.readable().await),
+        None => std::future::pending().await,
     }
 }
 
@@ -361,14 +446,45 @@ fn prepare_dirs(layout: &Layout) -> Result<(), MountError> {
     Ok(())
 }
 
-/// One daemon a RUN directory.
-fn lock_run(run: &Path) -> Result<std::fs::File, MountError> {
-    let path = run.join("mount.lock");
-    let file = std::fs::File::create(&path).doing(|| format!("create {}", path.display()))?;
+/// One daemon a directory: two would answer for one host, or write one cache.
+fn lock_dirs(options: &HoldOptions) -> Result<Vec<std::fs::File>, MountError> {
+    let state = options.state.as_deref().map(|state| (state, "--state"));
+    let dirs = [(options.layout.run.as_path(), "--run"), (options.layout.cache.as_path(), "--cache")];
+    dirs.into_iter().chain(state).map(|(directory, flag)| lock_dir(directory, flag)).collect()
+}
+
+fn lock_dir(directory: &Path, flag: &'static str) -> Result<std::fs::File, MountError> {
+    let path = directory.join("mount.lock");
+    let file = match files::lock_file(&path) {
+        // A cache that cannot be written is served from, and nobody else can write it either.
+        Err(error) if flag == "--cache" && is_read_only(&error) => match std::fs::File::open(&path) {
+            Ok(file) => Ok(file),
+            Err(_) => std::fs::File::open(directory),
+        },
+        opened => opened,
+    };
+    let file = file.doing(|| format!("create {}", path.display()))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(_) => Err(MountError::AlreadyRuns { directory: run.to_owned(), flag: "--run" }),
+        Err(_) => Err(MountError::AlreadyRuns { directory: directory.to_owned(), flag }),
     }
+}
+
+fn is_read_only(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied | io::ErrorKind::StorageFull
+    )
+}
+
+/// The mounts of generations that are left: in use, so never detached.
+///
+/// # Errors
+/// The mount table cannot be read.
+pub fn still_mounted(layout: &Layout) -> Result<Vec<PathBuf>, MountError> {
+    let generations = layout.generations();
+    let targets = mount_table()?.into_iter().map(|line| line.target);
+    Ok(targets.filter(|target| target.starts_with(&generations)).collect())
 }
 
 /// A holder that was killed leaves a mount that nobody answers.

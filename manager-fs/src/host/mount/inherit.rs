@@ -31,6 +31,8 @@ pub(super) enum Said {
     Answer(Vec<u8>),
     /// Everything is served; a line for the operator.
     Ready(String),
+    /// It is there, and was asked.
+    Alive,
 }
 
 /// What a worker finds open.

@@ -157,7 +157,11 @@ impl<'m> Builder<'m> {
         match &node.kind {
             NodeKind::Directory => Ok(mkdirat(&self.root, path, Mode::RWXU)?),
             _ if self.first_name.contains_key(&entry.node) => {
-                Ok(linkat(&self.root, self.first_name[&entry.node], &self.root, path, AtFlags::empty())?)
+                let first = self.first_name[&entry.node];
+                linkat(&self.root, first, &self.root, path, AtFlags::empty()).map_err(|error| {
+                    let error = io::Error::from(error);
+                    io::Error::new(error.kind(), format!("one more name of '{}': {error}", first.display()))
+                })
             }
             NodeKind::Symlink(target) => {
                 self.first_name.insert(entry.node, path);
@@ -208,7 +212,11 @@ impl<'m> Builder<'m> {
             match set {
                 // A user namespace has no file capabilities of other namespaces, and nosuid takes their effect anyway.
                 Err(rustix::io::Errno::PERM | rustix::io::Errno::INVAL) if !self.keep_owners => {}
-                other => other?,
+                other => other.map_err(|error| {
+                    let (name, bytes) = (String::from_utf8_lossy(&xattr.name), xattr.value.len());
+                    let error = io::Error::from(error);
+                    io::Error::new(error.kind(), format!("attribute {name} of {bytes} bytes: {error}"))
+                })?,
             }
         }
         Ok(futimens(&file, &times(node))?)

@@ -26,6 +26,7 @@ mod helper;
 mod holder;
 mod image;
 mod inherit;
+mod life;
 mod message;
 mod meta;
 mod mounted;
@@ -41,7 +42,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::MountError;
 pub use helper::{HelperOptions, serve_helper};
-pub use holder::{HoldOptions, NamespaceChoice, hold};
+pub use holder::{HoldOptions, NamespaceChoice, hold, still_mounted};
 pub(super) use message::PageRange;
 pub use message::{HelperClient, HelperError, MetaUsage, MountedGeneration};
 pub use probe::ProbeReport;
@@ -102,6 +103,11 @@ impl Layout {
     /// Plain copies of trees, where neither overlay nor FUSE is permitted.
     pub fn copies(&self) -> PathBuf {
         self.cache.join("copies")
+    }
+
+    /// The plain copy of a tree.
+    pub fn copy(&self, tree: &TreeId) -> PathBuf {
+        self.copies().join(tree.to_hex())
     }
 
     /// Where a manifest is left for the helper when the cache cannot be written.

@@ -1,13 +1,13 @@
 //! The mounts, by the mount API of descriptors: one call after another, each with its reason.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
 };
 
 use super::meta::Flavour;
@@ -54,6 +54,19 @@ pub(super) fn mount_fuse(device: BorrowedFd<'_>, target: &Path) -> io::Result<()
         fsconfig_set_flag(fs, "allow_other").map_err(|e| explain(fs, "allow_other", e))?;
     }
     finish(fs, TREE_ATTRIBUTES, target)
+}
+
+/// A mount once more, attached nowhere.
+pub(super) fn clone_mount(target: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(open_tree(CWD, target, flags)?)
+}
+
+/// Attaches a copy of such a mount, which stays for the next time.
+pub(super) fn attach_clone(clone: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let again = open_tree(clone, "", flags)?;
+    Ok(move_mount(&again, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
 /// Whether this process's user ids are not the machine's own (`user_namespaces(7)`: the initial map is the identity).

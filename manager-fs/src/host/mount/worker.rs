@@ -1,6 +1,5 @@
 //! The worker's side: taking over from the holder, serving the kernel, and asking the helper to mount.
 
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -13,7 +12,7 @@ use proto::TreeId;
 use super::inherit::{Greeting, Inherited, Said, inherited_worker};
 use super::message::{HelperClient, HelperError, HelperReply, PageRange, send};
 use super::probe::ProbeReport;
-use super::{DataPath, Layout, MountError, resume};
+use super::{DataPath, Layout, MountError, life, resume};
 use crate::host::data::recorder::Recorder;
 use crate::host::files::Doing;
 use crate::host::fuse::{Adapter, RequestCounts, ServeOptions};
@@ -89,11 +88,12 @@ impl Worker {
         self.tell(&Said::Ready(line.to_owned()))
     }
 
-    /// Ends the process when the holder has gone: nobody would restart this worker, and a new holder starts its own.
+    /// Answers the holder's questions whether this worker is alive, and ends the process when the holder has gone: nobody would
+    /// restart this worker, and a new holder starts its own.
     pub fn end_with_holder(&self) -> Result<(), MountError> {
         let mut control = self.control.try_clone().doing(|| "copy the control socket".to_owned())?;
         let watch = move || {
-            let _ = control.read(&mut [0; 1]);
+            life::answer_until_end(&mut control, |control| send(control, &Said::Alive));
             std::process::exit(1);
         };
         let thread = std::thread::Builder::new().name("holder-watch".into()).stack_size(64 << 10);
@@ -108,6 +108,7 @@ impl Worker {
     }
 
     fn tell(&self, said: &Said) -> Result<(), MountError> {
+        // One write, so what the thread that answers says does not come in between.
         let told = self.control.try_clone().and_then(|mut control| send(&mut control, said));
         Ok(told.doing(|| "tell the holder".to_owned())?)
     }
@@ -226,6 +227,14 @@ impl Mounts {
     /// The helper cannot be reached.
     pub(in crate::host) fn prefetch(&self, ranges: Vec<PageRange>) -> Result<(), HelperError> {
         self.helper.prefetch(ranges)
+    }
+
+    /// Has the helper compare the plain copy of a tree with its manifest, and make it anew where it differs.
+    ///
+    /// # Errors
+    /// It differs and could not be made anew.
+    pub(in crate::host) fn compare_copy(&self, tree: &TreeId) -> Result<(), HelperError> {
+        self.helper.copy(tree).map(drop)
     }
 
     /// Makes a registered tree usable. `all_local` says that every object is local: then the generation is mounted

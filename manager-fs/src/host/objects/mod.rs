@@ -130,6 +130,11 @@ impl Objects {
         &self.fetcher
     }
 
+    /// Whether files belong to whom the tree says.
+    pub(in crate::host) fn keeps_owners(&self) -> bool {
+        self.options.keep_owners
+    }
+
     /// Sets what the view shows: every generation that is exported to this host now. Returns whether it changed;
     /// the mount then makes the kernel look again at once (`invalidate_view`).
     ///
