@@ -157,23 +157,94 @@ pub async fn enroll(state: &Path, manager: &str, token: &Token, force: bool) -> 
         return Err(EnrollError::AlreadyEnrolled { name });
     }
     // Before the token is spent: a directory that cannot be written would waste it.
-    let fresh = make_directory(state)?;
+    let directory = state.to_owned();
+    let fresh = on_a_thread(move || make_directory(&directory)).await?;
     let enrolled = request_identity(manager, token).await;
     let (key, reply) = enrolled.inspect_err(|_| drop(fs::remove_dir_all(&fresh)))?;
-    install(state, &fresh, &key, reply, manager)
+    let (state, manager) = (state.to_owned(), manager.to_owned());
+    on_a_thread(move || install(&state, &fresh, &key, certificate_of(reply), &manager)).await
 }
 
-/// Gets a new certificate, for a new key, over the host's own connection.
+/// Gets a new certificate, for a new key, over the host's own connection. Nothing else of the identity changes: whom this host
+/// believes was settled at enrolment, and whoever answers a renewal has proved no more than that he has the authority's key.
 ///
 /// # Errors
-/// The manager refuses, or the identity cannot be written; the old one stays in place.
+/// The manager refuses, its certificate is not for this host and this key, or the identity cannot be written; the old one stays
+/// in place.
 pub async fn renew(link: &Link, state: &Path) -> Result<Identity, EnrollError> {
-    let manager = Identity::load(state)?.manager;
-    let fresh = make_directory(state)?;
-    let (key, csr) = key_and_request()?;
+    let begin = {
+        let state = state.to_owned();
+        move || Ok((Identity::load(&state)?, make_directory(&state)?, key_and_request()?))
+    };
+    let (now, fresh, (key, csr)) = on_a_thread(begin).await?;
     let reply = link.request(&HostRequest::Renew { csr }, |_| {}, DEADLINE).await;
-    let reply = reply.inspect_err(|_| drop(fs::remove_dir_all(&fresh)))?;
-    install(state, &fresh, &key, reply, &manager)
+    let state = state.to_owned();
+    let installed = move || {
+        let issued = reply.map_err(EnrollError::from).and_then(certificate_of).and_then(|issued| {
+            check_issued(&issued.certificate, &now.host, &key)?;
+            let given = (issued.authority != now.tls.authority) || (issued.publishers != key_bytes(&now.publishers));
+            if given {
+                tracing::warn!(
+                    "the manager's answer to a renewal names other keys to believe; they are not believed"
+                );
+            }
+            let (authority, publishers) = (now.tls.authority.clone(), key_bytes(&now.publishers));
+            Ok(Issued { certificate: issued.certificate, authority, publishers })
+        });
+        install(&state, &fresh, &key, issued, &now.manager)
+    };
+    on_a_thread(installed).await
+}
+
+/// What a manager gives to a host.
+struct Issued {
+    certificate: String,
+    authority: String,
+    publishers: Vec<[u8; 32]>,
+}
+
+fn certificate_of(reply: ManagerReply) -> Result<Issued, EnrollError> {
+    match reply {
+        ManagerReply::Certificate { host: _, certificate, authority, publishers } => {
+            if publishers.is_empty() {
+                return Err(EnrollError::Answer("it names no publisher's key".to_owned()));
+            }
+            describe(&certificate).map_err(EnrollError::Answer)?;
+            Ok(Issued { certificate, authority, publishers })
+        }
+        ManagerReply::Fault(fault) => Err(EnrollError::Refused(fault)),
+        _ => Err(EnrollError::Answer("it is no certificate".to_owned())),
+    }
+}
+
+/// A certificate must be this host's, and of the key that was made for it: with any other the host could not connect again.
+fn check_issued(certificate: &str, host: &HostName, key: &KeyPair) -> Result<(), EnrollError> {
+    let (named, _, _) = describe(certificate).map_err(EnrollError::Answer)?;
+    if named != *host {
+        return Err(EnrollError::Answer(format!("its certificate is for the host {named}, and this is {host}")));
+    }
+    let of_key = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).ok().and_then(|(_, pem)| {
+        let certificate = pem.parse_x509().ok()?;
+        Some(certificate.public_key().raw == key.subject_public_key_info().as_slice())
+    });
+    match of_key {
+        Some(true) => Ok(()),
+        _ => Err(EnrollError::Answer("its certificate is for another key".to_owned())),
+    }
+}
+
+fn key_bytes(keys: &[VerifyingKey]) -> Vec<[u8; 32]> {
+    keys.iter().map(VerifyingKey::to_bytes).collect()
+}
+
+/// Files are written, and synced, where nobody waits for anything else.
+async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, EnrollError> + Send + 'static,
+) -> Result<T, EnrollError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(EnrollError::Answer(format!("installing it failed inside: {error}"))),
+    }
 }
 
 async fn request_identity(manager: &str, token: &Token) -> Result<(KeyPair, ManagerReply), EnrollError> {
@@ -210,10 +281,10 @@ fn install(
     state: &Path,
     fresh: &Path,
     key: &KeyPair,
-    reply: ManagerReply,
+    issued: Result<Issued, EnrollError>,
     manager: &str,
 ) -> Result<Identity, EnrollError> {
-    let installed = write_and_swap(state, fresh, key, reply, manager);
+    let installed = issued.and_then(|issued| write_and_swap(state, fresh, key, &issued, manager));
     // After a swap this is the old identity, after a failure the unfinished new one.
     if fresh.exists() {
         fs::remove_dir_all(fresh).doing(|| format!("remove {}", fresh.display()))?;
@@ -226,25 +297,15 @@ fn write_and_swap(
     state: &Path,
     fresh: &Path,
     key: &KeyPair,
-    reply: ManagerReply,
+    issued: &Issued,
     manager: &str,
 ) -> Result<(), EnrollError> {
-    let (certificate, authority, publishers) = match reply {
-        ManagerReply::Certificate { host: _, certificate, authority, publishers } => {
-            (certificate, authority, publishers)
-        }
-        ManagerReply::Fault(fault) => return Err(EnrollError::Refused(fault)),
-        _ => return Err(EnrollError::Answer("it is no certificate".to_owned())),
-    };
-    if publishers.is_empty() {
-        return Err(EnrollError::Answer("it names no publisher's key".to_owned()));
-    }
-    describe(&certificate).map_err(EnrollError::Answer)?;
+    let Issued { certificate, authority, publishers } = issued;
     let keys: String =
         publishers.iter().map(|key| format!("{}\n", blake3::Hash::from_bytes(*key).to_hex())).collect();
     write(&fresh.join("host.key"), &key.serialize_pem())?;
-    write(&fresh.join("host.pem"), &certificate)?;
-    write(&fresh.join("ca.pem"), &authority)?;
+    write(&fresh.join("host.pem"), certificate)?;
+    write(&fresh.join("ca.pem"), authority)?;
     write(&fresh.join("publishers"), &keys)?;
     write(&fresh.join("manager"), &format!("{manager}\n"))?;
     fs::File::open(fresh).and_then(|dir| dir.sync_all()).doing(|| format!("sync {}", fresh.display()))?;

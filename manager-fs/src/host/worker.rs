@@ -23,6 +23,7 @@ use super::fuse::ServeOptions;
 use super::generations::leases::Leases;
 use super::generations::records::Records;
 use super::generations::{Generations, Trees};
+use super::leftovers;
 use super::mount::{Layout, MountError, Worker};
 use super::objects::{Objects, ObjectsOptions};
 use super::panics;
@@ -82,6 +83,7 @@ pub fn run(dirs: &Dirs, layout: Layout, options: &WorkerOptions) -> Result<Ended
     let worker = Worker::bootstrap(layout.clone())?;
     worker.end_with_holder()?;
     let identity = Identity::load(&dirs.state)?;
+    leftovers::clear(dirs);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_stack_size(1 << 20)
@@ -195,7 +197,7 @@ async fn serve(dirs: &Dirs, layout: &Layout, worker: &Worker, parts: DaemonParts
     let listener = bind_unix(&path).doing(|| format!("listen on {}", path.display()))?;
     daemon.start().doing(|| "start the threads of the generations".to_owned())?;
     tokio::spawn(socket::serve(listener, Arc::clone(&daemon)));
-    tokio::spawn(renew_for_ever(dirs.state.clone(), Arc::clone(&daemon.manager), Arc::clone(&daemon.records)));
+    tokio::spawn(renew_for_ever(dirs.state.clone(), Arc::clone(&daemon.manager)));
     let probing = Arc::clone(&daemon.data);
     tokio::task::spawn_blocking(move || probing.probe().inspect_err(|fault| tracing::warn!(%fault, "probing")));
     if worker.restarts() > 0 {

@@ -19,7 +19,6 @@ use tokio::sync::watch;
 use super::daemon::Daemon;
 use super::status;
 use crate::host::blocking;
-use crate::host::generations::Purpose;
 use crate::net::{Answer, BoxFuture, Handler, LinkLimits, peer_is_trusted, start_with};
 
 /// Progress of a stage is sent at most, and at least, this often: a client that hears nothing gives up.
@@ -106,7 +105,7 @@ async fn answer_simple(
         DaemonRequest::Status => Ok(DaemonReply::Status(status_text(&daemon).await)),
         DaemonRequest::Newest { product } => newest(&daemon, &product).await,
         DaemonRequest::Attach { generation } => {
-            begin(&daemon, &generation, Purpose::Keep).await?;
+            begin(&daemon, &generation).await?;
             let resolved = daemon.exports.resolve(&generation).await?;
             blocking(move || daemon.generations.attach(&resolved, &generation)).await.map(DaemonReply::Attached)
         }
@@ -114,7 +113,7 @@ async fn answer_simple(
             blocking(move || daemon.generations.release(&generation)).await.map(|()| DaemonReply::Done)
         }
         DaemonRequest::Hold { generation } => {
-            begin(&daemon, &generation, Purpose::Start).await?;
+            begin(&daemon, &generation).await?;
             let resolved = daemon.exports.resolve(&generation).await?;
             blocking(move || daemon.generations.hold(&resolved, connection, pid)).await.map(DaemonReply::Attached)
         }
@@ -142,10 +141,10 @@ async fn answer_simple(
     }
 }
 
-async fn begin(daemon: &Arc<Daemon>, generation: &GenerationRef, purpose: Purpose) -> Result<(), Fault> {
+async fn begin(daemon: &Arc<Daemon>, generation: &GenerationRef) -> Result<(), Fault> {
     let (daemon, generation) = (Arc::clone(daemon), generation.clone());
     blocking(move || {
-        daemon.generations.begin(&generation, purpose);
+        daemon.generations.begin(&generation);
         Ok(())
     })
     .await
@@ -158,8 +157,8 @@ async fn status_text(daemon: &Arc<Daemon>) -> String {
         Ok(())
     });
     // A look that takes longer goes on, and shows next time.
-    let _ = tokio::time::timeout(LOOK_DEADLINE, look).await;
-    let _ = tokio::time::timeout(LOOK_DEADLINE, daemon.relay.look()).await;
+    let users = tokio::time::timeout(LOOK_DEADLINE, look);
+    let _ = tokio::join!(users, tokio::time::timeout(LOOK_DEADLINE, daemon.relay.look()));
     status::document(daemon).to_string()
 }
 

@@ -8,7 +8,6 @@ use agent_core::report::unix_ms;
 
 use super::link::{Dial, ManagerLink};
 use crate::host::enroll::{self, Identity};
-use crate::host::generations::records::Records;
 use crate::net::{self, BoxFuture, Handler, Link, NetError};
 use crate::sync::lock;
 
@@ -60,7 +59,7 @@ impl Dial for TlsDial {
 }
 
 /// Renews the host's certificate for ever: after two thirds of its life, again and again until it succeeds.
-pub(crate) async fn renew_for_ever(state: PathBuf, manager: Arc<ManagerLink>, records: Arc<Records>) {
+pub(crate) async fn renew_for_ever(state: PathBuf, manager: Arc<ManagerLink>) {
     loop {
         let due = Identity::load(&state).map_or(0, |identity| identity.renew_at());
         tokio::time::sleep(Duration::from_millis(due.saturating_sub(unix_ms())).max(Duration::from_secs(1))).await;
@@ -69,9 +68,8 @@ pub(crate) async fn renew_for_ever(state: PathBuf, manager: Arc<ManagerLink>, re
         let Some(link) = link else { continue };
         match enroll::renew(&link, &state).await {
             Ok(identity) => {
-                tracing::info!(host = %identity.host, until_unix_ms = identity.not_after, "certificate renewed");
                 // The connection goes on; the next one is made with the new certificate.
-                records.set_publishers(identity.publishers);
+                tracing::info!(host = %identity.host, until_unix_ms = identity.not_after, "certificate renewed");
             }
             Err(error) => {
                 tracing::warn!(%error, "the certificate could not be renewed");

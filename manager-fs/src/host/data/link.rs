@@ -12,7 +12,7 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use agent_core::report::unix_ms;
 use proto::bulk::ChunkHead;
@@ -29,6 +29,8 @@ use crate::sync::lock;
 /// yet an operator who restarts it does not want to wait.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// After a connection that was up all hosts of a manager dial again: within this time, and not in one moment.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// How long the dial with its handshake and `Hello` may take.
 const DIAL_DEADLINE: Duration = Duration::from_secs(10);
 /// A bulk connection that nobody uses is closed after this long.
@@ -349,6 +351,9 @@ async fn dial_for_ever(lane: &Lane, dial: &dyn Dial, handler: &Arc<dyn Handler>,
                 lane.came_up(host, facts);
                 let reason = lane.until_down(&link).await;
                 lane.went_down(&reason, facts);
+                if lane.role == Role::Control && !*lane.ended.borrow() {
+                    wait(lane, FIRST_PAUSE).await;
+                }
             }
             Err(error) => {
                 lane.went_down(&error, facts);
@@ -360,16 +365,20 @@ async fn dial_for_ever(lane: &Lane, dial: &dyn Dial, handler: &Arc<dyn Handler>,
 }
 
 /// Sits out a pause, unless a demand waits; never less than the shortest one, or a dead manager would be dialled in a
-/// tight loop. Hosts that lost the same manager at the same moment come back spread out.
+/// tight loop. Hosts that lost the same manager at the same moment come back spread over the whole of it.
 async fn wait(lane: &Lane, pause: Duration) {
-    let spread = 0.75
-        + 0.5 * f64::from(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.subsec_nanos()))
-            / 1_000_000_000.0;
     tokio::time::sleep(PAUSE_MIN).await;
     tokio::select! {
-        () = tokio::time::sleep(pause.mul_f64(spread).saturating_sub(PAUSE_MIN)) => {}
+        () = tokio::time::sleep(spread(pause)) => {}
         () = lane.hurry.notified() => {}
     }
+}
+
+/// Some time up to `pause`. The hasher's keys are random, and this host's own; its clock is everybody's.
+fn spread(pause: Duration) -> Duration {
+    use std::hash::{BuildHasher, Hasher};
+    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    pause.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)
 }
 
 /// Dials and says `Hello`. Requests that wait for the lane go out right behind it, a round trip before it is answered:

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use crate::host::cache::{Cache, Look};
 use crate::host::data::prefetch::Prefetch;
 use crate::host::fetch::{FromOldOptions, HydrateOptions, HydrateProgress, TreeRef};
+use crate::host::generations::Trees;
 use crate::host::generations::records::{KnownRecord, Records};
-use crate::host::generations::{Purpose, Trees};
 use crate::host::mount::{DataPath, HelperError, Layout, Mounts, Server};
 use crate::host::objects::{Objects, Tree, ViewEntry};
 use crate::sync::lock;
@@ -202,7 +202,7 @@ impl DataPlane {
 }
 
 impl Trees for DataPlane {
-    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>, purpose: Purpose) {
+    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>) {
         if tree.is_some_and(|tree| self.sizes(tree).is_some_and(|(local, all)| local == all)) {
             return;
         }
@@ -212,9 +212,6 @@ impl Trees for DataPlane {
             (None, GenerationRef::Named(product, _)) => self.newest_whole(product, None),
             (None, GenerationRef::TreePrefix(_)) => None,
         };
-        if purpose == Purpose::Keep && from.is_some() {
-            return;
-        }
         self.objects.fetcher().begin(generation, tree.copied(), from);
     }
 
@@ -274,6 +271,10 @@ impl Trees for DataPlane {
             Err(HelperError::Busy(_)) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn is_still_mounted(&self, path: &Path) -> bool {
+        self.mounts.is_still_mounted(path)
     }
 
     fn mounted(&self) -> Vec<(TreeId, bool)> {
@@ -397,7 +398,7 @@ impl DataPlane {
             fuse_requests: requests.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
             fetch: json!(self.objects.fetcher().counts()),
             cache: json!({
-                "dir": self.layout.cache,
+                "dir": self.layout.cache.to_string_lossy(),
                 "local_bytes": usage.local_bytes,
                 "partial_bytes": usage.partial_bytes,
                 "quota_bytes": usage.quota_bytes,

@@ -63,6 +63,16 @@ impl FetchError {
     }
 }
 
+impl FetchError {
+    /// Whether more time might have helped.
+    pub(super) fn is_for_want_of_time(&self) -> bool {
+        matches!(
+            self,
+            FetchError::Upstream { source: UpstreamError::Unavailable(_), .. } | FetchError::Deadline { .. }
+        )
+    }
+}
+
 impl From<Fault> for UpstreamError {
     fn from(fault: Fault) -> Self {
         match fault {

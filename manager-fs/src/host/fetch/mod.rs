@@ -28,6 +28,7 @@ use around::Around;
 use assemble::assemble;
 use counts::Counters;
 use flight::{Departed, Flight, FlightKey, FlightState, Leg};
+use outage::Outage;
 use retry::Retry;
 use start::Starts;
 
@@ -39,6 +40,7 @@ mod error;
 mod flight;
 mod from_old;
 mod hydrate;
+mod outage;
 mod retry;
 mod start;
 #[cfg(test)]
@@ -98,6 +100,7 @@ pub struct Fetcher {
     flights: Mutex<HashMap<FlightKey, Arc<Flight>>>,
     starts: Starts,
     around: Around,
+    outage: Outage,
     counters: Counters,
     ahead: super::pool::Pool,
     /// Complete objects that wait to be made local, together.
@@ -142,6 +145,7 @@ impl Fetcher {
             flights: Mutex::default(),
             starts: Starts::default(),
             around: Around::default(),
+            outage: Outage::default(),
             counters: Counters::default(),
             ahead: super::pool::Pool::new("ahead", 2, 64),
             complete: Mutex::default(),
@@ -252,7 +256,12 @@ impl Fetcher {
         self.fetch_around(wanted, offset);
         tracing::debug!(object = %wanted.object.id, offset, len, "demanded");
         let chunks: Vec<u32> = chunk_range(offset, wanted_len, wanted.chunk_bytes).collect();
-        let held = self.fetch_all(wanted, partial.as_deref(), &chunks, deadline)?;
+        let deadline = self.outage.deadline(&wanted.object.id, offset, Instant::now(), deadline);
+        let held = self.fetch_all(wanted, partial.as_deref(), &chunks, deadline).inspect_err(|error| {
+            if error.is_for_want_of_time() {
+                self.outage.note(&wanted.object.id, offset, wanted_len as u64, Instant::now());
+            }
+        })?;
         let bytes = assemble(wanted, partial.as_deref(), &chunks, &held, offset, wanted_len)?;
         if let Some(partial) = partial {
             self.after_read(wanted, &partial, offset, wanted_len as u64);

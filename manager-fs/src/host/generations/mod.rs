@@ -9,7 +9,7 @@
 //! All calls block and are made from threads.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ mod wake;
 pub(crate) trait Trees: Send + Sync + 'static {
     /// Asks for everything that a start of a generation needs, in the background, if its tree (when it is known) is not
     /// local. Comes before `prepare`, which finds the manifest in the answer.
-    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>, purpose: Purpose);
+    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>);
     /// Makes the objects of a tree readable: its manifest comes from the cache or the manager.
     fn prepare(&self, tree: &TreeId, deadline: Instant) -> Result<(), Fault>;
     /// Hashes those local objects of a tree again that do not look as they did when they were hashed last: after a boot all.
@@ -47,6 +47,8 @@ pub(crate) trait Trees: Send + Sync + 'static {
     fn mount(&self, tree: &TreeId) -> Result<(PathBuf, bool), Fault>;
     /// Unmounts it; `false` while it is in use.
     fn unmount(&self, tree: &TreeId) -> Result<bool, Fault>;
+    /// Whether what was mounted at this path still is: somebody may have unmounted it.
+    fn is_still_mounted(&self, path: &Path) -> bool;
     /// The trees that are mounted, by looking, each with whether it needs this daemon to be read.
     fn mounted(&self) -> Vec<(TreeId, bool)>;
     /// Reads these files into the page cache, through the mount.
@@ -73,16 +75,6 @@ pub(crate) trait Trees: Send + Sync + 'static {
     fn namespace_pid(&self) -> Option<u32>;
     /// How long one demand may take.
     fn deadline(&self) -> Duration;
-}
-
-/// What a generation is about to be used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
-    /// A program starts at once.
-    Start,
-    /// It is kept, and will be fetched whole: where an earlier generation is here a delta brings everything, and what a start
-    /// touches would come twice.
-    Keep,
 }
 
 /// The generations of one host.
@@ -184,11 +176,11 @@ impl Generations {
 
     /// What a reference means is about to be looked up, and then used: unless it is mounted already, its start is asked for
     /// now, and not only when the look-up has come back from the manager.
-    pub(crate) fn begin(&self, reference: &GenerationRef, purpose: Purpose) {
+    pub(crate) fn begin(&self, reference: &GenerationRef) {
         match self.resolve(reference) {
             Ok(resolved) if lock(&self.live).contains_key(&resolved.tree) => {}
-            Ok(resolved) => self.trees.begin(reference, Some(&resolved.tree), purpose),
-            Err(Fault::NotFound(_)) => self.trees.begin(reference, None, purpose),
+            Ok(resolved) => self.trees.begin(reference, Some(&resolved.tree)),
+            Err(Fault::NotFound(_)) => self.trees.begin(reference, None),
             Err(_) => {}
         }
     }
@@ -254,7 +246,7 @@ impl Generations {
         self.leases.stage(tree, Instant::now());
         let deadline = Instant::now() + self.trees.deadline();
         if lazy {
-            self.begin(&GenerationRef::TreePrefix(tree.to_hex()), Purpose::Start);
+            self.begin(&GenerationRef::TreePrefix(tree.to_hex()));
         }
         self.trees.prepare(&tree, deadline)?;
         if !lazy {
@@ -359,7 +351,7 @@ impl Generations {
     fn mount_checked(&self, tree: &TreeId, damaged: impl FnOnce(&dyn Trees) -> bool) -> Result<Arc<Live>, Fault> {
         let turn = self.turn(tree);
         let _turn = lock(&turn);
-        let live = lock(&self.live).get(tree).cloned();
+        let live = lock(&self.live).get(tree).cloned().filter(|live| self.trees.is_still_mounted(&live.path));
         match live {
             None => self.mount_in_turn(tree),
             Some(_) if damaged(&*self.trees) => self.replace_in_turn(tree),
@@ -400,7 +392,7 @@ impl Generations {
     fn mount_afresh(&self, tree: &TreeId, damaged: bool) -> Result<Arc<Live>, Fault> {
         let turn = self.turn(tree);
         let _turn = lock(&turn);
-        let live = lock(&self.live).get(tree).cloned();
+        let live = lock(&self.live).get(tree).cloned().filter(|live| self.trees.is_still_mounted(&live.path));
         let Some(live) = live else { return self.mount_in_turn(tree) };
         if damaged {
             return self.replace_in_turn(tree);

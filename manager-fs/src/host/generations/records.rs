@@ -28,7 +28,7 @@ pub(crate) struct KnownRecord {
 #[derive(Debug)]
 pub(crate) struct Records {
     records_dir: PathBuf,
-    publishers: RwLock<Vec<VerifyingKey>>,
+    publishers: Vec<VerifyingKey>,
     records: RwLock<BTreeMap<Key, Arc<KnownRecord>>>,
 }
 
@@ -70,17 +70,12 @@ impl Records {
                 None => tracing::warn!(path = %path.display(), "a cached record cannot be read"),
             }
         }
-        Self { records_dir, publishers: RwLock::new(publishers), records: RwLock::new(records) }
-    }
-
-    /// Believes these publishers from now on (a renewed certificate may bring new ones).
-    pub(crate) fn set_publishers(&self, publishers: Vec<VerifyingKey>) {
-        *sync::write(&self.publishers) = publishers;
+        Self { records_dir, publishers, records: RwLock::new(records) }
     }
 
     /// Reads a record that came from elsewhere.
     pub(crate) fn believe(&self, signed: Vec<u8>) -> Result<KnownRecord, String> {
-        believe(signed, &sync::read(&self.publishers))
+        believe(signed, &self.publishers)
     }
 
     /// Replaces what is exported to this host by what the manager sent.

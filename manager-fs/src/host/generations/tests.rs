@@ -38,7 +38,7 @@ impl Fake {
 }
 
 impl Trees for Fake {
-    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>, _purpose: Purpose) {
+    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>) {
         let tree = tree.map_or_else(|| "unknown".to_owned(), |tree| tree.to_hex()[..4].to_owned());
         self.state().begun.push(format!("{generation} {tree}"));
     }
@@ -82,6 +82,10 @@ impl Trees for Fake {
         assert!(state.mounted.remove(tree), "unmounted twice");
         state.log.push(format!("unmount {}", &tree.to_hex()[..4]));
         Ok(true)
+    }
+
+    fn is_still_mounted(&self, path: &Path) -> bool {
+        self.state().mounted.iter().any(|tree| path.ends_with(tree.to_hex()))
     }
 
     fn mounted(&self) -> Vec<(TreeId, bool)> {
@@ -204,11 +208,11 @@ fn attached_until_released_and_collected_when_no_longer_busy() {
 #[test]
 fn a_start_is_asked_for_before_it_is_known_what_it_means_and_not_when_it_is_mounted() {
     let Fixture { dir: _dir, fake, generations } = fixture();
-    generations.begin(&named("p@1"), Purpose::Start);
-    generations.begin(&named("unheard@9"), Purpose::Start);
+    generations.begin(&named("p@1"));
+    generations.begin(&named("unheard@9"));
     let resolved = generations.resolve(&named("p@1")).unwrap();
     generations.attach(&resolved, &named("p@1")).unwrap();
-    generations.begin(&named("p@1"), Purpose::Start);
+    generations.begin(&named("p@1"));
     let first = tree(1).to_hex()[..4].to_owned();
     assert_eq!(fake.state().begun, [format!("p@1 {first}"), "unheard@9 unknown".to_owned()]);
 }
@@ -368,4 +372,16 @@ fn what_was_changed_on_the_disk_is_mounted_afresh_or_refused() {
     log();
     generations.stage(tree(2), None, false, &AtomicBool::new(false), &mut |_| ()).unwrap();
     assert_eq!(log().iter().filter(|line| **line == fetch).count(), 2, "what was wrong is fetched before the exec");
+}
+
+#[test]
+fn what_a_stranger_unmounted_is_mounted_again() {
+    let Fixture { dir: _dir, fake, generations } = fixture();
+    let resolved = generations.resolve(&named("p@2")).unwrap();
+    generations.attach(&resolved, &named("p@2")).unwrap();
+    assert!(fake.state().mounted.remove(&tree(2)));
+    generations.attach(&resolved, &named("p@2")).unwrap();
+    assert!(fake.state().mounted.remove(&tree(2)), "an empty directory is no generation");
+    generations.hold(&resolved, 1, None).unwrap();
+    assert!(fake.state().mounted.contains(&tree(2)));
 }

@@ -12,7 +12,7 @@ use proto::TreeId;
 use super::inherit::{Greeting, Inherited, Said, inherited_worker};
 use super::message::{HelperClient, HelperError, HelperReply, PageRange, send};
 use super::probe::ProbeReport;
-use super::{DataPath, Layout, MountError, life, resume};
+use super::{DataPath, Layout, MountError, life, overlay, resume};
 use crate::host::data::recorder::Recorder;
 use crate::host::files::Doing;
 use crate::host::fuse::{Adapter, RequestCounts, ServeOptions};
@@ -227,6 +227,13 @@ impl Mounts {
     /// The helper cannot be reached.
     pub(in crate::host) fn prefetch(&self, ranges: Vec<PageRange>) -> Result<(), HelperError> {
         self.helper.prefetch(ranges)
+    }
+
+    /// Whether a generation that was mounted at this path still is, by the mount table and without touching it. The view and
+    /// plain copies are no mounts of their own.
+    pub(in crate::host) fn is_still_mounted(&self, path: &Path) -> bool {
+        let own = path.parent() == Some(&self.layout.generations());
+        !own || overlay::mounts().is_ok_and(|mounts| mounts.iter().any(|line| line.target == path))
     }
 
     /// Has the helper compare the plain copy of a tree with its manifest, and make it anew where it differs.
