@@ -17,7 +17,7 @@ use ed25519_dalek::VerifyingKey;
 use proto::HostName;
 use proto::message::{Fault, HostRequest, ManagerReply, PROTOCOL, Unix};
 use proto::token::Token;
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use std::sync::Arc;
 
 use super::files::{Doing, IoFault};

@@ -303,12 +303,16 @@ impl Lab {
 
     /// Without a look at the processes themselves: one that waits for the mount would make the looker wait too.
     pub(crate) fn kill_helper(&self) {
+        self.signal_helper(rustix::process::Signal::KILL);
+    }
+
+    pub(crate) fn signal_helper(&self, signal: rustix::process::Signal) {
         let holder = self.holder_pid();
         let children = fs::read_to_string(format!("/proc/{holder}/task/{holder}/children")).unwrap();
         let worker = self.worker_pid();
         let helper = children.split_whitespace().map(|pid| pid.parse().unwrap()).find(|pid| *pid != worker);
         if let Some(pid) = helper.and_then(rustix::process::Pid::from_raw) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process(pid, signal);
         }
     }
 

@@ -136,3 +136,40 @@ pub(crate) fn a_signal_to_every_process_still_unmounts() {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(dir.path().to_str().unwrap()), "{mounts}");
 }
+
+pub(crate) fn a_stopped_worker_or_helper_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut lab, source, tree) = Lab::with_tree(dir.path());
+    lab.start("hold");
+    let root = lab.attach(&tree);
+    let stopped = lab.worker_pid();
+    signal(stopped, rustix::process::Signal::STOP);
+    // A read that only the worker can answer.
+    assert_eq!(fs::read(root.join("lib/big")).unwrap(), fs::read(source.join("lib/big")).unwrap());
+    assert_ne!(lab.worker_pid(), stopped);
+    lab.signal_helper(rustix::process::Signal::STOP);
+    assert_eq!(lab.ask(&format!("release {tree}")), "ok", "another helper unmounts it");
+}
+
+pub(crate) fn a_view_that_somebody_unmounts_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut lab, source, tree) = Lab::with_tree(dir.path());
+    lab.start("hold");
+    let mountpoint = lab.layout().mountpoint;
+    rustix::mount::unmount(&mountpoint, rustix::mount::UnmountFlags::DETACH).unwrap();
+    let is_back = || fs::read_to_string("/proc/self/mounts").unwrap().contains(mountpoint.to_str().unwrap());
+    let begun = Instant::now();
+    while !is_back() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it does not come back");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let root = lab.attach(&tree);
+    assert_eq!(fs::read(root.join("lib/big")).unwrap(), fs::read(source.join("lib/big")).unwrap());
+    assert_eq!(lab.ask(&format!("release {tree}")), "ok");
+    lab.stop();
+    assert!(!is_back(), "and goes with the daemon");
+}
+
+fn signal(pid: i32, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+}

@@ -16,10 +16,11 @@ use tests::needs::{self, Lack};
 
 use lives::{
     a_new_daemon_replaces_what_a_killed_one_left, a_signal_to_every_process_still_unmounts,
+    a_stopped_worker_or_helper_is_replaced, a_view_that_somebody_unmounts_comes_back,
     killing_the_helper_in_the_middle_of_attaches_goes_unnoticed, killing_the_worker_again_and_again_goes_unnoticed,
 };
 use reads::{
-    a_second_start_and_any_start_of_local_objects_make_no_fuse_request,
+    a_second_start_and_any_start_of_local_objects_make_no_fuse_request, an_acl_holds_on_every_path,
     bad_days_of_the_network_fail_one_read_and_nothing_else, metadata_memory_is_capped_and_reported,
     on_a_full_or_read_only_cache_reads_stream, the_overlay_and_the_view_show_the_tree_and_programs_run,
     the_view_follows_the_exports_and_objects_are_closed_to_others,
@@ -53,6 +54,9 @@ const TESTS: &[Test] = tests![
     killing_the_helper_in_the_middle_of_attaches_goes_unnoticed,
     on_a_full_or_read_only_cache_reads_stream,
     a_signal_to_every_process_still_unmounts,
+    a_stopped_worker_or_helper_is_replaced,
+    a_view_that_somebody_unmounts_comes_back,
+    an_acl_holds_on_every_path,
 ];
 
 /// Without the host's root there are no images.

@@ -207,3 +207,47 @@ pub(crate) fn on_a_full_or_read_only_cache_reads_stream() {
     drop(lab);
     assert!(Command::new("umount").arg("-l").arg(&cache).status().unwrap().success());
 }
+
+/// A file that one user may read, and the group that owns it may not, though its mode seems to say the opposite.
+pub(crate) fn an_acl_holds_on_every_path() {
+    const READER: u32 = 1234;
+    const GROUP: u32 = 4321;
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("secret"), b"for one alone").unwrap();
+    if !lab::all_users_exist() {
+        // There is one user, who owns everything.
+        return;
+    }
+    std::os::unix::fs::chown(source.join("secret"), Some(0), Some(GROUP)).unwrap();
+    // acl(5) as the attribute has it: version 2, then tag, permissions and id of each entry.
+    let nobody = u32::MAX;
+    let entries = [(1_u16, 6_u16, nobody), (2, 4, READER), (4, 0, nobody), (0x10, 4, nobody), (0x20, 0, nobody)];
+    let acl: Vec<u8> = 2_u32
+        .to_le_bytes()
+        .into_iter()
+        .chain(entries.iter().flat_map(|(tag, allowed, id)| {
+            [&tag.to_le_bytes()[..], &allowed.to_le_bytes(), &id.to_le_bytes()].concat()
+        }))
+        .collect();
+    let (name, flags) = ("system.posix_acl_access", rustix::fs::XattrFlags::empty());
+    rustix::fs::setxattr(source.join("secret"), name, &acl, flags).unwrap();
+    let mut lab = Lab::new(dir.path());
+    let tree = lab.origin.publish(&source);
+    lab.start("hold");
+    let overlay = lab.attach(&tree);
+    lab.ask(&format!("view agent 1.0 {tree}"));
+    let reads = |uid: u32, gid: u32, root: &Path| {
+        let who = [format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".to_owned()];
+        let cat = Command::new("setpriv").args(who).arg("cat").arg(root.join("secret")).output().unwrap();
+        assert!(cat.status.success() == (cat.stdout == b"for one alone"), "{cat:?}");
+        cat.status.success()
+    };
+    for root in [source, overlay, lab.layout().mountpoint.join("agent/1.0")] {
+        let who = [(READER, 9), (9, GROUP), (READER, GROUP), (9, 9), (0, 0)];
+        let may = who.map(|(uid, gid)| reads(uid, gid, &root));
+        assert_eq!(may, [true, false, true, false, true], "{}", root.display());
+    }
+}

@@ -73,6 +73,14 @@ pub(crate) fn where_nothing_may_be_mounted_a_plain_copy_is_made() {
     let got = fs::metadata(root.join("lib/big")).unwrap();
     assert_eq!((got.mtime(), got.mtime_nsec(), got.nlink()), (want.mtime(), want.mtime_nsec(), 2));
     assert_eq!(fs::read(root.join("lib/big")).unwrap(), fs::read(source.join("lib/big")).unwrap());
+    // Nothing holds a copy still: what was changed is made anew before its next use.
+    let was = fs::read(root.join("bin/hello")).unwrap();
+    fs::write(root.join("bin/hello"), b"#!/bin/sh\necho changed\n").unwrap();
+    assert_eq!(lab.attach(&tree), root);
+    assert_eq!(fs::read(root.join("bin/hello")).unwrap(), was);
+    // A directory that nobody may write goes too.
+    fs::set_permissions(root.join("lib/deep"), fs::Permissions::from_mode(0o555)).unwrap();
     assert_eq!(lab.ask(&format!("release {tree}")), "ok");
     assert!(!root.exists());
+    assert_eq!(fs::read_dir(root.parent().unwrap()).unwrap().count(), 0, "nothing is left under another name");
 }

@@ -127,8 +127,8 @@ fn looks(root: &Path, manifest: &Manifest) -> io::Result<blake3::Hash> {
         let found = std::fs::symlink_metadata(root.join(entry.path.as_path()))?;
         let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
         let numbers = [found.ino(), found.len(), found.mode().into(), found.nlink()];
-        times.iter().for_each(|time| drop(hasher.update(&time.to_le_bytes())));
-        numbers.iter().for_each(|number| drop(hasher.update(&number.to_le_bytes())));
+        let times = times.into_iter().flat_map(i64::to_le_bytes);
+        hasher.update(&times.chain(numbers.into_iter().flat_map(u64::to_le_bytes)).collect::<Vec<_>>());
     }
     Ok(hasher.finalize())
 }

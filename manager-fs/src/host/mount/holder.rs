@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -465,7 +465,11 @@ fn lock_dir(directory: &Path, flag: &'static str) -> Result<std::fs::File, Mount
     };
     let file = file.doing(|| format!("create {}", path.display()))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => {
+            // For `status`, which looks whether the process is stopped.
+            let _ = file.set_len(0).and_then(|()| file.write_all_at(std::process::id().to_string().as_bytes(), 0));
+            Ok(file)
+        }
         Err(_) => Err(MountError::AlreadyRuns { directory: directory.to_owned(), flag }),
     }
 }

@@ -165,7 +165,8 @@ struct ReadAhead {
 impl ReadAhead {
     /// `None` where it cannot be changed. The mount's device is looked up in the mount table: the mount itself is not touched.
     fn of(mountpoint: &Path, allowed_bytes: u32) -> Option<Self> {
-        let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+        // A mount point anywhere may have any name.
+        let table = String::from_utf8_lossy(&std::fs::read("/proc/self/mountinfo").ok()?).into_owned();
         let lines = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
         // The last one lies over those before it.
         let line = lines.rev().find(|fields| fields.get(4).is_some_and(|at| Path::new(at) == mountpoint))?;
