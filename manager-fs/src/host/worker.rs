@@ -128,7 +128,7 @@ fn open_parts(
     let objects = open_objects(layout, options, Arc::clone(&manager) as Arc<dyn Upstream>, fetch, worker)?;
     // From here on the kernel is answered; programs that an earlier worker left waiting go on.
     let server = worker.serve(Arc::clone(&objects), ServeOptions { read_ahead_bytes: options.read_ahead_bytes })?;
-    let records = Arc::new(Records::open(&dirs.cache, identity.publishers.clone()));
+    let records = Arc::new(Records::open(&dirs.cache, &dirs.state, identity.publishers.clone()));
     let reported = Arc::clone(&spool);
     let data = DataPlane::new(DataParts {
         objects,

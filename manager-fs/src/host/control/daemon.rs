@@ -1,7 +1,6 @@
 //! The mount daemon's worker as the control path sees it: its parts, and what the manager may ask of them.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use agent_core::report::unix_ms;
 use proto::limits::MESSAGE_BYTES_MAX;
@@ -97,7 +96,7 @@ impl Handler for FromManager {
             let reply = match codec::decode::<ManagerRequest, MESSAGE_BYTES_MAX>(&body) {
                 Err(error) => HostReply::Fault(Fault::BadRequest(error.to_string())),
                 Ok(ManagerRequest::ExportsChanged) => {
-                    let refreshed = daemon.exports.refresh(Instant::now() + ASK_DEADLINE).await;
+                    let refreshed = daemon.exports.refresh(ASK_DEADLINE).await;
                     refreshed.map_or_else(HostReply::Fault, |()| HostReply::Done)
                 }
                 Ok(ManagerRequest::ChangeOver(order)) => daemon.relay.change_over(order).await,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use proto::GenerationRef;
 use proto::message::{Fault, HostRequest, ManagerReply};
+use tokio::sync::MutexGuard;
 
 use crate::host::blocking;
 use crate::host::data::link::ManagerLink;
@@ -39,34 +40,51 @@ impl Exports {
         Self { manager, records, data, generations, refreshing: tokio::sync::Mutex::default() }
     }
 
-    /// What a reference means; when it means nothing here, the manager is asked whether that has changed.
+    /// What a reference means; when it means nothing here, the manager is asked whether that has changed. It may have changed,
+    /// and been heard of, while this waited for its turn or for the answer: so it is looked up again before and after asking.
     pub(crate) async fn resolve(&self, reference: &GenerationRef) -> Result<Resolved, Fault> {
         let find = || {
             let (generations, reference) = (Arc::clone(&self.generations), reference.clone());
             blocking(move || generations.resolve(&reference))
         };
+        let is_missing = |found: &Result<Resolved, Fault>| matches!(found, Err(Fault::NotFound(_)));
         let found = find().await;
-        let Err(Fault::NotFound(_)) = found else { return found };
-        match self.refresh_soon().await {
-            Ok(()) => find().await,
-            Err(fault) => Err(Fault::NotFound(format!(
+        if !is_missing(&found) {
+            return found;
+        }
+        let asked = {
+            let turn = self.refreshing.lock().await;
+            let found = find().await;
+            if !is_missing(&found) {
+                return found;
+            }
+            // Whoever had the turn before may have used up any time that was given before it.
+            self.refresh_in_turn(&turn, Instant::now() + FRESH_DEADLINE).await
+        };
+        match (find().await, asked) {
+            (Err(Fault::NotFound(_)), Err(fault)) => Err(Fault::NotFound(format!(
                 "this host knows no generation {reference}, and the manager could not be asked: {}",
                 fault.reason()
             ))),
+            (found, _) => found,
         }
     }
 
     /// Asks the manager what is exported now, if that does not take long.
     pub(crate) async fn refresh_soon(&self) -> Result<(), Fault> {
-        self.refresh(Instant::now() + FRESH_DEADLINE).await
+        self.refresh(FRESH_DEADLINE).await
     }
 
     /// Asks the manager what is exported now.
     ///
     /// # Errors
-    /// It does not say so by then; what was known stays.
-    pub(crate) async fn refresh(&self, deadline: Instant) -> Result<(), Fault> {
-        let _one_at_a_time = self.refreshing.lock().await;
+    /// It does not say so in this time, counted from its turn; what was known stays.
+    pub(crate) async fn refresh(&self, time: Duration) -> Result<(), Fault> {
+        let turn = self.refreshing.lock().await;
+        self.refresh_in_turn(&turn, Instant::now() + time).await
+    }
+
+    async fn refresh_in_turn(&self, _turn: &MutexGuard<'_, ()>, deadline: Instant) -> Result<(), Fault> {
         let exports = match self.manager.ask(&HostRequest::Exports, deadline).await? {
             ManagerReply::Exports(exports) => exports,
             _ => return Err(Fault::Failed("the manager answered Exports with something else".to_owned())),
@@ -102,7 +120,7 @@ impl Exports {
             }
             connections.borrow_and_update();
             self.generations.fetchable();
-            while let Err(fault) = self.refresh(Instant::now() + ASK_DEADLINE).await {
+            while let Err(fault) = self.refresh(ASK_DEADLINE).await {
                 tracing::warn!(%fault, "the manager does not say what is exported");
                 if matches!(connections.has_changed(), Ok(true) | Err(_)) {
                     break;

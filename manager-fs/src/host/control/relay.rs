@@ -108,6 +108,13 @@ impl Relay {
             return Err(Fault::BadRequest(format!("message A and B of this change-over do not fit: {text}")));
         }
         let product = &order.product;
+        // An order names its generation, in either direction.
+        let (records, record) = (Arc::clone(&self.records), known.record);
+        blocking(move || {
+            records.chosen(&record);
+            Ok(())
+        })
+        .await?;
         // What the manager believes is what it was told last.
         let release = self.agents.borrow().iter().find(|agent| agent.product == *product).map(|agent| agent.tree);
         let change = order.change;

@@ -72,7 +72,7 @@ fn serve(dir: &Path, agent: Agent) -> Arc<Agent> {
 }
 
 fn relay(dir: &Path) -> Arc<Relay> {
-    let known = Records::open(dir, vec![key_of(1).verifying_key()]);
+    let known = Records::open(dir, dir, vec![key_of(1).verifying_key()]);
     let spool = Arc::new(Spool::open(&dir.join("events")).unwrap());
     Relay::new(dir, dir.join("run"), Arc::new(known), spool)
 }

@@ -165,16 +165,14 @@ async fn status_text(daemon: &Arc<Daemon>) -> String {
 async fn newest(daemon: &Daemon, product: &Product) -> Result<DaemonReply, Fault> {
     // What was exported a moment ago counts too, if the manager can be asked.
     let refreshed = daemon.exports.refresh_soon().await;
-    let newest = daemon.records.newest(product).ok_or_else(|| {
-        Fault::NotFound(match refreshed {
-            Ok(()) => format!("no generation of {product} is exported to this host"),
-            Err(fault) => format!(
-                "this host knows no generation of {product}, and the manager could not be asked: {}",
-                fault.reason()
-            ),
-        })
-    });
-    newest.map(|known| DaemonReply::Record(known.signed.clone()))
+    match (daemon.records.newest(product), refreshed) {
+        (Ok(known), _) => Ok(DaemonReply::Record(known.signed.clone())),
+        (Err(Fault::NotFound(_)), Err(fault)) => Err(Fault::NotFound(format!(
+            "this host knows no generation of {product}, and the manager could not be asked: {}",
+            fault.reason()
+        ))),
+        (Err(fault), _) => Err(fault),
+    }
 }
 
 async fn report(daemon: Arc<Daemon>, event: StepEvent) -> Result<(), Fault> {

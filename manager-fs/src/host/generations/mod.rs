@@ -26,6 +26,7 @@ use records::{Records, Resolved};
 use wake::Wake;
 
 mod background;
+mod floors;
 pub(in crate::host) mod leases;
 pub(in crate::host) mod records;
 mod users;
@@ -198,6 +199,9 @@ impl Generations {
             let _ = self.leases.release(&resolved.tree);
         }
         let live = mounted?;
+        if let (Some(known), GenerationRef::Named(..)) = (&resolved.record, typed) {
+            self.records.chosen(&known.record);
+        }
         self.changed();
         Ok(self.answer(resolved, &live, Duration::ZERO))
     }

@@ -13,6 +13,7 @@ use proto::limits::RECORD_BYTES_MAX;
 use proto::message::Fault;
 use proto::{GenerationRecord, GenerationRef, Product, SignedRecord, TreeId};
 
+use super::floors::Floors;
 use crate::host::files;
 use crate::sync;
 
@@ -29,6 +30,7 @@ pub(crate) struct KnownRecord {
 pub(crate) struct Records {
     records_dir: PathBuf,
     publishers: Vec<VerifyingKey>,
+    floors: Floors,
     records: RwLock<BTreeMap<Key, Arc<KnownRecord>>>,
 }
 
@@ -55,7 +57,7 @@ pub(crate) struct Resolved {
 impl Records {
     /// Reads what the last run knew. Records that do not verify are removed with a warning, not an error: the manager
     /// sends them again.
-    pub(crate) fn open(cache: &Path, publishers: Vec<VerifyingKey>) -> Self {
+    pub(crate) fn open(cache: &Path, state: &Path, publishers: Vec<VerifyingKey>) -> Self {
         let records_dir = cache.join("records");
         let mut records = BTreeMap::new();
         for entry in fs::read_dir(&records_dir).into_iter().flatten().flatten() {
@@ -70,7 +72,9 @@ impl Records {
                 None => tracing::warn!(path = %path.display(), "a cached record cannot be read"),
             }
         }
-        Self { records_dir, publishers, records: RwLock::new(records) }
+        let floors = Floors::open(state);
+        floors.raise(records.values().map(|known: &Arc<KnownRecord>| &known.record));
+        Self { records_dir, publishers, floors, records: RwLock::new(records) }
     }
 
     /// Reads a record that came from elsewhere.
@@ -87,6 +91,7 @@ impl Records {
                 Err(fault) => tracing::error!(fault, "the manager sent a record that is not believed"),
             }
         }
+        self.floors.raise(fresh.values().map(|known: &Arc<KnownRecord>| &known.record));
         let mut records = sync::write(&self.records);
         let changes = Changes {
             added: fresh
@@ -125,10 +130,30 @@ impl Records {
     }
 
     /// The record with the highest sequence number of a product.
-    pub(crate) fn newest(&self, product: &Product) -> Option<Arc<KnownRecord>> {
-        let records = self.read();
-        let of_product = records.values().filter(|known| known.record.product == *product);
-        of_product.max_by_key(|known| known.record.sequence).cloned()
+    ///
+    /// # Errors
+    /// None is exported here, or this host has known a newer one, which it does not go back behind by itself.
+    pub(crate) fn newest(&self, product: &Product) -> Result<Arc<KnownRecord>, Fault> {
+        let newest = {
+            let records = self.read();
+            let of_product = records.values().filter(|known| known.record.product == *product);
+            of_product.max_by_key(|known| known.record.sequence).cloned()
+        };
+        let newest =
+            newest.ok_or_else(|| Fault::NotFound(format!("no generation of {product} is exported to this host")))?;
+        if newest.record.sequence < self.floors.get(product) {
+            let name = newest.record.name();
+            return Err(Fault::Refused(format!(
+                "the newest generation of {product} that is exported to this host is {name}, and it has known a newer one: if \
+                 going back is meant, say so with `manager-fs attach {name}` on this host"
+            )));
+        }
+        Ok(newest)
+    }
+
+    /// Somebody has chosen this generation by its name: from now on it is no step back.
+    pub(crate) fn chosen(&self, record: &GenerationRecord) {
+        self.floors.lower_to(record);
     }
 
     /// What a reference means here: among what is exported, and among the trees that this host keeps anyway.
@@ -239,21 +264,21 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (key, publishers) = (key_of(1), vec![key_of(1).verifying_key()]);
         let (one, two) = (signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key));
-        let known = Records::open(dir.path(), publishers.clone());
+        let known = Records::open(dir.path(), dir.path(), publishers.clone());
         let changes = known.set_exports(vec![one.clone(), two.clone()]);
         assert_eq!((changes.added.len(), changes.removed.len()), (2, 0));
         assert_eq!(known.set_exports(vec![one.clone(), two.clone()]), Changes::default());
 
-        let known = Records::open(dir.path(), publishers.clone());
+        let known = Records::open(dir.path(), dir.path(), publishers.clone());
         assert_eq!(known.newest(&"p".parse().unwrap()).unwrap().record.version.as_str(), "2");
-        assert_eq!(known.set_exports(vec![one]).removed[0].record.version.as_str(), "2");
-        assert_eq!(Records::open(dir.path(), publishers).all().len(), 1);
+        assert_eq!(known.set_exports(vec![one.clone()]).removed[0].record.version.as_str(), "2");
+        assert_eq!(Records::open(dir.path(), dir.path(), publishers).all().len(), 1);
     }
 
     #[test]
     fn nothing_is_believed_that_a_pinned_publisher_did_not_sign() {
         let dir = tempfile::tempdir().unwrap();
-        let known = Records::open(dir.path(), vec![key_of(1).verifying_key()]);
+        let known = Records::open(dir.path(), dir.path(), vec![key_of(1).verifying_key()]);
         let mut changed = signed("p", "1", tree(1), 1, &key_of(1));
         let last = changed.len() - 100;
         changed[last] ^= 1;
@@ -262,7 +287,7 @@ pub(crate) mod tests {
 
         fs::create_dir_all(dir.path().join("records")).unwrap();
         fs::write(dir.path().join("records/a.record"), changed).unwrap();
-        assert!(Records::open(dir.path(), vec![key_of(1).verifying_key()]).all().is_empty());
+        assert!(Records::open(dir.path(), dir.path(), vec![key_of(1).verifying_key()]).all().is_empty());
         assert!(!dir.path().join("records/a.record").exists());
     }
 
@@ -270,7 +295,7 @@ pub(crate) mod tests {
     fn references_lead_to_one_tree_or_say_why_not() {
         let dir = tempfile::tempdir().unwrap();
         let key = key_of(1);
-        let known = Records::open(dir.path(), vec![key.verifying_key()]);
+        let known = Records::open(dir.path(), dir.path(), vec![key.verifying_key()]);
         known.set_exports(vec![
             signed("p", "1", tree(1), 1, &key),
             signed("p", "2", tree(2), 2, &key),
@@ -287,5 +312,27 @@ pub(crate) mod tests {
         let gone = GenerationRef::TreePrefix(tree(9).to_hex());
         assert!(known.resolve(&gone, &none).is_err());
         assert_eq!(known.resolve(&gone, &BTreeSet::from([tree(9)])).unwrap().tree, tree(9));
+    }
+
+    #[test]
+    fn an_older_generation_is_the_newest_only_where_somebody_chose_it() {
+        let (cache, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (key, product) = (key_of(1), "p".parse().unwrap());
+        let (one, two) = (signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key));
+        let open = || Records::open(cache.path(), state.path(), vec![key.verifying_key()]);
+        let known = open();
+        known.set_exports(vec![one.clone(), two]);
+        known.set_exports(vec![one.clone()]);
+        drop(known);
+        fs::remove_dir_all(cache.path().join("records")).unwrap();
+        let known = open();
+        assert!(matches!(known.newest(&product), Err(Fault::NotFound(_))));
+        known.set_exports(vec![one]);
+        let Err(Fault::Refused(text)) = known.newest(&product) else { panic!("a list that hides the newest passes") };
+        assert!(text.contains("manager-fs attach p@1"), "{text}");
+        let chosen = known.resolve(&"p@1".parse().unwrap(), &BTreeSet::new()).unwrap();
+        known.chosen(&chosen.record.unwrap().record);
+        assert_eq!(known.newest(&product).unwrap().record.version.as_str(), "1");
+        assert_eq!(open().newest(&product).unwrap().record.version.as_str(), "1");
     }
 }
