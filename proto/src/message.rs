@@ -134,6 +134,12 @@ pub enum HostRequest {
         #[serde(deserialize_with = "within::<_, List<Own<Touch>, TOUCHES_MAX>>")]
         touches: Vec<Touch>,
     },
+    /// What is exported to this host, by the records' ids, and the records of which it does not say that it has them.
+    ExportList {
+        /// The ids of the records that this host has ([`crate::SignedRecord::id_of`]).
+        #[serde(deserialize_with = "within::<_, List<Own<[u8; 32]>, EXPORTS_MAX>>")]
+        have: Vec<[u8; 32]>,
+    },
 }
 
 /// What a host's connection is for.
@@ -190,6 +196,17 @@ pub enum ManagerReply {
     Fault(Fault),
     /// To `Profile`.
     Bundle(BundleFacts),
+    /// To `ExportList`.
+    ExportList {
+        /// Grows with every change of the list. A host does not go back to a smaller one.
+        number: u64,
+        /// The ids of the records of every generation exported to the host.
+        #[serde(deserialize_with = "within::<_, List<Own<[u8; 32]>, EXPORTS_MAX>>")]
+        ids: Vec<[u8; 32]>,
+        /// Those of the records that the host does not have, as many as fit; it asks again for the others.
+        #[serde(deserialize_with = "within::<_, List<Blob<RECORD_BYTES_MAX>, EXPORTS_MAX>>")]
+        records: Vec<Vec<u8>>,
+    },
 }
 
 /// What a start-up bundle holds.

@@ -186,6 +186,11 @@ impl SignedRecord {
         Ok([MAGIC.as_slice(), &codec::encode(self)?].concat())
     }
 
+    /// What a record is called where its bytes need not be said again: their BLAKE3.
+    pub fn id_of(bytes: &[u8]) -> [u8; 32] {
+        *blake3::hash(bytes).as_bytes()
+    }
+
     /// Reads a record file. Nothing in it is believed before [`SignedRecord::verify`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, RecordFault> {
         let body = bytes.strip_prefix(MAGIC.as_slice()).ok_or(RecordFault::NotARecord)?;

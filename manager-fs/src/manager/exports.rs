@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use proto::message::ManagerReply;
 use proto::name::Target;
 use proto::{GenerationRecord, GenerationRef, HostName, TreeId};
 
@@ -10,6 +11,7 @@ use super::connections::Connections;
 use super::control::generations::{Generation, GenerationError};
 use super::control::hosts::HostError;
 use super::control::{ControlError, State};
+use super::lists::Lists;
 use super::now;
 
 /// Why something is not exported, or cannot be taken back.
@@ -54,17 +56,23 @@ pub(crate) struct Changed {
 pub(crate) struct Exports {
     state: Arc<State>,
     connections: Arc<Connections>,
+    lists: Lists,
 }
 
 impl Exports {
     /// Over the control state; hosts hear of changes over their connections.
     pub(crate) fn new(state: Arc<State>, connections: Arc<Connections>) -> Self {
-        Self { state, connections }
+        Self { state, connections, lists: Lists::default() }
     }
 
     /// The signed records of everything that is exported to a host.
     pub(crate) fn records_of(&self, host: &HostName) -> Vec<Vec<u8>> {
         self.state.exported_to(host).iter().map(|generation| generation.signed.clone()).collect()
+    }
+
+    /// What a host is told of its exports that has these records already.
+    pub(crate) fn list_for(&self, host: &HostName, have: &[[u8; 32]]) -> ManagerReply {
+        self.lists.answer(host, self.records_of(host), have)
     }
 
     /// Whether a generation, by its name, is exported to a host.

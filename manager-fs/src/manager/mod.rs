@@ -19,6 +19,7 @@ mod greeting;
 pub mod identity;
 pub mod ingest;
 pub mod jobs;
+mod lists;
 pub mod metadata;
 pub mod monitor;
 mod news;

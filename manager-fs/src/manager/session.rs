@@ -190,6 +190,7 @@ impl Session {
             HostRequest::Hello { .. } | HostRequest::Enroll { .. } => Err(GreetingError::Enrolled.into()),
             HostRequest::Renew { csr } => Ok(services.enrolment.renew(&host, &csr).await?),
             HostRequest::Exports => Ok(ManagerReply::Exports(services.exports.records_of(&host))),
+            HostRequest::ExportList { have } => Ok(services.exports.list_for(&host, &have)),
             HostRequest::Manifest { tree } => Ok(services.exporter.send_manifest(&host, &tree, answer).await?),
             HostRequest::Chunks { tree, wants } => {
                 let _turn = self.turn().await?;

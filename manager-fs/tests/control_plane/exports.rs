@@ -210,3 +210,25 @@ async fn a_publication_whose_asker_goes_away_stays_invisible() {
     let AdminReply::Generations(none) = fixture.ask(Quick::Generations(None)).await.unwrap() else { panic!() };
     assert!(none.is_empty());
 }
+
+#[tokio::test]
+async fn a_host_is_sent_each_record_once() {
+    let fixture = Fixture::new().await;
+    let host = fixture.host("web-1").await;
+    let mut have: Vec<[u8; 32]> = Vec::new();
+    let mut numbers = Vec::new();
+    for (version, content) in [("data-agent@1.0", b"one".as_slice()), ("data-agent@2.0", b"two")] {
+        fixture.publish(version, content).await;
+        fixture.export(version, &["web-1"]).await;
+        let request = HostRequest::ExportList { have: have.clone() };
+        let ManagerReply::ExportList { number, ids, records } = host.request(request).await else { panic!() };
+        assert_eq!((ids.len(), records.len()), (have.len() + 1, 1), "{version}");
+        have.extend(records.iter().map(|bytes| proto::SignedRecord::id_of(bytes)));
+        numbers.push(number);
+    }
+    let ManagerReply::ExportList { number, ids, records } = host.request(HostRequest::ExportList { have }).await
+    else {
+        panic!()
+    };
+    assert!(records.is_empty() && ids.len() == 2 && number == numbers[1] && numbers[0] < numbers[1]);
+}

@@ -1,18 +1,20 @@
 //! What is exported to this host, as the manager says it: asked on each connection, when it changes, and when somebody
 //! names something that is not known here.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use proto::GenerationRef;
 use proto::message::{Fault, HostRequest, ManagerReply};
+use proto::{GenerationRef, SignedRecord};
 use tokio::sync::MutexGuard;
 
 use crate::host::blocking;
 use crate::host::data::link::ManagerLink;
 use crate::host::data::plane::DataPlane;
 use crate::host::generations::Generations;
-use crate::host::generations::records::{Records, Resolved};
+use crate::host::generations::records::{RecordId, Records, Resolved};
 
 /// How long a question to the manager that somebody waits for may take.
 pub(super) const ASK_DEADLINE: Duration = Duration::from_secs(10);
@@ -27,6 +29,8 @@ pub(crate) struct Exports {
     data: Arc<DataPlane>,
     generations: Arc<Generations>,
     refreshing: tokio::sync::Mutex<()>,
+    /// Of the newest list so far.
+    number: AtomicU64,
 }
 
 impl Exports {
@@ -37,7 +41,14 @@ impl Exports {
         data: Arc<DataPlane>,
         generations: Arc<Generations>,
     ) -> Self {
-        Self { manager, records, data, generations, refreshing: tokio::sync::Mutex::default() }
+        Self {
+            manager,
+            records,
+            data,
+            generations,
+            refreshing: tokio::sync::Mutex::default(),
+            number: AtomicU64::new(0),
+        }
     }
 
     /// What a reference means; when it means nothing here, the manager is asked whether that has changed. It may have changed,
@@ -85,13 +96,10 @@ impl Exports {
     }
 
     async fn refresh_in_turn(&self, _turn: &MutexGuard<'_, ()>, deadline: Instant) -> Result<(), Fault> {
-        let exports = match self.manager.ask(&HostRequest::Exports, deadline).await? {
-            ManagerReply::Exports(exports) => exports,
-            _ => return Err(Fault::Failed("the manager answered Exports with something else".to_owned())),
-        };
+        let (ids, sent) = self.list(deadline).await?;
         let (records, data) = (Arc::clone(&self.records), Arc::clone(&self.data));
         let changed = blocking(move || {
-            let changes = records.set_exports(exports);
+            let changes = records.set_list(&ids, sent);
             let changed = !changes.added.is_empty() || !changes.removed.is_empty();
             if changed {
                 data.set_view(&records.all());
@@ -109,6 +117,32 @@ impl Exports {
             self.generations.changed();
         }
         Ok(())
+    }
+
+    /// The manager's list, and the records of it that are not here.
+    async fn list(&self, deadline: Instant) -> Result<(Vec<RecordId>, Vec<Vec<u8>>), Fault> {
+        let (mut have, mut all) = (self.records.have(), Vec::new());
+        loop {
+            let request = HostRequest::ExportList { have: have.clone() };
+            let (number, ids, records) = match self.manager.ask(&request, deadline).await? {
+                ManagerReply::ExportList { number, ids, records } => (number, ids, records),
+                _ => return Err(Fault::Failed("the manager answered ExportList with something else".to_owned())),
+            };
+            let before = self.number.fetch_max(number, Ordering::AcqRel);
+            if number < before {
+                return Err(Fault::Failed(format!(
+                    "the manager's list of exports has the number {number}, and this host has had {before}: an older list is \
+                     not taken"
+                )));
+            }
+            have.extend(records.iter().map(|bytes| SignedRecord::id_of(bytes)));
+            let (is_done, here) = (records.is_empty(), have.iter().collect::<BTreeSet<_>>());
+            let is_done = is_done || ids.iter().all(|id| here.contains(id));
+            all.extend(records);
+            if is_done {
+                return Ok((ids, all));
+            }
+        }
     }
 
     /// For ever: when there is a connection, what is exported is asked, and background work goes on.

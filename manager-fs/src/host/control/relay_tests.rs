@@ -1,7 +1,7 @@
 use std::sync::Mutex;
 
 use agent_core::journal::Entry;
-use proto::agent::{ChangeId, Step};
+use proto::agent::{ChangeId, JobId, Step};
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::ManagerReply;
@@ -113,6 +113,20 @@ async fn a_refusal_ends_the_messages_and_reaches_the_manager() {
     let HostReply::Fault(Fault::Refused(text)) = relay.change_over(order()).await else { panic!("accepted") };
     assert!(text.contains("failed here"));
     assert_eq!(agent.asked.lock().unwrap().len(), 2, "message C was not sent");
+}
+
+#[tokio::test]
+async fn a_cancel_is_refused_at_once_while_the_agent_is_away_and_taken_when_it_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let relay = relay(dir.path());
+    let begun = Instant::now();
+    let away = relay.cancel(&product(), JobId(7)).await;
+    // The manager keeps what was not taken, and gives it again.
+    let HostReply::Fault(Fault::Unavailable(text)) = away else { panic!("{away:?}") };
+    assert!(text.contains("manager-fs launch p") && begun.elapsed() < AGENT_DEADLINE, "{text}");
+    let agent = serve(dir.path(), Agent::default());
+    assert_eq!(relay.cancel(&product(), JobId(7)).await, HostReply::Done);
+    assert_eq!(*agent.asked.lock().unwrap(), [AgentRequest::Cancel { job: JobId(7) }]);
 }
 
 #[tokio::test]

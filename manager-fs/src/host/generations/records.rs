@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 
 use ed25519_dalek::VerifyingKey;
 use proto::limits::RECORD_BYTES_MAX;
@@ -15,7 +15,7 @@ use proto::{GenerationRecord, GenerationRef, Product, SignedRecord, TreeId};
 
 use super::floors::Floors;
 use crate::host::files;
-use crate::sync;
+use crate::sync::{self, lock};
 
 /// A record that a pinned publisher signed, with the bytes that prove it.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,7 +23,12 @@ pub(crate) struct KnownRecord {
     pub(crate) record: GenerationRecord,
     /// [`SignedRecord::to_bytes`].
     pub(crate) signed: Vec<u8>,
+    /// [`SignedRecord::id_of`] them.
+    pub(crate) id: RecordId,
 }
+
+/// What a record is called where its bytes need not be said again.
+pub(crate) type RecordId = [u8; 32];
 
 /// The records in the cache directory.
 #[derive(Debug)]
@@ -31,6 +36,8 @@ pub(crate) struct Records {
     records_dir: PathBuf,
     publishers: Vec<VerifyingKey>,
     floors: Floors,
+    /// Records that came and were not believed: they need not come again.
+    unbelieved: Mutex<BTreeSet<RecordId>>,
     records: RwLock<BTreeMap<Key, Arc<KnownRecord>>>,
 }
 
@@ -74,7 +81,8 @@ impl Records {
         }
         let floors = Floors::open(state);
         floors.raise(records.values().map(|known: &Arc<KnownRecord>| &known.record));
-        Self { records_dir, publishers, floors, records: RwLock::new(records) }
+        let unbelieved = Mutex::default();
+        Self { records_dir, publishers, floors, unbelieved, records: RwLock::new(records) }
     }
 
     /// Reads a record that came from elsewhere.
@@ -82,15 +90,36 @@ impl Records {
         believe(signed, &self.publishers)
     }
 
-    /// Replaces what is exported to this host by what the manager sent.
-    pub(crate) fn set_exports(&self, exports: Vec<Vec<u8>>) -> Changes {
-        let mut fresh = BTreeMap::new();
-        for signed in exports {
+    /// The records that the manager need not send.
+    pub(crate) fn have(&self) -> Vec<RecordId> {
+        let known: Vec<_> = self.read().values().map(|known| known.id).collect();
+        known.into_iter().chain(lock(&self.unbelieved).iter().copied()).collect()
+    }
+
+    /// Replaces what is exported to this host by the manager's list, of which it sent what was not here.
+    pub(crate) fn set_list(&self, ids: &[RecordId], sent: Vec<Vec<u8>>) -> Changes {
+        let known: BTreeMap<RecordId, Arc<KnownRecord>> =
+            self.read().values().map(|known| (known.id, Arc::clone(known))).collect();
+        let kept = ids.iter().filter_map(|id| known.get(id).cloned());
+        let listed: BTreeSet<&RecordId> = ids.iter().collect();
+        let fresh = sent.into_iter().filter_map(|signed| {
+            let id = SignedRecord::id_of(&signed);
             match self.believe(signed) {
-                Ok(known) => drop(fresh.insert(key(&known.record), Arc::new(known))),
-                Err(fault) => tracing::error!(fault, "the manager sent a record that is not believed"),
+                Ok(known) if listed.contains(&id) => Some(Arc::new(known)),
+                Ok(_) => None,
+                Err(fault) => {
+                    tracing::error!(fault, "the manager sent a record that is not believed");
+                    lock(&self.unbelieved).insert(id);
+                    None
+                }
             }
-        }
+        });
+        let all: Vec<_> = kept.chain(fresh).collect();
+        lock(&self.unbelieved).retain(|id| listed.contains(id));
+        self.replace(all.into_iter().map(|known| (key(&known.record), known)).collect())
+    }
+
+    fn replace(&self, fresh: BTreeMap<Key, Arc<KnownRecord>>) -> Changes {
         self.floors.raise(fresh.values().map(|known: &Arc<KnownRecord>| &known.record));
         let mut records = sync::write(&self.records);
         let changes = Changes {
@@ -213,7 +242,8 @@ fn key(record: &GenerationRecord) -> Key {
 
 fn believe(signed: Vec<u8>, publishers: &[VerifyingKey]) -> Result<KnownRecord, String> {
     let record = SignedRecord::from_bytes(&signed).and_then(|record| record.verify(publishers));
-    record.map(|record| KnownRecord { record, signed }).map_err(|fault| fault.to_string())
+    let id = SignedRecord::id_of(&signed);
+    record.map(|record| KnownRecord { record, signed, id }).map_err(|fault| fault.to_string())
 }
 
 #[cfg(test)]
@@ -257,6 +287,34 @@ pub(crate) mod tests {
 
     fn tree(name: u8) -> TreeId {
         TreeId::of(&[name])
+    }
+
+    impl Records {
+        /// As a manager that sends all its records.
+        pub(crate) fn set_exports(&self, records: Vec<Vec<u8>>) -> Changes {
+            let ids: Vec<_> = records.iter().map(|bytes| SignedRecord::id_of(bytes)).collect();
+            self.set_list(&ids, records)
+        }
+    }
+
+    #[test]
+    fn a_record_comes_once_believed_or_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = key_of(1);
+        let known = Records::open(dir.path(), dir.path(), vec![key.verifying_key()]);
+        let (one, two) = (signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key));
+        let foreign = signed("p", "3", tree(3), 3, &key_of(2));
+        let ids = [&one, &two, &foreign].map(|bytes| SignedRecord::id_of(bytes));
+        assert_eq!(known.set_list(&ids[..1], vec![one]).added.len(), 1);
+        assert_eq!(
+            known.set_list(&ids, vec![two, foreign]).added.len(),
+            1,
+            "the other is here, the third not believed"
+        );
+        assert_eq!(known.have().into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(ids));
+        assert_eq!(known.set_list(&ids, vec![]), Changes::default());
+        assert_eq!(known.set_list(&ids[1..2], vec![]).removed[0].record.version.as_str(), "1");
+        assert_eq!(known.have(), [ids[1]]);
     }
 
     #[test]
