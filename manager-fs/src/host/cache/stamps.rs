@@ -52,7 +52,7 @@ impl Stamp {
     fn encode(&self, id: &ObjectId) -> [u8; RECORD_BYTES] {
         let mut record = [0; RECORD_BYTES];
         record[..32].copy_from_slice(id.as_bytes());
-        let numbers = [self.inode, self.bytes, self.modified as u64, self.changed as u64];
+        let numbers = [self.inode, self.bytes, self.modified.cast_unsigned(), self.changed.cast_unsigned()];
         for (field, number) in record[32..].chunks_exact_mut(8).zip(numbers) {
             field.copy_from_slice(&number.to_le_bytes());
         }
@@ -65,8 +65,12 @@ impl Stamp {
             |at: usize| numbers[8 * at..8 * at + 8].iter().rev().fold(0_u64, |n, byte| n << 8 | u64::from(*byte));
         let mut bytes = [0; 32];
         bytes.copy_from_slice(id);
-        let stamp =
-            Self { inode: number(0), bytes: number(1), modified: number(2) as i64, changed: number(3) as i64 };
+        let stamp = Self {
+            inode: number(0),
+            bytes: number(1),
+            modified: number(2).cast_signed(),
+            changed: number(3).cast_signed(),
+        };
         (ObjectId::from_bytes(bytes), stamp)
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use proto::manifest::{Manifest, NodeKind, Object};
 use proto::message::{Fault, HostReport};
-use proto::{GenerationRef, Product, TreeId, TreePath};
+use proto::{GenerationRef, Product, TreeId, TreePath, width};
 use serde_json::{Value, json};
 
 use crate::host::cache::{Cache, Look};
@@ -187,7 +187,7 @@ impl DataPlane {
         let of = TreeRef { id: tree.id(), manifest: tree.manifest() };
         let report = self.objects.fetcher().verify_local(of, objects, look, &AtomicBool::new(false));
         if report.checked > 0 {
-            let (objects, bytes, ms) = (report.checked, report.checked_bytes, begun.elapsed().as_millis() as u64);
+            let (objects, bytes, ms) = (report.checked, report.checked_bytes, width::millis(begun.elapsed()));
             tracing::info!(tree = %tree.id(), objects, bytes, ms, wrong = report.wrong.len(), "local objects hashed again");
         }
         !report.wrong.is_empty()
