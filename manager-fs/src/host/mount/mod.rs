@@ -31,6 +31,7 @@ mod message;
 mod meta;
 mod mounted;
 mod overlay;
+mod prepare;
 mod probe;
 mod resume;
 mod worker;
@@ -42,9 +43,10 @@ use serde::{Deserialize, Serialize};
 
 pub use error::MountError;
 pub use helper::{HelperOptions, serve_helper};
-pub use holder::{HoldOptions, NamespaceChoice, hold, still_mounted};
+pub use holder::{HoldOptions, hold};
 pub(super) use message::PageRange;
 pub use message::{HelperClient, HelperError, MetaUsage, MountedGeneration};
+pub use prepare::{NamespaceChoice, still_mounted};
 pub use probe::ProbeReport;
 pub use worker::{Mounted, Mounts, Server, Worker};
 
