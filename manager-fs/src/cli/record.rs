@@ -81,14 +81,13 @@ pub(super) fn recover_store(args: &RecoverArgs, dirs: &Dirs) -> anyhow::Result<D
 /// What did not come back, and what an operator does about it.
 fn tell(recovered: &Recovered) {
     match recovered.copy_age_ms.map(|age| Duration::from_secs(age / 1000)) {
-        Some(age) => note!(
-            "the copy of the decisions is {} old; what was decided since is lost",
-            humantime::format_duration(age)
-        ),
+        Some(age) => {
+            note!("the copy of the decisions is {} old; what was decided since is lost", super::units::duration(age))
+        }
         None => note!("there was no copy of the decisions: hosts must enrol again, and be exported to"),
     }
     if recovered.damaged_lines > 0 {
-        note!("{} lines of the copy cannot be read", recovered.damaged_lines);
+        note!("{} of the copy cannot be read", super::units::count(recovered.damaged_lines as u64, "line"));
     }
     for name in &recovered.from_files {
         note!("{name} was only found as a file, and is exported to nobody");
