@@ -12,13 +12,15 @@ mod jobs;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use agent_core::{Agent, AgentConfig, AgentError, Ended, NotHealthy, OperationContext, Operations, Stop};
 use proto::agent::Operation;
 use tracing_subscriber::EnvFilter;
 
 use config::{Asked, HELP, Role};
-use engine::rustic::Rustic;
+use engine::BackupEngine;
+use engine::restic::Restic;
 
 fn main() -> ExitCode {
     match Asked::read(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
@@ -45,7 +47,7 @@ fn main() -> ExitCode {
 fn serve(role: Role) -> Result<Stop, AgentError> {
     let config = AgentConfig::from_env()?;
     let state = config.paths().state().to_owned();
-    let engine = Rustic::new(state.join("repository.password"));
+    let engine: Arc<dyn BackupEngine> = Arc::new(Restic::new(&state));
     let agent = Agent::start(config, StorageAgent { role, engine, state })?;
     let status = agent.status();
     tracing::info!("{role} agent {} {} serves as process {}", status.product, status.version, status.pid);
@@ -55,7 +57,7 @@ fn serve(role: Role) -> Result<Stop, AgentError> {
 /// What `agent-core` calls.
 struct StorageAgent {
     role: Role,
-    engine: Rustic,
+    engine: Arc<dyn BackupEngine>,
     state: PathBuf,
 }
 

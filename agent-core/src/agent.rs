@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use proto::agent::{AgentRequest, AgentState, AgentStatus, ChangeId, JobId, Operation, Step, StepEvent};
+use proto::agent::{AgentRequest, AgentState, AgentStatus, ChangeId, JobId, JobOrigin, Operation, Step, StepEvent};
 use proto::message::Fault;
 use proto::{Product, TreeId};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
@@ -272,8 +272,8 @@ impl Service for Core {
         answer.recv().map_err(|_| ending())?
     }
 
-    fn run(&self, job: JobId, operation: Operation) -> Result<Arc<Job>, Fault> {
-        self.jobs.run(job, operation)
+    fn run(&self, job: JobId, origin: JobOrigin, operation: Operation) -> Result<Arc<Job>, Fault> {
+        self.jobs.run(job, origin, operation)
     }
 
     fn cancel(&self, job: JobId) -> Result<(), Fault> {

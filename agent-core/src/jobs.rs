@@ -17,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use proto::Version;
-use proto::agent::{JobId, Operation, Outcome};
+use proto::agent::{JobId, JobOrigin, Operation, Outcome};
 use proto::message::Fault;
 use proto::record::SchemaRange;
 
@@ -80,8 +80,13 @@ impl Jobs {
     ///
     /// # Errors
     /// The agent drains, has too much to do, knows the number as another operation, or cannot write the job's record.
-    pub(crate) fn run(self: &Arc<Self>, id: JobId, operation: Operation) -> Result<Arc<Job>, Fault> {
-        let make = |drain| self.job(JobRecord::new(id, operation.clone()), drain);
+    pub(crate) fn run(
+        self: &Arc<Self>,
+        id: JobId,
+        origin: JobOrigin,
+        operation: Operation,
+    ) -> Result<Arc<Job>, Fault> {
+        let make = |drain| self.job(JobRecord::new(id, operation.clone()), drain).ordered_by(origin.clone());
         let admitted = self.lock().admit(id, &operation, make)?;
         let job = match admitted {
             Admitted::Joined(job) => return Ok(job),

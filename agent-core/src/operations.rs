@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use proto::agent::{JobId, Operation, Outcome, Progress};
+use proto::agent::{JobId, JobOrigin, Operation, Outcome, Progress};
 use proto::record::SchemaRange;
 
 use crate::durable::FileFault;
@@ -105,6 +105,12 @@ impl OperationContext {
     /// The manager's number of the job.
     pub fn job(&self) -> JobId {
         self.job.id()
+    }
+
+    /// On whose behalf the job is done. `None` where it goes on after a change-over or a restart: keep what you need of
+    /// it with [`OperationContext::checkpoint`].
+    pub fn origin(&self) -> Option<&JobOrigin> {
+        self.job.origin()
     }
 
     /// What an earlier call last gave to [`OperationContext::checkpoint`], perhaps under another version. `None` on

@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use proto::agent::{AgentReply, AgentRequest, AgentStatus, JobId, Operation};
+use proto::agent::{AgentReply, AgentRequest, AgentStatus, JobId, JobOrigin, Operation};
 use proto::codec;
 use proto::frame::FrameKind;
 use proto::limits::MESSAGE_BYTES_MAX;
@@ -44,7 +44,7 @@ pub(crate) trait Service: Send + Sync + 'static {
     /// Messages A, B and C, in the order in which they come.
     fn message(&self, request: AgentRequest) -> Result<(), Fault>;
     /// Begins or joins a job.
-    fn run(&self, job: JobId, operation: Operation) -> Result<Arc<Job>, Fault>;
+    fn run(&self, job: JobId, origin: JobOrigin, operation: Operation) -> Result<Arc<Job>, Fault>;
     fn cancel(&self, job: JobId) -> Result<(), Fault>;
 }
 
@@ -263,7 +263,7 @@ impl Connection {
         let reply = match request {
             AgentRequest::Status => AgentReply::Status(service.status()),
             AgentRequest::Cancel { job } => done(service.cancel(job)),
-            AgentRequest::Run { job, operation } => match service.run(job, operation) {
+            AgentRequest::Run { job, origin, operation } => match service.run(job, origin, operation) {
                 Ok(job) => return self.watch(number, job),
                 Err(fault) => AgentReply::Fault(fault),
             },

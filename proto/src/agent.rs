@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::bounded::{Blob, Line, Lines, List, Own, PathText, Paths, Text, Word, within};
 use crate::id::TreeId;
 use crate::limits::{
-    ACTIVITY_BYTES_MAX, DETAIL_BYTES_MAX, FAULT_BYTES_MAX, JOBS_MAX, PROBLEM_BYTES_MAX, PROBLEMS_MAX,
-    REASON_BYTES_MAX, RECORD_BYTES_MAX, SNAPSHOT_BYTES_MAX, SOURCES_BYTES_MAX, SOURCES_MAX, VERSION_BYTES_MAX,
-    VERSIONS_MAX,
+    ACTIVITY_BYTES_MAX, DETAIL_BYTES_MAX, EARLIER_JOBS_MAX, FAULT_BYTES_MAX, JOBS_MAX, PROBLEM_BYTES_MAX,
+    PROBLEMS_MAX, REASON_BYTES_MAX, RECORD_BYTES_MAX, SNAPSHOT_BYTES_MAX, SOURCES_BYTES_MAX, SOURCES_MAX,
+    VERSION_BYTES_MAX, VERSIONS_MAX,
 };
 use crate::message::{Fault, Unix};
 use crate::name::{Product, Version};
@@ -64,6 +64,8 @@ pub enum AgentRequest {
     Run {
         /// The manager's number.
         job: JobId,
+        /// On whose behalf.
+        origin: JobOrigin,
         /// What to do.
         operation: Operation,
     },
@@ -102,20 +104,18 @@ pub enum Operation {
     Restore {
         /// Where from.
         repository: Repository,
-        /// Snapshot id, the start of one, or `latest`.
-        #[serde(deserialize_with = "within::<_, Word<SNAPSHOT_BYTES_MAX>>")]
-        snapshot: String,
+        /// Which.
+        snapshot: SnapshotRef,
         /// Absolute path.
         #[serde(deserialize_with = "within::<_, PathText>")]
         target: String,
     },
-    /// Compare a snapshot with the directory that it was made of.
+    /// Compare snapshots with the directories that they were made of.
     Verify {
         /// Where from.
         repository: Repository,
-        /// Snapshot id, the start of one, or `latest`.
-        #[serde(deserialize_with = "within::<_, Word<SNAPSHOT_BYTES_MAX>>")]
-        snapshot: String,
+        /// Which.
+        snapshot: SnapshotRef,
     },
     /// Check a repository's structure and, if asked, every byte of it.
     Check {
@@ -131,6 +131,65 @@ pub enum Operation {
         /// How many of the newest snapshots of each source stay; at least 1.
         keep_last: u32,
     },
+}
+
+/// On whose behalf an operation is done. The manager says it with the job, because only it knows: a machine's own name
+/// is shared by its clones.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobOrigin {
+    /// The enrolled host; snapshots carry its name.
+    pub host: crate::name::HostName,
+    /// The product that the job was ordered of.
+    pub product: Product,
+    /// The policy that ordered it; `None`: a person.
+    #[serde(deserialize_with = "within::<_, Option<Word<VERSION_BYTES_MAX>>>")]
+    pub policy: Option<String>,
+    /// Hosts of earlier backup jobs of this manager, for snapshots that carry only their job's number.
+    #[serde(deserialize_with = "within::<_, List<Own<(JobId, crate::name::HostName)>, EARLIER_JOBS_MAX>>")]
+    pub earlier: Vec<(JobId, crate::name::HostName)>,
+}
+
+impl JobOrigin {
+    /// Of a person's order.
+    pub fn new(host: crate::name::HostName, product: Product) -> Self {
+        Self { host, product, policy: None, earlier: Vec::new() }
+    }
+}
+
+/// A reference to snapshots, and among whose it is looked up.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SnapshotRef {
+    /// Snapshot id, the start of one, `latest`, or `latest~N` for the Nth before it.
+    #[serde(deserialize_with = "within::<_, Word<SNAPSHOT_BYTES_MAX>>")]
+    pub snapshot: String,
+    /// Among the snapshots of which hosts.
+    pub of: HostScope,
+    /// Only snapshots of this source, an absolute path.
+    #[serde(deserialize_with = "within::<_, Option<PathText>>")]
+    pub source: Option<String>,
+}
+
+impl SnapshotRef {
+    /// The newest of each source of the own host.
+    pub fn latest() -> Self {
+        Self { snapshot: "latest".to_owned(), of: HostScope::Own, source: None }
+    }
+
+    /// Whether it asks for what is newest, and so depends on every snapshot.
+    pub fn is_latest(&self) -> bool {
+        self.snapshot.starts_with("latest")
+    }
+}
+
+/// Of which hosts snapshots are meant.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum HostScope {
+    /// Of the host that does the operation.
+    Own,
+    /// Of another one.
+    Host(crate::name::HostName),
+    /// Of all, also of machines that are no hosts of the manager.
+    Any,
 }
 
 /// A restic-compatible repository on the agent's host.

@@ -67,6 +67,8 @@ pub const SOURCES_MAX: usize = 1024;
 pub const SOURCES_BYTES_MAX: usize = 256 << 10;
 /// Bytes of a snapshot's id: 64 hex digits, as restic has them.
 pub const SNAPSHOT_BYTES_MAX: usize = 64;
+/// Earlier jobs whose hosts the manager names with a job: as many as it remembers.
+pub const EARLIER_JOBS_MAX: usize = 10_000;
 /// Versions that took part in one operation, as reported; each is one change-over.
 pub const VERSIONS_MAX: usize = 64;
 

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::agent::{AgentStatus, ChangeId, JobId, Operation, Outcome, Progress, StepEvent};
+use crate::agent::{AgentStatus, ChangeId, JobId, JobOrigin, Operation, Outcome, Progress, StepEvent};
 use crate::bounded::{Blob, Exact, Line, List, Own, within};
 use crate::bundle::{TOUCHES_MAX, Touch};
 use crate::id::{ObjectId, TreeId};
@@ -233,6 +233,8 @@ pub enum ManagerRequest {
         product: Product,
         /// The manager's number.
         job: JobId,
+        /// On whose behalf.
+        origin: JobOrigin,
         /// What to do.
         operation: Operation,
     },

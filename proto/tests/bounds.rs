@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use proto::agent::{
-    AgentReply, AgentRequest, AgentState, AgentStatus, ChangeId, JobId, Operation, Outcome, Progress, Repository,
-    Step, StepEvent, Summary,
+    AgentReply, AgentRequest, AgentState, AgentStatus, ChangeId, JobId, JobOrigin, Operation, Outcome, Progress,
+    Repository, Step, StepEvent, Summary,
 };
 use proto::codec::{self, CodecError};
 use proto::limits::*;
@@ -111,6 +111,7 @@ fn paths_are_exact_or_refused() {
     let repository = |path: &str| Repository { path: path.into(), password_file: None };
     let backup = |sources: Vec<String>| AgentRequest::Run {
         job: JobId(1),
+        origin: JobOrigin::new("host-1".parse().unwrap(), "data-agent".parse().unwrap()),
         operation: Operation::Backup { repository: repository("/r"), sources },
     };
     let odd = String::from("/data/a name\nwith a line end");

@@ -1,17 +1,17 @@
 //! A snapshot's tree beside a directory of the host: what differs, entry by entry.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
-use std::fs::{self, File, FileType, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::Path;
-
-use rustic_core::jiff::Timestamp;
-use rustic_core::repofile::{BlobType, Node, NodeType};
-use rustic_core::{BlobId, IndexedFull, Repository, RusticResult};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use super::SharedMeter;
+use super::format::blobs::{BlobFault, Blobs};
+use super::format::index::BlobKind;
+use super::format::tree::{Attribute, Node, NodeKind};
+use super::live::{attribute, attribute_names, kind_of, time};
 
 /// How much is compared.
 #[derive(Debug, Clone, Copy)]
@@ -36,30 +36,50 @@ impl Compared {
     }
 }
 
-/// Compares a node of a snapshot with what lies at `live`. Differences become the meter's problems.
-pub(super) fn compare<S: IndexedFull>(
-    repository: &Repository<S>,
-    node: &Node,
-    live: &Path,
-    depth: Depth,
-    meter: &SharedMeter,
-) -> RusticResult<Compared> {
-    let mut comparison = Comparison { repository, depth, meter, sum: Compared::default() };
-    comparison.entry(node, live)?;
-    Ok(comparison.sum)
+/// The comparison was stopped.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped on request")]
+pub(super) struct Stopped;
+
+/// What is compared with what.
+pub(super) struct Comparison<'a> {
+    pub(super) blobs: &'a Blobs<'a>,
+    pub(super) depth: Depth,
+    /// Paths that are known to be missing, and told already.
+    pub(super) known: &'a HashSet<PathBuf>,
+    pub(super) meter: &'a SharedMeter,
 }
 
-struct Comparison<'a, S> {
-    repository: &'a Repository<S>,
-    depth: Depth,
-    meter: &'a SharedMeter,
-    sum: Compared,
+/// Two contents are not the same, or cannot be compared.
+#[derive(Debug, thiserror::Error)]
+enum ContentFault {
+    #[error("cannot be read from the repository: {0}")]
+    Repository(#[from] BlobFault),
+    #[error("{0} at byte {1}")]
+    Live(io::Error, u64),
+    #[error("differs from the snapshot from byte {0} on")]
+    Differs(u64),
+    #[error("is longer than in the snapshot ({0} bytes)")]
+    Longer(u64),
 }
 
-impl<S: IndexedFull> Comparison<'_, S> {
-    fn entry(&mut self, node: &Node, live: &Path) -> RusticResult<()> {
+impl Comparison<'_> {
+    /// Compares a node of a snapshot with what lies at `live`. Differences become the meter's problems.
+    ///
+    /// # Errors
+    /// It was stopped.
+    pub(super) fn run(&self, node: &Node, live: &Path) -> Result<Compared, Stopped> {
+        let mut sum = Compared::default();
+        self.entry(node, live, &mut sum)?;
+        Ok(sum)
+    }
+
+    fn entry(&self, node: &Node, live: &Path, sum: &mut Compared) -> Result<(), Stopped> {
         if self.meter.is_stopped() {
-            return Err(super::gate::stopped());
+            return Err(Stopped);
+        }
+        if self.known.contains(live) && node.kind != NodeKind::Dir {
+            return Ok(());
         }
         let metadata = match fs::symlink_metadata(live) {
             Ok(metadata) => metadata,
@@ -72,90 +92,103 @@ impl<S: IndexedFull> Comparison<'_, S> {
                 return Ok(());
             }
         };
-        let (kept, found) = (kind_of_node(node), kind_of_file(metadata.file_type()));
+        let (kept, found) = (node.kind, kind_of(&metadata));
         if kept != found {
-            self.differs(live, &format!("is a {found}, in the snapshot a {kept}"));
+            self.differs(live, &format!("is a {}, in the snapshot a {}", found.word(), kept.word()));
             return Ok(());
         }
         self.metadata(node, live, &metadata);
-        match &node.node_type {
-            NodeType::Dir => self.directory(node, live),
-            NodeType::File => {
-                self.file(node, live, &metadata);
-                Ok(())
-            }
-            NodeType::Symlink { .. } => {
-                match fs::read_link(live) {
-                    Ok(target) if target == node.node_type.to_link() => {}
-                    Ok(target) => {
-                        let kept = node.node_type.to_link().display();
-                        self.differs(live, &format!("leads to {}, in the snapshot to {kept}", target.display()));
-                    }
-                    Err(error) => self.differs(live, &error.to_string()),
+        match node.kind {
+            NodeKind::Dir => return self.directory(node, live, sum),
+            NodeKind::File => self.file(node, live, &metadata, sum),
+            NodeKind::Symlink => match fs::read_link(live) {
+                Ok(target) if target == node.link_target() => {}
+                Ok(target) => {
+                    let kept = node.link_target();
+                    self.differs(
+                        live,
+                        &format!("leads to {}, in the snapshot to {}", target.display(), kept.display()),
+                    );
                 }
-                Ok(())
+                Err(error) => self.differs(live, &error.to_string()),
+            },
+            NodeKind::Dev | NodeKind::Chardev if metadata.rdev() != node.device => {
+                self.differs(live, &format!("is device {}, in the snapshot {}", metadata.rdev(), node.device));
             }
-            NodeType::Dev { device } | NodeType::Chardev { device } => {
-                if metadata.rdev() != *device {
-                    self.differs(live, &format!("is device {}, in the snapshot {device}", metadata.rdev()));
-                }
-                Ok(())
-            }
-            NodeType::Fifo | NodeType::Socket => Ok(()),
+            NodeKind::Dev | NodeKind::Chardev | NodeKind::Fifo | NodeKind::Socket | NodeKind::Other => {}
         }
+        Ok(())
     }
 
     fn metadata(&self, node: &Node, live: &Path, metadata: &Metadata) {
-        let link = node.is_symlink();
-        // A symbolic link has no mode of its own, and the directories above a source have only a name in a snapshot.
-        if let Some(mode) = node.meta.mode.filter(|_| !link && node.meta.mtime.is_some()) {
-            let (kept, found) = (mode_of_node(mode), metadata.mode() & 0o7777);
+        // A symbolic link has no mode of its own, and other programs store only the name of directories above sources.
+        if let Some(kept) = node.mode().filter(|_| node.kind != NodeKind::Symlink && node.mtime.is_some()) {
+            let found = metadata.mode() & 0o7777;
             if kept != found {
                 self.differs(live, &format!("has mode {found:04o}, in the snapshot {kept:04o}"));
             }
         }
-        if let Some(kept) = node.meta.mtime
-            && metadata.modified().ok().and_then(|time| Timestamp::try_from(time).ok()) != Some(kept)
+        if let Some(kept) = node.mtime
+            && time(metadata.mtime(), metadata.mtime_nsec()) != Some(kept)
         {
             self.differs(live, &format!("was modified at another time than in the snapshot ({kept})"));
         }
         if self.depth.ownership
-            && let (Some(user), Some(group)) = (node.meta.uid, node.meta.gid)
+            && let (Some(user), Some(group)) = (node.uid, node.gid)
             && (user, group) != (metadata.uid(), metadata.gid())
         {
             let (uid, gid) = (metadata.uid(), metadata.gid());
             self.differs(live, &format!("belongs to {uid}:{gid}, in the snapshot to {user}:{group}"));
         }
-        if node.meta.mtime.is_some() {
+        if node.mtime.is_some() {
             self.attributes(node, live);
         }
     }
 
     fn attributes(&self, node: &Node, live: &Path) {
-        let kept: BTreeSet<_> = node.meta.extended_attributes.iter().map(|xattr| xattr.name.clone()).collect();
+        let kept: BTreeSet<_> = node.extended_attributes.iter().map(|kept| kept.name().to_vec()).collect();
         let found = match attribute_names(live) {
             Ok(names) => names,
             Err(error) => return self.differs(live, &format!("its extended attributes: {error}")),
         };
+        let shown = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
         for name in kept.symmetric_difference(&found) {
             let side = if kept.contains(name) { "only in the snapshot" } else { "only in the directory" };
-            self.differs(live, &format!("has the extended attribute {name} {side}"));
+            self.differs(live, &format!("has the extended attribute {} {side}", shown(name)));
         }
-        for xattr in node.meta.extended_attributes.iter().filter(|xattr| found.contains(&xattr.name)) {
-            match attribute(live, &xattr.name) {
-                Ok(value) if Some(&value) == xattr.value.as_ref() || (value.is_empty() && xattr.value.is_none()) => {}
-                Ok(_) => self.differs(live, &format!("has another value of the extended attribute {}", xattr.name)),
-                Err(error) => self.differs(live, &format!("its extended attribute {}: {error}", xattr.name)),
+        let both = |kept: &&Attribute| found.contains(kept.name());
+        for kept in node.extended_attributes.iter().filter(both) {
+            match attribute(live, kept.name()) {
+                Ok(value) if value == kept.value() => {}
+                Ok(_) => {
+                    self.differs(
+                        live,
+                        &format!("has another value of the extended attribute {}", shown(kept.name())),
+                    );
+                }
+                Err(error) => self.differs(live, &format!("its extended attribute {}: {error}", shown(kept.name()))),
             }
         }
     }
 
-    fn directory(&mut self, node: &Node, live: &Path) -> RusticResult<()> {
-        let Some(tree) = node.subtree else {
-            self.differs(live, "has no tree in the snapshot");
-            return Ok(());
+    fn directory(&self, node: &Node, live: &Path, sum: &mut Compared) -> Result<(), Stopped> {
+        // What was in it is not known; a restore has said so already.
+        let unknown = |what: &str| {
+            if !self.known.contains(live) {
+                self.differs(live, what);
+            }
         };
-        let tree = self.repository.get_tree(&tree)?;
+        let tree = match node.subtree.map(|tree| self.blobs.tree(&tree)) {
+            Some(Ok(tree)) => tree,
+            Some(Err(fault)) => {
+                unknown(&format!("its directory cannot be read from the repository: {fault}"));
+                return Ok(());
+            }
+            None => {
+                unknown("has no tree in the snapshot");
+                return Ok(());
+            }
+        };
         let mut extra: BTreeSet<OsString> = BTreeSet::new();
         match fs::read_dir(live) {
             Ok(entries) => {
@@ -171,11 +204,12 @@ impl<S: IndexedFull> Comparison<'_, S> {
             Err(error) => self.differs(live, &error.to_string()),
         }
         for child in &tree.nodes {
-            extra.remove(&*child.name());
-            self.entry(child, &live.join(child.name()))?;
+            let name = child.file_name();
+            extra.remove(&name);
+            self.entry(child, &live.join(name), sum)?;
         }
-        // The directories above a source hold much else; only those with saved metadata were backed up whole.
-        if node.meta.mtime.is_some() {
+        // Beside a damaged file lies the part of it that could be read.
+        if node.mtime.is_some() && self.known.is_empty() {
             for name in extra {
                 self.differs(&live.join(name), "is in the directory and not in the snapshot");
             }
@@ -183,138 +217,56 @@ impl<S: IndexedFull> Comparison<'_, S> {
         Ok(())
     }
 
-    fn file(&mut self, node: &Node, live: &Path, metadata: &Metadata) {
-        self.sum.files += 1;
-        self.sum.bytes += node.meta.size;
-        if metadata.len() != node.meta.size {
-            let (found, kept) = (metadata.len(), node.meta.size);
-            return self.differs(live, &format!("has {found} bytes, in the snapshot {kept}"));
+    fn file(&self, node: &Node, live: &Path, metadata: &Metadata, sum: &mut Compared) {
+        sum.files += 1;
+        sum.bytes += node.size;
+        let stored = self.stored_size(node);
+        if metadata.len() != stored {
+            let found = metadata.len();
+            return self.differs(live, &format!("has {found} bytes, in the snapshot {stored}"));
         }
         if self.depth.contents
             && let Err(what) = self.contents(node, live)
         {
-            self.differs(live, &what);
+            self.differs(live, &what.to_string());
         }
     }
 
-    fn contents(&self, node: &Node, live: &Path) -> Result<(), String> {
-        let mut file = File::open(live).map_err(|error| error.to_string())?;
-        let mut found = Vec::new();
-        let mut offset = 0u64;
+    /// What its pieces add up to. Other programs, and agents before they read files themselves, write a size that the
+    /// file had at another moment.
+    fn stored_size(&self, node: &Node) -> u64 {
+        let length = |piece| self.blobs.index().find(BlobKind::Data, piece).next().map(|at| at.plain_length());
+        let sum: Option<u64> = node.content.iter().flatten().map(length).sum();
+        sum.unwrap_or(node.size)
+    }
+
+    fn contents(&self, node: &Node, live: &Path) -> Result<(), ContentFault> {
+        let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed();
+        let open = std::os::unix::fs::OpenOptionsExt::custom_flags(File::options().read(true), flags).open(live);
+        let mut file = open.map_err(|error| ContentFault::Live(error, 0))?;
+        let (mut found, mut offset) = (Vec::new(), 0u64);
         for piece in node.content.iter().flatten() {
             if self.meter.is_stopped() {
                 return Ok(());
             }
-            let kept = self
-                .repository
-                .get_blob_cached(&BlobId::from(*piece), BlobType::Data)
-                .map_err(|error| format!("cannot be read from the repository: {}", error.display_log()))?;
+            let kept = self.blobs.read(BlobKind::Data, piece)?;
             found.resize(kept.len(), 0);
-            file.read_exact(&mut found).map_err(|error| format!("{error} at byte {offset}"))?;
-            if found != *kept {
-                let at = found.iter().zip(kept.iter()).take_while(|(a, b)| a == b).count() as u64;
-                return Err(format!("differs from the snapshot from byte {} on", offset + at));
+            file.read_exact(&mut found).map_err(|error| ContentFault::Live(error, offset))?;
+            if found != kept {
+                let at = found.iter().zip(&kept).take_while(|(a, b)| a == b).count() as u64;
+                return Err(ContentFault::Differs(offset + at));
             }
             offset += kept.len() as u64;
             self.meter.advance(kept.len() as u64);
         }
-        Ok(())
+        match file.read(&mut [0]) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(ContentFault::Longer(offset)),
+            Err(error) => Err(ContentFault::Live(error, offset)),
+        }
     }
 
     fn differs(&self, live: &Path, how: &str) {
         self.meter.problem(format!("{}: {how}", live.display()));
     }
-}
-
-/// Gives the root of a restore the metadata of the directory it was made of; the engine restores only what is below.
-pub(super) fn set_metadata(target: &Path, root: &Node, meter: &SharedMeter) {
-    let meta = &root.meta;
-    let set = || -> io::Result<()> {
-        if let (true, Some(uid), Some(gid)) = (rustix::process::geteuid().is_root(), meta.uid, meta.gid) {
-            std::os::unix::fs::chown(target, Some(uid), Some(gid))?;
-        }
-        for xattr in &meta.extended_attributes {
-            let value = xattr.value.as_deref().unwrap_or_default();
-            rustix::fs::setxattr(target, xattr.name.as_str(), value, rustix::fs::XattrFlags::empty())?;
-        }
-        if let (Some(mode), Some(mtime)) = (meta.mode, meta.mtime) {
-            fs::set_permissions(target, fs::Permissions::from_mode(mode_of_node(mode)))?;
-            let times = fs::FileTimes::new().set_modified(mtime.into()).set_accessed(mtime.into());
-            File::open(target)?.set_times(times)?;
-        }
-        Ok(())
-    };
-    if let Err(error) = set() {
-        meter.problem(format!("{}: its own mode, owner and times: {error}", target.display()));
-    }
-}
-
-/// Removes links and special files of an unfinished restore: the engine makes them anew, and stumbles over old ones.
-pub(super) fn clear_links(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        if metadata.is_dir() {
-            clear_links(&entry.path())?;
-        } else if !metadata.is_file() || metadata.nlink() > 1 {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// A snapshot's mode (as Go's `os.FileMode` writes it) as the kernel's.
-fn mode_of_node(mode: u32) -> u32 {
-    let bit = |go: u32, kernel: u32| if mode & (1 << go) != 0 { kernel } else { 0 };
-    (mode & 0o777) | bit(23, 0o4000) | bit(22, 0o2000) | bit(20, 0o1000)
-}
-
-/// The kernel's mode of a directory as a snapshot's.
-pub(super) fn directory_mode_of_file(mode: u32) -> u32 {
-    let bit = |kernel: u32, go: u32| if mode & kernel != 0 { 1 << go } else { 0 };
-    (1 << 31) | (mode & 0o777) | bit(0o4000, 23) | bit(0o2000, 22) | bit(0o1000, 20)
-}
-
-fn kind_of_node(node: &Node) -> &'static str {
-    match node.node_type {
-        NodeType::File => "file",
-        NodeType::Dir => "directory",
-        NodeType::Symlink { .. } => "symbolic link",
-        NodeType::Dev { .. } => "block device",
-        NodeType::Chardev { .. } => "character device",
-        NodeType::Fifo => "fifo",
-        NodeType::Socket => "socket",
-    }
-}
-
-fn kind_of_file(kind: FileType) -> &'static str {
-    match () {
-        () if kind.is_dir() => "directory",
-        () if kind.is_symlink() => "symbolic link",
-        () if kind.is_block_device() => "block device",
-        () if kind.is_char_device() => "character device",
-        () if kind.is_fifo() => "fifo",
-        () if kind.is_socket() => "socket",
-        () => "file",
-    }
-}
-
-/// Names of a file's extended attributes; none where the file system has none.
-pub(super) fn attribute_names(path: &Path) -> io::Result<BTreeSet<String>> {
-    let mut list = vec![0u8; 65_536];
-    match rustix::fs::llistxattr(path, list.as_mut_slice()) {
-        Ok(bytes) => list.truncate(bytes),
-        Err(rustix::io::Errno::NOTSUP) => return Ok(BTreeSet::new()),
-        Err(error) => return Err(error.into()),
-    }
-    let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty());
-    Ok(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect())
-}
-
-/// The value of one extended attribute.
-pub(super) fn attribute(path: &Path, name: &str) -> io::Result<Vec<u8>> {
-    let mut value = vec![0u8; 65_536];
-    let bytes = rustix::fs::lgetxattr(path, name, value.as_mut_slice())?;
-    value.truncate(bytes);
-    Ok(value)
 }

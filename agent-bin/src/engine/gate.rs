@@ -1,8 +1,7 @@
-//! The place between the engine and the repository's files where an operation is stopped.
+//! The place between the engine's library and the repository's files where check and prune are stopped.
 //!
-//! The engine has no cancel. Two rules give it one that loses nothing: once stopped, a backup may still store packs and
-//! index (what it has read so far is then found again, not stored twice) but no snapshot; and once stopped, nothing is
-//! read any more, which ends a restore or a check.
+//! The library has no cancel. Once stopped, nothing is read, written or removed any more, as if the process had died: the
+//! order in which prune writes and removes makes that harmless at every point.
 
 use std::sync::Arc;
 
@@ -19,22 +18,16 @@ pub(super) const STOPPED: &str = "the operation was stopped on request";
 pub(super) struct Gate {
     files: Arc<dyn WriteBackend>,
     meter: SharedMeter,
-    /// Reading ends too. Not for a backup: it reads its own index while it finishes.
-    stops_reads: bool,
 }
 
 impl Gate {
-    pub(super) fn new(files: Arc<dyn WriteBackend>, meter: SharedMeter, stops_reads: bool) -> Self {
-        Self { files, meter, stops_reads }
+    pub(super) fn new(files: Arc<dyn WriteBackend>, meter: SharedMeter) -> Self {
+        Self { files, meter }
     }
 
-    fn may_read(&self) -> RusticResult<()> {
-        if self.stops_reads && self.meter.is_stopped() { Err(stopped()) } else { Ok(()) }
+    fn go_on(&self) -> RusticResult<()> {
+        if self.meter.is_stopped() { Err(RusticError::new(ErrorKind::Other, STOPPED)) } else { Ok(()) }
     }
-}
-
-pub(super) fn stopped() -> Box<RusticError> {
-    RusticError::new(ErrorKind::Other, STOPPED)
 }
 
 impl ReadBackend for Gate {
@@ -51,7 +44,7 @@ impl ReadBackend for Gate {
     }
 
     fn read_full(&self, kind: FileType, id: &Id) -> RusticResult<Bytes> {
-        self.may_read()?;
+        self.go_on()?;
         self.files.read_full(kind, id)
     }
 
@@ -63,7 +56,7 @@ impl ReadBackend for Gate {
         offset: u32,
         length: u32,
     ) -> RusticResult<Bytes> {
-        self.may_read()?;
+        self.go_on()?;
         self.files.read_partial(kind, id, cacheable, offset, length)
     }
 
@@ -78,13 +71,12 @@ impl WriteBackend for Gate {
     }
 
     fn write_bytes(&self, kind: FileType, id: &Id, cacheable: bool, content: BytesList) -> RusticResult<()> {
-        if kind == FileType::Snapshot && self.meter.is_stopped() {
-            return Err(stopped());
-        }
+        self.go_on()?;
         self.files.write_bytes(kind, id, cacheable, content)
     }
 
     fn remove(&self, kind: FileType, id: &Id, cacheable: bool) -> RusticResult<()> {
+        self.go_on()?;
         self.files.remove(kind, id, cacheable)
     }
 }

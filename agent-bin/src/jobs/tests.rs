@@ -1,7 +1,6 @@
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-use proto::agent::Repository;
 
 use super::*;
 
@@ -12,6 +11,9 @@ struct FakeEngine {
     fails_at: Option<&'static str>,
     /// Waits in this unit until it is stopped.
     hangs_at: Option<&'static str>,
+    /// Never comes back from this unit, whatever is asked.
+    stuck_at: Option<&'static str>,
+    panics_at: Option<&'static str>,
 }
 
 impl FakeEngine {
@@ -20,7 +22,11 @@ impl FakeEngine {
         let hanging = self.hangs_at.is_some_and(|at| what.contains(at));
         self.calls.lock().unwrap().push(what.clone());
         if failing {
-            return Err(EngineError::Failed { path: "/repo".into(), what: "is damaged".into() });
+            return Err(EngineError::Library { path: "/repo".into(), what: "is damaged".into() });
+        }
+        assert!(!self.panics_at.is_some_and(|at| what.contains(at)), "as told");
+        while self.stuck_at.is_some_and(|at| what.contains(at)) {
+            std::thread::park();
         }
         if hanging {
             while !meter.is_stopped() {
@@ -37,28 +43,48 @@ impl FakeEngine {
 }
 
 impl BackupEngine for FakeEngine {
-    fn backup(&self, _: &Repository, source: &Path, mark: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
-        assert_eq!(mark.tag, "job-7");
-        self.call(format!("backup {}", source.display()), meter)
+    fn backup(
+        &self,
+        _: &Repository,
+        sources: &[&Path],
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        assert_eq!((mark.job, mark.origin.host.as_str()), (7, "host-1"));
+        self.call(format!("backup {}", sources[0].display()), meter)
     }
-    fn restore(&self, _: &Repository, id: &str, target: &Path, meter: &SharedMeter) -> Result<Work, EngineError> {
-        self.call(format!("restore {id} {}", target.display()), meter)
+    fn restore(
+        &self,
+        _: &Repository,
+        snapshot: &SnapshotRef,
+        target: &Path,
+        _: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        self.call(format!("restore {} {}", snapshot.snapshot, target.display()), meter)
     }
-    fn verify(&self, _: &Repository, id: &str, meter: &SharedMeter) -> Result<Work, EngineError> {
-        self.call(format!("verify {id}"), meter)
+    fn verify(&self, _: &Repository, of: &SnapshotRef, _: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
+        self.call(format!("verify {}", of.snapshot), meter)
     }
-    fn check(&self, _: &Repository, read_data: bool, meter: &SharedMeter) -> Result<Work, EngineError> {
+    fn check(&self, _: &Repository, read_data: bool, _: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
         self.call(format!("check {read_data}"), meter)
     }
-    fn forget(&self, _: &Repository, keep_last: u32, meter: &SharedMeter) -> Result<Work, EngineError> {
+    fn forget(&self, _: &Repository, keep_last: u32, _: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
         self.call(format!("forget {keep_last}"), meter)
     }
-    fn reclaim(&self, _: &Repository, meter: &SharedMeter) -> Result<Work, EngineError> {
+    fn reclaim(&self, _: &Repository, _: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
         self.call("reclaim".into(), meter)
     }
 }
 
+/// As [`super::run`], with an engine that can be asked afterwards.
+fn run(engine: &Arc<FakeEngine>, role: Role, operation: &Operation, host: &dyn Host) -> Ended {
+    let engine: Arc<dyn BackupEngine> = engine.clone();
+    super::run(&engine, role, operation, host)
+}
+
 struct FakeHost {
+    origin: JobOrigin,
     wanted: Mutex<Vec<Wanted>>,
     before: Option<Vec<u8>>,
     state: Mutex<Option<Vec<u8>>>,
@@ -69,7 +95,8 @@ impl FakeHost {
     /// Answers `wanted` one after the other, the last one for ever.
     fn new(wanted: &[Wanted], before: Option<Vec<u8>>) -> Self {
         let (wanted, state) = (Mutex::new(wanted.to_vec()), Mutex::new(before.clone()));
-        Self { wanted, before, state, reports: AtomicUsize::new(0) }
+        let origin = JobOrigin::new("host-1".parse().unwrap(), "data-agent".parse().unwrap());
+        Self { origin, wanted, before, state, reports: AtomicUsize::new(0) }
     }
 
     fn state(&self) -> Option<Vec<u8>> {
@@ -81,6 +108,9 @@ impl Host for FakeHost {
     fn job(&self) -> u64 {
         7
     }
+    fn origin(&self) -> Option<&JobOrigin> {
+        self.before.is_none().then_some(&self.origin)
+    }
     fn report(&self, _: Progress) {
         self.reports.fetch_add(1, Ordering::Relaxed);
     }
@@ -91,7 +121,7 @@ impl Host for FakeHost {
     fn saved(&self) -> Option<&[u8]> {
         self.before.as_deref()
     }
-    fn save(&self, state: &[u8]) -> Result<(), String> {
+    fn save(&self, state: &[u8]) -> Result<(), FileFault> {
         *self.state.lock().unwrap() = Some(state.to_vec());
         Ok(())
     }
@@ -109,14 +139,17 @@ fn backup(sources: &[&str]) -> Operation {
 fn each_role_refuses_the_others_operations_by_name() {
     let operations = [
         (backup(&["/a"]), Role::Data),
-        (Operation::Restore { repository: repository(), snapshot: "latest".into(), target: "/t".into() }, Role::Data),
-        (Operation::Verify { repository: repository(), snapshot: "latest".into() }, Role::Data),
+        (
+            Operation::Restore { repository: repository(), snapshot: SnapshotRef::latest(), target: "/t".into() },
+            Role::Data,
+        ),
+        (Operation::Verify { repository: repository(), snapshot: SnapshotRef::latest() }, Role::Data),
         (Operation::Check { repository: repository(), read_data: true }, Role::Media),
         (Operation::Prune { repository: repository(), keep_last: 1 }, Role::Media),
     ];
     for (operation, does) in operations {
         for role in [Role::Data, Role::Media] {
-            let (engine, host) = (FakeEngine::default(), FakeHost::new(&[Wanted::GoOn], None));
+            let (engine, host) = (Arc::new(FakeEngine::default()), FakeHost::new(&[Wanted::GoOn], None));
             match run(&engine, role, &operation, &host) {
                 Ended::Outcome(Outcome::Done(_)) => assert_eq!(role, does, "{operation:?}"),
                 Ended::Outcome(Outcome::Failed(what)) => {
@@ -132,7 +165,7 @@ fn each_role_refuses_the_others_operations_by_name() {
 
 #[test]
 fn each_source_is_a_unit_and_the_sums_add_up() {
-    let (engine, host) = (FakeEngine::default(), FakeHost::new(&[Wanted::GoOn], None));
+    let (engine, host) = (Arc::new(FakeEngine::default()), FakeHost::new(&[Wanted::GoOn], None));
     let Ended::Outcome(Outcome::Done(done)) = run(&engine, Role::Data, &backup(&["/a", "/b"]), &host) else {
         panic!("not done")
     };
@@ -143,13 +176,13 @@ fn each_source_is_a_unit_and_the_sums_add_up() {
 
 #[test]
 fn the_next_version_continues_after_the_units_that_are_done() {
-    let engine = FakeEngine { hangs_at: Some("/b"), ..FakeEngine::default() };
+    let engine = Arc::new(FakeEngine { hangs_at: Some("/b"), ..FakeEngine::default() });
     let old = FakeHost::new(&[Wanted::GoOn, Wanted::GoOn, Wanted::GoOn, Wanted::Checkpoint], None);
     let operation = backup(&["/a", "/b", "/c"]);
     assert_eq!(run(&engine, Role::Data, &operation, &old), Ended::Checkpointed);
     assert_eq!(engine.calls(), ["backup /a", "backup /b"]);
 
-    let engine = FakeEngine::default();
+    let engine = Arc::new(FakeEngine::default());
     let new = FakeHost::new(&[Wanted::GoOn], old.state());
     let Ended::Outcome(Outcome::Done(done)) = run(&engine, Role::Data, &operation, &new) else { panic!("not done") };
     assert_eq!(engine.calls(), ["backup /b", "backup /c"]);
@@ -158,7 +191,7 @@ fn the_next_version_continues_after_the_units_that_are_done() {
 
 #[test]
 fn a_cancelled_job_says_what_it_had_done() {
-    let engine = FakeEngine { hangs_at: Some("/b"), ..FakeEngine::default() };
+    let engine = Arc::new(FakeEngine { hangs_at: Some("/b"), ..FakeEngine::default() });
     let host = FakeHost::new(&[Wanted::GoOn, Wanted::GoOn, Wanted::GoOn, Wanted::Cancel], None);
     let Ended::Outcome(Outcome::Cancelled(done)) = run(&engine, Role::Data, &backup(&["/a", "/b"]), &host) else {
         panic!("not cancelled")
@@ -168,7 +201,7 @@ fn a_cancelled_job_says_what_it_had_done() {
 
 #[test]
 fn a_failure_names_the_fault_and_what_was_done_before() {
-    let engine = FakeEngine { fails_at: Some("/b"), ..FakeEngine::default() };
+    let engine = Arc::new(FakeEngine { fails_at: Some("/b"), ..FakeEngine::default() });
     let host = FakeHost::new(&[Wanted::GoOn], None);
     let Ended::Outcome(Outcome::Failed(what)) = run(&engine, Role::Data, &backup(&["/a", "/b"]), &host) else {
         panic!("not failed")
@@ -179,7 +212,7 @@ fn a_failure_names_the_fault_and_what_was_done_before() {
 #[test]
 fn a_state_of_a_later_form_is_refused_by_number() {
     let later = br#"{"schema":2,"units":"a new idea"}"#.to_vec();
-    let (engine, host) = (FakeEngine::default(), FakeHost::new(&[Wanted::GoOn], Some(later.clone())));
+    let (engine, host) = (Arc::new(FakeEngine::default()), FakeHost::new(&[Wanted::GoOn], Some(later.clone())));
     let Ended::Outcome(Outcome::Failed(what)) = run(&engine, Role::Data, &backup(&["/a"]), &host) else {
         panic!("not failed")
     };
@@ -189,7 +222,7 @@ fn a_state_of_a_later_form_is_refused_by_number() {
 
 #[test]
 fn prune_keeps_something_and_is_two_units() {
-    let (engine, host) = (FakeEngine::default(), FakeHost::new(&[Wanted::GoOn], None));
+    let (engine, host) = (Arc::new(FakeEngine::default()), FakeHost::new(&[Wanted::GoOn], None));
     let prune = |keep_last| Operation::Prune { repository: repository(), keep_last };
     assert!(matches!(run(&engine, Role::Media, &prune(0), &host), Ended::Outcome(Outcome::Failed(_))));
     assert!(matches!(run(&engine, Role::Media, &prune(2), &host), Ended::Outcome(Outcome::Done(_))));
@@ -205,7 +238,7 @@ fn a_job_that_is_left_in_any_unit_ends_with_the_sums_of_one_that_is_not() {
         for again_in in left_in..sources.len() {
             let (mut state, mut calls) = (None, Vec::new());
             for hangs_at in [Some(sources[left_in]), Some(sources[again_in]), None] {
-                let engine = FakeEngine { hangs_at, ..FakeEngine::default() };
+                let engine = Arc::new(FakeEngine { hangs_at, ..FakeEngine::default() });
                 let host = StopsWhereItHangs(FakeHost::new(&[Wanted::GoOn], state.clone()), &engine);
                 let ended = run(&engine, Role::Data, &operation, &host);
                 calls.extend(engine.calls());
@@ -236,6 +269,9 @@ impl Host for StopsWhereItHangs<'_> {
     fn job(&self) -> u64 {
         self.0.job()
     }
+    fn origin(&self) -> Option<&JobOrigin> {
+        self.0.origin()
+    }
     fn report(&self, progress: Progress) {
         self.0.report(progress);
     }
@@ -246,17 +282,20 @@ impl Host for StopsWhereItHangs<'_> {
     fn saved(&self) -> Option<&[u8]> {
         self.0.saved()
     }
-    fn save(&self, state: &[u8]) -> Result<(), String> {
+    fn save(&self, state: &[u8]) -> Result<(), FileFault> {
         self.0.save(state)
     }
 }
 
 /// A host whose disk is full keeps nothing.
-struct Full;
+struct Full(FakeHost);
 
 impl Host for Full {
     fn job(&self) -> u64 {
-        7
+        self.0.job()
+    }
+    fn origin(&self) -> Option<&JobOrigin> {
+        self.0.origin()
     }
     fn report(&self, _: Progress) {}
     fn wanted(&self) -> Wanted {
@@ -265,15 +304,17 @@ impl Host for Full {
     fn saved(&self) -> Option<&[u8]> {
         None
     }
-    fn save(&self, _: &[u8]) -> Result<(), String> {
-        Err("no space left on device".to_owned())
+    fn save(&self, _: &[u8]) -> Result<(), FileFault> {
+        Err(FileFault::Io { path: "/full".into(), source: std::io::Error::other("no space left on device") })
     }
 }
 
 #[test]
 fn a_job_that_could_not_be_continued_is_not_begun() {
-    let engine = FakeEngine::default();
-    let Ended::Outcome(Outcome::Failed(what)) = run(&engine, Role::Data, &backup(&["/a"]), &Full) else {
+    let engine = Arc::new(FakeEngine::default());
+    let Ended::Outcome(Outcome::Failed(what)) =
+        run(&engine, Role::Data, &backup(&["/a"]), &Full(FakeHost::new(&[Wanted::GoOn], None)))
+    else {
         panic!("not failed")
     };
     assert!(what.contains("job 7") && what.contains("no space left"), "{what}");
@@ -283,11 +324,33 @@ fn a_job_that_could_not_be_continued_is_not_begun() {
 #[test]
 fn a_damaged_state_is_named_and_nothing_is_done() {
     for damaged in [&b""[..], b"{", b"{\"schema\":1}", b"{\"schema\":1,\"units_done\":-1}", b"[]", b"\xff"] {
-        let (engine, host) = (FakeEngine::default(), FakeHost::new(&[Wanted::GoOn], Some(damaged.to_vec())));
+        let (engine, host) =
+            (Arc::new(FakeEngine::default()), FakeHost::new(&[Wanted::GoOn], Some(damaged.to_vec())));
         let Ended::Outcome(Outcome::Failed(what)) = run(&engine, Role::Data, &backup(&["/a"]), &host) else {
             panic!("not failed: {damaged:?}")
         };
         assert!(what.contains("the saved state of job 7 is damaged"), "{what}");
         assert!(engine.calls().is_empty());
     }
+}
+
+#[test]
+fn an_operation_that_does_not_stop_is_given_up_within_a_second() {
+    let engine = Arc::new(FakeEngine { stuck_at: Some("/b"), ..FakeEngine::default() });
+    let host = FakeHost::new(&[Wanted::GoOn, Wanted::GoOn, Wanted::GoOn, Wanted::Cancel], None);
+    let begun = Instant::now();
+    let ended = run(&engine, Role::Data, &backup(&["/a", "/b"]), &host);
+    assert!(matches!(ended, Ended::Outcome(Outcome::Cancelled(_))), "{ended:?}");
+    // The answer to a cancel is what a person waits for; a loaded machine may take a little longer.
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_panic_of_the_engine_is_the_units_failure_and_is_named() {
+    let engine = Arc::new(FakeEngine { panics_at: Some("/b"), ..FakeEngine::default() });
+    let host = FakeHost::new(&[Wanted::GoOn], None);
+    let Ended::Outcome(Outcome::Failed(what)) = run(&engine, Role::Data, &backup(&["/a", "/b"]), &host) else {
+        panic!("not failed")
+    };
+    assert!(what.contains("as told") && what.contains("backup /a"), "{what}");
 }

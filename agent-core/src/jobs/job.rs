@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto::Version;
-use proto::agent::{JobId, Operation, Outcome, Progress};
+use proto::agent::{JobId, JobOrigin, Operation, Outcome, Progress};
 
 use super::record::{JobRecord, Paper};
 use crate::durable::FileFault;
@@ -36,6 +36,8 @@ impl DrainStage {
 /// One job.
 pub(crate) struct Job {
     id: JobId,
+    /// As the order said; not on disk, where the operation itself may keep what it needs.
+    origin: Option<JobOrigin>,
     operation: Operation,
     version: Version,
     schema: u32,
@@ -85,6 +87,7 @@ impl Job {
     pub(super) fn new(record: JobRecord, path: PathBuf, version: Version, schema: u32, drain: DrainStage) -> Self {
         Self {
             id: record.id,
+            origin: None,
             operation: record.operation.clone(),
             version,
             schema,
@@ -98,6 +101,15 @@ impl Job {
 
     pub(crate) fn id(&self) -> JobId {
         self.id
+    }
+
+    /// On whose behalf it was ordered.
+    pub(super) fn ordered_by(self, origin: JobOrigin) -> Self {
+        Self { origin: Some(origin), ..self }
+    }
+
+    pub(crate) fn origin(&self) -> Option<&JobOrigin> {
+        self.origin.as_ref()
     }
 
     pub(super) fn operation(&self) -> &Operation {

@@ -2,7 +2,7 @@ use super::record::{Paper, read};
 use super::*;
 use crate::moments::testing;
 use crate::operations::Demand;
-use proto::agent::{Repository, Summary};
+use proto::agent::{Repository, SnapshotRef, Summary};
 use std::fs;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -53,6 +53,10 @@ impl Fixture {
     }
 }
 
+fn origin() -> JobOrigin {
+    JobOrigin::new("host-1".parse().unwrap(), "data-agent".parse().unwrap())
+}
+
 fn repository() -> Repository {
     Repository { path: "/r".to_owned(), password_file: None }
 }
@@ -82,16 +86,16 @@ fn soon() -> Instant {
 fn a_known_job_is_joined_and_not_run_again() {
     let fixture = fixture();
     let (jobs, begun) = fixture.open("1.0", (1, 1));
-    let job = jobs.run(JobId(1), short()).unwrap();
+    let job = jobs.run(JobId(1), origin(), short()).unwrap();
     let first = outcome(&job);
-    assert_eq!(outcome(&jobs.run(JobId(1), short()).unwrap()), first);
+    assert_eq!(outcome(&jobs.run(JobId(1), origin(), short()).unwrap()), first);
     assert_eq!(begun.iter().take(1).count(), 1);
     assert!(begun.try_recv().is_err(), "it was run again");
-    assert!(matches!(jobs.run(JobId(1), long()), Err(Fault::BadRequest(_))));
+    assert!(matches!(jobs.run(JobId(1), origin(), long()), Err(Fault::BadRequest(_))));
     assert!(jobs.wait_idle(soon()));
     // Also after a restart.
     let (jobs, begun) = fixture.open("2.0", (1, 1));
-    assert_eq!(outcome(&jobs.run(JobId(1), short()).unwrap()), first);
+    assert_eq!(outcome(&jobs.run(JobId(1), origin(), short()).unwrap()), first);
     assert!(begun.try_recv().is_err());
 }
 
@@ -99,7 +103,9 @@ fn a_known_job_is_joined_and_not_run_again() {
 fn a_panic_is_the_operations_and_not_the_agents() {
     let fixture = fixture();
     let (jobs, _begun) = fixture.open("1.0", (1, 1));
-    let job = jobs.run(JobId(1), Operation::Verify { repository: repository(), snapshot: "x".to_owned() }).unwrap();
+    let job = jobs
+        .run(JobId(1), origin(), Operation::Verify { repository: repository(), snapshot: SnapshotRef::latest() })
+        .unwrap();
     assert_eq!(outcome(&job), Outcome::Failed("the operation panicked: as told".to_owned()));
 }
 
@@ -107,7 +113,7 @@ fn a_panic_is_the_operations_and_not_the_agents() {
 fn a_cancelled_job_stays_cancelled_over_a_restart() {
     let fixture = fixture();
     let (jobs, begun) = fixture.open("1.0", (1, 1));
-    let job = jobs.run(JobId(1), long()).unwrap();
+    let job = jobs.run(JobId(1), origin(), long()).unwrap();
     begun.recv().unwrap();
     jobs.cancel(JobId(1)).unwrap();
     assert!(matches!(outcome(&job), Outcome::Cancelled(_)));
@@ -117,17 +123,17 @@ fn a_cancelled_job_stays_cancelled_over_a_restart() {
     record.outcome = None;
     Paper::new(fixture.paths.job(JobId(1)), record).write(Moment::JobStart).unwrap();
     let (jobs, _begun) = fixture.open("1.0", (1, 1));
-    assert!(matches!(outcome(&jobs.run(JobId(1), long()).unwrap()), Outcome::Cancelled(_)));
+    assert!(matches!(outcome(&jobs.run(JobId(1), origin(), long()).unwrap()), Outcome::Cancelled(_)));
 }
 
 #[test]
 fn a_drain_stops_work_and_a_drain_that_came_to_nothing_runs_it_on() {
     let fixture = fixture();
     let (jobs, begun) = fixture.open("1.0", (1, 1));
-    let job = jobs.run(JobId(1), long()).unwrap();
+    let job = jobs.run(JobId(1), origin(), long()).unwrap();
     assert_eq!(begun.recv().unwrap().1, None);
     jobs.begin_drain();
-    assert!(matches!(jobs.run(JobId(2), short()), Err(Fault::Draining)));
+    assert!(matches!(jobs.run(JobId(2), origin(), short()), Err(Fault::Draining)));
     assert!(!jobs.wait_idle(Instant::now() + Duration::from_millis(20)), "finishing is asked, stopping is not");
     jobs.demand_checkpoint();
     assert!(jobs.wait_idle(soon()));
@@ -144,7 +150,7 @@ fn a_drain_stops_work_and_a_drain_that_came_to_nothing_runs_it_on() {
 fn the_next_version_goes_on_if_it_reads_the_state_and_begins_anew_if_not() {
     let fixture = fixture();
     let (jobs, begun) = fixture.open("1.0", (1, 2));
-    jobs.run(JobId(1), long()).unwrap();
+    jobs.run(JobId(1), origin(), long()).unwrap();
     begun.recv().unwrap();
     drain_off(&jobs);
     let (jobs, begun) = fixture.open("2.0", (2, 3));
@@ -180,7 +186,9 @@ fn an_operation_that_takes_the_agent_down_each_time_is_given_up() {
     fs::write(fixture.paths.jobs().join("2"), b"not a job").unwrap();
     fs::write(fixture.paths.jobs().join(".3.77.tmp"), b"left over").unwrap();
     let (jobs, begun) = fixture.open("1.0", (1, 1));
-    let Outcome::Failed(text) = outcome(&jobs.run(JobId(1), short()).unwrap()) else { panic!("not failed") };
+    let Outcome::Failed(text) = outcome(&jobs.run(JobId(1), origin(), short()).unwrap()) else {
+        panic!("not failed")
+    };
     assert!(text.starts_with("given up"), "{text}");
     assert!(begun.try_recv().is_err());
     let mut left: Vec<_> =
@@ -195,7 +203,7 @@ fn outcomes_are_kept_for_a_while_and_not_for_ever() {
     let (jobs, _begun) = fixture.open("1.0", (1, 1));
     let count = FINISHED_MAX as u64 + 5;
     for id in 1..=count {
-        outcome(&jobs.run(JobId(id), short()).unwrap());
+        outcome(&jobs.run(JobId(id), origin(), short()).unwrap());
     }
     assert!(jobs.wait_idle(soon()));
     assert_eq!(fs::read_dir(fixture.paths.jobs()).unwrap().count(), FINISHED_MAX);
@@ -220,7 +228,7 @@ fn a_disk_that_stands_still_holds_up_nobody_who_only_asks() {
         });
         let asking = jobs.clone();
         let asker = std::thread::spawn(move || {
-            asking.run(JobId(1), long()).unwrap();
+            asking.run(JobId(1), origin(), long()).unwrap();
             if moment != Moment::JobCheckpoint {
                 asking.cancel(JobId(1)).unwrap();
             }
@@ -258,9 +266,9 @@ fn a_job_whose_record_cannot_be_written_is_not_begun_and_may_be_asked_for_again(
         }
         Ok(())
     });
-    let refused = jobs.run(JobId(1), short());
+    let refused = jobs.run(JobId(1), origin(), short());
     assert!(matches!(&refused, Err(Fault::Failed(text)) if text.contains("No space left")), "{refused:?}");
     assert!(jobs.under_way().is_empty() && begun.try_recv().is_err());
     full.store(false, std::sync::atomic::Ordering::Relaxed);
-    outcome(&jobs.run(JobId(1), short()).unwrap());
+    outcome(&jobs.run(JobId(1), origin(), short()).unwrap());
 }

@@ -18,8 +18,8 @@ use agent_core::journal::Journal;
 use agent_core::sys::socket;
 use ed25519_dalek::SigningKey;
 use proto::agent::{
-    AgentReply, AgentRequest, AgentState, AgentStatus, ChangeId, JobId, Operation, Outcome, Progress, Repository,
-    Step, StepEvent,
+    AgentReply, AgentRequest, AgentState, AgentStatus, ChangeId, JobId, JobOrigin, Operation, Outcome, Progress,
+    Repository, Step, StepEvent,
 };
 use proto::daemon::{Attached, DaemonReply, DaemonRequest, StageProgress};
 use proto::frame::FrameKind;
@@ -332,7 +332,8 @@ impl Host {
     pub fn backup(job: u64, units: usize) -> AgentRequest {
         let repository = Repository { path: "/nowhere".to_owned(), password_file: None };
         let sources = (0..units).map(|n| format!("/{n}")).collect();
-        AgentRequest::Run { job: JobId(job), operation: Operation::Backup { repository, sources } }
+        let origin = JobOrigin::new("host-1".parse().unwrap(), "data-agent".parse().unwrap());
+        AgentRequest::Run { job: JobId(job), origin, operation: Operation::Backup { repository, sources } }
     }
 
     /// Runs or joins a job to its end, asking again over every change-over.

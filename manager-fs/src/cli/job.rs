@@ -1,7 +1,7 @@
 //! `job`: storage operations on agents.
 
 use clap::{Args, Subcommand};
-use proto::agent::{JobId, Operation, Outcome, Progress, Repository};
+use proto::agent::{HostScope, JobId, Operation, Outcome, Progress, Repository, SnapshotRef};
 use proto::{HostName, Product};
 use serde_json::{Value, json};
 
@@ -27,9 +27,11 @@ pub(super) enum JobCommand {
     Restore {
         #[command(flatten)]
         common: DataAgent,
-        /// Snapshot id, the start of one, or latest
+        /// Snapshot id, the start of one, or latest (latest~1 is the one before)
         #[arg(long)]
         snapshot: String,
+        #[command(flatten)]
+        scope: Scope,
         /// Absolute path on the host; it is made if need be
         #[arg(long, value_name = "DIR")]
         target: String,
@@ -38,9 +40,11 @@ pub(super) enum JobCommand {
     Verify {
         #[command(flatten)]
         common: DataAgent,
-        /// Snapshot id, the start of one, or latest
+        /// Snapshot id, the start of one, or latest (of each source)
         #[arg(long, default_value = "latest")]
         snapshot: String,
+        #[command(flatten)]
+        scope: Scope,
     },
     /// Check a repository's structure
     Check {
@@ -111,6 +115,31 @@ struct Order {
     json: bool,
 }
 
+/// Whose snapshots are meant; by default those of the host itself.
+#[derive(Debug, Args)]
+pub(super) struct Scope {
+    /// Only snapshots of this source
+    #[arg(long, value_name = "DIR")]
+    source: Option<String>,
+    /// Snapshots of another host
+    #[arg(long, value_name = "HOST", conflicts_with = "any_host")]
+    of_host: Option<HostName>,
+    /// Snapshots of any host
+    #[arg(long)]
+    any_host: bool,
+}
+
+impl Scope {
+    fn reference(&self, snapshot: &str) -> SnapshotRef {
+        let of = match (&self.of_host, self.any_host) {
+            (Some(host), _) => HostScope::Host(host.clone()),
+            (None, true) => HostScope::Any,
+            (None, false) => HostScope::Own,
+        };
+        SnapshotRef { snapshot: snapshot.to_owned(), of, source: self.source.clone() }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct OneJob {
     /// The job's number
@@ -125,12 +154,13 @@ pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
             let (repository, sources) = (common.order.repository(), sources.clone());
             order(&common.product, &common.order, Operation::Backup { repository, sources }, here)
         }
-        JobCommand::Restore { common, snapshot, target } => {
-            let (repository, snapshot, target) = (common.order.repository(), snapshot.clone(), target.clone());
+        JobCommand::Restore { common, snapshot, scope, target } => {
+            let (repository, snapshot, target) =
+                (common.order.repository(), scope.reference(snapshot), target.clone());
             order(&common.product, &common.order, Operation::Restore { repository, snapshot, target }, here)
         }
-        JobCommand::Verify { common, snapshot } => {
-            let (repository, snapshot) = (common.order.repository(), snapshot.clone());
+        JobCommand::Verify { common, snapshot, scope } => {
+            let (repository, snapshot) = (common.order.repository(), scope.reference(snapshot));
             order(&common.product, &common.order, Operation::Verify { repository, snapshot }, here)
         }
         JobCommand::Check { common, read_data } => {

@@ -100,8 +100,8 @@ impl Handler for FromManager {
                     refreshed.map_or_else(HostReply::Fault, |()| HostReply::Done)
                 }
                 Ok(ManagerRequest::ChangeOver(order)) => daemon.relay.change_over(order).await,
-                Ok(ManagerRequest::Run { product, job, operation }) => {
-                    return daemon.relay.jobs.run(product, job, operation, answer).await;
+                Ok(ManagerRequest::Run { product, job, origin, operation }) => {
+                    return daemon.relay.jobs.run(product, job, origin, operation, answer).await;
                 }
                 Ok(ManagerRequest::Cancel { product, job }) => daemon.relay.cancel(&product, job).await,
                 Ok(ManagerRequest::Agents) => HostReply::Agents(daemon.relay.look().await),

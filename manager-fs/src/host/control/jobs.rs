@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use proto::Product;
-use proto::agent::{AgentReply, AgentRequest, JobId, Operation, Progress};
+use proto::agent::{AgentReply, AgentRequest, JobId, JobOrigin, Operation, Progress};
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::{Fault, HostReply, HostReport};
@@ -49,12 +49,20 @@ impl Jobs {
     }
 
     /// Answers the manager's `Run`: with progress as it comes, then the outcome. A job that is already followed is joined.
-    pub(crate) async fn run(self: &Arc<Self>, product: Product, job: JobId, operation: Operation, answer: Answer) {
+    pub(crate) async fn run(
+        self: &Arc<Self>,
+        product: Product,
+        job: JobId,
+        origin: JobOrigin,
+        operation: Operation,
+        answer: Answer,
+    ) {
         let (mut progress, mut end) = {
             let mut following = self.lock();
             let entry = following.entry(job).or_insert_with(|| {
                 let entry = Arc::new(Following { progress: watch::Sender::new(None), end: watch::Sender::new(None) });
-                tokio::spawn(Arc::clone(self).follow(product, job, operation, Arc::clone(&entry)));
+                let request = AgentRequest::Run { job, origin, operation };
+                tokio::spawn(Arc::clone(self).follow(product, job, request, Arc::clone(&entry)));
                 entry
             });
             (entry.progress.subscribe(), entry.end.subscribe())
@@ -88,8 +96,8 @@ impl Jobs {
         unheard.filter_map(|(job, entry)| Some((*job, entry.progress.borrow().clone()?))).collect()
     }
 
-    async fn follow(self: Arc<Self>, product: Product, job: JobId, operation: Operation, entry: Arc<Following>) {
-        let reply = self.follow_to_end(&product, job, operation, &entry).await;
+    async fn follow(self: Arc<Self>, product: Product, job: JobId, request: AgentRequest, entry: Arc<Following>) {
+        let reply = self.follow_to_end(&product, &request, &entry).await;
         // Whoever asks from now on begins anew, and the agent still knows the outcome.
         self.lock().remove(&job);
         if entry.end.receiver_count() == 0 {
@@ -113,17 +121,10 @@ impl Jobs {
         entry.end.send_replace(Some(reply));
     }
 
-    async fn follow_to_end(
-        &self,
-        product: &Product,
-        job: JobId,
-        operation: Operation,
-        entry: &Following,
-    ) -> HostReply {
-        let request = AgentRequest::Run { job, operation };
+    async fn follow_to_end(&self, product: &Product, request: &AgentRequest, entry: &Following) -> HostReply {
         let (mut joined, mut pause, mut gone_since) = (false, REJOIN_PAUSE_MIN, Instant::now());
         loop {
-            let attempt = self.attempt(product, &request, entry, &mut joined, &mut gone_since).await;
+            let attempt = self.attempt(product, request, entry, &mut joined, &mut gone_since).await;
             match attempt {
                 Ok(AgentReply::Outcome(outcome)) => return HostReply::Outcome(outcome),
                 Ok(AgentReply::Fault(Fault::Draining)) if joined && gone_since.elapsed() < REJOIN_MAX => {}

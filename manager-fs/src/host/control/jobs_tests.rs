@@ -8,6 +8,14 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::net::{BoxFuture, Handler, Link, NetError, RefuseAll, bind_unix, start};
 
+fn origin() -> JobOrigin {
+    JobOrigin::new("host-1".parse().unwrap(), "p".parse().unwrap())
+}
+
+fn request() -> AgentRequest {
+    AgentRequest::Run { job: JobId(7), origin: origin(), operation: operation() }
+}
+
 fn operation() -> Operation {
     let repository = Repository { path: "/r".to_owned(), password_file: None };
     Operation::Backup { repository, sources: vec!["/a".to_owned()] }
@@ -39,8 +47,8 @@ struct Agent {
 
 impl Handler for Agent {
     fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
-        let request: AgentRequest = codec::decode::<_, MESSAGE_BYTES_MAX>(&body).unwrap();
-        assert_eq!(request, AgentRequest::Run { job: JobId(7), operation: operation() });
+        let asked: AgentRequest = codec::decode::<_, MESSAGE_BYTES_MAX>(&body).unwrap();
+        assert_eq!(asked, request());
         let act = self.acts[self.asked.fetch_add(1, Ordering::SeqCst)].clone();
         let gone = self.gone.clone();
         Box::pin(async move {
@@ -90,7 +98,9 @@ impl Handler for Host {
         let jobs = Arc::clone(&self.0);
         Box::pin(async move {
             match codec::decode::<_, MESSAGE_BYTES_MAX>(&body).unwrap() {
-                ManagerRequest::Run { product, job, operation } => jobs.run(product, job, operation, answer).await,
+                ManagerRequest::Run { product, job, origin, operation } => {
+                    jobs.run(product, job, origin, operation, answer).await;
+                }
                 other => panic!("{other:?}"),
             }
         })
@@ -116,7 +126,12 @@ fn fixture(acts: Vec<Act>) -> Fixture {
 }
 
 async fn run(manager: &Link, seen: &mut Vec<u32>) -> Result<HostReply, NetError> {
-    let request = ManagerRequest::Run { product: "p".parse().unwrap(), job: JobId(7), operation: operation() };
+    let request = ManagerRequest::Run {
+        product: "p".parse().unwrap(),
+        job: JobId(7),
+        origin: origin(),
+        operation: operation(),
+    };
     let on = |incoming| {
         if let Incoming::Event(body) = incoming {
             seen.push(codec::decode::<Progress, MESSAGE_BYTES_MAX>(&body).unwrap().units_done);
@@ -163,7 +178,12 @@ async fn without_an_agent_the_answer_says_how_to_start_one() {
 #[tokio::test]
 async fn the_outcome_of_a_job_that_lost_its_manager_is_spooled() {
     let fixture = fixture(vec![Act::ProgressThenEnd(1), Act::Hang]);
-    let request = ManagerRequest::Run { product: "p".parse().unwrap(), job: JobId(7), operation: operation() };
+    let request = ManagerRequest::Run {
+        product: "p".parse().unwrap(),
+        job: JobId(7),
+        origin: origin(),
+        operation: operation(),
+    };
     let (heard, hears) = tokio::sync::oneshot::channel();
     let mut heard = Some(heard);
     let manager = fixture.manager.clone();
@@ -186,7 +206,7 @@ async fn the_spool_has_the_outcome_when_nobody_waits() {
     let fixture = fixture(vec![Act::Finish("1")]);
     let entry = Arc::new(Following { progress: watch::Sender::new(None), end: watch::Sender::new(None) });
     fixture.jobs.lock().insert(JobId(7), Arc::clone(&entry));
-    Arc::clone(&fixture.jobs).follow("p".parse().unwrap(), JobId(7), operation(), entry).await;
+    Arc::clone(&fixture.jobs).follow("p".parse().unwrap(), JobId(7), request(), entry).await;
     assert_eq!(fixture.spool.oldest(9).reports, [HostReport::JobOutcome { job: JobId(7), outcome: outcome("1") }]);
     assert!(fixture.jobs.lock().is_empty());
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::agent::{Outcome, Progress, Summary};
+use proto::agent::{JobOrigin, Outcome, Progress, Summary};
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::{Fault, HostReply, ManagerRequest};
@@ -188,8 +188,12 @@ async fn send(jobs: &Arc<Jobs>, link: &Link, record: &JobRecord) -> Result<Optio
     jobs.live().entry(id).or_default().sent += 1;
     // Only the last counts, and a host that sends them faster than they are written down fills no memory.
     let (progress, mut progressed) = watch::channel(None::<Progress>);
-    let request =
-        ManagerRequest::Run { product: record.product.clone(), job: id, operation: record.operation.clone() };
+    let request = ManagerRequest::Run {
+        product: record.product.clone(),
+        job: id,
+        origin: JobOrigin::new(record.host.clone(), record.product.clone()),
+        operation: record.operation.clone(),
+    };
     let on = move |incoming| {
         if let Incoming::Event(body) = incoming
             && let Ok(event) = codec::decode::<Progress, MESSAGE_BYTES_MAX>(&body)

@@ -1,20 +1,26 @@
+use std::fs::File;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use ::tests::noise;
+use proto::agent::{HostScope, JobOrigin};
 
 use super::*;
 
+mod company;
+mod damage;
+mod sources;
+
 struct Bench {
     dir: tempfile::TempDir,
-    engine: Rustic,
+    engine: Restic,
 }
 
 impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let engine = Rustic::new(dir.path().join("state/repository.password"));
+        let engine = Restic::new(&dir.path().join("state"));
         Self { dir, engine }
     }
 
@@ -50,19 +56,42 @@ impl Bench {
 
     fn backup(&self, source: &Path) -> (Work, Vec<String>) {
         let meter = SharedMeter::default();
-        let work = self.engine.backup(&self.at(), source, &mark(false), &meter).unwrap();
-        (work, meter.take_problems())
+        let work = self.engine.backup(&self.at(), &[source], &mark(false), &meter).unwrap();
+        (work, meter.take_problems().into_lines())
     }
 
     fn verify(&self, snapshot: &str) -> Vec<String> {
         let meter = SharedMeter::default();
-        self.engine.verify(&self.at(), snapshot, &meter).unwrap();
-        meter.take_problems()
+        self.engine.verify(&self.at(), &reference(snapshot), &mark(false), &meter).unwrap();
+        meter.take_problems().into_lines()
     }
 }
 
+/// Debian's restic on the bench's repository.
+fn restic_output(bench: &Bench, arguments: &[&str]) -> std::process::Output {
+    let output = Command::new("restic")
+        .args(["--no-cache", "--repo"])
+        .arg(bench.path("repo"))
+        .arg("--password-file")
+        .arg(bench.path("state/repository.password"))
+        .args(arguments)
+        .output();
+    output.expect("restic is not installed: apt-get install restic")
+}
+
+fn restic(bench: &Bench, arguments: &[&str]) -> String {
+    let output = restic_output(bench, arguments);
+    assert!(output.status.success(), "restic {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
 fn mark(look: bool) -> Mark {
-    Mark { tag: "job-1".into(), since_unix_ms: 0, look }
+    let origin = JobOrigin::new("host-1".parse().unwrap(), "data-agent".parse().unwrap());
+    Mark { job: 1, origin, since_unix_ms: 0, look }
+}
+
+fn reference(snapshot: &str) -> SnapshotRef {
+    SnapshotRef { snapshot: snapshot.into(), ..SnapshotRef::latest() }
 }
 
 #[test]
@@ -78,14 +107,17 @@ fn what_is_backed_up_comes_back_the_same() {
     assert_eq!(bench.verify("latest"), Vec::<String>::new());
 
     let (target, meter) = (bench.path("back/again"), SharedMeter::default());
-    let restored = bench.engine.restore(&bench.at(), &work.snapshots[0][..8], &target, &meter).unwrap();
-    assert_eq!(meter.take_problems(), Vec::<String>::new());
+    let restored = bench
+        .engine
+        .restore(&bench.at(), &reference(&work.snapshots[0][..8]), &target, &mark(false), &meter)
+        .unwrap();
+    assert_eq!(meter.take_problems().into_lines(), Vec::<String>::new());
     assert_eq!(restored.snapshots, work.snapshots);
     assert_eq!(work.snapshots[0].len(), 64, "ids are whole");
     let (before, after) = (fs::metadata(&source).unwrap(), fs::metadata(&target).unwrap());
     assert_eq!((before.mode(), before.mtime_nsec()), (after.mode(), after.mtime_nsec()));
     assert_eq!(fs::metadata(target.join("bin/program")).unwrap().nlink(), 2);
-    assert!(!target.join(RESTORING).exists());
+    assert_eq!(fs::read_dir(bench.path("state/restores")).unwrap().count(), 0);
     let diff = Command::new("diff").args(["-r", "--no-dereference"]).args([&source, &target]).output().unwrap();
     assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
 }
@@ -126,26 +158,12 @@ fn verify_names_every_kind_of_difference() {
 
 #[test]
 fn debian_restic_reads_checks_and_restores_what_was_written() {
-    let found = Command::new("restic").arg("version").output();
-    assert!(found.is_ok(), "restic is not installed: apt-get install restic ({found:?})");
     let bench = Bench::new();
     let source = bench.source();
     let (work, _) = bench.backup(&source);
     let target = bench.path("by-restic");
-    let restic = |arguments: &[&str]| {
-        let output = Command::new("restic")
-            .args(["--no-cache", "--repo"])
-            .arg(bench.path("repo"))
-            .arg("--password-file")
-            .arg(bench.path("state/repository.password"))
-            .args(arguments)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "restic {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
-    restic(&["check", "--read-data"]);
-    restic(&["restore", &work.snapshots[0], "--target", &target.display().to_string()]);
+    restic(&bench, &["check", "--read-data"]);
+    restic(&bench, &["restore", &work.snapshots[0], "--target", &target.display().to_string()]);
     let restored = target.join(source.strip_prefix("/").unwrap());
     let diff = Command::new("diff").args(["-r", "--no-dereference"]).args([&source, &restored]).output().unwrap();
     assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
@@ -154,9 +172,13 @@ fn debian_restic_reads_checks_and_restores_what_was_written() {
     assert_eq!(metadata.mtime_nsec(), 123_456_789);
 
     // And the other way round: a snapshot that restic adds is one that we verify.
-    restic(&["backup", &source.display().to_string()]);
-    assert!(restic(&["snapshots", "--json"]).matches("short_id").count() == 2);
-    assert_eq!(bench.verify("latest"), Vec::<String>::new());
+    restic(&bench, &["backup", &source.display().to_string()]);
+    assert!(restic(&bench, &["snapshots", "--json"]).matches("short_id").count() == 2);
+    let meter = SharedMeter::default();
+    let any = SnapshotRef { of: HostScope::Any, ..SnapshotRef::latest() };
+    let verified = bench.engine.verify(&bench.at(), &any, &mark(false), &meter).unwrap();
+    assert_eq!(verified.snapshots.len(), 2, "ours and restic's");
+    assert_eq!(meter.take_problems().into_lines(), Vec::<String>::new());
 }
 
 #[test]
@@ -176,10 +198,10 @@ fn a_stopped_backup_leaves_no_snapshot_and_loses_no_work() {
     let source = bench.source();
     let meter = SharedMeter::default();
     meter.stop();
-    let stopped = bench.engine.backup(&bench.at(), &source, &mark(false), &meter);
+    let stopped = bench.engine.backup(&bench.at(), &[&source], &mark(false), &meter);
     assert!(matches!(stopped, Err(EngineError::Stopped)), "{stopped:?}");
-    let none = bench.engine.verify(&bench.at(), "latest", &SharedMeter::default());
-    assert!(matches!(none, Err(EngineError::Failed { .. })), "{none:?}");
+    let none = bench.engine.verify(&bench.at(), &reference("latest"), &mark(false), &SharedMeter::default());
+    assert!(matches!(none, Err(EngineError::NoRepository(_))), "{none:?}");
     let (work, problems) = bench.backup(&source);
     assert_eq!((work.files, problems), (5, Vec::new()));
     assert_eq!(bench.verify("latest"), Vec::<String>::new());
@@ -191,10 +213,10 @@ fn a_rerun_finds_the_snapshot_that_its_first_run_finished() {
     let source = bench.source();
     let (first, _) = bench.backup(&source);
     let meter = SharedMeter::default();
-    let again = bench.engine.backup(&bench.at(), &source, &mark(true), &meter).unwrap();
+    let again = bench.engine.backup(&bench.at(), &[&source], &mark(true), &meter).unwrap();
     assert_eq!(again.snapshots, first.snapshots);
     let later = Mark { since_unix_ms: u64::MAX, ..mark(true) };
-    let new = bench.engine.backup(&bench.at(), &source, &later, &meter).unwrap();
+    let new = bench.engine.backup(&bench.at(), &[&source], &later, &meter).unwrap();
     assert_ne!(new.snapshots, first.snapshots, "a snapshot older than the job is not the job's");
 }
 
@@ -208,8 +230,8 @@ fn an_unfinished_restore_goes_on_and_a_strange_target_is_refused() {
     fs::write(target.join("mine"), "precious").unwrap();
     let restore = || {
         let meter = SharedMeter::default();
-        let ended = bench.engine.restore(&bench.at(), "latest", &target, &meter);
-        (ended, meter.take_problems())
+        let ended = bench.engine.restore(&bench.at(), &reference("latest"), &target, &mark(false), &meter);
+        (ended, meter.take_problems().into_lines())
     };
     let (refused, _) = restore();
     assert!(refused.unwrap_err().to_string().contains("is not empty"));
@@ -218,7 +240,7 @@ fn an_unfinished_restore_goes_on_and_a_strange_target_is_refused() {
 
     // As a restore that was cut off leaves it: some files, half of one, links already there.
     fs::remove_file(target.join("mine")).unwrap();
-    fs::write(target.join(RESTORING), format!("{}\n", work.snapshots[0])).unwrap();
+    drop(Unfinished::begin(&bench.path("state"), &target, Id::parse(&work.snapshots[0]).unwrap()).unwrap());
     fs::create_dir(target.join("bin")).unwrap();
     fs::write(target.join("bin/program"), vec![0u8; 3_000_000]).unwrap();
     fs::hard_link(target.join("bin/program"), target.join("program-too")).unwrap();
@@ -244,18 +266,13 @@ fn prune_keeps_the_newest_of_each_source_and_frees_the_rest() {
     let (newest, _) = bench.backup(&source);
 
     let meter = SharedMeter::default();
-    let forgotten = bench.engine.forget(&bench.at(), 1, &meter).unwrap();
+    let forgotten = bench.engine.forget(&bench.at(), 1, &mark(false), &meter).unwrap();
     assert_eq!(forgotten.snapshots.len(), 1, "{forgotten:?}");
-    let freed = bench.engine.reclaim(&bench.at(), &meter).unwrap();
+    let freed = bench.engine.reclaim(&bench.at(), &mark(false), &meter).unwrap();
     assert!(freed.repository_bytes > 1_000_000, "{freed:?}");
-    bench.engine.check(&bench.at(), true, &meter).unwrap();
-    assert_eq!(meter.take_problems(), Vec::<String>::new());
+    bench.engine.check(&bench.at(), true, &mark(false), &meter).unwrap();
+    assert_eq!(meter.take_problems().into_lines(), Vec::<String>::new());
     assert_eq!(bench.verify(&newest.snapshots[0]), Vec::<String>::new());
-
-    let at_work = lock(&bench.path("repo"), Access::Write).unwrap();
-    let refused = bench.engine.reclaim(&bench.at(), &meter);
-    assert!(matches!(refused, Err(EngineError::InUse { .. })), "{refused:?}");
-    drop(at_work);
 }
 
 #[test]
@@ -275,14 +292,12 @@ fn check_finds_a_damaged_pack_and_verify_survives_it() {
     fs::set_permissions(&largest, fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(&largest, bytes).unwrap();
 
-    bench.engine.check(&bench.at(), false, &meter).unwrap();
-    assert_eq!(meter.take_problems(), Vec::<String>::new(), "the structure is sound");
-    bench.engine.check(&bench.at(), true, &meter).unwrap();
-    assert!(!meter.take_problems().is_empty());
+    bench.engine.check(&bench.at(), false, &mark(false), &meter).unwrap();
+    assert_eq!(meter.take_problems().into_lines(), Vec::<String>::new(), "the structure is sound");
+    bench.engine.check(&bench.at(), true, &mark(false), &meter).unwrap();
+    assert!(!meter.take_problems().lines.is_empty());
     let problems = bench.verify("latest").join("\n");
     assert!(problems.contains("bin/program: cannot be read from the repository"), "{problems}");
-    let restored = bench.engine.restore(&bench.at(), "latest", &bench.path("target"), &meter);
-    assert!(matches!(restored, Err(EngineError::Failed { .. })), "{restored:?}");
 }
 
 #[test]
@@ -294,56 +309,29 @@ fn what_cannot_be_done_is_named() {
     let text = |result: Result<Work, EngineError>| result.expect_err("must fail").to_string();
 
     let missing = bench.path("missing");
-    let error = text(bench.engine.backup(&at, &missing, &mark(false), &meter));
+    let error = text(bench.engine.backup(&at, &[&missing], &mark(false), &meter));
     assert!(error.contains(&missing.display().to_string()), "{error}");
     assert!(!Path::new(&at.path).exists(), "a refused backup makes no repository");
-    let error = text(bench.engine.backup(&at, Path::new("relative"), &mark(false), &meter));
+    let error = text(bench.engine.backup(&at, &[Path::new("relative")], &mark(false), &meter));
     assert!(error.contains("absolute"), "{error}");
-    let error = text(bench.engine.backup(&at, &source.join("link"), &mark(false), &meter));
+    let error = text(bench.engine.backup(&at, &[&source.join("link")], &mark(false), &meter));
     assert!(error.contains("symbolic link") && error.contains("bin/program"), "{error}");
-    let error = text(bench.engine.verify(&at, "latest", &meter));
+    let error = text(bench.engine.verify(&at, &reference("latest"), &mark(false), &meter));
     assert!(error.contains("there is no repository here"), "{error}");
     let strange = Location { path: source.display().to_string(), password_file: None };
-    let error = text(bench.engine.backup(&strange, &source, &mark(false), &meter));
+    let error = text(bench.engine.backup(&strange, &[&source], &mark(false), &meter));
     assert!(error.contains("is not a repository"), "{error}");
 
     bench.backup(&source);
-    let error = text(bench.engine.verify(&at, "0123abcd", &meter));
+    let error = text(bench.engine.verify(&at, &reference("0123abcd"), &mark(false), &meter));
     assert!(error.contains("0123abcd"), "{error}");
     let wrong = bench.path("wrong");
     fs::write(&wrong, "not it\n").unwrap();
     let with = |file: &Path| Location { password_file: Some(file.display().to_string()), ..bench.at() };
-    let error = text(bench.engine.verify(&with(&wrong), "latest", &meter));
+    let error = text(bench.engine.verify(&with(&wrong), &reference("latest"), &mark(false), &meter));
     assert!(error.to_lowercase().contains("password"), "{error}");
-    let error = text(bench.engine.verify(&with(&missing), "latest", &meter));
+    let error = text(bench.engine.verify(&with(&missing), &reference("latest"), &mark(false), &meter));
     assert!(error.contains("password file") && error.contains("missing"), "{error}");
-}
-
-#[test]
-fn a_file_that_cannot_be_read_is_a_problem_and_the_rest_is_backed_up() {
-    let bench = Bench::new();
-    let source = bench.path("source");
-    fs::create_dir(&source).unwrap();
-    fs::write(source.join("good"), "good").unwrap();
-    // Reading it fails with EIO also for root.
-    symlink("/proc/self/mem", source.join("link")).unwrap();
-    let file = source.join("gone");
-    fs::write(&file, "gone").unwrap();
-    let meter = SharedMeter::default();
-    let watched = WatchedSource::new(&source, meter.clone()).unwrap();
-    use rustic_core::{ReadSource, ReadSourceOpen};
-    let entries: Vec<_> = watched.entries().map(Result::unwrap).collect();
-    fs::remove_file(&file).unwrap();
-    for entry in entries {
-        if entry.node.is_file() {
-            let mut content = Vec::new();
-            let read = io::Read::read_to_end(&mut entry.open.unwrap().open().unwrap(), &mut content);
-            assert_eq!(read.is_ok(), entry.path.ends_with("good"));
-        }
-    }
-    let problems = meter.take_problems();
-    assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(problems[0].contains("gone") && problems[0].contains("No such file"), "{problems:?}");
 }
 
 /// A directory with an entry of each name, each a small file.
@@ -415,8 +403,8 @@ fn special_files_and_odd_names_are_kept() {
     assert_eq!(problems, Vec::<String>::new());
     assert_eq!(bench.verify("latest"), Vec::<String>::new());
     let (target, meter) = (bench.path("back"), SharedMeter::default());
-    bench.engine.restore(&bench.at(), &work.snapshots[0], &target, &meter).unwrap();
-    assert_eq!(meter.take_problems(), Vec::<String>::new());
+    bench.engine.restore(&bench.at(), &reference(&work.snapshots[0]), &target, &mark(false), &meter).unwrap();
+    assert_eq!(meter.take_problems().into_lines(), Vec::<String>::new());
     let names = |dir: &Path| {
         let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
@@ -438,15 +426,15 @@ fn what_is_stopped_ends_soon_and_says_that_it_was_stopped() {
     let (at, snapshot) = (bench.at(), &work.snapshots[0]);
     let target = bench.path("target");
     for (what, ended) in [
-        ("verify", bench.engine.verify(&at, snapshot, &stopped)),
-        ("restore", bench.engine.restore(&at, snapshot, &target, &stopped)),
-        ("check", bench.engine.check(&at, true, &stopped)),
+        ("verify", bench.engine.verify(&at, &reference(snapshot), &mark(false), &stopped)),
+        ("restore", bench.engine.restore(&at, &reference(snapshot), &target, &mark(false), &stopped)),
+        ("check", bench.engine.check(&at, true, &mark(false), &stopped)),
     ] {
         assert!(matches!(ended, Err(EngineError::Stopped)), "{what}: {ended:?}");
     }
     assert_eq!(bench.verify(snapshot), Vec::<String>::new(), "and nothing is the worse for it");
     // A restore that was stopped goes on where it is asked again.
     let meter = SharedMeter::default();
-    bench.engine.restore(&at, snapshot, &target, &meter).unwrap();
+    bench.engine.restore(&at, &reference(snapshot), &target, &mark(false), &meter).unwrap();
     assert_eq!(fs::read(target.join("bin/program")).unwrap(), fs::read(source.join("bin/program")).unwrap());
 }

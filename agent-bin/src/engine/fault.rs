@@ -1,0 +1,123 @@
+//! Why the engine did not do what it was asked.
+
+use std::any::Any;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::format::blobs::BlobFault;
+use super::format::chunker::ChunkerFault;
+use super::format::files::FileFault;
+use super::format::locks::LockFault;
+use super::format::packs::StoreFault;
+use super::snapshots::ReferenceFault;
+
+/// An operation failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EngineError {
+    /// [`super::Meter::stop`] was called. Whatever was finished by then stays; nothing half-done is visible.
+    #[error("stopped on request")]
+    Stopped,
+    /// The engine itself stopped, for the reason given.
+    #[error("{0}")]
+    GivenUp(String),
+    /// No thread could be started.
+    #[error("no thread can be started: {0}")]
+    Thread(io::Error),
+    /// The thread that did the work is gone.
+    #[error("the operation ended without a result")]
+    Silent,
+    /// A file or directory of the host could not be used.
+    #[error("{path}: {source}", path = path.display())]
+    Io { path: PathBuf, source: io::Error },
+    /// A path that was named in the order is none that the agent takes.
+    #[error("{path}: {why}", path = path.display())]
+    Refused { path: PathBuf, why: Refusal },
+    /// The password file could not be read or made.
+    #[error("password file {path}: {why}", path = path.display())]
+    Password { path: PathBuf, why: PasswordFault },
+    /// Somebody else works on the repository in a way that does not go together with this operation.
+    #[error("repository {path}: {fault}", path = path.display())]
+    Lock { path: PathBuf, fault: LockFault },
+    /// There is no repository where one is needed.
+    #[error("repository {path}: there is no repository here (a backup makes one)", path = .0.display())]
+    NoRepository(PathBuf),
+    /// A snapshot that was asked for is not there, or it is not clear which is meant.
+    #[error("repository {path}: {fault}", path = path.display())]
+    Reference { path: PathBuf, fault: ReferenceFault },
+    /// What was asked for cannot be had of the repository.
+    #[error("repository {path}: {what} cannot be read: {fault}", path = path.display())]
+    Damaged { path: PathBuf, what: String, fault: Box<BlobFault> },
+    /// Nothing may be removed, because not everything can be read.
+    #[error(
+        "repository {path}: nothing is removed while a part of it cannot be read: {what}{more}; see `job check`",
+        path = path.display(),
+        more = if *more > 0 { format!(" (and {more} more)") } else { String::new() }
+    )]
+    NotSound { path: PathBuf, what: String, more: usize },
+    /// The repository takes nothing.
+    #[error("repository {path}: {fault}", path = path.display())]
+    Store { path: PathBuf, fault: StoreFault },
+    /// The repository says nothing usable of how files are cut.
+    #[error("repository {path}: {fault}", path = path.display())]
+    Chunker { path: PathBuf, fault: ChunkerFault },
+    /// The engine's library failed; in its own words.
+    #[error("repository {path}: {what}", path = path.display())]
+    Library { path: PathBuf, what: String },
+}
+
+/// Why a path is not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("a repository is named by its absolute path")]
+    RepositoryNotAbsolute,
+    #[error("is not a repository, and not empty (there is {0:?}); name another directory")]
+    NotARepository(std::ffi::OsString),
+    #[error("a source is named by its absolute path, without `..`")]
+    SourceNotAbsolute,
+    #[error("is a symbolic link; name what it leads to: {to}", to = .0.display())]
+    SourceIsLink(PathBuf),
+    #[error("a restore's target is named by its absolute path")]
+    TargetNotAbsolute,
+    #[error("is not empty; restore into a new or empty directory")]
+    TargetNotEmpty,
+    #[error("an unfinished restore of snapshot {0} is in it")]
+    TargetUnfinished(String),
+}
+
+/// Why a password cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PasswordFault {
+    #[error("cannot be made: {0}")]
+    Make(io::Error),
+    #[error("{0}")]
+    Read(io::Error),
+    #[error("is empty")]
+    Empty,
+}
+
+impl EngineError {
+    /// A panic that no closer place caught.
+    pub(crate) fn panicked(at: &proto::agent::Repository, panic: &(dyn Any + Send)) -> Self {
+        EngineError::Library { path: PathBuf::from(&at.path), what: format!("failed: {}", panic_text(panic)) }
+    }
+
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+        EngineError::Io { path: path.to_owned(), source }
+    }
+
+    pub(super) fn refused(path: &Path, why: Refusal) -> Self {
+        EngineError::Refused { path: path.to_owned(), why }
+    }
+}
+
+impl From<FileFault> for EngineError {
+    fn from(fault: FileFault) -> Self {
+        EngineError::Io { path: fault.path, source: fault.source }
+    }
+}
+
+/// What a panic said.
+pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    super::meter::one_line(text.unwrap_or("it ended without saying why"))
+}

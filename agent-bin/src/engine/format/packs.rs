@@ -1,0 +1,251 @@
+//! Blobs written: each once, sealed, into packs of some MiB, and the packs into index files.
+//!
+//! The order is what makes a cut harmless: a pack is on the disk before an index file names it, and every index file
+//! before a snapshot needs it.
+
+use std::collections::HashSet;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::files::{FileFault, FileKind, Files};
+use super::id::Id;
+use super::index::{BlobKind, Index, IndexBlob, IndexFile, IndexPack, encode_header};
+use super::seal::{Key, SealFault};
+
+/// A pack is closed once it has this many bytes: restic's default, large enough for cheap listing, small enough for a
+/// few of them in memory.
+const PACK_BYTES: usize = 16 << 20;
+/// An index file is written once this many blobs are new: restic's bound.
+const INDEX_BLOBS: usize = 50_000;
+/// And at the latest after this time: what is written down by then, a killed agent need not store again.
+const INDEX_EVERY: Duration = Duration::from_secs(60);
+/// Shorter blobs are compressed without a trial.
+const TRIAL_BYTES: usize = 64 << 10;
+
+/// Something cannot be stored.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreFault {
+    #[error(transparent)]
+    File(#[from] FileFault),
+    #[error("new data {0}")]
+    Seal(#[from] SealFault),
+    #[error("the index cannot be written: {0}")]
+    Encode(#[from] serde_json::Error),
+    #[error("a piece of {0} bytes is more than a pack can hold")]
+    TooLarge(usize),
+}
+
+/// What was new.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Added {
+    pub(crate) data_blobs: u64,
+    pub(crate) tree_blobs: u64,
+    pub(crate) bytes: u64,
+    pub(crate) packed_bytes: u64,
+}
+
+/// A repository that is written to. Shared by threads.
+pub(crate) struct Packs<'a> {
+    files: &'a Files,
+    key: &'a Key,
+    index: &'a Index,
+    /// `None`: repositories of version 1, and those whose owner does not want it.
+    compression: Option<i32>,
+    fresh: Mutex<HashSet<(BlobKind, Id)>>,
+    open: [Mutex<OpenPack>; 2],
+    unindexed: Mutex<Unindexed>,
+    counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct OpenPack {
+    bytes: Vec<u8>,
+    blobs: Vec<IndexBlob>,
+}
+
+struct Unindexed {
+    packs: Vec<IndexPack>,
+    blobs: usize,
+    since: Instant,
+}
+
+#[derive(Default)]
+struct Counts {
+    data_blobs: AtomicU64,
+    tree_blobs: AtomicU64,
+    bytes: AtomicU64,
+    packed_bytes: AtomicU64,
+}
+
+impl<'a> Packs<'a> {
+    pub(crate) fn new(files: &'a Files, key: &'a Key, index: &'a Index, compression: Option<i32>) -> Self {
+        let unindexed = Unindexed { packs: Vec::new(), blobs: 0, since: Instant::now() };
+        Self {
+            files,
+            key,
+            index,
+            compression,
+            fresh: Mutex::default(),
+            open: Default::default(),
+            unindexed: Mutex::new(unindexed),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Stores a blob unless the repository has it. Its pack may be written later, at [`Packs::finish`].
+    pub(crate) fn add(&self, kind: BlobKind, plain: &[u8]) -> Result<Id, StoreFault> {
+        let id = Id::of(plain);
+        if self.index.has(kind, &id) || !lock(&self.fresh).insert((kind, id)) {
+            return Ok(id);
+        }
+        let packed = self.compression.and_then(|level| compress(plain, level));
+        let raw = match &packed {
+            Some(_) => NonZeroU32::new(u32::try_from(plain.len()).map_err(|_| StoreFault::TooLarge(plain.len()))?),
+            None => None,
+        };
+        let sealed = self.key.seal(packed.as_deref().unwrap_or(plain))?;
+        self.count(kind, plain.len(), sealed.len());
+        let full = {
+            let mut open = lock(&self.open[kind as usize]);
+            let length = |bytes: usize| u32::try_from(bytes).map_err(|_| StoreFault::TooLarge(plain.len()));
+            let (offset, length) = (length(open.bytes.len())?, length(sealed.len())?);
+            open.bytes.extend_from_slice(&sealed);
+            open.blobs.push(IndexBlob { id, kind, offset, length, uncompressed_length: raw });
+            (open.bytes.len() >= PACK_BYTES).then(|| std::mem::take(&mut *open))
+        };
+        // Outside of the lock: others fill the next pack meanwhile.
+        if let Some(full) = full {
+            self.write(full)?;
+        }
+        Ok(id)
+    }
+
+    fn count(&self, kind: BlobKind, plain: usize, sealed: usize) {
+        let blobs = match kind {
+            BlobKind::Data => &self.counts.data_blobs,
+            BlobKind::Tree => &self.counts.tree_blobs,
+        };
+        blobs.fetch_add(1, Ordering::Relaxed);
+        self.counts.bytes.fetch_add(plain as u64, Ordering::Relaxed);
+        self.counts.packed_bytes.fetch_add(sealed as u64, Ordering::Relaxed);
+    }
+
+    fn write(&self, pack: OpenPack) -> Result<(), StoreFault> {
+        let OpenPack { mut bytes, blobs } = pack;
+        if blobs.is_empty() {
+            return Ok(());
+        }
+        let header = self.key.seal(&encode_header(&blobs))?;
+        let length = u32::try_from(header.len()).map_err(|_| StoreFault::TooLarge(header.len()))?;
+        bytes.extend_from_slice(&header);
+        bytes.extend_from_slice(&length.to_le_bytes());
+        let id = self.files.write(FileKind::Pack, &bytes)?;
+        let due = {
+            let mut unindexed = lock(&self.unindexed);
+            unindexed.blobs += blobs.len();
+            unindexed.packs.push(IndexPack { id, blobs });
+            if unindexed.blobs >= INDEX_BLOBS || unindexed.since.elapsed() >= INDEX_EVERY {
+                take(&mut unindexed)
+            } else {
+                Vec::new()
+            }
+        };
+        self.write_index(due)
+    }
+
+    fn write_index(&self, packs: Vec<IndexPack>) -> Result<(), StoreFault> {
+        if packs.is_empty() {
+            return Ok(());
+        }
+        let document = serde_json::to_vec(&IndexFile { packs })?;
+        self.files.write(FileKind::Index, &self.key.seal_document(&document, self.compression)?)?;
+        Ok(())
+    }
+
+    /// Writes what is not written yet. Only then may a snapshot refer to what was added. Can be called again.
+    pub(crate) fn finish(&self) -> Result<Added, StoreFault> {
+        for open in &self.open {
+            let last = std::mem::take(&mut *lock(open));
+            self.write(last)?;
+        }
+        let rest = take(&mut lock(&self.unindexed));
+        self.write_index(rest)?;
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Ok(Added {
+            data_blobs: read(&self.counts.data_blobs),
+            tree_blobs: read(&self.counts.tree_blobs),
+            bytes: read(&self.counts.bytes),
+            packed_bytes: read(&self.counts.packed_bytes),
+        })
+    }
+}
+
+fn take(unindexed: &mut Unindexed) -> Vec<IndexPack> {
+    unindexed.blobs = 0;
+    unindexed.since = Instant::now();
+    std::mem::take(&mut unindexed.packs)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that panics is called under these locks; a pack is taken whole or not at all.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `None` if compression does not pay. A trial of the beginning spares media and archives the whole attempt.
+fn compress(plain: &[u8], level: i32) -> Option<Vec<u8>> {
+    let pays = |packed: &[u8], plain: &[u8]| packed.len() < plain.len() - plain.len() / 64;
+    if plain.is_empty() {
+        return None;
+    }
+    if plain.len() > 4 * TRIAL_BYTES {
+        let middle = plain.len() / 2;
+        let trial = [&plain[..TRIAL_BYTES / 2], &plain[middle..middle + TRIAL_BYTES / 2]].concat();
+        if !pays(&zstd::bulk::compress(&trial, 1).ok()?, &trial) {
+            return None;
+        }
+    }
+    zstd::bulk::compress(plain, level).ok().filter(|packed| pays(packed, plain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::blobs::Blobs;
+    use super::*;
+    use rustic_core::repofile::MasterKey;
+
+    #[test]
+    fn a_blob_is_stored_once_and_reads_back_also_without_an_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, key) = (Files::new(dir.path()), Key::new(&MasterKey::new()).unwrap());
+        let content = [vec![1u8; 500_000], (0..=255).cycle().take(1000).collect(), b"small".to_vec(), Vec::new()];
+        let none = Index::default();
+        let packs = Packs::new(&files, &key, &none, Some(3));
+        let ids: Vec<Id> = content.iter().map(|c| packs.add(BlobKind::Data, c).unwrap()).collect();
+        packs.add(BlobKind::Data, &content[0]).unwrap();
+        let tree = packs.add(BlobKind::Tree, b"{\"nodes\":[]}\n").unwrap();
+        let added = packs.finish().unwrap();
+        assert_eq!((added.data_blobs, added.tree_blobs), (4, 1));
+        assert!(added.packed_bytes < 3_000, "{added:?}");
+
+        let read_all = |expected_faults: usize| {
+            let mut faults = Vec::new();
+            let index = Index::load(&files, &key, &mut faults).unwrap();
+            assert_eq!(faults.len(), expected_faults, "{faults:?}");
+            let blobs = Blobs::new(&files, &key, &index);
+            for (id, plain) in ids.iter().zip(&content) {
+                assert!(index.has(BlobKind::Data, id));
+                assert_eq!(blobs.read(BlobKind::Data, id).unwrap(), *plain);
+            }
+            assert!(blobs.tree(&tree).unwrap().nodes.is_empty());
+        };
+        read_all(0);
+        let (index_file, _) = files.list(FileKind::Index).unwrap()[0];
+        let path = files.path(FileKind::Index, &index_file);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[20] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        read_all(1);
+    }
+}

@@ -1,0 +1,158 @@
+//! `rustic_core`, which finds keys, makes, checks and prunes repositories: how it is called, and how it fails.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustic_backend::LocalBackend;
+use rustic_core::{
+    CheckOptions, ConfigOptions, Credentials, KeyOptions, LimitOption, OpenStatus, Progress, ProgressBars,
+    ProgressType, PruneOptions, Repository, RepositoryBackends, RepositoryOptions, RusticProgress, RusticResult,
+};
+
+use super::fault::{EngineError, Refusal, panic_text};
+use super::gate::Gate;
+use super::meter::{SharedMeter, one_line};
+
+/// An open repository, as the library has it.
+pub(super) type Opened = Repository<OpenStatus>;
+
+/// Opens a repository by its password.
+pub(super) fn open(path: &Path, password: String, meter: &SharedMeter) -> Result<Opened, EngineError> {
+    guarded(path, meter, || connect(path, meter)?.open(&Credentials::Password(password)))
+}
+
+/// Makes a repository, unless another process was faster.
+pub(super) fn make(path: &Path, password: &str, meter: &SharedMeter) -> Result<(), EngineError> {
+    let fault = |error| EngineError::io(path, error);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fault)?;
+    let lock = fs::File::open(path).map_err(fault)?;
+    lock.lock().map_err(fault)?;
+    if path.join("config").is_file() {
+        return Ok(());
+    }
+    // What an interrupted initialisation leaves behind is fine; anything else is someone else's directory.
+    for entry in fs::read_dir(path).map_err(fault)? {
+        let name = entry.map_err(fault)?.file_name();
+        if !["data", "index", "keys", "locks", "snapshots"].iter().any(|known| name == *known) {
+            return Err(EngineError::refused(path, Refusal::NotARepository(name)));
+        }
+    }
+    let credentials = Credentials::password(password);
+    guarded(path, meter, || {
+        connect(path, meter)?.init(&credentials, &KeyOptions::default(), &ConfigOptions::default())
+    })?;
+    // restic warns of every directory that is missing.
+    for directory in ["data", "index", "keys", "locks", "snapshots"] {
+        let directory = path.join(directory);
+        fs::create_dir_all(&directory).map_err(|error| EngineError::io(&directory, error))?;
+    }
+    Ok(())
+}
+
+/// Checks the structure, with `read_data` every byte. What it finds are problems of the meter's; so is a fault that ends
+/// the check, for a damaged repository is what it looks for.
+pub(super) fn check(
+    path: &Path,
+    repository: &Opened,
+    read_data: bool,
+    meter: &SharedMeter,
+) -> Result<(), EngineError> {
+    let checked = guarded(path, meter, || repository.check(CheckOptions::default().read_data(read_data)));
+    let results = match checked {
+        Ok(results) => results,
+        Err(EngineError::Library { what, .. }) => {
+            meter.problem(format!("the check ended early: {what}"));
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    for (level, finding) in &results.0 {
+        // The level's type cannot be named from outside of the library. Warnings are about what an interrupted backup
+        // left behind: unreferenced, harmless, and freed by the next prune.
+        match format!("{level:?}").as_str() {
+            "Warn" => tracing::info!("{}: {finding}", path.display()),
+            _ => meter.problem(finding.to_string()),
+        }
+    }
+    Ok(())
+}
+
+/// Frees what no snapshot needs, at once: nobody else is at work.
+pub(super) fn prune(path: &Path, repository: &Opened, meter: &SharedMeter) -> Result<(), EngineError> {
+    guarded(path, meter, || {
+        let options = PruneOptions::default().instant_delete(true).max_repack(LimitOption::Unlimited);
+        let plan = repository.prune_plan(&options)?;
+        repository.prune(&options, plan)
+    })
+}
+
+fn connect(path: &Path, meter: &SharedMeter) -> RusticResult<Repository<()>> {
+    let files = Arc::new(LocalBackend::new(path.to_string_lossy(), [])?);
+    let gate = Gate::new(files, meter.clone());
+    // A cache of a local repository would only be a second copy of its index.
+    let options = RepositoryOptions::default().no_cache(true);
+    let backends = RepositoryBackends::new(Arc::new(gate), None);
+    Repository::new_with_progress(&options, &backends, Bars(meter.clone()))
+}
+
+/// Runs a call of the library, which fails in three ways: by an error, by a panic in one of its threads (it unwraps
+/// what a full disk or a damaged pack returns), and in either way because it was stopped.
+fn guarded<T>(path: &Path, meter: &SharedMeter, call: impl FnOnce() -> RusticResult<T>) -> Result<T, EngineError> {
+    let what = match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => one_line(error.display_log().trim_start_matches("Error: ")),
+        Err(panic) => format!("the engine's library failed: {}", panic_text(&*panic)),
+    };
+    if meter.is_stopped() {
+        return Err(EngineError::Stopped);
+    }
+    Err(EngineError::Library { path: path.to_owned(), what })
+}
+
+/// The library's progress, turned into a meter's counters.
+#[derive(Debug)]
+struct Bars(SharedMeter);
+
+impl ProgressBars for Bars {
+    fn progress(&self, kind: ProgressType, prefix: &str) -> Progress {
+        if prefix.is_empty() {
+            self.0.begin("working")
+        } else {
+            self.0.begin(prefix)
+        }
+        Progress::new(Bar { meter: self.0.clone(), bytes: matches!(kind, ProgressType::Bytes) })
+    }
+}
+
+#[derive(Debug)]
+struct Bar {
+    meter: SharedMeter,
+    bytes: bool,
+}
+
+impl RusticProgress for Bar {
+    fn is_hidden(&self) -> bool {
+        !self.bytes
+    }
+
+    fn set_length(&self, length: u64) {
+        if self.bytes {
+            self.meter.expect(length);
+        }
+    }
+
+    fn set_title(&self, title: &str) {
+        tracing::debug!("{title}");
+    }
+
+    fn inc(&self, by: u64) {
+        if self.bytes {
+            self.meter.advance(by);
+        }
+    }
+
+    fn finish(&self) {}
+}

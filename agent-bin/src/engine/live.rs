@@ -1,0 +1,196 @@
+//! Files of this host as a repository describes them: metadata in, metadata out.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use rustic_core::jiff::Timestamp;
+use rustix::fs::{AtFlags, CWD, Mode, Timespec, Timestamps, XattrFlags};
+use rustix::io::Errno;
+
+use super::format::tree::{Attribute, Node, NodeKind};
+
+/// What fits without a second call: most files have no attributes, the others short ones.
+const ATTRIBUTE_BYTES: usize = 1 << 10;
+/// The kernel's `XATTR_LIST_MAX` and `XATTR_SIZE_MAX`.
+const ATTRIBUTE_BYTES_MAX: usize = 64 << 10;
+
+/// Names of users and groups, each looked up once.
+#[derive(Debug, Default)]
+pub(super) struct Owners {
+    users: Mutex<HashMap<u32, Option<String>>>,
+    groups: Mutex<HashMap<u32, Option<String>>>,
+}
+
+impl Owners {
+    fn user(&self, uid: u32) -> Option<String> {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = || nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name);
+        users.entry(uid).or_insert_with(found).clone()
+    }
+
+    fn group(&self, gid: u32) -> Option<String> {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = || nix::unistd::Group::from_gid(gid.into()).ok().flatten().map(|group| group.name);
+        groups.entry(gid).or_insert_with(found).clone()
+    }
+}
+
+/// What a file is.
+pub(super) fn kind_of(metadata: &Metadata) -> NodeKind {
+    let kind = metadata.file_type();
+    match () {
+        () if kind.is_dir() => NodeKind::Dir,
+        () if kind.is_symlink() => NodeKind::Symlink,
+        () if kind.is_block_device() => NodeKind::Dev,
+        () if kind.is_char_device() => NodeKind::Chardev,
+        () if kind.is_fifo() => NodeKind::Fifo,
+        () if kind.is_socket() => NodeKind::Socket,
+        () => NodeKind::File,
+    }
+}
+
+/// A file's node, without its content. Never opens the file, so that a FIFO or a device cannot block it.
+///
+/// # Errors
+/// The target of a symbolic link cannot be read. Attributes that cannot be read are told to `problem`.
+pub(super) fn node_of(
+    path: &Path,
+    name: &OsStr,
+    metadata: &Metadata,
+    owners: &Owners,
+    problem: impl Fn(String),
+) -> io::Result<Node> {
+    let mut node = Node::new(name, kind_of(metadata));
+    node.set_mode(metadata.mode());
+    node.mtime = time(metadata.mtime(), metadata.mtime_nsec());
+    // Reading a file changes its access time: kept, it would make every backup new.
+    node.atime = node.mtime;
+    node.ctime = time(metadata.ctime(), metadata.ctime_nsec());
+    (node.uid, node.gid) = (Some(metadata.uid()), Some(metadata.gid()));
+    (node.user, node.group) = (owners.user(metadata.uid()), owners.group(metadata.gid()));
+    node.inode = metadata.ino();
+    match node.kind {
+        NodeKind::Dir => {}
+        NodeKind::File => node.size = metadata.size(),
+        NodeKind::Symlink => node.set_link_target(&fs::read_link(path)?),
+        NodeKind::Dev | NodeKind::Chardev => node.device = metadata.rdev(),
+        NodeKind::Fifo | NodeKind::Socket | NodeKind::Other => {}
+    }
+    if node.kind != NodeKind::Dir {
+        node.links = metadata.nlink();
+        node.device_id = if metadata.nlink() > 1 { metadata.dev() } else { 0 };
+    }
+    match attributes(path) {
+        Ok(attributes) => node.extended_attributes = attributes,
+        Err(error) => problem(format!("{}: its extended attributes are not backed up: {error}", path.display())),
+    }
+    Ok(node)
+}
+
+/// `None` for a time that a repository cannot express (beyond the year 9999).
+pub(super) fn time(seconds: i64, nanoseconds: i64) -> Option<Timestamp> {
+    Timestamp::new(seconds, i32::try_from(nanoseconds).ok()?).ok()
+}
+
+fn attributes(path: &Path) -> io::Result<Vec<Attribute>> {
+    let names = attribute_names(path)?;
+    names.iter().map(|name| Ok(Attribute::new(name, attribute(path, name)?))).collect()
+}
+
+/// Names of a file's extended attributes; none where the file system has none.
+pub(super) fn attribute_names(path: &Path) -> io::Result<BTreeSet<Vec<u8>>> {
+    let list = match grown(|buffer| rustix::fs::llistxattr(path, buffer)) {
+        Err(Errno::NOTSUP) => return Ok(BTreeSet::new()),
+        list => list?,
+    };
+    Ok(list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
+}
+
+/// The value of one extended attribute.
+pub(super) fn attribute(path: &Path, name: &[u8]) -> io::Result<Vec<u8>> {
+    Ok(grown(|buffer| rustix::fs::lgetxattr(path, OsStr::from_bytes(name), buffer))?)
+}
+
+/// Calls with a small buffer and, if that is too small, with one that is large enough for all.
+fn grown(call: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut buffer = vec![0; ATTRIBUTE_BYTES];
+    let length = match call(&mut buffer) {
+        Err(Errno::RANGE) => {
+            buffer.resize(ATTRIBUTE_BYTES_MAX, 0);
+            call(&mut buffer)?
+        }
+        length => length?,
+    };
+    buffer.truncate(length);
+    Ok(buffer)
+}
+
+/// Gives a restored file or directory what its node says, by its descriptor. The order matters: a change of owner
+/// clears mode bits and capabilities, and everything changes times.
+pub(super) fn set_metadata(file: impl AsFd, node: &Node, privileged: bool, problem: impl Fn(&str, io::Error)) {
+    let fd = file.as_fd();
+    let tell = |what: &str, result: Result<(), Errno>| {
+        if let Err(error) = result {
+            problem(what, error.into());
+        }
+    };
+    if let (true, Some(uid), Some(gid)) = (privileged, node.uid, node.gid) {
+        tell(
+            "owner",
+            rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid))),
+        );
+    }
+    for attribute in &node.extended_attributes {
+        let name = OsStr::from_bytes(attribute.name());
+        let set = rustix::fs::fsetxattr(fd, name, attribute.value(), XattrFlags::empty());
+        tell(&format!("extended attribute {}", name.display()), set);
+    }
+    if let Some(mode) = node.mode() {
+        tell("mode", rustix::fs::fchmod(fd, Mode::from_raw_mode(mode)));
+    }
+    if let Some(times) = times_of(node) {
+        tell("times", rustix::fs::futimens(fd, &times));
+    }
+}
+
+/// The same for what cannot be opened (a symbolic link, a device), by its path, without following it.
+pub(super) fn set_metadata_of_link(path: &Path, node: &Node, privileged: bool, problem: impl Fn(&str, io::Error)) {
+    let tell = |what: &str, result: Result<(), Errno>| {
+        if let Err(error) = result {
+            problem(what, error.into());
+        }
+    };
+    if let (true, Some(uid), Some(gid)) = (privileged, node.uid, node.gid) {
+        let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+        tell("owner", rustix::fs::chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW));
+    }
+    for attribute in &node.extended_attributes {
+        let name = OsStr::from_bytes(attribute.name());
+        let set = rustix::fs::lsetxattr(path, name, attribute.value(), XattrFlags::empty());
+        tell(&format!("extended attribute {}", name.display()), set);
+    }
+    if let Some(mode) = node.mode().filter(|_| node.kind != NodeKind::Symlink) {
+        tell("mode", rustix::fs::chmod(path, Mode::from_raw_mode(mode)));
+    }
+    if let Some(times) = times_of(node) {
+        tell("times", rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW));
+    }
+}
+
+fn times_of(node: &Node) -> Option<Timestamps> {
+    let mtime = node.mtime?;
+    let spec = |time: Timestamp| {
+        // A time before 1970 with a fraction has both parts below zero there, and the kernel wants the second one above.
+        let (seconds, nanoseconds) = (time.as_second(), i64::from(time.subsec_nanosecond()));
+        let borrow = i64::from(nanoseconds < 0);
+        Timespec { tv_sec: seconds - borrow, tv_nsec: nanoseconds + borrow * 1_000_000_000 }
+    };
+    Some(Timestamps { last_access: spec(node.atime.unwrap_or(mtime)), last_modification: spec(mtime) })
+}

@@ -1,0 +1,171 @@
+//! How a running operation is watched and stopped.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How many lines of problems an operation reports; a tree full of unreadable files must not become a message that
+/// nobody can send.
+pub(crate) const PROBLEMS_MAX: usize = 200;
+/// Characters of one line.
+const LINE_CHARS_MAX: usize = 600;
+
+/// A [`Meter`] as the engine's own threads hold it.
+pub(crate) type SharedMeter = Arc<Meter>;
+
+/// One operation's counters, shared between the engine's threads and whoever reports them.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    bytes_done: AtomicU64,
+    bytes: AtomicU64,
+    stop: AtomicBool,
+    abandoned: AtomicBool,
+    activity: Mutex<String>,
+    problems: Mutex<Problems>,
+}
+
+/// What went wrong without ending an operation.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Problems {
+    /// The first [`PROBLEMS_MAX`].
+    pub(crate) lines: Vec<String>,
+    /// How many more there were.
+    pub(crate) left_out: u64,
+}
+
+impl Problems {
+    /// Adds those of a later part of the same operation.
+    pub(crate) fn add(&mut self, later: Problems) {
+        let room = PROBLEMS_MAX.saturating_sub(self.lines.len()).min(later.lines.len());
+        self.left_out += later.left_out + (later.lines.len() - room) as u64;
+        self.lines.extend(later.lines.into_iter().take(room));
+    }
+
+    /// For a report: one line each, and one that counts those left out.
+    pub(crate) fn into_lines(self) -> Vec<String> {
+        let mut lines = self.lines;
+        if self.left_out > 0 {
+            lines.push(format!("and {} more problems like these", self.left_out));
+        }
+        lines
+    }
+}
+
+impl Meter {
+    /// Asks the engine to end at the next place where ending loses nothing; the call then fails with
+    /// [`super::EngineError::Stopped`].
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Nobody waits for the operation any more, whose threads may be stuck in a file system that does not answer: its
+    /// repository is let go without them.
+    pub(crate) fn abandon(&self) {
+        self.stop();
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    /// Bytes done and bytes in all (0 while unknown) of the current activity, and its name.
+    pub(crate) fn read(&self) -> (u64, u64, String) {
+        let activity = lock(&self.activity).clone();
+        (self.bytes_done.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed), activity)
+    }
+
+    pub(super) fn begin(&self, activity: &str) {
+        self.bytes_done.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+        self.say(activity);
+    }
+
+    /// Names what is being done, without a new count.
+    pub(super) fn say(&self, activity: &str) {
+        activity.trim_end_matches('.').clone_into(&mut lock(&self.activity));
+    }
+
+    pub(super) fn expect(&self, bytes: u64) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn advance(&self, bytes: u64) {
+        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes something that went wrong without ending the operation, as one line.
+    pub(super) fn problem(&self, what: impl Into<String>) {
+        let mut problems = lock(&self.problems);
+        if problems.lines.len() < PROBLEMS_MAX {
+            problems.lines.push(one_line(&what.into()));
+        } else {
+            problems.left_out += 1;
+        }
+    }
+
+    /// The problems noted so far, which are then forgotten.
+    pub(crate) fn take_problems(&self) -> Problems {
+        std::mem::take(&mut *lock(&self.problems))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a library has to say, as a line for people: no line breaks, no backtrace, no more than can be read.
+pub(super) fn one_line(text: &str) -> String {
+    let text = match text.find("Backtrace:").or_else(|| text.find("stack backtrace:")) {
+        Some(at) => &text[..at],
+        None => text,
+    };
+    let mut line = String::with_capacity(text.len().min(LINE_CHARS_MAX));
+    for (count, character) in text.trim().chars().enumerate() {
+        if count == LINE_CHARS_MAX {
+            line.push('…');
+            break;
+        }
+        // A name may hold anything, and a line must stay one on every terminal.
+        line.push(if character.is_control() { ' ' } else { character });
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_are_bounded_and_their_count_survives_adding_up() {
+        let of = |count: usize| {
+            let meter = Meter::default();
+            for n in 0..count {
+                meter.problem(format!("file {n} cannot be read"));
+            }
+            let problems = meter.take_problems();
+            assert_eq!(meter.take_problems(), Problems::default());
+            problems
+        };
+        let mut sum = of(PROBLEMS_MAX + 3);
+        sum.add(of(PROBLEMS_MAX + 4));
+        sum.add(of(1));
+        let lines = sum.into_lines();
+        assert_eq!(lines.len(), PROBLEMS_MAX + 1);
+        assert_eq!(lines[PROBLEMS_MAX], format!("and {} more problems like these", 3 + PROBLEMS_MAX + 4 + 1));
+        assert_eq!(of(1).into_lines(), ["file 0 cannot be read"]);
+    }
+
+    #[test]
+    fn a_problem_is_one_line_without_a_backtrace() {
+        let meter = Meter::default();
+        meter.problem("a\nb\x1b[31m\n\nBacktrace:\n   0: std::backtrace");
+        meter.problem("x".repeat(10_000));
+        let lines = meter.take_problems().lines;
+        assert_eq!(lines[0], "a b [31m");
+        assert_eq!(lines[1].chars().count(), LINE_CHARS_MAX + 1);
+    }
+}

@@ -1,0 +1,363 @@
+//! The engine: operations on repositories of restic's format, version 2 (and 1, if somebody else made them).
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use proto::agent::{Repository as Location, SnapshotRef};
+use rustic_core::repofile::{SnapshotFile, SnapshotSummary};
+use rustic_core::{SnapshotOptions, jiff};
+
+use super::archive::{self, ArchiveFault, Parent, Seen, archive};
+use super::compare::{Compared, Comparison, Depth};
+use super::fault::{EngineError, Refusal};
+use super::format::blobs::{BlobFault, Blobs};
+use super::format::chunker::Chunker;
+use super::format::files::FileKind;
+use super::format::id::Id;
+use super::format::index::Index;
+use super::format::locks::Access;
+use super::format::packs::{Added, Packs};
+use super::format::tree::{Node, NodeKind};
+use super::library::{self, Opened};
+use super::restore::{self, RestoreFault};
+use super::session::Session;
+use super::snapshots::{OURS, Snapshot, Snapshots};
+use super::unfinished::Unfinished;
+use super::{BackupEngine, Mark, SharedMeter, Work};
+
+/// The engine.
+#[derive(Debug)]
+pub(crate) struct Restic {
+    /// The agent's directory: the password of repositories for which no other file is named, and unfinished restores.
+    state: PathBuf,
+}
+
+impl Restic {
+    pub(crate) fn new(state: &Path) -> Self {
+        Self { state: state.to_owned() }
+    }
+}
+
+impl BackupEngine for Restic {
+    fn backup(
+        &self,
+        at: &Location,
+        sources: &[&Path],
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        let mut sources = sources.iter().map(|source| checked_source(source)).collect::<Result<Vec<_>, _>>()?;
+        sources.sort();
+        sources.dedup();
+        let session = Session::open(&self.state, at, Access::Shared, true, mark, meter)?;
+        let snapshots = session.snapshots(&mark.origin, false, meter)?;
+        if mark.look
+            && let Some(snapshot) = finished(&snapshots, &sources, mark)
+        {
+            return Ok(work_of(snapshot.id, &snapshot.file));
+        }
+        let host = mark.origin.host.as_str();
+        let parent = snapshots.parent(host, &sources);
+        let mut file = new_snapshot(mark, &sources, parent);
+        let index = session.index(meter)?;
+        let (tree, seen, added) = session.store(&sources, parent, &index, meter)?;
+        finish_snapshot(&mut file, &tree, &seen, &added);
+        // The lock is what kept others from removing what this snapshot needs.
+        if let Some(lock) = &session.lock {
+            lock.is_held().map_err(|fault| EngineError::Lock { path: session.path.clone(), fault })?;
+        }
+        let document = serde_json::to_vec(&file).map_err(|e| session.store_fault(e.into(), meter))?;
+        let level = compression(&session.repository);
+        let sealed = session.key.seal_document(&document, level).map_err(|e| session.store_fault(e.into(), meter))?;
+        let id =
+            session.files.write(FileKind::Snapshot, &sealed).map_err(|e| session.store_fault(e.into(), meter))?;
+        Ok(work_of(id, &file))
+    }
+
+    fn restore(
+        &self,
+        at: &Location,
+        reference: &SnapshotRef,
+        target: &Path,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        Session::open(&self.state, at, Access::Shared, false, mark, meter)?.restore(
+            &self.state,
+            reference,
+            target,
+            mark,
+            meter,
+        )
+    }
+
+    fn verify(
+        &self,
+        at: &Location,
+        reference: &SnapshotRef,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        let session = Session::open(&self.state, at, Access::Shared, false, mark, meter)?;
+        let snapshots = session.snapshots(&mark.origin, reference.is_latest(), meter)?;
+        let found = snapshots.resolve(reference, mark.origin.host.as_str());
+        let found = found.map_err(|fault| session.reference_fault(fault))?;
+        let index = session.index(meter)?;
+        let blobs = session.blobs(&index);
+        meter.begin("comparing");
+        meter.expect(found.iter().map(|snapshot| total_bytes(snapshot)).sum());
+        let depth = Depth { contents: true, ownership: true };
+        let comparison = Comparison { blobs: &blobs, depth, known: &HashSet::new(), meter };
+        let mut sum = Compared::default();
+        for snapshot in &found {
+            for source in snapshot.sources() {
+                match node_at(&blobs, snapshot, &source) {
+                    Ok(node) => sum.add(comparison.run(&node, &source).map_err(|_| EngineError::Stopped)?),
+                    Err(fault) => meter.problem(format!("{}: cannot be compared: {fault}", source.display())),
+                }
+            }
+        }
+        let snapshots = found.iter().map(|snapshot| snapshot.id.to_string()).collect();
+        Ok(Work { snapshots, files: sum.files, bytes: sum.bytes, repository_bytes: 0 })
+    }
+
+    fn check(&self, at: &Location, read_data: bool, mark: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
+        let session = Session::open(&self.state, at, Access::Shared, false, mark, meter)?;
+        library::check(&session.path, &session.repository, read_data, meter)?;
+        let (packs, bytes) = session.packs()?;
+        Ok(Work { files: packs, bytes: if read_data { bytes } else { 0 }, ..Work::default() })
+    }
+
+    fn forget(&self, at: &Location, keep_last: u32, mark: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
+        let session = Session::open(&self.state, at, Access::Alone, false, mark, meter)?;
+        let snapshots = session.snapshots(&mark.origin, false, meter)?;
+        session.must_be_sound(&snapshots)?;
+        let (surplus, unknown) = snapshots.surplus(usize::try_from(keep_last).unwrap_or(usize::MAX));
+        if unknown > 0 {
+            meter.problem(format!(
+                "{unknown} old snapshots are kept: jobs made them that nobody remembers, so it is not known of which host \
+                 they are; `restic forget` removes them"
+            ));
+        }
+        let mut forgotten = Vec::new();
+        for snapshot in surplus {
+            if meter.is_stopped() {
+                return Err(EngineError::Stopped);
+            }
+            session.files.remove(FileKind::Snapshot, &snapshot.id)?;
+            forgotten.push(snapshot.id.to_string());
+        }
+        Ok(Work { snapshots: forgotten, ..Work::default() })
+    }
+
+    fn reclaim(&self, at: &Location, mark: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
+        let session = Session::open(&self.state, at, Access::Alone, false, mark, meter)?;
+        session.must_be_sound(&session.snapshots(&mark.origin, false, meter)?)?;
+        let (_, before) = session.packs()?;
+        library::prune(&session.path, &session.repository, meter)?;
+        let (_, after) = session.packs()?;
+        Ok(Work { repository_bytes: before.saturating_sub(after), ..Work::default() })
+    }
+}
+
+impl Session {
+    fn restore(
+        &self,
+        state: &Path,
+        reference: &SnapshotRef,
+        target: &Path,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        let snapshots = self.snapshots(&mark.origin, reference.is_latest(), meter)?;
+        let host = mark.origin.host.as_str();
+        let snapshot = snapshots.resolve_one(reference, host).map_err(|fault| self.reference_fault(fault))?;
+        let index = self.index(meter)?;
+        let blobs = self.blobs(&index);
+        let root = content_of(self, &blobs, snapshot)?;
+        let unfinished = Unfinished::begin(state, target, snapshot.id)?;
+        meter.begin("writing files");
+        meter.expect(total_bytes(snapshot));
+        let order = restore::Order { blobs: &blobs, root: &root, target, continued: unfinished.continued, meter };
+        let restored = restore::restore(&order).map_err(|fault| match fault {
+            RestoreFault::Stopped => EngineError::Stopped,
+            RestoreFault::Target { path, source } => EngineError::Io { path, source },
+        })?;
+        meter.begin("comparing");
+        let depth = Depth { contents: false, ownership: rustix::process::geteuid().is_root() };
+        let comparison = Comparison { blobs: &blobs, depth, known: &restored.missing, meter };
+        comparison.run(&root, &live_path(target, &root)).map_err(|_| EngineError::Stopped)?;
+        unfinished.end()?;
+        let snapshots = vec![snapshot.id.to_string()];
+        Ok(Work { snapshots, files: restored.files, bytes: restored.bytes, repository_bytes: 0 })
+    }
+
+    /// Everything of a backup but its snapshot.
+    fn store(
+        &self,
+        sources: &[PathBuf],
+        parent: Option<&Snapshot>,
+        index: &Index,
+        meter: &SharedMeter,
+    ) -> Result<(Id, Seen, Added), EngineError> {
+        let config = self.repository.config();
+        let chunker =
+            Chunker::new(config).map_err(|fault| EngineError::Chunker { path: self.path.clone(), fault })?;
+        let packs = Packs::new(&self.files, &self.key, index, compression(&self.repository));
+        meter.begin("reading");
+        meter.expect(parent.map_or(0, total_bytes));
+        let parent = parent.and_then(|parent| Some(Parent { tree: parent.tree()?, began: parent.at() }));
+        let order = archive::Order { sources, parent };
+        let archived = archive(&self.blobs(index), &packs, &chunker, &order, meter);
+        let stopped = matches!(archived, Err(ArchiveFault::Stopped));
+        // Also of a backup that was stopped: what is stored and indexed need not be stored again.
+        let added = if stopped || archived.is_ok() { packs.finish() } else { Ok(Added::default()) };
+        match archived {
+            _ if meter.is_stopped() => Err(EngineError::Stopped),
+            Ok((tree, seen)) => Ok((tree, seen, added.map_err(|fault| self.store_fault(fault, meter))?)),
+            Err(ArchiveFault::Stopped) => Err(EngineError::Stopped),
+            Err(ArchiveFault::Store(fault)) => Err(self.store_fault(fault, meter)),
+            Err(ArchiveFault::Encode(fault)) => Err(self.store_fault(fault.into(), meter)),
+            Err(fault @ ArchiveFault::Panicked(_)) => {
+                Err(EngineError::Library { path: self.path.clone(), what: fault.to_string() })
+            }
+        }
+    }
+}
+
+fn compression(repository: &Opened) -> Option<i32> {
+    repository.config().zstd().ok().flatten()
+}
+
+fn total_bytes(snapshot: &Snapshot) -> u64 {
+    snapshot.file.summary.as_ref().map_or(0, |summary| summary.total_bytes_processed)
+}
+
+fn new_snapshot(mark: &Mark, sources: &[PathBuf], parent: Option<&Snapshot>) -> SnapshotFile {
+    // The library's options would ask the machine for its name, which may be a clone's.
+    let mut file = SnapshotOptions::default().host(mark.origin.host.to_string()).to_snapshot().unwrap_or_default();
+    file.hostname = mark.origin.host.to_string();
+    file.program_version = concat!("manager-fs ", env!("CARGO_PKG_VERSION")).to_owned();
+    file.tags.add(job_tag(mark.job));
+    file.tags.add(OURS.to_owned());
+    file.tags.add(format!("product:{}", mark.origin.product));
+    if let Some(policy) = &mark.origin.policy {
+        file.tags.add(format!("policy:{policy}"));
+    }
+    for source in sources {
+        file.paths.add(source.to_string_lossy().into_owned());
+    }
+    file.parent = parent.and_then(|parent| parent.id.to_string().parse().ok());
+    file
+}
+
+fn finish_snapshot(file: &mut SnapshotFile, tree: &Id, seen: &Seen, added: &Added) {
+    // An id of ours is always one of the library's.
+    file.tree = tree.to_string().parse().unwrap_or_default();
+    let mut summary = SnapshotSummary::default();
+    (summary.files_new, summary.files_changed) = (seen.files_new, seen.files_changed);
+    summary.files_unmodified = seen.files_unmodified;
+    (summary.dirs_new, summary.dirs_changed) = (seen.dirs_new, seen.dirs_changed);
+    summary.dirs_unmodified = seen.dirs_unmodified;
+    summary.total_files_processed = seen.files_new + seen.files_changed + seen.files_unmodified;
+    summary.total_dirs_processed = seen.dirs_new + seen.dirs_changed + seen.dirs_unmodified;
+    summary.total_bytes_processed = seen.bytes;
+    (summary.data_blobs, summary.tree_blobs) = (added.data_blobs, added.tree_blobs);
+    (summary.data_added, summary.data_added_packed) = (added.bytes, added.packed_bytes);
+    summary.backup_start = file.time.clone();
+    summary.backup_end = jiff::Zoned::now();
+    let duration = summary.backup_end.duration_since(&summary.backup_start).as_secs_f64();
+    (summary.backup_duration, summary.total_duration) = (duration, duration);
+    file.summary = Some(summary);
+}
+
+fn job_tag(job: u64) -> String {
+    format!("job-{job}")
+}
+
+/// The snapshot that an earlier run of the same job finished of these sources.
+fn finished<'a>(snapshots: &'a Snapshots, sources: &[PathBuf], mark: &Mark) -> Option<&'a Snapshot> {
+    let since = i64::try_from(mark.since_unix_ms).unwrap_or(i64::MAX);
+    let tag = job_tag(mark.job);
+    snapshots.all().iter().rev().find(|snapshot| {
+        snapshot.file.tags.contains(&tag)
+            && snapshot.file.hostname == mark.origin.host.as_str()
+            && snapshot.sources() == sources
+            && snapshot.at().as_millisecond() >= since
+    })
+}
+
+fn work_of(id: Id, file: &SnapshotFile) -> Work {
+    let summary = file.summary.as_ref();
+    Work {
+        snapshots: vec![id.to_string()],
+        files: summary.map_or(0, |summary| summary.total_files_processed),
+        bytes: summary.map_or(0, |summary| summary.total_bytes_processed),
+        repository_bytes: summary.map_or(0, |summary| summary.data_added_packed),
+    }
+}
+
+/// What is restored: a snapshot's one source, or everything of a snapshot of several.
+fn content_of(session: &Session, blobs: &Blobs<'_>, snapshot: &Snapshot) -> Result<Node, EngineError> {
+    let fault = |fault| session.damaged(format!("snapshot {:.8}", snapshot.id), fault);
+    let sources = snapshot.sources();
+    if let [source] = sources.as_slice() {
+        match node_at(blobs, snapshot, source) {
+            // restic stores a source that was named by a relative path under just that.
+            Err(BlobFault::NoEntry { .. }) => {}
+            node => return node.map_err(fault),
+        }
+    }
+    let root = root_of(snapshot).map_err(fault)?;
+    root.subtree.map(|tree| blobs.tree(&tree)).transpose().map_err(fault)?;
+    Ok(root)
+}
+
+fn root_of(snapshot: &Snapshot) -> Result<Node, BlobFault> {
+    let mut root = Node::new(OsStr::new(""), NodeKind::Dir);
+    root.subtree = snapshot.tree();
+    Ok(root)
+}
+
+fn node_at(blobs: &Blobs<'_>, snapshot: &Snapshot, path: &Path) -> Result<Node, BlobFault> {
+    let mut node = root_of(snapshot)?;
+    for part in path.components() {
+        let Component::Normal(name) = part else { continue };
+        let no_entry = || BlobFault::NoEntry { path: path.to_owned() };
+        let tree = blobs.tree(&node.subtree.ok_or_else(no_entry)?)?;
+        node = tree.nodes.into_iter().find(|node| node.file_name() == name).ok_or_else(no_entry)?;
+    }
+    Ok(node)
+}
+
+/// Where a node lies below the directory that it was restored into.
+fn live_path(target: &Path, root: &Node) -> PathBuf {
+    if root.kind == NodeKind::Dir { target.to_owned() } else { target.join(root.file_name()) }
+}
+
+/// A source that can be backed up under the path that it was named by.
+fn checked_source(source: &Path) -> Result<PathBuf, EngineError> {
+    let fault = |error| EngineError::io(source, error);
+    if !source.is_absolute() || source.components().any(|part| part == Component::ParentDir) {
+        return Err(EngineError::refused(source, Refusal::SourceNotAbsolute));
+    }
+    let kind = fs::symlink_metadata(source).map_err(fault)?.file_type();
+    if kind.is_symlink() {
+        let to = fs::canonicalize(source).map_err(fault)?;
+        return Err(EngineError::refused(source, Refusal::SourceIsLink(to)));
+    }
+    // Neither a FIFO nor a device is opened, here or later: that would wait for somebody at its other end.
+    if kind.is_dir() {
+        fs::read_dir(source).map_err(fault)?;
+    } else if kind.is_file() {
+        let flags = (rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW).bits().cast_signed();
+        OpenOptions::new().read(true).custom_flags(flags).open(source).map_err(fault)?;
+    }
+    Ok(source.components().collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+//! Several hosts, and a person's restic, on one repository.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use super::*;
+
+/// A second host on the same repository: its own state, the same password, another spelling of the path.
+struct Other {
+    engine: Restic,
+    at: Location,
+    mark: Mark,
+}
+
+impl Other {
+    fn new(bench: &Bench) -> Self {
+        let (repo, link) = (bench.path("repo"), bench.path("by-another-name"));
+        symlink(&repo, &link).unwrap();
+        let at = Location {
+            path: format!("{}/../by-another-name/", link.display()),
+            password_file: Some(bench.path("state/repository.password").display().to_string()),
+        };
+        let origin = JobOrigin::new("host-2".parse().unwrap(), "media-agent".parse().unwrap());
+        let mark = Mark { job: 2, origin, since_unix_ms: 0, look: false };
+        Self { engine: Restic::new(&bench.path("state-2")), at, mark }
+    }
+}
+
+fn count(bench: &Bench) -> usize {
+    fs::read_dir(bench.path("repo/snapshots")).unwrap().count()
+}
+
+#[test]
+fn neither_host_sees_or_forgets_the_others_backup() {
+    let bench = Bench::new();
+    let source = bench.source();
+    let (own, _) = bench.backup(&source);
+    let other = Other::new(&bench);
+    let meter = SharedMeter::default();
+    // A clone: the same machine name, the same source.
+    fs::write(source.join("of-host-2"), "newer").unwrap();
+    let theirs = other.engine.backup(&other.at, &[&source], &other.mark, &meter).unwrap();
+    assert_ne!(own.snapshots, theirs.snapshots);
+    fs::remove_file(source.join("of-host-2")).unwrap();
+    File::open(&source)
+        .unwrap()
+        .set_modified(SystemTime::UNIX_EPOCH + Duration::new(1_234_567_890, 123_456_789))
+        .unwrap();
+
+    let target = bench.path("target");
+    let restored = bench.engine.restore(&bench.at(), &reference("latest"), &target, &mark(false), &meter).unwrap();
+    assert_eq!(restored.snapshots, own.snapshots, "latest is the own host's");
+    assert!(!target.join("of-host-2").exists());
+    assert_eq!(bench.verify("latest"), Vec::<String>::new());
+    let refused = bench
+        .engine
+        .restore(&bench.at(), &reference(&theirs.snapshots[0]), &bench.path("t2"), &mark(false), &meter)
+        .unwrap_err();
+    assert!(refused.to_string().contains("host host-2"), "{refused}");
+    let any = SnapshotRef { of: HostScope::Any, ..reference(&theirs.snapshots[0]) };
+    bench.engine.restore(&bench.at(), &any, &bench.path("t3"), &mark(false), &meter).unwrap();
+    assert!(bench.path("t3/of-host-2").exists());
+
+    let forgotten = other.engine.forget(&other.at, 1, &other.mark, &meter).unwrap();
+    assert_eq!((forgotten.snapshots.len(), count(&bench)), (0, 2), "each is the only one of its host");
+    other.engine.reclaim(&other.at, &other.mark, &meter).unwrap();
+    assert_eq!(bench.verify("latest"), Vec::<String>::new());
+    let tags = restic(&bench, &["snapshots", "--json", "--host", "host-2", "--tag", "job-2,product:media-agent"]);
+    assert_eq!(tags.matches("short_id").count(), 1, "{tags}");
+}
+
+#[test]
+fn prune_under_another_name_of_the_path_waits_for_a_backup() {
+    let bench = Bench::new();
+    let source = bench.source();
+    bench.backup(&source);
+    let other = Other::new(&bench);
+    File::create(source.join("large")).unwrap().set_len(30 << 30).unwrap();
+    let (writing, pruning) = (SharedMeter::default(), SharedMeter::default());
+    std::thread::scope(|scope| {
+        let backup = scope.spawn(|| bench.engine.backup(&bench.at(), &[&source], &mark(false), &writing));
+        while writing.read().0 == 0 {
+            std::thread::yield_now();
+        }
+        let prune = scope.spawn(|| other.engine.reclaim(&other.at, &other.mark, &pruning));
+        while !pruning.read().2.starts_with("waits for") {
+            std::thread::yield_now();
+        }
+        assert!(!prune.is_finished());
+        writing.stop();
+        assert!(matches!(backup.join().unwrap(), Err(EngineError::Stopped)));
+        prune.join().unwrap().unwrap();
+    });
+    assert_eq!(fs::read_dir(bench.path("repo/locks")).unwrap().count(), 0);
+}
+
+#[test]
+fn agents_and_a_persons_restic_honour_each_others_locks() {
+    let bench = Bench::new();
+    bench.backup(&bench.source());
+    // restic keeps its lock for as long as its input is open.
+    let mut person = Command::new("restic")
+        .args(["--no-cache", "--quiet", "--repo"])
+        .arg(bench.path("repo"))
+        .arg("--password-file")
+        .arg(bench.path("state/repository.password"))
+        .args(["backup", "--stdin"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while fs::read_dir(bench.path("repo/locks")).unwrap().count() == 0 {
+        std::thread::yield_now();
+    }
+    let meter = SharedMeter::default();
+    bench.engine.check(&bench.at(), false, &mark(false), &meter).unwrap();
+    std::thread::scope(|scope| {
+        let prune = scope.spawn(|| bench.engine.reclaim(&bench.at(), &mark(false), &meter));
+        while !meter.read().2.contains(&format!("process {}", person.id())) {
+            assert!(!prune.is_finished());
+            std::thread::yield_now();
+        }
+        let mut input = person.stdin.take().unwrap();
+        input.write_all(b"what a person backs up").unwrap();
+        drop(input);
+        assert!(person.wait().unwrap().success());
+        prune.join().unwrap().unwrap();
+    });
+
+    // And the other way round.
+    let session =
+        Session::open(&bench.path("state"), &bench.at(), Access::Shared, false, &mark(false), &meter).unwrap();
+    let refused = restic_output(&bench, &["prune"]);
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && text.contains("locked") && text.contains("host-1"), "{text}");
+    drop(session);
+    restic(&bench, &["prune"]);
+    assert_eq!(bench.verify("latest"), Vec::<String>::new());
+}

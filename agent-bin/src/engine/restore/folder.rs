@@ -1,0 +1,53 @@
+//! Directories that are being restored: each gets its metadata from whoever is last in it.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::super::format::tree::Node;
+
+pub(super) struct Folder {
+    pub(super) path: PathBuf,
+    pub(super) node: Node,
+    /// What else is in it, for names that must not be taken.
+    names: Mutex<HashSet<OsString>>,
+    /// Entries that are not done, and one for whoever reads the directory.
+    open: AtomicUsize,
+    above: Option<Arc<Folder>>,
+}
+
+impl Folder {
+    pub(super) fn root(path: PathBuf, node: Node) -> Arc<Self> {
+        Arc::new(Self { path, node, names: Mutex::default(), open: AtomicUsize::new(1), above: None })
+    }
+
+    pub(super) fn below(above: &Arc<Folder>, path: PathBuf, node: Node) -> Arc<Self> {
+        above.enter();
+        let above = Some(Arc::clone(above));
+        Arc::new(Self { path, node, names: Mutex::default(), open: AtomicUsize::new(1), above })
+    }
+
+    /// Says what all is in it.
+    pub(super) fn name(&self, names: impl Iterator<Item = OsString>) {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+    }
+
+    pub(super) fn has(&self, name: &OsStr) -> bool {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
+
+    pub(super) fn enter(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The directory itself, for whoever is last.
+    pub(super) fn leave(self: &Arc<Self>) -> Option<Arc<Self>> {
+        (self.open.fetch_sub(1, Ordering::AcqRel) == 1).then(|| Arc::clone(self))
+    }
+
+    pub(super) fn above(&self) -> Option<&Arc<Folder>> {
+        self.above.as_ref()
+    }
+}

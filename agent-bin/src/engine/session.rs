@@ -1,0 +1,202 @@
+//! A repository that is open and locked for one operation.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::agent::{JobOrigin, Repository as Location};
+
+use super::fault::{EngineError, PasswordFault, Refusal};
+use super::format::blobs::{BlobFault, Blobs};
+use super::format::files::{FileKind, Files};
+use super::format::index::Index;
+use super::format::locks::{Access, Lock, LockFault, Me};
+use super::format::packs::StoreFault;
+use super::format::seal::Key;
+use super::library::{self, Opened};
+use super::snapshots::{ReferenceFault, Snapshots};
+use super::{Mark, SharedMeter};
+
+/// How often it is looked whether an agent of an earlier version, which knows no locks in the repository, has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+
+/// A repository that is open and locked for one operation. The lock goes last.
+pub(super) struct Session {
+    pub(super) path: PathBuf,
+    pub(super) repository: Opened,
+    pub(super) key: Key,
+    pub(super) files: Arc<Files>,
+    pub(super) lock: Option<Lock>,
+    _old_lock: Option<File>,
+}
+
+impl Session {
+    /// Opens a repository whose own password, if no other file is named, is in the agent's state directory.
+    ///
+    /// # Errors
+    /// It is not there (and not to be made), the password is another one, or it cannot be locked.
+    pub(super) fn open(
+        state: &Path,
+        at: &Location,
+        access: Access,
+        make: bool,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Session, EngineError> {
+        let path = PathBuf::from(&at.path);
+        if !path.is_absolute() {
+            return Err(EngineError::refused(&path, Refusal::RepositoryNotAbsolute));
+        }
+        if !path.join("config").is_file() {
+            if !make {
+                return Err(EngineError::NoRepository(path));
+            }
+            library::make(&path, &password(state, at, true)?, meter)?;
+        }
+        meter.say("opening the repository");
+        let repository = library::open(&path, password(state, at, false)?, meter)?;
+        let files = Arc::new(Files::new(&path));
+        let broken = || EngineError::Library { path: path.clone(), what: "its key has parts of wrong length".into() };
+        let key = Key::new(&repository.key()).ok_or_else(broken)?;
+        let old_lock = old_lock(&path, access, meter)?;
+        let me =
+            Me { host: mark.origin.host.to_string(), what: format!("{}, job {}", mark.origin.product, mark.job) };
+        let lock = match Lock::take(&files, &key, me, access, meter) {
+            Ok(lock) => Some(lock),
+            Err(LockFault::Stopped(_)) => return Err(EngineError::Stopped),
+            // Who cannot write cannot harm; what is removed meanwhile will be missed and named.
+            Err(LockFault::File(fault)) if access == Access::Shared && !make && is_read_only(&fault.source) => {
+                tracing::warn!("reading without a lock: {fault}");
+                None
+            }
+            Err(fault) => return Err(EngineError::Lock { path, fault }),
+        };
+        Ok(Self { path, repository, key, files, lock, _old_lock: old_lock })
+    }
+
+    /// Every snapshot; those that cannot be read are told if `tell`.
+    pub(super) fn snapshots(
+        &self,
+        origin: &JobOrigin,
+        tell: bool,
+        meter: &SharedMeter,
+    ) -> Result<Snapshots, EngineError> {
+        let snapshots = Snapshots::load(&self.files, &self.key, origin)?;
+        for (_, fault) in snapshots.damaged.iter().filter(|_| tell) {
+            meter.problem(format!("{fault}; it may be newer than the one that was taken"));
+        }
+        Ok(snapshots)
+    }
+
+    pub(super) fn index(&self, meter: &SharedMeter) -> Result<Index, EngineError> {
+        let mut faults = Vec::new();
+        let index = Index::load(&self.files, &self.key, &mut faults)?;
+        for fault in faults {
+            meter.problem(format!("{fault}; what it named is looked for in the packs themselves"));
+        }
+        Ok(index)
+    }
+
+    pub(super) fn blobs<'a>(&'a self, index: &'a Index) -> Blobs<'a> {
+        Blobs::new(&self.files, &self.key, index)
+    }
+
+    pub(super) fn reference_fault(&self, fault: ReferenceFault) -> EngineError {
+        EngineError::Reference { path: self.path.clone(), fault }
+    }
+
+    pub(super) fn damaged(&self, what: String, fault: BlobFault) -> EngineError {
+        EngineError::Damaged { path: self.path.clone(), what, fault: Box::new(fault) }
+    }
+
+    pub(super) fn store_fault(&self, fault: StoreFault, meter: &SharedMeter) -> EngineError {
+        if meter.is_stopped() { EngineError::Stopped } else { EngineError::Store { path: self.path.clone(), fault } }
+    }
+
+    /// Refuses to remove anything from a repository of which not everything can be read: what only the unreadable part
+    /// needs would go.
+    pub(super) fn must_be_sound(&self, snapshots: &Snapshots) -> Result<(), EngineError> {
+        let mut faults = Vec::new();
+        Index::load(&self.files, &self.key, &mut faults)?;
+        let of_index = faults.iter().map(ToString::to_string);
+        let mut all = snapshots.damaged.iter().map(|(_, fault)| fault.to_string()).chain(of_index);
+        match all.next() {
+            None => Ok(()),
+            Some(what) => Err(EngineError::NotSound { path: self.path.clone(), what, more: all.count() }),
+        }
+    }
+
+    /// Number and bytes of the packs, as they lie on the disk.
+    pub(super) fn packs(&self) -> Result<(u64, u64), EngineError> {
+        let packs = self.files.list(FileKind::Pack)?;
+        Ok((packs.len() as u64, packs.iter().map(|(_, bytes)| bytes).sum()))
+    }
+}
+
+fn password(state: &Path, at: &Location, make: bool) -> Result<String, EngineError> {
+    let own = || state.join("repository.password");
+    let path = at.password_file.as_ref().map_or_else(own, PathBuf::from);
+    let fault = |why| EngineError::Password { path: path.clone(), why };
+    if make && at.password_file.is_none() && !path.exists() {
+        make_password(&path).map_err(|error| fault(PasswordFault::Make(error)))?;
+    }
+    let text = fs::read_to_string(&path).map_err(|error| fault(PasswordFault::Read(error)))?;
+    let password = text.trim_end_matches(['\r', '\n']);
+    if password.is_empty() {
+        return Err(fault(PasswordFault::Empty));
+    }
+    Ok(password.to_owned())
+}
+
+/// The lock that agents of earlier versions take and honour: on one host, of the repository's directory.
+fn old_lock(path: &Path, access: Access, meter: &SharedMeter) -> Result<Option<File>, EngineError> {
+    let directory = File::open(path).map_err(|error| EngineError::io(path, error))?;
+    loop {
+        let locked = match access {
+            Access::Shared => directory.try_lock_shared(),
+            Access::Alone => directory.try_lock(),
+        };
+        match locked {
+            Ok(()) => return Ok(Some(directory)),
+            // A network file system may not know such locks; there they never worked.
+            Err(TryLockError::Error(error)) => {
+                tracing::debug!("{}: {error}", path.display());
+                return Ok(None);
+            }
+            Err(TryLockError::WouldBlock) if meter.is_stopped() => return Err(EngineError::Stopped),
+            Err(TryLockError::WouldBlock) => {
+                meter.say("waits for another operation of this host on the repository");
+                std::thread::sleep(LOOK_EVERY);
+            }
+        }
+    }
+}
+
+fn is_read_only(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+}
+
+fn make_password(path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    let mut random = [0u8; 32];
+    File::open("/dev/urandom")?.read_exact(&mut random)?;
+    let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    // Whole or not at all: half a password file would lock the repository for ever. `hard_link` never replaces a file
+    // that another agent of this host made meanwhile.
+    let draft = path.with_extension(format!("draft-{}", std::process::id()));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    writeln!(file, "{text}")?;
+    file.sync_all()?;
+    let linked = fs::hard_link(&draft, path);
+    fs::remove_file(&draft)?;
+    match linked {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
