@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use manager_fs::host::enroll;
 use manager_fs::net::{self, ClientConfig, Incoming, RefuseAll};
 use proto::GenerationRef;
-use proto::message::{HostRequest, ManagerReply, PROTOCOL, Role};
+use proto::message::{HostRequest, Instance, ManagerReply, PROTOCOL, Role};
 use proto::token::Token;
 use tokio::runtime::Runtime;
 use tokio::sync::Barrier;
@@ -93,6 +93,7 @@ async fn fetch(address: &str, host: Arc<ClientConfig>, generation: GenerationRef
         protocol: PROTOCOL,
         software: env!("CARGO_PKG_VERSION").to_owned(),
         role: Role::Control,
+        instance: Instance([0; 16]),
     };
     let start = HostRequest::Start { generation, from: None, manifest: true };
     let (mut frames, mut bytes) = (0, 0);

@@ -22,7 +22,7 @@ pub mod unix;
 pub use answer::{Answer, Cancellation};
 pub use link::{Handler, Incoming, Link, LinkLimits, RefuseAll, start, start_with};
 pub use rustls::{ClientConfig, ServerConfig};
-pub use tls::{TlsIdentity, accept, client_config, connect, enrolment_config, server_config};
+pub use tls::{ServerStream, TlsIdentity, accept, client_config, connect, enrolment_config, server_config};
 pub use unix::{bind_unix, connect_unix, peer_is_trusted};
 
 /// A boxed future, as trait methods return it.
@@ -66,6 +66,12 @@ pub enum NetError {
     /// Keys or certificates cannot be used.
     #[error("{0}")]
     Identity(String),
+}
+
+/// How many files this process may have open.
+pub(crate) fn descriptors_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current.map_or(usize::MAX, |current| usize::try_from(current).unwrap_or(usize::MAX))
 }
 
 /// Allows this process as many open files as it may have. The usual soft limit of 1,024 would be reached by a manager's

@@ -4,6 +4,9 @@
 /// sixteen MiB is a thousand generations with hundreds of ELF files each.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
+/// Bytes of one request of a host. The largest is the outcome of one job or the touches of one start, each below 1 MiB.
+pub const HOST_REQUEST_BYTES_MAX: usize = (1 << 20) + (64 << 10);
+
 /// Bytes of one bulk frame. A chunk is at most [`CHUNK_BYTES_MAX`], and is never stored larger than it is.
 pub const BULK_BYTES_MAX: usize = (1 << 20) + 64;
 

@@ -16,10 +16,15 @@ use crate::limits::{
 use crate::name::{GenerationRef, HostName, Product};
 
 /// The version of the messages; both sides name theirs in `Hello`, and a different one is refused with both numbers.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// Milliseconds since 1970.
 pub type Unix = u64;
+
+/// Which daemon of a host speaks: the same after a restart of the daemon, another one for a copy of its identity that runs
+/// elsewhere or after the machine was booted anew. It proves nothing; it tells two daemons with one identity apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Instance(pub [u8; 16]);
 
 /// Why a request failed, in a form that a machine can act on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -69,6 +74,8 @@ pub enum HostRequest {
         software: String,
         /// What the connection is for.
         role: Role,
+        /// Which daemon it is.
+        instance: Instance,
     },
     /// The only request that needs no client certificate.
     Enroll {
@@ -247,6 +254,8 @@ pub enum ManagerRequest {
     },
     /// What runs here? Answered by [`HostReply::Agents`].
     Agents,
+    /// Are you there? Answered by `Done` at once.
+    Alive,
 }
 
 /// What the manager tells a running agent, by way of its host.

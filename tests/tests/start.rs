@@ -96,17 +96,24 @@ fn a_publication_can_record_the_start_where_the_manager_is_a_host_too() {
 }
 
 #[test]
-fn without_a_recording_the_first_start_teaches_the_manager() {
+fn without_a_recording_the_first_starts_teach_the_manager() {
     let manager = published(&sample());
-    let mut first = Host::new("first");
-    first.enroll(&manager, &manager.address());
-    first.mount(&["--hydrate-rate", "1"]);
-    manager.export("sample@1.0", "first");
-    first.attach("sample@1.0");
-    // The script is guessed whole, and yet it is seen that it is read.
-    until("the guess is here", || (count(&first.status(), "bundle_plain_bytes") > 0).then_some(()));
-    std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(first.run(&["exec", "sample@1.0"]).expect(0).text(), right_output());
+    let starts = |name: &str| {
+        let mut host = Host::new(name);
+        host.enroll(&manager, &manager.address());
+        host.mount(&["--hydrate-rate", "1"]);
+        manager.export("sample@1.0", name);
+        host.attach("sample@1.0");
+        // The script is guessed whole, and yet it is seen that it is read.
+        until("the guess is here", || (count(&host.status(), "bundle_plain_bytes") > 0).then_some(()));
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(host.run(&["exec", "sample@1.0"]).expect(0).text(), right_output());
+        host
+    };
+    let _first = starts("first");
+    until("one host has told", || manager.log().contains("a first start was told").then_some(()));
+    assert!(!manager.log().contains("learned"), "what one host tells teaches nobody else");
+    let _other = starts("other");
     until("the manager has learned", || manager.log().contains("learned").then_some(()));
     let file_of = |path: &str| std::fs::metadata(sample().path().join(path)).unwrap().len();
     starts_from_the_bundle_alone(&manager, "second", 2 * 4096 + file_of("bin/start"));
@@ -126,16 +133,20 @@ fn a_start_that_nobody_recorded_gets_what_the_loader_reads_and_teaches_what_the_
     let (manager, tree) = (Manager::start(), program());
     manager.publish("sample", "1.0", tree.path());
     let proxy = Proxy::start(&manager.address());
-    let mut first = Host::new("first");
-    first.enroll(&manager, &proxy.address());
-    first.mount(&["--hydrate-rate", "1"]);
-    manager.export("sample@1.0", "first");
-    first.attach("sample@1.0");
-    until("the guess is here", || (count(&first.status(), "bundle_plain_bytes") > 40 * 4096).then_some(()));
-    assert!(count(&first.status(), "bundle_plain_bytes") <= 4 << 20, "{}", first.status()["fetch"]);
-    // Of all that was guessed this start touches nothing.
-    let read = first.run(&["exec", "sample@1.0", "--", "/bin/sh", "-c", "head -c 10 \"$MANAGER_FS_TREE/data\""]);
-    assert_eq!(read.expect(0).stdout, "7777777777");
+    let starts = |name: &str| {
+        let mut host = Host::new(name);
+        host.enroll(&manager, &proxy.address());
+        host.mount(&["--hydrate-rate", "1"]);
+        manager.export("sample@1.0", name);
+        host.attach("sample@1.0");
+        until("the guess is here", || (count(&host.status(), "bundle_plain_bytes") > 40 * 4096).then_some(()));
+        assert!(count(&host.status(), "bundle_plain_bytes") <= 4 << 20, "{}", host.status()["fetch"]);
+        // Of all that was guessed this start touches nothing.
+        let read = host.run(&["exec", "sample@1.0", "--", "/bin/sh", "-c", "head -c 10 \"$MANAGER_FS_TREE/data\""]);
+        assert_eq!(read.expect(0).stdout, "7777777777");
+        host
+    };
+    let (first, _other) = (starts("first"), starts("other"));
     until("the manager has learned", || manager.log().contains("learned").then_some(()));
     let mut second = Host::new("second");
     second.enroll(&manager, &manager.address());

@@ -15,6 +15,7 @@ use proto::message::BundleFacts;
 use proto::{GenerationRef, TreeId, codec};
 use serde_json::{Value, json};
 
+use super::client::ask_once;
 use super::exec::program;
 use super::out::{self, note, say};
 use super::progress::{Progress, ProgressLine};
@@ -23,6 +24,7 @@ use super::{Done, Here, Json, daemon, interrupt};
 use crate::config::Dirs;
 use crate::host::mount::{HoldOptions, Layout, NamespaceChoice, hold};
 use crate::host::profile::{self, ProfileOptions, READY};
+use crate::manager::admin::Quick;
 
 const LOCAL_PAUSE: Duration = Duration::from_millis(100);
 /// How long the background fetch may get nothing before the command gives up.
@@ -40,6 +42,9 @@ pub(super) struct ProfileArgs {
     /// End the program after this time; what it has touched by then counts
     #[arg(long = "for", value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     at_most: Duration,
+    /// Forget what was recorded of its starts, on the manager's machine; the next start gets a guess again
+    #[arg(long, conflicts_with_all = ["command", "json"])]
+    reset: bool,
     #[command(flatten)]
     output: Json,
     /// The program, as for exec; several profiles of a generation add up. Without it the entry point runs
@@ -55,6 +60,11 @@ pub(super) struct ProfileMountArgs {
 }
 
 pub(super) fn run(args: &ProfileArgs, here: &Here) -> Result<Done> {
+    if args.reset {
+        ask_once(here, &Quick::ResetProfile(args.generation.clone()))?;
+        note!("what was recorded of the starts of {} is forgotten", args.generation);
+        return Ok(Done::Clean);
+    }
     let recorded = record(&args.generation, &args.command, args.at_most, here)?;
     if args.output.json {
         out::json(&recorded.json());

@@ -17,6 +17,7 @@ pub mod fetch;
 mod files;
 pub mod fuse;
 mod generations;
+mod instance;
 mod leftovers;
 pub mod mount;
 pub mod objects;

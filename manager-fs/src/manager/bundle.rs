@@ -7,6 +7,8 @@
 //! The order is that of the first touch of each chunk: its other touched pages come with it, so that one proof serves
 //! them all. Format: `docs/bundle-format.md`.
 
+mod agreement;
+mod background;
 mod guess;
 mod serve;
 

@@ -5,19 +5,53 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto::HostName;
-use proto::message::{HostReply, ManagerRequest, Role, Unix};
+use proto::message::{HostReply, Instance, ManagerRequest, Role, Unix};
 
 use super::control::hosts::HostError;
-use super::control::{Observation, State};
+use super::control::{ControlError, Observation, State};
 use super::identity::Peer;
 use super::news::{News, NewsBoard};
 use super::now;
-use crate::net::Link;
+use crate::net::{Link, NetError};
 
-/// Connections for background fetches that one host may have; one more replaces the oldest.
-const BULK_CONNECTIONS_MAX: usize = 8;
+/// Connections for fetches that one host may have beside the control connection; one more replaces the oldest. A daemon has
+/// two, and for a moment three when one is made anew.
+const BULK_CONNECTIONS_MAX: usize = 3;
+/// How long a daemon may take to give a sign of life when another one comes with its identity.
+const ALIVE_DEADLINE: Duration = Duration::from_secs(3);
 /// How long a host may take to say that it knows of a change of exports. It asks by itself when it connects.
 const TOLD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a connection is not let in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionError {
+    /// Two daemons have one identity.
+    #[error(
+        "another daemon with the identity of host '{0}' is connected and keeps its place (a clone?): end one of the two, \
+         and enrol it under a name of its own (`manager-fs token` on the manager, `manager-fs enroll --force` there)"
+    )]
+    Clone(HostName),
+    /// The host is shut out.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+impl From<ControlError> for ConnectionError {
+    fn from(error: ControlError) -> Self {
+        Self::Host(error.into())
+    }
+}
+
+/// A connection that has said `Hello`.
+pub(crate) struct Newcomer {
+    /// Whose certificate it showed.
+    pub(crate) peer: Peer,
+    pub(crate) role: Role,
+    /// Version of its `manager-fs`.
+    pub(crate) software: String,
+    pub(crate) instance: Instance,
+}
 
 /// All of them.
 pub(crate) struct Connections {
@@ -29,6 +63,7 @@ pub(crate) struct Connections {
 struct Connection {
     link: Link,
     role: Role,
+    instance: Instance,
     since: Unix,
 }
 
@@ -74,23 +109,38 @@ impl Connections {
         }
     }
 
-    /// A new connection of an admitted host has said `Hello`.
+    /// Whether a newcomer is the daemon that is connected already, or the only one. Another daemon that gives a sign of life
+    /// keeps its place: of two with one identity the first is served.
+    ///
+    /// # Errors
+    /// [`ConnectionError::Clone`].
+    pub(crate) async fn may_come(&self, newcomer: &Newcomer) -> Result<(), ConnectionError> {
+        let host = &newcomer.peer.host;
+        let there = self.control(host, |connection| (connection.link.clone(), connection.instance));
+        let Some((link, _)) = there.filter(|(_, instance)| *instance != newcomer.instance) else { return Ok(()) };
+        let sign = link.request::<_, HostReply>(&ManagerRequest::Alive, |_| {}, ALIVE_DEADLINE).await;
+        // Whatever it answers is a sign of life.
+        if matches!(sign, Err(NetError::Closed(_) | NetError::Deadline(_))) {
+            link.close("replaced by another daemon with this identity (a clone?)");
+            tracing::warn!(%host, "a daemon that gives no sign of life is replaced by another one with its identity");
+            return Ok(());
+        }
+        tracing::warn!(%host, "another daemon with this identity is refused (a clone?)");
+        Err(ConnectionError::Clone(host.clone()))
+    }
+
+    /// A new connection of an admitted host is let in.
     ///
     /// # Errors
     /// The host has been shut out meanwhile, or the control state failed.
-    pub(crate) async fn greeted(
-        self: &Arc<Self>,
-        peer: &Peer,
-        link: &Link,
-        role: Role,
-        software: &str,
-    ) -> Result<(), HostError> {
-        let host = &peer.host;
-        let replaced = self.register(host, link, role);
+    pub(crate) async fn greeted(self: &Arc<Self>, newcomer: &Newcomer, link: &Link) -> Result<(), ConnectionError> {
+        let Newcomer { peer, role, software, .. } = newcomer;
+        let (host, role) = (&peer.host, *role);
+        let replaced = self.register(newcomer, link);
         // Admitted before it was registered: a revocation in between has not seen it.
         if let Err(refusal) = self.state.admit(host, &peer.serial) {
             self.cut(host, "the host was revoked");
-            return Err(refusal);
+            return Err(refusal.into());
         }
         if let Some(old) = replaced {
             old.close("replaced by a newer connection of the same host");
@@ -113,13 +163,14 @@ impl Connections {
     }
 
     /// Counts a connection in; returns the one that gives way to it.
-    fn register(&self, host: &HostName, link: &Link, role: Role) -> Option<Link> {
+    fn register(&self, newcomer: &Newcomer, link: &Link) -> Option<Link> {
         let mut connections = self.by_host();
-        let of_host = connections.entry(host.clone()).or_default();
+        let of_host = connections.entry(newcomer.peer.host.clone()).or_default();
+        let role = newcomer.role;
         let allowed = if role == Role::Control { 1 } else { BULK_CONNECTIONS_MAX };
         let same: Vec<usize> = (0..of_host.len()).filter(|at| of_host[*at].role == role).collect();
         let replaced = same.first().filter(|_| same.len() >= allowed).map(|at| of_host.remove(*at).link);
-        of_host.push(Connection { link: link.clone(), role, since: now() });
+        of_host.push(Connection { link: link.clone(), role, instance: newcomer.instance, since: now() });
         replaced
     }
 

@@ -3,7 +3,9 @@
 use proto::message::Fault;
 
 use super::admin::refusal::CatalogError;
+use super::budget::BudgetError;
 use super::bundle::{BundleError, SendStartError};
+use super::connections::ConnectionError;
 use super::control::ControlError;
 use super::control::generations::GenerationError;
 use super::control::hosts::HostError;
@@ -47,6 +49,12 @@ pub enum ManagerError {
     /// A connection did what it may not do.
     #[error(transparent)]
     Greeting(#[from] GreetingError),
+    /// A connection is not let in.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// A host asks more than its share.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
     /// Something is not exported, or cannot be taken back.
     #[error(transparent)]
     Export(#[from] ExportError),
@@ -108,6 +116,11 @@ impl From<ManagerError> for Fault {
             },
             ManagerError::Greeting(GreetingError::Stranger) => Fault::Refused,
             ManagerError::Greeting(_) => Fault::BadRequest,
+            ManagerError::Connection(error) => match error {
+                ConnectionError::Clone(_) => Fault::Refused,
+                ConnectionError::Host(error) => of_host(error),
+            },
+            ManagerError::Budget(_) => Fault::Unavailable,
             ManagerError::Export(error) => of_export(error),
             ManagerError::Send(error) => match error {
                 SendError::Export(error) => of_export(error),

@@ -19,8 +19,8 @@ use crate::net::{Answer, NetError};
 
 /// Trees whose manifests are kept decoded: what a rollout of a handful of products asks for at once.
 const TREES_KEPT: NonZeroUsize = NonZeroUsize::new(8).unwrap();
-/// Chunks read from the disk in one go, while those before them are being sent: 1 MiB at the default chunk size.
-const BATCH: usize = 4;
+/// Bytes of chunks read from the disk in one go, while those before them are being sent; at least one chunk.
+const BATCH_BYTES: usize = 512 << 10;
 
 /// Why a host did not get all that it asked for.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +79,7 @@ pub(crate) struct Exporter {
 struct ServedTree {
     /// The manifest's bytes, one zstd frame.
     manifest: Vec<u8>,
+    chunk_bytes: u32,
     /// The chunks of each object.
     objects: BTreeMap<ObjectId, Vec<ChunkId>>,
 }
@@ -126,7 +127,7 @@ impl Exporter {
             tokio::spawn(blocking(move || exporter.read(&batch)))
         };
         let mut sequence = 0;
-        let mut batches = chunks.chunks(BATCH);
+        let mut batches = chunks.chunks((BATCH_BYTES / served.chunk_bytes as usize).max(1));
         let mut next = batches.next().map(read);
         while let Some(reading) = next {
             let stored = reading.await.map_err(|_| BrokenOff)??;
@@ -157,9 +158,10 @@ impl Exporter {
         let bytes = self.store.manifest(tree)?;
         let bytes = bytes.ok_or_else(|| StoreError::Missing { what: format!("the manifest of tree {tree}") })?;
         let decoded = Manifest::decode(&bytes, tree).map_err(|fault| SendError::Manifest { tree: *tree, fault })?;
+        let chunk_bytes = decoded.chunk_bytes;
         let objects = decoded.objects.into_iter().map(|object| (object.id, object.chunks)).collect();
         let manifest = zstd::bulk::compress(&bytes, 3).map_err(SendError::Compress)?;
-        let served = Arc::new(ServedTree { manifest, objects });
+        let served = Arc::new(ServedTree { manifest, chunk_bytes, objects });
         self.trees.lock().unwrap_or_else(PoisonError::into_inner).put(*tree, Arc::clone(&served));
         Ok(served)
     }

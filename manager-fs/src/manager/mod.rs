@@ -5,6 +5,7 @@
 
 pub mod admin;
 mod ahead;
+mod budget;
 pub mod bundle;
 mod connections;
 mod content;

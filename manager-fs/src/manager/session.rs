@@ -1,17 +1,20 @@
 //! One connection of a host, from the handshake to its end. States and limits: `docs/control-protocol.md`.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use proto::HostName;
 use proto::codec;
-use proto::limits::MESSAGE_BYTES_MAX;
-use proto::message::{Fault, HostRequest, ManagerReply, Role, Unix};
+use proto::limits::{HOST_REQUEST_BYTES_MAX, MESSAGE_BYTES_MAX};
+use proto::message::{Fault, HostRequest, ManagerReply, Unix};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
+use super::budget::{Budget, BudgetError, Budgets, Work};
 use super::bundle::{Bundles, StartOrder};
-use super::connections::Connections;
+use super::connections::{Connections, Newcomer};
 use super::control::State;
 use super::delta::Deltas;
 use super::enrolment::{Enrolment, check_protocol};
@@ -23,17 +26,20 @@ use super::identity::{self, Peer};
 use super::now;
 use super::reports::Reports;
 use super::strangers::Stranger;
-use super::worker::{BrokenOff, blocking};
+use super::worker::BrokenOff;
+use crate::net::link::REQUESTS_MAX;
 use crate::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits, NetError};
 
 /// How long a host may take to say `Hello`, and an enrolment may take in all.
 const GREETING_DEADLINE: Duration = Duration::from_secs(10);
-/// Chunk requests of one connection that are answered at once; others wait. Each holds two batches of chunks (see
-/// `export.rs`): 2 MiB at the default chunk size, 8 MiB at the largest.
-const CHUNK_REQUESTS_MAX: usize = 8;
+/// Streams that one connection gets at once; others wait. Each holds two batches of chunks (see `export.rs`), 1 MiB together.
+const SENDING_MAX: usize = 6;
 
 /// An enrolment request carries a secret and a certificate request: about 300 bytes.
 const STRANGER_LIMITS: LinkLimits = LinkLimits { requests_max: 1, request_bytes_max: 16 << 10 };
+const HOST_LIMITS: LinkLimits = LinkLimits { requests_max: REQUESTS_MAX, request_bytes_max: HOST_REQUEST_BYTES_MAX };
+/// Refusals of one connection that are logged as warnings: a host that is refused on and on does not fill the log.
+const REFUSALS_LOGGED: u32 = 100;
 
 /// What hosts may ask for.
 pub(crate) struct Services {
@@ -45,6 +51,7 @@ pub(crate) struct Services {
     pub(crate) deltas: Arc<Deltas>,
     pub(crate) bundles: Arc<Bundles>,
     pub(crate) reports: Reports,
+    pub(crate) budgets: Budgets,
 }
 
 /// Receives one connection and sees it to its end.
@@ -55,26 +62,35 @@ pub(crate) async fn welcome(
     config: Arc<net::ServerConfig>,
     mut stranger: Stranger,
 ) {
-    if !stranger.take_turn().await {
-        return tracing::warn!(%address, "others of this address that have not said who they are took too long");
-    }
-    let (stream, certificate) = match net::accept(stream, config).await {
+    let evicted = stranger.evicted();
+    let accepted = tokio::select! {
+        accepted = shake_hands(stream, config, &mut stranger) => accepted,
+        () = evicted.notified() => Err(NetError::Closed(String::from("others of its address wait to say who they are"))),
+    };
+    let (stream, certificate) = match accepted {
         Ok(accepted) => accepted,
-        Err(error) => return tracing::warn!(%address, %error, "handshake failed"),
+        Err(error) => return tracing::debug!(%address, %error, "handshake failed"),
     };
     let (peer, ends, limits) = match certificate.as_deref().map(identity::peer_until).transpose() {
-        Ok(Some((peer, ends))) => (Some(peer), Some(ends), LinkLimits::default()),
+        Ok(Some((peer, ends))) => (Some(peer), Some(ends), HOST_LIMITS),
         Ok(None) => (None, None, STRANGER_LIMITS),
         Err(error) => return tracing::warn!(%address, %error, "a certificate that this manager never issued"),
     };
+    let budget = peer.as_ref().map(|peer| services.budgets.of(&peer.host));
+    let counted = budget.as_ref().map(|budget| budget.connection());
+    if let Some(None) = counted {
+        return tracing::warn!(%address, ?peer, "too many connections of this host; one more is refused");
+    }
     let session = Arc::new(Session {
         services,
         address,
         link: OnceLock::new(),
         peer,
+        budget,
+        refusals: AtomicU32::new(0),
         greeting: Greeting::default(),
         stranger: Mutex::new(Some(stranger)),
-        chunk_requests: Semaphore::new(CHUNK_REQUESTS_MAX),
+        sending: Semaphore::new(SENDING_MAX),
     });
     let link = net::start_with(stream, limits, |link| {
         let _ = session.link.set(link.clone());
@@ -82,6 +98,7 @@ pub(crate) async fn welcome(
     });
     tokio::select! {
         reason = link.closed() => tracing::debug!(%address, reason, "connection ended before it was of use"),
+        () = evicted.notified() => link.close("others of this address wait to say who they are"),
         () = tokio::time::sleep(GREETING_DEADLINE) => {
             if !session.greeting.is_claimed() {
                 tracing::warn!(%address, "no greeting in time");
@@ -89,9 +106,29 @@ pub(crate) async fn welcome(
             }
         }
     }
-    if let (Some(peer), Some(ends)) = (&session.peer, ends) {
-        close_in_time(&session.services.state, &link, peer, ends).await;
+    match (&session.peer, ends) {
+        (Some(peer), Some(ends)) => close_in_time(&session.services.state, &link, peer, ends).await,
+        // An enrolment that is being answered; nothing holds the connection after that.
+        _ => drop(tokio::time::timeout(GREETING_DEADLINE, link.closed()).await),
     }
+    link.close("its time is over");
+}
+
+type Accepted = (net::ServerStream, Option<Vec<u8>>);
+
+/// The handshake, once the client has said something and it is its turn. A client that says nothing costs a descriptor.
+async fn shake_hands(
+    stream: TcpStream,
+    config: Arc<net::ServerConfig>,
+    stranger: &mut Stranger,
+) -> Result<Accepted, NetError> {
+    let silent = |_| NetError::Closed(String::from("the client said nothing"));
+    let spoken = tokio::time::timeout(GREETING_DEADLINE, stream.peek(&mut [0])).await.map_err(silent)?;
+    spoken.map_err(|error| NetError::Closed(error.to_string()))?;
+    if !stranger.take_turn().await {
+        return Err(NetError::Closed(String::from("others of this address took too long to say who they are")));
+    }
+    net::accept(stream, config).await
 }
 
 /// A connection lives no longer than the host's right to it: that of its certificate, or of one that replaced it.
@@ -118,9 +155,13 @@ struct Session {
     link: OnceLock<Link>,
     /// Who it is, by its certificate; `None` may only enrol.
     peer: Option<Peer>,
+    /// What its host has left; `None` of a stranger.
+    budget: Option<Arc<Budget>>,
+    refusals: AtomicU32,
     greeting: Greeting,
     stranger: Mutex<Option<Stranger>>,
-    chunk_requests: Semaphore,
+    /// Turns of requests whose answers are streams.
+    sending: Semaphore,
 }
 
 struct ServeSession(Arc<Session>);
@@ -128,17 +169,34 @@ struct ServeSession(Arc<Session>);
 impl Handler for ServeSession {
     fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
         let session = Arc::clone(&self.0);
+        let bytes = body.len();
+        // Counted before it waits for anything.
+        let open = session.budget.as_ref().map(|budget| budget.open(bytes)).transpose();
         let request = codec::decode::<HostRequest, MESSAGE_BYTES_MAX>(&body);
+        drop(body);
         // Noted before the next request is read.
         if matches!(request, Ok(HostRequest::Hello { .. })) {
             session.greeting.begins();
         }
-        Box::pin(async move { session.answer(request, answer).await })
+        match open {
+            Ok(open) => Box::pin(async move {
+                session.answer(request, bytes, answer).await;
+                drop(open);
+            }),
+            Err(error) => Box::pin(async move { session.finish(Err(error.into()), answer).await }),
+        }
     }
 }
 
+/// What a request holds until its answer is on its way.
+#[derive(Default)]
+struct Held<'a> {
+    _sending: Option<SemaphorePermit<'a>>,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
 impl Session {
-    async fn answer(self: Arc<Self>, request: Result<HostRequest, codec::CodecError>, answer: Answer) {
+    async fn answer(self: Arc<Self>, request: Result<HostRequest, codec::CodecError>, bytes: usize, answer: Answer) {
         let request = match request {
             Ok(request) => request,
             Err(error) => {
@@ -146,14 +204,23 @@ impl Session {
                 return self.close("malformed request");
             }
         };
-        let reply = match self.peer.clone() {
-            None => self.enroll(request).await,
-            Some(peer) => self.reply(peer, request, &answer).await,
+        let mut held = Held::default();
+        let reply = match (self.peer.clone(), self.budget.as_deref()) {
+            (Some(peer), Some(budget)) => self.reply(peer, budget, request, bytes, &answer, &mut held).await,
+            _ => self.enroll(request).await,
         };
+        self.finish(reply, answer).await;
+        drop(held);
+    }
+
+    async fn finish(&self, reply: Result<ManagerReply, ManagerError>, answer: Answer) {
         let reply = reply.unwrap_or_else(|error| {
             let fault = Fault::from(error);
             let host = self.peer.as_ref().map(|peer| &peer.host);
-            tracing::warn!(address = %self.address, ?host, %fault, "request refused");
+            match self.refusals.fetch_add(1, Ordering::Relaxed) {
+                0..REFUSALS_LOGGED => tracing::warn!(address = %self.address, ?host, %fault, "request refused"),
+                _ => tracing::debug!(address = %self.address, ?host, %fault, "request refused"),
+            }
             ManagerReply::Fault(fault)
         });
         let refused = matches!(reply, ManagerReply::Fault(_));
@@ -173,67 +240,128 @@ impl Session {
         Ok(self.services.enrolment.enroll(protocol, &secret, &csr).await?)
     }
 
-    async fn reply(
-        self: &Arc<Self>,
+    async fn reply<'a>(
+        self: &'a Arc<Self>,
         peer: Peer,
+        budget: &Budget,
         request: HostRequest,
+        bytes: usize,
         answer: &Answer,
+        held: &mut Held<'a>,
     ) -> Result<ManagerReply, ManagerError> {
-        if let HostRequest::Hello { protocol, software, role } = request {
-            let reply = self.hello(protocol, &peer, role, &software).await.map_err(Fault::from);
+        if let HostRequest::Hello { protocol, software, role, instance } = request {
+            let host = peer.host.clone();
+            let reply = self.hello(protocol, budget, Newcomer { peer, role, software, instance }).await;
+            let reply = reply.map(|()| ManagerReply::Welcome { host, now: now() }).map_err(Fault::from);
             self.greeting.answered(reply.as_ref().map(|_| ()).map_err(Fault::clone));
             return reply.map_err(|fault| GreetingError::Refused(fault).into());
         }
         self.greeting.wait().await?;
-        let (services, host) = (Arc::clone(&self.services), peer.host);
         match request {
-            HostRequest::Hello { .. } | HostRequest::Enroll { .. } => Err(GreetingError::Enrolled.into()),
-            HostRequest::Renew { csr } => Ok(services.enrolment.renew(&host, &csr).await?),
-            HostRequest::Exports => Ok(ManagerReply::Exports(services.exports.records_of(&host))),
-            HostRequest::ExportList { have } => Ok(services.exports.list_for(&host, &have)),
-            HostRequest::Manifest { tree } => Ok(services.exporter.send_manifest(&host, &tree, answer).await?),
-            HostRequest::Chunks { tree, wants } => {
-                let _turn = self.turn().await?;
-                Ok(services.exporter.send_chunks(&host, &tree, &wants, answer).await?)
+            HostRequest::Manifest { .. }
+            | HostRequest::Chunks { .. }
+            | HostRequest::Delta { .. }
+            | HostRequest::Start { .. } => {
+                held._sending = Some(tokio::select! {
+                    turn = self.sending.acquire() => turn.map_err(|_| BrokenOff)?,
+                    () = answer.cancelled() => return Err(BudgetError::Cancelled.into()),
+                });
+                self.send(peer.host, request, answer).await
             }
-            HostRequest::Delta { from, to } => {
-                let _turn = self.turn().await?;
-                Ok(services.deltas.send(&host, from, to, answer).await?)
-            }
-            HostRequest::Start { generation, from, manifest } => {
-                let _turn = self.turn().await?;
-                Ok(services.bundles.send(&host, StartOrder { generation, from, manifest }, answer).await?)
-            }
-            HostRequest::Profile { tree, touches } => {
-                services.exports.check(&host, &tree)?;
-                blocking(move || Ok(ManagerReply::Bundle(services.bundles.profile(&tree, &touches)?))).await
-            }
-            HostRequest::Report { reports } => {
-                services.reports.take(&host, reports).await?;
-                Ok(ManagerReply::Done)
+            request => {
+                // A request waits for its turn only as long as somebody wants its answer.
+                held._turn = tokio::select! {
+                    turn = self.turn(budget, &request, bytes) => turn?,
+                    () = answer.cancelled() => return Err(BudgetError::Cancelled.into()),
+                };
+                self.take(peer.host, request, answer).await
             }
         }
     }
 
-    async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, BrokenOff> {
-        self.chunk_requests.acquire().await.map_err(|_| BrokenOff)
+    /// The turn that a request waits for.
+    async fn turn(
+        &self,
+        budget: &Budget,
+        request: &HostRequest,
+        bytes: usize,
+    ) -> Result<Option<OwnedSemaphorePermit>, BudgetError> {
+        Ok(match request {
+            HostRequest::Exports | HostRequest::ExportList { .. } => Some(budget.list().await?),
+            HostRequest::Report { reports } => Some(budget.report(reports.len(), bytes).await?),
+            HostRequest::Renew { .. } => {
+                budget.count(Work::Renewal)?;
+                Some(budget.write().await?)
+            }
+            HostRequest::Profile { .. } => {
+                budget.count(Work::Profile)?;
+                Some(budget.list().await?)
+            }
+            _ => None,
+        })
     }
 
-    async fn hello(
+    /// Streams what a host asks for.
+    async fn send(
         &self,
-        protocol: u16,
-        peer: &Peer,
-        role: Role,
-        software: &str,
+        host: HostName,
+        request: HostRequest,
+        answer: &Answer,
     ) -> Result<ManagerReply, ManagerError> {
+        let services = &self.services;
+        Ok(match request {
+            HostRequest::Manifest { tree } => services.exporter.send_manifest(&host, &tree, answer).await?,
+            HostRequest::Chunks { tree, wants } => {
+                services.exporter.send_chunks(&host, &tree, &wants, answer).await?
+            }
+            HostRequest::Delta { from, to } => services.deltas.send(&host, from, to, answer).await?,
+            HostRequest::Start { generation, from, manifest } => {
+                services.bundles.send(&host, StartOrder { generation, from, manifest }, answer).await?
+            }
+            _ => return Err(GreetingError::Enrolled.into()),
+        })
+    }
+
+    /// Does what a host asks for or tells, to its end, also when nobody waits for the answer any more.
+    async fn take(
+        &self,
+        host: HostName,
+        request: HostRequest,
+        answer: &Answer,
+    ) -> Result<ManagerReply, ManagerError> {
+        let services = &self.services;
+        match request {
+            HostRequest::Renew { csr } => Ok(services.enrolment.renew(&host, &csr).await?),
+            HostRequest::Exports => Ok(ManagerReply::Exports(services.exports.records_of(&host))),
+            HostRequest::ExportList { have } => Ok(services.exports.list_for(&host, &have)),
+            HostRequest::Report { reports } => {
+                services.reports.take(&host, reports).await?;
+                Ok(ManagerReply::Done)
+            }
+            HostRequest::Profile { tree, touches } => {
+                services.exports.check(&host, &tree)?;
+                // Minutes of work, which nothing depends on.
+                let facts = tokio::select! {
+                    facts = services.bundles.profile(&host, &tree, touches) => facts?,
+                    () = answer.cancelled() => return Err(BudgetError::Cancelled.into()),
+                };
+                Ok(ManagerReply::Bundle(facts))
+            }
+            _ => Err(GreetingError::Enrolled.into()),
+        }
+    }
+
+    async fn hello(&self, protocol: u16, budget: &Budget, newcomer: Newcomer) -> Result<(), ManagerError> {
         check_protocol(protocol)?;
-        self.services.state.admit(&peer.host, &peer.serial)?;
+        self.services.state.admit(&newcomer.peer.host, &newcomer.peer.serial)?;
+        budget.count(Work::Greeting)?;
+        self.services.connections.may_come(&newcomer).await?;
         self.greeting.claim()?;
         let not_set_up = || NetError::Closed(String::from("the connection is not set up"));
         let link = self.link.get().ok_or_else(not_set_up)?;
-        self.services.connections.greeted(peer, link, role, software).await?;
+        self.services.connections.greeted(&newcomer, link).await?;
         self.stranger.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok(ManagerReply::Welcome { host: peer.host.clone(), now: now() })
+        Ok(())
     }
 
     fn close(&self, reason: &str) {

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use proto::HostName;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use super::ahead::Ahead;
+use super::budget::Budgets;
 use super::bundle::Bundles;
 use super::connections::Connections;
 use super::control::backup::BACKUP_FILE;
@@ -28,7 +30,7 @@ use super::reports::Reports;
 use super::server::accept_hosts;
 use super::session::Services;
 use super::store::Store;
-use super::upgrade::Upgrades;
+use super::upgrade::{AT_ONCE_MAX, Upgrades};
 use super::worker::blocking;
 use crate::net;
 
@@ -51,6 +53,7 @@ pub struct Manager {
     pub(super) exports: Arc<Exports>,
     pub(super) jobs: Arc<Jobs>,
     pub(super) upgrades: Arc<Upgrades>,
+    pub(super) bundles: Arc<Bundles>,
     pub(super) ahead: Arc<Ahead>,
     services: Arc<Services>,
     /// What its operator should be told of its opening.
@@ -89,6 +92,7 @@ impl Manager {
             news: Arc::clone(&news),
             exports: Arc::clone(&exports),
             ordered: AtomicU32::new(0),
+            at_once: Semaphore::new(AT_ONCE_MAX),
         });
         let deltas = Arc::new(Deltas::new(Arc::clone(&store), Arc::clone(&state), Arc::clone(&exports)));
         let bundles = Arc::new(Bundles::new(Arc::clone(&store), Arc::clone(&state), Arc::clone(&exports)));
@@ -110,8 +114,9 @@ impl Manager {
                 exports: Arc::clone(&exports),
                 jobs: Arc::clone(&jobs),
                 upgrades: Arc::clone(&upgrades),
-                bundles,
+                bundles: Arc::clone(&bundles),
             },
+            budgets: Budgets::default(),
         });
         let ahead = Arc::new(Ahead::new(Arc::clone(&store), deltas));
         Ok(Arc::new(Self {
@@ -123,6 +128,7 @@ impl Manager {
             exports,
             jobs,
             upgrades,
+            bundles,
             ahead,
             services,
             notices,

@@ -123,6 +123,9 @@ pub async fn connect(
     stream.map_err(|error| failed(explain(&error)))
 }
 
+/// A connection to a client, after the handshake.
+pub type ServerStream = tokio_rustls::server::TlsStream<TcpStream>;
+
 /// Shakes hands with a client that has just been accepted. Returns its certificate (DER), which was verified against
 /// the authority, if it showed one.
 ///
@@ -131,7 +134,7 @@ pub async fn connect(
 pub async fn accept(
     stream: TcpStream,
     config: Arc<ServerConfig>,
-) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Option<Vec<u8>>), NetError> {
+) -> Result<(ServerStream, Option<Vec<u8>>), NetError> {
     tune(&stream).map_err(|error| NetError::Closed(error.to_string()))?;
     let handshake = TlsAcceptor::from(config).accept(stream).into_fallible();
     match tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await {

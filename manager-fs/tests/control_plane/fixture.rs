@@ -8,7 +8,7 @@ use manager_fs::manager::identity::HOST_CERTIFICATE_LIFETIME;
 use manager_fs::manager::whole::{Manager, ManagerOptions};
 use manager_fs::net::{self, Answer, BoxFuture, Handler, Incoming, Link, LinkLimits, RefuseAll};
 use proto::codec;
-use proto::message::{HostReply, HostReport, HostRequest, ManagerReply, ManagerRequest, PROTOCOL, Role};
+use proto::message::{HostReply, HostReport, HostRequest, Instance, ManagerReply, ManagerRequest, PROTOCOL, Role};
 use proto::width;
 use proto::{HostName, TreeId};
 use tempfile::TempDir;
@@ -223,8 +223,13 @@ pub(crate) struct FakeHost {
 
 impl FakeHost {
     pub(crate) async fn connect(address: &str, identity: Identity) -> Result<Self, String> {
+        Self::connect_as(address, identity, Instance([0; 16])).await
+    }
+
+    /// As one of several daemons with an identity.
+    pub(crate) async fn connect_as(address: &str, identity: Identity, instance: Instance) -> Result<Self, String> {
         let (link, asked, exports_changed) = dial(address, &identity).await?;
-        let hello = HostRequest::Hello { protocol: PROTOCOL, software: "test".into(), role: Role::Control };
+        let hello = hello(PROTOCOL, Role::Control, instance);
         let name = match link.request(&hello, |_| {}, SOON).await.map_err(|error| error.to_string())? {
             ManagerReply::Welcome { host, .. } => host,
             other => return Err(format!("{other:?}")),
@@ -268,6 +273,10 @@ impl FakeHost {
     }
 }
 
+pub(crate) fn hello(protocol: u16, role: Role, instance: Instance) -> HostRequest {
+    HostRequest::Hello { protocol, software: "test".into(), role, instance }
+}
+
 type Asked = mpsc::UnboundedReceiver<(ManagerRequest, Answer)>;
 
 pub(crate) async fn dial(
@@ -278,8 +287,10 @@ pub(crate) async fn dial(
     impl Handler for Relay {
         fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
             let request = codec::decode::<ManagerRequest, { 16 << 20 }>(&body).unwrap();
-            if request == ManagerRequest::ExportsChanged {
-                let _ = self.1.send(());
+            if matches!(request, ManagerRequest::ExportsChanged | ManagerRequest::Alive) {
+                if request == ManagerRequest::ExportsChanged {
+                    let _ = self.1.send(());
+                }
                 return Box::pin(async move { answer.finish(&HostReply::Done).await.unwrap_or(()) });
             }
             let _ = self.0.send((request, answer));

@@ -7,6 +7,7 @@ mod deltas;
 mod exports;
 mod fixture;
 mod fleet;
+mod hostile;
 mod jobs;
 mod recovery;
 mod trust;

@@ -3,11 +3,11 @@ use std::time::Duration;
 use manager_fs::host::enroll::{self, Identity};
 use manager_fs::manager::admin::{AdminReply, Quick};
 use manager_fs::net::{self, Link, RefuseAll};
-use proto::message::{Fault, HostRequest, ManagerReply, PROTOCOL, Role};
+use proto::message::{Fault, HostRequest, Instance, ManagerReply, PROTOCOL, Role};
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 
-use crate::fixture::{FakeHost, Fixture, SOON, dial};
+use crate::fixture::{self, FakeHost, Fixture, SOON, dial};
 
 #[tokio::test]
 async fn a_token_enrols_once() {
@@ -192,5 +192,5 @@ async fn a_second_connection_of_a_host_replaces_the_first() {
 }
 
 fn hello(protocol: u16) -> HostRequest {
-    HostRequest::Hello { protocol, software: "test".into(), role: Role::Control }
+    fixture::hello(protocol, Role::Control, Instance([0; 16]))
 }

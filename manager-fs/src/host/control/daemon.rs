@@ -105,6 +105,7 @@ impl Handler for FromManager {
                 }
                 Ok(ManagerRequest::Cancel { product, job }) => daemon.relay.cancel(&product, job).await,
                 Ok(ManagerRequest::Agents) => HostReply::Agents(daemon.relay.look().await),
+                Ok(ManagerRequest::Alive) => HostReply::Done,
             };
             if let Err(error) = answer.finish(&reply).await {
                 tracing::debug!(%error, "the manager did not wait for an answer");

@@ -169,6 +169,10 @@ impl Dial for FakeDial {
         Box::pin(async move { Ok(start(ours, handler)) })
     }
 
+    fn instance(&self) -> proto::message::Instance {
+        proto::message::Instance([1; 16])
+    }
+
     fn address(&self) -> String {
         "fake".to_owned()
     }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use proto::codec;
-use proto::limits::MESSAGE_BYTES_MAX;
+use proto::limits::{HOST_REQUEST_BYTES_MAX, MESSAGE_BYTES_MAX};
 use proto::message::HostReport;
 use proto::width;
 use tokio::sync::Notify;
@@ -105,7 +105,7 @@ impl Spool {
         let mut bytes = 0;
         let fits = |body: &&Vec<u8>| {
             bytes += body.len();
-            bytes == body.len() || bytes <= MESSAGE_BYTES_MAX / 2
+            bytes == body.len() || bytes <= HOST_REQUEST_BYTES_MAX / 2
         };
         let reports = waiting.reports.iter().take(count).take_while(fits).filter_map(|body| decode(body)).collect();
         Batch { reports, first: waiting.first }

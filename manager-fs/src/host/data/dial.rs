@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent_core::report::unix_ms;
+use proto::message::Instance;
 
 use super::link::{Dial, ManagerLink};
 use crate::host::enroll::{self, Identity};
+use crate::host::instance;
 use crate::net::{self, BoxFuture, Handler, Link, NetError};
 use crate::sync::lock;
 
@@ -47,6 +49,10 @@ impl Dial for TlsDial {
 
     fn address(&self) -> String {
         lock(&self.last).clone()
+    }
+
+    fn instance(&self) -> Instance {
+        instance::of(&self.state)
     }
 
     /// TLS says that a certificate has expired, but neither when nor what helps.

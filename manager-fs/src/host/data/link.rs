@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use agent_core::report::unix_ms;
 use proto::bulk::ChunkHead;
 use proto::limits::MANIFEST_BYTES_MAX;
-use proto::message::{ChunkRange, Fault, HostRequest, ManagerReply, PROTOCOL, Role};
+use proto::message::{ChunkRange, Fault, HostRequest, Instance, ManagerReply, PROTOCOL, Role};
 use proto::{GenerationRef, HostName, TreeId};
 use tokio::sync::{Notify, watch};
 
@@ -46,6 +46,8 @@ pub(crate) trait Dial: Send + Sync + 'static {
     fn dial(&self, handler: Arc<dyn Handler>) -> BoxFuture<Result<Link, NetError>>;
     /// Where to, for people.
     fn address(&self) -> String;
+    /// Which daemon dials.
+    fn instance(&self) -> Instance;
     /// Why a manager that answered hung up before it welcomed this host, when more is known of that than `reason`.
     fn explain(&self, reason: String) -> String {
         reason
@@ -386,7 +388,7 @@ fn spread(pause: Duration) -> Duration {
 async fn greet(lane: &Lane, dial: &dyn Dial, handler: Arc<dyn Handler>) -> Result<(Link, HostName), String> {
     let link = dial.dial(handler).await.map_err(|error| error.to_string())?;
     let software = env!("CARGO_PKG_VERSION").to_owned();
-    let hello = HostRequest::Hello { protocol: PROTOCOL, software, role: lane.role };
+    let hello = HostRequest::Hello { protocol: PROTOCOL, software, role: lane.role, instance: dial.instance() };
     let asking = link.clone();
     let mut reply = std::pin::pin!(asking.request(&hello, |_| (), DIAL_DEADLINE));
     let reply = tokio::select! {

@@ -46,6 +46,10 @@ impl Dial for FakeDial {
         })
     }
 
+    fn instance(&self) -> Instance {
+        Instance([1; 16])
+    }
+
     fn address(&self) -> String {
         "fake".to_owned()
     }

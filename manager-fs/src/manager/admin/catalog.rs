@@ -178,6 +178,14 @@ impl Catalog<'_> {
         Ok(self.0.exports.unexport(wanted, targets, force).await?.into())
     }
 
+    /// Forgets what was recorded of a generation's starts.
+    pub(super) fn reset_profile(&self, wanted: &GenerationRef) -> Result<(), ManagerError> {
+        let tree = self.0.state.resolve_tree(wanted)?;
+        let bundles = self.0.bundles.reset(&tree)?;
+        tracing::info!(%tree, bundles, "recorded starts forgotten");
+        Ok(())
+    }
+
     /// Checks every byte of the store.
     pub(super) fn verify(&self, monitor: &Reporter) -> Result<VerifyView, ManagerError> {
         let report = self.0.store.verify(monitor)?;

@@ -12,7 +12,7 @@ use super::progress::Reporter;
 use crate::manager::error::ManagerError;
 use crate::manager::news::News;
 use crate::manager::whole::Manager;
-use crate::manager::worker::blocking;
+use crate::manager::worker::command;
 use crate::net::{Answer, NetError};
 
 /// Answers one; events go before the answer.
@@ -59,7 +59,7 @@ async fn work(
     let (events, received) = mpsc::unbounded_channel();
     let cancelled = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&cancelled);
-    let working = blocking(move || work(&Reporter::new(events), &flag));
+    let working = command(move || work(&Reporter::new(events), &flag));
     let mut passed = std::pin::pin!(pass_on(answer, received, |event| event, working));
     tokio::select! {
         reply = &mut passed => reply,

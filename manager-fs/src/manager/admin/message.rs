@@ -77,6 +77,8 @@ pub enum Quick {
         /// Also while it is attached there.
         force: bool,
     },
+    /// Forget what was recorded of a generation's starts.
+    ResetProfile(GenerationRef),
     /// Every host.
     Hosts,
     /// Refuse a host from now on.

@@ -20,7 +20,7 @@ use tokio::net::UnixListener;
 
 use super::error::ManagerError;
 use super::whole::Manager;
-use super::worker::blocking;
+use super::worker::command;
 use crate::net::{self, Answer, BoxFuture, Handler};
 use catalog::Catalog;
 use fleet::Fleet;
@@ -84,12 +84,16 @@ async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<AdminReply, M
         Quick::Diff(old, new) => {
             // Reads two manifests.
             let manager = Arc::clone(manager);
-            AdminReply::Diff(blocking(move || Catalog(&manager).diff(&old, &new)).await?)
+            AdminReply::Diff(command(move || Catalog(&manager).diff(&old, &new)).await?)
         }
         Quick::Unpublish(generation) => catalog.unpublish(&generation).await.map(|()| AdminReply::Done)?,
         Quick::Export(generation, targets) => AdminReply::Changed(catalog.export(&generation, &targets).await?),
         Quick::Unexport { generation, targets, force } => {
             AdminReply::Changed(catalog.unexport(&generation, &targets, force).await?)
+        }
+        Quick::ResetProfile(generation) => {
+            let manager = Arc::clone(manager);
+            command(move || Catalog(&manager).reset_profile(&generation)).await.map(|()| AdminReply::Done)?
         }
         Quick::Hosts => AdminReply::Hosts(fleet.hosts().await?),
         Quick::Revoke(host) => manager.revoke(&host).await.map(|()| AdminReply::Done)?,

@@ -1,18 +1,20 @@
 //! Bundles for hosts: sent as they lie, made of what hosts have recorded.
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::Instant;
 
 use lru::LruCache;
 use proto::bundle::{HEADER_BYTES, Header, Touch};
 use proto::delta::Part;
 use proto::message::{BundleFacts, ManagerReply};
+use proto::proof::PAGE_BYTES;
 use proto::width;
 use proto::{GenerationRef, HostName, TreeId};
 
+use super::agreement::{Told, cut};
+use super::background::Background;
 use super::{BundleError, BundleOrder, LEVEL, guess, make, touches_of};
 use crate::manager::control::State;
 use crate::manager::exports::{ExportError, Exports};
@@ -27,6 +29,12 @@ const BUNDLES_KEPT: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 const LEVEL_GUESS: i32 = 3;
 /// Bytes of one bulk frame of a bundle: a host uses nothing of a frame before its last byte has come.
 const SEND_BYTES: usize = 64 << 10;
+
+/// Plain bytes of what hosts have recorded of one tree, as a multiple of its guess: what a program reads beside its own code
+/// is some times as much, and no host can make all others fetch the whole tree.
+const TIMES_THE_GUESS: u64 = 16;
+/// The same for trees of which little can be guessed, such as scripts.
+const RECORDED_BYTES_MIN: u64 = 512 << 10;
 
 /// From which tree, and which tree.
 type Key = (Option<TreeId>, TreeId);
@@ -68,13 +76,35 @@ pub enum SendStartError {
     BrokenOff(#[from] BrokenOff),
 }
 
+/// A bundle that nobody waits for.
+#[derive(Debug, PartialEq)]
+enum Wish {
+    /// For hosts that have the first tree.
+    From(TreeId, TreeId),
+    /// Out of what several hosts have touched.
+    Learned(TreeId, Vec<Touch>),
+}
+
+/// Set when whoever wanted the work no longer does.
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Bundles at hand, and who makes one now.
 pub(crate) struct Bundles {
     store: Arc<Store>,
     state: Arc<State>,
     exports: Arc<Exports>,
     served: Mutex<LruCache<Key, Option<Arc<Served>>>>,
-    making: Mutex<()>,
+    /// One that is made well at a time. Those who wait for it hold no thread.
+    making: Arc<tokio::sync::Mutex<()>>,
+    /// What hosts have told of their first starts.
+    told: Mutex<Told>,
+    background: Arc<Background<Wish>>,
     /// Who guesses one: a host waits for it, so not behind those that are made well.
     guessing: Mutex<()>,
 }
@@ -87,7 +117,9 @@ impl Bundles {
             state,
             exports,
             served: Mutex::new(LruCache::new(BUNDLES_KEPT)),
-            making: Mutex::default(),
+            making: Arc::default(),
+            told: Mutex::default(),
+            background: Arc::default(),
             guessing: Mutex::default(),
         }
     }
@@ -141,7 +173,7 @@ impl Bundles {
                 return Ok(served);
             }
             if self.stored_bundle((None, tree))?.is_some() {
-                self.make_bundle_from_soon(from, tree);
+                self.wish(Wish::From(from, tree));
             }
         }
         if let Some(served) = self.stored_bundle((None, tree))? {
@@ -158,9 +190,7 @@ impl Bundles {
             return Ok(served);
         }
         let since = Instant::now();
-        let generations = self.state.generations();
-        let records = generations.iter().map(|generation| &generation.record).filter(|record| record.tree == tree);
-        let touches = guess::touches(&self.store, &self.store.tree(&tree)?, records.map(|record| &record.metadata));
+        let touches = self.guess(&tree)?;
         let order = |touches| BundleOrder { tree: &tree, from: None, touches, guessed: true, level: LEVEL_GUESS };
         let never = AtomicBool::new(false);
         // The manifest is worth an answer of its own.
@@ -190,48 +220,134 @@ impl Bundles {
         Ok(found)
     }
 
-    /// Takes what was touched on a host into the bundle of a tree, which later hosts get.
+    /// Takes what was recorded on a host into the bundle of a tree, which later hosts get, as far as it is not much more than
+    /// the tree's start needs. Given up when nobody waits for it any more.
     ///
     /// # Errors
     /// The touches are not of the tree, or the store failed.
-    pub(crate) fn profile(self: &Arc<Self>, tree: &TreeId, touches: &[Touch]) -> Result<BundleFacts, SendStartError> {
-        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) async fn profile(
+        self: &Arc<Self>,
+        host: &HostName,
+        tree: &TreeId,
+        touches: Vec<Touch>,
+    ) -> Result<BundleFacts, SendStartError> {
+        let turn = Arc::clone(&self.making).lock_owned().await;
+        let flag = Arc::new(AtomicBool::new(false));
+        let _cancel = CancelOnDrop(Arc::clone(&flag));
+        let (bundles, tree) = (Arc::clone(self), *tree);
+        let facts = blocking(move || {
+            let _turn = turn;
+            bundles.record(&tree, &touches, &flag)
+        });
+        let facts = facts.await?;
+        tracing::info!(%host, %tree, pages = facts.plain_bytes, bytes = facts.bundle_bytes, "start recorded");
+        self.make_bundles_from_soon(tree);
+        Ok(facts)
+    }
+
+    /// What the first start of a generation touched that nobody had recorded: better than a guess, when several hosts tell
+    /// the same.
+    pub(crate) fn learn(self: &Arc<Self>, host: &HostName, tree: TreeId, touches: Vec<Touch>) {
+        if self.is_recorded(&tree) {
+            return;
+        }
+        let agreed = self.told.lock().unwrap_or_else(PoisonError::into_inner).take(host, tree, touches);
+        match agreed {
+            Some(agreed) => self.wish(Wish::Learned(tree, agreed)),
+            None => {
+                tracing::info!(%host, %tree, "a first start was told; it counts when another host tells the same")
+            }
+        }
+    }
+
+    /// Forgets what was recorded and learned of a tree's starts; the next one gets a guess again.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub(crate) fn reset(&self, tree: &TreeId) -> Result<u64, SendStartError> {
+        let _one_at_a_time = self.making.blocking_lock();
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).forget(tree);
+        let removed = self.store.remove_bundles(tree)?;
+        let mut served = self.served();
+        let keys: Vec<Key> = served.iter().map(|(key, _)| *key).filter(|(_, to)| to == tree).collect();
+        keys.iter().for_each(|key| drop(served.pop(key)));
+        Ok(removed)
+    }
+
+    fn is_recorded(&self, tree: &TreeId) -> bool {
+        let known = self.store.bundle(None, tree);
+        known.is_ok_and(|known| known.is_some_and(|(header, _)| !header.guessed))
+    }
+
+    fn wish(self: &Arc<Self>, wish: Wish) {
+        let bundles = Arc::clone(self);
+        self.background.wish(wish, move |wish| {
+            let _one_at_a_time = bundles.making.blocking_lock();
+            match wish {
+                Wish::From(from, tree) => {
+                    if matches!(bundles.store.bundle(Some(&from), &tree), Ok(None)) {
+                        bundles.make_bundle_from(&from, &tree);
+                    }
+                }
+                Wish::Learned(tree, touches) => bundles.record_learned(&tree, &touches),
+            }
+        });
+    }
+
+    /// The caller has the turn.
+    fn record_learned(self: &Arc<Self>, tree: &TreeId, touches: &[Touch]) {
+        if self.is_recorded(tree) {
+            return;
+        }
+        match self.record(tree, touches, &AtomicBool::new(false)) {
+            Ok(facts) => {
+                tracing::info!(%tree, pages = facts.plain_bytes, bytes = facts.bundle_bytes, "learned");
+                self.make_bundles_from_soon(*tree);
+            }
+            Err(error) => tracing::warn!(%tree, %error, "nothing learned from hosts' starts"),
+        }
+    }
+
+    /// Makes the bundle of what was recorded before and now. The caller has the turn.
+    fn record(
+        &self,
+        tree: &TreeId,
+        touches: &[Touch],
+        cancelled: &AtomicBool,
+    ) -> Result<BundleFacts, SendStartError> {
         let mut all = match self.store.bundle(None, tree)? {
             Some((header, bytes)) if !header.guessed => touches_of(&bytes, &header, &self.store)?,
             _ => Vec::new(),
         };
         all.extend_from_slice(touches);
-        let facts = self.make_bundle(None, tree, &all, false)?;
-        for from in self.bundle_bases(tree) {
-            self.make_bundle_from(&from, tree);
-        }
-        Ok(facts)
+        let all = cut(&all, self.recorded_pages_max(tree)?);
+        Ok(self.make_bundle(None, tree, &all, cancelled)?)
     }
 
-    /// What the first start of a generation touched that nobody had recorded: better than a guess.
-    pub(crate) fn learn(self: &Arc<Self>, host: &HostName, tree: TreeId, touches: Vec<Touch>) {
-        let known = self.store.bundle(None, &tree);
-        if !matches!(known, Ok(None)) && !known.is_ok_and(|known| known.is_some_and(|(header, _)| header.guessed)) {
-            return;
-        }
-        let (bundles, host) = (Arc::clone(self), host.clone());
-        in_background("learn", move || match bundles.profile(&tree, &touches) {
-            Ok(facts) => {
-                tracing::info!(%host, %tree, pages = facts.plain_bytes, bytes = facts.bundle_bytes, "learned")
-            }
-            Err(error) => tracing::warn!(%host, %tree, %error, "nothing learned from a host's start"),
-        });
+    /// How many pages may be recorded of a tree's start.
+    fn recorded_pages_max(&self, tree: &TreeId) -> Result<usize, SendStartError> {
+        let guessed: u64 = self.guess(tree)?.iter().map(|touch| u64::from(touch.count)).sum();
+        let bytes = (guessed * u64::from(PAGE_BYTES) * TIMES_THE_GUESS).max(RECORDED_BYTES_MIN);
+        Ok(width::index(bytes / u64::from(PAGE_BYTES)))
     }
 
+    /// What a start will touch as far as the tree says it.
+    fn guess(&self, tree: &TreeId) -> Result<Vec<Touch>, SendStartError> {
+        let generations = self.state.generations();
+        let records = generations.iter().map(|generation| &generation.record).filter(|record| record.tree == *tree);
+        Ok(guess::touches(&self.store, &self.store.tree(tree)?, records.map(|record| &record.metadata)))
+    }
+
+    /// Makes and keeps a bundle of what was recorded.
     fn make_bundle(
         &self,
         from: Option<&TreeId>,
         tree: &TreeId,
         touches: &[Touch],
-        guessed: bool,
+        cancelled: &AtomicBool,
     ) -> Result<BundleFacts, BundleError> {
-        let order = BundleOrder { tree, from, touches, guessed, level: LEVEL };
-        let (bytes, facts) = make(&self.store, order, &AtomicBool::new(false))?;
+        let order = BundleOrder { tree, from, touches, guessed: false, level: LEVEL };
+        let (bytes, facts) = make(&self.store, order, cancelled)?;
         self.store.put_bundle(from, tree, &bytes)?;
         let served = Served { header: served_header(&bytes)?, bytes };
         self.served().put((from.copied(), *tree), Some(Arc::new(served)));
@@ -254,14 +370,15 @@ impl Bundles {
         bases
     }
 
-    fn make_bundle_from_soon(self: &Arc<Self>, from: TreeId, tree: TreeId) {
-        let bundles = Arc::clone(self);
-        in_background("bundle", move || {
-            let _one_at_a_time = bundles.making.lock().unwrap_or_else(PoisonError::into_inner);
-            if matches!(bundles.store.bundle(Some(&from), &tree), Ok(None)) {
-                bundles.make_bundle_from(&from, &tree);
+    /// The bundles for hosts with earlier trees follow what was recorded, which is what is served until then.
+    fn make_bundles_from_soon(self: &Arc<Self>, tree: TreeId) {
+        for from in self.bundle_bases(&tree) {
+            if let Err(error) = self.store.remove_bundle(&from, &tree) {
+                tracing::warn!(%from, %tree, %error, "a start-up bundle that is out of date stays");
             }
-        });
+            self.served().pop(&(Some(from), tree));
+            self.wish(Wish::From(from, tree));
+        }
     }
 
     /// Makes the bundle for hosts that have `from` out of the one for any host. The caller has the turn.
@@ -269,7 +386,7 @@ impl Bundles {
         let made = || {
             let Some((header, bytes)) = self.store.bundle(None, tree)? else { return Ok(()) };
             let touches = touches_of(&bytes, &header, &self.store)?;
-            self.make_bundle(Some(from), tree, &touches, header.guessed).map(drop)
+            self.make_bundle(Some(from), tree, &touches, &AtomicBool::new(false)).map(drop)
         };
         if let Err(error) = made() {
             tracing::warn!(%from, %tree, %error, "no start-up bundle for hosts that have an earlier generation");
@@ -286,11 +403,5 @@ fn served_header(bytes: &[u8]) -> Result<Header, BundleError> {
     match header {
         Some(Ok(header)) => Ok(header),
         _ => Err(BundleError::Make(patch::PatchError::Malformed("a header of another format").into())),
-    }
-}
-
-fn in_background(name: &str, work: impl FnOnce() + Send + 'static) {
-    if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
-        tracing::warn!(%error, "no thread to make a start-up bundle");
     }
 }

@@ -63,6 +63,31 @@ impl Store {
         draft.commit(&name).map_err(failed).map(drop)
     }
 
+    /// Removes every bundle of a tree; returns how many there were.
+    ///
+    /// # Errors
+    /// The store cannot be listed or written.
+    pub fn remove_bundles(&self, tree: &TreeId) -> Result<u64, StoreError> {
+        let failed = |source| StoreError::io(format!("start-up bundles of {tree}"), source);
+        let mut removed = 0;
+        for name in self.packs.list(BlobKind::Bundle).map_err(failed)? {
+            if matches!(name, BlobName::Bundle(_, to) if to == *tree) {
+                self.packs.delete(&name).map_err(failed)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes the bundle of a tree for hosts that have another one, if there is one.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub fn remove_bundle(&self, from: &TreeId, tree: &TreeId) -> Result<(), StoreError> {
+        let deleted = self.packs.delete(&BlobName::Bundle(Some(*from), *tree));
+        deleted.map_err(|source| StoreError::io(format!("start-up bundle of {tree}"), source))
+    }
+
     /// Every bundle of a tree that starts from another one.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use proto::agent::{Step, StepEvent};
 use proto::message::{ChangeOver, Fault, HostReply, ManagerRequest};
 use proto::name::Target;
 use proto::{GenerationRecord, HostName};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::connections::Connections;
 use super::control::changes::{ChangeEnd, ChangeOrder, ChangeRecord, EndedBy};
@@ -28,6 +28,8 @@ pub use order::{HostEnd, UpgradeEvent, UpgradeOrder, UpgradeReport, Verdict};
 
 /// How long a host whose answer was lost may take to report a first step.
 const BEGIN_DEADLINE: Duration = Duration::from_secs(30);
+/// Hosts that are asked and told at once, of all commands; others wait. Those that are only followed do not count.
+pub(crate) const AT_ONCE_MAX: usize = 128;
 /// News says when to look again; this only covers news that was lost.
 const NEWS_DEADLINE: Duration = Duration::from_secs(10);
 /// How often it is looked whether old change-overs can be forgotten: once in this many that are ordered.
@@ -73,6 +75,7 @@ pub(crate) struct Upgrades {
     pub(crate) news: Arc<NewsBoard>,
     pub(crate) exports: Arc<Exports>,
     pub(crate) ordered: AtomicU32,
+    pub(crate) at_once: Semaphore,
 }
 
 /// What an order means.
@@ -172,11 +175,13 @@ impl Upgrades {
     }
 
     async fn upgrade_host(&self, host: &HostName, planned: &Planned, events: &Events) -> HostEnd {
-        let link = match self.may_be_ordered(host, planned).await {
-            Ok(link) => link,
-            Err(end) => return end,
+        let told = async {
+            // It is never closed.
+            let _turn = self.at_once.acquire().await.ok();
+            let link = self.may_be_ordered(host, planned).await?;
+            self.ordered(host, planned, link).await
         };
-        match self.ordered(host, planned, link).await {
+        match told.await {
             Ok(accepted) => {
                 let _ = events.send(UpgradeEvent::Accepted { host: host.clone(), change: accepted.change.id });
                 self.followed(host, planned, accepted, events).await
