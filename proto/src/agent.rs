@@ -6,13 +6,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bounded::{Blob, Line, Lines, List, Own, PathText, Paths, Text, Word, within};
+use crate::fault::{Fault, Unix};
 use crate::id::TreeId;
 use crate::limits::{
     ACTIVITY_BYTES_MAX, DETAIL_BYTES_MAX, EARLIER_JOBS_MAX, FAULT_BYTES_MAX, JOBS_MAX, PROBLEM_BYTES_MAX,
     PROBLEMS_MAX, REASON_BYTES_MAX, RECORD_BYTES_MAX, SNAPSHOT_BYTES_MAX, SOURCES_BYTES_MAX, SOURCES_MAX,
     VERSION_BYTES_MAX, VERSIONS_MAX,
 };
-use crate::message::{Fault, Unix};
 use crate::name::{Product, Version};
 
 /// The manager's number of a job.

@@ -23,6 +23,7 @@ pub mod bundle;
 pub mod codec;
 pub mod daemon;
 pub mod delta;
+pub mod fault;
 pub mod frame;
 pub mod id;
 pub mod limits;

@@ -7,60 +7,21 @@ use serde::{Deserialize, Serialize};
 use crate::agent::{AgentStatus, ChangeId, JobId, JobOrigin, Operation, Outcome, Progress, StepEvent};
 use crate::bounded::{Blob, Exact, Line, List, Own, within};
 use crate::bundle::{TOUCHES_MAX, Touch};
+pub use crate::fault::{Fault, Unix};
 use crate::id::{ObjectId, TreeId};
 use crate::limits::{
-    AGENTS_MAX, CERTIFICATE_BYTES_MAX, CHUNKS_PER_REQUEST_MAX, CSR_BYTES_MAX, EXPORTS_MAX, FAULT_BYTES_MAX,
-    PUBLISHERS_MAX, RECORD_BYTES_MAX, REPORTS_MAX, SECRET_BYTES_MAX, TREES_MAX, VERSION_BYTES_MAX,
-    WRONG_HASH_BYTES_MAX,
+    AGENTS_MAX, CERTIFICATE_BYTES_MAX, CHUNKS_PER_REQUEST_MAX, CSR_BYTES_MAX, EXPORTS_MAX, PUBLISHERS_MAX,
+    RECORD_BYTES_MAX, REPORTS_MAX, SECRET_BYTES_MAX, TREES_MAX, VERSION_BYTES_MAX, WRONG_HASH_BYTES_MAX,
 };
 use crate::name::{GenerationRef, HostName, Product};
 
 /// The version of the messages; both sides name theirs in `Hello`, and a different one is refused with both numbers.
 pub const PROTOCOL: u16 = 2;
 
-/// Milliseconds since 1970.
-pub type Unix = u64;
-
 /// Which daemon of a host speaks: the same after a restart of the daemon, another one for a copy of its identity that runs
 /// elsewhere or after the machine was booted anew. It proves nothing; it tells two daemons with one identity apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Instance(pub [u8; 16]);
-
-/// Why a request failed, in a form that a machine can act on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum Fault {
-    /// The asker may not see or do this. The same answer whether the thing exists or not.
-    #[error("not exported to this host: {0}")]
-    NotExported(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
-    /// Authentication or authorisation failed.
-    #[error("refused: {0}")]
-    Refused(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
-    /// No such thing.
-    #[error("not found: {0}")]
-    NotFound(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
-    /// The request makes no sense as it stands.
-    #[error("bad request: {0}")]
-    BadRequest(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
-    /// The agent takes no new operation; ask again after its change-over.
-    #[error("the agent is draining; it takes operations again after its change-over")]
-    Draining,
-    /// The other side is not reachable or too slow; asking again may help.
-    #[error("unavailable: {0}")]
-    Unavailable(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
-    /// The answering side failed.
-    #[error("failed: {0}")]
-    Failed(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
-}
-
-impl Fault {
-    /// The fault without its kind, for a sentence that says that already.
-    pub fn reason(&self) -> String {
-        match self {
-            Self::Refused(why) | Self::Unavailable(why) => why.clone(),
-            other => other.to_string(),
-        }
-    }
-}
 
 /// A host's request to the manager.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

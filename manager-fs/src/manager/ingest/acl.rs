@@ -3,8 +3,10 @@
 
 use proto::manifest::Xattr;
 
-use super::xattr::acl_name;
-
+/// The attribute that holds the access control list of a file or directory.
+pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
+/// The attribute that holds what new entries of a directory get.
+pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
 const VERSION: u32 = 2;
 const NO_ID: u32 = u32::MAX;
 
@@ -100,8 +102,8 @@ impl Acl {
 /// The text does not parse, or names users that only their machine knows.
 pub(super) fn from_text(key: &[u8], text: &[u8]) -> Result<Option<Xattr>, String> {
     let name = match key {
-        b"SCHILY.acl.access" => acl_name(false),
-        b"SCHILY.acl.default" => acl_name(true),
+        b"SCHILY.acl.access" => ACCESS,
+        b"SCHILY.acl.default" => DEFAULT,
         _ => return Ok(None),
     };
     let text = std::str::from_utf8(text).map_err(|_| "its access control list is not text".to_owned())?;

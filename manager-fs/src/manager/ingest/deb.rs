@@ -2,8 +2,8 @@
 
 use std::io::{self, Read};
 
-use super::archive::{self, Budget};
-use super::{IngestError, Intake};
+use super::budget::Budget;
+use super::{IngestError, Intake, stream};
 
 /// The first bytes of an `ar` archive.
 pub(super) const MAGIC: &[u8] = b"!<arch>\n";
@@ -31,7 +31,7 @@ pub(super) fn read(intake: &mut Intake<'_, '_>, mut source: impl Read, budget: B
         }
         if name.starts_with("data.tar") {
             let mut data = (&mut source).take(bytes);
-            archive::read_tar(intake, &mut data, budget)?;
+            stream::read_tar(intake, &mut data, budget)?;
             // The decoder may have stopped before the member's end; what is missing shows as a short copy.
             io::copy(&mut data, &mut io::sink()).map_err(|error| unread(intake, error))?;
             return if data.limit() == 0 { Ok(()) } else { Err(intake.unfit("the package is cut off")) };

@@ -13,7 +13,7 @@ use proto::width;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::tree::Attributes;
+use super::attributes::Attributes;
 use super::xattr::{self, Xattrs};
 use super::{IngestError, Intake};
 use crate::manager::store::SparseFile;

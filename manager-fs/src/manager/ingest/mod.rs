@@ -8,11 +8,13 @@
 
 mod acl;
 mod archive;
+mod attributes;
+mod budget;
 mod deb;
 mod directory;
 mod gzip;
 mod service_pack;
-mod sparse;
+mod stream;
 mod tar;
 mod tree;
 mod xattr;
@@ -28,8 +30,9 @@ use proto::path::printable;
 use proto::{Manifest, TreePath};
 use rustix::fs::{FileType, Mode, OFlags};
 
-use archive::BombLimit;
-use tree::{Attributes, Repeated, TreeBuilder};
+use attributes::Attributes;
+use budget::BombLimit;
+use tree::{Repeated, TreeBuilder};
 
 use super::store::{AddError, ContentWriter, Source, StoreError};
 

@@ -8,32 +8,13 @@ use proto::manifest::{Entry, Manifest, Node, NodeKind, Object, Xattr};
 use proto::width;
 use proto::{ObjectId, TreePath};
 
+use super::attributes::Attributes;
 use super::xattr;
 
 const TWICE: &str = "it is there twice; a tree has one entry a path";
 const OCCUPIED: &str = "other entries are below it, so it must be a directory";
 /// Names of one file: `EXT4_LINK_MAX` (fs/ext4/ext4.h) is 65,000, and a host may have to keep a tree on ext4.
 const LINKS_MAX: u32 = 65_000;
-
-/// What an inode has beside its kind.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Attributes {
-    /// The twelve permission bits.
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    /// Seconds since 1970 and nanoseconds below 10^9.
-    pub(crate) mtime: (i64, u32),
-    /// In any order.
-    pub(crate) xattrs: Vec<Xattr>,
-}
-
-impl Attributes {
-    /// Of a directory that an archive does not mention, though it has something in it: the same on every machine.
-    pub(crate) fn of_implied_directory() -> Self {
-        Self { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0), xattrs: Vec::new() }
-    }
-}
 
 /// What becomes of an entry whose path another one has already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,16 +4,14 @@
 use proto::manifest::{NodeKind, Xattr, xattr_fault};
 use proto::path::printable;
 
-use super::acl::Acl;
-use super::tree::Attributes;
+use super::acl::{ACCESS, Acl, DEFAULT};
+use super::attributes::Attributes;
 
 /// Bytes that the attributes of one file may take where an ext4 keeps them: one block of 4 KiB less its header
 /// (`struct ext4_xattr_header`, 32 bytes) and the end mark, rounded down. A host without an overlay keeps its trees on
 /// whatever file system its cache is on.
 const ROOM_BYTES: usize = 4_000;
 
-const ACCESS: &[u8] = b"system.posix_acl_access";
-const DEFAULT: &[u8] = b"system.posix_acl_default";
 const CAPABILITY: &[u8] = b"security.capability";
 
 /// Whether an attribute of this name is kept, if nothing is wrong with it.
@@ -129,11 +127,6 @@ pub(super) fn fitted(kind: &NodeKind, mut attributes: Attributes) -> Result<Attr
     }
     attributes.xattrs = fitted;
     Ok(attributes)
-}
-
-/// The names of the attributes that hold access control lists.
-pub(super) const fn acl_name(default: bool) -> &'static [u8] {
-    if default { DEFAULT } else { ACCESS }
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use proto::bulk::Encoding;
 use proto::{ChunkId, TreeId};
 
-use super::pack::{Effort, Frame, PackId, PackIndex};
+use super::pack::{Effort, Frame, PackIndex};
+use super::pack_id::PackId;
 
 /// A pack in the index. Never given twice, so that a pin cannot come to mean another pack.
 pub(super) type Slot = u32;

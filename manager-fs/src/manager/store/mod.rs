@@ -13,6 +13,7 @@ mod deltas;
 mod gc;
 mod index;
 mod pack;
+mod pack_id;
 mod pack_store;
 mod repack;
 mod source;
@@ -32,7 +33,7 @@ use rustix::fs::FlockOperation;
 
 pub use gc::{GcPass, GcReport};
 pub use index::PublishGuard;
-pub use pack::PackId;
+pub use pack_id::PackId;
 pub use pack_store::{BlobKind, BlobName, Draft, LocalPacks, PackStore, Put};
 pub use repack::Repacked;
 pub(crate) use source::{Dense, Piece, Source, SparseFile};

@@ -17,6 +17,7 @@ use proto::limits::CHUNK_BYTES_MAX;
 use proto::width;
 use proto::{ChunkId, ObjectId};
 
+use super::pack_id::PackId;
 use super::pack_store::{BlobName, Draft, PackStore};
 
 const MAGIC: &[u8; 8] = b"MFSPACK\0";
@@ -31,40 +32,6 @@ const ENTRY_BYTES: usize = 32 + 4 + 4 + 1 + 8;
 const TRAILER_BYTES: u64 = 8 + 4 + 32 + 8;
 /// Keeps a pack's id from being the hash of something else.
 const ID_CONTEXT: &[u8] = b"manager-fs pack 1\0";
-
-/// A pack: BLAKE3 of its header, index and sizes; the checks in the index pin the frames.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PackId(ObjectId);
-
-impl PackId {
-    /// 64 lowercase hex digits.
-    pub fn to_hex(&self) -> String {
-        self.0.to_hex()
-    }
-
-    pub(super) fn to_shard(self) -> (String, String) {
-        self.0.to_shard()
-    }
-}
-
-impl fmt::Display for PackId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl fmt::Debug for PackId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PackId({})", &self.to_hex()[..12])
-    }
-}
-
-impl FromStr for PackId {
-    type Err = IdError;
-    fn from_str(text: &str) -> Result<Self, IdError> {
-        text.parse().map(Self)
-    }
-}
 
 /// One frame of a pack, as its index tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

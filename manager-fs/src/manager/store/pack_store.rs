@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use proto::TreeId;
 use rustix::fs::RenameFlags;
 
-use super::pack::PackId;
+use super::pack_id::PackId;
 
 /// The name of an immutable blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

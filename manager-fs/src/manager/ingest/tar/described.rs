@@ -1,11 +1,11 @@
 //! An entry as its header and the extended headers before it together describe it.
 
 use super::super::acl;
-use super::super::sparse;
-use super::super::tree::Attributes;
+use super::super::attributes::Attributes;
 use super::super::xattr::Xattrs;
 use super::header::{Header, number};
 use super::pax::{Layered, decimal, decimal_time, unescaped};
+use super::sparse;
 
 /// See the module.
 pub(super) struct Described {

@@ -8,8 +8,7 @@ use proto::manifest::NodeKind;
 use proto::path::printable;
 use proto::width;
 
-use super::archive::Budget;
-use super::sparse::{self, Extent, SparseReader};
+use super::budget::Budget;
 use super::tree::Repeated;
 use super::{IngestError, Intake};
 use crate::manager::store::Dense;
@@ -17,12 +16,12 @@ use crate::manager::store::Dense;
 mod described;
 mod header;
 mod pax;
+mod sparse;
 
 use described::Described;
-use header::{Header, checksum_fits, cut_nul};
+use header::{Header, checksum_fits, cut_nul, number};
 use pax::{Layered, Records};
-
-pub(super) use header::number;
+use sparse::{Extent, SparseReader};
 
 pub(super) const BLOCK: usize = 512;
 /// Bytes of one pax header or GNU long name. Attributes are the largest: the kernel allows 64 KiB for each.

@@ -9,7 +9,7 @@ use proto::limits::CHUNK_BYTES;
 use proto::manifest::NodeKind;
 use rustix::fs::{Mode, XattrFlags};
 
-use super::archive::BombLimit;
+use super::budget::BombLimit;
 use crate::manager::monitor::{Monitor, Quiet, Task};
 use crate::manager::publish::{PublishOptions, publish};
 use crate::manager::testing::*;

@@ -11,9 +11,9 @@ use ::zip::result::ZipError;
 use proto::limits::{ENTRIES_MAX, PATH_BYTES_MAX};
 use proto::manifest::NodeKind;
 
-use super::archive::{Budget, Metered};
+use super::attributes::Attributes;
+use super::budget::{Budget, Metered};
 use super::tar::tree_path;
-use super::tree::Attributes;
 use super::{IngestError, Intake};
 use crate::manager::store::Dense;
 

@@ -4,8 +4,9 @@ use std::io::{self, Read};
 
 use proto::width;
 
-use super::archive::Budget;
-use super::tar::{BLOCK, Extents, number};
+use super::header::number;
+use super::{BLOCK, Extents};
+use crate::manager::ingest::budget::Budget;
 use crate::manager::store::{Dense, Piece, Source};
 
 /// Extents of one file; GNU tar writes one for each stretch of data.

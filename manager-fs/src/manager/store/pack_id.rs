@@ -1,0 +1,41 @@
+//! How a pack is named.
+
+use std::fmt;
+use std::str::FromStr;
+
+use proto::ObjectId;
+use proto::id::IdError;
+
+/// A pack: BLAKE3 of its header, index and sizes; the checks in the index pin the frames.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PackId(pub(super) ObjectId);
+
+impl PackId {
+    /// 64 lowercase hex digits.
+    pub fn to_hex(&self) -> String {
+        self.0.to_hex()
+    }
+
+    pub(super) fn to_shard(self) -> (String, String) {
+        self.0.to_shard()
+    }
+}
+
+impl fmt::Display for PackId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for PackId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PackId({})", &self.to_hex()[..12])
+    }
+}
+
+impl FromStr for PackId {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        text.parse().map(Self)
+    }
+}

@@ -1,0 +1,45 @@
+//! Why a request failed, as everyone who answers says it; and the clock that all messages share.
+
+use serde::{Deserialize, Serialize};
+
+use crate::bounded::{Line, within};
+use crate::limits::FAULT_BYTES_MAX;
+
+/// Milliseconds since 1970.
+pub type Unix = u64;
+
+/// Why a request failed, in a form that a machine can act on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Fault {
+    /// The asker may not see or do this. The same answer whether the thing exists or not.
+    #[error("not exported to this host: {0}")]
+    NotExported(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
+    /// Authentication or authorisation failed.
+    #[error("refused: {0}")]
+    Refused(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
+    /// No such thing.
+    #[error("not found: {0}")]
+    NotFound(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
+    /// The request makes no sense as it stands.
+    #[error("bad request: {0}")]
+    BadRequest(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
+    /// The agent takes no new operation; ask again after its change-over.
+    #[error("the agent is draining; it takes operations again after its change-over")]
+    Draining,
+    /// The other side is not reachable or too slow; asking again may help.
+    #[error("unavailable: {0}")]
+    Unavailable(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
+    /// The answering side failed.
+    #[error("failed: {0}")]
+    Failed(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
+}
+
+impl Fault {
+    /// The fault without its kind, for a sentence that says that already.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Refused(why) | Self::Unavailable(why) => why.clone(),
+            other => other.to_string(),
+        }
+    }
+}
