@@ -6,9 +6,9 @@ use anyhow::{Context, Result, ensure};
 use proto::width;
 use serde_json::{Value, json};
 
+use super::answers::{BAD, HOST, PRODUCT, expect_version, fetched_bytes, number, progress_of};
 use super::machine::Machine;
 use super::material;
-use super::steps::{BAD, HOST, PRODUCT, expect_version, fetched_bytes, number, progress_of};
 use super::story::{Step, Story};
 use crate::cli::units::{bytes, duration, ms};
 

@@ -1,6 +1,7 @@
 //! The main job on one machine, through the same program as a user: every step is a command of `manager-fs`, run as a
 //! process of its own, and checked. Every figure that is shown has been measured in this run.
 
+mod answers;
 mod change_over;
 mod check;
 mod machine;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 
 use proto::limits::{ENTRIES_MAX, MANIFEST_BYTES_MAX, PATH_BYTES_MAX};
-use proto::manifest::{Entry, Manifest, Node, NodeKind, Object, Xattr};
+use proto::manifest::{Entry, Manifest, Node, NodeKind, Object};
 use proto::width;
 use proto::{ObjectId, TreePath};
 

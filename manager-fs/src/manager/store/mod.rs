@@ -8,6 +8,7 @@
 //! Nothing is changed in place. A crash at any moment leaves at most a draft, which the next start removes, or a blob
 //! that no generation needs, which [`Store::gc`] removes.
 
+mod batch;
 mod bundles;
 mod deltas;
 mod gc;
@@ -15,6 +16,7 @@ mod index;
 mod pack;
 mod pack_id;
 mod pack_store;
+mod pipeline;
 mod repack;
 mod source;
 mod verify;

@@ -7,12 +7,9 @@
 //! trailer frames u64 (bytes) | count u32 | pack id 32 | magic "MFSPKEND"
 //! ```
 
-use std::fmt;
 use std::io;
-use std::str::FromStr;
 
 use proto::bulk::Encoding;
-use proto::id::IdError;
 use proto::limits::CHUNK_BYTES_MAX;
 use proto::width;
 use proto::{ChunkId, ObjectId};

@@ -8,7 +8,7 @@ use proto::width;
 use super::index::Slot;
 use super::pack::{self, Effort, Frame, PackWriter, SealedPack};
 use super::pack_store::BlobName;
-use super::writer::compress;
+use super::pipeline::compress;
 use super::{PackId, Store, StoreError, StoredChunk};
 
 /// What compressing a pack anew has saved.

@@ -1,0 +1,165 @@
+//! The stages behind the reader: workers that compress what is new, and the writer that puts it in order.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::{Mutex, PoisonError};
+
+use proto::bulk::Encoding;
+use proto::{ChunkId, width};
+
+use super::batch::{Batch, Chunk};
+use super::pack::{Effort, Frame, PackWriter, check_of};
+use super::{PublishGuard, Store, StoreError};
+
+/// A frame that saves less than this part of its chunk is stored raw: decoding it would cost more than it saves.
+const MIN_GAIN: usize = 32;
+
+/// By which batch a new chunk will be written.
+pub(super) type Claims = Mutex<HashMap<ChunkId, u64>>;
+
+/// Whether a batch has to bring a chunk: unless an earlier one does. A later one that was faster brings it too, and the
+/// writer drops that, so that where a chunk stands does not depend on which thread was faster.
+fn claim(claimed: &Claims, id: ChunkId, sequence: u64) -> bool {
+    let mut claimed = claimed.lock().unwrap_or_else(PoisonError::into_inner);
+    let first = claimed.entry(id).or_insert(sequence);
+    let mine = sequence <= *first;
+    *first = sequence.min(*first);
+    mine
+}
+
+/// A whole chunk of zeros, made when the first one comes.
+struct ZeroChunk {
+    chunk_bytes: u32,
+    made: Option<(Vec<u8>, ChunkId)>,
+}
+
+impl ZeroChunk {
+    fn new(chunk_bytes: u32) -> Self {
+        Self { chunk_bytes, made: None }
+    }
+
+    fn chunk(&mut self) -> (&[u8], ChunkId) {
+        let (plain, id) = self.made.get_or_insert_with(|| {
+            let plain = vec![0; self.chunk_bytes as usize];
+            let id = ChunkId::of(&plain);
+            (plain, id)
+        });
+        (plain, *id)
+    }
+}
+
+/// A worker: names every chunk of a batch, and compresses those that neither the store nor this publication has.
+pub(super) fn work(
+    store: &Store,
+    chunk_bytes: u32,
+    guard: &PublishGuard,
+    claimed: &Claims,
+    batches: &Mutex<Receiver<Batch>>,
+    to_writer: &SyncSender<Batch>,
+) {
+    let mut compressor = zstd::bulk::Compressor::new(Effort::Fast.level()).ok();
+    let mut zeros = ZeroChunk::new(chunk_bytes);
+    loop {
+        let batch = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(mut batch) = batch else { return };
+        let (mut from, mut to) = (0, 0);
+        let mut zeros_seen = false;
+        for chunk in std::mem::take(&mut batch.chunks) {
+            let (plain, id) = match chunk {
+                Chunk::Plain(bytes) => {
+                    let plain = &batch.plain[from..from + bytes as usize];
+                    from += plain.len();
+                    (plain, ChunkId::of(plain))
+                }
+                Chunk::Zeros => zeros.chunk(),
+            };
+            batch.ids.push(id);
+            let again = matches!(chunk, Chunk::Zeros) && std::mem::replace(&mut zeros_seen, true);
+            if again || store.pin(&id, guard) || !claim(claimed, id, batch.sequence) {
+                continue;
+            }
+            // Zeros take no room among the plain bytes, so there may be none left among the stored ones.
+            if batch.stored.len() - to < plain.len() {
+                batch.stored.resize(to + plain.len(), 0);
+            }
+            let (encoding, stored_bytes) = compress(compressor.as_mut(), plain, &mut batch.stored[to..]);
+            let stored = &batch.stored[to..to + stored_bytes];
+            to += stored_bytes;
+            batch.frames.push(Frame {
+                chunk: id,
+                offset: 0,
+                stored_bytes: width::count(stored_bytes),
+                plain_bytes: width::count(plain.len()),
+                encoding,
+                check: check_of(stored),
+            });
+        }
+        batch.stored.truncate(to);
+        if to_writer.send(batch).is_err() {
+            return;
+        }
+    }
+}
+
+/// Writes a chunk's stored bytes to the start of `out`, which has at least the chunk's length.
+pub(super) fn compress(
+    compressor: Option<&mut zstd::bulk::Compressor<'_>>,
+    plain: &[u8],
+    out: &mut [u8],
+) -> (Encoding, usize) {
+    let room = plain.len() - plain.len().div_ceil(MIN_GAIN);
+    // A frame that does not fit into what pays is an error of the compressor, and means raw.
+    if let Some(Ok(bytes)) = compressor.map(|zstd| zstd.compress_to_buffer(plain, &mut out[..room]))
+        && bytes > 0
+    {
+        return (Encoding::Zstd, bytes);
+    }
+    out[..plain.len()].copy_from_slice(plain);
+    (Encoding::Raw, plain.len())
+}
+
+/// The writer: puts batches back into order, so that the same input makes the same pack, and appends their frames.
+pub(super) fn write(
+    store: &Store,
+    batches: &Receiver<Batch>,
+    to_reader: &SyncSender<Batch>,
+) -> Result<(Option<PackWriter>, Vec<ChunkId>), StoreError> {
+    let failed = |cause| StoreError::io("the new pack", cause);
+    let mut waiting = BTreeMap::new();
+    let mut written: HashSet<ChunkId> = HashSet::new();
+    let mut next = 0;
+    let (mut pack, mut ids): (Option<PackWriter>, Vec<ChunkId>) = (None, Vec::new());
+    for batch in batches {
+        waiting.insert(batch.sequence, batch);
+        while let Some(mut batch) = waiting.remove(&next) {
+            next += 1;
+            ids.append(&mut batch.ids);
+            if !batch.frames.is_empty() {
+                let pack = match &mut pack {
+                    Some(pack) => pack,
+                    None => pack.insert(PackWriter::create(store.packs.as_ref(), Effort::Fast).map_err(failed)?),
+                };
+                append(pack, &mut batch, &mut written).map_err(failed)?;
+            }
+            // The reader may have ended already.
+            let _ = to_reader.send(batch);
+        }
+    }
+    Ok((pack, ids))
+}
+
+/// Appends the frames of a batch that no earlier one has brought.
+fn append(pack: &mut PackWriter, batch: &mut Batch, written: &mut HashSet<ChunkId>) -> io::Result<()> {
+    let (mut frames, mut at) = (Vec::with_capacity(batch.frames.len()), 0);
+    for frame in batch.frames.drain(..) {
+        let end = at + frame.stored_bytes as usize;
+        if written.insert(frame.chunk) {
+            frames.push(frame);
+            at = end;
+        } else {
+            batch.stored.drain(at..end);
+        }
+    }
+    pack.append_many(frames, &batch.stored)
+}
