@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
 
 use super::answers::{BAD, HOST, PRODUCT, expect_version, fetched_bytes, local_bytes, number, progress_of};
 use super::change_over::{downgrade, fails_and_returns, upgrade_under_load};

@@ -250,4 +250,4 @@ pub(super) fn tree_path(name: &[u8]) -> Result<TreePath, String> {
 }
 
 /// See [`sparse`].
-pub(super) type Extents = Vec<Extent>;
+type Extents = Vec<Extent>;

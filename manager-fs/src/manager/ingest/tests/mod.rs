@@ -292,6 +292,7 @@ fn link_over_directory() -> Vec<u8> {
 }
 
 #[test]
+#[allow(clippy::too_many_lines)] // One table of archives, and one loop over it.
 fn hostile_archives_are_refused_by_name_and_leave_nothing() {
     let file = || Item::file("x");
     let symlink = |target: &str| Item::new(Kind::Symlink(target.into()));
