@@ -64,7 +64,9 @@ impl Source {
             let declaration = code[at + "\n#[cfg(test)]\n".len()..].lines().next().unwrap_or_default();
             declaration.trim_end().ends_with('{')
         });
-        let own = inline.map_or(code.as_str(), |at| &code[..at + 1]).to_owned();
+        // Tests in a file of their own leave a declaration of a few lines at the end.
+        let declared = code.rfind("\n#[cfg(test)]\n").filter(|at| code[at + 1..].lines().count() <= 3);
+        let own = inline.or(declared).map_or(code.as_str(), |at| &code[..at + 1]).to_owned();
         Self { path, text, code, own }
     }
 
