@@ -1,6 +1,8 @@
 //! The smallest agent: it counts. A `backup` of N sources counts to N, one a unit, and `--unit-ms` says how long a unit
 //! takes. It is what this crate's tests put into trees, once as a good version and once for each way of being bad.
 
+mod faults;
+
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -75,6 +77,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 fn main() {
+    faults::install();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let value = |name: &str| {
         let at = arguments.iter().position(|argument| argument == name)?;
@@ -94,6 +97,11 @@ fn main() {
         // Not an agent at all.
         std::thread::sleep(Duration::from_secs(600));
     }
+    if has("--only-handed-over") && std::env::var_os("MANAGER_FS_HANDOFF_FD").is_none() {
+        eprintln!("tiny agent: nothing was handed over");
+        std::process::exit(7);
+    }
+    let child = arguments.iter().position(|a| a == "--child").and_then(|at| arguments.get(at + 1)).cloned();
     let counter = Counter {
         unit: Duration::from_millis(value("--unit-ms").unwrap_or(1)),
         operations: Mutex::new(0),
@@ -108,6 +116,19 @@ fn main() {
             std::process::exit(1);
         }
     };
+    if let Some(note) = child {
+        // What a child of the agent, and a child of that one, has open.
+        let script = format!("ls -l /proc/self/fd > {note}.new && mv {note}.new {note}");
+        let _permit = agent_core::exec::child_permit();
+        drop(std::process::Command::new("/bin/sh").args(["-c", &script]).status());
+    }
+    if has("--flood") {
+        std::thread::spawn(|| {
+            loop {
+                eprintln!("tiny agent: {}", "words that nobody reads ".repeat(40));
+            }
+        });
+    }
     if let Some(after) = value("--crash-after-ms") {
         std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(after));

@@ -2,22 +2,29 @@
 //!
 //! `tiny_stub STATE RUN PRODUCT`
 
-use agent_core::AgentPaths;
-use agent_core::stub::{Observer, run};
+mod faults;
 
-struct Stderr;
+use agent_core::AgentPaths;
+use agent_core::stub::{Observer, Outlet, run};
+
+struct Stderr(Outlet);
 
 impl Observer for Stderr {
     fn say(&mut self, line: &str) {
-        eprintln!("stub: {line}");
+        self.0.line(&format!("stub: {line}"));
     }
 
     fn ready(&mut self, line: &str) {
-        eprintln!("stub: ready: {line}");
+        self.0.line(&format!("stub: ready: {line}"));
+    }
+
+    fn agent_wrote(&mut self, bytes: &[u8]) {
+        self.0.pass(bytes);
     }
 }
 
 fn main() {
+    faults::install();
     let arguments: Vec<String> = std::env::args().collect();
     let [_, state, run_dir, product] = arguments.as_slice() else {
         eprintln!("usage: tiny_stub STATE RUN PRODUCT");
@@ -30,7 +37,7 @@ fn main() {
             std::process::exit(2);
         }
     };
-    if let Err(e) = run(&AgentPaths::new(state, run_dir, product), &mut Stderr) {
+    if let Err(e) = run(&AgentPaths::new(state, run_dir, product), &mut Stderr(Outlet::stderr())) {
         eprintln!("tiny_stub: {e}");
         std::process::exit(1);
     }

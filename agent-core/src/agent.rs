@@ -16,6 +16,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use crate::channel::{Channel, StubMessage};
 use crate::driver::{Driver, Input, Work};
 use crate::durable::{Durability, FileFault};
+use crate::given::Given;
 use crate::handoff::{Handoff, variable};
 use crate::jobs::{Job, Jobs};
 use crate::journal::{Entry, Journal, Phase};
@@ -50,6 +51,17 @@ pub enum AgentError {
     /// There is no journal.
     #[error("{}: the journal is not there: start this program with `manager-fs launch PRODUCT`", .0.display())]
     NoJournal(PathBuf),
+    /// The saved metadata was replaced since this program was started.
+    #[error(
+        "started as {} (tree {}), but its saved metadata is of {} (tree {})",
+        started.version, started.tree, found.version, found.tree
+    )]
+    OtherVersion {
+        /// As whoever started it said.
+        started: Entry,
+        /// As the metadata says now.
+        found: Entry,
+    },
     /// The saved metadata cannot be used.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -77,6 +89,7 @@ pub struct AgentConfig {
     stub: Option<OwnedFd>,
     lock: Option<OwnedFd>,
     handoff: Option<OwnedFd>,
+    start: Option<OwnedFd>,
     stop_patience: Duration,
 }
 
@@ -103,6 +116,7 @@ impl AgentConfig {
             stub: descriptor(variable::STUB_FD)?,
             lock: descriptor(variable::LOCK_FD)?,
             handoff: descriptor(variable::HANDOFF_FD)?,
+            start: descriptor(variable::START_FD)?,
             stop_patience: Duration::from_secs(10),
         })
     }
@@ -167,17 +181,24 @@ impl Agent {
         let terminated = catch_termination()?;
         let operations: Arc<dyn Operations> = Arc::new(operations);
         let paths = config.paths.clone();
-        let journal = Journal::read(&paths.journal())?.ok_or_else(|| AgentError::NoJournal(paths.journal()))?;
+        let handoff = config.handoff.map(Handoff::read).transpose()?;
+        let given = Given::read(&paths, config.start, handoff.as_ref())?;
+        let journal = given.journal;
         let verified = records::load(&paths, &journal.current.version)?;
-        let handoff = take_over(config.handoff, &*operations)?;
         let running = verified.entry();
+        if running.tree != journal.current.tree {
+            return Err(AgentError::OtherVersion { started: journal.current, found: running });
+        }
+        if let Some(handoff) = &handoff {
+            operations.restore_state(handoff.schema, &handoff.state)?;
+        }
         let schemas = verified.record.metadata.state_schemas;
         let probation_ms = verified.record.metadata.health.probation_ms;
-        let jobs = Jobs::open(&paths, verified.record.version.clone(), schemas, operations.clone())?;
+        let jobs = Jobs::open(&paths, verified.record.version.clone(), schemas, operations.clone());
         if let Some(handoff) = &handoff {
             look_for_lost(handoff, &jobs);
         }
-        let reporter = Reporter::start(&paths)?;
+        let reporter = Reporter::start(&paths).map_err(io("no thread for reports can be started"))?;
         let (inputs, inbox) = mpsc::channel();
         let change = change_of(&journal);
         let shown = Arc::new(Mutex::new(AgentState::Probation));
@@ -215,6 +236,7 @@ impl Agent {
             inputs: inputs.clone(),
             exec_us: handoff.map_or(began_us, |handoff| handoff.exec_us),
             timeline,
+            unwritten: given.unwritten,
             work: Work::default(),
         };
         let (state, effects) = State::begin(change, probation_ms);
@@ -316,13 +338,6 @@ fn look_for_lost(handoff: &Handoff, jobs: &Jobs) {
         // Finished at the last moment, or its record is not readable: the manager asks for it again.
         tracing::warn!(job = lost.0, "a job that was handed over is not under way here");
     }
-}
-
-fn take_over(memory: Option<OwnedFd>, operations: &dyn Operations) -> Result<Option<Handoff>, AgentError> {
-    let Some(memory) = memory else { return Ok(None) };
-    let handoff = Handoff::read(memory)?;
-    operations.restore_state(handoff.schema, &handoff.state)?;
-    Ok(Some(handoff))
 }
 
 /// The report that this version serves, with the time in which nobody did.

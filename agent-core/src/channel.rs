@@ -41,6 +41,20 @@ pub enum StubMessage {
     Confirmed,
 }
 
+impl StubMessage {
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, codec::CodecError> {
+        let mut bytes = vec![FORMAT];
+        bytes.extend(codec::encode(self)?);
+        Ok(bytes)
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Received {
+        let body = bytes.strip_prefix(&[FORMAT]);
+        let message = body.and_then(|body| codec::decode::<StubMessage, BYTES_MAX>(body).ok());
+        message.map_or(Received::Unknown, Received::Known)
+    }
+}
+
 /// One end of the channel.
 #[derive(Debug)]
 pub struct Channel(OwnedFd);
@@ -61,9 +75,11 @@ impl Channel {
     /// # Errors
     /// The other end is gone, or does not read.
     pub fn send(&self, message: &StubMessage) -> io::Result<()> {
-        let mut bytes = vec![FORMAT];
-        bytes.extend(codec::encode(message).map_err(io::Error::other)?);
-        rustix::net::send(&self.0, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+        self.send_bytes(&message.to_bytes().map_err(io::Error::other)?)
+    }
+
+    pub(crate) fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
+        rustix::net::send(&self.0, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
         Ok(())
     }
 
@@ -79,9 +95,7 @@ impl Channel {
             Err(rustix::io::Errno::AGAIN) => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        let known = bytes[..length].strip_prefix(&[FORMAT]);
-        let message = known.and_then(|body| codec::decode::<StubMessage, BYTES_MAX>(body).ok());
-        Ok(Some(message.map_or(Received::Unknown, Received::Known)))
+        Ok(Some(StubMessage::from_bytes(&bytes[..length])))
     }
 }
 

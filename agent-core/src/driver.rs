@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender};
+use std::sync::mpsc::{Receiver, RecvError, RecvTimeoutError, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,13 +21,17 @@ use crate::handoff::Handoff;
 use crate::jobs::Jobs;
 use crate::journal::{Journal, Phase, Staged};
 use crate::machine::{Candidate, Effect, Event, Facts, JournalWrite, Reason, Saved, StageDone, State, Took};
+use crate::moments::{self, Moment};
 use crate::operations::Operations;
 use crate::paths::AgentPaths;
-use crate::records::{self, Verified};
+use crate::records::{self, RecordError, Verified};
 use crate::report::{Reporter, unix_ms};
 use crate::serve::Server;
 use crate::stage::{Order, StageHandle, stage};
 use crate::{bad, confirm, drain, swap, sys};
+
+/// Between two tries to write a journal that the disk would not take.
+const WRITE_AGAIN: Duration = Duration::from_secs(5);
 
 /// What comes to the driver.
 pub(crate) enum Input {
@@ -76,6 +80,8 @@ pub(crate) struct Driver {
     pub(crate) exec_us: u64,
     /// Steps of the change-over that is under way.
     pub(crate) timeline: Vec<StepEvent>,
+    /// The journal on disk does not say what this program is: it is written as soon as the disk takes it.
+    pub(crate) unwritten: bool,
     /// The schema in which the state is to be handed over is chosen when the candidate is known.
     pub(crate) work: Work,
 }
@@ -101,7 +107,12 @@ impl Driver {
         let mut queue = VecDeque::new();
         self.perform_all(first, &mut queue);
         state = self.drain_queue(state, &mut queue);
-        while let Ok(input) = inputs.recv() {
+        loop {
+            let input = match self.next_input(inputs) {
+                Ok(Some(input)) => input,
+                Ok(None) => continue,
+                Err(RecvError) => return,
+            };
             match input {
                 Input::Message(request, reply) => {
                     self.work.reply = Some(reply);
@@ -112,7 +123,9 @@ impl Driver {
                     queue.push_back(self.drained(change, drained, took_us))
                 }
                 Input::Ready(Ready { change, tree, path, done, took_us }) => {
-                    if let Err(e) = swap::prepare(&self.paths, &tree, &path) {
+                    if let Err(e) = reach(Moment::LinkPrepare, &self.paths.link())
+                        .and_then(|()| swap::prepare(&self.paths, &tree, &path))
+                    {
                         tracing::warn!("the link cannot be prepared: {e}");
                     }
                     self.work.ready.insert(tree, path);
@@ -130,6 +143,24 @@ impl Driver {
             if let Some(reply) = self.work.reply.take() {
                 let text = "the message was not answered; this is a fault of the agent".to_owned();
                 drop(reply.send(Err(Fault::Failed(text))));
+            }
+        }
+    }
+
+    /// Waits for what comes next; `None` when it was time to write what the disk would not take before.
+    fn next_input(&mut self, inputs: &Receiver<Input>) -> Result<Option<Input>, RecvError> {
+        if !self.unwritten {
+            return inputs.recv().map(Some);
+        }
+        match inputs.recv_timeout(WRITE_AGAIN) {
+            Ok(input) => Ok(Some(input)),
+            Err(RecvTimeoutError::Disconnected) => Err(RecvError),
+            Err(RecvTimeoutError::Timeout) => {
+                // A probation is confirmed by the machine, which tries again by itself.
+                if !matches!(self.journal.phase, Phase::Probation { .. }) {
+                    self.unwritten = self.journal.write(&self.paths.journal()).is_err();
+                }
+                Ok(None)
             }
         }
     }
@@ -184,7 +215,8 @@ impl Driver {
             Effect::Exec(target) => return Ok(Some(self.exec(&target))),
             Effect::RememberBad { entry, evidence } => {
                 let text = format!("{evidence}\n{} {} (tree {})\n", self.paths.product(), entry.version, entry.tree);
-                if let Err(e) = bad::remember(&self.paths, &entry.tree, &text) {
+                let reached = reach(Moment::AgentBad, &self.paths.bad());
+                if let Err(e) = reached.and_then(|()| bad::remember(&self.paths, &entry.tree, &text)) {
                     tracing::warn!("a bad version cannot be remembered: {e}");
                 }
             }
@@ -207,7 +239,10 @@ impl Driver {
         let on_probation = matches!(self.journal.phase, Phase::Probation { .. });
         let last_good = self.journal.last_good.as_ref().filter(|_| on_probation);
         let needed: Vec<_> = std::iter::once(&self.journal.current).chain(last_good).collect();
-        let result = records::save(&self.paths, record, &needed).map(|verified| Box::new(self.candidate(verified)));
+        let reached = reach(Moment::RecordSave, &self.paths.records()).map_err(RecordError::from);
+        let result = reached
+            .and_then(|()| records::save(&self.paths, record, &needed))
+            .map(|verified| Box::new(self.candidate(verified)));
         Event::Saved { change, result: result.map_err(|e| Reason::of(&e)), took_us: micros(begun) }
     }
 
@@ -229,39 +264,52 @@ impl Driver {
     fn write_journal(&mut self, write: JournalWrite) -> Result<Option<Event>, EffectFault> {
         let begun = Instant::now();
         let mut next = self.journal.clone();
-        let (must, event) = match write {
+        let (moment, must, event) = match write {
             JournalWrite::Staged(change, entry) => {
                 next.staged = Some(Staged { change, entry });
-                (true, false)
+                (Moment::JournalStaged, true, false)
             }
             JournalWrite::NothingStaged => {
                 next.staged = None;
-                (false, false)
+                (Moment::JournalUnstaged, false, false)
             }
             JournalWrite::Intent(target) => {
                 self.work.journal_before = Some(Journal { staged: None, ..next.clone() });
                 intend(&mut next, &target);
-                (true, true)
+                (Moment::JournalIntent, true, true)
             }
             JournalWrite::Back => {
                 if let Some(before) = self.work.journal_before.take() {
                     next = Journal { sequence: next.sequence, ..before };
                 }
-                (false, false)
+                (Moment::JournalBack, false, false)
             }
             JournalWrite::Confirmed => {
+                // A version that was believed when it was started need not be written down to be believed.
+                let must = matches!(next.phase, Phase::Probation { .. });
                 next.phase = Phase::Confirmed;
                 next.staged = None;
-                (true, true)
+                (Moment::JournalConfirmed, must, true)
             }
         };
-        let unchanged = Journal { sequence: self.journal.sequence, ..next.clone() } == self.journal;
         // A restart of a believed version has nothing new to say.
-        let written = if unchanged { Ok(()) } else { next.write(&self.paths.journal()) };
-        match written {
-            Ok(()) => self.journal = next,
-            Err(e) if must => return Err(e.into()),
-            Err(e) => tracing::warn!("the journal cannot be written: {e}"),
+        if self.unwritten || !next.says_as(&self.journal) {
+            let path = self.paths.journal();
+            match reach(moment, &path).and_then(|()| next.write(&path)) {
+                Ok(()) => {
+                    self.unwritten = false;
+                    if moment == Moment::JournalConfirmed {
+                        // Once more, over the other copy: whichever is damaged later, the one that is left says this, too.
+                        drop(next.write(&path));
+                    }
+                }
+                Err(e) if must => return Err(e.into()),
+                Err(e) => {
+                    tracing::warn!("the journal cannot be written: {e}");
+                    self.unwritten = true;
+                }
+            }
+            self.journal = next;
         }
         if self.journal.phase == Phase::Confirmed {
             self.reporter.changed();
@@ -314,15 +362,16 @@ impl Driver {
         let begun = Instant::now();
         let path = self.work.ready.get(&tree).cloned().unwrap_or_else(|| self.paths.generation(&tree));
         self.work.link_before = std::fs::read_link(self.paths.link()).ok();
+        reach(Moment::LinkSwap, &self.paths.link())?;
         swap::swap(&self.paths, &tree, &path)?;
         Ok(Event::Swapped { took_us: micros(begun) })
     }
 
     fn swap_back(&mut self, tree: TreeId) {
-        let back = match self.work.link_before.take() {
+        let back = reach(Moment::LinkBack, &self.paths.link()).and_then(|()| match self.work.link_before.take() {
             Some(target) => swap::point(&self.paths, &target),
             None => swap::swap(&self.paths, &tree, &self.paths.generation(&tree)),
-        };
+        });
         if let Err(e) = back {
             tracing::warn!("the link cannot be put back: {e}");
         }
@@ -427,6 +476,10 @@ impl Driver {
             drop(self.inputs.send(Input::Event(Event::Failed { what: format!("no thread can be started: {e}") })));
         }
     }
+}
+
+fn reach(moment: Moment, path: &std::path::Path) -> Result<(), FileFault> {
+    moments::reach(moment, path).map_err(|e| FileFault::io(path, e))
 }
 
 /// The journal's words for the intent to change over.

@@ -9,6 +9,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use crate::drain::Drained;
 use crate::handoff::{Handoff, variable};
+use crate::moments::{self, Moment};
 use crate::paths::AgentPaths;
 use crate::sys;
 
@@ -39,6 +40,9 @@ pub(crate) fn become_program(
 ) -> io::Error {
     // Children that still live belong to operations that are over or abandoned.
     let _no_new_children = CHILDREN.write().unwrap_or_else(PoisonError::into_inner);
+    if let Err(e) = moments::reach(Moment::ChildrenEnd, program) {
+        return e;
+    }
     sys::exec::end_children();
     handoff.exec_us = sys::monotonic_us();
     let memory = match handoff.write() {
@@ -61,7 +65,10 @@ pub(crate) fn become_program(
     // Last, so that a child which another thread starts just now does not keep them.
     let opened = fds.iter().try_for_each(|(_, fd)| sys::fd::set_close_on_exec(*fd, false));
     let fault = match opened {
-        Ok(()) => sys::exec::execve(program, &invocation),
+        Ok(()) => match moments::reach(Moment::Exec, program) {
+            Ok(()) => sys::exec::execve(program, &invocation),
+            Err(e) => e,
+        },
         Err(e) => e,
     };
     for (_, fd) in &fds {
@@ -81,7 +88,8 @@ pub(crate) fn environment(paths: &AgentPaths, fds: &[(&str, BorrowedFd<'_>)]) ->
     // What the service manager says to the stub is not for the agent.
     let for_the_stub =
         ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
-    let descriptors = [variable::OPERATIONS_FD, variable::HANDOFF_FD, variable::STUB_FD, variable::LOCK_FD];
+    let descriptors =
+        [variable::OPERATIONS_FD, variable::HANDOFF_FD, variable::START_FD, variable::STUB_FD, variable::LOCK_FD];
     for name in for_the_stub.into_iter().chain(descriptors) {
         environment.remove(&OsString::from(name));
     }

@@ -36,6 +36,8 @@ pub mod variable {
     pub const LOCK_FD: &str = "MANAGER_FS_LOCK_FD";
     /// Descriptor of the handoff; set by a change-over alone.
     pub const HANDOFF_FD: &str = "MANAGER_FS_HANDOFF_FD";
+    /// Descriptor of what the stub decided, in the journal's format; set by a start by the stub alone.
+    pub const START_FD: &str = "MANAGER_FS_START_FD";
 }
 
 /// What the old version tells the new one.
@@ -67,6 +69,10 @@ impl Handoff {
     /// # Errors
     /// No memory, or the state is beyond its bound.
     pub fn write(&self) -> io::Result<OwnedFd> {
+        seal_in_memory("handoff", &self.to_bytes()?)
+    }
+
+    pub(crate) fn to_bytes(&self) -> io::Result<Vec<u8>> {
         let body = codec::encode(self).map_err(io::Error::other)?;
         if body.len() > BYTES_MAX {
             return Err(io::Error::other(format!(
@@ -74,11 +80,7 @@ impl Handoff {
                 body.len()
             )));
         }
-        let memory = rustix::fs::memfd_create("handoff", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        let mut file = File::from(memory);
-        file.write_all(&durable::seal(MAGIC, &body))?;
-        rustix::fs::fcntl_add_seals(&file, seals())?;
-        Ok(file.into())
+        Ok(durable::seal(MAGIC, &body))
     }
 
     /// Reads and checks what the old version wrote.
@@ -86,20 +88,43 @@ impl Handoff {
     /// # Errors
     /// It is not sealed, of another format, or damaged.
     pub fn read(memory: OwnedFd) -> Result<Self, FileFault> {
-        let path = Path::new("handoff");
-        let io = |e: io::Error| FileFault::io(path, e);
-        let damaged = |detail: String| FileFault::Damaged { path: path.to_owned(), what: "handoff", detail };
-        let found = rustix::fs::fcntl_get_seals(memory.as_fd()).map_err(|e| io(e.into()))?;
-        if !found.contains(seals()) {
-            return Err(damaged("not sealed".to_owned()));
-        }
-        let mut file = File::from(memory);
-        let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(0)).map_err(io)?;
-        file.take(BYTES_MAX as u64 + 64).read_to_end(&mut bytes).map_err(io)?;
-        let body = durable::unseal(MAGIC, &bytes, path, "handoff")?;
-        codec::decode::<_, BYTES_MAX>(body).map_err(|e| damaged(e.to_string()))
+        Self::from_bytes(&read_sealed(memory, "handoff")?)
     }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, FileFault> {
+        let path = Path::new("handoff");
+        let body = durable::unseal(MAGIC, bytes, path, "handoff")?;
+        codec::decode::<_, BYTES_MAX>(body).map_err(|e| FileFault::Damaged {
+            path: path.to_owned(),
+            what: "handoff",
+            detail: e.to_string(),
+        })
+    }
+}
+
+/// A memory file with these bytes that nobody can change any more. It is closed by `execve` unless the caller says
+/// otherwise.
+pub(crate) fn seal_in_memory(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let memory = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut file = File::from(memory);
+    file.write_all(bytes)?;
+    rustix::fs::fcntl_add_seals(&file, seals())?;
+    Ok(file.into())
+}
+
+/// The bytes of such a file.
+pub(crate) fn read_sealed(memory: OwnedFd, what: &'static str) -> Result<Vec<u8>, FileFault> {
+    let path = Path::new(what);
+    let io = |e: io::Error| FileFault::io(path, e);
+    let found = rustix::fs::fcntl_get_seals(memory.as_fd()).map_err(|e| io(e.into()))?;
+    if !found.contains(seals()) {
+        return Err(FileFault::Damaged { path: path.to_owned(), what, detail: "not sealed".to_owned() });
+    }
+    let mut file = File::from(memory);
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0)).map_err(io)?;
+    file.take(BYTES_MAX as u64 + 64).read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
 }
 
 fn seals() -> SealFlags {

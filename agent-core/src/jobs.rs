@@ -21,12 +21,12 @@ use proto::agent::{JobId, JobOrigin, Operation, Outcome};
 use proto::message::Fault;
 use proto::record::SchemaRange;
 
-use crate::durable::{self, Durability, FileFault};
+use crate::durable::{self, Durability};
 use crate::moments::Moment;
 use crate::operations::{Ended, OperationContext, Operations};
 use crate::paths::AgentPaths;
 pub(crate) use job::{Job, News};
-use record::JobRecord;
+pub(crate) use record::JobRecord;
 use table::{Admitted, CameBack, Table};
 
 /// Operations at once. Each has a thread; a manager that asks for more than this has lost count.
@@ -49,22 +49,27 @@ pub(crate) struct Jobs {
 
 impl Jobs {
     /// Reads the saved jobs and runs on what was interrupted.
-    ///
-    /// # Errors
-    /// The directory cannot be made or listed. A single damaged record is passed over with a warning, and kept.
+    /// A single damaged record is passed over with a warning, and kept; so is a directory that cannot be made or listed,
+    /// since an agent without its earlier jobs is better than none.
     pub(crate) fn open(
         paths: &AgentPaths,
         version: Version,
         schemas: SchemaRange,
         operations: Arc<dyn Operations>,
-    ) -> Result<Arc<Self>, FileFault> {
-        durable::create_dir(&paths.jobs())?;
+    ) -> Arc<Self> {
+        if let Err(e) = durable::create_dir(&paths.jobs()) {
+            tracing::warn!("no job can be kept: {e}");
+        }
         let table = Mutex::new(Table::default());
         let jobs = Self { paths: paths.clone(), version, schemas, operations, table, idle: Condvar::new() };
         let jobs = Arc::new(jobs);
         let interrupted = {
             let mut table = jobs.lock();
-            for record in record::read_all(&paths.jobs())? {
+            let saved = record::read_all(&paths.jobs()).unwrap_or_else(|e| {
+                tracing::warn!("saved jobs cannot be read: {e}");
+                Vec::new()
+            });
+            for record in saved {
                 let job = jobs.job(record, table.drain());
                 table.add_saved(Arc::new(job));
             }
@@ -73,7 +78,7 @@ impl Jobs {
         for job in interrupted {
             jobs.start(&job);
         }
-        Ok(jobs)
+        jobs
     }
 
     /// Runs an operation, or joins the job if it is known.

@@ -1,12 +1,13 @@
 //! The small durable record that is the truth about an agent: written before every step that cannot be undone.
 //!
-//! `STATE/agents/<product>/journal`. The agent writes it while it runs, the stub while no agent does, and the mount
-//! daemon reads it to know what must stay mounted and cached. After a power cut it decides what is started;
-//! `docs/swap.md` has the table.
+//! `STATE/agents/<product>/journal` and `journal.2`: two copies, written in turn, so that a bit that flips, or a sector
+//! that cannot be read any more, costs one step and not the agent. Each has a checksum and a number; the newest that can
+//! be read is the truth. The agent writes it while it runs, the stub while no agent does, and the mount daemon reads it
+//! to know what must stay mounted and cached. After a power cut it decides what is started; `docs/swap.md` has the table.
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proto::agent::ChangeId;
 use proto::{Product, TreeId, Version, codec};
@@ -18,6 +19,7 @@ use crate::paths::AgentPaths;
 const MAGIC: &[u8; 8] = b"MFSJRN\0\x01";
 /// A reason with the last lines of a failed program is the longest part.
 const BYTES_MAX: usize = 64 << 10;
+const REASON_MAX: usize = 4096;
 
 /// One version of the product, as the journal names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +74,66 @@ pub struct Journal {
     pub reason: String,
 }
 
+/// What the two copies say.
+#[derive(Debug)]
+pub(crate) struct Copies {
+    pub(crate) newest: Option<Journal>,
+    newest_is_second: bool,
+    /// What is there and cannot be used.
+    pub(crate) faults: Vec<FileFault>,
+}
+
+impl Copies {
+    pub(crate) fn read(first: &Path) -> Self {
+        let mut copies = Self { newest: None, newest_is_second: false, faults: Vec::new() };
+        for (is_second, path) in [(false, first.to_owned()), (true, second(first))] {
+            match read_copy(&path) {
+                Ok(Some(journal)) if copies.newest.as_ref().is_none_or(|n| n.sequence < journal.sequence) => {
+                    copies.newest = Some(journal);
+                    copies.newest_is_second = is_second;
+                }
+                Ok(_) => {}
+                Err(fault) => copies.faults.push(fault),
+            }
+        }
+        copies
+    }
+
+    /// Moves what cannot be used out of the way and keeps it for people. Returns, for them, what was found and where it
+    /// is now. A file that a later version wrote, and one that cannot be read just now, stay where they are.
+    pub(crate) fn set_aside(&self, now_unix_ms: u64) -> Vec<String> {
+        self.faults
+            .iter()
+            .map(|fault| match fault {
+                FileFault::Damaged { path, .. } => {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+                    let aside = path.with_file_name(format!("{name}.damaged-{now_unix_ms}"));
+                    match fs::rename(path, &aside) {
+                        Ok(()) => format!("{fault}; it is kept as {}", aside.display()),
+                        Err(e) => format!("{fault}; it stays there: {e}"),
+                    }
+                }
+                FileFault::Format { .. } | FileFault::Io { .. } => fault.to_string(),
+            })
+            .collect()
+    }
+}
+
+/// The second copy.
+fn second(first: &Path) -> PathBuf {
+    let mut name = first.as_os_str().to_owned();
+    name.push(".2");
+    PathBuf::from(name)
+}
+
+fn read_copy(path: &Path) -> Result<Option<Journal>, FileFault> {
+    match fs::read(path) {
+        Ok(bytes) => Journal::from_bytes(&bytes, path).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(FileFault::io(path, e)),
+    }
+}
+
 /// What the mount daemon must keep for one product.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pins {
@@ -88,33 +150,54 @@ impl Journal {
         Self { sequence: 0, current, last_good: None, staged: None, phase: Phase::Launching, reason }
     }
 
-    /// Reads the journal; `None` when the product has never run here.
+    /// Reads the newest copy that can be read; `None` when the product has never run here. `path` is the first copy's.
     ///
     /// # Errors
-    /// It cannot be read, is of another format, or is damaged.
+    /// There are copies, and none of them can be read, is of this format, and is whole.
     pub fn read(path: &Path) -> Result<Option<Self>, FileFault> {
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(FileFault::io(path, e)),
-        };
-        let body = durable::unseal(MAGIC, &bytes, path, "journal")?;
-        codec::decode::<_, BYTES_MAX>(body).map(Some).map_err(|e| FileFault::Damaged {
+        let copies = Copies::read(path);
+        match (copies.newest, copies.faults.into_iter().next()) {
+            (Some(journal), _) => Ok(Some(journal)),
+            (None, Some(fault)) => Err(fault),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Writes the journal, with the next number, over the older of the two copies. When this returns it survives a power
+    /// cut. `path` is the first copy's. The number grows also when the write fails: what is in memory is newer then than
+    /// what is on disk.
+    ///
+    /// # Errors
+    /// The file system's; both copies are still there then.
+    pub fn write(&mut self, path: &Path) -> Result<(), FileFault> {
+        let copies = Copies::read(path);
+        let newest = copies.newest.as_ref().map_or(0, |journal| journal.sequence);
+        self.sequence = self.sequence.max(newest) + 1;
+        let target = if copies.newest_is_second { path.to_owned() } else { second(path) };
+        let target = if copies.newest.is_none() { path.to_owned() } else { target };
+        let bytes = self.to_bytes(path)?;
+        durable::write(&target, &bytes, Durability::PowerCut)
+    }
+
+    /// As it is on disk, and as the stub gives it to a program. `path` is for the error.
+    pub(crate) fn to_bytes(&mut self, path: &Path) -> Result<Vec<u8>, FileFault> {
+        cut(&mut self.reason, REASON_MAX);
+        let body = codec::encode(self).map_err(|e| FileFault::io(path, io::Error::other(e)))?;
+        Ok(durable::seal(MAGIC, &body))
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self, FileFault> {
+        let body = durable::unseal(MAGIC, bytes, path, "journal")?;
+        codec::decode::<_, BYTES_MAX>(body).map_err(|e| FileFault::Damaged {
             path: path.to_owned(),
             what: "journal",
             detail: e.to_string(),
         })
     }
 
-    /// Writes the journal with the next sequence number. When this returns it survives a power cut.
-    ///
-    /// # Errors
-    /// The file system's; the old journal is still there then.
-    pub fn write(&mut self, path: &Path) -> Result<(), FileFault> {
-        self.sequence += 1;
-        cut(&mut self.reason, 4096);
-        let body = codec::encode(self).map_err(|e| FileFault::io(path, io::Error::other(e)))?;
-        durable::write(path, &durable::seal(MAGIC, &body), Durability::PowerCut)
+    /// Whether both say the same, whenever they were written.
+    pub(crate) fn says_as(&self, other: &Self) -> bool {
+        Self { sequence: other.sequence, ..self.clone() } == *other
     }
 
     /// What the mount daemon must keep because of this journal.
@@ -195,6 +278,47 @@ mod tests {
         fs::write(paths.journal(), &bytes).unwrap();
         let fault = Journal::read(&paths.journal()).unwrap_err().to_string();
         assert!(fault.contains("newer version"), "{fault}");
+    }
+
+    /// Every single bit of the newer copy, and every length of it: what it said before is read, and the next write is
+    /// in its place.
+    #[test]
+    fn whatever_is_wrong_with_one_copy_the_other_is_read() {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join("journal");
+        let mut journal = Journal::first(entry(1));
+        journal.write(&path).unwrap();
+        let older = journal.clone();
+        journal.phase = Phase::Confirmed;
+        journal.write(&path).unwrap();
+        assert_eq!(Journal::read(&path).unwrap(), Some(journal.clone()));
+        let whole = fs::read(second(&path)).unwrap();
+        let flipped = (0..whole.len() * 8).map(|bit| {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            bytes
+        });
+        let cut = (0..whole.len()).map(|length| whole[..length].to_vec());
+        for bytes in flipped.chain(cut) {
+            fs::write(second(&path), &bytes).unwrap();
+            let copies = Copies::read(&path);
+            assert_eq!((copies.newest.as_ref(), copies.faults.len()), (Some(&older), 1));
+        }
+        let said = Copies::read(&path).set_aside(77);
+        assert!(said[0].contains("journal.2.damaged-77"), "{said:?}");
+        assert!(state.path().join("journal.2.damaged-77").exists());
+        journal.write(&path).unwrap();
+        assert_eq!(Journal::read(&path).unwrap(), Some(journal.clone()));
+        // In turn, whichever is older.
+        for _ in 0..5 {
+            let before = Journal::read(&path).unwrap();
+            journal.write(&path).unwrap();
+            let copies = [read_copy(&path).unwrap(), read_copy(&second(&path)).unwrap()];
+            assert!(copies.contains(&before) && copies.contains(&Some(journal.clone())));
+        }
+        fs::write(&path, b"").unwrap();
+        fs::write(second(&path), b"").unwrap();
+        assert!(Journal::read(&path).is_err(), "that both are damaged is not as if there were none");
     }
 
     /// The bytes of format 1. If this fails the format has changed, and hosts could not come up after an upgrade.

@@ -104,7 +104,10 @@ mod drain;
 mod driver;
 pub mod durable;
 pub mod exec;
+#[cfg(test)]
+mod formats;
 pub mod generation;
+mod given;
 pub mod handoff;
 mod jobs;
 pub mod journal;
@@ -114,6 +117,7 @@ pub mod operations;
 pub mod paths;
 pub mod records;
 pub mod report;
+pub mod rescue;
 mod serve;
 mod stage;
 pub mod stub;

@@ -83,6 +83,16 @@ moments! {
     JobCancel = "job-cancel" by Agent,
     /// A job's outcome is written.
     JobEnd = "job-end" by Agent,
+    /// What is to be started is written.
+    StubJournal = "stub-journal" by Stub,
+    /// The link is pointed at what is to be started.
+    StubLink = "stub-link" by Stub,
+    /// The program is started.
+    StubSpawn = "stub-spawn" by Stub,
+    /// The evidence against a version that failed is written.
+    StubBad = "stub-bad" by Stub,
+    /// The return is written.
+    StubReturn = "stub-return" by Stub,
 }
 
 type Hook = Box<dyn Fn(Moment, &Path) -> io::Result<()> + Send + Sync>;

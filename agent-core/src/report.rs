@@ -4,7 +4,7 @@
 //! `STATE/agents/<product>/events/`. Stub and agent write to the same directory, and each of them sends what it finds.
 //! A report may come twice (sent, and its sender killed before it could remove the file), never not at all.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ use rustix::fs::FlockOperation;
 
 use crate::control::{Client, ControlError};
 use crate::durable::{self, Durability, FileFault};
+use crate::moments::{self, Moment};
 use crate::paths::AgentPaths;
 
 const MAGIC: &[u8; 8] = b"MFSEVT\0\x01";
@@ -65,22 +66,25 @@ struct Sending {
     in_flight: bool,
     /// Reports that the disk did not take: they last as long as this process.
     unsaved: VecDeque<StepEvent>,
+    /// Sent, but the disk does not let go of them.
+    stuck: BTreeSet<PathBuf>,
 }
 
 impl Reporter {
-    /// Begins to send what is there.
+    /// Begins to send what is there. On a disk that takes nothing reports are kept in memory.
     ///
     /// # Errors
-    /// The directory cannot be made, or no thread can be started.
-    pub fn start(paths: &AgentPaths) -> Result<Self, FileFault> {
-        let dir = paths.events();
-        durable::create_dir(&dir)?;
+    /// No thread can be started.
+    pub fn start(paths: &AgentPaths) -> io::Result<Self> {
+        if let Err(e) = durable::create_dir(&paths.events()) {
+            tracing::warn!("reports cannot be kept on disk: {e}");
+        }
         let state = Mutex::new(Sending { news: true, ..Sending::default() });
         let shared = Shared { paths: paths.clone(), state, wake: Condvar::new(), count: AtomicU64::new(0) };
         let reporter = Self(Arc::new(shared));
         let thread = reporter.clone();
         let spawned = std::thread::Builder::new().name("reports".to_owned()).spawn(move || thread.run());
-        spawned.map_err(|e| FileFault::io(&dir, e))?;
+        spawned?;
         Ok(reporter)
     }
 
@@ -168,7 +172,12 @@ impl Reporter {
                 self.lock().news = true;
                 return Ok(());
             }
-            send_one(&self.0.paths, client, &path)?;
+            if self.lock().stuck.contains(&path) {
+                continue;
+            }
+            if let Sent::Stuck = send_one(&self.0.paths, client, &path)? {
+                self.lock().stuck.insert(path);
+            }
         }
         loop {
             // Taken off only when it is sent; nobody else takes from the front.
@@ -199,11 +208,21 @@ fn spool(paths: &AgentPaths, number: u64, event: &StepEvent, durability: Durabil
     let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
     let path = paths.events().join(format!("{micros:020}-{:010}-{number:06}", std::process::id()));
     let body = codec::encode(event).map_err(|e| FileFault::io(&path, io::Error::other(e)))?;
+    moments::reach(Moment::Report, &path).map_err(|e| FileFault::io(&path, e))?;
     durable::write(&path, &durable::seal(MAGIC, &body), durability)
+}
+
+/// What became of a report's file.
+enum Sent {
+    Gone,
+    Stuck,
 }
 
 fn list(dir: &Path) -> Result<Vec<PathBuf>, FileFault> {
     let mut paths = Vec::new();
+    if !dir.exists() {
+        return Ok(paths);
+    }
     for entry in fs::read_dir(dir).map_err(|e| FileFault::io(dir, e))? {
         let entry = entry.map_err(|e| FileFault::io(dir, e))?;
         if !entry.file_name().to_string_lossy().starts_with('.') {
@@ -214,11 +233,11 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>, FileFault> {
     Ok(paths)
 }
 
-fn send_one(paths: &AgentPaths, client: &mut Option<Client>, path: &Path) -> Result<(), Unsent> {
-    let Ok(file) = File::open(path) else { return Ok(()) };
+fn send_one(paths: &AgentPaths, client: &mut Option<Client>, path: &Path) -> Result<Sent, Unsent> {
+    let Ok(file) = File::open(path) else { return Ok(Sent::Gone) };
     if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() || !path.exists() {
         // Stub and agent look at the same directory: the other one is at it, or done with it.
-        return Ok(());
+        return Ok(Sent::Gone);
     }
     let event = fs::read(path).map_err(|e| FileFault::io(path, e)).and_then(|bytes| {
         let body = durable::unseal(MAGIC, &bytes, path, "report")?;
@@ -234,7 +253,13 @@ fn send_one(paths: &AgentPaths, client: &mut Option<Client>, path: &Path) -> Res
         // Cut short by a power cut: it can never be sent, and must not stop those behind it.
         Err(e) => tracing::warn!("a report is dropped: {e}"),
     }
-    Ok(durable::remove(path, Durability::ProcessDeath)?)
+    match durable::remove(path, Durability::ProcessDeath) {
+        Ok(()) => Ok(Sent::Gone),
+        Err(e) => {
+            tracing::warn!("a report that was sent cannot be removed, and is sent again at the next start: {e}");
+            Ok(Sent::Stuck)
+        }
+    }
 }
 
 fn ask(paths: &AgentPaths, client: &mut Option<Client>, request: &DaemonRequest) -> Result<(), Unsent> {

@@ -49,7 +49,7 @@ impl Fixture {
         let (begun, receiver) = mpsc::channel();
         let operations = Arc::new(Scripted { begun: Mutex::new(begun) });
         let schemas = SchemaRange { min: schemas.0, max: schemas.1 };
-        (Jobs::open(&self.paths, version.parse().unwrap(), schemas, operations).unwrap(), receiver)
+        (Jobs::open(&self.paths, version.parse().unwrap(), schemas, operations), receiver)
     }
 }
 

@@ -9,15 +9,26 @@ use proto::agent::StepEvent;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Pid;
 
-use super::begin;
+use super::begin::Waiting;
 use super::evidence::Tail;
 use super::run::Stub;
 use super::verdict::Cause;
 use crate::channel::Channel;
 use crate::generation::Attachment;
-use crate::handoff::variable;
+use crate::handoff::{self, variable};
 use crate::journal::Phase;
+use crate::moments::{self, Moment};
 use crate::{exec, swap, sys};
+
+/// How long a version that is not on probation may take to serve, at least.
+const SERVING_PATIENCE_MS: u64 = 30_000;
+
+/// Which time was up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Overdue {
+    Confirming(u64),
+    Serving(u64),
+}
 
 /// The agent, as its parent sees it.
 pub(super) struct Running {
@@ -32,7 +43,10 @@ pub(super) struct Running {
     pub(super) confirmed: bool,
     /// It is what the journal calls current, not the version before on its way there.
     pub(super) is_new: bool,
-    pub(super) overdue: Option<u64>,
+    /// By then it must serve, and how long it had, milliseconds; `None` once it has said so.
+    pub(super) serving_by: Option<(Instant, u64)>,
+    /// Its time was up, and it was killed.
+    pub(super) overdue: Option<Overdue>,
     /// SIGTERM has been passed on; by then it must have ended.
     pub(super) stopping: Option<Instant>,
 }
@@ -52,12 +66,16 @@ impl Stub<'_> {
         let world = |fault: String| Cause::NotStarted { fault, of_the_version: false };
         let program = self.program()?;
         let tree = self.verified.record.tree;
-        swap::swap(&self.paths, &tree, &self.path).map_err(|e| world(e.to_string()))?;
+        let linked = moments::reach(Moment::StubLink, &self.paths.link()).map_err(|e| world(e.to_string()));
+        linked.and_then(|()| swap::swap(&self.paths, &tree, &self.path).map_err(|e| world(e.to_string())))?;
         let io = |e: io::Error| world(e.to_string());
         let (ours, theirs) = Channel::pair().map_err(io)?;
         let (stderr, write) = io::pipe().map_err(io)?;
         rustix::io::ioctl_fionbio(&stderr, true).map_err(|e| io(e.into()))?;
+        let decided = self.journal.to_bytes(&self.paths.journal()).map_err(|e| world(e.to_string()))?;
+        let start = handoff::seal_in_memory("start", &decided).map_err(io)?;
         let fds = [
+            (variable::START_FD, start.as_fd()),
             (variable::OPERATIONS_FD, self.listener.as_fd()),
             (variable::STUB_FD, theirs.as_fd()),
             (variable::LOCK_FD, self.lock.as_fd()),
@@ -67,15 +85,21 @@ impl Stub<'_> {
             environment: exec::environment(&self.paths, &fds),
         };
         let inherited = fds.map(|(_, fd)| fd);
+        moments::reach(Moment::StubSpawn, &program).map_err(io)?;
         let child = sys::exec::spawn(&program, &invocation, write.into(), &inherited)
             .map_err(|e| Cause::NotStarted { of_the_version: exec::is_of_the_version(&e), fault: e.to_string() })?;
-        drop(self.lock.note(Some(child.id())));
+        self.lock.note(Some(child.id()));
         let probation = match self.journal.phase {
             Phase::Probation { probation_ms, .. } => {
                 Some((Instant::now() + Duration::from_millis(probation_ms), probation_ms))
             }
             Phase::Launching | Phase::Confirmed => None,
         };
+        let probation_ms = self.verified.record.metadata.health.probation_ms;
+        let serving_ms = probation_ms.max(SERVING_PATIENCE_MS);
+        // A probation has its own clock, which is the shorter one.
+        let serving_by =
+            probation.is_none().then(|| (Instant::now() + Duration::from_millis(serving_ms), serving_ms));
         Ok(Running {
             pid: Pid::from_child(&child),
             channel: ours,
@@ -86,12 +110,13 @@ impl Stub<'_> {
             timeline: Vec::new(),
             confirmed: false,
             is_new: matches!(self.journal.phase, Phase::Probation { .. }),
+            serving_by,
             overdue: None,
             stopping: None,
         })
     }
 
-    /// The program to start, attaching its tree anew if it is not there. `Cause::Undecided`: told to end meanwhile.
+    /// The program to start, attaching its tree anew if it is not there.
     fn program(&mut self) -> Result<PathBuf, Cause> {
         let (tree, entry) = (self.verified.record.tree, self.verified.entry_point.clone());
         let look = |path: &Path| Attachment::open(tree, path).and_then(|t| t.program(&entry));
@@ -104,13 +129,14 @@ impl Stub<'_> {
             return Err(reason(fault.to_string(), true));
         }
         // The daemon may have been away since: a mount point without its mount looks like a tree without its program.
-        let held = begin::hold(&self.paths, tree, &mut self.signals, self.observer);
+        let mut waiting = Waiting { paths: &self.paths, signals: &mut self.signals, observer: self.observer };
+        let held = waiting.hold(tree);
         match held.map_err(|e| reason(e.to_string(), false))? {
             Some((attached, client)) => {
                 self.path = PathBuf::from(attached.path);
                 self.hold = Some(client);
             }
-            None => return Err(Cause::Undecided),
+            None => return Err(Cause::ToldToEnd),
         }
         look(&self.path).map_err(|fault| reason(fault.to_string(), fault.is_of_the_version()))
     }

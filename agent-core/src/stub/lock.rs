@@ -10,12 +10,14 @@ use rustix::fs::FlockOperation;
 use rustix::process::{Pid, Signal};
 
 use super::begin::pause;
-use super::{Observer, StubError, io_error};
+use super::{Observer, StubError, io_error, strays};
 use crate::AgentPaths;
 use crate::sys::signal::SignalFd;
 
 /// How long an agent without its stub may take to end by itself; an agent of ours does so within its stop patience.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(20);
+/// How long what nobody knows of may hold the lock.
+const STRAY_PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The held lock.
@@ -38,40 +40,48 @@ impl Lock {
     ) -> Result<Option<Self>, StubError> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(paths.lock());
+        // On a disk that takes nothing the file of an earlier start is locked as well: a lock is no writing.
+        let file = file.or_else(|e| File::open(paths.lock()).map_err(|_| e));
         let mut lock = Self(file.map_err(io_error("the product's lock cannot be opened"))?);
         let since = Instant::now();
-        let mut said = false;
+        let mut said = Vec::new();
         while rustix::fs::flock(&lock.0, FlockOperation::NonBlockingLockExclusive).is_err() {
             let (stub, agent) = lock.holders();
             if let Some(stub) = stub.filter(Known::is_alive) {
                 return Err(StubError::Running { product: paths.product().to_string(), pid: stub.pid });
             }
-            let Some(agent) = agent else {
-                // The other stub has the lock and has not written yet.
-                if pause(signals, LOOK_EVERY) {
-                    return Ok(None);
+            let agent = agent.filter(Known::is_alive).map(|agent| agent.pid);
+            // Who else holds it: what a failed version left behind, or another stub that has not written yet.
+            let patience = if agent.is_some() { ORPHAN_PATIENCE } else { STRAY_PATIENCE };
+            for holder in strays::holders(&paths.lock()) {
+                if holder.took_lock {
+                    let pid = holder.pid.as_raw_nonzero().get().unsigned_abs();
+                    return Err(StubError::Running { product: paths.product().to_string(), pid });
                 }
-                continue;
-            };
-            if !said {
-                let pid = agent.pid;
-                observer.say(&format!("waiting for the agent that an earlier stub left (process {pid}) to end"));
-                said = true;
-            }
-            if since.elapsed() > ORPHAN_PATIENCE && agent.is_alive() {
-                observer.say(&format!("killing process group {}, which has not ended by itself", agent.pid));
-                kill_group(agent.pid);
+                let pid = holder.pid.as_raw_nonzero().get().unsigned_abs();
+                if !said.contains(&pid) {
+                    let what = if agent == Some(pid) { "the agent" } else { "what" };
+                    observer.say(&format!(
+                        "waiting for {what} that an earlier stub left to end: {holder} holds the lock"
+                    ));
+                    said.push(pid);
+                }
+                if since.elapsed() > patience {
+                    observer.say(&format!("killing {holder}, which has not ended by itself"));
+                    kill_group(agent.filter(|agent| *agent == pid).unwrap_or(0));
+                    let _ = rustix::process::kill_process(holder.pid, Signal::KILL);
+                }
             }
             if pause(signals, LOOK_EVERY) {
                 return Ok(None);
             }
         }
-        lock.note(None)?;
+        lock.note(None);
         Ok(Some(lock))
     }
 
-    /// Writes down who holds the lock, for the next stub.
-    pub(crate) fn note(&mut self, agent: Option<u32>) -> Result<(), StubError> {
+    /// Writes down who holds the lock, for the next stub, which can find out without it if the disk does not take it.
+    pub(crate) fn note(&mut self, agent: Option<u32>) {
         let known = |pid| start_time(pid).map(|started| format!("{pid} {started}\n")).unwrap_or_default();
         let text = known(std::process::id()) + &agent.map(known).unwrap_or_default();
         let write = |file: &mut File| {
@@ -79,7 +89,7 @@ impl Lock {
             file.seek(SeekFrom::Start(0))?;
             file.write_all(text.as_bytes())
         };
-        write(&mut self.0).map_err(io_error("the product's lock cannot be written"))
+        drop(write(&mut self.0));
     }
 
     fn holders(&mut self) -> (Option<Known>, Option<Known>) {
@@ -107,6 +117,7 @@ impl Known {
 
 /// Kills an agent and everything that it started and that stayed in its process group.
 pub(crate) fn kill_group(pid: u32) {
+    // Group 0 would be our own.
     if let Some(group) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }

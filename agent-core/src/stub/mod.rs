@@ -16,9 +16,12 @@
 
 mod begin;
 mod child;
+mod choose;
 mod evidence;
 mod lock;
+mod outlet;
 mod run;
+mod strays;
 mod verdict;
 
 use std::io;
@@ -28,7 +31,8 @@ use crate::durable::FileFault;
 use crate::generation::ProgramFault;
 use crate::records::RecordError;
 
-pub use verdict::{Cause, Verdict, judge};
+pub use outlet::Outlet;
+pub use verdict::{Cause, History, Verdict, judge};
 
 /// Whoever watches the stub: its messages are for people, one line each.
 pub trait Observer {
@@ -36,6 +40,8 @@ pub trait Observer {
     fn say(&mut self, line: &str);
     /// The agent serves; called once.
     fn ready(&mut self, line: &str);
+    /// What the agent wrote to its standard error. None of the three may wait for a reader: see [`Outlet`].
+    fn agent_wrote(&mut self, bytes: &[u8]);
 }
 
 /// The stub cannot go on.

@@ -1,6 +1,6 @@
 //! The watch: one `poll` over signals, the agent's stderr and its channel, and the verdicts that follow.
 
-use std::io::{self, Read, Write};
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -11,16 +11,19 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
 use super::begin::{self, Begun};
-use super::child::Running;
+use super::child::{Overdue, Running};
+use super::choose::{self, Choice, Ends};
 use super::evidence::{self, Tail};
 use super::lock::{Lock, kill_group};
-use super::verdict::{Cause, Verdict, judge};
+use super::strays;
+use super::verdict::{Cause, History, Verdict, judge};
 use super::{Observer, StubError, io_error};
 use crate::AgentPaths;
 use crate::channel::{Received, StubMessage};
 use crate::control::Client;
-use crate::durable::Durability;
-use crate::journal::{Entry, Journal, Phase};
+use crate::durable::{Durability, FileFault};
+use crate::journal::{Entry, Journal, Phase, Staged};
+use crate::moments::{self, Moment};
 use crate::records::{self, Verified};
 use crate::report::{Reporter, unix_ms};
 use crate::sys::signal::SignalFd;
@@ -32,6 +35,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 const WORKED: Duration = Duration::from_secs(60);
 /// A first version that failed so often is looked for anew: the manager may have a better one by now.
 const LOOK_ANEW: u32 = 3;
+/// Between two starts of a version that there is nothing to return from.
+const RETURN_AGAIN: Duration = Duration::from_secs(2);
 
 /// The stub at work.
 pub(crate) struct Stub<'a> {
@@ -45,10 +50,10 @@ pub(crate) struct Stub<'a> {
     pub(super) verified: Verified,
     pub(super) path: PathBuf,
     pub(super) hold: Option<Client>,
-    first: Option<Verdict>,
+    ends: Option<Ends>,
+    staged: Option<Staged>,
     program: Program,
-    /// Ends in a row of the current version.
-    failures: u32,
+    history: History,
     /// A return that has not proved itself yet.
     returning: Option<Returning>,
     said_ready: bool,
@@ -84,24 +89,31 @@ impl<'a> Stub<'a> {
             lock: begun.lock,
             listener: begun.listener,
             // The second thread; everything that must be done with one is behind us.
-            reporter: Reporter::start(paths)?,
+            reporter: Reporter::start(paths).map_err(io_error("no thread for reports can be started"))?,
             journal: begun.journal,
             verified: begun.verified,
             path: begun.path,
             hold: Some(begun.hold),
-            first: begun.first,
+            ends: begun.ends,
+            staged: begun.staged,
             program: Program::Over,
-            failures: 0,
+            history: History::default(),
             returning: None,
             said_ready: false,
         })
     }
 
     pub(crate) fn run(mut self) -> Result<(), StubError> {
-        match self.first.take() {
-            Some(verdict) => self.follow(verdict, None)?,
-            None => self.start()?,
+        if let Some(staged) = self.staged.take() {
+            self.refuse_staged(staged);
         }
+        if let Some(ends) = self.ends.take() {
+            let to = self.journal.current.clone();
+            self.end_change(ends, &to, None);
+        }
+        // Written before the start: from here on the journal keeps the tree, whatever becomes of this process.
+        self.write_journal(Moment::StubJournal);
+        self.start()?;
         while !matches!(self.program, Program::Over) {
             self.wait()?;
             self.read_signals()?;
@@ -120,7 +132,7 @@ impl<'a> Stub<'a> {
                 self.program = Program::Running(running);
                 Ok(())
             }
-            Err(Cause::Undecided) => {
+            Err(Cause::ToldToEnd) => {
                 self.program = Program::Over;
                 Ok(())
             }
@@ -133,7 +145,8 @@ impl<'a> Stub<'a> {
             Program::Waiting(until) => Some(*until),
             Program::Running(running) => {
                 let probation = running.probation.map(|(until, _)| until);
-                [probation, running.stopping].into_iter().flatten().min()
+                let serving = running.serving_by.map(|(until, _)| until);
+                [probation, serving, running.stopping].into_iter().flatten().min()
             }
             Program::Over => return Ok(()),
         };
@@ -203,56 +216,127 @@ impl<'a> Stub<'a> {
         self.read_channel();
         self.read_stderr();
         let Program::Running(running) = std::mem::replace(&mut self.program, Program::Over) else { return Ok(()) };
-        drop(self.lock.note(None));
+        self.lock.note(None);
+        for stray in strays::end_all() {
+            self.observer.say(&format!("killed what {} left behind: {stray}", self.verified.record.name()));
+        }
+        // The agent writes the journal while it runs; its word counts.
+        self.look_at_journal();
+        if let Some(staged) = self.journal.staged.take() {
+            self.refuse_staged(staged);
+            self.write_journal(Moment::StubJournal);
+        }
         if running.stopping.is_some() {
             return Ok(());
         }
-        // The agent writes the journal while it runs; its word counts.
-        if let Some(journal) = Journal::read(&self.paths.journal())? {
-            self.journal = journal;
-        }
         if running.confirmed && running.since.elapsed() > WORKED {
-            self.failures = 0;
+            self.history = History::default();
         }
         let how = describe(status);
+        let on_probation = matches!(self.journal.phase, Phase::Probation { .. });
         let cause = match running.overdue {
-            Some(probation_ms) => Cause::Overdue { probation_ms },
-            None if matches!(self.journal.phase, Phase::Probation { .. }) && !running.is_new => {
-                Cause::EndedBefore { how }
-            }
+            Some(Overdue::Confirming(probation_ms)) => Cause::Overdue { probation_ms },
+            Some(Overdue::Serving(serving_ms)) => Cause::Silent { serving_ms },
+            None if on_probation && !running.is_new => Cause::EndedBefore { how },
             None => Cause::Ended { how },
         };
+        self.history.cold = if running.confirmed { 0 } else { self.history.cold + 1 };
         self.failed(&cause, Some(&running))
     }
 
-    fn failed(&mut self, cause: &Cause, program: Option<&Running>) -> Result<(), StubError> {
-        let verdict = judge(&self.journal, cause, self.failures);
-        self.failures += 1;
-        self.follow(verdict, program)
+    /// What is on disk, if it is newer than what is known: this stub may have decided what it could not write.
+    fn look_at_journal(&mut self) {
+        match Journal::read(&self.paths.journal()) {
+            Ok(Some(journal)) if journal.sequence > self.journal.sequence => self.journal = journal,
+            Ok(_) => {}
+            Err(e) => self.observer.say(&e.to_string()),
+        }
     }
 
-    fn follow(&mut self, verdict: Verdict, program: Option<&Running>) -> Result<(), StubError> {
+    /// A disk that does not take it is no reason to be without an agent: the program is told what it is, and writes it
+    /// as soon as it can.
+    fn write_journal(&mut self, moment: Moment) {
+        let path = self.paths.journal();
+        let reached = moments::reach(moment, &path).map_err(|e| FileFault::io(&path, e));
+        if let Err(e) = reached.and_then(|()| self.journal.write(&path)) {
+            // Newer than what is on disk in either case.
+            self.journal.sequence += 1;
+            self.observer.say(&format!("going on without writing: {e}"));
+        }
+    }
+
+    /// The order to change over ends with the agent that had taken it.
+    fn refuse_staged(&mut self, staged: Staged) {
+        let running = self.journal.current.clone();
+        let detail = format!(
+            "the agent ended before it changed over to {}; {} is started again; give the order again",
+            staged.entry.version, running.version
+        );
+        self.observer.say(&detail);
+        self.report(staged.change, Some(&running), &staged.entry, Step::Refused, 0, detail);
+    }
+
+    fn failed(&mut self, cause: &Cause, program: Option<&Running>) -> Result<(), StubError> {
+        if program.is_none() {
+            self.history.cold += 1;
+        }
+        let verdict = judge(&self.journal, cause, self.history);
+        self.history.failures += 1;
+        let nothing = Tail::default();
+        match verdict {
+            Verdict::Again { after, reason } => {
+                self.again(after, &reason, program.map_or(&nothing, |program| &program.tail));
+                Ok(())
+            }
+            Verdict::Return { change, bad, reason, at_fault, .. } => {
+                match choose::to_return(&self.paths, &self.journal, &reason, at_fault) {
+                    Some(choice) => {
+                        self.end_change(Ends { change, bad, reason, at_fault }, &choice.journal.current, program);
+                        self.take(choice)
+                    }
+                    None => {
+                        let reason = format!("{reason}, and there is nothing to return to");
+                        self.again(RETURN_AGAIN, &reason, program.map_or(&nothing, |program| &program.tail));
+                        Ok(())
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keeps the evidence, tells the manager, and remembers what is to be told when the version before works.
+    fn end_change(&mut self, ends: Ends, to: &Entry, program: Option<&Running>) {
         let nothing = Tail::default();
         let (tail, timeline, ran_us) = match program {
             Some(program) => (&program.tail, program.timeline.as_slice(), micros(program.since)),
             None => (&nothing, [].as_slice(), 0),
         };
-        match verdict {
-            Verdict::Again { after, reason } => {
-                self.again(after, &reason, tail);
-                Ok(())
-            }
-            Verdict::Return { change, bad, good, reason, at_fault } => {
-                // The manager has had the steps one by one; on this disk they belong to the evidence.
-                let report = evidence::text(&bad, &reason, tail, &[]);
-                let kept = evidence::text(&bad, &reason, tail, timeline);
-                if at_fault && let Err(e) = bad::remember(&self.paths, &bad.tree, &kept) {
-                    self.observer.say(&e.to_string());
-                }
-                self.report(change, Some(&good), &bad, Step::ProbationFailed, ran_us, report);
-                self.return_to(change, bad, good, reason)
-            }
+        let Ends { change, bad, reason, at_fault } = ends;
+        let product = self.paths.product().clone();
+        self.observer.say(&format!("{product}@{} failed: {reason}; returning to {}", bad.version, to.version));
+        // The manager has had the steps one by one; on this disk they belong to the evidence.
+        let report = evidence::text(&bad, &reason, tail, &[]);
+        let kept = evidence::text(&bad, &reason, tail, timeline);
+        let path = self.paths.bad();
+        let reached = moments::reach(Moment::StubBad, &path).map_err(|e| FileFault::io(&path, e));
+        if at_fault && let Err(e) = reached.and_then(|()| bad::remember(&self.paths, &bad.tree, &kept)) {
+            self.observer.say(&e.to_string());
         }
+        self.report(change, Some(to), &bad, Step::ProbationFailed, ran_us, report);
+        self.returning = Some(Returning { change, bad, reason, since: Instant::now() });
+    }
+
+    /// Starts this instead of what ran.
+    fn take(&mut self, choice: Choice) -> Result<(), StubError> {
+        self.observer.say(&format!("starting {}", choice.verified.record.name()));
+        let sequence = self.journal.sequence;
+        self.journal = Journal { sequence, ..choice.journal };
+        self.write_journal(Moment::StubReturn);
+        self.path = self.paths.generation(&choice.verified.record.tree);
+        self.verified = choice.verified;
+        self.hold = None;
+        self.history = History::default();
+        self.start()
     }
 
     fn again(&mut self, after: Duration, reason: &str, tail: &Tail) {
@@ -269,34 +353,12 @@ impl<'a> Stub<'a> {
             }
             self.returning = Some(returning);
         }
-        if self.journal.phase == Phase::Launching && self.failures == 1 {
+        if self.journal.phase == Phase::Launching && self.history.failures == 1 {
             let entry = self.journal.current.clone();
             let detail = evidence::text(&entry, reason, tail, &[]);
             self.report(ChangeId(0), None, &entry, Step::ProbationFailed, 0, detail);
         }
         self.program = Program::Waiting(Instant::now() + after);
-    }
-
-    fn return_to(&mut self, change: ChangeId, bad: Entry, good: Entry, reason: String) -> Result<(), StubError> {
-        let product = self.paths.product().clone();
-        self.observer.say(&format!("{product}@{} failed: {reason}; returning to {}", bad.version, good.version));
-        let verified = records::load(&self.paths, &good.version)?;
-        self.journal.current = Entry { version: good.version, tree: verified.record.tree };
-        self.journal.last_good = None;
-        self.journal.staged = None;
-        self.journal.phase = Phase::Confirmed;
-        self.journal.reason = format!("returned from {}: {reason}", bad.version);
-        if let Err(e) = self.journal.write(&self.paths.journal()) {
-            // On a full disk the return goes on all the same: a start after a power cut finds the probation undecided,
-            // and returns again.
-            self.observer.say(&e.to_string());
-        }
-        self.path = self.paths.generation(&verified.record.tree);
-        self.verified = verified;
-        self.hold = None;
-        self.failures = 0;
-        self.returning = Some(Returning { change, bad, reason, since: Instant::now() });
-        self.start()
     }
 
     fn read_channel(&mut self) {
@@ -320,7 +382,7 @@ impl<'a> Stub<'a> {
                 running.confirmed = false;
                 running.is_new = true;
                 running.since = Instant::now();
-                self.failures = 0;
+                self.history = History::default();
                 self.returning = None;
                 self.observer.say(&format!("changing over from {} to {}", from.version, to.version));
             }
@@ -337,6 +399,9 @@ impl<'a> Stub<'a> {
     fn serves(&mut self) {
         // By now the journal keeps the tree.
         self.hold = None;
+        if let Program::Running(running) = &mut self.program {
+            running.serving_by = None;
+        }
         if !std::mem::replace(&mut self.said_ready, true) {
             let name = self.verified.record.name();
             self.observer.ready(&format!("{name} serves {}", self.paths.socket().display()));
@@ -351,9 +416,12 @@ impl<'a> Stub<'a> {
         running.confirmed = true;
         running.is_new = false;
         running.timeline.clear();
-        if let Ok(Some(journal)) = Journal::read(&self.paths.journal()) {
-            self.journal = journal;
+        self.look_at_journal();
+        if self.journal.phase == Phase::Launching {
+            // It may be believed without being written down, when the disk takes nothing.
+            self.journal.phase = Phase::Confirmed;
         }
+        self.history.cold = 0;
         // A version that proved itself is not bad, whatever an earlier try of it was.
         let entry = self.journal.current.clone();
         drop(bad::withdraw(&self.paths, &entry.tree, "it has confirmed since"));
@@ -386,8 +454,8 @@ impl<'a> Stub<'a> {
                 }
                 Ok(n) => {
                     running.tail.push(&bytes[..n]);
-                    // Nobody reads it perhaps; the agent's words are kept all the same.
-                    drop(io::stderr().write_all(&bytes[..n]));
+                    // Nobody reads it perhaps; the end of it is kept all the same.
+                    self.observer.agent_wrote(&bytes[..n]);
                 }
                 Err(_) => return,
             }
@@ -411,8 +479,15 @@ impl<'a> Stub<'a> {
                     && until <= now
                 {
                     running.probation = None;
-                    running.overdue = Some(probation_ms);
+                    running.overdue = Some(Overdue::Confirming(probation_ms));
                     // Whether it confirmed at the last moment is for the journal to say, after its end.
+                    kill_group(running.pid.as_raw_nonzero().get().unsigned_abs());
+                }
+                if let Some((until, serving_ms)) = running.serving_by
+                    && until <= now
+                {
+                    running.serving_by = None;
+                    running.overdue = Some(Overdue::Serving(serving_ms));
                     kill_group(running.pid.as_raw_nonzero().get().unsigned_abs());
                 }
                 Ok(())
@@ -423,7 +498,7 @@ impl<'a> Stub<'a> {
 
     /// A first version that does not come up has nothing to return to; perhaps there is a newer one.
     fn look_anew(&mut self) -> Result<(), StubError> {
-        if self.journal.phase != Phase::Launching || self.failures < LOOK_ANEW {
+        if self.journal.phase != Phase::Launching || self.history.failures < LOOK_ANEW {
             return Ok(());
         }
         let Some(verified) = begin::newest_now(&self.paths) else { return Ok(()) };
@@ -432,10 +507,10 @@ impl<'a> Stub<'a> {
         }
         self.observer.say(&format!("starting {}, which is newer", verified.record.name()));
         self.journal.current = verified.entry();
-        self.journal.write(&self.paths.journal())?;
+        self.write_journal(Moment::StubJournal);
         self.path = self.paths.generation(&verified.record.tree);
         self.verified = verified;
-        self.failures = 0;
+        self.history = History::default();
         self.hold = None;
         Ok(())
     }

@@ -31,8 +31,13 @@ pub enum Cause {
         /// Another try must end in the same way.
         of_the_version: bool,
     },
-    /// The stub starts and finds a probation that was never decided, and that has had its second chance.
-    Undecided,
+    /// It was started, and did not serve in time. It has been killed.
+    Silent {
+        /// How long it had, milliseconds.
+        serving_ms: u64,
+    },
+    /// The stub was told to end while it waited for the tree.
+    ToldToEnd,
 }
 
 /// What follows.
@@ -64,6 +69,11 @@ const AGAIN_MIN: Duration = Duration::from_millis(200);
 const AGAIN_MAX: Duration = Duration::from_secs(30);
 
 impl Cause {
+    /// Whether it is held against the version when there is no other chance for it.
+    fn is_of_the_version(&self) -> bool {
+        !matches!(self, Cause::EndedBefore { .. } | Cause::ToldToEnd)
+    }
+
     /// For people.
     pub fn reason(&self) -> String {
         match self {
@@ -71,16 +81,32 @@ impl Cause {
             Cause::EndedBefore { how } => format!("the version before it ended on the way to it: {how}"),
             Cause::Overdue { probation_ms } => format!("did not confirm within {probation_ms} ms"),
             Cause::NotStarted { fault, .. } => format!("cannot be started: {fault}"),
-            Cause::Undecided => "ended twice before it could confirm".to_owned(),
+            Cause::Silent { serving_ms } => format!("did not serve within {serving_ms} ms"),
+            Cause::ToldToEnd => "told to end".to_owned(),
         }
     }
 }
 
-/// Decides. `failures`: how often the current version has ended in a row without having worked for a while.
+/// A version that was believed and that this often in a row came to its end without having proved that it works is
+/// not believed any more: it works only when it is handed over to, or the host has changed.
+pub(super) const COLD_MAX: u32 = 3;
+
+/// How it went before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct History {
+    /// How often the current version has ended in a row without having worked for a while.
+    pub failures: u32,
+    /// How often of these it had not even confirmed, this time included.
+    pub cold: u32,
+}
+
+/// Decides.
 ///
-/// Only a version on probation can be bad. One that could not be started for a reason that is not its own (no memory, an
-/// unreadable disk) is tried again, for as long as its second chance lasts.
-pub fn judge(journal: &Journal, cause: &Cause, failures: u32) -> Verdict {
+/// A version on probation is bad when it ends. One that could not be started for a reason that is not its own (no
+/// memory, an unreadable disk) is tried again, for as long as its second chance lasts. One that was believed is started
+/// again and again; after three times without a sign of life the last good one takes its place, if there is one.
+pub fn judge(journal: &Journal, cause: &Cause, history: History) -> Verdict {
+    let failures = history.failures;
     let reason = cause.reason();
     let again = |reason: String| {
         let factor = 2u32.saturating_pow(failures.min(16));
@@ -88,7 +114,16 @@ pub fn judge(journal: &Journal, cause: &Cause, failures: u32) -> Verdict {
     };
     let (change, good) = match (&journal.phase, &journal.last_good) {
         (Phase::Probation { change, .. }, Some(good)) => (*change, good),
-        // Confirmed once: it is started again and not judged. Launching: there is nothing to return to.
+        (Phase::Confirmed, Some(good)) if history.cold >= COLD_MAX => {
+            return Verdict::Return {
+                change: ChangeId(0),
+                bad: journal.current.clone(),
+                good: good.clone(),
+                reason: format!("failed {} times in a row at a start, the last time: {reason}", history.cold),
+                at_fault: cause.is_of_the_version(),
+            };
+        }
+        // Launching: there is nothing to return to.
         (Phase::Probation { .. } | Phase::Launching | Phase::Confirmed, _) => return again(reason),
     };
     match cause {
@@ -97,12 +132,13 @@ pub fn judge(journal: &Journal, cause: &Cause, failures: u32) -> Verdict {
         | Cause::EndedBefore { .. }
         | Cause::Overdue { .. }
         | Cause::NotStarted { .. }
-        | Cause::Undecided => Verdict::Return {
+        | Cause::Silent { .. }
+        | Cause::ToldToEnd => Verdict::Return {
             change,
             bad: journal.current.clone(),
             good: good.clone(),
             reason,
-            at_fault: !matches!(cause, Cause::EndedBefore { .. }),
+            at_fault: cause.is_of_the_version(),
         },
     }
 }
@@ -111,6 +147,8 @@ pub fn judge(journal: &Journal, cause: &Cause, failures: u32) -> Verdict {
 mod tests {
     use super::*;
     use proto::TreeId;
+
+    const NONE: History = History { failures: 0, cold: 0 };
 
     fn entry(n: u8) -> Entry {
         Entry { version: format!("{n}.0").parse().unwrap(), tree: TreeId::of(&[n]) }
@@ -127,16 +165,15 @@ mod tests {
         let reason = "exit status 1".to_owned();
         let (change, bad, good) = (ChangeId(7), entry(2), entry(1));
         let want = Verdict::Return { change, bad, good, reason, at_fault: true };
-        assert_eq!(judge(&journal(probation.clone()), &ended, 0), want);
+        assert_eq!(judge(&journal(probation.clone()), &ended, NONE), want);
         let before = Cause::EndedBefore { how: "ended by SIGKILL".to_owned() };
-        let verdict = judge(&journal(probation.clone()), &before, 0);
+        let verdict = judge(&journal(probation.clone()), &before, NONE);
         assert!(matches!(verdict, Verdict::Return { at_fault: false, .. }), "it never ran: {verdict:?}");
         for phase in [Phase::Confirmed, Phase::Launching] {
-            assert!(matches!(judge(&journal(phase), &ended, 0), Verdict::Again { .. }));
+            assert!(matches!(judge(&journal(phase), &ended, NONE), Verdict::Again { .. }));
         }
-        for cause in [Cause::Overdue { probation_ms: 10 }, Cause::Undecided] {
-            assert!(matches!(judge(&journal(probation.clone()), &cause, 0), Verdict::Return { .. }));
-        }
+        let overdue = Cause::Overdue { probation_ms: 10 };
+        assert!(matches!(judge(&journal(probation), &overdue, NONE), Verdict::Return { .. }));
     }
 
     #[test]
@@ -144,15 +181,29 @@ mod tests {
         let probation = Phase::Probation { change: ChangeId(7), attempts: 2, probation_ms: 10 };
         let world = Cause::NotStarted { fault: "EIO".to_owned(), of_the_version: false };
         let version = Cause::NotStarted { fault: "ENOEXEC".to_owned(), of_the_version: true };
-        assert!(matches!(judge(&journal(probation.clone()), &world, 0), Verdict::Again { .. }));
-        assert!(matches!(judge(&journal(probation.clone()), &world, 1), Verdict::Return { .. }));
-        assert!(matches!(judge(&journal(probation), &version, 0), Verdict::Return { .. }));
+        assert!(matches!(judge(&journal(probation.clone()), &world, NONE), Verdict::Again { .. }));
+        assert!(matches!(
+            judge(&journal(probation.clone()), &world, History { failures: 1, cold: 1 }),
+            Verdict::Return { .. }
+        ));
+        assert!(matches!(judge(&journal(probation), &version, NONE), Verdict::Return { .. }));
+    }
+
+    #[test]
+    fn a_believed_version_that_never_comes_up_gives_way_to_the_last_good_one() {
+        let ended = Cause::Ended { how: "exit status 1".to_owned() };
+        let cold = |cold| judge(&journal(Phase::Confirmed), &ended, History { failures: 9, cold });
+        assert!(matches!(cold(COLD_MAX - 1), Verdict::Again { .. }));
+        let Verdict::Return { change, good, bad, at_fault, .. } = cold(COLD_MAX) else { panic!("not returned") };
+        assert_eq!((change, good, bad, at_fault), (ChangeId(0), entry(1), entry(2), true));
+        let alone = Journal { last_good: None, ..journal(Phase::Confirmed) };
+        assert!(matches!(judge(&alone, &ended, History { failures: 99, cold: 99 }), Verdict::Again { .. }));
     }
 
     #[test]
     fn tries_come_ever_more_slowly_but_never_stop() {
         let ended = Cause::Ended { how: "SIGSEGV".to_owned() };
-        let after = |failures| match judge(&journal(Phase::Confirmed), &ended, failures) {
+        let after = |failures| match judge(&journal(Phase::Confirmed), &ended, History { failures, cold: 0 }) {
             Verdict::Again { after, .. } => after,
             Verdict::Return { .. } => panic!("nothing to return from"),
         };

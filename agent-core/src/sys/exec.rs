@@ -106,7 +106,8 @@ pub fn end_children() {
     }
 }
 
-fn children() -> Vec<rustix::process::Pid> {
+/// The children of this process, zombies among them.
+pub fn children() -> Vec<rustix::process::Pid> {
     let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
     let lists = threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
     let numbers: Vec<i32> =

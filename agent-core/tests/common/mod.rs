@@ -63,6 +63,10 @@ struct DaemonState {
     stage_fault: Option<Fault>,
     stage_held: bool,
     namespace_pid: Option<u32>,
+    /// Trees that cannot be given just now.
+    absent: std::collections::BTreeSet<TreeId>,
+    /// Records that the daemon knows by name.
+    records: std::collections::BTreeMap<String, Vec<u8>>,
 }
 
 pub struct Daemon {
@@ -193,10 +197,46 @@ impl Host {
         self.shared.state.lock().unwrap().namespace_pid = Some(pid);
     }
 
-    /// Starts the stub.
-    pub fn launch(&mut self) -> &mut Stub {
+    /// The daemon cannot give this tree while it is absent, as when its objects are not local and the manager is away.
+    pub fn set_absent(&self, version: &str, absent: bool) {
+        let mut state = self.shared.state.lock().unwrap();
+        if absent {
+            state.absent.insert(tree(version))
+        } else {
+            state.absent.remove(&tree(version))
+        };
+    }
+
+    /// The daemon gives this record to whoever asks for it by name.
+    pub fn set_known(&self, version: &str, record: &[u8]) {
+        self.shared.state.lock().unwrap().records.insert(version.to_owned(), record.to_vec());
+    }
+
+    /// From now on moments of stub and agent go as these lines say; see `examples/faults`.
+    pub fn set_faults(&self, lines: &str) {
+        std::fs::write(self.faults_file(), lines).unwrap();
+    }
+
+    pub fn faults_file(&self) -> PathBuf {
+        self.dir.path().join("faults")
+    }
+
+    /// The stub's command line.
+    pub fn stub_command(&self) -> Command {
         let mut command = Command::new(example("tiny_stub"));
         command.arg(self.paths.state()).arg(self.paths.run()).arg(self.paths.product().as_str());
+        command.env("TINY_FAULTS", self.faults_file());
+        command
+    }
+
+    /// Starts the stub.
+    pub fn launch(&mut self) -> &mut Stub {
+        let command = self.stub_command();
+        self.launch_as(command)
+    }
+
+    /// Starts the stub by way of another program.
+    pub fn launch_as(&mut self, mut command: Command) -> &mut Stub {
         command.stderr(Stdio::piped()).stdout(Stdio::null());
         let mut child = {
             let _no_writer = FORK.lock().unwrap();
@@ -274,13 +314,33 @@ impl Host {
         self.wait_status("serving", |s| s.state == AgentState::Serving)
     }
 
+    /// Processes that were started below this host's directories.
+    pub fn processes(&self) -> usize {
+        let below = self.paths.run().display().to_string();
+        let pids = std::fs::read_dir("/proc").unwrap().flatten();
+        pids.filter(|pid| {
+            std::fs::read(pid.path().join("cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&below))
+        })
+        .count()
+    }
+
     /// Messages A, B and C, back to back on one connection. Returns the first refusal.
     pub fn tell(&mut self, record: &[u8], order: &Order) -> (ChangeId, Result<(), Fault>) {
+        let (change, told) = self.try_tell(record, order);
+        (change, told.unwrap())
+    }
+
+    /// As [`Host::tell`], to an agent that may die meanwhile.
+    pub fn try_tell(&mut self, record: &[u8], order: &Order) -> (ChangeId, Result<Result<(), Fault>, ControlError>) {
         self.changes += 1;
         let change = ChangeId(self.changes);
         let payload = SignedRecord::from_bytes(record).unwrap().payload;
         let record_tree = proto::codec::decode::<GenerationRecord, { 1 << 20 }>(&payload).unwrap().tree;
-        let mut client = Client::connect(&self.paths.socket()).unwrap();
+        let mut client = match Client::connect(&self.paths.socket()) {
+            Ok(client) => client,
+            Err(e) => return (change, Err(e)),
+        };
         let messages = [
             AgentRequest::SaveMetadata { change, record: record.to_vec() },
             AgentRequest::Attach {
@@ -293,13 +353,14 @@ impl Host {
             AgentRequest::Finish { change, drain_deadline_ms: order.drain_ms },
         ];
         for message in &messages {
-            match client.request(message, Some(PATIENCE), |_: ()| {}).unwrap() {
-                AgentReply::Done => {}
-                AgentReply::Fault(fault) => return (change, Err(fault)),
-                other => panic!("{other:?}"),
+            match client.request(message, Some(PATIENCE), |_: ()| {}) {
+                Ok(AgentReply::Done) => {}
+                Ok(AgentReply::Fault(fault)) => return (change, Ok(Err(fault))),
+                Ok(other) => panic!("{other:?}"),
+                Err(e) => return (change, Err(e)),
             }
         }
-        (change, Ok(()))
+        (change, Ok(Ok(())))
     }
 
     /// A whole change-over that is to succeed.
@@ -452,12 +513,21 @@ impl Shared {
                 let namespace_pid = self.state.lock().unwrap().namespace_pid;
                 self.attached(hex.parse().unwrap(), 0, namespace_pid)
             }
+            DaemonRequest::Hold { generation: GenerationRef::Named(_, version) } => {
+                let record = self.state.lock().unwrap().records.get(version.as_str()).cloned();
+                match self.attached(tree(version.as_str()), 0, None) {
+                    DaemonReply::Attached(attached) if record.is_some() => {
+                        DaemonReply::Attached(Attached { record, ..attached })
+                    }
+                    _ => DaemonReply::Fault(Fault::NotFound(format!("{version} is not exported here"))),
+                }
+            }
             DaemonRequest::Stage { tree, .. } => {
                 let progress = StageProgress { local_bytes: 1, object_bytes: 2 };
                 drop(write_frame(stream, FrameKind::Event, number, &progress));
                 let state = self.state.lock().unwrap();
-                let state = self.news.wait_while(state, |s| s.stage_held).unwrap();
-                match state.stage_fault.clone() {
+                let fault = self.news.wait_while(state, |s| s.stage_held).unwrap().stage_fault.clone();
+                match fault {
                     Some(fault) => DaemonReply::Fault(fault),
                     None => self.attached(tree, 7, None),
                 }
@@ -473,6 +543,9 @@ impl Shared {
     }
 
     fn attached(&self, tree: TreeId, warm_us: u64, namespace_pid: Option<u32>) -> DaemonReply {
+        if self.state.lock().unwrap().absent.contains(&tree) {
+            return DaemonReply::Fault(Fault::Unavailable("the manager is away".to_owned()));
+        }
         let path = self.run.join("gens").join(tree.to_hex());
         if !path.is_dir() {
             return DaemonReply::Fault(Fault::NotFound(format!("tree {tree}")));

@@ -1,5 +1,6 @@
 //! `launch PRODUCT`.
 
+use agent_core::stub::Outlet;
 use clap::Args;
 use proto::Product;
 
@@ -14,8 +15,11 @@ pub(super) struct LaunchArgs {
 }
 
 pub(super) fn run(args: &LaunchArgs, here: &Here) -> anyhow::Result<Done> {
-    super::log::start();
-    match launch::launch(&args.product, &here.dirs) {
+    // The log and the messages go the same way, which never waits for whoever reads it.
+    let stderr = Outlet::stderr();
+    let log = stderr.clone();
+    super::log::start_to(move || log.clone());
+    match launch::launch(&args.product, &here.dirs, stderr) {
         Ok(()) => Ok(Done::Clean),
         Err(error) => anyhow::bail!("{error:#}{}", suggestion(args, here)),
     }

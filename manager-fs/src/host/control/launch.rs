@@ -2,7 +2,7 @@
 //! stderr, and its readiness for the service manager.
 
 use agent_core::AgentPaths;
-use agent_core::stub::{self, Observer, StubError};
+use agent_core::stub::{self, Observer, Outlet, StubError};
 use proto::Product;
 
 use crate::config::Dirs;
@@ -12,23 +12,30 @@ use crate::config::Dirs;
 ///
 /// # Errors
 /// See [`stub::run`].
-pub fn launch(product: &Product, dirs: &Dirs) -> Result<(), StubError> {
+pub fn launch(product: &Product, dirs: &Dirs, stderr: Outlet) -> Result<(), StubError> {
     let paths = AgentPaths::new(&dirs.state, &dirs.run, product.clone());
-    stub::run(&paths, &mut Terminal(product))
+    stub::run(&paths, &mut Terminal { product, stderr })
 }
 
-/// People and the service manager.
-struct Terminal<'a>(&'a Product);
+/// People and the service manager. Nobody may read what is written for people, and nothing here waits for them.
+struct Terminal<'a> {
+    product: &'a Product,
+    stderr: Outlet,
+}
 
 impl Observer for Terminal<'_> {
     fn say(&mut self, line: &str) {
-        eprintln!("manager-fs: {}: {line}", self.0);
+        self.stderr.line(&format!("manager-fs: {}: {line}", self.product));
         // Without a service manager there is nobody to tell, which is no fault.
         drop(sd_notify::notify(&[sd_notify::NotifyState::Status(line)]));
     }
 
     fn ready(&mut self, line: &str) {
-        eprintln!("manager-fs: ready: {line}");
+        self.stderr.line(&format!("manager-fs: ready: {line}"));
         drop(sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(line)]));
+    }
+
+    fn agent_wrote(&mut self, bytes: &[u8]) {
+        self.stderr.pass(bytes);
     }
 }

@@ -1,0 +1,69 @@
+//! What an agent *is* it learns from whoever started it: from the version before, through the handoff, or from the
+//! stub, which gives it what it decided. Never from a record on disk: that may be what somebody failed to write.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use crate::agent::AgentError;
+use crate::durable::FileFault;
+use crate::handoff::{self, Handoff};
+use crate::journal::{Journal, Phase};
+use crate::paths::AgentPaths;
+
+/// What this program was started as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Given {
+    /// As the journal should say.
+    pub(crate) journal: Journal,
+    /// The journal on disk says otherwise, or nothing: whoever decided could not write.
+    pub(crate) unwritten: bool,
+}
+
+impl Given {
+    /// Of what the environment named.
+    pub(crate) fn read(
+        paths: &AgentPaths,
+        start: Option<OwnedFd>,
+        handoff: Option<&Handoff>,
+    ) -> Result<Self, AgentError> {
+        let path = paths.journal();
+        let on_disk = Journal::read(&path);
+        let journal = match (handoff, start) {
+            (Some(handoff), _) => intended(handoff, on_disk.as_ref().ok().and_then(Option::as_ref)),
+            (None, Some(memory)) => from_stub(memory)?,
+            // A stub of an earlier version of this library: the journal is all there is.
+            (None, None) => match on_disk {
+                Ok(Some(journal)) => return Ok(Self { journal, unwritten: false }),
+                Ok(None) => return Err(AgentError::NoJournal(path)),
+                Err(fault) => return Err(fault.into()),
+            },
+        };
+        let unwritten = !on_disk.is_ok_and(|found| found.is_some_and(|found| found.says_as(&journal)));
+        Ok(Self { journal, unwritten })
+    }
+}
+
+fn from_stub(memory: OwnedFd) -> Result<Journal, FileFault> {
+    let bytes = handoff::read_sealed(memory, "what the stub decided")?;
+    Journal::from_bytes(&bytes, Path::new("what the stub decided"))
+}
+
+/// What the version before wrote down before it executed this one.
+fn intended(handoff: &Handoff, on_disk: Option<&Journal>) -> Journal {
+    let is_of_it = |found: &&Journal| {
+        let is_change = matches!(&found.phase, Phase::Probation { change, .. } if *change == handoff.change);
+        is_change && found.current == handoff.to
+    };
+    if let Some(found) = on_disk.filter(is_of_it) {
+        return found.clone();
+    }
+    // How long the probation is says the record, to those whom it concerns: this version and the stub, which has been told.
+    let phase = Phase::Probation { change: handoff.change, attempts: 1, probation_ms: 0 };
+    Journal {
+        sequence: on_disk.map_or(0, |found| found.sequence),
+        last_good: Some(handoff.from.clone()),
+        phase,
+        reason: format!("changed over from {}", handoff.from.version),
+        ..Journal::first(handoff.to.clone())
+    }
+}

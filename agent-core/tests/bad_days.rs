@@ -1,0 +1,303 @@
+//! One bad day: whatever cannot be read, written or started on a host, it ends with an agent that works, and every order
+//! ends in a verdict.
+
+// Panicking is how a test reports.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use agent_core::bad;
+use agent_core::journal::Phase;
+use common::{Host, Order, Spec, script, tree};
+use proto::agent::{ChangeId, Outcome, Step};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Cold, and with something that cannot be read: from the stub's start to an agent that serves.
+const COLD_FALLBACK: Duration = Duration::from_secs(5);
+
+fn quick<'a>(version: &'a str, arguments: &'a [&'a str]) -> Spec<'a> {
+    Spec { probation_ms: 400, ..Spec::new(version, arguments) }
+}
+
+/// A host that went from 1.0 to 2.0, and whose stub has been told to end.
+fn changed_over() -> Host {
+    let mut host = Host::with_first(&quick("1.0", &[]));
+    let two = host.publish(&quick("2.0", &[]));
+    host.upgrade(&two);
+    host.terminate();
+    host
+}
+
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+fn journals(host: &Host) -> [PathBuf; 2] {
+    [host.paths.journal(), host.paths.directory().join("journal.2")]
+}
+
+/// Starts, and does a job under this version in time.
+fn comes_up(host: &mut Host, version: &str) {
+    let began = Instant::now();
+    host.launch().wait_for("stub: ready");
+    host.wait_serving(version);
+    assert!(began.elapsed() < COLD_FALLBACK, "{:?}", began.elapsed());
+    static JOB: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(100);
+    let job = JOB.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let (Outcome::Done(summary), _) = host.finish(&Host::backup(job, 2)) else { panic!("not done") };
+    assert_eq!(summary.versions, [version]);
+}
+
+#[test]
+fn a_version_is_what_it_was_started_as_and_not_what_nobody_could_write() {
+    let mut host = Host::with_first(&quick("1.0", &[]));
+    let two = host.publish(&quick("2.0", &["--crash-after-ms", "50"]));
+    host.wait_serving("1.0");
+    // The disk is full when the stub returns, and stays so while 1.0 proves itself.
+    host.set_faults("stub-return enospc\njournal-confirmed enospc\n");
+    let (change, told) = host.tell(&two, &Order::default());
+    told.unwrap();
+    host.wait_step(change, Step::Returned);
+    let status = host.wait_serving("1.0");
+    assert!(status.reason.starts_with("returned from 2.0"), "{}", status.reason);
+    assert!(matches!(host.journal().phase, Phase::Probation { .. }), "nobody could write");
+    assert_eq!(host.journal().current.tree, tree("2.0"));
+    // Its process ends: it is started as the same again, and no version becomes another one's confirmation.
+    kill_process(Pid::from_raw(status.pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    host.wait_status("started again", |s| s.pid != status.pid && s.version.as_str() == "1.0");
+    host.set_faults("");
+    let until = Instant::now() + Duration::from_secs(20);
+    while (host.journal().current.tree, host.journal().phase) != (tree("1.0"), Phase::Confirmed) {
+        assert!(Instant::now() < until, "it is never written: {:?}", host.journal());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn one_damaged_copy_of_the_journal_costs_nothing_and_two_cost_words() {
+    let mut host = changed_over();
+    for at in 0..2 {
+        flip(&journals(&host)[at]);
+        comes_up(&mut host, "2.0");
+        assert!(host.stub().log().iter().any(|line| line.contains("damaged")), "it is said aloud");
+        host.terminate();
+    }
+    let aside = fs::read_dir(host.paths.directory()).unwrap().flatten();
+    let aside = aside.filter(|entry| entry.file_name().to_string_lossy().contains(".damaged-")).count();
+    assert_eq!(aside, 2, "what could not be read is kept");
+    journals(&host).iter().for_each(|path| flip(path));
+    comes_up(&mut host, "2.0");
+    assert!(host.stub().log().iter().any(|line| line.contains("no copy of the journal can be read")));
+    assert!(host.wait_serving("2.0").reason.contains("the journal cannot be read"));
+    host.terminate();
+    // As after a boot, where nothing says what was attached: one of them comes up.
+    journals(&host).iter().filter(|path| path.exists()).for_each(|path| flip(path));
+    fs::remove_dir_all(host.paths.run().join("agents")).unwrap();
+    host.launch().wait_for("stub: ready");
+    host.wait_serving_any();
+}
+
+#[test]
+fn a_damaged_record_gives_way_to_the_last_good_version() {
+    for spoil in [flip as fn(&Path), |path: &Path| fs::remove_file(path).unwrap()] {
+        let mut host = changed_over();
+        spoil(&host.paths.record(&"2.0".parse().unwrap()));
+        comes_up(&mut host, "1.0");
+        host.stub().wait_for("2.0.record");
+        let status = host.wait_serving("1.0");
+        assert!(status.reason.starts_with("fell back from 2.0: "), "{}", status.reason);
+    }
+}
+
+#[test]
+fn a_tree_that_cannot_be_had_gives_way_to_one_that_can() {
+    let mut host = changed_over();
+    host.set_absent("2.0", true);
+    comes_up(&mut host, "1.0");
+    let reason = host.wait_serving("1.0").reason;
+    assert_eq!(reason, "fell back from 2.0: unavailable: the manager is away");
+    assert_eq!(host.journal().current.tree, tree("1.0"));
+}
+
+#[test]
+fn a_state_directory_that_takes_nothing_is_no_reason_to_be_without_an_agent() {
+    let mut host = changed_over();
+    // Read-only for the stub and its agent alone.
+    let state = host.paths.state().display().to_string();
+    let mount = format!("mount --bind {state} {state} && mount -o remount,ro,bind {state} && exec \"$@\"");
+    let stub = host.stub_command();
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &mount, "sh"]);
+    command.arg(stub.get_program()).args(stub.get_args());
+    host.launch_as(command).wait_for("stub: ready");
+    host.wait_serving("2.0");
+    assert!(host.stub().log().iter().any(|line| line.contains("going on without writing")));
+    host.launch_refused();
+    assert_eq!(host.terminate().code(), Some(0));
+    // Full at every moment at which anything is written.
+    host.set_faults("all enospc\n");
+    let writes = ["stub-journal", "report", "journal-confirmed", "journal-unstaged", "job-start", "job-end"];
+    host.set_faults(&writes.map(|moment| format!("{moment} enospc\n")).concat());
+    host.launch().wait_for("stub: ready");
+    host.wait_serving("2.0");
+}
+
+#[test]
+fn a_confirmed_version_that_only_runs_when_it_is_handed_over_to_gives_way_at_a_cold_start() {
+    let mut host = Host::with_first(&quick("1.0", &[]));
+    let two = host.publish(&quick("2.0", &["--only-handed-over"]));
+    host.upgrade(&two);
+    host.terminate();
+    let began = Instant::now();
+    host.launch().wait_for("stub: ready: tiny@1.0");
+    assert!(began.elapsed() < COLD_FALLBACK, "{:?}", began.elapsed());
+    let status = host.wait_serving("1.0");
+    assert!(status.reason.starts_with("returned from 2.0: failed 3 times in a row"), "{}", status.reason);
+    let evidence = bad::evidence(&host.paths, &tree("2.0")).unwrap();
+    assert!(evidence.contains("nothing was handed over"), "{evidence}");
+    host.wait_step(ChangeId(0), Step::Returned);
+}
+
+#[test]
+fn what_a_failed_version_left_behind_is_named_and_killed() {
+    let mut host = Host::with_first(&quick("1.0", &[]));
+    let two = host.publish(&quick("2.0", &[]));
+    let note = host.dir().join("stray");
+    // A session of its own: the process group does not reach it, and it has inherited the lock.
+    let text =
+        format!("#!/bin/sh\nsetsid sh -c 'echo $$ > {}; exec sleep 1000' &\nsleep 0.2\nexit 4\n", note.display());
+    script(&host.program("2.0"), &text);
+    host.wait_serving("1.0");
+    let (change, told) = host.tell(&two, &Order::default());
+    told.unwrap();
+    host.wait_step(change, Step::Returned);
+    host.stub().wait_for("left behind: process");
+    let stray = fs::read_to_string(&note).unwrap();
+    assert!(!Path::new("/proc").join(stray.trim()).exists(), "the stray lives on");
+    // Also one whose stub is gone: the next stub says what it waits for, and does not wait for ever.
+    let lock = fs::File::open(host.paths.lock()).unwrap();
+    host.terminate();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let mut stray = std::process::Command::new("setsid").args(["sleep", "1000"]).stdin(lock).spawn().unwrap();
+    let stub = host.launch();
+    assert!(stub.wait_for("holds the lock").contains("sleep 1000"));
+    stub.wait_for("stub: ready");
+    assert!(stray.wait().unwrap().code().is_none());
+}
+
+#[test]
+fn a_child_of_an_agent_has_none_of_its_descriptors() {
+    let dir = tempfile::tempdir().unwrap();
+    let note = dir.path().join("open");
+    let arguments = ["--child", note.to_str().unwrap()];
+    let mut host = Host::with_first(&quick("1.0", &arguments));
+    let two = host.publish(&quick("2.0", &arguments));
+    for round in 0..2 {
+        let until = Instant::now() + common::PATIENCE;
+        while !note.exists() {
+            assert!(Instant::now() < until, "no child");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let open = fs::read_to_string(&note).unwrap();
+        for ours in ["socket:", "memfd:", "/lock", "anon_inode", "/gens/"] {
+            assert!(!open.contains(ours), "{ours} in round {round}: {open}");
+        }
+        fs::remove_file(&note).unwrap();
+        if round == 0 {
+            host.upgrade(&two);
+        }
+    }
+}
+
+#[test]
+fn a_standard_error_that_nobody_reads_stops_neither_clock_nor_return_nor_end() {
+    let mut host = Host::with_first(&quick("1.0", &["--flood"]));
+    let two = host.publish(&quick("2.0", &["--flood", "--crash-after-ms", "100"]));
+    let pid = host.wait_serving("1.0").pid;
+    host.terminate();
+    let mut command = host.stub_command();
+    command.stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // The pipe is held open and never read.
+    let unread = child.stderr.take().unwrap();
+    host.wait_status("started", |s| s.pid != pid && s.state == proto::agent::AgentState::Serving);
+    let (change, told) = host.tell(&two, &Order::default());
+    told.unwrap();
+    host.wait_step(change, Step::Returned);
+    host.wait_serving("1.0");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < until, "it does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(unread);
+}
+
+#[test]
+fn an_order_ends_with_the_agent_that_had_taken_it() {
+    let mut host = Host::with_first(&quick("1.0", &[]));
+    let two = host.publish(&quick("2.0", &[]));
+    let pid = host.wait_serving("1.0").pid;
+    host.hold_staging(true);
+    let (change, told) = host.tell(&two, &Order::default());
+    told.unwrap();
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    let refused = host.wait_step(change, Step::Refused);
+    assert!(refused.detail.contains("the agent ended before it changed over to 2.0"), "{}", refused.detail);
+    assert_eq!(host.wait_serving("1.0").reason, "launched");
+    // Both of them, and a new stub.
+    let (change, told) = host.tell(&two, &Order::default());
+    told.unwrap();
+    let pid = host.status().pid;
+    host.stub().child.kill().unwrap();
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    host.stub().child.wait().unwrap();
+    host.launch().wait_for("stub: ready");
+    host.wait_step(change, Step::Refused);
+    // Told to end.
+    let (change, told) = {
+        host.wait_serving("1.0");
+        host.tell(&two, &Order::default())
+    };
+    told.unwrap();
+    assert_eq!(host.terminate().code(), Some(0));
+    host.wait_step(change, Step::Refused);
+    host.hold_staging(false);
+}
+
+#[test]
+fn a_host_is_put_on_a_version_by_hand() {
+    use agent_core::rescue::{RescueError, rescue};
+    let mut host = Host::with_first(&quick("1.0", &[]));
+    let wanted = |version: &str| format!("tiny@{version}").parse().unwrap();
+    assert!(matches!(rescue(&host.paths, &wanted("1.0")), Err(RescueError::Running(_))));
+    let two = host.publish(&quick("2.0", &[]));
+    host.upgrade(&two);
+    host.terminate();
+    host.stop_daemon();
+    let unknown = rescue(&host.paths, &wanted("3.0")).unwrap_err().to_string();
+    assert!(unknown.contains("saved are: tiny@1.0, tiny@2.0"), "{unknown}");
+    bad::remember(&host.paths, &tree("1.0"), "it was bad once").unwrap();
+    let rescued = rescue(&host.paths, &wanted("1.0")).unwrap();
+    assert_eq!((rescued.to.tree, rescued.last_good.unwrap().tree), (tree("1.0"), tree("2.0")));
+    host.start_daemon();
+    comes_up(&mut host, "1.0");
+    assert_eq!(host.wait_serving("1.0").reason, "rescued by hand from 2.0");
+    assert_eq!(bad::reason(&host.paths, &tree("1.0")), None);
+    host.terminate();
+    // What does not prove itself gives way here, too.
+    let three = host.sign(&quick("3.0", &["--exit-at-once", "3"]), tree("3.0"));
+    host.publish(&quick("3.0", &[]));
+    host.set_known("3.0", &three);
+    rescue(&host.paths, &wanted("3.0")).unwrap();
+    comes_up(&mut host, "2.0");
+    assert!(host.wait_serving("2.0").reason.starts_with("returned from 3.0"));
+}
