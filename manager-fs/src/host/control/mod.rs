@@ -11,6 +11,7 @@ pub(in crate::host) mod daemon;
 pub(in crate::host) mod exports;
 mod jobs;
 pub mod launch;
+mod orders;
 pub(in crate::host) mod relay;
 pub(in crate::host) mod socket;
 pub(in crate::host) mod spool;

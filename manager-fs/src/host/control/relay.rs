@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent_core::journal::{self, Journal};
+use agent_core::report::unix_ms;
 use proto::agent::{AgentReply, AgentRequest, AgentState, AgentStatus, StepEvent};
 use proto::message::{ChangeOver, Fault, HostReply, HostReport, HostRequest};
 use proto::{Product, TreeId};
@@ -19,6 +20,7 @@ use tokio::sync::{Notify, watch};
 
 use super::agent;
 use super::jobs::Jobs;
+use super::orders::Orders;
 use super::spool::Spool;
 use crate::host::blocking;
 use crate::host::data::link::ManagerLink;
@@ -42,6 +44,7 @@ pub(crate) struct Relay {
     spool: Arc<Spool>,
     /// Storage operations under way.
     pub(crate) jobs: Arc<Jobs>,
+    orders: Orders,
     agents: watch::Sender<Vec<AgentStatus>>,
     attached: watch::Sender<Vec<TreeId>>,
     look: Notify,
@@ -56,6 +59,7 @@ impl Relay {
             agents_dir,
             records,
             spool,
+            orders: Orders::default(),
             agents: watch::Sender::new(Vec::new()),
             attached: watch::Sender::new(Vec::new()),
             look: Notify::new(),
@@ -74,6 +78,7 @@ impl Relay {
 
     /// A step of a change-over, from an agent or the stub. It is on disk when this returns.
     pub(crate) fn report(&self, event: StepEvent) {
+        self.orders.reported(&event);
         self.spool.push(&HostReport::Step(event));
         self.look_again();
     }
@@ -130,13 +135,23 @@ impl Relay {
             attach,
             AgentRequest::Finish { change, drain_deadline_ms: order.drain_deadline_ms },
         ];
+        // Before the first of them: the end of a quick refusal may come before the last answer.
+        self.orders.taken(product, change, order.attach);
+        let told = self.tell_agent(product, &messages).await;
+        if told.is_err() {
+            self.orders.refused(change);
+        }
+        self.look_again();
+        told
+    }
+
+    async fn tell_agent(&self, product: &Product, messages: &[AgentRequest]) -> Result<(), Fault> {
         for message in messages {
-            match agent::ask(&self.agents_dir, product, &message, AGENT_DEADLINE).await? {
+            match agent::ask(&self.agents_dir, product, message, AGENT_DEADLINE).await? {
                 AgentReply::Done => {}
                 other => return Err(Fault::Failed(format!("{product} answered a change-over with {other:?}"))),
             }
         }
-        self.look_again();
         Ok(())
     }
 
@@ -165,12 +180,29 @@ impl Relay {
         }
         let mut agents: Vec<_> = asked.join_all().await.into_iter().flatten().collect();
         agents.sort_by(|a, b| a.product.cmp(&b.product));
+        self.end_orders(&agents).await;
         self.agents.send_if_modified(|now| {
             let changed = *now != agents;
             now.clone_from(&agents);
             changed
         });
         agents
+    }
+
+    /// Reports the end of orders whose agents do not come back.
+    async fn end_orders(&self, agents: &[AgentStatus]) {
+        let ends = self.orders.seen(agents, Instant::now(), unix_ms());
+        if ends.is_empty() {
+            return;
+        }
+        let spool = Arc::clone(&self.spool);
+        let pushed = blocking(move || {
+            ends.into_iter().for_each(|end| spool.push(&HostReport::Step(end)));
+            Ok(())
+        });
+        if let Err(fault) = pushed.await {
+            tracing::warn!(%fault, "the end of an order cannot be kept");
+        }
     }
 
     fn last(&self, product: &Product) -> Option<AgentStatus> {

@@ -10,7 +10,6 @@ use super::*;
 use crate::host::data::link::{Dial, ManagerLink};
 use crate::host::generations::records::tests::{key_of, signed};
 use crate::net::{Answer, BoxFuture, Handler, Link, NetError, bind_unix, start};
-use agent_core::report::unix_ms;
 
 fn tree(name: u8) -> TreeId {
     TreeId::of(&[name])
