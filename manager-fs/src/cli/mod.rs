@@ -26,6 +26,7 @@ mod profile;
 pub(crate) mod progress;
 mod publish;
 mod record;
+mod rescue;
 mod serve;
 mod status_text;
 pub(crate) mod units;
@@ -94,6 +95,8 @@ enum Command {
     Job(job::JobCommand),
     /// Start a product's agent, watch it, and return it to the last good version if need be
     Launch(launch::LaunchArgs),
+    /// Put an agent that does not come up on a generation by hand, offline; its next launch starts that
+    Rescue(rescue::RescueArgs),
     /// Run the mount daemon of this host; it shows every generation that is exported to it
     Mount(mount::MountArgs),
     #[command(name = "__worker", hide = true)]
@@ -208,6 +211,7 @@ fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
         Command::Agents(args) => upgrade::agents(&args, here),
         Command::Job(command) => job::run(&command, here),
         Command::Launch(args) => launch::run(&args, here),
+        Command::Rescue(args) => rescue::run(&args, dirs),
         Command::Mount(args) => mount::mount(&args, dirs),
         Command::Worker(args) => mount::worker(args, dirs),
         Command::Helper(args) => mount::helper(&args, dirs),

@@ -9,6 +9,7 @@ const NO_JSON: &[(&str, &str)] = &[
     ("serve", "a service: a line on standard error says when it is ready"),
     ("mount", "a service, as serve"),
     ("launch", "a service, as serve"),
+    ("rescue", "by hand, on one host: it says one line to whoever does it"),
     ("exec", "standard output belongs to the program that it runs"),
     ("completions", "what it prints is a script"),
 ];
