@@ -1,5 +1,7 @@
 //! The only loop: takes messages and results, asks the machine what follows, performs the effects.
 
+mod journal;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -19,8 +21,8 @@ use crate::exec::{self, Crossing};
 use crate::generation::Attachment;
 use crate::handoff::Handoff;
 use crate::jobs::Jobs;
-use crate::journal::{Journal, Phase, Staged};
-use crate::machine::{Candidate, Effect, Event, Facts, JournalWrite, Reason, Saved, StageDone, State, Took};
+use crate::journal::{Journal, Phase};
+use crate::machine::{Candidate, Effect, Event, Facts, Reason, Saved, StageDone, State, Took};
 use crate::moments::{self, Moment};
 use crate::operations::Operations;
 use crate::paths::AgentPaths;
@@ -261,62 +263,6 @@ impl Driver {
         }
     }
 
-    fn write_journal(&mut self, write: JournalWrite) -> Result<Option<Event>, EffectFault> {
-        let begun = Instant::now();
-        let mut next = self.journal.clone();
-        let (moment, must, event) = match write {
-            JournalWrite::Staged(change, entry) => {
-                next.staged = Some(Staged { change, entry });
-                (Moment::JournalStaged, true, false)
-            }
-            JournalWrite::NothingStaged => {
-                next.staged = None;
-                (Moment::JournalUnstaged, false, false)
-            }
-            JournalWrite::Intent(target) => {
-                self.work.journal_before = Some(Journal { staged: None, ..next.clone() });
-                intend(&mut next, &target);
-                (Moment::JournalIntent, true, true)
-            }
-            JournalWrite::Back => {
-                if let Some(before) = self.work.journal_before.take() {
-                    next = Journal { sequence: next.sequence, ..before };
-                }
-                (Moment::JournalBack, false, false)
-            }
-            JournalWrite::Confirmed => {
-                // A version that was believed when it was started need not be written down to be believed.
-                let must = matches!(next.phase, Phase::Probation { .. });
-                next.phase = Phase::Confirmed;
-                next.staged = None;
-                (Moment::JournalConfirmed, must, true)
-            }
-        };
-        // A restart of a believed version has nothing new to say.
-        if self.unwritten || !next.says_as(&self.journal) {
-            let path = self.paths.journal();
-            match reach(moment, &path).and_then(|()| next.write(&path)) {
-                Ok(()) => {
-                    self.unwritten = false;
-                    if moment == Moment::JournalConfirmed {
-                        // Once more, over the other copy: whichever is damaged later, the one that is left says this, too.
-                        drop(next.write(&path));
-                    }
-                }
-                Err(e) if must => return Err(e.into()),
-                Err(e) => {
-                    tracing::warn!("the journal cannot be written: {e}");
-                    self.unwritten = true;
-                }
-            }
-            self.journal = next;
-        }
-        if self.journal.phase == Phase::Confirmed {
-            self.reporter.changed();
-        }
-        Ok(event.then(|| Event::Journaled { took_us: micros(begun) }))
-    }
-
     fn stage(&mut self, target: &Saved, running: TreeId, lazy: bool) {
         let handle = StageHandle::default();
         self.work.staging = Some(handle.clone());
@@ -480,16 +426,6 @@ impl Driver {
 
 fn reach(moment: Moment, path: &std::path::Path) -> Result<(), FileFault> {
     moments::reach(moment, path).map_err(|e| FileFault::io(path, e))
-}
-
-/// The journal's words for the intent to change over.
-fn intend(journal: &mut Journal, target: &Saved) {
-    let from = std::mem::replace(&mut journal.current, target.candidate.entry.clone());
-    journal.reason = format!("changed over from {}", from.version);
-    journal.last_good = Some(from);
-    journal.staged = None;
-    let probation_ms = target.candidate.probation_ms;
-    journal.phase = Phase::Probation { change: target.change, attempts: 1, probation_ms };
 }
 
 fn event_of(request: AgentRequest) -> Option<Event> {

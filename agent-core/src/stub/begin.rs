@@ -27,7 +27,7 @@ const QUICK_SILENCE: Duration = Duration::from_secs(2);
 /// Between two looks for a daemon that is not there.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A daemon that is there has this long to give the tree that the journal names, before another one is started.
-const FALL_BACK_AFTER: Duration = Duration::from_secs(3);
+const FALL_BACK_AFTER: Duration = Duration::from_secs(2);
 
 /// All that the first program needs.
 pub(crate) struct Begun {

@@ -14,6 +14,7 @@
 //! One thread and one `poll`; a second thread sends reports. Nothing here looks at a clock more often than a deadline
 //! asks for.
 
+mod after;
 mod begin;
 mod child;
 mod choose;

@@ -10,20 +10,19 @@ use proto::agent::{ChangeId, Step, StepEvent};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
-use super::begin::{self, Begun};
+use super::begin::Begun;
 use super::child::{Overdue, Running};
-use super::choose::{self, Choice, Ends};
-use super::evidence::{self, Tail};
+use super::choose::Ends;
 use super::lock::{Lock, kill_group};
 use super::strays;
-use super::verdict::{Cause, History, Verdict, judge};
+use super::verdict::{Cause, History};
 use super::{Observer, StubError, io_error};
 use crate::AgentPaths;
 use crate::channel::{Received, StubMessage};
 use crate::control::Client;
-use crate::durable::{Durability, FileFault};
+use crate::durable::Durability;
 use crate::journal::{Entry, Journal, Phase, Staged};
-use crate::moments::{self, Moment};
+use crate::moments::Moment;
 use crate::records::{self, Verified};
 use crate::report::{Reporter, unix_ms};
 use crate::sys::signal::SignalFd;
@@ -33,10 +32,6 @@ use crate::{bad, sys};
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// An agent that worked for so long has not failed in a row with those before it.
 const WORKED: Duration = Duration::from_secs(60);
-/// A first version that failed so often is looked for anew: the manager may have a better one by now.
-const LOOK_ANEW: u32 = 3;
-/// Between two starts of a version that there is nothing to return from.
-const RETURN_AGAIN: Duration = Duration::from_secs(2);
 
 /// The stub at work.
 pub(crate) struct Stub<'a> {
@@ -45,22 +40,22 @@ pub(crate) struct Stub<'a> {
     pub(super) signals: SignalFd,
     pub(super) lock: Lock,
     pub(super) listener: UnixListener,
-    reporter: Reporter,
+    pub(super) reporter: Reporter,
     pub(super) journal: Journal,
     pub(super) verified: Verified,
     pub(super) path: PathBuf,
     pub(super) hold: Option<Client>,
     ends: Option<Ends>,
     staged: Option<Staged>,
-    program: Program,
-    history: History,
+    pub(super) program: Program,
+    pub(super) history: History,
     /// A return that has not proved itself yet.
-    returning: Option<Returning>,
+    pub(super) returning: Option<Returning>,
     said_ready: bool,
 }
 
 /// What is in the agent's place.
-enum Program {
+pub(super) enum Program {
     Running(Running),
     /// Nothing; the next start is then.
     Waiting(Instant),
@@ -68,11 +63,12 @@ enum Program {
     Over,
 }
 
-struct Returning {
-    change: ChangeId,
-    bad: Entry,
-    reason: String,
-    since: Instant,
+/// A return that has not proved itself yet.
+pub(super) struct Returning {
+    pub(super) change: ChangeId,
+    pub(super) bad: Entry,
+    pub(super) reason: String,
+    pub(super) since: Instant,
 }
 
 impl<'a> Stub<'a> {
@@ -126,7 +122,7 @@ impl<'a> Stub<'a> {
     }
 
     /// Starts the current version.
-    fn start(&mut self) -> Result<(), StubError> {
+    pub(super) fn start(&mut self) -> Result<(), StubError> {
         match self.spawn() {
             Ok(running) => {
                 self.program = Program::Running(running);
@@ -242,123 +238,6 @@ impl<'a> Stub<'a> {
         };
         self.history.cold = if running.confirmed { 0 } else { self.history.cold + 1 };
         self.failed(&cause, Some(&running))
-    }
-
-    /// What is on disk, if it is newer than what is known: this stub may have decided what it could not write.
-    fn look_at_journal(&mut self) {
-        match Journal::read(&self.paths.journal()) {
-            Ok(Some(journal)) if journal.sequence > self.journal.sequence => self.journal = journal,
-            Ok(_) => {}
-            Err(e) => self.observer.say(&e.to_string()),
-        }
-    }
-
-    /// A disk that does not take it is no reason to be without an agent: the program is told what it is, and writes it
-    /// as soon as it can.
-    fn write_journal(&mut self, moment: Moment) {
-        let path = self.paths.journal();
-        let reached = moments::reach(moment, &path).map_err(|e| FileFault::io(&path, e));
-        if let Err(e) = reached.and_then(|()| self.journal.write(&path)) {
-            // Newer than what is on disk in either case.
-            self.journal.sequence += 1;
-            self.observer.say(&format!("going on without writing: {e}"));
-        }
-    }
-
-    /// The order to change over ends with the agent that had taken it.
-    fn refuse_staged(&mut self, staged: Staged) {
-        let running = self.journal.current.clone();
-        let detail = format!(
-            "the agent ended before it changed over to {}; {} is started again; give the order again",
-            staged.entry.version, running.version
-        );
-        self.observer.say(&detail);
-        self.report(staged.change, Some(&running), &staged.entry, Step::Refused, 0, detail);
-    }
-
-    fn failed(&mut self, cause: &Cause, program: Option<&Running>) -> Result<(), StubError> {
-        if program.is_none() {
-            self.history.cold += 1;
-        }
-        let verdict = judge(&self.journal, cause, self.history);
-        self.history.failures += 1;
-        let nothing = Tail::default();
-        match verdict {
-            Verdict::Again { after, reason } => {
-                self.again(after, &reason, program.map_or(&nothing, |program| &program.tail));
-                Ok(())
-            }
-            Verdict::Return { change, bad, reason, at_fault, .. } => {
-                match choose::to_return(&self.paths, &self.journal, &reason, at_fault) {
-                    Some(choice) => {
-                        self.end_change(Ends { change, bad, reason, at_fault }, &choice.journal.current, program);
-                        self.take(choice)
-                    }
-                    None => {
-                        let reason = format!("{reason}, and there is nothing to return to");
-                        self.again(RETURN_AGAIN, &reason, program.map_or(&nothing, |program| &program.tail));
-                        Ok(())
-                    }
-                }
-            }
-        }
-    }
-
-    /// Keeps the evidence, tells the manager, and remembers what is to be told when the version before works.
-    fn end_change(&mut self, ends: Ends, to: &Entry, program: Option<&Running>) {
-        let nothing = Tail::default();
-        let (tail, timeline, ran_us) = match program {
-            Some(program) => (&program.tail, program.timeline.as_slice(), micros(program.since)),
-            None => (&nothing, [].as_slice(), 0),
-        };
-        let Ends { change, bad, reason, at_fault } = ends;
-        let product = self.paths.product().clone();
-        self.observer.say(&format!("{product}@{} failed: {reason}; returning to {}", bad.version, to.version));
-        // The manager has had the steps one by one; on this disk they belong to the evidence.
-        let report = evidence::text(&bad, &reason, tail, &[]);
-        let kept = evidence::text(&bad, &reason, tail, timeline);
-        let path = self.paths.bad();
-        let reached = moments::reach(Moment::StubBad, &path).map_err(|e| FileFault::io(&path, e));
-        if at_fault && let Err(e) = reached.and_then(|()| bad::remember(&self.paths, &bad.tree, &kept)) {
-            self.observer.say(&e.to_string());
-        }
-        self.report(change, Some(to), &bad, Step::ProbationFailed, ran_us, report);
-        self.returning = Some(Returning { change, bad, reason, since: Instant::now() });
-    }
-
-    /// Starts this instead of what ran.
-    fn take(&mut self, choice: Choice) -> Result<(), StubError> {
-        self.observer.say(&format!("starting {}", choice.verified.record.name()));
-        let sequence = self.journal.sequence;
-        self.journal = Journal { sequence, ..choice.journal };
-        self.write_journal(Moment::StubReturn);
-        self.path = self.paths.generation(&choice.verified.record.tree);
-        self.verified = choice.verified;
-        self.hold = None;
-        self.history = History::default();
-        self.start()
-    }
-
-    fn again(&mut self, after: Duration, reason: &str, tail: &Tail) {
-        let name = self.verified.record.name();
-        self.observer.say(&format!("{name}: {reason}; starting it again in {} ms", after.as_millis()));
-        if let Some(returning) = self.returning.take() {
-            // The version that had worked fails in the same way: the host is to blame, or at least not the other one.
-            let why = format!("{name} failed right after the return as well: {reason}");
-            match bad::withdraw(&self.paths, &returning.bad.tree, &why) {
-                Ok(()) => {
-                    self.observer.say(&format!("{why}; {} is no longer held to be bad", returning.bad.version));
-                }
-                Err(e) => self.observer.say(&e.to_string()),
-            }
-            self.returning = Some(returning);
-        }
-        if self.journal.phase == Phase::Launching && self.history.failures == 1 {
-            let entry = self.journal.current.clone();
-            let detail = evidence::text(&entry, reason, tail, &[]);
-            self.report(ChangeId(0), None, &entry, Step::ProbationFailed, 0, detail);
-        }
-        self.program = Program::Waiting(Instant::now() + after);
     }
 
     fn read_channel(&mut self) {
@@ -496,26 +375,7 @@ impl<'a> Stub<'a> {
         }
     }
 
-    /// A first version that does not come up has nothing to return to; perhaps there is a newer one.
-    fn look_anew(&mut self) -> Result<(), StubError> {
-        if self.journal.phase != Phase::Launching || self.history.failures < LOOK_ANEW {
-            return Ok(());
-        }
-        let Some(verified) = begin::newest_now(&self.paths) else { return Ok(()) };
-        if verified.entry() == self.journal.current {
-            return Ok(());
-        }
-        self.observer.say(&format!("starting {}, which is newer", verified.record.name()));
-        self.journal.current = verified.entry();
-        self.write_journal(Moment::StubJournal);
-        self.path = self.paths.generation(&verified.record.tree);
-        self.verified = verified;
-        self.history = History::default();
-        self.hold = None;
-        Ok(())
-    }
-
-    fn report(
+    pub(super) fn report(
         &self,
         change: ChangeId,
         from: Option<&Entry>,
@@ -538,7 +398,7 @@ impl<'a> Stub<'a> {
     }
 }
 
-fn micros(since: Instant) -> u64 {
+pub(super) fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
