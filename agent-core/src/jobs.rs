@@ -247,6 +247,8 @@ impl Jobs {
                 summary.versions = paper.record.versions.iter().map(Version::to_string).collect();
             }
             paper.record.resume = None;
+            // The cancel may still wait for this record.
+            paper.record.cancelled |= job.is_cancelled();
             paper.record.outcome = Some(outcome.clone());
             if let Err(e) = paper.write(Moment::JobEnd) {
                 // It would run again after a restart; better than an outcome that nobody gets.

@@ -1,5 +1,6 @@
 //! What a test makes of a moment: `TINY_FAULTS` names a file with lines `MOMENT ACTION`, read at every moment, so that a
-//! test can change it meanwhile. `kill` and `stop` happen once, `enospc` and `eio` for as long as the line is there.
+//! test can change it meanwhile. `kill` and `stop` happen once, `enospc` and `eio` for as long as the line is there,
+//! or once (`enospc-once`).
 //! Which moments were reached is noted in `TINY_FAULTS.reached`.
 
 use std::fs::{self, OpenOptions};
@@ -27,6 +28,8 @@ fn at(file: &Path, moment: Moment) -> io::Result<()> {
     match line.split_once(' ').map(|(_, action)| action) {
         Some("kill") => once().and_then(|()| Ok(kill_process(getpid(), Signal::KILL)?)),
         Some("stop") => once().and_then(|()| Ok(kill_process(getpid(), Signal::STOP)?)),
+        Some("enospc-once") => once().and(Err(io::Error::from_raw_os_error(libc::ENOSPC))),
+        Some("eio-once") => once().and(Err(io::Error::from_raw_os_error(libc::EIO))),
         Some("enospc") => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
         Some("eio") => Err(io::Error::from_raw_os_error(libc::EIO)),
         other => Err(io::Error::other(format!("no such action: {other:?}"))),

@@ -121,7 +121,7 @@ impl Job {
     }
 
     pub(crate) fn demand(&self) -> Demand {
-        if self.cancelled.load(Ordering::Acquire) { Demand::Cancel } else { self.drain.get() }
+        if self.is_cancelled() { Demand::Cancel } else { self.drain.get() }
     }
 
     /// The demand stands when this returns, whatever becomes of the record.
@@ -133,6 +133,10 @@ impl Job {
         }
         paper.record.cancelled = true;
         paper.write(Moment::JobCancel)
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
     }
 
     pub(super) fn ask_to_cancel(&self) {

@@ -14,6 +14,7 @@ use super::evidence::Tail;
 use super::run::Stub;
 use super::verdict::Cause;
 use crate::channel::Channel;
+use crate::durable::FileFault;
 use crate::generation::Attachment;
 use crate::handoff::{self, variable};
 use crate::journal::Phase;
@@ -66,8 +67,12 @@ impl Stub<'_> {
         let world = |fault: String| Cause::NotStarted { fault, of_the_version: false };
         let program = self.program()?;
         let tree = self.verified.record.tree;
-        let linked = moments::reach(Moment::StubLink, &self.paths.link()).map_err(|e| world(e.to_string()));
-        linked.and_then(|()| swap::swap(&self.paths, &tree, &self.path).map_err(|e| world(e.to_string())))?;
+        let link = self.paths.link();
+        let linked = moments::reach(Moment::StubLink, &link).map_err(|e| FileFault::io(&link, e));
+        if let Err(e) = linked.and_then(|()| swap::swap(&self.paths, &tree, &self.path)) {
+            // Programs are started by the tree's own path; the link is for others, and the next start puts it right.
+            self.observer.say(&format!("going on without the link: {e}"));
+        }
         let io = |e: io::Error| world(e.to_string());
         let (ours, theirs) = Channel::pair().map_err(io)?;
         let (stderr, write) = io::pipe().map_err(io)?;
