@@ -181,8 +181,8 @@ struct Connection {
     answers: Arc<Answers>,
 }
 
-/// What may wait for a disk: done by a thread of its own, one after the other.
-type Waiting = (u64, AgentRequest);
+/// What may wait for a disk, or `None` for the cancel of such a request: done by a thread of its own, one after the other.
+type Waiting = (u64, Option<AgentRequest>);
 
 /// The writing half, shared by the threads that answer.
 struct Answers {
@@ -220,11 +220,17 @@ impl Connection {
                                 waiting.insert(sender)
                             }
                         };
-                        if sender.send((frame.request, request)).is_err() {
+                        if sender.send((frame.request, Some(request))).is_err() {
                             return Ok(());
                         }
                     }
-                    FrameKind::Cancel => self.answers.cancel(frame.request),
+                    FrameKind::Cancel => {
+                        self.answers.cancel(frame.request);
+                        // The request itself may still wait for its turn: the cancel comes right behind it, too.
+                        if waiting.as_ref().is_some_and(|sender| sender.send((frame.request, None)).is_err()) {
+                            return Ok(());
+                        }
+                    }
                     kind @ (FrameKind::Response | FrameKind::Event | FrameKind::Bulk) => {
                         return Err(ControlError::Unexpected(kind));
                     }
@@ -252,8 +258,13 @@ impl Connection {
     /// Until the reader has ended, or nothing can be answered any more.
     fn handle_all(&self, waiting: &Receiver<Waiting>) {
         while let Ok((number, request)) = waiting.recv() {
-            if self.handle(number, request).is_err() {
-                return;
+            match request {
+                None => self.answers.cancel(number),
+                Some(request) => {
+                    if self.handle(number, request).is_err() {
+                        return;
+                    }
+                }
             }
         }
     }
