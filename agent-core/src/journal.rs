@@ -175,13 +175,13 @@ impl Journal {
         self.sequence = self.sequence.max(newest) + 1;
         let target = if copies.newest_is_second { path.to_owned() } else { second(path) };
         let target = if copies.newest.is_none() { path.to_owned() } else { target };
+        cut(&mut self.reason, REASON_MAX);
         let bytes = self.to_bytes(path)?;
         durable::write(&target, &bytes, Durability::PowerCut)
     }
 
     /// As it is on disk, and as the stub gives it to a program. `path` is for the error.
-    pub(crate) fn to_bytes(&mut self, path: &Path) -> Result<Vec<u8>, FileFault> {
-        cut(&mut self.reason, REASON_MAX);
+    pub(crate) fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, FileFault> {
         let body = codec::encode(self).map_err(|e| FileFault::io(path, io::Error::other(e)))?;
         Ok(durable::seal(MAGIC, &body))
     }

@@ -91,6 +91,9 @@ fn a_crash_at_the_start_is_over_in_a_second() {
     judge("the new version ends at its start: until the old version answers", times, Duration::from_secs(1));
 }
 
+/// What it is called, what is done to the host before the start, and what the version that is to start is told.
+type Way<'a> = (&'a str, &'a dyn Fn(&Host), &'a [&'a str]);
+
 /// Each way in which a cold start cannot be of the version that the journal names.
 #[test]
 fn a_cold_start_that_falls_back_takes_five_seconds_at_most() {
@@ -102,7 +105,7 @@ fn a_cold_start_that_falls_back_takes_five_seconds_at_most() {
     };
     let no_tree = |host: &Host| host.set_absent("2.0", true);
     let nothing = |_: &Host| {};
-    let ways: [(&str, &dyn Fn(&Host), &[&str]); 4] = [
+    let ways: [Way<'_>; 4] = [
         ("cold start, the record is damaged", &spoil_record, &[]),
         ("cold start, both copies of the journal are damaged", &spoil_journals, &[]),
         ("cold start, the tree cannot be had", &no_tree, &[]),

@@ -189,7 +189,7 @@ fn by_records(paths: &AgentPaths, but: &[Entry]) -> Vec<Choice> {
         let saved = file.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
         found.push((Some(entry.tree) == attached, saved, verified));
     }
-    found.sort_by(|a, b| (b.0, b.1).cmp(&(a.0, a.1)));
+    found.sort_by_key(|(is_attached, saved, _)| std::cmp::Reverse((*is_attached, *saved)));
     let entries: Vec<_> = found.iter().map(|(_, _, verified)| verified.entry()).collect();
     let ways = found.into_iter().enumerate().map(|(i, (_, _, verified))| {
         // Whether it is good nobody knows any more: it has to prove itself where there is something to return to.

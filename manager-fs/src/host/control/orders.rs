@@ -25,7 +25,9 @@ struct Taken {
 impl Orders {
     /// An agent has taken an order; it takes the place of an earlier one.
     pub(super) fn taken(&self, product: &Product, change: ChangeId, to: TreeId) {
-        self.with(|orders| drop(orders.insert(product.clone(), Taken { change, to, gone_since: None })));
+        self.with(|orders| {
+            orders.insert(product.clone(), Taken { change, to, gone_since: None });
+        });
     }
 
     /// A step was reported; some of them end their order.
