@@ -1,7 +1,7 @@
 //! What the agent asks of a backup engine, and how a running operation is watched and stopped.
 //!
 //! The one implementation is [`restic::Restic`]: repositories of restic's format. What reads and writes their bytes is
-//! in [`format`]; `rustic_core` opens, checks and prunes them, and what knows that library stays below `engine/`,
+//! in [`mod@format`]; `rustic_core` opens, checks and prunes them, and what knows that library stays below `engine/`,
 //! because its interface still moves.
 
 mod archive;

@@ -14,7 +14,7 @@ use super::snapshots::ReferenceFault;
 /// An operation failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
-    /// [`super::Meter::stop`] was called. Whatever was finished by then stays; nothing half-done is visible.
+    /// [`super::meter::Meter::stop`] was called. Whatever was finished by then stays; nothing half-done is visible.
     #[error("stopped on request")]
     Stopped,
     /// The engine itself stopped, for the reason given.

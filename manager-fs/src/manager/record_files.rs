@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use proto::GenerationRecord;
@@ -50,7 +51,7 @@ impl RecordFiles {
     pub(crate) fn put(&self, generation: &Generation) -> io::Result<()> {
         fs::create_dir_all(&self.0)?;
         let draft = self.0.join(".new");
-        let mut file = File::create(&draft)?;
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
         file.write_all(&generation.signed)?;
         file.sync_all()?;
         fs::rename(&draft, self.path(&generation.record))?;

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +53,9 @@ async fn copy(store: &dyn ControlStore, path: &Path, written: Option<Revision>) 
 /// The disk fails; the old copy stays.
 pub(super) fn write(path: &Path, entries: &[Entry]) -> io::Result<()> {
     let draft = path.with_extension("backup.new");
-    let mut file = BufWriter::new(File::options().write(true).create(true).truncate(true).open(&draft)?);
+    // Hashes of tokens, and which host may see what: nobody's but the manager's.
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    let mut file = BufWriter::new(file);
     writeln!(file, "{HEAD}")?;
     for entry in entries {
         write!(file, "{}\t", entry.key)?;
