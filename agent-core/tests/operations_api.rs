@@ -87,6 +87,24 @@ fn one_connection_carries_many_requests() {
     assert!(matches!(unknown, AgentReply::Fault(Fault::NotFound(_))), "{unknown:?}");
 }
 
+/// Agents outlive the mount daemon's updates: a request of a later version is answered, and the connection goes on.
+#[test]
+fn a_request_that_this_agent_does_not_know_is_refused_and_the_next_one_answered() {
+    let host = host(&[]);
+    let mut stream = socket::connect(&host.paths.socket()).unwrap();
+    for (number, request) in [(1, codec::encode(&999_u32).unwrap()), (2, vec![1, 2, 3])] {
+        stream.write_all(&frame(FrameKind::Request, number, &request)).unwrap();
+        let answer = read_frame(&mut stream).unwrap().unwrap();
+        let reply: AgentReply = codec::decode::<_, 4096>(&answer.body).unwrap();
+        let AgentReply::Fault(Fault::BadRequest(text)) = reply else { panic!("{reply:?}") };
+        assert!(text.contains("not understood"), "{text}");
+    }
+    write_frame(&stream, FrameKind::Request, 3, &AgentRequest::Status).unwrap();
+    let answer = read_frame(&mut stream).unwrap().unwrap();
+    let reply: AgentReply = codec::decode::<_, 4096>(&answer.body).unwrap();
+    assert!(matches!(reply, AgentReply::Status(_)), "{reply:?}");
+}
+
 #[test]
 fn messages_out_of_order_or_unbelievable_change_nothing() {
     let host = host(&[]);

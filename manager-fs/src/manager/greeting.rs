@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use proto::codec::CodecError;
 use proto::message::Fault;
 use tokio::sync::watch;
 
@@ -19,6 +20,9 @@ pub enum GreetingError {
     /// It greeted before.
     #[error("a second Hello")]
     Twice,
+    /// A request that this version does not know, or that is beyond its bounds.
+    #[error("this manager cannot read the request: {0}")]
+    Unreadable(#[from] CodecError),
     /// It has a certificate.
     #[error("this connection is enrolled already")]
     Enrolled,

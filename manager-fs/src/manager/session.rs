@@ -197,17 +197,13 @@ struct Held<'a> {
 
 impl Session {
     async fn answer(self: Arc<Self>, request: Result<HostRequest, codec::CodecError>, bytes: usize, answer: Answer) {
-        let request = match request {
-            Ok(request) => request,
-            Err(error) => {
-                tracing::warn!(address = %self.address, %error, "malformed request");
-                return self.close("malformed request");
-            }
-        };
         let mut held = Held::default();
-        let reply = match (self.peer.clone(), self.budget.as_deref()) {
-            (Some(peer), Some(budget)) => self.reply(peer, budget, request, bytes, &answer, &mut held).await,
-            _ => self.enroll(request).await,
+        let reply = match (request, self.peer.clone(), self.budget.as_deref()) {
+            (Err(error), ..) => self.unreadable(error).await,
+            (Ok(request), Some(peer), Some(budget)) => {
+                self.reply(peer, budget, request, bytes, &answer, &mut held).await
+            }
+            (Ok(request), ..) => self.enroll(request).await,
         };
         self.finish(reply, answer).await;
         drop(held);
@@ -230,6 +226,15 @@ impl Session {
         if self.peer.is_none() || (refused && !self.greeting.is_claimed()) {
             self.close("nothing more to say");
         }
+    }
+
+    /// A host of a later version asks for what this one does not know: it is told so, and its connection stays. What comes
+    /// right behind a `Hello` must not end the connection before that is answered.
+    async fn unreadable(&self, error: codec::CodecError) -> Result<ManagerReply, ManagerError> {
+        if self.peer.is_some() {
+            self.greeting.wait().await?;
+        }
+        Err(GreetingError::Unreadable(error).into())
     }
 
     async fn enroll(&self, request: HostRequest) -> Result<ManagerReply, ManagerError> {

@@ -174,10 +174,35 @@ async fn noise_and_malformed_messages_end_only_their_own_connection() {
     let mut noise = tokio::net::TcpStream::connect(&fixture.address).await.unwrap();
     noise.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let (link, ..) = dial(&fixture.address, &fixture.enrolled("web-2").await).await.unwrap();
-    let malformed = link.request::<_, ManagerReply>(&(0xffff_ffffu32, "x"), |_| {}, SOON).await;
-    assert!(malformed.is_err(), "{malformed:?}");
+    let malformed: ManagerReply = link.request(&(0xffff_ffffu32, "x"), |_| {}, SOON).await.unwrap();
+    assert!(matches!(malformed, ManagerReply::Fault(Fault::BadRequest(_))), "{malformed:?}");
     tokio::time::timeout(SOON, link.closed()).await.unwrap();
     assert_eq!(host.exports().await, Vec::<String>::new());
+}
+
+/// The two behaviours that control-protocol.md has under "Versions", for a host that is newer than its manager.
+#[tokio::test]
+async fn what_an_older_manager_cannot_read_is_refused_and_nothing_else_ends() {
+    let fixture = Fixture::new().await;
+    let host = fixture.host("web-1").await;
+    for request in [(999_u32, 1_u64), (6, 5_000)] {
+        let reply: ManagerReply = host.link.request(&request, |_| {}, SOON).await.unwrap();
+        let ManagerReply::Fault(Fault::BadRequest(text)) = reply else { panic!("{reply:?}") };
+        assert!(text.contains("cannot read the request"), "{text}");
+    }
+    assert_eq!(host.exports().await, Vec::<String>::new(), "the same connection goes on");
+
+    // Also right behind a Hello that is still being answered.
+    let (link, ..) = dial(&fixture.address, &fixture.enrolled("web-2").await).await.unwrap();
+    let greeting = hello(PROTOCOL);
+    let (welcome, unknown) = tokio::join!(
+        link.request::<_, ManagerReply>(&greeting, |_| {}, SOON),
+        link.request::<_, ManagerReply>(&999_u32, |_| {}, SOON),
+    );
+    assert!(matches!(welcome, Ok(ManagerReply::Welcome { .. })), "{welcome:?}");
+    assert!(matches!(unknown, Ok(ManagerReply::Fault(Fault::BadRequest(_)))), "{unknown:?}");
+    let exports: ManagerReply = link.request(&HostRequest::Exports, |_| {}, SOON).await.unwrap();
+    assert_eq!(exports, ManagerReply::Exports(vec![]));
 }
 
 #[tokio::test]
