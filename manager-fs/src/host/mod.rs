@@ -16,6 +16,8 @@ pub mod enroll;
 pub mod fetch;
 mod files;
 pub mod fuse;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod generations;
 mod instance;
 mod leftovers;

@@ -16,6 +16,8 @@ mod enrolment;
 mod error;
 pub mod export;
 mod exports;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod greeting;
 pub mod identity;
 pub mod ingest;

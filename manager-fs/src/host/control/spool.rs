@@ -237,6 +237,13 @@ fn parse(bytes: &[u8]) -> (VecDeque<Vec<u8>>, bool) {
     (reports, true)
 }
 
+/// For `tests/fuzz`: bytes as one report and as a whole file.
+#[cfg(fuzzing)]
+pub(in crate::host) fn read_any(bytes: &[u8]) {
+    drop(decode(bytes));
+    drop(parse(&[MAGIC.as_slice(), &record(bytes), bytes].concat()));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -272,6 +272,12 @@ fn decode_index(index: &[u8], frames_bytes: u64) -> Result<Vec<Frame>, PackFault
     Ok(frames)
 }
 
+/// For `tests/fuzz`.
+#[cfg(fuzzing)]
+pub(super) fn read_any_index(index: &[u8], frames_bytes: u64) {
+    drop(decode_index(index, frames_bytes));
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::LocalPacks;
