@@ -4,7 +4,7 @@
 //! `MANAGER_FS_WRITE_SAMPLES=1 cargo test -p proto --test wire` writes the blocks anew out of `samples.rs`. What differs then is
 //! a change of the protocol: it belongs into a new version, or at the end of a choice.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod annotate;
 mod document;
