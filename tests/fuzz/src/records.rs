@@ -3,7 +3,8 @@
 use agent_core::channel::StubMessage;
 use agent_core::handoff::Handoff;
 use agent_core::journal::Journal;
-use manager_fs::manager::control::hosts::{HostRecord, HostStatus};
+use manager_fs::manager::control::HostStatus;
+use manager_fs::manager::control::hosts::HostRecord;
 use manager_fs::manager::control::jobs::JobRecord;
 use proto::agent::{AgentReply, AgentRequest, Progress};
 use proto::daemon::{DaemonReply, DaemonRequest, StageProgress};
