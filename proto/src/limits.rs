@@ -1,4 +1,5 @@
-//! Every bound in one place, each with the reason for its value.
+//! The bounds of what crosses a wire, or a file that another version reads, each with the reason for its value. What only
+//! one component knows (queues, caches, pauses) stands where it is used.
 
 /// Bytes of one control message. The largest is a list of exports (some KiB a generation, see [`RECORD_BYTES_MAX`]);
 /// sixteen MiB is a thousand generations with hundreds of ELF files each.
