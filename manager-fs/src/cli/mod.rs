@@ -1,8 +1,8 @@
 //! What the operator typed: one file a command. Each turns its flags into a call of the library and the result into
 //! text or JSON; none decides anything.
 //!
-//! [`client`] asks the manager and [`daemon`] this host's mount daemon; [`out`], [`units`] and [`progress`] are how it
-//! looks; [`manual`] makes help, man pages and `docs/command-line.md` out of one source.
+//! `client` asks the manager and `daemon` this host's mount daemon; `out`, `units` and `progress` are how it
+//! looks; `manual` makes help, man pages and `docs/command-line.md` out of one source.
 
 mod client;
 mod completions;

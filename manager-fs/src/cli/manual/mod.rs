@@ -1,5 +1,5 @@
 //! What the program says of itself: help in groups, examples, manual pages and `docs/command-line.md`, all made of the
-//! commands' own definitions and of two lists, [`examples`] and [`fields`].
+//! commands' own definitions and of two lists, `examples` and `fields`.
 
 mod examples;
 mod fields;

@@ -5,7 +5,7 @@
 //!   View: who may see what          └─> Observations (observations.rs) observations  <── LocalObservations
 //! ```
 //! Keys, values, bounds and files: `docs/control-state.md`. No method of either contract waits on the caller's thread,
-//! and what does wait ([`disk`]) can only be reached through them.
+//! and what does wait (`disk`) can only be reached through them.
 
 pub mod backup;
 mod bring_over;
