@@ -178,6 +178,10 @@ impl Fetcher {
         if let Some(manifest) = self.starts.manifest(tree, deadline) {
             return Ok(manifest);
         }
+        // A start that ended between the two looks has left it here.
+        if let Some(manifest) = self.cache.manifest(tree) {
+            return Ok(manifest);
+        }
         let what = || format!("manifest of {tree}");
         let mut retry = Retry::new(deadline);
         loop {
