@@ -1,7 +1,7 @@
 //! Every moment at which an agent or its stub makes something durable, or does what cannot be undone: one list, and one
 //! function that is called right before each of them.
 //!
-//! In a program that sets no hook, [`reach`] costs one load. The hook is for proving what the documents promise: the
+//! In a program that sets no hook, `reach` costs one load. The hook is for proving what the documents promise: the
 //! examples of this crate set one that kills the process, stops it, or lets the disk fail at a moment that a test names,
 //! so that a test can go through all of [`Moment::ALL`] and none is forgotten.
 

@@ -137,7 +137,7 @@ pub struct SignedRecord {
     /// The encoded record: exactly the bytes that are signed.
     #[serde(deserialize_with = "within::<_, Blob<RECORD_BYTES_MAX>>")]
     pub payload: Vec<u8>,
-    /// The ed25519 signature over [`CONTEXT`] and `payload`, 64 bytes.
+    /// The ed25519 signature over `CONTEXT` and `payload`, 64 bytes.
     #[serde(deserialize_with = "within::<_, Blob<SIGNATURE_BYTES>>")]
     pub signature: Vec<u8>,
 }
