@@ -187,7 +187,8 @@ async fn restore_and_compare(machine: &Machine, story: &mut Story, source: &str)
     let target = machine.path("restored");
     let target_text = target.to_string_lossy().into_owned();
     let mut args = vec!["job", "restore", "--host", HOST, "--repository", &repository];
-    args.extend(["--snapshot", "latest", "--target", &target_text, "--json"]);
+    // Several directories were backed up, each with a latest snapshot of its own.
+    args.extend(["--snapshot", "latest", "--source", source, "--target", &target_text, "--json"]);
     let doing = story.doing();
     machine.follow(&args, |line| doing(&progress_of(line))).await?;
     // A snapshot keeps absolute paths, so the directory lies below the target under its own path or directly in it.
