@@ -1,8 +1,8 @@
 //! The control state: what was decided (published, exported, enrolled, ordered), and what was observed of hosts.
 //!
 //! ```text
-//! State (state.rs): typed records ──┬─> ControlStore (contract.rs)     decisions     <── LocalStore: control.redb
-//!   View: who may see what          └─> Observations (observations.rs) observations  <── LocalObservations
+//! State (state/):   typed records ──┬─> ControlStore (contract.rs)     decisions     <── LocalStore: control.redb
+//!   View: who may see what          └─> Observations (observations/)   observations  <── LocalObservations
 //! ```
 //! Keys, values, bounds and files: `docs/control-state.md`. No method of either contract waits on the caller's thread,
 //! and what does wait (`disk`) can only be reached through them.
