@@ -240,9 +240,10 @@ pub(crate) fn decode(
         (literals, control) = (rest, control_rest);
     }
     plain.extend_from_slice(literals);
-    match control.is_empty() && plain.len() == plain_bytes {
-        true => Ok(plain),
-        false => Err(malformed("it makes another number of bytes than it should")),
+    if control.is_empty() && plain.len() == plain_bytes {
+        Ok(plain)
+    } else {
+        Err(malformed("it makes another number of bytes than it should"))
     }
 }
 

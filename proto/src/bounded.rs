@@ -93,15 +93,17 @@ macro_rules! of_text {
 
 of_text!(Line, "a line of text", raw => Ok(text::line(raw, MAX)));
 of_text!(Text, "text", raw => Ok(text::lines(raw, MAX)));
-of_text!(Word, "an identifier", raw => match raw.bytes().all(|b| b.is_ascii_graphic()) && !raw.is_empty() {
+of_text!(Word, "an identifier", raw => match raw {
     _ if raw.len() > MAX => Err(too_long(raw.len(), MAX)),
-    true => Ok(raw.to_owned()),
-    false => Err("an identifier is empty, or has other than printable ASCII characters".to_owned()),
+    _ if raw.is_empty() || !raw.bytes().all(|b| b.is_ascii_graphic()) => {
+        Err("an identifier is empty, or has other than printable ASCII characters".to_owned())
+    }
+    _ => Ok(raw.to_owned()),
 });
-of_text!(Exact, "text without a NUL", raw => match raw.contains('\0') {
+of_text!(Exact, "text without a NUL", raw => match raw {
     _ if raw.len() > MAX => Err(too_long(raw.len(), MAX)),
-    false => Ok(raw.to_owned()),
-    true => Err("a NUL byte in a path or an argument".to_owned()),
+    _ if raw.contains('\0') => Err("a NUL byte in a path or an argument".to_owned()),
+    _ => Ok(raw.to_owned()),
 });
 
 fn too_long(got: usize, max: usize) -> String {

@@ -256,10 +256,8 @@ impl Frame {
         }
         let sizes =
             [self.patch.plain_bytes, self.patch.stored_bytes, self.literals.plain_bytes, self.literals.stored_bytes];
-        match sizes.into_iter().any(|bytes| u64::from(bytes) > 2 * plain_bytes + 1024) {
-            true => Some("a frame's part is larger than what it makes"),
-            false => None,
-        }
+        let too_large = sizes.into_iter().any(|bytes| u64::from(bytes) > 2 * plain_bytes + 1024);
+        too_large.then_some("a frame's part is larger than what it makes")
     }
 }
 
@@ -301,9 +299,10 @@ pub fn decode_index(
     if plain_bytes > PAGES_BYTES_MAX {
         return Err(BundleFault::Malformed("it has more pages than a bundle may have"));
     }
-    match frames_bytes == header.frames_bytes && proofs * CHAINING_BYTES == header.proofs_bytes as usize {
-        true => Ok(frames),
-        false => Err(BundleFault::Malformed("its frames or proofs do not add up to what its header says")),
+    if frames_bytes == header.frames_bytes && proofs * CHAINING_BYTES == header.proofs_bytes as usize {
+        Ok(frames)
+    } else {
+        Err(BundleFault::Malformed("its frames or proofs do not add up to what its header says"))
     }
 }
 

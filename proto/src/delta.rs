@@ -256,9 +256,10 @@ pub fn decode_index(bytes: &[u8], header: &Header, from: &Manifest, to: &Manifes
         }
         frames_bytes = frames_bytes.saturating_add(frame.stored_bytes());
     }
-    match frames_bytes == header.frames_bytes {
-        true => Ok(frames),
-        false => Err(DeltaFault::Malformed("its frames do not add up to what its header says")),
+    if frames_bytes == header.frames_bytes {
+        Ok(frames)
+    } else {
+        Err(DeltaFault::Malformed("its frames do not add up to what its header says"))
     }
 }
 
@@ -282,9 +283,7 @@ impl Frame {
         // Control takes less than the bytes that it saves; both parts together stay near what they make.
         let sizes =
             [self.patch.plain_bytes, self.patch.stored_bytes, self.literals.plain_bytes, self.literals.stored_bytes];
-        match sizes.into_iter().any(|bytes| u64::from(bytes) > 2 * plain_bytes + 1024) {
-            true => Some("a frame's part is larger than what it makes"),
-            false => None,
-        }
+        let too_large = sizes.into_iter().any(|bytes| u64::from(bytes) > 2 * plain_bytes + 1024);
+        too_large.then_some("a frame's part is larger than what it makes")
     }
 }

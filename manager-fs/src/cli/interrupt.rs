@@ -35,8 +35,5 @@ pub(super) fn note_from_now_on() -> anyhow::Result<()> {
 /// # Errors
 /// [`Interrupted`].
 pub(super) fn check(becomes: &str) -> Result<(), Interrupted> {
-    match HAPPENED.load(Ordering::Relaxed) {
-        true => Err(Interrupted(becomes.to_owned())),
-        false => Ok(()),
-    }
+    if HAPPENED.load(Ordering::Relaxed) { Err(Interrupted(becomes.to_owned())) } else { Ok(()) }
 }

@@ -265,9 +265,10 @@ fn terminate(child: &Child) {
 fn signal(child: &Child, signal: rustix::process::Signal, group: bool) {
     let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) else { return };
     // It may have ended by itself.
-    let _ = match group {
-        true => rustix::process::kill_process_group(pid, signal),
-        false => rustix::process::kill_process(pid, signal),
+    let _ = if group {
+        rustix::process::kill_process_group(pid, signal)
+    } else {
+        rustix::process::kill_process(pid, signal)
     };
 }
 

@@ -77,9 +77,10 @@ pub(super) fn publish(args: &PublishArgs, here: &Here) -> anyhow::Result<Done> {
     line.clear();
     let AdminReply::Published(report) = reply? else { return unexpected() };
     let record = &report.record;
-    let profiled = match args.profile {
-        true => Some(profile(GenerationRef::Named(record.product.clone(), record.version.clone()), here)?),
-        false => None,
+    let profiled = if args.profile {
+        Some(profile(GenerationRef::Named(record.product.clone(), record.version.clone()), here)?)
+    } else {
+        None
     };
     if args.output.json {
         let mut document = super::generations::record_json(record);

@@ -31,9 +31,10 @@ fn clear_dir(dir: &Path) {
             continue;
         }
         let path = entry.path();
-        let removed = match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            true => std::fs::remove_dir_all(&path),
-            false => std::fs::remove_file(&path),
+        let removed = if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
         };
         tracing::info!(path = %path.display(), ?removed, "left by a process that was killed");
     }

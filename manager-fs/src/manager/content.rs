@@ -31,9 +31,12 @@ pub(crate) fn resolve(tree: &Manifest, path: &TreePath) -> Result<usize, String>
             _ => {}
         }
         let next = at.join(&name).map_err(|error| error.fault.to_owned())?;
-        let index = find(&next).map_err(|_| match &next == path {
-            true => "is not in the tree".to_owned(),
-            false => format!("leads to '{next}', which is not in the tree"),
+        let index = find(&next).map_err(|_| {
+            if &next == path {
+                "is not in the tree".to_owned()
+            } else {
+                format!("leads to '{next}', which is not in the tree")
+            }
         })?;
         if let NodeKind::Symlink(target) = &tree.node(&tree.entries[index]).kind {
             links += 1;

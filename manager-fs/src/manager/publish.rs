@@ -174,9 +174,10 @@ fn chunk_bytes(options: &PublishOptions, base: Option<&Manifest>) -> Result<u32,
     let bytes = options.chunk_bytes.or(base.map(|base| base.chunk_bytes)).unwrap_or(CHUNK_BYTES);
     let sizes = proto::limits::CHUNK_BYTES_MIN..=proto::limits::CHUNK_BYTES_MAX;
     let fits = base.is_none_or(|base| base.chunk_bytes == bytes);
-    match bytes.is_power_of_two() && sizes.contains(&bytes) && fits {
-        true => Ok(bytes),
-        false => Err(PublishError::ChunkBytes(bytes)),
+    if bytes.is_power_of_two() && sizes.contains(&bytes) && fits {
+        Ok(bytes)
+    } else {
+        Err(PublishError::ChunkBytes(bytes))
     }
 }
 

@@ -154,9 +154,10 @@ pub(crate) fn all_users_exist() -> bool {
 /// Nobody but the mounter may read `path`: tried as another user or, where there is only one, without capabilities on
 /// a file that its owner may not read either.
 pub(crate) fn assert_closed_to_others(path: &Path) {
-    let who: &[&str] = match all_users_exist() {
-        true => &["--reuid=65534", "--regid=65534", "--clear-groups"],
-        false => &["--bounding-set=-all", "--inh-caps=-all"],
+    let who: &[&str] = if all_users_exist() {
+        &["--reuid=65534", "--regid=65534", "--clear-groups"]
+    } else {
+        &["--bounding-set=-all", "--inh-caps=-all"]
     };
     let cat = Command::new("setpriv").args(who).arg("cat").arg(path).output().unwrap();
     let said = String::from_utf8_lossy(&cat.stderr);
@@ -387,10 +388,7 @@ fn hold_in(dir: &Path, namespace: NamespaceChoice) -> anyhow::Result<()> {
         helper_args: role("helper"),
         namespace,
         state: None,
-        fuse_device: match dir.join("no-fuse").exists() {
-            true => "/dev/there-is-no-fuse".into(),
-            false => "/dev/fuse".into(),
-        },
+        fuse_device: if dir.join("no-fuse").exists() { "/dev/there-is-no-fuse".into() } else { "/dev/fuse".into() },
     })
     .map_err(Into::into)
 }

@@ -139,10 +139,7 @@ pub fn every_command() -> Vec<(String, Command)> {
 fn gather(command: &Command, path: &str, found: &mut Vec<(String, Command)>) {
     for below in command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help") {
         let path = format!("{path} {}", below.get_name()).trim().to_owned();
-        match below.has_subcommands() {
-            true => gather(below, &path, found),
-            false => found.push((path, below.clone())),
-        }
+        if below.has_subcommands() { gather(below, &path, found) } else { found.push((path, below.clone())) }
     }
 }
 

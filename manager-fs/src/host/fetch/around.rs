@@ -55,9 +55,10 @@ impl Around {
         let mut state = lock(&self.state);
         let recent = state.last.is_some_and(|last| last.elapsed() < RECENT);
         state.last = Some(Instant::now());
-        state.window_bytes = match recent {
-            true => (state.window_bytes * 2).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX),
-            false => WINDOW_BYTES_MIN,
+        state.window_bytes = if recent {
+            (state.window_bytes * 2).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)
+        } else {
+            WINDOW_BYTES_MIN
         };
         state.window_bytes
     }

@@ -290,14 +290,10 @@ impl Fetcher {
                 return Ok(held);
             }
             let (mine, theirs) = self.depart(wanted, partial, &missing, Urgency::Demand);
-            let fetched = match mine.flights.is_empty() {
-                true => Ok(()),
-                false => self.fly(
-                    wanted.tree,
-                    &[Leg { wanted, partial, flights: &mine.flights }],
-                    Urgency::Demand,
-                    deadline,
-                ),
+            let fetched = if mine.flights.is_empty() {
+                Ok(())
+            } else {
+                self.fly(wanted.tree, &[Leg { wanted, partial, flights: &mine.flights }], Urgency::Demand, deadline)
             };
             // What did not come is asked for again, by whoever first does.
             mine.flights.iter().for_each(|(_, flight)| flight.land(FlightState::Lost));

@@ -36,9 +36,10 @@ impl Retry {
 
     /// Fails when time is up although nothing failed.
     pub(super) fn check(&self, what: impl Fn() -> String) -> Result<(), FetchError> {
-        match Instant::now() < self.deadline {
-            true => Ok(()),
-            false => Err(FetchError::Deadline { what: what(), deadline: self.deadline - self.begun }),
+        if Instant::now() < self.deadline {
+            Ok(())
+        } else {
+            Err(FetchError::Deadline { what: what(), deadline: self.deadline - self.begun })
         }
     }
 }

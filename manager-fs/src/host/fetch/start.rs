@@ -259,9 +259,10 @@ impl Fetcher {
         self.counters.bundle_plain_bytes.add(plain.len() as u64);
         let Ok(Place::Partial(partial)) = self.cache.place(object, chunk_bytes) else { return Vec::new() };
         let whole = object.chunk_len(index, chunk_bytes) == Some(width::count(plain.len()));
-        let kept = match whole {
-            true => self.cache.put_chunk(&partial, index, plain),
-            false => self.cache.put_pages(&partial, index, set, plain),
+        let kept = if whole {
+            self.cache.put_chunk(&partial, index, plain)
+        } else {
+            self.cache.put_pages(&partial, index, set, plain)
         };
         if partial.is_complete() {
             self.finish_soon(&partial);

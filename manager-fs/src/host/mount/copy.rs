@@ -151,9 +151,10 @@ fn compare_all(root: &Path, manifest: &Manifest) -> io::Result<()> {
             names += std::fs::read_dir(&path)?.count();
         }
     }
-    match names + 1 == manifest.entries.len() {
-        true => Ok(()),
-        false => Err(io::Error::new(io::ErrorKind::InvalidData, "it has entries that the tree has not")),
+    if names + 1 == manifest.entries.len() {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, "it has entries that the tree has not"))
     }
 }
 
@@ -212,10 +213,7 @@ pub(super) fn remove_tree(root: &Path) -> io::Result<()> {
     std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o700))?;
     for entry in std::fs::read_dir(root)? {
         let entry = entry?;
-        match entry.file_type()?.is_dir() {
-            true => remove_tree(&entry.path())?,
-            false => std::fs::remove_file(entry.path())?,
-        }
+        if entry.file_type()?.is_dir() { remove_tree(&entry.path())? } else { std::fs::remove_file(entry.path())? }
     }
     std::fs::remove_dir(root)
 }

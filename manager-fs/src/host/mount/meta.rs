@@ -224,10 +224,7 @@ impl<'m> Builder<'m> {
 
     /// In a user namespace only its own user exists, and owns everything.
     fn owner(&self, node: &Node) -> (Option<Uid>, Option<Gid>) {
-        match self.keep_owners {
-            true => (Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid))),
-            false => (None, None),
-        }
+        if self.keep_owners { (Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid))) } else { (None, None) }
     }
 }
 

@@ -194,9 +194,10 @@ impl TreeBuilder {
         let target = if let NodeKind::Symlink(target) = kind { target.len() } else { 0 };
         let xattrs: usize = attributes.xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len()).sum();
         self.described_bytes += path.as_bytes().len() + target + xattrs;
-        match self.described_bytes > MANIFEST_BYTES_MAX {
-            true => Err("paths, link targets and attributes of the tree have more than 256 MiB together".into()),
-            false => Ok(()),
+        if self.described_bytes > MANIFEST_BYTES_MAX {
+            Err("paths, link targets and attributes of the tree have more than 256 MiB together".into())
+        } else {
+            Ok(())
         }
     }
 

@@ -19,9 +19,10 @@ struct Library {
 impl Library {
     fn put(&mut self, at: u64, value: u64, bytes: usize) -> u64 {
         let target = &mut self.bytes[width::index(at)..width::index(at) + bytes];
-        match self.wide {
-            true => target.copy_from_slice(&value.to_le_bytes()[..bytes]),
-            false => target.copy_from_slice(&value.to_be_bytes()[8 - bytes..]),
+        if self.wide {
+            target.copy_from_slice(&value.to_le_bytes()[..bytes])
+        } else {
+            target.copy_from_slice(&value.to_be_bytes()[8 - bytes..])
         }
         at + bytes as u64
     }
