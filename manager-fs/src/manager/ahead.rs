@@ -2,13 +2,14 @@
 //! at a time, at the lowest priority, so that it is not noticed.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use proto::GenerationRecord;
 
 use super::delta::Deltas;
 use super::store::{Store, StoreError};
+use crate::sync::lock;
 
 /// The nice value of such work: 19 is the lowest priority (setpriority(2)). Threads that it starts inherit it.
 const NICE: i32 = 19;
@@ -39,7 +40,7 @@ impl Ahead {
             if let Err(error) = rustix::process::setpriority_process(None, NICE) {
                 tracing::debug!(%error, "work ahead runs at the priority of everything else");
             }
-            let _turn = ahead.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let _turn = lock(&ahead.turn);
             if let Some(published) = published {
                 ahead.deltas.make_ahead(&published);
             }

@@ -4,12 +4,14 @@
 //! sends, it waits for itself, and nobody else does.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proto::{HostName, width};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+
+use crate::sync::lock;
 
 /// Connections of one host, those included that have not said `Hello` yet. A daemon has three, and each for a moment twice
 /// when it is made anew.
@@ -121,7 +123,7 @@ pub(crate) enum Work {
 impl Budgets {
     /// That of one host; all of its connections share it. Hosts without a connection and without a debt are forgotten.
     pub(crate) fn of(&self, host: &HostName) -> Arc<Budget> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = lock(&self.hosts);
         if let Some(budget) = hosts.get(host) {
             return Arc::clone(budget);
         }
@@ -172,7 +174,7 @@ impl Budget {
             Work::Profile => (&self.profiles, "recordings of starts"),
             Work::Greeting => (&self.greetings, "connections"),
         };
-        let taken = bucket.lock().unwrap_or_else(PoisonError::into_inner).take(1.0, Instant::now());
+        let taken = lock(bucket).take(1.0, Instant::now());
         taken.map_err(|wait| BudgetError::TooMany { what, wait })
     }
 
@@ -191,7 +193,7 @@ impl Budget {
         let turn = self.write().await?;
         let cost = f64::from(width::count(reports.max(bytes / REPORT_BYTES)));
         loop {
-            let taken = self.reports.lock().unwrap_or_else(PoisonError::into_inner).take(cost, Instant::now());
+            let taken = lock(&self.reports).take(cost, Instant::now());
             match taken {
                 Ok(()) => return Ok(turn),
                 Err(wait) => tokio::time::sleep(wait).await,
@@ -203,7 +205,7 @@ impl Budget {
     fn is_whole(&self) -> bool {
         let now = Instant::now();
         [&self.reports, &self.renewals, &self.profiles, &self.greetings].into_iter().all(|bucket| {
-            let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut bucket = lock(bucket);
             bucket.refill(now);
             bucket.left >= bucket.rate.burst
         })

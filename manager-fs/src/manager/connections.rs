@@ -1,7 +1,7 @@
 //! The hosts' connections: which are there, which give way, and what is told when they come and go.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use proto::HostName;
@@ -13,6 +13,7 @@ use super::identity::Peer;
 use super::news::{News, NewsBoard};
 use super::now;
 use crate::net::{Link, NetError};
+use crate::sync::lock;
 
 /// Connections for fetches that one host may have beside the control connection; one more replaces the oldest. A daemon has
 /// two, and for a moment three when one is made anew.
@@ -206,6 +207,6 @@ impl Connections {
     }
 
     fn by_host(&self) -> MutexGuard<'_, HashMap<HostName, Vec<Connection>>> {
-        self.by_host.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.by_host)
     }
 }

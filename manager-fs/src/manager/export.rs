@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use lru::LruCache;
 use proto::bulk::ChunkHead;
@@ -16,6 +16,7 @@ use super::exports::{ExportError, Exports};
 use super::store::{Store, StoreError, StoredChunk};
 use super::worker::{BrokenOff, blocking};
 use crate::net::{Answer, NetError};
+use crate::sync::lock;
 
 /// Trees whose manifests are kept decoded: what a rollout of a handful of products asks for at once.
 const TREES_KEPT: NonZeroUsize = NonZeroUsize::new(8).unwrap();
@@ -151,7 +152,7 @@ impl Exporter {
     }
 
     fn kept(&self, tree: &TreeId) -> Option<Arc<ServedTree>> {
-        self.trees.lock().unwrap_or_else(PoisonError::into_inner).get(tree).map(Arc::clone)
+        lock(&self.trees).get(tree).map(Arc::clone)
     }
 
     fn load(&self, tree: &TreeId) -> Result<Arc<ServedTree>, SendError> {
@@ -162,7 +163,7 @@ impl Exporter {
         let objects = decoded.objects.into_iter().map(|object| (object.id, object.chunks)).collect();
         let manifest = zstd::bulk::compress(&bytes, 3).map_err(SendError::Compress)?;
         let served = Arc::new(ServedTree { manifest, chunk_bytes, objects });
-        self.trees.lock().unwrap_or_else(PoisonError::into_inner).put(*tree, Arc::clone(&served));
+        lock(&self.trees).put(*tree, Arc::clone(&served));
         Ok(served)
     }
 

@@ -1,11 +1,13 @@
 //! What happens on each host, for whoever waits for it. All of it is in the control state as well.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use proto::HostName;
 use proto::agent::{ChangeId, JobId};
 use tokio::sync::broadcast;
+
+use crate::sync::lock;
 
 /// News of one host that a slow listener may be behind before it must look at the state instead.
 const NEWS_MAX: usize = 64;
@@ -43,7 +45,7 @@ pub(crate) struct Listener {
 impl NewsBoard {
     /// Listens to what happens on a host from now on.
     pub(crate) fn of(&self, host: &HostName) -> Listener {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = lock(&self.hosts);
         hosts.retain(|_, sender| sender.receiver_count() > 0);
         let sender = hosts.entry(host.clone()).or_insert_with(|| broadcast::Sender::new(NEWS_MAX));
         Listener { received: sender.subscribe(), _open: sender.clone() }
@@ -51,7 +53,7 @@ impl NewsBoard {
 
     /// Tells whoever listens to this host.
     pub(crate) fn tell(&self, host: &HostName, news: News) {
-        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let hosts = lock(&self.hosts);
         if let Some(sender) = hosts.get(host) {
             // Fails only when nobody listens any more.
             let _ = sender.send(news);

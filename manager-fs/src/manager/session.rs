@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use proto::HostName;
@@ -29,6 +29,7 @@ use super::strangers::Stranger;
 use super::worker::BrokenOff;
 use crate::net::link::REQUESTS_MAX;
 use crate::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits, NetError};
+use crate::sync::lock;
 
 /// How long a host may take to say `Hello`, and an enrolment may take in all.
 const GREETING_DEADLINE: Duration = Duration::from_secs(10);
@@ -365,7 +366,7 @@ impl Session {
         let not_set_up = || NetError::Closed(String::from("the connection is not set up"));
         let link = self.link.get().ok_or_else(not_set_up)?;
         self.services.connections.greeted(&newcomer, link).await?;
-        self.stranger.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lock(&self.stranger).take();
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! One multiplexed connection over any byte stream.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use proto::codec;
@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::{Answer, BoxFuture, NetError};
+use crate::sync::lock;
 
 /// Bytes that may wait to be written on one connection before senders wait: enough to fill a fast network's round
 /// trip, little enough that a slow peer costs no memory.
@@ -244,7 +245,7 @@ impl Drop for Wanted<'_> {
 impl Shared {
     /// No code panics while it holds this lock, so a poisoned one is as good as any.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub(super) fn closed_error(&self) -> NetError {

@@ -3,7 +3,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use proto::width;
@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::cli::out::{self, clean, note, wrapped};
 use crate::cli::progress::{columns_of, cut};
 use crate::cli::units;
+use crate::sync::lock;
 
 /// The live line moves this often.
 const TICK: Duration = Duration::from_millis(120);
@@ -192,7 +193,7 @@ impl Story {
     pub(super) fn doing(&self) -> impl Fn(&str) + Send + Sync + 'static {
         let now = Arc::clone(&self.now);
         move |text: &str| {
-            let mut now = now.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut now = lock(&now);
             if let Some((_, activity, _)) = &mut now.step {
                 text.clone_into(activity);
             }
@@ -313,7 +314,7 @@ impl Story {
     }
 
     fn now(&self) -> std::sync::MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.now)
     }
 
     /// Takes the live line away.
@@ -357,7 +358,7 @@ async fn live(now: Arc<Mutex<Now>>) {
         turn = (turn + 1) % TURNS.len();
         let columns = columns_of(std::io::stderr()).unwrap_or(80);
         // Held while it is written, so that nothing is printed in between.
-        let mut now = now.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = lock(&now);
         let Some((title, activity, began)) = &now.step else { continue };
         let activity = if activity.is_empty() { String::new() } else { format!(": {activity}") };
         let text = format!(" {} {title}{activity}  {} s", TURNS[turn], began.elapsed().as_secs());

@@ -2,11 +2,13 @@
 //! themselves, also after a crash; what is left for the mount daemon is the day on which neither of them comes back.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use proto::agent::{AgentStatus, ChangeId, Step, StepEvent};
 use proto::{Product, TreeId};
+
+use crate::sync::lock;
 
 /// The stub starts an agent again after 30 s at most.
 const GONE_MAX: Duration = Duration::from_secs(60);
@@ -77,7 +79,7 @@ impl Orders {
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<Product, Taken>) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut lock(&self.0))
     }
 }
 

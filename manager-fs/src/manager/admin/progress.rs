@@ -1,12 +1,13 @@
 //! Progress of long work, thinned out to what people can read.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use super::message::AdminEvent;
 use crate::manager::monitor::{Monitor, Task};
+use crate::sync::lock;
 
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 
@@ -24,7 +25,7 @@ impl Reporter {
 
 impl Monitor for Reporter {
     fn progress(&self, task: Task, done: u64, total: u64) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         if last.is_some_and(|(of, at)| of == task && at.elapsed() < REPORT_EVERY) {
             return;
         }

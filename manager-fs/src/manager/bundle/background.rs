@@ -1,8 +1,10 @@
 //! Bundles that nobody waits for: made one after the other, each wish once, and no more of them than can be overseen.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
+
+use crate::sync::lock;
 
 /// Wishes that wait; one more is dropped, and comes again with the next host that asks.
 const WAITING_MAX: usize = 64;
@@ -27,7 +29,7 @@ impl<T> Default for Background<T> {
 impl<T: PartialEq + Send + 'static> Background<T> {
     /// Adds a wish, and a thread that fulfils them if there is none.
     pub(super) fn wish(self: &Arc<Self>, wish: T, fulfil: impl Fn(T) + Send + 'static) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         if state.wishes.contains(&wish) || state.wishes.len() >= WAITING_MAX {
             return;
         }
@@ -48,7 +50,7 @@ impl<T: PartialEq + Send + 'static> Background<T> {
     }
 
     fn next(&self) -> Option<T> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         let next = state.wishes.pop_front();
         state.working = next.is_some();
         next

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use lru::LruCache;
@@ -22,6 +22,7 @@ use crate::manager::store::{Store, StoreError};
 use crate::manager::worker::{BrokenOff, blocking};
 use crate::net::{Answer, NetError};
 use crate::patch;
+use crate::sync::lock;
 
 /// Bundles kept in memory: what a rollout of a handful of products asks for at once, some megabytes each.
 const BUNDLES_KEPT: NonZeroUsize = NonZeroUsize::new(8).unwrap();
@@ -125,7 +126,7 @@ impl Bundles {
     }
 
     fn served(&self) -> std::sync::MutexGuard<'_, LruCache<Key, Option<Arc<Served>>>> {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.served)
     }
 
     /// Streams everything that a start of a generation needs. A tree without a recorded bundle has a guessed one.
@@ -184,7 +185,7 @@ impl Bundles {
 
     /// What a start will touch as far as the tree says it, made when the first host asks and kept in memory.
     fn guessed_bundle(&self, tree: TreeId) -> Result<Arc<Served>, SendStartError> {
-        let _one_at_a_time = self.guessing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = lock(&self.guessing);
         // Someone else may have made it meanwhile, or better: recorded a start.
         if let Some(served) = self.stored_bundle((None, tree))? {
             return Ok(served);
@@ -251,7 +252,7 @@ impl Bundles {
         if self.is_recorded(&tree) {
             return;
         }
-        let agreed = self.told.lock().unwrap_or_else(PoisonError::into_inner).take(host, tree, touches);
+        let agreed = lock(&self.told).take(host, tree, touches);
         match agreed {
             Some(agreed) => self.wish(Wish::Learned(tree, agreed)),
             None => {
@@ -266,7 +267,7 @@ impl Bundles {
     /// The store failed.
     pub(crate) fn reset(&self, tree: &TreeId) -> Result<u64, SendStartError> {
         let _one_at_a_time = self.making.blocking_lock();
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).forget(tree);
+        lock(&self.told).forget(tree);
         let removed = self.store.remove_bundles(tree)?;
         let mut served = self.served();
         let keys: Vec<Key> = served.iter().map(|(key, _)| *key).filter(|(_, to)| to == tree).collect();

@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageEr
 use tokio::sync::oneshot;
 
 use super::contract::{ControlError, Revision};
+use crate::sync::{lock, read, write};
 
 /// Page cache of a database, bytes. The whole state of some thousand hosts is a few MiB.
 const CACHE_BYTES: usize = 16 << 20;
@@ -142,7 +143,7 @@ impl Disk {
         if self.failed.load(Ordering::Acquire) {
             self.open_again()?;
         }
-        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let database = read(&self.database);
         let open = database.as_ref().ok_or_else(|| ControlError::Storage(String::from("it is not open")))?;
         // A damaged page can make the database's own code panic; that must not take the thread along.
         let done = catch_unwind(AssertUnwindSafe(|| work(open)));
@@ -155,7 +156,7 @@ impl Disk {
     }
 
     fn open_again(&self) -> Result<(), ControlError> {
-        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut database = write(&self.database);
         if self.failed.load(Ordering::Acquire) {
             // Dropped first: they hold the lock on the file.
             self.kept().clear();
@@ -168,7 +169,7 @@ impl Disk {
     }
 
     fn kept(&self) -> MutexGuard<'_, VecDeque<Kept>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 }
 
@@ -243,7 +244,7 @@ impl Readers {
             std::thread::Builder::new().name(name.to_owned()).spawn(move || {
                 loop {
                     // One of them waits in `recv` with the lock, the others for the lock.
-                    let next = received.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let next = lock(&received).recv();
                     let Ok(work) = next else { return };
                     work(&disk);
                 }

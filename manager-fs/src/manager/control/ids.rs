@@ -7,12 +7,13 @@
 //! try and nothing else: a number counts when its record has been created under the condition that none is there, and
 //! the caller draws again when one is.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use proto::message::Unix;
 use proto::number::{NUMBER_LOW_BITS, NUMBERS_BEGIN_UNIX_MS};
 
 use crate::net::{NetError, tls};
+use crate::sync::lock;
 
 /// Draws numbers.
 #[derive(Debug, Default)]
@@ -27,7 +28,7 @@ impl Ids {
     /// The system gives no random bytes.
     pub(super) fn draw(&self, now: Unix) -> Result<u64, NetError> {
         let random = u32::from_le_bytes(tls::random::<4>()?);
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         *last = next(*last, now, random);
         Ok(*last)
     }

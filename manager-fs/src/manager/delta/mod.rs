@@ -14,7 +14,7 @@ pub(super) mod stretches;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use proto::delta::{Frame, Header, Part, Stretch, encode_index, trailer};
@@ -23,6 +23,7 @@ use proto::{ChunkId, Manifest, TreeId};
 
 use super::store::{Draft, Store, StoreError};
 use crate::patch::{self, Encoder, PatchError};
+use crate::sync::{into_inner, lock};
 use anchors::Anchors;
 use plan::Piece;
 
@@ -105,10 +106,7 @@ pub fn make(
 ) -> Result<DeltaStats, DeltaError> {
     let (old, new) = (store.tree(from)?, store.tree(to)?);
     let groups = plan::group(plan::missing(&old, &new), &new);
-    let anchors = match groups.is_empty() {
-        true => Anchors::none(),
-        false => Anchors::of(store, &old, cancelled)?,
-    };
+    let anchors = if groups.is_empty() { Anchors::none() } else { Anchors::of(store, &old, cancelled)? };
     let failed = |source| StoreError::io("the new delta", source);
     let mut stats = DeltaStats::default();
     let mut frames = Vec::new();
@@ -229,15 +227,13 @@ impl Maker<'_> {
                         let at = next.fetch_add(1, Ordering::Relaxed);
                         let Some((group, slot)) = groups.get(at).zip(made.get(at)) else { return };
                         let result = self.frame(&mut encoder, group);
-                        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+                        *lock(slot) = Some(result);
                     }
                 });
             }
         });
         let unfinished = || Err(DeltaError::Encode("a thread ended early".into()));
-        made.into_iter()
-            .map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner).unwrap_or_else(unfinished))
-            .collect()
+        made.into_iter().map(|slot| into_inner(slot).unwrap_or_else(unfinished)).collect()
     }
 
     fn frame(&self, encoder: &mut Encoder, group: &[Piece]) -> Result<Made, DeltaError> {
@@ -268,9 +264,10 @@ impl Maker<'_> {
         let frame = Frame { makes, stretches, patch: patch.patch, literals: patch.literals };
         // Half of what the entry has in the index, which is compressed.
         let entry_bytes = (12 * frame.makes.len() + 16 * frame.stretches.len() + 32) as u64 / 2;
-        match (frame.stored_bytes() + entry_bytes) * 8 <= fetched_bytes * 7 {
-            true => Ok(Made { frame: Some((frame, patch.stored)), ..left_out }),
-            false => Ok(left_out),
+        if (frame.stored_bytes() + entry_bytes) * 8 <= fetched_bytes * 7 {
+            Ok(Made { frame: Some((frame, patch.stored)), ..left_out })
+        } else {
+            Ok(left_out)
         }
     }
 
@@ -312,7 +309,7 @@ impl<'a> OldBytes<'a> {
     }
 
     fn chunk(&self, id: &ChunkId) -> Result<Arc<Vec<u8>>, DeltaError> {
-        let cached = || self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let cached = || lock(&self.cached);
         if let Some(chunk) = cached().get(id) {
             return Ok(chunk.clone());
         }

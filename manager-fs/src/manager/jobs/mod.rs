@@ -14,7 +14,7 @@ mod turn;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use proto::agent::{JobId, Operation, Outcome, Progress};
@@ -27,6 +27,7 @@ use super::control::jobs::{JobRecord, JobRecordError, JobState};
 use super::control::{ControlError, Observation, State};
 use super::news::{News, NewsBoard};
 use super::now;
+use crate::sync::lock;
 use operation::check;
 use turn::Repositories;
 
@@ -274,7 +275,7 @@ impl Jobs {
     }
 
     fn live(&self) -> MutexGuard<'_, HashMap<JobId, Live>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.live)
     }
 }
 

@@ -1,13 +1,14 @@
 //! Whose turn it is at a repository.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use proto::HostName;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use super::operation::is_exclusive;
 use crate::manager::control::jobs::JobRecord;
+use crate::sync::lock;
 
 /// A host and the path of a repository there.
 type RepositoryKey = (HostName, String);
@@ -45,7 +46,7 @@ impl Repositories {
 
     fn lock_of(&self, record: &JobRecord) -> Arc<RwLock<()>> {
         let path = record.operation.repository().path.trim_end_matches('/').to_owned();
-        let mut repositories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut repositories = lock(&self.0);
         // Forget those that no job holds or waits for.
         repositories.retain(|_, lock| Arc::strong_count(lock) > 1);
         Arc::clone(repositories.entry((record.host.clone(), path)).or_default())

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::PoisonError;
 
 use proto::TreeId;
 use proto::bundle::{HEADER_BYTES, Header, TRAILER_BYTES, trailer};
@@ -12,6 +11,7 @@ use super::pack_store::{BlobKind, BlobName};
 use super::verify::VerifyReport;
 use super::{Store, StoreError};
 use crate::manager::monitor::Monitor;
+use crate::sync::read;
 
 impl Store {
     /// The bundle of a tree for hosts that have `from`, without its trailer, whose bytes were all checked; `None` when
@@ -49,7 +49,7 @@ impl Store {
     /// The tree is gone, or the disk failed.
     pub fn put_bundle(&self, from: Option<&TreeId>, tree: &TreeId, bundle: &[u8]) -> Result<(), StoreError> {
         let failed = |source| StoreError::io(format!("start-up bundle of {tree}"), source);
-        let _commit = self.commits.read().unwrap_or_else(PoisonError::into_inner);
+        let _commit = read(&self.commits);
         for tree in from.into_iter().chain([tree]) {
             if self.packs.size(&BlobName::Manifest(*tree)).map_err(failed)?.is_none() {
                 return Err(StoreError::Missing { what: format!("manifest {tree}") });
@@ -127,9 +127,10 @@ fn check(stored: &[u8], from: Option<&TreeId>, tree: &TreeId) -> Result<Header, 
         return Err("its length or its trees are not what they should be");
     }
     let (bundle, end) = stored.split_at(stored.len() - TRAILER_BYTES);
-    match end == trailer(*blake3::hash(bundle).as_bytes()) {
-        true => Ok(header),
-        false => Err("its hash is not what its trailer says"),
+    if end == trailer(*blake3::hash(bundle).as_bytes()) {
+        Ok(header)
+    } else {
+        Err("its hash is not what its trailer says")
     }
 }
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
-use std::sync::PoisonError;
 
 use proto::TreeId;
 use proto::delta::{HEADER_BYTES, Header, TRAILER_BYTES, trailer};
@@ -13,6 +12,7 @@ use super::pack_store::{BlobKind, BlobName, Draft, Put};
 use super::verify::VerifyReport;
 use super::{Store, StoreError};
 use crate::manager::monitor::Monitor;
+use crate::sync::read;
 
 /// Bytes read at once to check a delta.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -61,7 +61,7 @@ impl Store {
     /// Stores a delta durably, unless there is one already or one of its trees has been removed meanwhile.
     pub(crate) fn put_delta(&self, draft: Box<dyn Draft>, from: &TreeId, to: &TreeId) -> Result<Put, StoreError> {
         let failed = |source| StoreError::io(format!("delta {from} to {to}"), source);
-        let _commit = self.commits.read().unwrap_or_else(PoisonError::into_inner);
+        let _commit = read(&self.commits);
         for tree in [from, to] {
             if self.packs.size(&BlobName::Manifest(*tree)).map_err(failed)?.is_none() {
                 return Err(StoreError::Missing { what: format!("manifest {tree}") });
@@ -108,9 +108,10 @@ impl Store {
             hasher.update(&piece);
             at += piece.len() as u64;
         }
-        match self.packs.get(name, end..bytes)? == trailer(*hasher.finalize().as_bytes()) {
-            true => Ok(Ok(header)),
-            false => Ok(Err("its hash is not what its trailer says")),
+        if self.packs.get(name, end..bytes)? == trailer(*hasher.finalize().as_bytes()) {
+            Ok(Ok(header))
+        } else {
+            Ok(Err("its hash is not what its trailer says"))
         }
     }
 }

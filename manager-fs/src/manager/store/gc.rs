@@ -1,7 +1,7 @@
 //! Removing what nothing needs, beside publishers and readers.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 
 use proto::{ChunkId, TreeId};
 
@@ -10,6 +10,7 @@ use super::pack::{self, PackIndex, PackWriter};
 use super::pack_store::{BlobKind, BlobName};
 use super::{PackId, Store, StoreError};
 use crate::manager::monitor::{Monitor, Task};
+use crate::sync::{lock, write};
 
 /// What a collection removed, or would remove.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
@@ -50,7 +51,7 @@ impl Drop for GcPass<'_> {
 impl Store {
     /// Begins a collection. Learn what to keep after this call, then [`GcPass::run`].
     pub fn begin_gc(&self) -> GcPass<'_> {
-        let alone = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = lock(&self.collecting);
         self.registry.pass_begins();
         GcPass { store: self, _alone: alone }
     }
@@ -70,7 +71,7 @@ impl Store {
         name: &BlobName,
         needed: impl FnOnce(&Index) -> bool,
     ) -> Result<bool, StoreError> {
-        let _commit = self.commits.write().unwrap_or_else(PoisonError::into_inner);
+        let _commit = write(&self.commits);
         let needed = needed(&self.index());
         if !needed {
             self.delete(name)?;
@@ -86,7 +87,7 @@ impl Store {
         new: PackId,
         index_of_new: &PackIndex,
     ) -> Result<bool, StoreError> {
-        let _commit = self.commits.write().unwrap_or_else(PoisonError::into_inner);
+        let _commit = write(&self.commits);
         let mut index = self.index_mut();
         if self.registry.needs_pack(slot) {
             // The copy is not known to anyone, unless a publication has just written the same.
@@ -220,7 +221,7 @@ impl GcPass<'_> {
         dry_run: bool,
         report: &mut GcReport,
     ) -> Result<(), StoreError> {
-        let _commit = self.store.commits.write().unwrap_or_else(PoisonError::into_inner);
+        let _commit = write(&self.store.commits);
         let mut index = self.store.index_mut();
         let live_places = index.iter().filter(|(chunk, _)| live.contains(*chunk));
         let live_slots: HashSet<Slot> = live_places.map(|(_, place)| place.slot).collect();

@@ -1,13 +1,14 @@
 //! Which chunk lies where, and who must not lose it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use proto::bulk::Encoding;
 use proto::{ChunkId, TreeId};
 
 use super::pack::{Effort, Frame, PackIndex};
 use super::pack_id::PackId;
+use crate::sync::lock;
 
 /// A pack in the index. Never given twice, so that a pin cannot come to mean another pack.
 pub(super) type Slot = u32;
@@ -205,7 +206,7 @@ struct RegistryState {
 
 impl Registry {
     fn state(&self) -> std::sync::MutexGuard<'_, RegistryState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// A publication begins.
@@ -238,7 +239,7 @@ impl Registry {
     fn any(&self, needs: impl Fn(&Pins) -> bool) -> bool {
         let state = self.state();
         let mut all = state.live.values().chain(&state.ended);
-        all.any(|pins| needs(&pins.lock().unwrap_or_else(PoisonError::into_inner)))
+        all.any(|pins| needs(&lock(pins)))
     }
 
     pub(super) fn needs_pack(&self, slot: Slot) -> bool {
@@ -261,11 +262,11 @@ pub struct PublishGuard {
 
 impl PublishGuard {
     pub(super) fn pin_pack(&self, slot: Slot) {
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner).slots.insert(slot);
+        lock(&self.pins).slots.insert(slot);
     }
 
     pub(super) fn pin_tree(&self, tree: TreeId) {
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner).trees.insert(tree);
+        lock(&self.pins).trees.insert(tree);
     }
 }
 

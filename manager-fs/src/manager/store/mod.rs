@@ -26,7 +26,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use proto::bulk::Encoding;
 use proto::limits::MANIFEST_BYTES_MAX;
@@ -43,6 +43,8 @@ pub use verify::{Problem, VerifyReport};
 pub(crate) use writer::{AddError, ContentWriter};
 
 use index::{Index, Location, Registry};
+
+use crate::sync::{lock, read, write};
 
 const FORMAT: &str = "manager-fs store 2\n";
 /// Format 1 had the control state in one file, in other records; packs and manifests are the same.
@@ -223,7 +225,7 @@ impl Store {
         let failed = |cause| StoreError::io(format!("store {}", root.display()), cause);
         fs::create_dir_all(root).map_err(failed)?;
         let format = read_format(root)?;
-        let lock = lock(root)?;
+        let lock = owned(root)?;
         // Before anything is brought over: an older program must not take what it does not know for an empty store.
         if format != Format::Current {
             write_format(root).map_err(failed)?;
@@ -371,7 +373,7 @@ impl Store {
     pub(crate) fn pin(&self, chunk: &ChunkId, guard: &PublishGuard) -> bool {
         // The index stays locked while the pin is set: collection cannot come in between.
         let index = self.index();
-        let bad = self.bad_packs.lock().unwrap_or_else(PoisonError::into_inner);
+        let bad = lock(&self.bad_packs);
         // What lies in a damaged pack is written again, though it may still be readable.
         let sound =
             |place: &&Location| bad.is_empty() || index.name(place.slot).is_none_or(|pack| !bad.contains(&pack));
@@ -386,7 +388,7 @@ impl Store {
     pub(crate) fn put_manifest(&self, tree: &TreeId, bytes: &[u8], guard: &PublishGuard) -> Result<Put, StoreError> {
         let failed = |cause| StoreError::io(format!("manifest {tree}"), cause);
         guard.pin_tree(*tree);
-        let _commit = self.commits.read().unwrap_or_else(PoisonError::into_inner);
+        let _commit = read(&self.commits);
         match self.manifest(tree) {
             Ok(Some(_)) => return Ok(Put::AlreadyThere),
             Err(StoreError::Damaged { .. }) => self.packs.delete(&BlobName::Manifest(*tree)).map_err(failed)?,
@@ -410,19 +412,19 @@ impl Store {
 
     /// Whether some of this pack's bytes are known to be damaged.
     fn is_bad(&self, pack: &PackId) -> bool {
-        self.bad_packs.lock().unwrap_or_else(PoisonError::into_inner).contains(pack)
+        lock(&self.bad_packs).contains(pack)
     }
 
     fn mark_bad(&self, pack: &PackId) {
-        self.bad_packs.lock().unwrap_or_else(PoisonError::into_inner).insert(*pack);
+        lock(&self.bad_packs).insert(*pack);
     }
 
     fn index(&self) -> RwLockReadGuard<'_, Index> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner)
+        read(&self.index)
     }
 
     fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
-        self.index.write().unwrap_or_else(PoisonError::into_inner)
+        write(&self.index)
     }
 }
 
@@ -475,7 +477,7 @@ fn write_format(root: &Path) -> io::Result<()> {
     pack_store::sync_dir(root)
 }
 
-fn lock(root: &Path) -> Result<File, StoreError> {
+fn owned(root: &Path) -> Result<File, StoreError> {
     let path = root.join("lock");
     let failed = |cause| StoreError::io(format!("lock {}", path.display()), cause);
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;

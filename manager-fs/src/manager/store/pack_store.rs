@@ -7,12 +7,13 @@ use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use proto::TreeId;
 use rustix::fs::RenameFlags;
 
 use super::pack_id::PackId;
+use crate::sync::lock;
 
 /// The name of an immutable blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,12 +107,12 @@ impl LocalPacks {
     }
 
     fn file(&self, name: &BlobName) -> io::Result<Arc<File>> {
-        if let Some(file) = self.open.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
+        if let Some(file) = lock(&self.open).get(name) {
             return Ok(file.clone());
         }
         let file = Arc::new(File::open(self.layout.path(name))?);
         if matches!(name, BlobName::Pack(_)) {
-            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut open = lock(&self.open);
             if open.len() >= OPEN_FILES_MAX {
                 open.clear();
             }
@@ -179,7 +180,7 @@ impl PackStore for LocalPacks {
     }
 
     fn delete(&self, name: &BlobName) -> io::Result<()> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        lock(&self.open).remove(name);
         match fs::remove_file(self.layout.path(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result,

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender};
-use std::sync::{Mutex, PoisonError};
 
 use proto::bulk::Encoding;
 use proto::{ChunkId, width};
@@ -11,6 +11,7 @@ use proto::{ChunkId, width};
 use super::batch::{Batch, Chunk};
 use super::pack::{Effort, Frame, PackWriter, check_of};
 use super::{PublishGuard, Store, StoreError};
+use crate::sync::lock;
 
 /// A frame that saves less than this part of its chunk is stored raw: decoding it would cost more than it saves.
 const MIN_GAIN: usize = 32;
@@ -21,7 +22,7 @@ pub(super) type Claims = Mutex<HashMap<ChunkId, u64>>;
 /// Whether a batch has to bring a chunk: unless an earlier one does. A later one that was faster brings it too, and the
 /// writer drops that, so that where a chunk stands does not depend on which thread was faster.
 fn claim(claimed: &Claims, id: ChunkId, sequence: u64) -> bool {
-    let mut claimed = claimed.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut claimed = lock(claimed);
     let first = claimed.entry(id).or_insert(sequence);
     let mine = sequence <= *first;
     *first = sequence.min(*first);
@@ -61,7 +62,7 @@ pub(super) fn work(
     let mut compressor = zstd::bulk::Compressor::new(Effort::Fast.level()).ok();
     let mut zeros = ZeroChunk::new(chunk_bytes);
     loop {
-        let batch = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let batch = lock(batches).recv();
         let Ok(mut batch) = batch else { return };
         let (mut from, mut to) = (0, 0);
         let mut zeros_seen = false;

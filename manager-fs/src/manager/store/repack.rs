@@ -1,7 +1,5 @@
 //! Compressing packs anew, as well as it goes, when nobody waits for it.
 
-use std::sync::PoisonError;
-
 use proto::bulk::Encoding;
 use proto::width;
 
@@ -10,6 +8,7 @@ use super::pack::{self, Effort, Frame, PackWriter, SealedPack};
 use super::pack_store::BlobName;
 use super::pipeline::compress;
 use super::{PackId, Store, StoreError, StoredChunk};
+use crate::sync::lock;
 
 /// What compressing a pack anew has saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +23,7 @@ impl Store {
     /// The packs whose frames could be smaller: those that were written while a publication waited.
     pub fn packs_to_repack(&self) -> Vec<PackId> {
         let index = self.index();
-        let bad = self.bad_packs.lock().unwrap_or_else(PoisonError::into_inner);
+        let bad = lock(&self.bad_packs);
         index.fast().filter(|pack| !bad.contains(pack)).copied().collect()
     }
 
@@ -54,7 +53,7 @@ impl Store {
         };
         let failed = |cause| StoreError::io("the repacked pack", cause);
         // Neither `verify` nor `gc` may find a pack gone that it has just listed.
-        let _alone = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = lock(&self.collecting);
         if self.index().slot(id) != Some(slot) || self.is_bad(&new.id()) {
             return Ok(None);
         }

@@ -8,6 +8,7 @@ use super::pack::{self, Frame};
 use super::pack_store::{BlobKind, BlobName};
 use super::{PackId, Store, StoreError, StoredChunk};
 use crate::manager::monitor::{Monitor, Task};
+use crate::sync::lock;
 
 /// Something that is not as it was stored.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -52,7 +53,7 @@ impl Store {
     /// The store cannot be listed. What is damaged is in the report.
     pub fn verify(&self, monitor: &dyn Monitor) -> Result<VerifyReport, StoreError> {
         // A collection must not act on places that are being found out to be damaged.
-        let _alone = self.collecting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _alone = lock(&self.collecting);
         let listed = |cause| StoreError::io("the list of blobs", cause);
         let mut report = VerifyReport::default();
         let packs = self.packs.list(BlobKind::Pack).map_err(listed)?;

@@ -7,9 +7,9 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use proto::manifest::{NodeKind, Object};
@@ -24,6 +24,7 @@ use super::pipeline::{work, write};
 use super::source::{Piece, Source};
 use super::{PublishGuard, Store, StoreError, StoredChunk};
 use crate::manager::monitor::{Monitor, Task};
+use crate::sync::{self, lock, read};
 
 /// Zeros that are hashed in one go: enough for every lane of BLAKE3, few enough to stay in the cache.
 static ZEROS: [u8; 128 << 10] = [0; 128 << 10];
@@ -328,7 +329,7 @@ impl Store {
     fn commit_pack(&self, pack: PackWriter, guard: &PublishGuard) -> Result<(), StoreError> {
         let failed = |cause| StoreError::io("the new pack", cause);
         let pack = pack.seal().map_err(failed)?;
-        let commit = self.commits.read().unwrap_or_else(PoisonError::into_inner);
+        let commit = read(&self.commits);
         if self.is_bad(&pack.id()) {
             drop(commit);
             let slot = self.replace_bad(pack).map_err(failed)?;
@@ -342,10 +343,10 @@ impl Store {
 
     /// Puts a pack in the place of a damaged one with the same id, and so with the same frames at the same places.
     pub(super) fn replace_bad(&self, pack: SealedPack) -> io::Result<Slot> {
-        let _commit = self.commits.write().unwrap_or_else(PoisonError::into_inner);
+        let _commit = sync::write(&self.commits);
         self.packs.delete(&BlobName::Pack(pack.id()))?;
         let (id, index) = pack.commit()?;
-        self.bad_packs.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        lock(&self.bad_packs).remove(&id);
         Ok(self.index_mut().add(id, &index))
     }
 }

@@ -3,7 +3,7 @@
 //! A lock is held over a look or a change of some maps, never over a wait.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use proto::name::Target;
@@ -18,6 +18,7 @@ use super::hosts::HostRecord;
 use super::jobs::StoredJob;
 use super::tokens::TokenRecord;
 use super::{Key, decode};
+use crate::sync::{read, write};
 
 /// How long a change that was committed may take to be seen here.
 const REACH_DEADLINE: Duration = Duration::from_secs(30);
@@ -57,11 +58,11 @@ enum Seen {
 
 impl View {
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Tables> {
-        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+        read(&self.tables)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Tables> {
-        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+        write(&self.tables)
     }
 
     /// Reads everything anew.

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, mpsc};
+use std::sync::{Arc, RwLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use super::super::contract::{ControlError, Pending};
 use super::super::disk::{Disk, Opener, Readers, join, open_file, storage};
 use super::{HostStatus, JobSeen, Noted, Observation, Observations, bounds};
+use crate::sync::{read, write};
 
 mod tables;
 
@@ -150,12 +151,12 @@ impl Observations for LocalObservations {
     }
 
     fn statuses(&self) -> Pending<'_, Statuses> {
-        let all = self.statuses.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let all = read(&self.statuses).clone();
         Box::pin(std::future::ready(Ok(all)))
     }
 
     fn status<'a>(&'a self, host: &'a HostName) -> Pending<'a, Arc<HostStatus>> {
-        let found = self.statuses.read().unwrap_or_else(PoisonError::into_inner).get(host).map(Arc::clone);
+        let found = read(&self.statuses).get(host).map(Arc::clone);
         Box::pin(std::future::ready(Ok(found.unwrap_or_default())))
     }
 
@@ -218,7 +219,7 @@ impl Writer {
             return;
         }
         let (known, hosts) = {
-            let statuses = self.statuses.read().unwrap_or_else(PoisonError::into_inner);
+            let statuses = read(&self.statuses);
             let of =
                 |note: &Note| statuses.get(&note.host).map(|found| (note.host.clone(), HostStatus::clone(found)));
             (batch.iter().filter_map(of).collect::<HashMap<_, _>>(), statuses.len())
@@ -233,7 +234,7 @@ impl Writer {
             Ok((noted, worth))
         });
         if written.is_ok() {
-            let mut statuses = self.statuses.write().unwrap_or_else(PoisonError::into_inner);
+            let mut statuses = write(&self.statuses);
             statuses.extend(changed.into_iter().map(|(host, status)| (host, Arc::new(status))));
         }
         let mut written = written.map(Vec::into_iter);
@@ -249,7 +250,7 @@ impl Writer {
 
     fn forget_host(&mut self, host: &HostName) -> Result<(), ControlError> {
         self.disk.write(|transaction| tables::forget_host(transaction, host))?;
-        self.statuses.write().unwrap_or_else(PoisonError::into_inner).remove(host);
+        write(&self.statuses).remove(host);
         Ok(())
     }
 }
