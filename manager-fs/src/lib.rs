@@ -15,3 +15,4 @@ pub mod net;
 pub(crate) mod patch;
 mod sync;
 mod sys;
+pub mod version;

@@ -223,3 +223,34 @@ fn an_end_in_the_middle_of_fetching_is_a_quiet_one() {
         std::fs::remove_dir_all(host.path("cache")).unwrap();
     }
 }
+
+/// What comes back on the daemon's socket for the body of one request.
+fn answered(socket: &mut std::os::unix::net::UnixStream, number: u64, body: &[u8]) -> Vec<u8> {
+    use std::io::{Read, Write};
+    socket.write_all(&proto::frame::frame(proto::frame::FrameKind::Request, number, body)).unwrap();
+    let mut header = [0; proto::frame::HEADER_BYTES];
+    socket.read_exact(&mut header).unwrap();
+    let mut body = vec![0; proto::frame::FrameHeader::decode(&header).unwrap().unwrap().length];
+    socket.read_exact(&mut body).unwrap();
+    body
+}
+
+/// Its messages only ever get more, so that clients of every version are heard; who asks is told which version it talks to.
+#[test]
+fn clients_of_every_version_are_heard_and_told_which_version_the_daemon_is() {
+    use proto::daemon::DaemonReply;
+    use proto::message::Fault;
+    let manager = Manager::start();
+    let host = Host::mounted("host-1", &manager);
+    let mut socket = std::os::unix::net::UnixStream::connect(host.path("run/mount.sock")).unwrap();
+    let older = proto::codec::encode(&proto::local::Greeting::new("0.0.7", [7; 16])).unwrap();
+    let greeting = proto::local::Greeting::read(&answered(&mut socket, 1, &older)).unwrap();
+    assert_eq!(greeting.version, env!("CARGO_PKG_VERSION"));
+    // A request of a later version, then one that is known.
+    let refused = answered(&mut socket, 2, &u32::MAX.to_le_bytes());
+    let refused = proto::codec::decode::<DaemonReply, { 1 << 20 }>(&refused).unwrap();
+    assert!(matches!(refused, DaemonReply::Fault(Fault::BadRequest(_))), "{refused:?}");
+    let status = proto::codec::encode(&proto::daemon::DaemonRequest::Status).unwrap();
+    let status = proto::codec::decode::<DaemonReply, { 1 << 20 }>(&answered(&mut socket, 3, &status)).unwrap();
+    assert!(matches!(status, DaemonReply::Status(_)), "{status:?}");
+}

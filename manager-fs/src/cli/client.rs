@@ -1,4 +1,4 @@
-//! How commands reach the manager: its local socket, one request, its events and reply.
+//! How commands reach the manager: its local socket, a greeting, one request, its events and reply.
 //!
 //! Every wait here has an end. A manager that gives no sign of life within `--silence` ends the command with the reason;
 //! one that lives may take its time with long work, and only [`QUICK_WITHIN`] with what is quick.
@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
+use proto::local::Greeting;
 use proto::message::Fault;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::manager::admin::{AdminEvent, AdminReply, AdminRequest, Long, Quick};
 use crate::net::{self, Incoming, Link, NetError, RefuseAll};
+use crate::version;
 
 use super::{Here, Interrupted, near, peer, units};
 
@@ -43,12 +45,9 @@ pub(super) fn ask(
     exchange(here, &request.clone().into(), on, None, interrupted)
 }
 
-/// The error for a reply of the wrong kind: manager and command are of different versions.
+/// The error for a reply of the wrong kind. Both sides have the same messages, so this is a fault of the program.
 pub(super) fn unexpected<T>() -> anyhow::Result<T> {
-    bail!(
-        "the manager gave an answer that this command does not know: are they of the same version? (this is {})",
-        env!("CARGO_PKG_VERSION")
-    )
+    bail!("the manager answered something else than was asked: please report it, with version {}", version::VERSION)
 }
 
 fn exchange(
@@ -70,6 +69,7 @@ fn exchange(
         };
         let answered = async {
             let (link, pid) = connect(here).await?;
+            greet(&link, pid, here.silence).await?;
             let reply = tokio::select! {
                 // What has arrived counts, also when the clock says that it is late.
                 biased;
@@ -120,6 +120,17 @@ async fn silence(link: &Link, at_most: Duration) {
     }
 }
 
+/// Finds out whether the manager has the same messages as this program: nothing else can be said before.
+async fn greet(link: &Link, pid: Option<u32>, at_most: Duration) -> anyhow::Result<()> {
+    let ours = version::greeting();
+    match link.request::<_, Greeting>(&ours, |_| {}, at_most).await {
+        Ok(theirs) if theirs.messages == ours.messages => Ok(()),
+        Ok(theirs) => bail!(peer::other_build("manager", "serve", pid, &theirs.version)),
+        Err(NetError::Deadline(_)) => bail!(peer::silent("manager", pid, at_most)),
+        Err(error) => Err(broken(&error)),
+    }
+}
+
 fn broken(error: &NetError) -> anyhow::Error {
     match error {
         NetError::Closed(reason) => {
@@ -127,8 +138,9 @@ fn broken(error: &NetError) -> anyhow::Error {
         }
         NetError::Unanswered => anyhow!("the manager gave up on this request without an answer; its log says why"),
         error => anyhow!(
-            "the manager's answer cannot be read ({error}): are manager and command of the same version? (this is {})",
-            env!("CARGO_PKG_VERSION")
+            "the manager's answer cannot be read ({error}): it runs another version than this program, which is {}; use \
+             the same",
+            version::VERSION
         ),
     }
 }

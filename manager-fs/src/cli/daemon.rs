@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use agent_core::control::{Client, ControlError};
 use anyhow::{Context, Result, anyhow, bail};
 use proto::daemon::{Attached, DaemonReply, DaemonRequest};
+use proto::local::Greeting;
 use proto::message::Fault;
 use proto::{GenerationRef, HostName};
 use serde_json::Value;
 
 use super::{Here, interrupt, near, peer, units};
+use crate::version;
 
 /// Longer than any read may take, so that the daemon's own reason arrives first.
 const ANSWER_WITHIN: Duration = Duration::from_secs(180);
@@ -214,11 +216,27 @@ fn reason(here: &Here, error: &ControlError) -> String {
         ControlError::Broken(_) => {
             String::from("the mount daemon ended the connection before its answer; its log says why")
         }
-        other => format!(
-            "the mount daemon's answer cannot be read ({other}): are daemon and command of the same version? (this is {})",
-            env!("CARGO_PKG_VERSION")
-        ),
+        other => match its_version(here) {
+            Some(theirs) => other_build(here, &theirs),
+            None => format!(
+                "the mount daemon's answer cannot be read ({other}): it runs another version than this program, which is \
+                 {}; use the same",
+                version::VERSION
+            ),
+        },
     }
+}
+
+/// Which version the daemon says that it is. Asked when something was not understood: its messages stay as they are from
+/// version to version, so that agents of every version can be its clients.
+fn its_version(here: &Here) -> Option<String> {
+    let (socket, silence) = (here.dirs.daemon_socket(), here.silence);
+    let asked = on_a_thread(move || Client::ask::<_, Greeting>(&socket, &version::greeting(), silence));
+    Some(asked.recv_timeout(silence).ok()?.ok()?.version)
+}
+
+fn other_build(here: &Here, theirs: &str) -> String {
+    peer::other_build("mount daemon", "mount", listener(here), theirs)
 }
 
 fn unless_refused(here: &Here, request: &DaemonRequest, reply: DaemonReply) -> Result<DaemonReply> {
@@ -226,7 +244,11 @@ fn unless_refused(here: &Here, request: &DaemonRequest, reply: DaemonReply) -> R
         DaemonReply::Fault(fault @ Fault::NotFound(_)) => {
             bail!("{fault}{}", suggestion(here, request))
         }
-        DaemonReply::Fault(Fault::BadRequest(text) | Fault::Failed(text)) => bail!(text),
+        DaemonReply::Fault(Fault::BadRequest(text)) => match its_version(here).filter(|v| v != version::VERSION) {
+            Some(theirs) => bail!("{text}; {}", other_build(here, &theirs)),
+            None => bail!(text),
+        },
+        DaemonReply::Fault(Fault::Failed(text)) => bail!(text),
         DaemonReply::Fault(fault) => Err(fault.into()),
         reply => Ok(reply),
     }

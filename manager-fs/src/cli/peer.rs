@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::units;
+use crate::version::VERSION;
 
 /// The process that listens where this stream was connected to.
 pub(super) fn of(stream: &impl AsFd) -> Option<u32> {
@@ -24,6 +25,19 @@ pub(super) fn silent(what: &str, pid: Option<u32>, waited: Duration) -> String {
         ),
         None => format!("the {what} has given no sign of life for {waited} (--silence waits longer)"),
     }
+}
+
+/// That the other side is of another build, and what to do, for people. `command` is what starts it.
+pub(super) fn other_build(what: &str, command: &str, pid: Option<u32>, theirs: &str) -> String {
+    let program = pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
+    let program = program.map_or_else(|| String::from("the same program"), |path| path.display().to_string());
+    let this = if theirs == VERSION { "another build of it" } else { VERSION };
+    // As readlink(2) gives the program of a process when its file has been replaced: an update, most likely.
+    let what_to_do = match program.strip_suffix(" (deleted)") {
+        Some(replaced) => format!("{replaced} was replaced since; end the {what} and start `manager-fs {command}` again"),
+        None => format!("use {program}, or start `manager-fs {command}` of this version"),
+    };
+    format!("this {what} runs version {theirs}, this program is {this}: {what_to_do}")
 }
 
 /// Whether a process is stopped by a signal or a debugger: `T` or `t` in proc_pid_stat(5).
@@ -52,6 +66,10 @@ mod tests {
         assert!(silent("manager", Some(child.id()), Duration::from_secs(1)).contains("kill -CONT"));
         child.kill().unwrap();
         child.wait().unwrap();
+        let other = other_build("manager", "serve", Some(std::process::id()), "0.0.7");
+        let own = std::env::current_exe().unwrap();
+        assert!(other.starts_with("this manager runs version 0.0.7, this program is "), "{other}");
+        assert!(other.contains(&format!("use {}", own.display())), "{other}");
         assert!(silent("mount daemon", None, Duration::from_secs(2)).contains("the mount daemon has given"));
     }
 }

@@ -93,8 +93,8 @@ fn every_command_ends_with_a_reason_whatever_the_other_side_does() {
             Behaviour::QueueIsFull => &["takes no connections", "no sign of life"],
             Behaviour::NeverAccepts | Behaviour::NeverAnswers => &["no sign of life"],
             Behaviour::HangsUp => &["ended the connection"],
-            Behaviour::OtherVersion => &["same version", "answered with", "answered status"],
-            Behaviour::Babbles => &["same version", "ended the connection"],
+            Behaviour::OtherVersion => &["runs version 0.0.7, this program is "],
+            Behaviour::Babbles => &["use the same", "ended the connection"],
             Behaviour::Slow => &[REFUSAL, "does not say which host"],
         };
         for Ended { line, stderr, .. } in ended.iter().filter(|ended| ended.code != Some(0)) {

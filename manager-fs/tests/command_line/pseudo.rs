@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use manager_fs::manager::admin::{AdminReply, AdminRequest, Quick};
 use manager_fs::net::{self, Answer, BoxFuture, Handler};
+use manager_fs::version;
 use proto::codec;
 use proto::daemon::{DaemonReply, DaemonRequest};
 use proto::limits::MESSAGE_BYTES_MAX;
+use proto::local::Greeting;
 use proto::message::Fault;
 use serde::Serialize;
 
@@ -26,7 +28,7 @@ pub(crate) enum Behaviour {
     NeverAnswers,
     /// The connection ends instead of an answer.
     HangsUp,
-    /// The answer is of a version that has other messages.
+    /// Greets as another version, whose answers are other messages.
     OtherVersion,
     /// Another protocol altogether.
     Babbles,
@@ -45,6 +47,8 @@ pub(crate) const ALL: [Behaviour; 8] = [
     Behaviour::Slow,
 ];
 
+/// What the one of another version says that it is.
+pub(crate) const OTHER_VERSION: &str = "0.0.7";
 /// What the slow one refuses with.
 pub(crate) const REFUSAL: &str = "this is refused after a while";
 const SLOW: Duration = Duration::from_secs(3);
@@ -143,7 +147,12 @@ impl Handler for Bad {
     fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
         let (behaviour, daemon) = (self.behaviour, self.daemon);
         Box::pin(async move {
+            let greets = Greeting::read(&body).is_some();
             match behaviour {
+                Behaviour::OtherVersion if greets => {
+                    drop(answer.finish(&Greeting::new(OTHER_VERSION, [7; 16])).await);
+                }
+                Behaviour::Slow if greets => drop(answer.finish(&version::greeting()).await),
                 Behaviour::OtherVersion => drop(answer.finish(&Later::Variant(u64::MAX)).await),
                 Behaviour::Slow if daemon => {
                     let request = codec::decode::<DaemonRequest, MESSAGE_BYTES_MAX>(&body);

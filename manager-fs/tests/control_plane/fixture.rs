@@ -207,6 +207,8 @@ async fn try_start(
         }
     };
     let admin = net::start(net::connect_unix(&socket).await.unwrap(), Arc::new(RefuseAll));
+    let greeting = manager_fs::version::greeting();
+    assert_eq!(admin.request(&greeting, |_| {}, SOON).await, Ok(greeting.clone()));
     Ok((Running { runtime, manager }, address, admin))
 }
 

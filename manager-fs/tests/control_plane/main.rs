@@ -7,6 +7,7 @@ mod deltas;
 mod exports;
 mod fixture;
 mod fleet;
+mod greeting;
 mod hostile;
 mod jobs;
 mod recovery;

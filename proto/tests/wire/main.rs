@@ -62,7 +62,7 @@ fn plain<T: Serialize + DeserializeOwned>(name: &str, value: &T) -> Case {
 }
 
 fn cases() -> Vec<Case> {
-    use proto::{agent::*, bundle::Touch, daemon::*, message::*, name::Target};
+    use proto::{agent::*, bundle::Touch, daemon::*, local::Greeting, message::*, name::Target};
     let mut cases = [
         choice::<HostRequest>(),
         choice::<ManagerReply>(),
@@ -101,6 +101,10 @@ fn cases() -> Vec<Case> {
         plain::<Attached>("Attached", &samples::attached()),
         plain::<StageProgress>("StageProgress", &samples::stage_progress()),
     ]);
+    cases.push(Case {
+        document: "control-protocol.md",
+        ..plain::<Greeting>("Greeting", &Greeting::new("1.4.0", [0xa7; 16]))
+    });
     cases.extend(formats::cases());
     cases
 }

@@ -11,6 +11,7 @@ use proto::agent::StepEvent;
 use proto::codec;
 use proto::daemon::{Attached, DaemonReply, DaemonRequest, StageProgress};
 use proto::limits::MESSAGE_BYTES_MAX;
+use proto::local::Greeting;
 use proto::message::{Fault, HostRequest, ManagerReply};
 use proto::{GenerationRef, Product, TreeId};
 use tokio::net::{UnixListener, UnixStream};
@@ -74,6 +75,10 @@ struct Serve {
 
 impl Handler for Serve {
     fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
+        if Greeting::read(&body).is_some() {
+            // Agents of every version are clients here, so nobody is refused for his own.
+            return Box::pin(async move { drop(answer.finish(&crate::version::greeting()).await) });
+        }
         let (daemon, connection, pid) = (Arc::clone(&self.daemon), self.connection, self.pid);
         Box::pin(async move {
             let request = match codec::decode::<DaemonRequest, MESSAGE_BYTES_MAX>(&body) {

@@ -1,6 +1,7 @@
 //! The manager's local socket: what the command line asks, and the answers.
 //!
-//! Frames and codec are those of the network. Only root and the manager's own user are heard (peer credentials).
+//! Frames and codec are those of the network. Only root and the manager's own user are heard (peer credentials), and only
+//! by a program of the same messages: both sides greet each other first (`proto::local`).
 
 mod catalog;
 mod diff;
@@ -11,10 +12,12 @@ mod progress;
 pub mod refusal;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
+use proto::local::Greeting;
 use proto::message::Fault;
 use tokio::net::UnixListener;
 
@@ -22,6 +25,7 @@ use super::error::ManagerError;
 use super::whole::Manager;
 use super::worker::command;
 use crate::net::{self, Answer, BoxFuture, Handler};
+use crate::version;
 use catalog::Catalog;
 use fleet::Fleet;
 
@@ -46,32 +50,63 @@ pub async fn serve_admin(manager: Arc<Manager>, listener: UnixListener) {
             }
         };
         match net::peer_is_trusted(&stream) {
-            Ok(true) => drop(net::start(stream, Arc::new(Admin(Arc::clone(&manager))))),
+            Ok(true) => drop(net::start(stream, Arc::new(Admin::new(&manager)))),
             Ok(false) => tracing::warn!("a local user without permission asked; refused"),
             Err(error) => tracing::warn!(%error, "cannot tell who asks; refused"),
         }
     }
 }
 
-struct Admin(Arc<Manager>);
+/// One connection.
+struct Admin {
+    manager: Arc<Manager>,
+    /// Whoever asks has our messages.
+    same: AtomicBool,
+}
+
+impl Admin {
+    fn new(manager: &Arc<Manager>) -> Self {
+        Self { manager: Arc::clone(manager), same: AtomicBool::new(false) }
+    }
+
+    /// Our greeting, whatever theirs is: it tells the other side what to do.
+    fn greet(&self, theirs: &Greeting) -> Greeting {
+        let ours = version::greeting();
+        let same = theirs.messages == ours.messages;
+        if !same {
+            tracing::warn!(version = theirs.version, "a command of another build of manager-fs asked; refused");
+        }
+        self.same.store(same, Ordering::SeqCst);
+        ours
+    }
+}
 
 impl Handler for Admin {
     fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
-        let manager = Arc::clone(&self.0);
+        if let Some(theirs) = Greeting::read(&body) {
+            let ours = self.greet(&theirs);
+            return Box::pin(async move { delivered(answer.finish(&ours).await) });
+        }
+        let (manager, same) = (Arc::clone(&self.manager), self.same.load(Ordering::SeqCst));
         Box::pin(async move {
             let reply = match codec::decode::<AdminRequest, MESSAGE_BYTES_MAX>(&body) {
+                _ if !same => Ok(AdminReply::Fault(Fault::BadRequest(not_greeted()))),
                 Ok(AdminRequest::Quick(request)) => at_once(&manager, request).await,
                 Ok(AdminRequest::Long(request)) => long::answer(&manager, request, &answer).await,
-                Err(error) => {
-                    let text = format!("{error}; this command and the running manager may be of different versions");
-                    Ok(AdminReply::Fault(Fault::BadRequest(text)))
-                }
+                Err(error) => Ok(AdminReply::Fault(Fault::BadRequest(error.to_string()))),
             };
-            let reply = reply.unwrap_or_else(|error| AdminReply::Fault(error.into()));
-            if let Err(error) = answer.finish(&reply).await {
-                tracing::debug!(%error, "a command went away before its answer");
-            }
+            delivered(answer.finish(&reply.unwrap_or_else(|error| AdminReply::Fault(error.into()))).await);
         })
+    }
+}
+
+fn not_greeted() -> String {
+    format!("this manager runs version {}: use the same program, which greets it first", version::VERSION)
+}
+
+fn delivered(answered: Result<(), net::NetError>) {
+    if let Err(error) = answered {
+        tracing::debug!(%error, "a command went away before its answer");
     }
 }
 
