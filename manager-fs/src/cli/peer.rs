@@ -34,7 +34,9 @@ pub(super) fn other_build(what: &str, command: &str, pid: Option<u32>, theirs: &
     let this = if theirs == VERSION { "another build of it" } else { VERSION };
     // As readlink(2) gives the program of a process when its file has been replaced: an update, most likely.
     let what_to_do = match program.strip_suffix(" (deleted)") {
-        Some(replaced) => format!("{replaced} was replaced since; end the {what} and start `manager-fs {command}` again"),
+        Some(replaced) => {
+            format!("{replaced} was replaced since; end the {what} and start `manager-fs {command}` again")
+        }
         None => format!("use {program}, or start `manager-fs {command}` of this version"),
     };
     format!("this {what} runs version {theirs}, this program is {this}: {what_to_do}")
