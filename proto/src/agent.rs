@@ -390,3 +390,53 @@ impl Step {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn repository(path: &str) -> Repository {
+        Repository { path: path.to_owned(), password_file: None }
+    }
+
+    #[test]
+    fn an_operation_has_a_kind_and_works_on_one_repository() {
+        let at = |path| repository(path);
+        let latest = SnapshotRef::latest;
+        let operations = [
+            (Operation::Backup { repository: at("/a"), sources: vec![] }, "backup", "/a"),
+            (Operation::Restore { repository: at("/b"), snapshot: latest(), target: "/t".into() }, "restore", "/b"),
+            (Operation::Verify { repository: at("/c"), snapshot: latest() }, "verify", "/c"),
+            (Operation::Check { repository: at("/d"), read_data: false }, "check", "/d"),
+            (Operation::Prune { repository: at("/e"), keep_last: 1 }, "prune", "/e"),
+        ];
+        for (operation, kind, path) in operations {
+            assert_eq!((operation.kind(), operation.repository()), (kind, &repository(path)));
+        }
+    }
+
+    #[test]
+    fn a_change_over_ends_with_these_steps_and_no_other() {
+        use Step::*;
+        let ends = |steps: &[Step], end| assert!(steps.iter().all(|step| step.ends() == end), "{end:?}");
+        ends(&[Confirmed], Some(true));
+        ends(&[Refused, ExecFailed, Returned], Some(false));
+        ends(&[MetadataSaved, Staged, Warmed, Drained, Journaled, Swapped, Started, Launched, ProbationFailed], None);
+    }
+
+    #[test]
+    fn the_latest_snapshots_are_those_of_the_own_host() {
+        let latest = SnapshotRef::latest();
+        assert_eq!((latest.snapshot.as_str(), &latest.of, &latest.source), ("latest", &HostScope::Own, &None));
+        for (text, newest) in [("latest", true), ("latest~2", true), ("a1b2", false), ("late", false)] {
+            assert_eq!(SnapshotRef { snapshot: text.into(), ..SnapshotRef::latest() }.is_latest(), newest, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_persons_order_has_no_policy_and_no_history() {
+        let origin = JobOrigin::new("host-1".parse().unwrap(), "agent".parse().unwrap());
+        assert_eq!((origin.host.as_str(), origin.product.as_str()), ("host-1", "agent"));
+        assert_eq!((origin.policy, origin.earlier), (None, vec![]));
+    }
+}

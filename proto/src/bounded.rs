@@ -122,9 +122,6 @@ impl<'de, B: Bound<'de>> Bound<'de> for Option<B> {
             fn visit_none<E: Error>(self) -> Result<Self::Value, E> {
                 Ok(None)
             }
-            fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-                Ok(None)
-            }
             fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
                 B::read(deserializer).map(Some)
             }
@@ -263,3 +260,7 @@ impl<'de, const MAX: usize> Bound<'de> for Blob<MAX> {
         deserializer.deserialize_bytes(OfBytes::<MAX>)
     }
 }
+
+#[cfg(test)]
+#[path = "bounded_tests.rs"]
+mod tests;

@@ -70,3 +70,45 @@ impl ChunkHead {
         Some((head, stored))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_head_of_a_chunk_is_pinned() {
+        let head = ChunkHead { sequence: 0x0403_0201, encoding: Encoding::Zstd, plain_bytes: 0x0807_0605 };
+        assert_eq!(head.encode(), [1, 2, 3, 4, 1, 5, 6, 7, 8]);
+        let raw = ChunkHead { encoding: Encoding::Raw, ..head };
+        assert_eq!(raw.encode(), [1, 2, 3, 4, 0, 5, 6, 7, 8]);
+        for (head, code) in [(raw, 0), (head, 1)] {
+            assert_eq!(head.encoding.code(), code);
+            let body = [head.encode().as_slice(), b"stored"].concat();
+            assert_eq!(ChunkHead::split(&body), Some((head, b"stored".as_slice())));
+        }
+    }
+
+    #[test]
+    fn what_is_no_chunk_is_none() {
+        let bytes = ChunkHead { sequence: 1, encoding: Encoding::Raw, plain_bytes: 2 }.encode();
+        assert_eq!(ChunkHead::split(&bytes).map(|(_, stored)| stored.len()), Some(0), "a chunk of no bytes");
+        for cut in 0..CHUNK_HEAD_BYTES {
+            assert_eq!(ChunkHead::split(&bytes[..cut]), None, "{cut} bytes");
+        }
+        for code in 2..=u8::MAX {
+            let mut other = bytes;
+            other[4] = code;
+            assert_eq!((ChunkHead::split(&other), Encoding::from_code(code)), (None, None));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_taken_is_written_the_same_way(body in proptest::collection::vec(any::<u8>(), 0..40)) {
+            if let Some((head, stored)) = ChunkHead::split(&body) {
+                prop_assert_eq!([head.encode().as_slice(), stored].concat(), body);
+            }
+        }
+    }
+}

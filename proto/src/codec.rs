@@ -70,5 +70,28 @@ mod tests {
         assert_eq!(bytes, [7, 0, 0, 0]);
         bytes.push(0);
         assert_eq!(decode::<u32, 64>(&bytes), Err(CodecError::Trailing(1)));
+        bytes.extend([0; 6]);
+        let error = decode::<u32, 64>(&bytes).unwrap_err();
+        assert_eq!(error.to_string(), "7 trailing bytes after the value");
+    }
+
+    #[test]
+    fn integers_are_little_endian_and_of_fixed_width_on_every_machine() {
+        assert_eq!(
+            encode(&(1_u16, 2_u32, 3_u64, -2_i64, true)).unwrap(),
+            [1, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]
+        );
+        assert_eq!(encode(&(Some(5_u8), "ab")).unwrap(), [1, 5, 2, 0, 0, 0, 0, 0, 0, 0, b'a', b'b']);
+        assert!(decode::<bool, 64>(&[2]).is_err(), "neither true nor false");
+        assert!(decode::<Option<u8>, 64>(&[2, 0]).is_err());
+    }
+
+    #[test]
+    fn a_value_may_have_as_many_bytes_as_its_limit_says() {
+        assert_eq!(decode::<[u8; 4], 4>(&[7; 4]), Ok([7; 4]));
+        assert_eq!(decode::<[u8; 5], 4>(&[7; 5]), Err(CodecError::TooLarge { got: 5, max: 4 }));
+        assert!(decode::<[u8; 5], 8>(&[7; 4]).is_err(), "cut short");
+        let text = encode(&"x".repeat(100)).unwrap();
+        assert_eq!(decode::<String, 108>(&text), Ok("x".repeat(100)));
     }
 }

@@ -43,3 +43,26 @@ impl Fault {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_names_its_kind_and_a_reason_does_so_where_the_sentence_does_not() {
+        let why = || String::from("why");
+        let texts = [
+            (Fault::NotExported(why()), "not exported to this host: why", None),
+            (Fault::Refused(why()), "refused: why", Some("why")),
+            (Fault::NotFound(why()), "not found: why", None),
+            (Fault::BadRequest(why()), "bad request: why", None),
+            (Fault::Draining, "the agent is draining; it takes operations again after its change-over", None),
+            (Fault::Unavailable(why()), "unavailable: why", Some("why")),
+            (Fault::Failed(why()), "failed: why", None),
+        ];
+        for (fault, text, reason) in texts {
+            assert_eq!(fault.to_string(), text);
+            assert_eq!(fault.reason(), reason.unwrap_or(text));
+        }
+    }
+}

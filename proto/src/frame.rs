@@ -152,6 +152,62 @@ mod tests {
         }
     }
 
+    const KINDS: [(FrameKind, u8, usize); 5] = [
+        (FrameKind::Request, 1, MESSAGE_BYTES_MAX),
+        (FrameKind::Response, 2, MESSAGE_BYTES_MAX),
+        (FrameKind::Event, 3, MESSAGE_BYTES_MAX),
+        (FrameKind::Bulk, 4, BULK_BYTES_MAX),
+        (FrameKind::Cancel, 5, 0),
+    ];
+
+    #[test]
+    fn every_kind_has_its_number_and_its_bound() {
+        for (kind, code, max) in KINDS {
+            let header = FrameHeader { kind, request: 0x0807_0605_0403_0201, length: max };
+            let bytes = header.encode();
+            assert_eq!(bytes[..8], [b'M', b'F', b'S', 1, code, 0, 0, 0]);
+            assert_eq!(bytes[8..16], [1, 2, 3, 4, 5, 6, 7, 8]);
+            assert_eq!(FrameHeader::decode(&bytes), Ok(Some(header)), "at its bound");
+            let longer = FrameHeader { length: max + 1, ..header };
+            let refused = Err(FrameFault::TooLong { kind, length: max + 1, max });
+            assert_eq!(FrameHeader::decode(&longer.encode()), refused);
+        }
+        for code in (0..=u8::MAX).filter(|code| !(1..=5).contains(code)) {
+            let mut bytes = FrameHeader { kind: FrameKind::Request, request: 1, length: 0 }.encode();
+            bytes[4] = code;
+            let refused = Err(FrameFault::Malformed { kind: code, flags: 0, reserved: 0 });
+            assert_eq!(FrameHeader::decode(&bytes), refused);
+        }
+    }
+
+    #[test]
+    fn bits_that_must_be_zero_and_other_magic_are_refused() {
+        let bytes = FrameHeader { kind: FrameKind::Event, request: 1, length: 0 }.encode();
+        let with = |at: usize, value: u8| {
+            let mut bytes = bytes;
+            bytes[at] = value;
+            FrameHeader::decode(&bytes)
+        };
+        assert_eq!(with(5, 1), Err(FrameFault::Malformed { kind: 3, flags: 1, reserved: 0 }));
+        assert_eq!(with(6, 1), Err(FrameFault::Malformed { kind: 3, flags: 0, reserved: 1 }));
+        assert_eq!(with(7, 1), Err(FrameFault::Malformed { kind: 3, flags: 0, reserved: 256 }));
+        assert_eq!(with(3, 2), Err(FrameFault::Magic(*b"MFS\x02")));
+        for at in 0..4 {
+            assert!(matches!(with(at, b'?'), Err(FrameFault::Magic(_))), "byte {at}");
+        }
+        for cut in 0..HEADER_BYTES {
+            assert_eq!(FrameHeader::decode(&bytes[..cut]), Ok(None), "{cut} bytes");
+        }
+    }
+
+    #[test]
+    fn a_whole_frame_is_its_header_and_its_body() {
+        let bytes = frame(FrameKind::Response, 9, b"body");
+        let header = FrameHeader { kind: FrameKind::Response, request: 9, length: 4 };
+        assert_eq!(bytes, [header.encode().as_slice(), b"body"].concat());
+        assert_eq!(FrameHeader::decode(&bytes), Ok(Some(header)), "what follows is left alone");
+    }
+
     #[test]
     fn a_length_beyond_the_bound_is_refused_before_it_is_read() {
         let mut bytes = FrameHeader { kind: FrameKind::Request, request: 1, length: 0 }.encode();

@@ -110,6 +110,46 @@ mod tests {
         assert_eq!(id.to_hex().parse::<ObjectId>(), Ok(id));
         assert!(id.to_hex().to_uppercase().parse::<ObjectId>().is_err());
         assert!("af13".parse::<ObjectId>().is_err());
-        assert_eq!(id.to_shard().0, "af");
+        let rest = "1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
+        assert_eq!(id.to_shard(), ("af".to_owned(), rest.to_owned()));
+        assert_eq!(format!("{id}"), id.to_hex());
+        assert_eq!(format!("{id:?}"), "ObjectId(af1349b9f5f9)");
+        assert_eq!(format!("{:?}", TreeId::of(b"")), "TreeId(af1349b9f5f9)");
+        assert_eq!(ObjectId::from_bytes(*id.as_bytes()), id);
+    }
+
+    #[test]
+    fn a_text_that_is_no_id_is_shown_short_and_harmless() {
+        let hex = ChunkId::of(b"").to_hex();
+        let mut odd = vec![hex[1..].to_owned(), format!("{hex}0"), format!(" {}", &hex[1..]), String::new()];
+        odd.extend(["g", "A", "/", ":", "`", "é"].map(|other| format!("{other}{}", &hex[other.len()..])));
+        for text in odd {
+            let error = text.parse::<ChunkId>().unwrap_err();
+            assert_eq!(error, IdError(text.clone()), "{text:?}");
+            assert_eq!(error.to_string(), format!("'{text}' is not an id: want 64 lowercase hex digits"));
+        }
+        let hostile = format!("\x1b[2J{}", "0".repeat(500));
+        let IdError(shown) = hostile.parse::<ChunkId>().unwrap_err();
+        assert!(shown.len() <= 120 && shown.starts_with("\\x1b[2J000"), "{shown}");
+    }
+
+    /// 32 bytes in the codec, hex digits wherever people read.
+    #[test]
+    fn an_id_is_bytes_for_programs_and_hex_for_people() {
+        use serde::de::value::{Error, StrDeserializer};
+        struct Shown(TreeId);
+        impl fmt::Display for Shown {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.serialize(f)
+            }
+        }
+        let id = TreeId::of(b"tree");
+        assert_eq!(crate::codec::encode(&id).unwrap(), id.as_bytes());
+        assert_eq!(crate::codec::decode::<TreeId, 32>(id.as_bytes()), Ok(id));
+        assert!(crate::codec::decode::<TreeId, 32>(&id.as_bytes()[1..]).is_err());
+        assert_eq!(Shown(id).to_string(), id.to_hex());
+        let read = |text: &str| TreeId::deserialize(StrDeserializer::<Error>::new(text));
+        assert_eq!(read(&id.to_hex()), Ok(id));
+        assert!(read("tree").unwrap_err().to_string().contains("'tree' is not an id"));
     }
 }

@@ -200,6 +200,82 @@ mod tests {
         assert!("1:3.11.2-6+deb12u5~bpo".parse::<Version>().is_ok());
     }
 
+    /// Every byte, in the first place and after it, and every length up to one too many.
+    #[test]
+    fn each_kind_of_name_has_its_own_characters_and_length() {
+        fn check<T: FromStr<Err = NameError> + fmt::Display + fmt::Debug>(kind: &str, max: usize, also: &[u8]) {
+            let takes = |text: &str| match text.parse::<T>() {
+                Ok(name) => {
+                    assert_eq!(name.to_string(), text);
+                    assert_eq!(format!("{name:?}"), text);
+                    true
+                }
+                Err(error) => {
+                    assert_eq!((error.kind, error.text.as_str()), (kind, text::line(text, 120).as_str()));
+                    assert!(error.to_string().contains(&format!("is not a {kind}: want 1 to {max} letters")));
+                    false
+                }
+            };
+            for byte in 0..=0x7f_u8 {
+                let c = char::from(byte);
+                assert_eq!(takes(&c.to_string()), byte.is_ascii_alphanumeric(), "{kind} that is {c:?}");
+                let allowed = byte.is_ascii_alphanumeric() || also.contains(&byte);
+                assert_eq!(takes(&format!("a{c}")), allowed, "{kind} with {c:?}");
+            }
+            assert!(takes(&"x".repeat(max)) && !takes(&"x".repeat(max + 1)) && !takes("") && !takes("aé"));
+        }
+        check::<Product>("product", 64, b"._-+");
+        check::<Version>("version", 128, b"._-+~:");
+        check::<HostName>("host name", 253, b"._-");
+        check::<GroupName>("group name", 64, b"._-");
+    }
+
+    #[test]
+    fn a_name_is_its_text_wherever_it_goes() {
+        let product: Product = "data-agent".parse().unwrap();
+        assert_eq!(product.as_str(), "data-agent");
+        assert_eq!(String::from(product.clone()), "data-agent");
+        assert_eq!(Product::try_from("data-agent".to_owned()), Ok(product.clone()));
+        let bytes = crate::codec::encode(&product).unwrap();
+        assert_eq!(bytes, crate::codec::encode(&"data-agent").unwrap());
+        assert_eq!(crate::codec::decode::<Product, 64>(&bytes), Ok(product));
+        let other = crate::codec::encode(&"../agent").unwrap();
+        assert!(crate::codec::decode::<Product, 64>(&other).is_err(), "checked on arrival too");
+    }
+
+    #[test]
+    fn a_target_is_a_host_or_a_group() {
+        let host = Target::Host("host-1".parse().unwrap());
+        let group = Target::Group("web".parse().unwrap());
+        for (target, text) in [(host, "host-1"), (group, "@web")] {
+            assert_eq!(target.to_string(), text);
+            assert_eq!(text.parse(), Ok(target));
+        }
+        assert_eq!("@".parse::<Target>().unwrap_err().kind, "group name");
+        assert_eq!("@@web".parse::<Target>().unwrap_err().kind, "group name");
+        assert_eq!("".parse::<Target>().unwrap_err().kind, "host name");
+    }
+
+    #[test]
+    fn a_reference_means_the_generations_with_its_name_or_its_beginning() {
+        let (product, version): (Product, Version) = ("agent".parse().unwrap(), "1.0".parse().unwrap());
+        let tree = TreeId::of(b"tree");
+        let means = |text: &str| text.parse::<GenerationRef>().unwrap().matches(&product, &version, &tree);
+        let hex = tree.to_hex();
+        assert!(means("agent@1.0") && !means("agent@1.1") && !means("other@1.0"));
+        assert!((4..=64).all(|length| means(&hex[..length])));
+        assert!(!means(&hex[1..9]) && !means("0000"));
+        for text in ["agent@1.0", "agent@1:2~3", &hex, "7e7e"] {
+            assert_eq!(text.parse::<GenerationRef>().unwrap().to_string(), text);
+        }
+        for bad in ["", "7e7", "7E7E", "7e7g", &format!("{hex}0"), "agent", "@1.0", "agent@", "agent@1@0"] {
+            assert!(bad.parse::<GenerationRef>().is_err(), "{bad}");
+        }
+        let error = "\x1b[2J".parse::<GenerationRef>().unwrap_err().to_string();
+        let rule = "want product@version, a tree id, or at least 4 of its first hex digits";
+        assert_eq!(error, format!("'\\x1b[2J' is not a generation: {rule}"));
+    }
+
     #[test]
     fn a_generation_is_named_or_begun() {
         assert!(matches!("data-agent@1.0".parse(), Ok(GenerationRef::Named(..))));

@@ -10,6 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::agent::{ChangeId, JobId};
+use crate::text;
 use crate::width::index;
 
 /// Milliseconds from 1970 to the beginning of 2026, when the numbers begin.
@@ -21,6 +22,8 @@ const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 /// Digits of each group, and of all of a number of today.
 const GROUP: usize = 5;
 const COUNTED_BELOW: u64 = 1 << 30;
+/// Bytes of a text that is no number, shown in the refusal.
+const TEXT_SHOWN_BYTES: usize = 80;
 
 /// A text is not the number of a job or a change-over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,7 +31,7 @@ const COUNTED_BELOW: u64 = 1 << 30;
 pub struct NumberError {
     /// What it should have been.
     pub kind: &'static str,
-    /// The text, cut to 80 characters.
+    /// The text, cut and made printable.
     pub text: String,
 }
 
@@ -78,7 +81,7 @@ macro_rules! written_number {
         impl FromStr for $name {
             type Err = NumberError;
             fn from_str(text: &str) -> Result<Self, NumberError> {
-                let error = || NumberError { kind: $kind, text: text.chars().take(80).collect() };
+                let error = || NumberError { kind: $kind, text: text::line(text, TEXT_SHOWN_BYTES) };
                 read(text).map(Self).ok_or_else(error)
             }
         }
@@ -105,6 +108,56 @@ mod tests {
         assert_eq!(JobId(12).to_string(), "12");
         for bad in ["", "-", "00h6q", "00h6q-8tz4u", "job", "zzzzz-zzzzz-zzzzz", "1.5"] {
             assert!(bad.parse::<JobId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_digits_of_a_number_are_pinned() {
+        let texts = [
+            (COUNTED_BELOW - 1, "1073741823"),
+            (COUNTED_BELOW, "00010-00000"),
+            (COUNTED_BELOW + 31, "00010-0000z"),
+            ((29_000_000 << NUMBER_LOW_BITS) + 1, "0vn0a-00001"),
+            ((1 << 50) - 1, "zzzzz-zzzzz"),
+            (1 << 50, "100000-00000"),
+            (u64::MAX, "fzzzzzzz-zzzzz"),
+        ];
+        for (number, text) in texts {
+            assert_eq!(ChangeId(number).to_string(), text);
+            assert_eq!(text.parse(), Ok(ChangeId(number)), "{text}");
+        }
+        // In a table, on either side.
+        assert_eq!(format!("{:>12}|{:<12}|", JobId(COUNTED_BELOW), JobId(7)), " 00010-00000|7           |");
+    }
+
+    #[test]
+    fn what_is_no_number_is_named_by_its_kind_and_cannot_move_a_cursor() {
+        let error = "00h6q-8tz4u".parse::<JobId>().unwrap_err();
+        let text = "'00h6q-8tz4u' is not the number of a job: want one like 00h6q-8tz4c, as it was shown";
+        assert_eq!(error.to_string(), text);
+        assert_eq!("x".parse::<ChangeId>().unwrap_err().kind, "change-over");
+        let hostile = format!("\x1b[2J{}", "u".repeat(500)).parse::<JobId>().unwrap_err();
+        assert!(hostile.text.starts_with("\\x1b[2Juuu") && hostile.text.len() <= 80, "{}", hostile.text);
+        // One more than there is room for, in both ways of writing.
+        assert!("18446744073709551616".parse::<JobId>().is_err());
+        assert!("g0000000-00000".parse::<JobId>().is_err());
+        assert!("0000-00000".parse::<JobId>().is_err(), "nine digits");
+    }
+
+    #[test]
+    fn every_digit_is_read_also_as_the_letter_that_it_looks_like() {
+        for (value, digit) in DIGITS.iter().enumerate() {
+            let text = format!("a0000-0000{}", char::from(*digit));
+            let number = (10 << 45) + value as u64;
+            assert_eq!(text.parse::<JobId>(), Ok(JobId(number)), "{text}");
+            assert_eq!(text.to_ascii_uppercase().parse::<JobId>(), Ok(JobId(number)));
+        }
+        for (like, digit) in [('i', '1'), ('I', '1'), ('l', '1'), ('L', '1'), ('o', '0'), ('O', '0')] {
+            let text = |last: char| format!("a0000-0000{last}").parse::<JobId>();
+            assert_eq!(text(like), text(digit));
+        }
+        for other in ['u', 'U', '_', ' ', '.', 'é'] {
+            assert!(format!("a0000-0000{other}").parse::<JobId>().is_err(), "{other}");
         }
     }
 

@@ -184,6 +184,109 @@ mod tests {
         assert!(TreePath::parse("a/".repeat(200).trim_end_matches('/').as_bytes()).is_err());
     }
 
+    fn fault(bytes: &[u8]) -> &'static str {
+        TreePath::parse(bytes).map_or_else(|error| error.fault, |_| "taken")
+    }
+
+    #[test]
+    fn every_rule_has_its_own_words_and_its_exact_bound() {
+        let faults: [(&[u8], &str); 8] = [
+            (b"/etc", "is absolute; want a path relative to the tree's root"),
+            (b"a//b", "has an empty component"),
+            (b"a/", "has an empty component"),
+            (b"a/./b", "has a '.' component"),
+            (b"a/../b", "has a '..' component, which could leave the tree"),
+            (b"a/b\0", "has a NUL byte"),
+            (b"...", "taken"),
+            (b"..a/.b/c..", "taken"),
+        ];
+        for (bytes, wanted) in faults {
+            assert_eq!(fault(bytes), wanted, "{}", printable(bytes));
+        }
+        assert_eq!(fault(&[b'a'; NAME_BYTES_MAX]), "taken");
+        assert_eq!(fault(&[b'a'; NAME_BYTES_MAX + 1]), "has a component longer than 255 bytes");
+        let deep = |depth: usize| vec!["a"; depth].join("/").into_bytes();
+        assert_eq!(fault(&deep(PATH_DEPTH_MAX)), "taken");
+        assert_eq!(fault(&deep(PATH_DEPTH_MAX + 1)), "is more than 128 directories deep");
+        let long = |bytes: usize| {
+            format!("{}{}", "x".repeat(99), format!("/{}", "x".repeat(99)).repeat(40))[..bytes].to_owned()
+        };
+        assert_eq!(fault(long(3999).as_bytes()), "taken");
+        let longest = format!("{}/{}", long(3999), "x".repeat(95));
+        assert_eq!((longest.len(), fault(longest.as_bytes())), (PATH_BYTES_MAX, "taken"));
+        assert_eq!(fault(format!("{longest}x").as_bytes()), "is longer than 4095 bytes");
+    }
+
+    #[test]
+    fn a_refusal_shows_the_start_of_the_path_and_nothing_that_a_terminal_obeys() {
+        let error = TreePath::parse(b"a/../\x1b[2J\xff").unwrap_err();
+        assert_eq!(error.to_string(), "path 'a/../\\x1b[2J\\xff': has a '..' component, which could leave the tree");
+        let long = TreePath::parse(&[b'a'; 5000]).unwrap_err();
+        assert_eq!(long.path, "a".repeat(200));
+    }
+
+    #[test]
+    fn bytes_are_shown_as_text_where_they_are_text() {
+        let pairs: [(&[u8], &str); 6] = [
+            (b"plain", "plain"),
+            ("größe €".as_bytes(), "größe €"),
+            (b"\xff\xfe", "\\xff\\xfe"),
+            (b"a\n\tb", "a\\n\\tb"),
+            ("a\u{202e}b".as_bytes(), "a\\u{202e}b"),
+            (b"\xe2\x82", "\\xe2\\x82"),
+        ];
+        for (bytes, text) in pairs {
+            assert_eq!(printable(bytes), text);
+        }
+        let path = TreePath::parse(b"a/\xff\n").unwrap();
+        assert_eq!((path.to_string(), format!("{path:?}")), ("a/\\xff\\n".into(), "\"a/\\\\xff\\\\n\"".into()));
+        assert_eq!(path.as_path().as_os_str().as_bytes(), b"a/\xff\n");
+    }
+
+    #[test]
+    fn a_path_leads_to_its_parent_and_its_name_back_again() {
+        let path = |text: &str| TreePath::parse(text.as_bytes()).unwrap();
+        for (text, parent, name, count) in [("a", "", "a", 1), ("a/b", "a", "b", 2), ("aa/b/cc", "aa/b", "cc", 3)] {
+            let here = path(text);
+            assert_eq!(here.parent(), Some(path(parent)));
+            assert_eq!(here.name(), name.as_bytes());
+            assert_eq!(path(parent).join(name.as_bytes()), Ok(here.clone()));
+            assert_eq!(here.components().count(), count);
+            assert!(path(parent).is_parent_of(&here) && !here.is_parent_of(&here) && !here.is_root());
+        }
+        let root = TreePath::root();
+        assert!(root.is_root() && root.parent().is_none() && !root.is_parent_of(&root));
+        assert_eq!((root.name(), root.components().count()), (b"".as_slice(), 0));
+        assert!(!path("a").is_parent_of(&path("ab")) && !path("a").is_parent_of(&path("b/c")));
+        assert!(!root.is_parent_of(&path("a/b")), "not further below");
+        for bad in [b"..".as_slice(), b"", b"b/", b"\0"] {
+            assert!(path("a").join(bad).is_err(), "{}", printable(bad));
+        }
+        assert_eq!(path("a").join(b"b/c"), Ok(path("a/b/c")));
+    }
+
+    /// Bytes in the codec, text wherever people read; checked on arrival both ways.
+    #[test]
+    fn a_path_is_checked_in_whatever_form_it_arrives() {
+        use serde::de::value::{Error, StrDeserializer};
+        struct Shown(TreePath);
+        impl fmt::Display for Shown {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.serialize(f)
+            }
+        }
+        let path = TreePath::parse(b"a/\xff").unwrap();
+        let bytes = crate::codec::encode(&path).unwrap();
+        assert_eq!(bytes, crate::codec::encode(&b"a/\xff".to_vec()).unwrap());
+        assert_eq!(crate::codec::decode::<TreePath, 64>(&bytes), Ok(path.clone()));
+        let out = crate::codec::encode(&b"../x".to_vec()).unwrap();
+        assert!(crate::codec::decode::<TreePath, 64>(&out).is_err());
+        assert_eq!(Shown(path).to_string(), "a/\\xff");
+        let read = |text: &str| TreePath::deserialize(StrDeserializer::<Error>::new(text));
+        assert_eq!(read("a/b").unwrap().as_bytes(), b"a/b");
+        assert!(read("/a").unwrap_err().to_string().contains("is absolute"));
+    }
+
     #[test]
     fn the_order_is_by_component() {
         let all = ["", "a", "a/b", "a/b/c", "a-b", "a.b", "a!", "a\x01", "a\x01/c", "b", "a/\u{e9}", "ab/c", "a/bc"];

@@ -228,6 +228,108 @@ mod tests {
         }
     }
 
+    fn set(pages: &[u32]) -> PageSet {
+        let mut set = PageSet::default();
+        pages.iter().for_each(|page| set.insert(*page));
+        set
+    }
+
+    #[test]
+    fn a_set_holds_the_pages_that_were_put_in_and_no_other() {
+        let pages = [0, 1, 63, 64, 127, 200, 255];
+        let some = set(&pages);
+        for page in 0..600 {
+            assert_eq!(some.contains(page), pages.contains(&page), "page {page}");
+        }
+        assert_eq!(set(&[256, 1 << 20, u32::MAX]), PageSet::default(), "past the largest chunk");
+        let runs = [(0, 2), (63, 2), (127, 1), (200, 1), (255, 1)].map(|(first, count)| PageRun { first, count });
+        assert_eq!(some.runs(), runs);
+        assert_eq!(PageSet::of_runs(&runs, CHUNK_BYTES_MAX), Some(some));
+        assert_eq!(PageSet::default().runs(), []);
+    }
+
+    #[test]
+    fn the_bytes_of_pages_are_counted_up_to_the_end_of_the_chunk() {
+        assert_eq!(set(&[0]).bytes(1), 1);
+        assert_eq!(set(&[0]).bytes(4096), 4096);
+        assert_eq!((set(&[0]).bytes(4097), set(&[1]).bytes(4097), set(&[0, 1]).bytes(4097)), (4096, 1, 4097));
+        assert_eq!(set(&[3, 9]).bytes(40_960), 8192);
+        assert_eq!(PageSet::default().bytes(4096), 0);
+        for chunk_bytes in [1, 4095, 4096, 4097, 262_143, 262_144, CHUNK_BYTES_MAX] {
+            let whole = PageSet::whole(chunk_bytes);
+            assert_eq!(whole.bytes(chunk_bytes), chunk_bytes);
+            assert_eq!(
+                whole.runs(),
+                [PageRun { first: 0, count: u16::try_from(chunk_bytes.div_ceil(4096)).unwrap() }]
+            );
+        }
+        assert_eq!(PageSet::whole(0), PageSet::default());
+    }
+
+    /// As many chaining values as there are subtrees in between, for one page of a chunk of eight.
+    #[test]
+    fn a_proof_has_one_value_for_each_subtree_in_between() {
+        let chunk = bytes(8 * 4096);
+        for (pages, wanted) in [
+            (&[0][..], 3),
+            (&[7], 3),
+            (&[0, 1], 2),
+            (&[1, 2], 3),
+            (&[0, 1, 2, 3], 1),
+            (&[0, 7], 4),
+            (&[0, 2, 4, 6], 4),
+            (&[0, 1, 2, 3, 4, 5, 6, 7], 0),
+        ] {
+            let pages = set(pages);
+            let proof = prove(&chunk, &pages);
+            assert_eq!((proof.len(), proof_len(8 * 4096, &pages)), (wanted, wanted), "{:?}", pages.runs());
+            let id = verify(8 * 4096, &pages, &plain(&chunk, &pages), &proof);
+            assert_eq!(id, Some(ChunkId::of(&chunk)));
+        }
+        assert_eq!(prove(&chunk, &PageSet::default()), Vec::<[u8; 32]>::new(), "no pages, nothing to prove");
+        assert_eq!(proof_len(8 * 4096, &PageSet::default()), 1);
+        assert_eq!(proof_len(0, &PageSet::default()), 0);
+    }
+
+    #[test]
+    fn too_little_and_too_much_prove_nothing() {
+        let chunk = bytes(5 * 4096 + 100);
+        let len = width::count(chunk.len());
+        let pages = set(&[1, 5]);
+        let (proof, some) = (prove(&chunk, &pages), plain(&chunk, &pages));
+        assert_eq!(verify(len, &pages, &some, &proof), Some(ChunkId::of(&chunk)));
+        let longer = [some.as_slice(), &[0]].concat();
+        let more = [proof.as_slice(), &[[0; 32]]].concat();
+        for (plain, proof) in [
+            (&some[1..], &proof[..]),
+            (&longer, &proof),
+            (&some, &proof[1..]),
+            (&some, &more),
+            (&some, &[]),
+            (&[], &proof),
+        ] {
+            assert_eq!(verify(len, &pages, plain, proof), None, "{} bytes, {} values", plain.len(), proof.len());
+        }
+        let whole = PageSet::whole(len);
+        assert_eq!(verify(len, &whole, &chunk, &[]), Some(ChunkId::of(&chunk)));
+        assert_eq!(verify(len, &whole, &chunk, &[[0; 32]]), None);
+        assert_eq!(verify(len, &whole, &chunk[1..], &[]), None);
+        assert_eq!(
+            verify(len, &PageSet::default(), &[], &[*ChunkId::of(&chunk).as_bytes()]),
+            None,
+            "no page, no proof"
+        );
+        assert_eq!(verify(0, &whole, &[], &[]), None);
+        let largest = bytes(CHUNK_BYTES_MAX as usize);
+        let all = PageSet::whole(CHUNK_BYTES_MAX);
+        assert_eq!(verify(CHUNK_BYTES_MAX, &all, &largest, &[]), Some(ChunkId::of(&largest)));
+        assert_eq!(verify(CHUNK_BYTES_MAX + 1, &all, &[largest.as_slice(), &[0]].concat(), &[]), None);
+        // A page is not proved by the values of another place.
+        let mut swapped = proof.clone();
+        swapped.swap(0, 1);
+        assert_ne!(verify(len, &pages, &some, &swapped), Some(ChunkId::of(&chunk)));
+    }
+
     #[test]
     fn a_single_page_of_64_kib_costs_four_chaining_values() {
         let chunk = bytes(64 << 10);

@@ -150,6 +150,102 @@ mod tests {
         assert_eq!(names(&metadata("bin/agent", files, vec![])), ["bin/agent", "lib/own/liba.so", "usr/lib/libb.so"]);
     }
 
+    /// What `bin/agent` with this runpath takes for `x.so`, of these places.
+    fn taken(runpath: &str, places: &[&str]) -> Option<String> {
+        let mut files: Vec<ElfFile> = places.iter().map(|path| elf(path, &[], None)).collect();
+        files.push(elf("bin/agent", &["x.so"], Some(runpath)));
+        names(&metadata("bin/agent", files, vec![])).get(1).cloned()
+    }
+
+    #[test]
+    fn a_runpath_is_followed_inside_the_tree() {
+        for (runpath, place) in [
+            ("$ORIGIN", "bin/x.so"),
+            ("${ORIGIN}/lib", "bin/lib/x.so"),
+            ("$ORIGIN/../own", "own/x.so"),
+            ("$ORIGIN/./..//own/", "own/x.so"),
+            ("/opt/own", "opt/own/x.so"),
+            ("own", "own/x.so"),
+            ("/", "x.so"),
+            ("$ORIGIN/..", "x.so"),
+            ("::$ORIGIN:", "bin/x.so"),
+            ("/none:/opt/own", "opt/own/x.so"),
+        ] {
+            // Something else of the same name stands first in the tree.
+            assert_eq!(taken(runpath, &["a/x.so", place]), Some(place.to_owned()), "{runpath}");
+        }
+        // Out of the tree there is nothing; by its name alone it is found all the same.
+        for runpath in ["$ORIGIN/../..", "$ORIGIN/../../own", "/..", "$ORIGINAL"] {
+            assert_eq!(taken(runpath, &["a/x.so", "own/y.so"]), Some("a/x.so".to_owned()), "{runpath}");
+        }
+    }
+
+    #[test]
+    fn the_runpath_comes_before_the_usual_directories_and_these_before_any_other() {
+        let usual = LIBRARY_DIRS.map(|dir| format!("{dir}/x.so"));
+        for (at, place) in usual.iter().enumerate() {
+            let mut places: Vec<&str> = vec!["a/x.so"];
+            places.extend(usual[at..].iter().rev().map(String::as_str));
+            assert_eq!(taken("", &places), Some(place.clone()), "of those left the first");
+        }
+        assert_eq!(taken("$ORIGIN/../own", &["lib64/x.so", "own/x.so"]), Some("own/x.so".into()));
+        assert_eq!(taken("", &["b/x.so", "c/x.so"]), Some("b/x.so".into()), "of several the first of the tree");
+        assert_eq!(taken("", &["b/y.so"]), None);
+    }
+
+    #[test]
+    fn a_library_is_also_found_by_its_soname() {
+        let mut library = elf("opt/libx.so.1.2", &[], None);
+        library.soname = Some("libx.so.1".into());
+        let files = vec![library, elf("bin/agent", &["libx.so.1"], None)];
+        assert_eq!(names(&metadata("bin/agent", files, vec![])), ["bin/agent", "opt/libx.so.1.2"]);
+    }
+
+    #[test]
+    fn libraries_that_need_each_other_come_once_and_in_the_order_of_the_loader() {
+        let files = vec![
+            elf("bin/agent", &["a.so", "b.so"], None),
+            elf("lib/a.so", &["c.so", "bin-is-not-a-library", "a.so"], None),
+            elf("lib/b.so", &["c.so", "a.so"], None),
+            elf("lib/c.so", &["b.so", "agent"], None),
+        ];
+        let wanted = ["bin/agent", "lib/a.so", "lib/b.so", "lib/c.so"];
+        assert_eq!(names(&metadata("bin/agent", files, vec![])), wanted);
+    }
+
+    #[test]
+    fn without_a_program_nothing_is_touched() {
+        let files = vec![elf("bin/agent", &["a.so"], None), elf("lib/a.so", &[], None)];
+        let mut none = metadata("bin/agent", files.clone(), vec![]);
+        none.entry_point = None;
+        assert_eq!(names(&none), Vec::<String>::new());
+        let missing = start_up_files(&metadata("bin/agent", files.clone(), vec![]), &|_| None);
+        assert_eq!(missing, [], "a link that leads nowhere");
+        // Neither a program nor a script of the tree: it is touched itself, and nothing is known of more.
+        assert_eq!(names(&metadata("share/data", files, vec![])), ["share/data"]);
+    }
+
+    #[test]
+    fn the_interpreter_is_the_first_word_as_the_tree_lies_in_the_root_or_below_it() {
+        let script = |line: &str| {
+            let files = vec![elf("bin/python3", &[], None), elf("python3", &[], None), elf("opt/bin/sh", &[], None)];
+            let script = |path: &str, line: &str| Script {
+                path: TreePath::parse(path.as_bytes()).unwrap(),
+                interpreter: line.to_owned(),
+            };
+            let scripts = vec![script("bin/other", "/opt/bin/sh"), script("bin/tool", line)];
+            names(&metadata("bin/tool", files, scripts)).get(1).cloned()
+        };
+        assert_eq!(script("/bin/python3"), Some("bin/python3".into()));
+        assert_eq!(script("//bin/python3 -s x"), Some("bin/python3".into()));
+        assert_eq!(script("/srv/tree/bin/python3"), Some("bin/python3".into()), "the longest end that is there");
+        assert_eq!(script("/srv/python3"), Some("python3".into()));
+        assert_eq!(script("bin/python3"), Some("bin/python3".into()));
+        for nothing in ["", "  ", "/", "/bin/none", "../..", "/opt/bin/sh/"] {
+            assert_eq!(script(nothing), None, "{nothing:?}");
+        }
+    }
+
     #[test]
     fn a_script_warms_its_interpreter_when_that_is_in_the_tree() {
         let script = |interpreter: &str| Script {

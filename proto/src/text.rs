@@ -103,6 +103,95 @@ mod tests {
         assert_eq!(line(&"x".repeat(100), 100).len(), 100, "what just fits is whole");
     }
 
+    /// The characters at both ends of every class, and those beside them.
+    #[test]
+    fn every_class_of_hidden_characters_ends_where_it_ends() {
+        let classes: [(u32, u32); 14] = [
+            (0x00, 0x1f),
+            (0x7f, 0x9f),
+            (0x61c, 0x61c),
+            (0x200b, 0x200b),
+            (0x200e, 0x200f),
+            (0x2028, 0x202e),
+            (0x2060, 0x206f),
+            (0xfeff, 0xfeff),
+            (0xfff9, 0xfffb),
+            (0xe0000, 0xe007f),
+            // What people write, and joins of it.
+            (0x20, 0x20),
+            (0xad, 0xad),
+            (0x200c, 0x200d),
+            (0x202f, 0x205f),
+        ];
+        let (hidden, seen) = classes.split_at(10);
+        let character = |number: u32| char::from_u32(number).unwrap();
+        for (first, last) in hidden {
+            assert!((*first..=*last).all(|number| is_hidden(character(number))), "{first:#x} to {last:#x}");
+            for beside in [first.checked_sub(1), Some(last + 1)].into_iter().flatten() {
+                let is_in_another = hidden.iter().any(|(first, last)| (*first..=*last).contains(&beside));
+                assert_eq!(is_hidden(character(beside)), is_in_another, "{beside:#x}");
+            }
+        }
+        for (first, last) in seen {
+            assert!((*first..=*last).all(|number| !is_hidden(character(number))), "{first:#x} to {last:#x}");
+        }
+    }
+
+    #[test]
+    fn hidden_characters_are_shown_as_programmers_write_them() {
+        let shown = |c: char| {
+            let mut text = String::new();
+            show(c, &mut text);
+            text
+        };
+        let pairs = [
+            ('\0', "\\x00"),
+            ('\t', "\\t"),
+            ('\n', "\\n"),
+            ('\r', "\\r"),
+            ('\x1b', "\\x1b"),
+            ('\x7f', "\\x7f"),
+            ('\u{80}', "\\u{80}"),
+            ('\u{feff}', "\\u{feff}"),
+            ('\u{e0001}', "\\u{e0001}"),
+        ];
+        for (c, text) in pairs {
+            assert_eq!(shown(c), text);
+        }
+    }
+
+    /// The bytes of each part of what was cut: they are what a reader can count on.
+    #[test]
+    fn a_cut_keeps_so_much_of_the_start_and_of_the_end() {
+        let raw: String = ('a'..='z').cycle().take(1000).collect();
+        let mark = "[… cut: 1000 bytes in all …]";
+        assert_eq!(line(&raw, 148), format!("{} {mark}", &raw[..100]));
+        assert_eq!(lines(&raw, 148), format!("{}\n{mark}\n{}", &raw[..25], &raw[925..]));
+        assert_eq!(line(&raw, 0), format!(" {mark}"), "a bound below the mark's is the mark's");
+        assert_eq!(lines(&raw, 0), format!("\n{mark}\n"));
+        assert_eq!(line(&raw, 999).len(), 999 - MARK_BYTES + 1 + mark.len());
+        assert_eq!(line(&raw, 1000), raw, "what just fits");
+        // It grows while it is cleaned: then it is cut as well, and says how long it was before.
+        let bells = "\x07".repeat(50);
+        assert_eq!(line(&bells, 200), "\\x07".repeat(50), "200 bytes");
+        assert_eq!(
+            line(&bells, 199),
+            format!("{} [… cut: 50 bytes in all …]", &"\\x07".repeat(50)[..151 - 151 % 4 + 3])
+        );
+    }
+
+    #[test]
+    fn characters_are_never_cut_in_two() {
+        let raw = "ä€😀".repeat(200);
+        for max in MARK_BYTES..MARK_BYTES + 40 {
+            for text in [line(&raw, max), lines(&raw, max)] {
+                assert!(text.len() <= max && !text.contains('\u{fffd}'), "{max}: {text}");
+                let kept: String = text.chars().filter(|c| "ä€😀".contains(*c)).collect();
+                assert!(kept.is_empty() || raw.contains(&kept[..kept.ceil_char_boundary(1)]), "{max}: {text}");
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn cleaned_text_is_within_its_bound_harmless_and_stays_as_it_is(

@@ -105,6 +105,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const PINNED: &str =
+        "mfs1-gaytemzugu3doobzgaytemzugu3doobzuws2ljnfuws2ljnfuws2ljnfuws2ljnfuws2ljnfuws2ljnfuwst7ifm";
+
     proptest! {
         #[test]
         fn tokens_round_trip(secret in any::<[u8; SECRET_BYTES]>(), authority in any::<[u8; 32]>()) {
@@ -117,6 +120,40 @@ mod tests {
             drop(text.parse::<Token>());
             drop(format!("{PREFIX}{text}").parse::<Token>());
         }
+    }
+
+    /// As an operator copies it from one terminal into another; a change would void every token that was printed.
+    #[test]
+    fn the_text_of_a_token_is_pinned() {
+        let token = Token { secret: *b"01234567890123456789", authority: [0xa5; 32] };
+        let text = token.to_string();
+        assert_eq!(text, PINNED);
+        assert_eq!(text.parse(), Ok(token.clone()));
+        assert_eq!(format!(" \n{text}\t").parse(), Ok(token.clone()), "with what came along when it was copied");
+        assert_eq!(format!("{token:?}"), "Token(…)", "no log has the secret");
+        assert_eq!(base32(b""), "");
+        // RFC 4648, section 10, in small letters and without padding.
+        let samples = [("f", "my"), ("fo", "mzxq"), ("foo", "mzxw6"), ("foob", "mzxw6yq"), ("fooba", "mzxw6ytb")];
+        for (plain, text) in samples {
+            assert_eq!(base32(plain.as_bytes()), text);
+            assert_eq!(from_base32(text).as_deref(), Some(plain.as_bytes()));
+        }
+        assert_eq!(from_base32("m1"), None, "1 is no digit of it");
+        assert_eq!(from_base32("MY"), None);
+    }
+
+    #[test]
+    fn a_token_with_the_right_sum_and_the_wrong_length_is_none() {
+        for length in [0, 1, SECRET_BYTES - 1, SECRET_BYTES, SECRET_BYTES + 31, SECRET_BYTES + 33, 200] {
+            let body = vec![7; length];
+            let text = format!("{PREFIX}{}", base32(&[body.as_slice(), &checksum(&body)].concat()));
+            assert_eq!(text.parse::<Token>(), Err(TokenError::Checksum), "{length} bytes");
+        }
+        let body = vec![7; SECRET_BYTES + 32];
+        let mut sum = checksum(&body);
+        sum[2] ^= 1;
+        let text = format!("{PREFIX}{}", base32(&[body.as_slice(), &sum].concat()));
+        assert_eq!(text.parse::<Token>(), Err(TokenError::Checksum));
     }
 
     #[test]

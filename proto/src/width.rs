@@ -41,7 +41,12 @@ mod tests {
         assert_eq!(index(u64::MAX), usize::MAX);
         assert_eq!((count(7_usize), count(usize::MAX)), (7, u32::MAX));
         assert_eq!((count(7_u64), count(1_u64 << 32)), (7, u32::MAX));
+        assert_eq!((count(u64::from(u32::MAX)), count(0_u64)), (u32::MAX, 0));
+        assert_eq!((place(0), place(7), place(usize::MAX >> 1)), (0, 7, i64::MAX));
+        assert_eq!((index(0), index(7)), (0, 7));
         assert_eq!(millis(Duration::from_micros(1_999)), 1);
+        assert_eq!((millis(Duration::from_secs(2)), micros(Duration::from_secs(2))), (2_000, 2_000_000));
+        assert_eq!(micros(Duration::from_nanos(1_999)), 1);
         assert_eq!((millis(Duration::MAX), micros(Duration::MAX)), (u64::MAX, u64::MAX));
     }
 }

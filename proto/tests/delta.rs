@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use proto::codec::CodecError;
 use proto::delta::{
-    DeltaFault, Frame, HEADER_BYTES, Header, Part, Run, Stretch, decode_index, encode_index, trailer,
+    DeltaFault, Frame, HEADER_BYTES, Header, INDEX_BYTES_MAX, Part, Run, Stretch, decode_index, encode_index, trailer,
 };
+use proto::limits::MANIFEST_BYTES_MAX;
 use proto::manifest::{Entry, Manifest, Node, NodeKind, Object};
-use proto::{ChunkId, ObjectId, TreeId, TreePath};
+use proto::{ChunkId, ObjectId, TreeId, TreePath, width};
 
 fn header() -> Header {
     Header {
@@ -67,6 +69,12 @@ fn other_bytes_and_later_versions_are_refused() {
     assert_eq!(changed(14, 1), Err(DeltaFault::Newer { version: 1, features: 1 }));
     assert_eq!(changed(10, 1), Ok(header()), "ignorable");
     assert!(matches!(changed(97, 0xff), Err(DeltaFault::Malformed(_))), "an index of 4 GiB");
+    for at in 0..8 {
+        assert_eq!(changed(at, b'?'), Err(DeltaFault::NotADelta));
+    }
+    assert_eq!(changed(9, 1), Err(DeltaFault::Newer { version: 257, features: 0 }));
+    assert_eq!(changed(17, 0x80), Err(DeltaFault::Newer { version: 1, features: 0x8000_0000 }));
+    assert_eq!(changed(105, 1), Ok(Header { frames_bytes: 30 | 1 << 56, ..header() }), "all of its eight bytes");
 }
 
 #[test]
@@ -80,7 +88,7 @@ fn an_index_names_only_what_there_is() {
     assert_eq!(check(&[frame(), frame()]).unwrap().len(), 2);
     assert_eq!(frame().plain_bytes(&new), Some(150_000 - 65_536));
     type Change = fn(&mut Frame);
-    let wrong: [(&str, Change); 10] = [
+    let wrong: [(&str, Change); 14] = [
         ("no run", |frame| frame.makes.clear()),
         ("an object past the end", |frame| frame.makes[0].object = 1),
         ("chunks past the end", |frame| frame.makes[0].count = 3),
@@ -90,6 +98,10 @@ fn an_index_names_only_what_there_is() {
         ("a stretch past the end", |frame| frame.stretches[0].bytes = 901),
         ("a stretch that wraps", |frame| frame.stretches[0].offset = u64::MAX),
         ("too large a base", |frame| frame.stretches = vec![frame.stretches[0]; 2_400]),
+        ("an old object past the end", |frame| frame.stretches[0].object = 1),
+        ("an empty stretch", |frame| frame.stretches[0].bytes = 0),
+        ("too many runs", |frame| frame.makes = vec![Run { object: 0, first: 2, count: 1 }; 4097]),
+        ("too many stretches", |frame| frame.stretches = vec![Stretch { bytes: 1, ..frame.stretches[0] }; 4097]),
         ("a bomb", |frame| frame.literals.plain_bytes = 1 << 30),
     ];
     for (what, change) in wrong {
@@ -97,7 +109,81 @@ fn an_index_names_only_what_there_is() {
         change(&mut frame);
         assert!(matches!(check(&[frame]), Err(DeltaFault::Malformed(_))), "{what}");
     }
+    // The same at the bounds.
+    let limit = 2 * (150_000 - 65_536) + 1024_u32;
+    let right: [(&str, Change); 6] = [
+        ("the last chunk alone", |frame| frame.makes = vec![Run { object: 0, first: 2, count: 1 }]),
+        ("as many bytes as a frame may make", |frame| frame.makes = vec![frame.makes[0]; 12]),
+        ("a stretch to the end", |frame| frame.stretches[0] = Stretch { object: 0, offset: 0, bytes: 1000 }),
+        ("as large a base", |frame| {
+            let all = Stretch { object: 0, offset: 0, bytes: 1000 };
+            frame.stretches = vec![all; 2_097];
+        }),
+        ("no base", |frame| frame.stretches.clear()),
+        ("as many stretches", |frame| frame.stretches = vec![Stretch { bytes: 1, ..frame.stretches[0] }; 4096]),
+    ];
+    for (what, change) in right {
+        let mut frame = frame();
+        change(&mut frame);
+        assert_eq!(check(&[frame.clone()]), Ok(vec![frame]), "{what}");
+    }
+    let sizes: [fn(&mut Frame) -> &mut u32; 4] = [
+        |frame| &mut frame.patch.plain_bytes,
+        |frame| &mut frame.patch.stored_bytes,
+        |frame| &mut frame.literals.plain_bytes,
+        |frame| &mut frame.literals.stored_bytes,
+    ];
+    for size in sizes {
+        let mut frame = frame();
+        *size(&mut frame) = limit;
+        assert!(check(&[frame.clone()]).is_ok());
+        *size(&mut frame) += 1;
+        assert!(matches!(check(&[frame]), Err(DeltaFault::Malformed("a frame's part is larger than what it makes"))));
+    }
     let sums = decode_index(&encode_index(&[frame()]).unwrap(), &Header { frames_bytes: 31, ..header() }, &old, &new);
     assert!(matches!(sums, Err(DeltaFault::Malformed(_))));
     assert!(matches!(decode_index(&[1, 2, 3], &header(), &old, &new), Err(DeltaFault::Index(_))));
+}
+
+#[test]
+fn every_size_of_a_header_has_its_bound() {
+    let sizes: [(usize, fn(&mut Header) -> &mut u32); 4] = [
+        (MANIFEST_BYTES_MAX, |header| &mut header.manifest.stored_bytes),
+        (MANIFEST_BYTES_MAX, |header| &mut header.manifest.plain_bytes),
+        (INDEX_BYTES_MAX, |header| &mut header.index.stored_bytes),
+        (INDEX_BYTES_MAX, |header| &mut header.index.plain_bytes),
+    ];
+    for (max, size) in sizes {
+        let mut header = header();
+        *size(&mut header) = width::count(max);
+        assert_eq!(Header::decode(&header.encode()), Ok(header));
+        *size(&mut header) += 1;
+        assert!(matches!(Header::decode(&header.encode()), Err(DeltaFault::Malformed(_))));
+    }
+    let endless = Header { frames_bytes: u64::MAX, ..header() };
+    assert_eq!(Header::decode(&endless.encode()).unwrap().delta_bytes(), None, "no file has that many");
+    assert_eq!(endless.front_bytes(), 106 + 1 + 3);
+}
+
+#[test]
+fn an_index_has_its_bound_when_it_is_written() {
+    let part = Part::default();
+    let frame = Frame { makes: vec![], stretches: vec![], patch: part, literals: part };
+    // Eight bytes for the number of frames, 32 for each empty one.
+    let most = (INDEX_BYTES_MAX - 8) / 32;
+    assert_eq!(encode_index(&vec![frame.clone(); most]).map(|bytes| bytes.len()), Ok(8 + most * 32));
+    let got = 8 + (most + 1) * 32;
+    assert_eq!(encode_index(&vec![frame; most + 1]), Err(CodecError::TooLarge { got, max: INDEX_BYTES_MAX }));
+}
+
+#[test]
+fn a_run_has_the_bytes_of_its_chunks() {
+    let tree = tree(150_000);
+    let bytes = |object, first, count| Run { object, first, count }.plain_bytes(&tree);
+    assert_eq!([bytes(0, 0, 1), bytes(0, 1, 1), bytes(0, 2, 1)], [Some(65_536), Some(65_536), Some(18_928)]);
+    assert_eq!((bytes(0, 0, 3), bytes(0, 0, 2)), (Some(150_000), Some(131_072)));
+    for (object, first, count) in [(1, 0, 1), (0, 0, 0), (0, 3, 1), (0, 0, 4), (0, 1, u32::MAX), (0, u32::MAX, 1)] {
+        assert_eq!(bytes(object, first, count), None, "{object} {first} {count}");
+    }
+    assert_eq!((frame().stored_bytes(), frame().base_bytes()), (30, 900));
 }

@@ -3,8 +3,8 @@
 // Panicking is how a test reports, also in the functions that tests share.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use ed25519_dalek::SigningKey;
-use proto::record::{GenerationRecord, HealthContract, Metadata, RecordFault, SchemaRange, SignedRecord};
+use ed25519_dalek::{Signer, SigningKey};
+use proto::record::{GenerationRecord, HealthContract, Metadata, Publishers, RecordFault, SchemaRange, SignedRecord};
 use proto::{TreeId, TreePath};
 
 fn record() -> GenerationRecord {
@@ -63,4 +63,70 @@ fn every_single_damaged_byte_is_noticed() {
         let believed = SignedRecord::from_bytes(&damaged).is_ok_and(|r| r.verify(&[key.verifying_key()]).is_ok());
         assert!(!believed, "byte {at}");
     }
+}
+
+#[test]
+fn a_record_file_has_its_magic_its_name_and_its_id() {
+    let key = SigningKey::from_bytes(&[7; 32]);
+    let bytes = SignedRecord::sign(&record(), &key).unwrap().to_bytes().unwrap();
+    assert_eq!(&bytes[..8], b"MFSREC\0\x01");
+    assert_eq!(record().name(), "data-agent@1.0");
+    assert_eq!(SignedRecord::id_of(&bytes), *TreeId::of(&bytes).as_bytes(), "the BLAKE3 of its bytes");
+    for cut in 0..8 {
+        assert_eq!(SignedRecord::from_bytes(&bytes[..cut]), Err(RecordFault::NotARecord));
+    }
+    let mut newer = bytes.clone();
+    newer[7] = 2;
+    assert_eq!(SignedRecord::from_bytes(&newer), Err(RecordFault::NotARecord));
+    for cut in 8..bytes.len() {
+        assert!(matches!(SignedRecord::from_bytes(&bytes[..cut]), Err(RecordFault::Damaged(_))), "{cut} bytes");
+    }
+    let longer = [bytes.as_slice(), &[0]].concat();
+    assert!(matches!(SignedRecord::from_bytes(&longer), Err(RecordFault::Damaged(_))));
+}
+
+#[test]
+fn a_signature_is_of_the_context_the_payload_and_one_key() {
+    let key = SigningKey::from_bytes(&[7; 32]);
+    let trusted = [key.verifying_key()];
+    let signed = SignedRecord::sign(&record(), &key).unwrap();
+    assert_eq!(signed.publisher, trusted[0].to_bytes());
+    for length in [0, 63, 65] {
+        let mut other = signed.clone();
+        other.signature.resize(length, 0);
+        assert_eq!(other.verify(&trusted), Err(RecordFault::BadSignature), "{length} bytes");
+    }
+    // Signed by the right key, but not as a record.
+    let mut bare = signed.clone();
+    bare.signature = key.sign(&signed.payload).to_bytes().to_vec();
+    assert_eq!(bare.verify(&trusted), Err(RecordFault::BadSignature));
+    // Signed as a record, and none.
+    let mut odd = signed.clone();
+    odd.payload = vec![1, 2, 3];
+    odd.signature = key.sign(b"manager-fs generation record 1\0\x01\x02\x03").to_bytes().to_vec();
+    assert!(matches!(odd.verify(&trusted), Err(RecordFault::Damaged(_))));
+    let unknown = signed.verify(&[]).unwrap_err().to_string();
+    let hex: String = signed.publisher.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(unknown, format!("the generation record is signed by publisher {hex}, which is not trusted here"));
+    // The one that signed is found among several.
+    let other = SigningKey::from_bytes(&[8; 32]).verifying_key();
+    assert_eq!(signed.verify(&[other, trusted[0]]), Ok(record()));
+}
+
+#[test]
+fn the_list_of_publishers_names_its_first_bad_line() {
+    let key = |n: u8| SigningKey::from_bytes(&[n; 32]).verifying_key();
+    let publishers = Publishers::from_keys(&[key(7).to_bytes(), key(8).to_bytes()]).unwrap();
+    let text = publishers.to_text();
+    assert_eq!(text.lines().count(), 2);
+    let bad = |text: &str| Publishers::parse(text).unwrap_err().line;
+    assert_eq!(bad("x"), 1);
+    assert_eq!(bad(&format!("{text}\n# a comment\n \nx\ny")), 6);
+    assert_eq!(bad(&text.to_uppercase()), 1);
+    assert_eq!(Publishers::parse(&format!("  {text}#\n")), Ok(publishers.clone()));
+    assert_eq!(Publishers::parse(""), Ok(Publishers::default()));
+    // Not every 32 bytes are a point of the curve.
+    let no_key = (0..=u8::MAX).map(|n| [n; 32]).find(|key| Publishers::from_keys(&[*key]).is_err()).unwrap();
+    let refused = Publishers::from_keys(&[key(7).to_bytes(), no_key]).unwrap_err();
+    assert_eq!(refused.to_string(), "line 2 is not an ed25519 public key: want 64 lowercase hex digits");
 }

@@ -4,6 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::id::TreeId;
+use crate::limits::{
+    ENTRIES_MAX, FILE_BYTES_MAX, MANIFEST_BYTES_MAX, PATH_BYTES_MAX, TREE_BYTES_MAX, XATTR_BYTES_MAX, XATTRS_MAX,
+};
 
 fn path(text: &str) -> TreePath {
     TreePath::parse(text.as_bytes()).unwrap()
@@ -156,6 +159,179 @@ fn every_rule_of_a_tree_is_checked() {
         let body = crate::codec::encode(&tree).unwrap();
         let (header, _) = sample().encode().map(|(bytes, _)| (bytes[..18].to_vec(), ())).unwrap();
         assert!(decoded(&[header, body].concat()).is_err(), "{wanted}");
+    }
+}
+
+/// The same at the bounds, where the number that a rule has is the last that is taken.
+#[test]
+fn what_just_fits_is_a_tree() {
+    type Fill = fn(&mut Manifest, usize);
+    let bounds: [(&str, usize, Fill); 6] = [
+        ("attributes", XATTRS_MAX, |tree, count| {
+            let name = |n: usize| format!("user.{n:04}").into_bytes();
+            tree.nodes[1].xattrs = (0..count).map(|n| Xattr { name: name(n), value: vec![] }).collect();
+        }),
+        ("bytes of an attribute", XATTR_BYTES_MAX, |tree, bytes| tree.nodes[2].xattrs[0].value = vec![7; bytes]),
+        ("bytes of an attribute's name", 255, |tree, bytes| {
+            tree.nodes[2].xattrs[0].name = format!("user.{}", "x".repeat(bytes - 5)).into_bytes();
+        }),
+        ("bytes of a target", PATH_BYTES_MAX, |tree, bytes| {
+            tree.nodes[3].kind = NodeKind::Symlink(vec![b'/'; bytes]);
+        }),
+        ("permission bits", 0o7777, |tree, mode| tree.nodes[0].mode = crate::width::count(mode)),
+        ("nanoseconds", 999_999_999, |tree, ns| tree.nodes[0].mtime_ns = crate::width::count(ns)),
+    ];
+    for (what, max, fill) in bounds {
+        let with = |number: usize| {
+            let mut tree = sample();
+            fill(&mut tree, number);
+            tree.encode().is_ok()
+        };
+        assert!(with(max), "{what}: {max}");
+        assert!(!with(max + 1), "{what}: {}", max + 1);
+    }
+}
+
+#[test]
+fn a_chunk_size_is_a_power_of_two_between_its_bounds() {
+    let fits = |bytes: u32| {
+        let mut tree = sample();
+        tree.chunk_bytes = bytes;
+        tree.encode().is_ok()
+    };
+    for power in 0..32 {
+        assert_eq!(fits(1 << power), (12..=20).contains(&power), "2^{power}");
+        assert!(!fits((1 << power) + 1) || power == 0, "2^{power} + 1");
+    }
+    assert!(!fits(0) && !fits(6144));
+}
+
+/// Files of no real content: the ids do not matter for the sums.
+fn of_sizes(sizes: &[u64]) -> Manifest {
+    let chunk_bytes = 1 << 20;
+    let object = |(n, bytes): (usize, &u64)| {
+        let id = ObjectId::from_bytes([n as u8; 32]);
+        let count = usize::try_from(bytes.div_ceil(u64::from(chunk_bytes))).unwrap();
+        Object { id, bytes: *bytes, chunks: vec![ChunkId::from_bytes([7; 32]); count] }
+    };
+    let objects: Vec<Object> = sizes.iter().enumerate().map(object).collect();
+    let mut nodes = vec![node(NodeKind::Directory)];
+    let mut entries = vec![Entry { path: TreePath::root(), node: 0 }];
+    for (n, object) in objects.iter().enumerate() {
+        nodes.push(node(NodeKind::File(object.id)));
+        entries.push(Entry { path: path(&format!("{n:03}")), node: crate::width::count(n) + 1 });
+    }
+    Manifest { chunk_bytes, objects, nodes, entries }
+}
+
+#[test]
+fn a_file_and_a_tree_have_a_largest_size() {
+    let whole = TREE_BYTES_MAX / FILE_BYTES_MAX;
+    let mut sizes = vec![FILE_BYTES_MAX; usize::try_from(whole).unwrap()];
+    assert_eq!(of_sizes(&sizes).validate(), Ok(()));
+    sizes.push(1);
+    let fault = of_sizes(&sizes).validate().unwrap_err().to_string();
+    assert!(fault.contains("more than 256 GiB in one tree"), "{fault}");
+    let fault = of_sizes(&[FILE_BYTES_MAX + 1]).validate().unwrap_err().to_string();
+    assert!(fault.contains("no bytes or more than 64 GiB"), "{fault}");
+}
+
+#[test]
+fn a_tree_has_a_largest_number_of_entries() {
+    let tree = |count: usize| {
+        let mut tree = sample();
+        let root = tree.entries[0].clone();
+        tree.entries = vec![root; count];
+        tree.validate().unwrap_err().to_string()
+    };
+    // The same entry again and again: the number is looked at before the order.
+    assert!(tree(ENTRIES_MAX).contains("ascending order"), "{}", tree(ENTRIES_MAX));
+    assert!(tree(ENTRIES_MAX + 1).contains("more than a million"), "{}", tree(ENTRIES_MAX + 1));
+}
+
+#[test]
+fn a_manifest_has_a_largest_size_before_anything_is_read() {
+    let id = TreeId::of(b"");
+    let zeros = vec![0; MANIFEST_BYTES_MAX + 1];
+    assert_eq!(Manifest::decode(&zeros, &id), Err(ManifestFault::TooLarge(MANIFEST_BYTES_MAX + 1)));
+}
+
+#[test]
+fn attributes_of_other_namespaces_stay_out() {
+    let fault = |name: &[u8], bytes: usize| xattr_fault(name, bytes).unwrap_or("kept");
+    for name in [
+        &b"user.a"[..],
+        b"user.",
+        b"user.overlay",
+        b"user.overlayx",
+        b"security.capability",
+        b"system.posix_acl_access",
+        b"system.posix_acl_default",
+    ] {
+        assert_eq!(fault(name, 0), "kept", "{}", name.escape_ascii());
+    }
+    const OVERLAY: &str = "overlay attributes are refused: they could name any object";
+    const OTHER: &str = "only user.*, security.capability and POSIX ACLs are kept";
+    const NAME: &str = "its name is longer than 255 bytes or has a NUL";
+    for (name, wanted) in [
+        (&b"user.overlay.redirect"[..], OVERLAY),
+        (b"trusted.overlay.redirect", OVERLAY),
+        (b"trusted.other", OTHER),
+        (b"user", OTHER),
+        (b"", OTHER),
+        (b"security.capabilities", OTHER),
+        (b"security.ima", OTHER),
+        (b"system.posix_acl", OTHER),
+        (b"user.a\0", NAME),
+    ] {
+        assert_eq!(fault(name, 0), wanted, "{}", name.escape_ascii());
+    }
+    assert_eq!(fault(b"user.a", XATTR_BYTES_MAX + 1), "its value is longer than 64 KiB");
+}
+
+#[test]
+fn things_are_found_in_a_tree() {
+    let tree = sample();
+    let object = &tree.objects[0];
+    assert_eq!((tree.object(&object.id), tree.object_index(&object.id)), (Some(object), Some(0)));
+    assert_eq!((tree.object(&ObjectId::of(b"")), tree.object_index(&ObjectId::of(b""))), (None, None));
+    for (at, entry) in tree.entries.iter().enumerate() {
+        assert_eq!(tree.entry(&entry.path), Some(entry));
+        assert_eq!(tree.node(entry), &tree.nodes[[0, 1, 2, 3, 4, 2][at]]);
+    }
+    assert_eq!(tree.entry(&path("bin/none")), None);
+    assert_eq!(tree.link_counts(), [1, 1, 2, 1, 1]);
+    assert_eq!(tree.object_bytes(), 10);
+    assert_eq!(of_sizes(&[1, 2, 3 << 20]).object_bytes(), 3 + (3 << 20));
+}
+
+#[test]
+fn the_last_chunk_is_what_is_left() {
+    let object = |bytes| Object { id: ObjectId::of(b""), bytes, chunks: vec![] };
+    let lengths = |bytes, size| [0, 1, 2, u32::MAX].map(|index| object(bytes).chunk_len(index, size));
+    assert_eq!(lengths(1, 4096), [Some(1), None, None, None]);
+    assert_eq!(lengths(4096, 4096), [Some(4096), None, None, None]);
+    assert_eq!(lengths(4097, 4096), [Some(4096), Some(1), None, None]);
+    assert_eq!(lengths(12_287, 4096), [Some(4096), Some(4096), Some(4095), None]);
+    assert_eq!(lengths(1 << 62, 1 << 20), [Some(1 << 20); 4], "more than 2^32 are left");
+}
+
+#[test]
+fn a_file_may_come_before_a_deeper_directory_and_names_may_begin_alike() {
+    let directory = || node(NodeKind::Directory);
+    let paths = ["", "a", "a/b", "a/b/c", "a/d", "a-b", "ab", "ab/c"];
+    let mut tree = Manifest { chunk_bytes: 4096, objects: vec![], nodes: vec![], entries: vec![] };
+    for (n, name) in paths.iter().enumerate() {
+        tree.nodes.push(directory());
+        tree.entries.push(Entry { path: path(name), node: crate::width::count(n) });
+    }
+    assert_eq!(tree.validate(), Ok(()));
+    // Without a directory on the way, whichever it is, what is below it has no place.
+    for (at, below) in [(1, "a/b"), (2, "a/b/c"), (6, "ab/c")] {
+        let mut other = tree.clone();
+        other.nodes[at].kind = NodeKind::EmptyFile;
+        let fault = other.validate().unwrap_err().to_string();
+        assert_eq!(fault, format!("malformed tree at '{below}': its parent is not a directory"));
     }
 }
 

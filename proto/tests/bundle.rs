@@ -1,0 +1,242 @@
+//! The bundle's fixed bytes, and what a reader of its index refuses.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use proto::bundle::{
+    BundleFault, FRAME_BASE_BYTES_MAX, FRAME_PARTS_MAX, FRAME_PLAIN_BYTES_MAX, Frame, HEADER_BYTES, Header,
+    INDEX_BYTES_MAX, PAGES_BYTES_MAX, Pages, decode_index, encode_index, trailer,
+};
+use proto::codec::CodecError;
+use proto::delta::{Part, Stretch};
+use proto::limits::MANIFEST_BYTES_MAX;
+use proto::manifest::{Entry, Manifest, Node, NodeKind, Object};
+use proto::proof::{CHAINING_BYTES, PageRun};
+use proto::{ChunkId, ObjectId, TreeId, TreePath, width};
+
+fn header() -> Header {
+    Header {
+        tree: TreeId::of(b"tree"),
+        from: Some(TreeId::of(b"from")),
+        guessed: true,
+        manifest: Part { stored_bytes: 1, plain_bytes: 2 },
+        index: Part { stored_bytes: 3, plain_bytes: 4 },
+        proofs_bytes: 64,
+        frames_bytes: 30,
+    }
+}
+
+/// A tree of one file of `bytes` bytes in chunks of 1 MiB; the ids do not matter here.
+fn tree(bytes: u64) -> Manifest {
+    let chunks = (0..bytes.div_ceil(1 << 20)).map(|at| ChunkId::of(&at.to_le_bytes())).collect();
+    let object = Object { id: ObjectId::of(&bytes.to_le_bytes()), bytes, chunks };
+    let node = |kind| Node { mode: 0o755, uid: 0, gid: 0, mtime_s: 0, mtime_ns: 0, xattrs: vec![], kind };
+    Manifest {
+        chunk_bytes: 1 << 20,
+        nodes: vec![node(NodeKind::Directory), node(NodeKind::File(object.id))],
+        entries: vec![
+            Entry { path: TreePath::root(), node: 0 },
+            Entry { path: TreePath::parse(b"file").unwrap(), node: 1 },
+        ],
+        objects: vec![object],
+    }
+}
+
+/// The second chunk's pages 0, 1 and 4.
+fn frame() -> Frame {
+    let runs = vec![PageRun { first: 0, count: 2 }, PageRun { first: 4, count: 1 }];
+    Frame {
+        makes: vec![Pages { object: 0, chunk: 1, runs }],
+        stretches: vec![Stretch { object: 0, offset: 100, bytes: 900 }],
+        patch: Part { stored_bytes: 10, plain_bytes: 100 },
+        literals: Part { stored_bytes: 20, plain_bytes: 200 },
+    }
+}
+
+#[test]
+fn the_bytes_of_a_header_are_pinned() {
+    let bytes = header().encode();
+    assert_eq!(bytes.len(), 110);
+    assert_eq!(&bytes[..18], b"MFSBUND\0\x01\0\x01\0\0\0\0\0\0\0");
+    assert_eq!(&bytes[18..50], TreeId::of(b"tree").as_bytes());
+    assert_eq!(&bytes[50..82], TreeId::of(b"from").as_bytes());
+    let sizes = [1_u32, 2, 3, 4, 64, 30, 0].map(u32::to_le_bytes).concat();
+    assert_eq!(&bytes[82..], sizes);
+    assert_eq!(Header::decode(&bytes), Ok(header()));
+    assert_eq!(header().bundle_bytes(), 110 + 1 + 3 + 64 + 30 + 40);
+    assert_eq!(trailer([7; 32]), *[[7; 32].as_slice(), b"MFSBUEND"].concat());
+
+    let bare = Header { from: None, guessed: false, frames_bytes: 1 << 28, ..header() };
+    let bytes = bare.encode();
+    assert_eq!((&bytes[10..14], &bytes[50..82]), ([0; 4].as_slice(), [0; 32].as_slice()));
+    assert_eq!(Header::decode(&bytes), Ok(bare));
+}
+
+#[test]
+fn other_bytes_and_later_versions_are_refused() {
+    let changed = |at: usize, byte: u8| {
+        let mut bytes: [u8; HEADER_BYTES] = header().encode();
+        bytes[at] = byte;
+        Header::decode(&bytes)
+    };
+    for at in 0..8 {
+        assert_eq!(changed(at, b'?'), Err(BundleFault::NotABundle));
+    }
+    assert_eq!(changed(8, 2), Err(BundleFault::Newer { version: 2, features: 0 }));
+    assert_eq!(changed(9, 1), Err(BundleFault::Newer { version: 257, features: 0 }));
+    assert_eq!(changed(14, 1), Err(BundleFault::Newer { version: 1, features: 1 }));
+    assert_eq!(changed(17, 0x80), Err(BundleFault::Newer { version: 1, features: 0x8000_0000 }));
+    assert_eq!(changed(10, 3), Ok(header()), "what may be ignored is ignored");
+    assert_eq!(changed(10, 2), Ok(Header { guessed: false, ..header() }));
+}
+
+#[test]
+fn every_size_of_a_header_has_its_bound() {
+    type Change = fn(&mut Header, u64);
+    let sizes: [(&str, u64, u64, Change); 6] = [
+        ("manifest, stored", MANIFEST_BYTES_MAX as u64, 1, |h, n| h.manifest.stored_bytes = width::count(n)),
+        ("manifest, plain", MANIFEST_BYTES_MAX as u64, 1, |h, n| h.manifest.plain_bytes = width::count(n)),
+        ("index, stored", INDEX_BYTES_MAX as u64, 1, |h, n| h.index.stored_bytes = width::count(n)),
+        ("index, plain", INDEX_BYTES_MAX as u64, 1, |h, n| h.index.plain_bytes = width::count(n)),
+        ("proofs", PAGES_BYTES_MAX / 32, 32, |h, n| h.proofs_bytes = width::count(n)),
+        ("frames", 2 * PAGES_BYTES_MAX, 1, |h, n| h.frames_bytes = n),
+    ];
+    for (what, max, step, change) in sizes {
+        let with = |bytes: u64| {
+            let mut header = header();
+            change(&mut header, bytes);
+            (Header::decode(&header.encode()), header)
+        };
+        let (read, sent) = with(max);
+        assert_eq!(read, Ok(sent), "{what} at its bound");
+        assert!(matches!(with(max + step).0, Err(BundleFault::Malformed(_))), "{what} beyond it");
+    }
+    let odd = Header { proofs_bytes: 65, ..header() };
+    assert!(matches!(Header::decode(&odd.encode()), Err(BundleFault::Malformed(_))), "half a chaining value");
+}
+
+/// Reads the index of these frames, under a header that fits them.
+fn check(frames: &[Frame], old: Option<&Manifest>, new: &Manifest) -> Result<Vec<Frame>, BundleFault> {
+    let frames_bytes = frames.iter().map(Frame::stored_bytes).sum();
+    let proofs: usize = frames.iter().filter_map(|frame| Some(frame.sizes(new)?.1)).sum();
+    let header = Header { frames_bytes, proofs_bytes: width::count(proofs * CHAINING_BYTES), ..header() };
+    decode_index(&encode_index(frames).unwrap(), &header, old, new)
+}
+
+fn fault(result: Result<Vec<Frame>, BundleFault>) -> &'static str {
+    match result {
+        Ok(_) => "taken",
+        Err(BundleFault::Malformed(fault)) => fault,
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn an_index_names_only_what_there_is() {
+    let (old, new) = (tree(1_000), tree(3_000_000));
+    assert_eq!(check(&[frame(), frame()], Some(&old), &new), Ok(vec![frame(), frame()]));
+    assert_eq!(frame().sizes(&new), Some((3 * 4096, 8)));
+    assert_eq!((frame().stored_bytes(), frame().stretch_bytes()), (30, 900));
+    const PAGES: &str = "a frame makes pages that the tree does not have";
+    const PARTS: &str = "a frame makes nothing, or has more than 4096 parts or stretches";
+    const STRETCH: &str = "a stretch is not of the old tree, or a frame's stretches are larger than 1 MiB";
+    const PART: &str = "a frame's part is larger than what it makes";
+    type Change = fn(&mut Frame);
+    let wrong: [(&str, Change, &str); 17] = [
+        ("no part", |frame| frame.makes.clear(), PARTS),
+        ("an object past the end", |frame| frame.makes[0].object = 1, PAGES),
+        ("a chunk past the end", |frame| frame.makes[0].chunk = 3, PAGES),
+        ("no pages", |frame| frame.makes[0].runs.clear(), PAGES),
+        ("pages that touch", |frame| frame.makes[0].runs[1].first = 2, PAGES),
+        ("pages past the end", |frame| frame.makes[0].runs[1].first = 256, PAGES),
+        (
+            "pages past the end of a short chunk",
+            |frame| {
+                frame.makes[0].chunk = 2;
+                frame.makes[0].runs[1].first = 250;
+            },
+            PAGES,
+        ),
+        ("an old object past the end", |frame| frame.stretches[0].object = 1, STRETCH),
+        ("a stretch past the end", |frame| frame.stretches[0].bytes = 901, STRETCH),
+        ("an empty stretch", |frame| frame.stretches[0].bytes = 0, STRETCH),
+        ("a stretch that wraps", |frame| frame.stretches[0].offset = u64::MAX, STRETCH),
+        ("too much base", |frame| frame.stretches = vec![frame.stretches[0]; 1_166], STRETCH),
+        ("too many stretches", |frame| frame.stretches = vec![frame.stretches[0]; FRAME_PARTS_MAX + 1], PARTS),
+        ("a patch that makes too much", |frame| frame.patch.plain_bytes = 2 * 3 * 4096 + 1025, PART),
+        ("a patch of too much", |frame| frame.patch.stored_bytes = 2 * 3 * 4096 + 1025, PART),
+        ("literals that make too much", |frame| frame.literals.plain_bytes = 2 * 3 * 4096 + 1025, PART),
+        ("literals of too much", |frame| frame.literals.stored_bytes = 2 * 3 * 4096 + 1025, PART),
+    ];
+    for (what, change, wanted) in wrong {
+        let mut frame = frame();
+        change(&mut frame);
+        assert_eq!(fault(check(&[frame], Some(&old), &new)), wanted, "{what}");
+    }
+    assert_eq!(fault(check(&[frame()], None, &new)), STRETCH, "nothing is there to take a stretch of");
+    assert!(matches!(decode_index(&[1, 2, 3], &header(), None, &new), Err(BundleFault::Index(_))));
+}
+
+#[test]
+fn what_just_fits_is_taken() {
+    let (old, new) = (tree(1 << 20), tree(300 << 20));
+    let fits = |change: &dyn Fn(&mut Frame)| {
+        let mut frame = frame();
+        change(&mut frame);
+        fault(check(&[frame], Some(&old), &new))
+    };
+    assert_eq!(fits(&|frame| frame.patch = Part { stored_bytes: 25_600, plain_bytes: 25_600 }), "taken");
+    assert_eq!(fits(&|frame| frame.literals = Part { stored_bytes: 25_600, plain_bytes: 25_600 }), "taken");
+    let stretch = |bytes: u64| Stretch { object: 0, offset: 0, bytes: width::count(bytes) };
+    assert_eq!(fits(&|frame| frame.stretches = vec![stretch(FRAME_BASE_BYTES_MAX)]), "taken");
+    assert_eq!(fits(&|frame| frame.stretches = vec![stretch(256); FRAME_PARTS_MAX]), "taken");
+    assert_eq!(fits(&|frame| frame.stretches = vec![]), "taken");
+    let page = |first| Pages { object: 0, chunk: 0, runs: vec![PageRun { first, count: 1 }] };
+    let whole = |chunk| Pages { object: 0, chunk, runs: vec![PageRun { first: 0, count: 256 }] };
+    assert_eq!(fits(&|frame| frame.makes = vec![whole(0)]), "taken", "{FRAME_PLAIN_BYTES_MAX} bytes");
+    assert_eq!(fits(&|frame| frame.makes = vec![whole(0), page(0)]), "a frame makes more than 1 MiB");
+    // A chunk of one byte makes one byte, so there can be as many parts as a frame may have.
+    let short = tree((1 << 20) + 1);
+    let bytes = |count| {
+        let last = Pages { object: 0, chunk: 1, runs: vec![PageRun { first: 0, count: 1 }] };
+        let frame = Frame { makes: vec![last; count], stretches: vec![], ..frame() };
+        fault(check(&[frame], None, &short))
+    };
+    assert_eq!(bytes(FRAME_PARTS_MAX), "taken");
+    assert!(bytes(FRAME_PARTS_MAX + 1).contains("more than 4096 parts"));
+    // As many pages as a bundle may have, and one more.
+    let all = |count: u32| {
+        let part = Part::default();
+        let whole = |chunk| Frame { makes: vec![whole(chunk)], stretches: vec![], patch: part, literals: part };
+        let frames: Vec<Frame> = (0..count).map(whole).collect();
+        fault(check(&frames, None, &new))
+    };
+    assert_eq!(all(256), "taken");
+    assert_eq!(all(257), "it has more pages than a bundle may have");
+}
+
+#[test]
+fn sums_must_be_those_of_the_header() {
+    let new = tree(3_000_000);
+    let frame = Frame { stretches: vec![], ..frame() };
+    let index = encode_index(std::slice::from_ref(&frame)).unwrap();
+    let read = |frames_bytes, proofs_bytes| {
+        let header = Header { frames_bytes, proofs_bytes, ..header() };
+        decode_index(&index, &header, None, &new)
+    };
+    assert_eq!(read(30, 8 * 32), Ok(vec![frame]));
+    const SUMS: &str = "its frames or proofs do not add up to what its header says";
+    for (frames_bytes, proofs_bytes) in [(29, 256), (31, 256), (30, 224), (30, 288), (0, 0)] {
+        assert_eq!(fault(read(frames_bytes, proofs_bytes)), SUMS, "{frames_bytes} {proofs_bytes}");
+    }
+}
+
+#[test]
+fn an_index_has_its_bound_when_it_is_written() {
+    let part = Part::default();
+    let frame = Frame { makes: vec![], stretches: vec![], patch: part, literals: part };
+    // Eight bytes for the number of frames, 32 for each empty one.
+    let most = (INDEX_BYTES_MAX - 8) / 32;
+    assert_eq!(encode_index(&vec![frame.clone(); most]).map(|bytes| bytes.len()), Ok(8 + most * 32));
+    let got = 8 + (most + 1) * 32;
+    assert_eq!(encode_index(&vec![frame; most + 1]), Err(CodecError::TooLarge { got, max: INDEX_BYTES_MAX }));
+}

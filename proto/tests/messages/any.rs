@@ -1,0 +1,451 @@
+//! Values of every message, within their bounds: what an honest peer may send.
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proto::agent::{
+    AgentReply, AgentRequest, AgentState, AgentStatus, ChangeId, HostScope, JobId, JobOrigin, Operation, Outcome,
+    Progress, Repository, SnapshotRef, Step, StepEvent, Summary,
+};
+use proto::bundle::Touch;
+use proto::daemon::{Attached, DaemonReply, DaemonRequest, StageProgress};
+use proto::message::{
+    BundleFacts, ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, ManagerReply,
+    ManagerRequest, Role,
+};
+use proto::name::Target;
+use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange, Script};
+use proto::{GenerationRecord, GenerationRef, GroupName, HostName, ObjectId, Product, TreeId, TreePath, Version};
+
+fn product() -> impl Strategy<Value = Product> {
+    "[a-zA-Z0-9][a-zA-Z0-9._+-]{0,63}".prop_map(|text| text.parse().unwrap())
+}
+
+fn version() -> impl Strategy<Value = Version> {
+    "[a-zA-Z0-9][a-zA-Z0-9._+~:-]{0,127}".prop_map(|text| text.parse().unwrap())
+}
+
+fn host() -> impl Strategy<Value = HostName> {
+    "[a-z0-9][a-z0-9._-]{0,60}".prop_map(|text| text.parse().unwrap())
+}
+
+fn group() -> impl Strategy<Value = GroupName> {
+    "[a-z0-9][a-z0-9._-]{0,60}".prop_map(|text| text.parse().unwrap())
+}
+
+fn tree() -> impl Strategy<Value = TreeId> {
+    any::<[u8; 32]>().prop_map(TreeId::from_bytes)
+}
+
+fn object() -> impl Strategy<Value = ObjectId> {
+    any::<[u8; 32]>().prop_map(ObjectId::from_bytes)
+}
+
+fn job() -> impl Strategy<Value = JobId> {
+    any::<u64>().prop_map(JobId)
+}
+
+fn change() -> impl Strategy<Value = ChangeId> {
+    any::<u64>().prop_map(ChangeId)
+}
+
+fn blob() -> impl Strategy<Value = Vec<u8>> {
+    vec(any::<u8>(), 0..60)
+}
+
+/// A line for people: as it is once it has been cleaned.
+fn line() -> impl Strategy<Value = String> {
+    "[ -~äöü€]{0,40}"
+}
+
+fn path() -> impl Strategy<Value = String> {
+    "(/[^\0/]{1,8}){1,4}"
+}
+
+fn tree_path() -> impl Strategy<Value = TreePath> {
+    "[a-z]{1,5}(/[a-z]{1,5}){0,3}".prop_map(|text| TreePath::parse(text.as_bytes()).unwrap())
+}
+
+fn repository() -> impl Strategy<Value = Repository> {
+    (path(), option::of(path())).prop_map(|(path, password_file)| Repository { path, password_file })
+}
+
+fn scope() -> impl Strategy<Value = HostScope> {
+    prop_oneof![Just(HostScope::Own), host().prop_map(HostScope::Host), Just(HostScope::Any)]
+}
+
+fn snapshot() -> impl Strategy<Value = SnapshotRef> {
+    ("[!-~]{1,64}", scope(), option::of(path())).prop_map(|(snapshot, of, source)| SnapshotRef {
+        snapshot,
+        of,
+        source,
+    })
+}
+
+pub(crate) fn operation() -> impl Strategy<Value = Operation> {
+    prop_oneof![
+        (repository(), vec(path(), 0..5)).prop_map(|(repository, sources)| Operation::Backup { repository, sources }),
+        (repository(), snapshot(), path()).prop_map(|(repository, snapshot, target)| Operation::Restore {
+            repository,
+            snapshot,
+            target
+        }),
+        (repository(), snapshot()).prop_map(|(repository, snapshot)| Operation::Verify { repository, snapshot }),
+        (repository(), any::<bool>()).prop_map(|(repository, read_data)| Operation::Check { repository, read_data }),
+        (repository(), any::<u32>()).prop_map(|(repository, keep_last)| Operation::Prune { repository, keep_last }),
+    ]
+}
+
+fn origin() -> impl Strategy<Value = JobOrigin> {
+    (host(), product(), option::of("[!-~]{1,128}"), vec((job(), host()), 0..4))
+        .prop_map(|(host, product, policy, earlier)| JobOrigin { host, product, policy, earlier })
+}
+
+pub(crate) fn progress() -> impl Strategy<Value = Progress> {
+    (any::<(u32, u32, u64, u64)>(), line(), line()).prop_map(
+        |((units_done, units, bytes_done, bytes), activity, version)| Progress {
+            units_done,
+            units,
+            bytes_done,
+            bytes,
+            activity,
+            version,
+        },
+    )
+}
+
+fn summary() -> impl Strategy<Value = Summary> {
+    (vec("[!-~]{1,64}", 0..4), any::<(u64, u64, u64)>(), vec(line(), 0..4), vec(line(), 0..4)).prop_map(
+        |(snapshots, (files, bytes, repository_bytes), problems, versions)| Summary {
+            snapshots,
+            files,
+            bytes,
+            repository_bytes,
+            problems,
+            versions,
+        },
+    )
+}
+
+pub(crate) fn outcome() -> impl Strategy<Value = Outcome> {
+    prop_oneof![
+        summary().prop_map(Outcome::Done),
+        summary().prop_map(Outcome::Cancelled),
+        line().prop_map(Outcome::Failed),
+    ]
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        line().prop_map(Fault::NotExported),
+        line().prop_map(Fault::Refused),
+        line().prop_map(Fault::NotFound),
+        line().prop_map(Fault::BadRequest),
+        Just(Fault::Draining),
+        line().prop_map(Fault::Unavailable),
+        line().prop_map(Fault::Failed),
+    ]
+}
+
+fn state() -> impl Strategy<Value = AgentState> {
+    use AgentState::*;
+    prop::sample::select(vec![Probation, Serving, Staging, Draining, Swapping, Stopped])
+}
+
+fn status() -> impl Strategy<Value = AgentStatus> {
+    (product(), version(), tree(), any::<(u32, u64)>(), state(), vec(job(), 0..4), line()).prop_map(
+        |(product, version, tree, (pid, started_unix_ms), state, jobs, reason)| AgentStatus {
+            product,
+            version,
+            tree,
+            pid,
+            started_unix_ms,
+            state,
+            jobs,
+            reason,
+        },
+    )
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    use Step::*;
+    prop::sample::select(vec![
+        MetadataSaved,
+        Staged,
+        Warmed,
+        Drained,
+        Journaled,
+        Swapped,
+        Started,
+        Confirmed,
+        Launched,
+        Refused,
+        ExecFailed,
+        ProbationFailed,
+        Returned,
+    ])
+}
+
+pub(crate) fn step_event() -> impl Strategy<Value = StepEvent> {
+    (change(), product(), option::of(tree()), tree(), step(), any::<(u64, u64)>(), "[ -~\n\t]{0,60}").prop_map(
+        |(change, product, from, to, step, (at_unix_ms, duration_us), detail)| StepEvent {
+            change,
+            product,
+            from,
+            to,
+            step,
+            at_unix_ms,
+            duration_us,
+            detail,
+        },
+    )
+}
+
+fn touch() -> impl Strategy<Value = Touch> {
+    any::<(u32, u32, u32)>().prop_map(|(object, first, count)| Touch { object, first, count })
+}
+
+fn range() -> impl Strategy<Value = ChunkRange> {
+    (object(), any::<(u32, u32)>()).prop_map(|(object, (first, count))| ChunkRange { object, first, count })
+}
+
+pub(crate) fn generation() -> impl Strategy<Value = GenerationRef> {
+    prop_oneof![
+        (product(), version()).prop_map(|(product, version)| GenerationRef::Named(product, version)),
+        "[0-9a-f]{4,64}".prop_map(GenerationRef::TreePrefix),
+    ]
+}
+
+pub(crate) fn target() -> impl Strategy<Value = Target> {
+    prop_oneof![host().prop_map(Target::Host), group().prop_map(Target::Group)]
+}
+
+pub(crate) fn host_report() -> impl Strategy<Value = HostReport> {
+    prop_oneof![
+        step_event().prop_map(HostReport::Step),
+        vec(status(), 0..3).prop_map(HostReport::Agents),
+        (job(), progress()).prop_map(|(job, progress)| HostReport::JobProgress { job, progress }),
+        (job(), outcome()).prop_map(|(job, outcome)| HostReport::JobOutcome { job, outcome }),
+        vec(tree(), 0..4).prop_map(HostReport::Attached),
+        line().prop_map(|what| HostReport::WrongHash { what }),
+        (tree(), vec(touch(), 0..4)).prop_map(|(tree, touches)| HostReport::Touched { tree, touches }),
+    ]
+}
+
+pub(crate) fn host_request() -> impl Strategy<Value = HostRequest> {
+    let role = prop_oneof![Just(Role::Control), Just(Role::Bulk)];
+    let instance = any::<[u8; 16]>().prop_map(Instance);
+    prop_oneof![
+        (any::<u16>(), line(), role, instance).prop_map(|(protocol, software, role, instance)| HostRequest::Hello {
+            protocol,
+            software,
+            role,
+            instance
+        }),
+        (any::<u16>(), blob(), blob()).prop_map(|(protocol, secret, csr)| HostRequest::Enroll {
+            protocol,
+            secret,
+            csr
+        }),
+        blob().prop_map(|csr| HostRequest::Renew { csr }),
+        Just(HostRequest::Exports),
+        tree().prop_map(|tree| HostRequest::Manifest { tree }),
+        (tree(), vec(range(), 0..4)).prop_map(|(tree, wants)| HostRequest::Chunks { tree, wants }),
+        vec(host_report(), 0..3).prop_map(|reports| HostRequest::Report { reports }),
+        (tree(), tree()).prop_map(|(from, to)| HostRequest::Delta { from, to }),
+        (generation(), option::of(tree()), any::<bool>())
+            .prop_map(|(generation, from, manifest)| HostRequest::Start { generation, from, manifest }),
+        (tree(), vec(touch(), 0..4)).prop_map(|(tree, touches)| HostRequest::Profile { tree, touches }),
+        vec(any::<[u8; 32]>(), 0..4).prop_map(|have| HostRequest::ExportList { have }),
+    ]
+}
+
+fn facts() -> impl Strategy<Value = BundleFacts> {
+    any::<(u64, u64, u64)>().prop_map(|(plain_bytes, bundle_bytes, objects)| BundleFacts {
+        plain_bytes,
+        bundle_bytes,
+        objects,
+    })
+}
+
+pub(crate) fn manager_reply() -> impl Strategy<Value = ManagerReply> {
+    let ids = || vec(any::<[u8; 32]>(), 0..4);
+    prop_oneof![
+        (host(), any::<u64>()).prop_map(|(host, now)| ManagerReply::Welcome { host, now }),
+        (host(), "[ -~\n]{0,60}", "[ -~\n]{0,60}", ids()).prop_map(|(host, certificate, authority, publishers)| {
+            ManagerReply::Certificate { host, certificate, authority, publishers }
+        }),
+        vec(blob(), 0..4).prop_map(ManagerReply::Exports),
+        any::<u32>().prop_map(ManagerReply::Sent),
+        Just(ManagerReply::Done),
+        fault().prop_map(ManagerReply::Fault),
+        facts().prop_map(ManagerReply::Bundle),
+        (any::<u64>(), ids(), vec(blob(), 0..4)).prop_map(|(number, ids, records)| ManagerReply::ExportList {
+            number,
+            ids,
+            records
+        }),
+    ]
+}
+
+pub(crate) fn manager_request() -> impl Strategy<Value = ManagerRequest> {
+    let change_over = (change(), product(), blob(), tree(), any::<(bool, u64, bool)>()).prop_map(
+        |(change, product, record, attach, (lazy, drain_deadline_ms, retry_bad))| ChangeOver {
+            change,
+            product,
+            record,
+            attach,
+            lazy,
+            drain_deadline_ms,
+            retry_bad,
+        },
+    );
+    prop_oneof![
+        Just(ManagerRequest::ExportsChanged),
+        change_over.prop_map(ManagerRequest::ChangeOver),
+        (product(), job(), origin(), operation()).prop_map(|(product, job, origin, operation)| ManagerRequest::Run {
+            product,
+            job,
+            origin,
+            operation
+        }),
+        (product(), job()).prop_map(|(product, job)| ManagerRequest::Cancel { product, job }),
+        Just(ManagerRequest::Agents),
+        Just(ManagerRequest::Alive),
+    ]
+}
+
+pub(crate) fn host_reply() -> impl Strategy<Value = HostReply> {
+    prop_oneof![
+        Just(HostReply::Done),
+        vec(status(), 0..3).prop_map(HostReply::Agents),
+        outcome().prop_map(HostReply::Outcome),
+        fault().prop_map(HostReply::Fault),
+    ]
+}
+
+pub(crate) fn agent_request() -> impl Strategy<Value = AgentRequest> {
+    prop_oneof![
+        Just(AgentRequest::Status),
+        (change(), blob()).prop_map(|(change, record)| AgentRequest::SaveMetadata { change, record }),
+        (change(), option::of(tree()), tree(), any::<(bool, bool)>()).prop_map(
+            |(change, release, attach, (lazy, retry_bad))| AgentRequest::Attach {
+                change,
+                release,
+                attach,
+                lazy,
+                retry_bad
+            }
+        ),
+        (change(), any::<u64>())
+            .prop_map(|(change, drain_deadline_ms)| AgentRequest::Finish { change, drain_deadline_ms }),
+        (job(), origin(), operation()).prop_map(|(job, origin, operation)| AgentRequest::Run {
+            job,
+            origin,
+            operation
+        }),
+        job().prop_map(|job| AgentRequest::Cancel { job }),
+    ]
+}
+
+pub(crate) fn agent_reply() -> impl Strategy<Value = AgentReply> {
+    prop_oneof![
+        Just(AgentReply::Done),
+        status().prop_map(AgentReply::Status),
+        outcome().prop_map(AgentReply::Outcome),
+        fault().prop_map(AgentReply::Fault),
+    ]
+}
+
+pub(crate) fn daemon_request() -> impl Strategy<Value = DaemonRequest> {
+    prop_oneof![
+        Just(DaemonRequest::Status),
+        product().prop_map(|product| DaemonRequest::Newest { product }),
+        generation().prop_map(|generation| DaemonRequest::Attach { generation }),
+        generation().prop_map(|generation| DaemonRequest::Release { generation }),
+        generation().prop_map(|generation| DaemonRequest::Hold { generation }),
+        (tree(), option::of(tree()), any::<bool>()).prop_map(|(tree, running, lazy)| DaemonRequest::Stage {
+            tree,
+            running,
+            lazy
+        }),
+        step_event().prop_map(|event| DaemonRequest::Report { event }),
+        product().prop_map(|product| DaemonRequest::Changed { product }),
+        Just(DaemonRequest::Unmount),
+        (tree(), vec(touch(), 0..4)).prop_map(|(tree, touches)| DaemonRequest::Profile { tree, touches }),
+    ]
+}
+
+pub(crate) fn daemon_reply() -> impl Strategy<Value = DaemonReply> {
+    let attached = (tree(), path(), any::<Option<u32>>(), option::of(blob()), any::<u64>()).prop_map(
+        |(tree, path, namespace_pid, record, warm_us)| Attached { tree, path, namespace_pid, record, warm_us },
+    );
+    prop_oneof![
+        Just(DaemonReply::Done),
+        "[^\0]{0,40}".prop_map(DaemonReply::Status),
+        blob().prop_map(DaemonReply::Record),
+        attached.prop_map(DaemonReply::Attached),
+        fault().prop_map(DaemonReply::Fault),
+        facts().prop_map(DaemonReply::Bundle),
+    ]
+}
+
+pub(crate) fn stage_progress() -> impl Strategy<Value = StageProgress> {
+    any::<(u64, u64)>().prop_map(|(local_bytes, object_bytes)| StageProgress { local_bytes, object_bytes })
+}
+
+fn elf_file() -> impl Strategy<Value = ElfFile> {
+    let texts = (option::of(line()), vec(line(), 0..3), option::of(line()), option::of(line()), option::of(line()));
+    (tree_path(), line(), line(), texts, any::<u64>()).prop_map(
+        |(path, architecture, kind, (interpreter, needed, soname, runpath, build_id), bytes)| ElfFile {
+            path,
+            architecture,
+            kind,
+            interpreter,
+            needed,
+            soname,
+            runpath,
+            build_id,
+            bytes,
+        },
+    )
+}
+
+fn metadata() -> impl Strategy<Value = Metadata> {
+    let script = (tree_path(), line()).prop_map(|(path, interpreter)| Script { path, interpreter });
+    let programs = (vec(elf_file(), 0..3), vec(script, 0..3));
+    let start = (option::of(tree_path()), vec("[^\0]{0,9}", 0..3), option::of(line()));
+    (start, programs, any::<[u64; 4]>(), any::<(u32, u32, u64, u64)>()).prop_map(
+        |((entry_point, arguments, architecture), (elf_files, scripts), counts, (min, max, drain, probation_ms))| {
+            let [entry_count, file_count, content_bytes, object_bytes] = counts;
+            Metadata {
+                entry_point,
+                arguments,
+                architecture,
+                elf_files,
+                scripts,
+                entry_count,
+                file_count,
+                content_bytes,
+                object_bytes,
+                state_schemas: SchemaRange { min, max },
+                drain_deadline_ms: drain,
+                health: HealthContract { probation_ms },
+            }
+        },
+    )
+}
+
+pub(crate) fn record() -> impl Strategy<Value = GenerationRecord> {
+    (product(), version(), tree(), any::<[u64; 3]>(), metadata()).prop_map(
+        |(product, version, tree, [sequence, manifest_bytes, published_unix_ms], metadata)| GenerationRecord {
+            product,
+            version,
+            sequence,
+            tree,
+            manifest_bytes,
+            published_unix_ms,
+            metadata,
+        },
+    )
+}
