@@ -46,8 +46,9 @@ pub fn decode<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<T
     if bytes.len() > LIMIT {
         return Err(CodecError::TooLarge { got: bytes.len(), max: LIMIT });
     }
-    let (value, used) =
-        bincode::serde::decode_from_slice(bytes, config::<LIMIT>()).map_err(|e| CodecError::Decode(e.to_string()))?;
+    // Out of the bytes themselves: a reader of its own would first make room for what a text or a blob claims to have.
+    let read = bincode::serde::borrow_decode_from_slice(bytes, config::<LIMIT>());
+    let (value, used) = read.map_err(|e| CodecError::Decode(e.to_string()))?;
     if used != bytes.len() {
         return Err(CodecError::Trailing(bytes.len() - used));
     }

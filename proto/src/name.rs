@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::bounded::{Word, within};
 use crate::id::TreeId;
@@ -27,9 +27,17 @@ const NAME_SHOWN_BYTES: usize = 120;
 macro_rules! checked_name {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $max:literal, $allowed:expr, $rule:literal) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[serde(into = "String")]
         pub struct $name(String);
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                // Bounded before it is copied, unlike a `String`.
+                let text = within::<_, Word<$max>>(deserializer)?;
+                Self::try_from(text).map_err(serde::de::Error::custom)
+            }
+        }
 
         impl $name {
             /// The name as text. It is safe as one path component.
@@ -154,7 +162,7 @@ fn is_hex_prefix(text: &str) -> bool {
     (4..=64).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-fn hex_prefix<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+fn hex_prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = within::<_, Word<64>>(deserializer)?;
     let refuse = || serde::de::Error::custom("the start of a tree id has 4 to 64 lowercase hex digits");
     is_hex_prefix(&text).then_some(text).ok_or_else(refuse)
