@@ -147,7 +147,8 @@ fn an_index_names_only_what_there_is() {
 
 #[test]
 fn every_size_of_a_header_has_its_bound() {
-    let sizes: [(usize, fn(&mut Header) -> &mut u32); 4] = [
+    type Size = fn(&mut Header) -> &mut u32;
+    let sizes: [(usize, Size); 4] = [
         (MANIFEST_BYTES_MAX, |header| &mut header.manifest.stored_bytes),
         (MANIFEST_BYTES_MAX, |header| &mut header.manifest.plain_bytes),
         (INDEX_BYTES_MAX, |header| &mut header.index.stored_bytes),

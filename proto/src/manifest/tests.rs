@@ -210,7 +210,7 @@ fn a_chunk_size_is_a_power_of_two_between_its_bounds() {
 fn of_sizes(sizes: &[u64]) -> Manifest {
     let chunk_bytes = 1 << 20;
     let object = |(n, bytes): (usize, &u64)| {
-        let id = ObjectId::from_bytes([n as u8; 32]);
+        let id = ObjectId::from_bytes([n.to_le_bytes()[0]; 32]);
         let count = usize::try_from(bytes.div_ceil(u64::from(chunk_bytes))).unwrap();
         Object { id, bytes: *bytes, chunks: vec![ChunkId::from_bytes([7; 32]); count] }
     };
