@@ -16,7 +16,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use crate::channel::{Channel, StubMessage};
 use crate::driver::{Driver, Input, Work};
 use crate::durable::{Durability, FileFault};
-use crate::given::Given;
+use crate::given::{Given, GivenFault};
 use crate::handoff::{Handoff, variable};
 use crate::jobs::{Job, Jobs};
 use crate::journal::{Entry, Journal, Phase};
@@ -79,6 +79,15 @@ pub enum AgentError {
         /// The fault.
         source: std::io::Error,
     },
+}
+
+impl From<GivenFault> for AgentError {
+    fn from(fault: GivenFault) -> Self {
+        match fault {
+            GivenFault::NoJournal(path) => AgentError::NoJournal(path),
+            GivenFault::File(fault) => AgentError::File(fault),
+        }
+    }
 }
 
 /// What the stub gave to this program.

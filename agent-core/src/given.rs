@@ -2,9 +2,8 @@
 //! stub, which gives it what it decided. Never from a record on disk: that may be what somebody failed to write.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::agent::AgentError;
 use crate::durable::FileFault;
 use crate::handoff::{self, Handoff};
 use crate::journal::{Journal, Phase};
@@ -19,13 +18,24 @@ pub(crate) struct Given {
     pub(crate) unwritten: bool,
 }
 
+/// Nobody said what this program is.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GivenFault {
+    /// Nothing was given, and there is no journal.
+    #[error("{}: the journal is not there", .0.display())]
+    NoJournal(PathBuf),
+    /// What was given, or the journal, cannot be used.
+    #[error(transparent)]
+    File(#[from] FileFault),
+}
+
 impl Given {
     /// Of what the environment named.
     pub(crate) fn read(
         paths: &AgentPaths,
         start: Option<OwnedFd>,
         handoff: Option<&Handoff>,
-    ) -> Result<Self, AgentError> {
+    ) -> Result<Self, GivenFault> {
         let path = paths.journal();
         let on_disk = Journal::read(&path);
         let journal = match (handoff, start) {
@@ -34,7 +44,7 @@ impl Given {
             // A stub of an earlier version of this library: the journal is all there is.
             (None, None) => match on_disk {
                 Ok(Some(journal)) => return Ok(Self { journal, unwritten: false }),
-                Ok(None) => return Err(AgentError::NoJournal(path)),
+                Ok(None) => return Err(GivenFault::NoJournal(path)),
                 Err(fault) => return Err(fault.into()),
             },
         };

@@ -7,7 +7,6 @@ use proto::agent::{JobId, JobOrigin, Operation, Outcome, Progress};
 use proto::record::SchemaRange;
 
 use crate::durable::FileFault;
-use crate::jobs::Job;
 
 /// The embedding program, as the library calls it. All calls come from the library's threads, several at a time.
 pub trait Operations: Send + Sync + 'static {
@@ -94,10 +93,19 @@ pub enum Demand {
     Cancel,
 }
 
+/// The job of a running operation. The jobs know the operations, and are known here by this alone.
+pub(crate) trait Underlying: std::fmt::Debug + Send + Sync {
+    fn id(&self) -> JobId;
+    fn origin(&self) -> Option<&JobOrigin>;
+    fn demand(&self) -> Demand;
+    fn checkpoint(&self, state: &[u8]) -> Result<(), FileFault>;
+    fn progress(&self, progress: Progress);
+}
+
 /// What a running operation may use of the library.
 #[derive(Debug, Clone)]
 pub struct OperationContext {
-    pub(crate) job: Arc<Job>,
+    pub(crate) job: Arc<dyn Underlying>,
     pub(crate) resume: Option<Vec<u8>>,
 }
 

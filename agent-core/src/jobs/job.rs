@@ -12,7 +12,7 @@ use proto::agent::{JobId, JobOrigin, Operation, Outcome, Progress};
 use super::record::{JobRecord, Paper};
 use crate::durable::FileFault;
 use crate::moments::Moment;
-use crate::operations::Demand;
+use crate::operations::{Demand, Underlying};
 
 /// How far a drain is, for all jobs at once: one word that only the drain writes.
 #[derive(Debug, Clone, Default)]
@@ -82,6 +82,35 @@ impl std::fmt::Debug for Job {
     }
 }
 
+impl Underlying for Job {
+    fn id(&self) -> JobId {
+        self.id
+    }
+
+    fn origin(&self) -> Option<&JobOrigin> {
+        self.origin.as_ref()
+    }
+
+    fn demand(&self) -> Demand {
+        if self.is_cancelled() { Demand::Cancel } else { self.drain.get() }
+    }
+
+    fn checkpoint(&self, resume: &[u8]) -> Result<(), FileFault> {
+        let mut paper = self.paper();
+        paper.record.resume = Some((self.schema, resume.to_vec()));
+        paper.record.starts = 0;
+        paper.write(Moment::JobCheckpoint)
+    }
+
+    fn progress(&self, mut progress: Progress) {
+        progress.version = self.version.to_string();
+        let mut seen = self.seen();
+        seen.progress = Some(progress);
+        seen.news += 1;
+        self.changed.notify_all();
+    }
+}
+
 impl Job {
     /// A job as its record has it. `schema`: in which its next checkpoint is written.
     pub(super) fn new(record: JobRecord, path: PathBuf, version: Version, schema: u32, drain: DrainStage) -> Self {
@@ -108,20 +137,12 @@ impl Job {
         Self { origin: Some(origin), ..self }
     }
 
-    pub(crate) fn origin(&self) -> Option<&JobOrigin> {
-        self.origin.as_ref()
-    }
-
     pub(super) fn operation(&self) -> &Operation {
         &self.operation
     }
 
     pub(super) fn version(&self) -> &Version {
         &self.version
-    }
-
-    pub(crate) fn demand(&self) -> Demand {
-        if self.is_cancelled() { Demand::Cancel } else { self.drain.get() }
     }
 
     /// The demand stands when this returns, whatever becomes of the record.
@@ -141,21 +162,6 @@ impl Job {
 
     pub(super) fn ask_to_cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn checkpoint(&self, resume: &[u8]) -> Result<(), FileFault> {
-        let mut paper = self.paper();
-        paper.record.resume = Some((self.schema, resume.to_vec()));
-        paper.record.starts = 0;
-        paper.write(Moment::JobCheckpoint)
-    }
-
-    pub(crate) fn progress(&self, mut progress: Progress) {
-        progress.version = self.version.to_string();
-        let mut seen = self.seen();
-        seen.progress = Some(progress);
-        seen.news += 1;
-        self.changed.notify_all();
     }
 
     /// Waits for something that the watcher, who knows news up to `known`, does not know yet.

@@ -7,7 +7,7 @@ use proto::agent::{Outcome, Repository, Summary};
 
 use super::job::DrainStage;
 use super::*;
-use crate::operations::Demand;
+use crate::operations::{Demand, Underlying};
 
 const ID: JobId = JobId(1);
 
