@@ -7,23 +7,23 @@ use super::vocabulary::{Candidate, Facts};
 use crate::generation::runs_on;
 
 /// Message B, as it was asked.
-pub(super) struct Asked {
-    pub(super) change: ChangeId,
-    pub(super) release: Option<TreeId>,
-    pub(super) attach: TreeId,
-    pub(super) lazy: bool,
-    pub(super) retry_bad: bool,
+pub(crate) struct Asked {
+    pub(crate) change: ChangeId,
+    pub(crate) release: Option<TreeId>,
+    pub(crate) attach: TreeId,
+    pub(crate) lazy: bool,
+    pub(crate) retry_bad: bool,
 }
 
 /// Why not.
-pub(super) struct Refusal {
-    pub(super) text: String,
+pub(crate) struct Refusal {
+    pub(crate) text: String,
     /// The version itself is at fault.
-    pub(super) remember: bool,
+    pub(crate) remember: bool,
 }
 
 /// Whether this version may be changed over to, before anything is done for it.
-pub(super) fn judge(candidate: &Candidate, asked: &Asked, facts: &Facts) -> Result<(), Refusal> {
+pub(crate) fn judge(candidate: &Candidate, asked: &Asked, facts: &Facts) -> Result<(), Refusal> {
     let refusal = |text: String| Err(Refusal { text, remember: false });
     let version = &candidate.entry.version;
     if let Some(release) = asked.release

@@ -23,7 +23,7 @@ mod tests;
 use proto::agent::{AgentState, ChangeId, Step};
 use proto::message::Fault;
 
-use judge::{Asked, judge};
+pub(crate) use judge::{Asked, judge};
 pub use vocabulary::{
     Candidate, Effect, Event, Facts, JournalWrite, Origin, Reason, Saved, StageDone, StageFault, Took, Verdict,
 };
@@ -56,6 +56,8 @@ pub struct Probation {
     pub change: Option<Origin>,
     /// A record that came meanwhile.
     pub saved: Option<Saved>,
+    /// It has been asked for its health, and was not well.
+    pub is_sick: bool,
 }
 
 /// At work.
@@ -97,7 +99,7 @@ impl State {
         // A version that crashes after a while is as bad as one that does not come up: a new one works for the first
         // half of its probation before it may be believed, and has the second half to show its health.
         let after_ms = if change.is_some() { probation_ms / 2 } else { 0 };
-        (State::Probation(Probation { change, saved: None }), vec![Effect::CheckHealth { after_ms }])
+        (State::Probation(Probation { change, saved: None, is_sick: false }), vec![Effect::CheckHealth { after_ms }])
     }
 
     /// As `status` shows it.
@@ -150,6 +152,7 @@ impl Probation {
             }
             // The stub has the clock: it ends a version whose time is up.
             Event::Health { result: Err(_) } => {
+                self.is_sick = true;
                 (State::Probation(self), vec![Effect::CheckHealth { after_ms: HEALTH_AGAIN_MS }])
             }
             Event::Journaled { .. } => {
@@ -170,6 +173,20 @@ impl Probation {
             // A full disk is no fault of the version, but an unwritten confirmation is none: try until the time is up.
             Event::Failed { .. } => (State::Probation(self), vec![Effect::CheckHealth { after_ms: HEALTH_AGAIN_MS }]),
             Event::FinishAsked { change, .. } if self.is_of(change) => (State::Probation(self), answer(Ok(()))),
+            // A version that was believed when it was started, and does not get well, may be left: whoever orders that
+            // knows better than its health.
+            Event::AttachAsked { change, release, attach, lazy, retry_bad }
+                if self.change.is_none() && self.is_sick =>
+            {
+                let serving = Serving { saved: self.saved, ended: None };
+                match serving.attach(Asked { change, release, attach, lazy, retry_bad }, facts) {
+                    // It was refused: the running version may still get well.
+                    (State::Serving(Serving { saved, .. }), effects) => {
+                        (State::Probation(Probation { change: None, saved, is_sick: true }), effects)
+                    }
+                    staging => staging,
+                }
+            }
             Event::AttachAsked { .. } | Event::FinishAsked { .. } => {
                 let text = "the running version has not proved itself yet; ask again when it has".to_owned();
                 (State::Probation(self), answer(Err(Fault::Unavailable(text))))

@@ -252,7 +252,7 @@ fn messages_that_come_twice_are_answered_twice_and_followed_once() {
         State::Staging(Staging { target: saved.clone(), finish: Some(1) }),
         State::Draining(Leaving { target: saved.clone() }),
         State::Journaling(Leaving { target: saved.clone() }),
-        State::Probation(Probation { change: Some(Origin { change, from: None }), saved: None }),
+        State::Probation(Probation { change: Some(Origin { change, from: None }), saved: None, is_sick: false }),
         State::Serving(Serving { saved: None, ended: Some(Verdict::done(change)) }),
     ];
     for state in states {
@@ -271,4 +271,33 @@ fn messages_that_come_twice_are_answered_twice_and_followed_once() {
     assert_eq!(effects, [Effect::Answer(Ok(()))]);
     let (state, _) = state.on(Event::FinishAsked { change, drain_deadline_ms: 1 }, &facts());
     assert!(matches!(state, State::Draining(_)));
+}
+
+#[test]
+fn a_believed_version_that_is_sick_may_be_left_and_a_new_one_has_its_probation() {
+    let sick = |change| {
+        let (state, _) = State::begin(change, 1000);
+        let (state, _) =
+            state.on(Event::Health { result: Err(Reason::of(&std::io::Error::other("sick"))) }, &facts());
+        let (state, _) = state.on(Event::SaveAsked { change: ChangeId(7), record: vec![2] }, &facts());
+        let result = Ok(Box::new(candidate(2)));
+        state.on(Event::Saved { change: ChangeId(7), result, took_us: 1 }, &facts()).0
+    };
+    let (state, effects) = sick(None).on(attach(2, false), &facts());
+    assert!(matches!(state, State::Staging(_)), "{state:?}");
+    assert!(effects.contains(&Effect::Answer(Ok(()))));
+    // One that is refused leaves it where it was, and it may still get well.
+    let other = Event::AttachAsked {
+        change: ChangeId(7),
+        release: Some(TreeId::of(b"another")),
+        attach: candidate(2).entry.tree,
+        lazy: false,
+        retry_bad: false,
+    };
+    let (state, _) = sick(None).on(other, &facts());
+    let (_, effects) = state.on(Event::Health { result: Ok(()) }, &facts());
+    assert_eq!(effects, [Effect::Journal(JournalWrite::Confirmed)]);
+    // A new version is sick: the stub has the clock.
+    let (_, effects) = sick(Some(Origin { change: ChangeId(6), from: None })).on(attach(2, false), &facts());
+    assert!(matches!(effects.as_slice(), [Effect::Answer(Err(Fault::Unavailable(_)))]), "{effects:?}");
 }
