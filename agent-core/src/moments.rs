@@ -91,6 +91,12 @@ moments! {
     StubSpawn = "stub-spawn" by Stub,
     /// The evidence against a version that failed is written.
     StubBad = "stub-bad" by Stub,
+    /// The signed record of an order is written.
+    StubRecord = "stub-record" by Stub,
+    /// The journal names what is made ready for an order.
+    StubStaged = "stub-staged" by Stub,
+    /// The intent to change over, as an order says, is written.
+    StubIntent = "stub-intent" by Stub,
     /// The return is written.
     StubReturn = "stub-return" by Stub,
 }

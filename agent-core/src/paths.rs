@@ -89,6 +89,16 @@ impl AgentPaths {
         self.run.join("agents").join(format!("{}.sock", self.product))
     }
 
+    /// The stub's own socket, for orders while no agent runs: `RUN/agents/<product>/stub.sock`.
+    pub fn stub_socket(&self) -> PathBuf {
+        Self::stub_socket_in(&self.run.join("agents"), &self.product)
+    }
+
+    /// As [`AgentPaths::stub_socket`], below the directory `RUN/agents`.
+    pub fn stub_socket_in(agents: &Path, product: &Product) -> PathBuf {
+        agents.join(product.as_str()).join("stub.sock")
+    }
+
     /// The `current` link.
     pub fn link(&self) -> PathBuf {
         self.run.join("agents").join(self.product.as_str()).join("current")

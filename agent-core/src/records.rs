@@ -11,8 +11,10 @@ use proto::limits::RECORD_BYTES_MAX;
 use proto::record::{PublishersFault, RecordFault};
 use proto::{GenerationRecord, Product, Publishers, SignedRecord, TreeId, TreePath, Version};
 
+use crate::bad;
 use crate::durable::{self, Durability, FileFault};
 use crate::journal::{Entry, Journal};
+use crate::machine::Candidate;
 use crate::paths::AgentPaths;
 
 /// Saved records that no journal names; older ones are removed.
@@ -96,6 +98,22 @@ impl Verified {
     /// What the journal says of it.
     pub fn entry(&self) -> Entry {
         Entry { version: self.record.version.clone(), tree: self.record.tree }
+    }
+
+    /// As something to change over to, with what this host remembers of it.
+    pub(crate) fn candidate(self, paths: &AgentPaths) -> Candidate {
+        let bad = bad::reason(paths, &self.record.tree);
+        let entry = self.entry();
+        let metadata = self.record.metadata;
+        Candidate {
+            entry,
+            entry_point: self.entry_point,
+            arguments: metadata.arguments,
+            reads: metadata.state_schemas,
+            architecture: metadata.architecture,
+            probation_ms: metadata.health.probation_ms,
+            bad,
+        }
     }
 }
 

@@ -57,7 +57,8 @@ impl StageHandle {
 #[derive(Debug, Clone)]
 pub(crate) struct Order {
     pub(crate) tree: TreeId,
-    pub(crate) running: TreeId,
+    /// Made whole as well, as what is returned to.
+    pub(crate) running: Option<TreeId>,
     pub(crate) lazy: bool,
     pub(crate) entry_point: TreePath,
 }
@@ -73,7 +74,11 @@ pub(crate) fn stage(
     let program = Attachment::open(order.tree, &path).and_then(|tree| tree.program(&order.entry_point));
     match program {
         Ok(_) => {
-            let detail = if order.lazy { "attached lazily" } else { "every object of both generations is local" };
+            let detail = match (order.lazy, order.running) {
+                (true, _) => "attached lazily",
+                (false, Some(_)) => "every object of both generations is local",
+                (false, None) => "every object is local",
+            };
             Ok((StageDone { warm_us: attached.warm_us, detail: detail.to_owned() }, path))
         }
         Err(fault) if fault.is_of_the_version() => Err(StageFault::OfTheVersion(fault.to_string())),
@@ -99,7 +104,7 @@ enum NotStaged {
 }
 
 fn ask(paths: &AgentPaths, order: &Order, handle: &StageHandle) -> Result<Attached, NotStaged> {
-    let request = DaemonRequest::Stage { tree: order.tree, running: Some(order.running), lazy: order.lazy };
+    let request = DaemonRequest::Stage { tree: order.tree, running: order.running, lazy: order.lazy };
     let mut alive = Instant::now();
     let mut most = 0;
     loop {

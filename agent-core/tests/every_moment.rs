@@ -33,6 +33,8 @@ enum Scenario {
     NotExecuted,
     /// The new version ends at its start.
     Crash,
+    /// The version that is here ends at every start, so that the order comes to the stub.
+    Ordered,
 }
 
 fn scenario(moment: Moment) -> Scenario {
@@ -41,6 +43,7 @@ fn scenario(moment: Moment) -> Scenario {
         Moment::LinkBack | Moment::JournalBack | Moment::AgentBad => Scenario::NotExecuted,
         Moment::StubBad | Moment::StubReturn => Scenario::Crash,
         Moment::JobCancel => Scenario::Cancel,
+        Moment::StubRecord | Moment::StubStaged | Moment::StubIntent => Scenario::Ordered,
         Moment::RecordSave
         | Moment::JournalStaged
         | Moment::LinkPrepare
@@ -88,10 +91,17 @@ fn insist(host: &mut Host, request: &AgentRequest) -> AgentReply {
 
 /// One cell of the table. Returns the version that works afterwards.
 fn cell(moment: Moment, action: &str) -> String {
-    let mut host = Host::with_first(&quick("1.0", &["--unit-ms", "5"]));
+    let scenario = scenario(moment);
+    let mut host = Host::new();
+    let bad_world = host.dir().join("bad-world");
+    let one = host.publish(&quick("1.0", &["--unit-ms", "5", "--exit-if", bad_world.to_str().unwrap()]));
+    host.set_newest(&one);
+    host.launch().wait_for("stub: ready");
     host.wait_serving("1.0");
     host.terminate();
-    let scenario = scenario(moment);
+    if scenario == Scenario::Ordered {
+        fs::write(&bad_world, "").unwrap();
+    }
     let arguments: &[&str] = if scenario == Scenario::Crash { &["--exit-at-once", "3"] } else { &["--unit-ms", "5"] };
     let two = host.publish(&quick("2.0", arguments));
     if scenario == Scenario::NotExecuted {
@@ -108,10 +118,15 @@ fn cell(moment: Moment, action: &str) -> String {
     let once = if moment == Moment::StubSpawn && action != "kill" { "-once" } else { "" };
     host.set_faults(&format!("{} {action}{once}\n", moment.name()));
     host.launch();
-    insist(&mut host, &AgentRequest::Status);
-    work(&mut host, scenario);
-    let change = order(&mut host, &two);
+    if scenario == Scenario::Ordered {
+        host.stub().wait_for("starting it again in");
+    } else {
+        insist(&mut host, &AgentRequest::Status);
+        work(&mut host, scenario);
+    }
+    let change = order(&mut host, &two, scenario);
     wait_for_verdict(&mut host, change);
+    drop(fs::remove_file(&bad_world));
     if moment == Moment::JobEnd {
         insist(&mut host, &Host::backup(1, 60));
     }
@@ -151,11 +166,19 @@ fn work(host: &mut Host, scenario: Scenario) {
 }
 
 /// Gives the order, as the mount daemon would: again, for as long as nobody has taken it. `None`: it was refused.
-fn order(host: &mut Host, record: &[u8]) -> Option<ChangeId> {
+fn order(host: &mut Host, record: &[u8], scenario: Scenario) -> Option<ChangeId> {
     let until = Instant::now() + PATIENCE;
+    let socket = match scenario {
+        Scenario::Ordered => host.paths.stub_socket(),
+        _ => host.paths.socket(),
+    };
     loop {
-        insist(host, &AgentRequest::Status);
-        match host.try_tell(record, &Order { drain_ms: 100, retry_bad: true }) {
+        if scenario == Scenario::Ordered {
+            restart_if_ended(host);
+        } else {
+            insist(host, &AgentRequest::Status);
+        }
+        match host.try_tell_at(&socket, record, &Order { drain_ms: 100, retry_bad: true }) {
             (change, Ok(Ok(()))) => return Some(change),
             (_, Ok(Err(Fault::Unavailable(_)))) | (_, Err(_)) => {}
             (_, Ok(Err(_))) => return None,

@@ -286,7 +286,8 @@ pub struct AgentStatus {
     pub version: Version,
     /// The tree that it runs from.
     pub tree: TreeId,
-    /// Process id, the same across a change-over.
+    /// Process id, the same across a change-over. Of an agent that does not run: its stub's, which takes orders
+    /// meanwhile, or 0 where there is no stub either.
     pub pid: u32,
     /// When this version began, milliseconds since 1970.
     pub started_unix_ms: Unix,
@@ -298,6 +299,13 @@ pub struct AgentStatus {
     /// Why this version runs: `launched`, `changed over from X`, `returned from X: …`.
     #[serde(deserialize_with = "within::<_, Line<REASON_BYTES_MAX>>")]
     pub reason: String,
+}
+
+impl AgentStatus {
+    /// Whether an order to change over can be given: an agent runs, or its stub is there in its place.
+    pub fn takes_orders(&self) -> bool {
+        self.pid != 0
+    }
 }
 
 /// What an agent is doing.

@@ -22,11 +22,11 @@ use crate::generation::Attachment;
 use crate::handoff::Handoff;
 use crate::jobs::Jobs;
 use crate::journal::{Journal, Phase};
-use crate::machine::{Candidate, Effect, Event, Facts, Reason, Saved, StageDone, State, Took};
+use crate::machine::{Effect, Event, Facts, Reason, Saved, StageDone, State, Took};
 use crate::moments::{self, Moment};
 use crate::operations::Operations;
 use crate::paths::AgentPaths;
-use crate::records::{self, RecordError, Verified};
+use crate::records::{self, RecordError};
 use crate::report::{Reporter, unix_ms};
 use crate::serve::Server;
 use crate::stage::{Order, StageHandle, stage};
@@ -244,23 +244,8 @@ impl Driver {
         let reached = reach(Moment::RecordSave, &self.paths.records()).map_err(RecordError::from);
         let result = reached
             .and_then(|()| records::save(&self.paths, record, &needed))
-            .map(|verified| Box::new(self.candidate(verified)));
+            .map(|verified| Box::new(verified.candidate(&self.paths)));
         Event::Saved { change, result: result.map_err(|e| Reason::of(&e)), took_us: micros(begun) }
-    }
-
-    fn candidate(&self, verified: Verified) -> Candidate {
-        let bad = bad::reason(&self.paths, &verified.record.tree);
-        let entry = verified.entry();
-        let metadata = verified.record.metadata;
-        Candidate {
-            entry,
-            entry_point: verified.entry_point,
-            arguments: metadata.arguments,
-            reads: metadata.state_schemas,
-            architecture: metadata.architecture,
-            probation_ms: metadata.health.probation_ms,
-            bad,
-        }
     }
 
     fn stage(&mut self, target: &Saved, running: TreeId, lazy: bool) {
@@ -268,7 +253,7 @@ impl Driver {
         self.work.staging = Some(handle.clone());
         self.timeline.retain(|step| step.change == target.change);
         let (tree, entry_point) = (target.candidate.entry.tree, target.candidate.entry_point.clone());
-        let order = Order { tree, running, lazy, entry_point };
+        let order = Order { tree, running: Some(running), lazy, entry_point };
         let (paths, change) = (self.paths.clone(), target.change);
         self.in_background("stage", move || {
             let begun = Instant::now();

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use proto::agent::{ChangeId, Step};
 
-use super::child::Running;
 use super::choose::{self, Choice, Ends};
 use super::evidence::{self, Tail};
-use super::run::{Program, Returning, Stub, micros};
+use super::running::Running;
 use super::verdict::{Cause, History, Verdict, judge};
+use super::watch::{Program, Returning, Stub, micros};
 use super::{StubError, begin};
 use crate::bad;
 use crate::durable::FileFault;
@@ -73,6 +73,9 @@ impl Stub<'_> {
                     }
                     None => {
                         let reason = format!("{reason}, and there is nothing to return to");
+                        if change != ChangeId(0) && self.told.replace(change) != Some(change) {
+                            self.report(change, None, &bad, Step::Refused, 0, reason.clone());
+                        }
                         self.again(RETURN_AGAIN, &reason, program.map_or(&nothing, |program| &program.tail));
                         Ok(())
                     }
@@ -118,7 +121,9 @@ impl Stub<'_> {
 
     pub(super) fn again(&mut self, after: Duration, reason: &str, tail: &Tail) {
         let name = self.verified.record.name();
-        self.observer.say(&format!("{name}: {reason}; starting it again in {} ms", after.as_millis()));
+        self.why = format!("{reason}; starting it again in {} ms", after.as_millis());
+        self.observer.say(&format!("{name}: {}", self.why));
+        self.end_returning(&format!("does not come up either: {reason}"));
         if let Some(returning) = self.returning.take() {
             // The version that had worked fails in the same way: the host is to blame, or at least not the other one.
             let why = format!("{name} failed right after the return as well: {reason}");
@@ -136,6 +141,33 @@ impl Stub<'_> {
             self.report(ChangeId(0), None, &entry, Step::ProbationFailed, 0, detail);
         }
         self.program = Program::Waiting(Instant::now() + after);
+    }
+
+    /// The tree of what is to be started cannot be had just now. It is looked for again in a moment, and meanwhile the
+    /// stub does its other work.
+    pub(super) fn wait_for_tree(&mut self, why: &str) {
+        let line = format!("waiting for the mount daemon to give tree {}: {why}", self.verified.record.tree);
+        if self.why != line {
+            self.observer.say(&line);
+            self.why = line;
+        }
+        self.end_returning(&format!("cannot be started just now: {why}"));
+        self.program = Program::Waiting(Instant::now() + begin::LOOK_EVERY);
+    }
+
+    /// The version that was returned to does not work at once: whoever waits for the end of the change-over need not
+    /// wait for that, too.
+    fn end_returning(&mut self, what_else: &str) {
+        let Some(returning) = self.returning.as_mut().filter(|returning| returning.change != ChangeId(0)) else {
+            return;
+        };
+        let change = std::mem::replace(&mut returning.change, ChangeId(0));
+        let (bad, to) = (returning.bad.clone(), self.journal.current.clone());
+        let detail = format!(
+            "{} failed: {}; {}, which was there before, {what_else}",
+            bad.version, returning.reason, to.version
+        );
+        self.report(change, Some(&to), &bad, Step::Refused, 0, detail);
     }
 
     /// A first version that does not come up has nothing to return to; perhaps there is a newer one.

@@ -4,13 +4,16 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use proto::agent::{AgentReply, AgentState, AgentStatus, StepEvent};
 use proto::daemon::{Attached, DaemonReply, DaemonRequest};
 use proto::message::Fault;
 use proto::{GenerationRef, TreeId};
-use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::choose::{self, Choice, Ends};
+use super::door::Door;
 use super::lock::Lock;
+use super::order::{self, Desk, Here, Next};
+use super::pause::pause;
 use super::{Observer, StubError, io_error};
 use crate::AgentPaths;
 use crate::control::{Client, ControlError};
@@ -25,25 +28,32 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// How long it may be silent when it is only asked what it has.
 const QUICK_SILENCE: Duration = Duration::from_secs(2);
 /// Between two looks for a daemon that is not there.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A daemon that is there has this long to give the tree that the journal names, before another one is started.
 const FALL_BACK_AFTER: Duration = Duration::from_secs(2);
 
 /// All that the first program needs.
-pub(crate) struct Begun {
-    pub(crate) lock: Lock,
-    pub(crate) listener: UnixListener,
+pub(super) struct Begun {
+    pub(super) lock: Lock,
+    pub(super) listener: UnixListener,
     /// As it is to be written.
-    pub(crate) journal: Journal,
-    pub(crate) verified: Verified,
+    pub(super) journal: Journal,
+    pub(super) verified: Verified,
     /// The tree's root.
-    pub(crate) path: PathBuf,
+    pub(super) path: PathBuf,
     /// The daemon keeps the tree attached while this connection is open; by then the journal does.
-    pub(crate) hold: Client,
+    pub(super) hold: Client,
     /// A change-over that is over before anything is started.
-    pub(crate) ends: Option<Ends>,
+    pub(super) ends: Option<Ends>,
     /// What the last agent was told to change over to, and had not begun to.
-    pub(crate) staged: Option<Staged>,
+    pub(super) staged: Option<Staged>,
+    /// Where orders come while no agent runs.
+    pub(super) door: Option<Door>,
+    pub(super) desk: Desk,
+    /// Reports that the daemon has not taken yet.
+    pub(super) untold: Vec<StepEvent>,
+    /// The steps of an order that came while the stub waited, if that is what is started.
+    pub(super) carried: Vec<StepEvent>,
 }
 
 /// What waiting is told to end by, and whom to tell.
@@ -51,10 +61,14 @@ pub(super) struct Waiting<'a> {
     pub(super) paths: &'a AgentPaths,
     pub(super) signals: &'a mut SignalFd,
     pub(super) observer: &'a mut dyn Observer,
+    door: Option<Door>,
+    desk: Desk,
+    untold: Vec<StepEvent>,
+    carried: Vec<StepEvent>,
 }
 
 /// `None`: told to end meanwhile.
-pub(crate) fn begin(
+pub(super) fn begin(
     paths: &AgentPaths,
     signals: &mut SignalFd,
     observer: &mut dyn Observer,
@@ -64,7 +78,9 @@ pub(crate) fn begin(
         durable::create_dir(dir)?;
     }
     let Some(lock) = Lock::take(paths, signals, observer)? else { return Ok(None) };
-    let mut waiting = Waiting { paths, signals, observer };
+    let door = open_door(paths, observer);
+    let (desk, untold, carried) = (Desk::default(), Vec::new(), Vec::new());
+    let mut waiting = Waiting { paths, signals, observer, door, desk, untold, carried };
     let mut choices = choose::look(paths, waiting.observer);
     if let Some(fault) = &choices.fault {
         waiting.observer.say(&fault.to_string());
@@ -85,11 +101,25 @@ pub(crate) fn begin(
     let listener = socket::replace(&paths.socket()).map_err(io_error("the operations socket cannot be bound"))?;
     let path = PathBuf::from(attached.path);
     let Choice { verified, journal, ends } = choice;
-    Ok(Some(Begun { lock, listener, journal, verified, path, hold, ends, staged: choices.staged }))
+    let Waiting { door, desk, untold, carried, .. } = waiting;
+    let staged = choices.staged;
+    Ok(Some(Begun { lock, listener, journal, verified, path, hold, ends, staged, door, desk, untold, carried }))
+}
+
+/// The socket for orders. Without it there is a stub all the same.
+fn open_door(paths: &AgentPaths, observer: &mut dyn Observer) -> Option<Door> {
+    let path = paths.stub_socket();
+    match Door::open(&path) {
+        Ok(door) => Some(door),
+        Err(e) => {
+            observer.say(&format!("no order can be taken while no agent runs: {}: {e}", path.display()));
+            None
+        }
+    }
 }
 
 /// The newest record if the daemon has it at once: for a first version that does not come up.
-pub(crate) fn newest_now(paths: &AgentPaths) -> Option<Verified> {
+pub(super) fn newest_now(paths: &AgentPaths) -> Option<Verified> {
     let request = DaemonRequest::Newest { product: paths.product().clone() };
     let reply = Client::ask(&paths.daemon_socket(), &request, QUICK_SILENCE).ok()?;
     match reply {
@@ -103,8 +133,8 @@ pub(crate) fn newest_now(paths: &AgentPaths) -> Option<Verified> {
 }
 
 /// What the daemon made of a request.
-enum Answer {
-    Reply(DaemonReply, Client),
+pub(super) enum Answer<Reply> {
+    Reply(Reply, Client),
     /// It is there, and cannot just now.
     NotNow(String),
     /// It says no for good.
@@ -125,66 +155,129 @@ impl Waiting<'_> {
         }
     }
 
-    /// Has the daemon attach a tree for as long as the connection is open. `None`: told to end meanwhile.
-    pub(super) fn hold(&mut self, tree: TreeId) -> Result<Option<(Attached, Client)>, StubError> {
-        let what = format!("tree {tree}");
-        let Some((reply, client)) = self.ask(&hold_of(tree), &what)? else { return Ok(None) };
-        match reply {
-            DaemonReply::Attached(attached) if attached.tree == tree => Ok(Some((attached, client))),
-            other => Err(unexpected(&what, &other)),
-        }
-    }
-
     /// Has the daemon attach the first of these that it can. The first has some time for itself. `None`: told to end
     /// meanwhile.
     fn hold_best(&mut self, mut ways: Vec<Choice>) -> Result<Option<(Choice, Attached, Client)>, StubError> {
-        let mut said = String::new();
-        let mut there_since: Option<Instant> = None;
-        let mut why_not_first: Option<String> = None;
-        let first = ways.first().map(|way| way.verified.record.tree).unwrap_or(TreeId::of(&[]));
+        let mut tries = Tries::of(&ways);
+        // The first of the ways is an order's, and the next one is what was to be started without it.
+        let mut is_ordered = false;
         loop {
-            let patient = there_since.is_none_or(|since| since.elapsed() < FALL_BACK_AFTER);
             let mut at = 0;
-            while at < if patient { 1 } else { ways.len() } {
+            while at < if tries.is_patient() { 1 } else { ways.len() } {
                 let tree = ways[at].verified.record.tree;
-                let what = format!("tree {tree}");
-                let why = match self.ask_once(&hold_of(tree), &what) {
-                    Answer::Reply(DaemonReply::Attached(attached), hold) if attached.tree == tree => {
+                let why = match hold(self.paths, tree) {
+                    Answer::Reply(attached, hold) => {
                         let mut choice = ways.swap_remove(at);
-                        if let Some(why) = why_not_first.filter(|_| tree != first) {
-                            choice.because(&why);
-                            self.observer.say(&choice.journal.reason);
+                        let why = tries.why_not_first.filter(|_| tree != tries.first);
+                        match why {
+                            Some(why) if is_ordered => self.give_up_order(&choice.journal, &why),
+                            Some(why) => {
+                                choice.because(&why);
+                                self.observer.say(&choice.journal.reason);
+                            }
+                            None => {
+                                let order = self.desk.take_complete();
+                                self.carried = order.map(|order| order.steps).unwrap_or_default();
+                            }
                         }
                         return Ok(Some((choice, attached, hold)));
                     }
-                    Answer::Reply(other, _) => return Err(unexpected(&what, &other)),
-                    Answer::No(error) if ways.len() == 1 => return Err(error),
                     Answer::No(error) => {
-                        self.observer.say(&error.to_string());
-                        ways.remove(at);
-                        why_not_first.get_or_insert(error.to_string());
+                        let why = error.to_string();
+                        let way = ways.remove(at);
+                        if at == 0 && std::mem::take(&mut is_ordered) {
+                            self.give_up_order(&way.journal, &why);
+                            tries = Tries::of(&ways);
+                        }
+                        if ways.is_empty() {
+                            return Err(error);
+                        }
+                        self.observer.say(&why);
+                        tries.why_not_first.get_or_insert(why);
                         continue;
                     }
                     Answer::NotNow(why) => {
-                        there_since.get_or_insert_with(Instant::now);
+                        tries.there_since.get_or_insert_with(Instant::now);
                         why
                     }
                     Answer::Away(e) => {
-                        there_since = None;
+                        tries.there_since = None;
                         e.to_string()
                     }
                 };
                 if at == 0 {
-                    why_not_first = Some(why.clone());
-                    if why != said {
-                        self.observer.say(&format!("waiting for the mount daemon to give {what}: {why}"));
-                        said = why;
+                    let line = format!("waiting for the mount daemon to give tree {tree}: {why}");
+                    tries.why_not_first = Some(why);
+                    if line != tries.said {
+                        self.observer.say(&line);
+                        tries.said = line;
                     }
                 }
                 at += 1;
             }
-            if pause(self.signals, LOOK_EVERY) {
+            if pause(self.signals, self.door.iter().flat_map(Door::fds), LOOK_EVERY) {
                 return Ok(None);
+            }
+            let now = ways.get(usize::from(is_ordered)).unwrap_or(&ways[0]);
+            if let Some(ordered) = self.hear_visitors(now, &tries.said) {
+                // What was to be started goes on being what there is to return to.
+                if std::mem::replace(&mut is_ordered, true) {
+                    ways.remove(0);
+                }
+                ways.insert(0, ordered);
+                tries = Tries::of(&ways);
+            }
+        }
+    }
+
+    /// Answers whoever is at the door. Returns what is to be started first from now on, if an order says so.
+    fn hear_visitors(&mut self, now: &Choice, why: &str) -> Option<Choice> {
+        self.tell_untold();
+        let mut ordered = None;
+        for asked in self.door.as_mut().map(Door::hear).unwrap_or_default() {
+            let here = Here {
+                paths: self.paths.clone(),
+                closed: order::closed_by(&now.journal),
+                journal: now.journal.clone(),
+                status: stopped(self.paths, &now.journal, why),
+            };
+            let reply = match &asked.request {
+                Err(fault) => AgentReply::Fault(fault.clone()),
+                Ok(request) => {
+                    let heard = self.desk.hear(request.clone(), &here);
+                    self.untold.extend(heard.reports);
+                    if let (Next::CarryOut, Some(order)) = (heard.next, &self.desk.order) {
+                        let (verified, journal) = (order.verified.clone(), order::intended(&now.journal, order));
+                        self.observer.say(&format!("ordered to start {} instead", verified.record.name()));
+                        ordered = Some(Choice { verified, journal, ends: None });
+                    }
+                    heard.reply
+                }
+            };
+            if let Some(door) = &mut self.door {
+                door.answer(&asked, &reply);
+            }
+        }
+        self.tell_untold();
+        ordered
+    }
+
+    /// The order that is here is not what is started.
+    fn give_up_order(&mut self, started: &Journal, why: &str) {
+        let why = format!("it cannot be started here: {why}");
+        if let Some(event) = self.desk.end(self.paths, &started.current, &why) {
+            self.untold.push(event);
+            self.tell_untold();
+        }
+    }
+
+    /// There is no thread yet that sends reports: what the daemon does not take at once it is told later.
+    fn tell_untold(&mut self) {
+        while let Some(event) = self.untold.first() {
+            let request = DaemonRequest::Report { event: event.clone() };
+            match Client::ask::<_, DaemonReply>(&self.paths.daemon_socket(), &request, QUICK_SILENCE) {
+                Ok(_) => drop(self.untold.remove(0)),
+                Err(_) => return,
             }
         }
     }
@@ -193,7 +286,7 @@ impl Waiting<'_> {
     fn ask(&mut self, request: &DaemonRequest, what: &str) -> Result<Option<(DaemonReply, Client)>, StubError> {
         let mut said = String::new();
         loop {
-            let why = match self.ask_once(request, what) {
+            let why = match ask_once(self.paths, request, what) {
                 Answer::Reply(reply, client) => return Ok(Some((reply, client))),
                 Answer::No(error) => return Err(error),
                 Answer::NotNow(why) => why,
@@ -203,45 +296,87 @@ impl Waiting<'_> {
                 self.observer.say(&format!("waiting for the mount daemon to give {what}: {why}"));
                 said = why;
             }
-            if pause(self.signals, LOOK_EVERY) {
+            if pause(self.signals, self.door.iter().flat_map(Door::fds), LOOK_EVERY) {
                 return Ok(None);
             }
-        }
-    }
-
-    fn ask_once(&self, request: &DaemonRequest, what: &str) -> Answer {
-        let reply = Client::connect(&self.paths.daemon_socket()).and_then(|mut client| {
-            let reply: DaemonReply = client.request(request, Some(SILENCE), |_: ()| {})?;
-            Ok((reply, client))
-        });
-        match reply {
-            Ok((DaemonReply::Fault(fault @ (Fault::Unavailable(_) | Fault::Failed(_))), _)) => {
-                Answer::NotNow(fault.to_string())
+            let first = Fault::Unavailable(format!(
+                "{} has never run here, and its first start waits: {said}",
+                self.paths.product()
+            ));
+            for asked in self.door.as_mut().map(Door::hear).unwrap_or_default() {
+                if let Some(door) = &mut self.door {
+                    door.answer(&asked, &AgentReply::Fault(first.clone()));
+                }
             }
-            Ok((DaemonReply::Fault(fault), _)) => {
-                Answer::No(StubError::Daemon { what: what.to_owned(), fault: fault.to_string() })
-            }
-            Ok((reply, client)) => Answer::Reply(reply, client),
-            Err(e) => Answer::Away(e),
         }
     }
 }
 
-fn hold_of(tree: TreeId) -> DaemonRequest {
-    DaemonRequest::Hold { generation: GenerationRef::TreePrefix(tree.to_hex()) }
+/// How it has gone so far with the first of the ways to start.
+struct Tries {
+    first: TreeId,
+    said: String,
+    /// Since when the daemon is there, and cannot give it.
+    there_since: Option<Instant>,
+    why_not_first: Option<String>,
 }
 
-/// Waits, and says whether the stub was told to end meanwhile.
-pub(crate) fn pause(signals: &mut SignalFd, time: Duration) -> bool {
-    let timeout = Timespec::try_from(time).ok();
-    let mut fds = [PollFd::new(&*signals, PollFlags::IN)];
-    let _ = rustix::event::poll(&mut fds, timeout.as_ref());
-    while let Ok(Some(signal)) = signals.read() {
-        if signal != libc::SIGCHLD {
-            return true;
-        }
+impl Tries {
+    fn of(ways: &[Choice]) -> Self {
+        let first = ways.first().map_or(TreeId::of(&[]), |way| way.verified.record.tree);
+        Self { first, said: String::new(), there_since: None, why_not_first: None }
     }
-    false
+
+    /// Whether the first one has all the time for itself.
+    fn is_patient(&self) -> bool {
+        self.there_since.is_none_or(|since| since.elapsed() < FALL_BACK_AFTER)
+    }
+}
+
+/// What is said of a product whose agent does not run.
+pub(super) fn stopped(paths: &AgentPaths, journal: &Journal, why: &str) -> AgentStatus {
+    AgentStatus {
+        product: paths.product().clone(),
+        version: journal.current.version.clone(),
+        tree: journal.current.tree,
+        pid: std::process::id(),
+        started_unix_ms: 0,
+        state: AgentState::Stopped,
+        jobs: Vec::new(),
+        reason: why.to_owned(),
+    }
+}
+
+/// Has the daemon attach a tree for as long as the connection is open, if it can just now.
+pub(super) fn hold(paths: &AgentPaths, tree: TreeId) -> Answer<Attached> {
+    let what = format!("tree {tree}");
+    let request = DaemonRequest::Hold { generation: GenerationRef::TreePrefix(tree.to_hex()) };
+    match ask_once(paths, &request, &what) {
+        Answer::Reply(DaemonReply::Attached(attached), hold) if attached.tree == tree => {
+            Answer::Reply(attached, hold)
+        }
+        Answer::Reply(other, _) => Answer::No(unexpected(&what, &other)),
+        Answer::NotNow(why) => Answer::NotNow(why),
+        Answer::No(error) => Answer::No(error),
+        Answer::Away(e) => Answer::Away(e),
+    }
+}
+
+fn ask_once(paths: &AgentPaths, request: &DaemonRequest, what: &str) -> Answer<DaemonReply> {
+    let reply = Client::connect(&paths.daemon_socket()).and_then(|mut client| {
+        let reply: DaemonReply = client.request(request, Some(SILENCE), |_: ()| {})?;
+        Ok((reply, client))
+    });
+    match reply {
+        Ok((DaemonReply::Fault(fault @ (Fault::Unavailable(_) | Fault::Failed(_))), _)) => {
+            Answer::NotNow(fault.to_string())
+        }
+        Ok((DaemonReply::Fault(fault), _)) => {
+            Answer::No(StubError::Daemon { what: what.to_owned(), fault: fault.to_string() })
+        }
+        Ok((reply, client)) => Answer::Reply(reply, client),
+        Err(e) => Answer::Away(e),
+    }
 }
 
 fn unexpected(what: &str, reply: &DaemonReply) -> StubError {

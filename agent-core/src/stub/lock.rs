@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, Signal};
 
-use super::begin::pause;
+use super::pause::pause;
 use super::{Observer, StubError, io_error, strays};
 use crate::AgentPaths;
 use crate::sys::signal::SignalFd;
@@ -72,7 +72,7 @@ impl Lock {
                     let _ = rustix::process::kill_process(holder.pid, Signal::KILL);
                 }
             }
-            if pause(signals, LOOK_EVERY) {
+            if pause(signals, [], LOOK_EVERY) {
                 return Ok(None);
             }
         }

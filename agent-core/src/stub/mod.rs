@@ -16,14 +16,21 @@
 
 mod after;
 mod begin;
-mod child;
+mod carry;
 mod choose;
+mod door;
 mod evidence;
 mod lock;
+mod order;
 mod outlet;
+mod pause;
 mod run;
+mod running;
+mod spawn;
+mod staging;
 mod strays;
 mod verdict;
+mod watch;
 
 use std::io;
 
@@ -106,7 +113,7 @@ pub fn run(paths: &AgentPaths, observer: &mut dyn Observer) -> Result<(), StubEr
     crate::sys::fd::close_all_on_exec().map_err(io_error("/proc/self/fd cannot be listed"))?;
     crate::sys::exec::adopt_orphans().map_err(io_error("orphans cannot be adopted"))?;
     match begin::begin(paths, &mut signals, observer)? {
-        Some(begun) => run::Stub::new(paths, observer, signals, begun)?.run(),
+        Some(begun) => watch::Stub::new(paths, observer, signals, begun)?.run(),
         // Told to end while it waited.
         None => Ok(()),
     }

@@ -2,30 +2,23 @@
 
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use proto::agent::{ChangeId, Step, StepEvent};
+use proto::agent::{ChangeId, Step};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
-use super::begin::Begun;
-use super::child::{Overdue, Running};
-use super::choose::Ends;
-use super::lock::{Lock, kill_group};
+use super::door::Door;
+use super::lock::kill_group;
+use super::running::Overdue;
 use super::strays;
 use super::verdict::{Cause, History};
-use super::{Observer, StubError, io_error};
-use crate::AgentPaths;
+use super::watch::{Program, Stub, micros};
+use super::{StubError, io_error};
 use crate::channel::{Received, StubMessage};
-use crate::control::Client;
-use crate::durable::Durability;
-use crate::journal::{Entry, Journal, Phase, Staged};
+use crate::journal::Phase;
 use crate::moments::Moment;
-use crate::records::{self, Verified};
-use crate::report::{Reporter, unix_ms};
-use crate::sys::signal::SignalFd;
+use crate::records;
 use crate::{bad, sys};
 
 /// How long the agent may take to end after SIGTERM before its process group is killed.
@@ -33,73 +26,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// An agent that worked for so long has not failed in a row with those before it.
 const WORKED: Duration = Duration::from_secs(60);
 
-/// The stub at work.
-pub(crate) struct Stub<'a> {
-    pub(super) paths: AgentPaths,
-    pub(super) observer: &'a mut dyn Observer,
-    pub(super) signals: SignalFd,
-    pub(super) lock: Lock,
-    pub(super) listener: UnixListener,
-    pub(super) reporter: Reporter,
-    pub(super) journal: Journal,
-    pub(super) verified: Verified,
-    pub(super) path: PathBuf,
-    pub(super) hold: Option<Client>,
-    ends: Option<Ends>,
-    staged: Option<Staged>,
-    pub(super) program: Program,
-    pub(super) history: History,
-    /// A return that has not proved itself yet.
-    pub(super) returning: Option<Returning>,
-    said_ready: bool,
-}
-
-/// What is in the agent's place.
-pub(super) enum Program {
-    Running(Running),
-    /// Nothing; the next start is then.
-    Waiting(Instant),
-    /// The stub is to end.
-    Over,
-}
-
-/// A return that has not proved itself yet.
-pub(super) struct Returning {
-    pub(super) change: ChangeId,
-    pub(super) bad: Entry,
-    pub(super) reason: String,
-    pub(super) since: Instant,
-}
-
-impl<'a> Stub<'a> {
-    pub(crate) fn new(
-        paths: &AgentPaths,
-        observer: &'a mut dyn Observer,
-        signals: SignalFd,
-        begun: Begun,
-    ) -> Result<Self, StubError> {
-        Ok(Self {
-            paths: paths.clone(),
-            observer,
-            signals,
-            lock: begun.lock,
-            listener: begun.listener,
-            // The second thread; everything that must be done with one is behind us.
-            reporter: Reporter::start(paths).map_err(io_error("no thread for reports can be started"))?,
-            journal: begun.journal,
-            verified: begun.verified,
-            path: begun.path,
-            hold: Some(begun.hold),
-            ends: begun.ends,
-            staged: begun.staged,
-            program: Program::Over,
-            history: History::default(),
-            returning: None,
-            said_ready: false,
-        })
-    }
-
-    pub(crate) fn run(mut self) -> Result<(), StubError> {
+impl Stub<'_> {
+    pub(super) fn run(mut self) -> Result<(), StubError> {
         if let Some(staged) = self.staged.take() {
             self.refuse_staged(staged);
         }
@@ -110,13 +38,18 @@ impl<'a> Stub<'a> {
         // Written before the start: from here on the journal keeps the tree, whatever becomes of this process.
         self.write_journal(Moment::StubJournal);
         self.start()?;
+        // Of an order of which the stub has heard the beginning, while it waited for the first tree.
+        self.begin_staging();
         while !matches!(self.program, Program::Over) {
             self.wait()?;
             self.read_signals()?;
             self.read_channel();
             self.read_stderr();
             self.look_at_clock()?;
+            self.look_at_staging()?;
+            self.hear_visitors()?;
         }
+        self.end_order("the stub was told to end; give the order again");
         self.reporter.flush(Duration::from_millis(500));
         Ok(())
     }
@@ -128,8 +61,8 @@ impl<'a> Stub<'a> {
                 self.program = Program::Running(running);
                 Ok(())
             }
-            Err(Cause::ToldToEnd) => {
-                self.program = Program::Over;
+            Err(Cause::NoTree { why }) => {
+                self.wait_for_tree(&why);
                 Ok(())
             }
             Err(cause) => self.failed(&cause, None),
@@ -150,6 +83,8 @@ impl<'a> Stub<'a> {
         // Rounded up, or the last millisecond would be spent polling.
         let timeout = left.and_then(|left| Timespec::try_from(left + Duration::from_millis(1)).ok());
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        fds.extend(self.door.iter().flat_map(Door::fds));
+        fds.extend(self.staging.iter().map(|staging| PollFd::new(staging, PollFlags::IN)));
         if let Program::Running(running) = &self.program {
             fds.push(PollFd::from_borrowed_fd(running.channel.as_fd(), PollFlags::IN));
             if running.channel_is_over() {
@@ -218,7 +153,8 @@ impl<'a> Stub<'a> {
         }
         // The agent writes the journal while it runs; its word counts.
         self.look_at_journal();
-        if let Some(staged) = self.journal.staged.take() {
+        let of_the_stub = self.desk.order.as_ref().map(|order| order.change);
+        if let Some(staged) = self.journal.staged.take_if(|staged| Some(staged.change) != of_the_stub) {
             self.refuse_staged(staged);
             self.write_journal(Moment::StubJournal);
         }
@@ -237,7 +173,9 @@ impl<'a> Stub<'a> {
             None => Cause::Ended { how },
         };
         self.history.cold = if running.confirmed { 0 } else { self.history.cold + 1 };
-        self.failed(&cause, Some(&running))
+        self.failed(&cause, Some(&running))?;
+        // An order that was ready waited for this end.
+        self.carry_out()
     }
 
     fn read_channel(&mut self) {
@@ -278,8 +216,13 @@ impl<'a> Stub<'a> {
     fn serves(&mut self) {
         // By now the journal keeps the tree.
         self.hold = None;
-        if let Program::Running(running) = &mut self.program {
-            running.serving_by = None;
+        let Program::Running(running) = &mut self.program else { return };
+        running.serving_by = None;
+        let took_us = micros(running.since);
+        if let Some(last) = std::mem::take(&mut self.carried).last() {
+            // From here on its end is the agent's to report, or the verdict's.
+            let (from, to) = (self.journal.last_good.clone(), self.journal.current.clone());
+            self.report(last.change, from.as_ref(), &to, Step::Started, took_us, String::new());
         }
         if !std::mem::replace(&mut self.said_ready, true) {
             let name = self.verified.record.name();
@@ -318,6 +261,7 @@ impl<'a> Stub<'a> {
             self.report(ChangeId(0), None, &entry, Step::Launched, took_us, self.journal.reason.clone());
         }
         self.reporter.changed();
+        self.hand_over();
     }
 
     fn read_stderr(&mut self) {
@@ -374,32 +318,6 @@ impl<'a> Stub<'a> {
             Program::Waiting(_) | Program::Over => Ok(()),
         }
     }
-
-    pub(super) fn report(
-        &self,
-        change: ChangeId,
-        from: Option<&Entry>,
-        to: &Entry,
-        step: Step,
-        duration_us: u64,
-        detail: String,
-    ) {
-        let event = StepEvent {
-            change,
-            product: self.paths.product().clone(),
-            from: from.map(|entry| entry.tree),
-            to: to.tree,
-            step,
-            at_unix_ms: unix_ms(),
-            duration_us,
-            detail,
-        };
-        self.reporter.report(&event, Durability::PowerCut);
-    }
-}
-
-pub(super) fn micros(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn describe(status: WaitStatus) -> String {

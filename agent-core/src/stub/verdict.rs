@@ -36,8 +36,11 @@ pub enum Cause {
         /// How long it had, milliseconds.
         serving_ms: u64,
     },
-    /// The stub was told to end while it waited for the tree.
-    ToldToEnd,
+    /// Its tree cannot be had just now.
+    NoTree {
+        /// Why.
+        why: String,
+    },
 }
 
 /// What follows.
@@ -71,7 +74,7 @@ const AGAIN_MAX: Duration = Duration::from_secs(30);
 impl Cause {
     /// Whether it is held against the version when there is no other chance for it.
     fn is_of_the_version(&self) -> bool {
-        !matches!(self, Cause::EndedBefore { .. } | Cause::ToldToEnd)
+        !matches!(self, Cause::EndedBefore { .. } | Cause::NoTree { .. })
     }
 
     /// For people.
@@ -82,7 +85,7 @@ impl Cause {
             Cause::Overdue { probation_ms } => format!("did not confirm within {probation_ms} ms"),
             Cause::NotStarted { fault, .. } => format!("cannot be started: {fault}"),
             Cause::Silent { serving_ms } => format!("did not serve within {serving_ms} ms"),
-            Cause::ToldToEnd => "told to end".to_owned(),
+            Cause::NoTree { why } => format!("its tree cannot be had: {why}"),
         }
     }
 }
@@ -133,7 +136,7 @@ pub fn judge(journal: &Journal, cause: &Cause, history: History) -> Verdict {
         | Cause::Overdue { .. }
         | Cause::NotStarted { .. }
         | Cause::Silent { .. }
-        | Cause::ToldToEnd => Verdict::Return {
+        | Cause::NoTree { .. } => Verdict::Return {
             change,
             bad: journal.current.clone(),
             good: good.clone(),

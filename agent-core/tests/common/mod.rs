@@ -314,6 +314,14 @@ impl Host {
         self.wait_status("serving", |s| s.state == AgentState::Serving)
     }
 
+    /// What the stub says of its agent.
+    pub fn stub_status(&self) -> AgentStatus {
+        match Client::ask(&self.paths.stub_socket(), &AgentRequest::Status, PATIENCE).unwrap() {
+            AgentReply::Status(status) => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Processes that were started below this host's directories.
     pub fn processes(&self) -> usize {
         let below = self.paths.run().display().to_string();
@@ -333,11 +341,29 @@ impl Host {
 
     /// As [`Host::tell`], to an agent that may die meanwhile.
     pub fn try_tell(&mut self, record: &[u8], order: &Order) -> (ChangeId, Result<Result<(), Fault>, ControlError>) {
+        let socket = self.paths.socket();
+        self.try_tell_at(&socket, record, order)
+    }
+
+    /// As [`Host::tell`], to the stub.
+    pub fn tell_stub(&mut self, record: &[u8]) -> (ChangeId, Result<(), Fault>) {
+        let socket = self.paths.stub_socket();
+        let (change, told) = self.try_tell_at(&socket, record, &Order::default());
+        (change, told.unwrap())
+    }
+
+    /// Messages A, B and C to whoever serves this socket.
+    pub fn try_tell_at(
+        &mut self,
+        socket: &Path,
+        record: &[u8],
+        order: &Order,
+    ) -> (ChangeId, Result<Result<(), Fault>, ControlError>) {
         self.changes += 1;
         let change = ChangeId(self.changes);
         let payload = SignedRecord::from_bytes(record).unwrap().payload;
         let record_tree = proto::codec::decode::<GenerationRecord, { 1 << 20 }>(&payload).unwrap().tree;
-        let mut client = match Client::connect(&self.paths.socket()) {
+        let mut client = match Client::connect(socket) {
             Ok(client) => client,
             Err(e) => return (change, Err(e)),
         };
@@ -371,6 +397,11 @@ impl Host {
         told.unwrap();
         self.wait_step(change, Step::Confirmed);
         change
+    }
+
+    /// Waits for a report that ends this change-over.
+    pub fn wait_end(&self, change: ChangeId) -> StepEvent {
+        self.wait_report(&format!("the end of {change:?}"), |e| e.change == change && e.step.ends().is_some())
     }
 
     pub fn wait_step(&self, change: ChangeId, step: Step) -> StepEvent {

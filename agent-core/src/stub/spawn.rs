@@ -1,18 +1,17 @@
-//! Starting a program, and what is known of one that runs.
+//! Starting a program.
 
-use std::io::{self, PipeReader};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use proto::agent::StepEvent;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Pid;
 
-use super::begin::Waiting;
+use super::begin::{self, Answer};
 use super::evidence::Tail;
-use super::run::Stub;
+use super::running::Running;
 use super::verdict::Cause;
+use super::watch::Stub;
 use crate::channel::Channel;
 use crate::durable::FileFault;
 use crate::generation::Attachment;
@@ -23,43 +22,6 @@ use crate::{exec, swap, sys};
 
 /// How long a version that is not on probation may take to serve, at least.
 const SERVING_PATIENCE_MS: u64 = 30_000;
-
-/// Which time was up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Overdue {
-    Confirming(u64),
-    Serving(u64),
-}
-
-/// The agent, as its parent sees it.
-pub(super) struct Running {
-    pub(super) pid: Pid,
-    pub(super) channel: Channel,
-    pub(super) stderr: Option<PipeReader>,
-    pub(super) tail: Tail,
-    pub(super) since: Instant,
-    /// When the probation is over, and how long it was.
-    pub(super) probation: Option<(Instant, u64)>,
-    pub(super) timeline: Vec<StepEvent>,
-    pub(super) confirmed: bool,
-    /// It is what the journal calls current, not the version before on its way there.
-    pub(super) is_new: bool,
-    /// By then it must serve, and how long it had, milliseconds; `None` once it has said so.
-    pub(super) serving_by: Option<(Instant, u64)>,
-    /// Its time was up, and it was killed.
-    pub(super) overdue: Option<Overdue>,
-    /// SIGTERM has been passed on; by then it must have ended.
-    pub(super) stopping: Option<Instant>,
-}
-
-impl Running {
-    /// A program that is not an agent closes the channel; polling it would spin.
-    pub(super) fn channel_is_over(&self) -> bool {
-        let mut fds = [PollFd::from_borrowed_fd(self.channel.as_fd(), PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        rustix::event::poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
-    }
-}
 
 impl Stub<'_> {
     /// Starts the current version's program.
@@ -112,7 +74,8 @@ impl Stub<'_> {
             tail: Tail::default(),
             since: Instant::now(),
             probation,
-            timeline: Vec::new(),
+            // A version that the stub itself has changed over to has its steps from there.
+            timeline: if probation.is_some() { self.carried.clone() } else { Vec::new() },
             confirmed: false,
             is_new: matches!(self.journal.phase, Phase::Probation { .. }),
             serving_by,
@@ -134,14 +97,14 @@ impl Stub<'_> {
             return Err(reason(fault.to_string(), true));
         }
         // The daemon may have been away since: a mount point without its mount looks like a tree without its program.
-        let mut waiting = Waiting { paths: &self.paths, signals: &mut self.signals, observer: self.observer };
-        let held = waiting.hold(tree);
-        match held.map_err(|e| reason(e.to_string(), false))? {
-            Some((attached, client)) => {
-                self.path = PathBuf::from(attached.path);
+        match begin::hold(&self.paths, tree) {
+            Answer::Reply(held, client) => {
+                self.path = PathBuf::from(held.path);
                 self.hold = Some(client);
             }
-            None => return Err(Cause::ToldToEnd),
+            Answer::NotNow(why) => return Err(Cause::NoTree { why }),
+            Answer::Away(e) => return Err(Cause::NoTree { why: e.to_string() }),
+            Answer::No(error) => return Err(reason(error.to_string(), false)),
         }
         look(&self.path).map_err(|fault| reason(fault.to_string(), fault.is_of_the_version()))
     }
