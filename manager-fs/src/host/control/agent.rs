@@ -1,9 +1,10 @@
-//! One agent of this host, asked over its operations socket.
+//! One agent of this host, asked over its operations socket; and its stub, which takes orders while no agent runs.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_core::AgentPaths;
 use proto::Product;
 use proto::agent::{AgentReply, AgentRequest};
 use proto::message::Fault;
@@ -33,7 +34,32 @@ pub(crate) async fn ask(
     request: &AgentRequest,
     deadline: Duration,
 ) -> Result<AgentReply, Fault> {
-    let link = connect(agents_dir, product).await?;
+    ask_on(connect(agents_dir, product).await?, product, request, deadline).await
+}
+
+/// One request to the stub, which watches the agent whether it runs or not.
+///
+/// # Errors
+/// No stub runs, or it does not answer in time, or answers with a fault.
+pub(super) async fn ask_stub(
+    agents_dir: &Path,
+    product: &Product,
+    request: &AgentRequest,
+    deadline: Duration,
+) -> Result<AgentReply, Fault> {
+    let path = AgentPaths::stub_socket_in(agents_dir, product);
+    let stream = connect_unix(&path).await.map_err(|error| {
+        Fault::Unavailable(format!("no `launch {product}` runs on this host ({}: {error})", path.display()))
+    })?;
+    ask_on(start(stream, Arc::new(RefuseAll)), product, request, deadline).await
+}
+
+async fn ask_on(
+    link: Link,
+    product: &Product,
+    request: &AgentRequest,
+    deadline: Duration,
+) -> Result<AgentReply, Fault> {
     let reply = link.request(request, |_| (), deadline).await;
     link.close("done");
     match reply.map_err(|error| gone(product, &error))? {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! manager ──ChangeOver──> A SaveMetadata, B Attach, C Finish ──> RUN/agents/<product>.sock
+//!                                          while no agent runs ─> RUN/agents/<product>/stub.sock
 //! manager ──Run, Cancel──> (followed, see jobs.rs) ──────────> RUN/agents/<product>.sock
 //! manager <──Report── spool <──Report, Changed── RUN/mount.sock <── agent, stub
 //! ```
@@ -30,6 +31,8 @@ use crate::host::generations::records::Records;
 const AGENT_DEADLINE: Duration = Duration::from_secs(30);
 /// An agent between two versions does not answer; then its last status stands.
 const STATUS_DEADLINE: Duration = Duration::from_secs(2);
+/// The stub answers at once, unless it has been stopped.
+const STUB_DEADLINE: Duration = Duration::from_millis(300);
 /// Agents are looked at this often even when nobody says that they changed: one may have been killed.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const REPORT_DEADLINE: Duration = Duration::from_secs(30);
@@ -137,7 +140,7 @@ impl Relay {
         ];
         // Before the first of them: the end of a quick refusal may come before the last answer.
         self.orders.taken(product, change, order.attach);
-        let told = self.tell_agent(product, &messages).await;
+        let told = self.tell(product, &messages).await;
         if told.is_err() {
             self.orders.refused(change);
         }
@@ -145,9 +148,31 @@ impl Relay {
         told
     }
 
-    async fn tell_agent(&self, product: &Product, messages: &[AgentRequest]) -> Result<(), Fault> {
+    /// To the agent or, while there is none that could take an order, to its stub. Which of the two it is may change in
+    /// between; both answer messages that they have had, and follow them once.
+    async fn tell(&self, product: &Product, messages: &[AgentRequest]) -> Result<(), Fault> {
+        for to_agent in [false, true, false] {
+            if !to_agent && stopped(&self.agents_dir, product).await.is_none() {
+                continue;
+            }
+            match self.tell_one(product, messages, to_agent).await {
+                // It has gone meanwhile, or sends us to the other one.
+                Err(fault @ Fault::Unavailable(_)) => tracing::info!(%product, %fault, "an order is not taken"),
+                told => return told,
+            }
+        }
+        // The words of whoever should have taken it.
+        self.tell_one(product, messages, true).await
+    }
+
+    async fn tell_one(&self, product: &Product, messages: &[AgentRequest], to_agent: bool) -> Result<(), Fault> {
         for message in messages {
-            match agent::ask(&self.agents_dir, product, message, AGENT_DEADLINE).await? {
+            let asked = if to_agent {
+                agent::ask(&self.agents_dir, product, message, AGENT_DEADLINE).await
+            } else {
+                agent::ask_stub(&self.agents_dir, product, message, AGENT_DEADLINE).await
+            };
+            match asked? {
                 AgentReply::Done => {}
                 other => return Err(Fault::Failed(format!("{product} answered a change-over with {other:?}"))),
             }
@@ -232,7 +257,7 @@ impl Relay {
             agents.mark_changed();
             attached.mark_changed();
             while !matches!(connections.has_changed(), Ok(true) | Err(_)) {
-                let told = self.tell(&manager, &mut agents, &mut attached).await;
+                let told = self.tell_manager(&manager, &mut agents, &mut attached).await;
                 if let Err(fault) = told {
                     tracing::warn!(%fault, "the manager did not take this host's reports; they wait");
                     tokio::time::sleep(PROGRESS_EVERY).await;
@@ -251,7 +276,7 @@ impl Relay {
         }
     }
 
-    async fn tell(
+    async fn tell_manager(
         &self,
         manager: &ManagerLink,
         agents: &mut watch::Receiver<Vec<AgentStatus>>,
@@ -310,6 +335,9 @@ async fn status(
     journal: Option<Journal>,
     last: Option<AgentStatus>,
 ) -> Option<AgentStatus> {
+    if let Some(stopped) = stopped(agents_dir, product).await {
+        return Some(stopped);
+    }
     match agent::ask(agents_dir, product, &AgentRequest::Status, STATUS_DEADLINE).await {
         Ok(AgentReply::Status(status)) if status.product == *product => return Some(status),
         Ok(other) => tracing::warn!(%product, ?other, "an agent answered Status with something else"),
@@ -331,6 +359,16 @@ async fn status(
         }),
         (Some(last), None) => Some(AgentStatus { pid: 0, state: AgentState::Stopped, jobs: Vec::new(), ..last }),
         (None, None) => None,
+    }
+}
+
+/// What the stub says of an agent that does not run: why, and by its process id that orders are taken all the same.
+async fn stopped(agents_dir: &Path, product: &Product) -> Option<AgentStatus> {
+    match agent::ask_stub(agents_dir, product, &AgentRequest::Status, STUB_DEADLINE).await {
+        Ok(AgentReply::Status(status)) if status.state == AgentState::Stopped && status.product == *product => {
+            Some(status)
+        }
+        _ => None,
     }
 }
 

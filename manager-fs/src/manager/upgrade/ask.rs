@@ -18,7 +18,7 @@ const ACCEPT_DEADLINE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Upgrades {
-    /// Asks the host which agent of the product runs.
+    /// Asks the host what it has of the product: an agent that runs, or one that does not.
     pub(super) async fn running(
         &self,
         host: &HostName,
@@ -35,7 +35,7 @@ impl Upgrades {
         if let Err(error) = self.state.observations().note(host, vec![seen]).await {
             tracing::warn!(%host, %error, "what runs there is not written down");
         }
-        Ok(agents.into_iter().find(|agent| agent.product == *product && agent.state != AgentState::Stopped))
+        Ok(agents.into_iter().find(|agent| agent.product == *product))
     }
 
     /// Gives the order, again while the version that runs has not proved itself: one that was started a moment ago takes

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use proto::agent::{Step, StepEvent};
+use proto::agent::{AgentState, AgentStatus, Step, StepEvent};
 use proto::message::{ChangeOver, Fault, HostReply, ManagerRequest};
 use proto::name::Target;
-use proto::{GenerationRecord, HostName};
+use proto::{GenerationRecord, HostName, Product};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::connections::Connections;
@@ -206,8 +206,13 @@ impl Upgrades {
         let link = self.connections.control_link(host).ok_or_else(not_connected)?;
         let running = self.running(host, &record.product, link.clone()).await;
         match running.map_err(|error| refused(error.to_string()))? {
-            None => Err(refused(format!("no agent of {} runs on {host}", record.product))),
-            Some(status) if status.tree == record.tree && status.version == record.version => {
+            None => Err(refused(never_ran(host, &record.product))),
+            Some(status) if !status.takes_orders() => Err(refused(nobody_there(host, &status))),
+            Some(status) if status.state == AgentState::Stopped && is_of(&status, record) => {
+                let name = record.name();
+                Err(refused(format!("{name} is what {host} starts, and it does not come up: {}", status.reason)))
+            }
+            Some(status) if is_of(&status, record) => {
                 Err(HostEnd { verdict: Verdict::Already, ..refused(format!("{} runs there already", record.name())) })
             }
             Some(_) => Ok(link),
@@ -327,6 +332,23 @@ impl Upgrades {
             let _ = tokio::time::timeout(NEWS_DEADLINE, step).await;
         }
     }
+}
+
+fn is_of(status: &AgentStatus, record: &GenerationRecord) -> bool {
+    status.tree == record.tree && status.version == record.version
+}
+
+fn never_ran(host: &HostName, product: &Product) -> String {
+    format!("{product} has never run on {host}: start it there with `manager-fs launch {product}`")
+}
+
+fn nobody_there(host: &HostName, status: &AgentStatus) -> String {
+    let (product, version) = (&status.product, &status.version);
+    format!(
+        "no agent of {product} runs on {host}, and no `launch {product}` is there to take the order: start it there with \
+         `manager-fs launch {product}` (it begins with {version}), or first choose another version there with `manager-fs \
+         rescue {product} --to GENERATION`"
+    )
 }
 
 fn reason_of(steps: &[StepEvent], last: &StepEvent) -> String {
