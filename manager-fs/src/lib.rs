@@ -8,6 +8,7 @@
 //! [`manager`] and [`host`] never import each other; they share [`net`] and the vocabulary of [`proto`].
 
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod host;
 pub mod manager;

@@ -2,7 +2,7 @@
 //! is as good as any. The one place that says so.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Locks a mutex.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -32,14 +32,4 @@ pub(crate) fn wait<'m, T>(changed: &Condvar, guard: MutexGuard<'m, T>) -> MutexG
 /// As [`wait`], at most for so long.
 pub(crate) fn wait_for<'m, T>(changed: &Condvar, guard: MutexGuard<'m, T>, time: Duration) -> MutexGuard<'m, T> {
     changed.wait_timeout(guard, time).unwrap_or_else(PoisonError::into_inner).0
-}
-
-/// As [`wait`], at most until a moment; `None` when that has passed already.
-pub(crate) fn wait_until<'m, T>(
-    changed: &Condvar,
-    guard: MutexGuard<'m, T>,
-    moment: Instant,
-) -> Option<MutexGuard<'m, T>> {
-    let left = moment.checked_duration_since(Instant::now())?;
-    Some(wait_for(changed, guard, left))
 }

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::cache::{Cache, CacheError, CacheOptions};
 use super::control::daemon::{Daemon, DaemonParts};
-use super::control::relay::Relay;
+use super::control::relay::{AgentDirs, Relay};
 use super::control::socket;
 use super::control::spool::Spool;
 use super::data::dial::{TlsDial, renew_for_ever};
@@ -27,6 +27,7 @@ use super::leftovers;
 use super::mount::{Layout, MountError, Worker};
 use super::objects::{Objects, ObjectsOptions};
 use super::panics;
+use crate::clock::Clock;
 use crate::config::Dirs;
 use crate::net::bind_unix;
 
@@ -121,7 +122,9 @@ fn open_parts(
     opened: Opened<'_>,
 ) -> Result<DaemonParts, WorkerError> {
     let Opened { runtime, worker, identity, spool } = opened;
-    let manager = ManagerLink::new(runtime, TlsDial::new(&dirs.state, options.manager.clone(), identity));
+    let clock = Clock::system();
+    let manager =
+        ManagerLink::new(runtime, clock.clone(), TlsDial::new(&dirs.state, options.manager.clone(), identity));
     let prefetch =
         Prefetch::start(worker.mounts()).doing(|| "start the thread that fills the page cache".to_owned())?;
     let fetch = fetch_options(options, &spool, &prefetch);
@@ -144,9 +147,10 @@ fn open_parts(
         prefetch,
         report: Box::new(move |report| reported.push(report)),
     });
-    let leases = Leases::open(&dirs.state, dirs.agents())
+    let leases = Leases::open(&dirs.state, dirs.agents(), clock.clone())
         .doing(|| format!("read the attachments in {}", dirs.state.display()))?;
-    let relay = Relay::new(&dirs.state, dirs.agents(), Arc::clone(&records), spool);
+    let agents = AgentDirs { state_dir: dirs.state.clone(), agents_dir: dirs.agents() };
+    let relay = Relay::new(agents, clock, Arc::clone(&records), spool);
     let telling = Arc::clone(&relay);
     let tell = Box::new(move |trees| telling.set_attached(trees));
     let generations = Generations::new(Arc::clone(&data) as Arc<dyn Trees>, Arc::clone(&records), leases, tell);

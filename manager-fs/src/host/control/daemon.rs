@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use agent_core::report::unix_ms;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::{Fault, HostReply, ManagerRequest};
 use proto::{HostName, codec};
@@ -10,6 +9,7 @@ use tokio::sync::watch;
 
 use super::exports::{ASK_DEADLINE, Exports};
 use super::relay::Relay;
+use crate::clock::Clock;
 use crate::host::data::link::ManagerLink;
 use crate::host::data::plane::DataPlane;
 use crate::host::generations::Generations;
@@ -50,7 +50,7 @@ impl Daemon {
         data.set_view(&records.all());
         Arc::new(Self {
             host,
-            started_unix_ms: unix_ms(),
+            started_unix_ms: manager.clock().unix_ms(),
             data,
             records,
             generations,
@@ -59,6 +59,11 @@ impl Daemon {
             manager,
             unmount: watch::Sender::new(false),
         })
+    }
+
+    /// The one clock of the worker.
+    pub(crate) fn clock(&self) -> &Clock {
+        self.manager.clock()
     }
 
     /// Starts everything that runs by itself. Must be called inside the runtime.

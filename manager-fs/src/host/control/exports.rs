@@ -10,6 +10,7 @@ use proto::message::{Fault, HostRequest, ManagerReply};
 use proto::{GenerationRef, SignedRecord};
 use tokio::sync::MutexGuard;
 
+use crate::clock::Clock;
 use crate::host::blocking;
 use crate::host::data::link::ManagerLink;
 use crate::host::data::plane::DataPlane;
@@ -70,7 +71,7 @@ impl Exports {
                 return found;
             }
             // Whoever had the turn before may have used up any time that was given before it.
-            self.refresh_in_turn(&turn, Instant::now() + FRESH_DEADLINE).await
+            self.refresh_in_turn(&turn, self.clock().now() + FRESH_DEADLINE).await
         };
         match (find().await, asked) {
             (Err(Fault::NotFound(_)), Err(fault)) => Err(Fault::NotFound(format!(
@@ -92,7 +93,7 @@ impl Exports {
     /// It does not say so in this time, counted from its turn; what was known stays.
     pub(crate) async fn refresh(&self, time: Duration) -> Result<(), Fault> {
         let turn = self.refreshing.lock().await;
-        self.refresh_in_turn(&turn, Instant::now() + time).await
+        self.refresh_in_turn(&turn, self.clock().now() + time).await
     }
 
     async fn refresh_in_turn(&self, _turn: &MutexGuard<'_, ()>, deadline: Instant) -> Result<(), Fault> {
@@ -117,6 +118,10 @@ impl Exports {
             self.generations.changed();
         }
         Ok(())
+    }
+
+    fn clock(&self) -> &Clock {
+        self.manager.clock()
     }
 
     /// The manager's list, and the records of it that are not here.
@@ -159,7 +164,7 @@ impl Exports {
                 if matches!(connections.has_changed(), Ok(true) | Err(_)) {
                     break;
                 }
-                tokio::time::sleep(REFRESH_PAUSE).await;
+                self.clock().sleep(REFRESH_PAUSE).await;
             }
             if connections.changed().await.is_err() {
                 return;

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::agent::{connect, gone};
 use super::spool::Spool;
+use crate::clock::Clock;
 use crate::host::blocking;
 use crate::net::{Answer, Incoming};
 use crate::sync::lock;
@@ -33,6 +34,7 @@ const OPERATION_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The jobs under way.
 pub(crate) struct Jobs {
     agents_dir: PathBuf,
+    clock: Clock,
     spool: Arc<Spool>,
     following: Mutex<HashMap<JobId, Arc<Following>>>,
 }
@@ -44,8 +46,8 @@ struct Following {
 
 impl Jobs {
     /// None yet. `agents_dir` holds the agents' sockets.
-    pub(crate) fn new(agents_dir: PathBuf, spool: Arc<Spool>) -> Arc<Self> {
-        Arc::new(Self { agents_dir, spool, following: Mutex::default() })
+    pub(crate) fn new(agents_dir: PathBuf, clock: Clock, spool: Arc<Spool>) -> Arc<Self> {
+        Arc::new(Self { agents_dir, clock, spool, following: Mutex::default() })
     }
 
     /// Answers the manager's `Run`: with progress as it comes, then the outcome. A job that is already followed is joined.
@@ -122,20 +124,20 @@ impl Jobs {
     }
 
     async fn follow_to_end(&self, product: &Product, request: &AgentRequest, entry: &Following) -> HostReply {
-        let (mut joined, mut pause, mut gone_since) = (false, REJOIN_PAUSE_MIN, Instant::now());
+        let (mut joined, mut pause, mut gone_since) = (false, REJOIN_PAUSE_MIN, self.clock.now());
         loop {
             let attempt = self.attempt(product, request, entry, &mut joined, &mut gone_since).await;
             match attempt {
                 Ok(AgentReply::Outcome(outcome)) => return HostReply::Outcome(outcome),
-                Ok(AgentReply::Fault(Fault::Draining)) if joined && gone_since.elapsed() < REJOIN_MAX => {}
+                Ok(AgentReply::Fault(Fault::Draining)) if joined && self.clock.now() - gone_since < REJOIN_MAX => {}
                 Ok(AgentReply::Fault(fault)) => return HostReply::Fault(fault),
                 Ok(AgentReply::Done | AgentReply::Status(_)) => {
                     return HostReply::Fault(Fault::Failed(format!("{product} answered a job with something else")));
                 }
-                Err(_) if joined && gone_since.elapsed() < REJOIN_MAX => {}
+                Err(_) if joined && self.clock.now() - gone_since < REJOIN_MAX => {}
                 Err(fault) => return HostReply::Fault(fault),
             }
-            tokio::time::sleep(pause).await;
+            self.clock.sleep(pause).await;
             pause = (pause * 2).min(REJOIN_PAUSE_MAX);
         }
     }
@@ -159,14 +161,15 @@ impl Jobs {
                 Err(error) => tracing::warn!(%error, %product, "an agent's progress cannot be read"),
             }
         };
-        let connected = Instant::now();
+        let connected = self.clock.now();
         let reply = link.request(request, heard, OPERATION_MAX).await;
         link.close("done");
         if reply.is_err() {
             // It took the connection and then ended: it may have taken the job as well.
             *joined = true;
-            if connected.elapsed() > REJOIN_PAUSE_MAX {
-                *gone_since = Instant::now();
+            let now = self.clock.now();
+            if now - connected > REJOIN_PAUSE_MAX {
+                *gone_since = now;
             }
         }
         reply.map_err(|error| gone(product, &error))

@@ -119,7 +119,7 @@ fn fixture(acts: Vec<Act>) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let asked = agent(dir.path(), acts);
     let spool = Arc::new(Spool::open(&dir.path().join("events")).unwrap());
-    let jobs = Jobs::new(dir.path().to_owned(), Arc::clone(&spool));
+    let jobs = Jobs::new(dir.path().to_owned(), Clock::system(), Arc::clone(&spool));
     let (ours, theirs) = tokio::io::duplex(1 << 16);
     start(theirs, Arc::new(Host(Arc::clone(&jobs))));
     Fixture { _dir: dir, spool, jobs, manager: start(ours, Arc::new(RefuseAll)), asked }
@@ -166,7 +166,7 @@ async fn without_an_agent_the_answer_says_how_to_start_one() {
     let fixture = fixture(vec![]);
     let (ours, theirs) = tokio::io::duplex(1 << 16);
     let empty = tempfile::tempdir().unwrap();
-    let jobs = Jobs::new(empty.path().to_owned(), Arc::clone(&fixture.spool));
+    let jobs = Jobs::new(empty.path().to_owned(), Clock::system(), Arc::clone(&fixture.spool));
     start(theirs, Arc::new(Host(jobs)));
     let Ok(HostReply::Fault(Fault::Unavailable(text))) = run(&start(ours, Arc::new(RefuseAll)), &mut vec![]).await
     else {

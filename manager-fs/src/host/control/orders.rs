@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use proto::agent::{AgentStatus, ChangeId, Step, StepEvent};
 use proto::{Product, TreeId};
 
+use crate::clock::Clock;
 use crate::sync::lock;
 
 /// The stub starts an agent again after 30 s at most.
@@ -44,7 +45,8 @@ impl Orders {
     }
 
     /// What runs here now. Returns the end of each order whose agent has been gone for too long.
-    pub(super) fn seen(&self, agents: &[AgentStatus], now: Instant, at_unix_ms: u64) -> Vec<StepEvent> {
+    pub(super) fn seen(&self, agents: &[AgentStatus], clock: &Clock) -> Vec<StepEvent> {
+        let now = clock.now();
         let runs = |product: &Product| agents.iter().any(|agent| agent.product == *product && agent.pid != 0);
         let mut ends = Vec::new();
         self.with(|orders| {
@@ -68,7 +70,7 @@ impl Orders {
                     from: None,
                     to: taken.to,
                     step: Step::Refused,
-                    at_unix_ms,
+                    at_unix_ms: clock.unix_ms(),
                     duration_us: 0,
                     detail,
                 });
@@ -86,6 +88,7 @@ impl Orders {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::testing::Manual;
     use proto::agent::AgentState;
 
     fn agent(pid: u32) -> AgentStatus {
@@ -117,21 +120,30 @@ mod tests {
     #[test]
     fn an_order_ends_with_its_last_step_or_when_its_agent_does_not_come_back() {
         let (orders, product) = (Orders::default(), "p".parse().unwrap());
-        let start = Instant::now();
-        let after = |seconds| start + Duration::from_secs(seconds);
+        let (time, clock) = Manual::new();
+        let pass = |seconds| time.advance(Duration::from_secs(seconds));
         orders.taken(&product, ChangeId(7), TreeId::of(b"2"));
-        assert!(orders.seen(&[agent(0)], start, 1).is_empty());
-        assert!(orders.seen(&[agent(0)], after(59), 1).is_empty(), "the stub may start it again");
-        assert!(orders.seen(&[agent(4711)], after(60), 1).is_empty());
-        assert!(orders.seen(&[], after(61), 1).is_empty(), "it came back meanwhile");
-        let ends = orders.seen(&[], after(121), 1);
+        assert!(orders.seen(&[agent(0)], &clock).is_empty());
+        pass(59);
+        assert!(orders.seen(&[agent(0)], &clock).is_empty(), "the stub may start it again");
+        pass(1);
+        assert!(orders.seen(&[agent(4711)], &clock).is_empty());
+        pass(1);
+        assert!(orders.seen(&[], &clock).is_empty(), "it came back meanwhile");
+        pass(59);
+        assert!(orders.seen(&[], &clock).is_empty());
+        pass(1);
+        let ends = orders.seen(&[], &clock);
+        assert_eq!(ends[0].at_unix_ms, clock.unix_ms());
         assert_eq!((ends.len(), ends[0].change, ends[0].step), (1, ChangeId(7), Step::Refused));
         assert!(ends[0].detail.contains("`launch p` is gone"), "{}", ends[0].detail);
-        assert!(orders.seen(&[], after(999), 1).is_empty(), "once");
+        pass(999);
+        assert!(orders.seen(&[], &clock).is_empty(), "once");
         orders.taken(&product, ChangeId(7), TreeId::of(b"2"));
         orders.reported(&step(Step::Staged));
-        assert!(orders.seen(&[], start, 1).is_empty());
+        assert!(orders.seen(&[], &clock).is_empty());
         orders.reported(&step(Step::Confirmed));
-        assert!(orders.seen(&[], after(999), 1).is_empty(), "it has ended");
+        pass(999);
+        assert!(orders.seen(&[], &clock).is_empty(), "it has ended");
     }
 }

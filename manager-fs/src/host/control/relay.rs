@@ -10,10 +10,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agent_core::journal::{self, Journal};
-use agent_core::report::unix_ms;
 use proto::agent::{AgentReply, AgentRequest, AgentState, AgentStatus, StepEvent};
 use proto::message::{ChangeOver, Fault, HostReply, HostReport, HostRequest};
 use proto::{Product, TreeId};
@@ -23,6 +22,7 @@ use super::agent;
 use super::jobs::Jobs;
 use super::orders::Orders;
 use super::spool::Spool;
+use crate::clock::Clock;
 use crate::host::blocking;
 use crate::host::data::link::ManagerLink;
 use crate::host::generations::records::Records;
@@ -39,8 +39,18 @@ const REPORT_DEADLINE: Duration = Duration::from_secs(30);
 /// A job that the manager does not follow by itself is reported on this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
+/// Where a host's agents are.
+#[derive(Debug, Clone)]
+pub(crate) struct AgentDirs {
+    /// Their journals are below it.
+    pub(crate) state_dir: PathBuf,
+    /// Their sockets are in it.
+    pub(crate) agents_dir: PathBuf,
+}
+
 /// The relay of one host.
 pub(crate) struct Relay {
+    clock: Clock,
     state_dir: PathBuf,
     agents_dir: PathBuf,
     records: Arc<Records>,
@@ -54,11 +64,13 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// A relay for the agents whose journals are below `state` and whose sockets are in `agents_dir`.
-    pub(crate) fn new(state: &Path, agents_dir: PathBuf, records: Arc<Records>, spool: Arc<Spool>) -> Arc<Self> {
+    /// A relay for the agents of these directories; nothing runs yet.
+    pub(crate) fn new(dirs: AgentDirs, clock: Clock, records: Arc<Records>, spool: Arc<Spool>) -> Arc<Self> {
+        let AgentDirs { state_dir, agents_dir } = dirs;
         Arc::new(Self {
-            state_dir: state.to_owned(),
-            jobs: Jobs::new(agents_dir.clone(), Arc::clone(&spool)),
+            jobs: Jobs::new(agents_dir.clone(), clock.clone(), Arc::clone(&spool)),
+            clock,
+            state_dir,
             agents_dir,
             records,
             spool,
@@ -216,7 +228,7 @@ impl Relay {
 
     /// Reports the end of orders whose agents do not come back.
     async fn end_orders(&self, agents: &[AgentStatus]) {
-        let ends = self.orders.seen(agents, Instant::now(), unix_ms());
+        let ends = self.orders.seen(agents, &self.clock);
         if ends.is_empty() {
             return;
         }
@@ -240,7 +252,7 @@ impl Relay {
             self.look().await;
             tokio::select! {
                 () = self.look.notified() => {}
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
+                () = self.clock.sleep(LOOK_AGAIN) => {}
             }
         }
     }
@@ -260,7 +272,7 @@ impl Relay {
                 let told = self.tell_manager(&manager, &mut agents, &mut attached).await;
                 if let Err(fault) = told {
                     tracing::warn!(%fault, "the manager did not take this host's reports; they wait");
-                    tokio::time::sleep(PROGRESS_EVERY).await;
+                    self.clock.sleep(PROGRESS_EVERY).await;
                     agents.mark_changed();
                     attached.mark_changed();
                     continue;
@@ -270,7 +282,7 @@ impl Relay {
                     _ = agents.changed() => agents.mark_changed(),
                     _ = attached.changed() => attached.mark_changed(),
                     _ = connections.changed() => connections.mark_changed(),
-                    () = tokio::time::sleep(PROGRESS_EVERY) => {}
+                    () = self.clock.sleep(PROGRESS_EVERY) => {}
                 }
             }
         }
@@ -326,7 +338,8 @@ fn products(state_dir: &Path, agents_dir: &Path) -> BTreeMap<Product, Option<Jou
 }
 
 async fn send(manager: &ManagerLink, reports: Vec<HostReport>) -> Result<(), Fault> {
-    manager.ask(&HostRequest::Report { reports }, Instant::now() + REPORT_DEADLINE).await.map(drop)
+    let deadline = manager.clock().now() + REPORT_DEADLINE;
+    manager.ask(&HostRequest::Report { reports }, deadline).await.map(drop)
 }
 
 async fn status(

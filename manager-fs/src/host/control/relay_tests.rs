@@ -1,4 +1,5 @@
 use std::sync::Mutex;
+use std::time::Instant;
 
 use agent_core::journal::Entry;
 use proto::agent::{ChangeId, JobId, Step};
@@ -7,7 +8,8 @@ use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::ManagerReply;
 
 use super::*;
-use crate::host::data::link::{Dial, ManagerLink};
+use crate::host::data::lane::Dial;
+use crate::host::data::link::ManagerLink;
 use crate::host::generations::records::tests::{key_of, signed};
 use crate::net::{Answer, BoxFuture, Handler, Link, NetError, bind_unix, start};
 
@@ -71,9 +73,14 @@ fn serve(dir: &Path, agent: Agent) -> Arc<Agent> {
 }
 
 fn relay(dir: &Path) -> Arc<Relay> {
+    relay_by(dir, Clock::system())
+}
+
+fn relay_by(dir: &Path, clock: Clock) -> Arc<Relay> {
     let known = Records::open(dir, dir, vec![key_of(1).verifying_key()]);
     let spool = Arc::new(Spool::open(&dir.join("events")).unwrap());
-    Relay::new(dir, dir.join("run"), Arc::new(known), spool)
+    let dirs = AgentDirs { state_dir: dir.to_owned(), agents_dir: dir.join("run") };
+    Relay::new(dirs, clock, Arc::new(known), spool)
 }
 
 fn order() -> ChangeOver {
@@ -186,7 +193,7 @@ impl Handler for Take {
                 self.0.reports.lock().unwrap().extend(reports);
                 ManagerReply::Done
             }
-            _ => ManagerReply::Welcome { host: "h".parse().unwrap(), now: unix_ms() },
+            _ => ManagerReply::Welcome { host: "h".parse().unwrap(), now: crate::clock::unix_ms() },
         };
         Box::pin(async move { drop(answer.finish(&reply).await) })
     }
@@ -216,7 +223,8 @@ async fn what_happened_without_the_manager_is_told_first_and_in_order() {
     relay.set_attached(BTreeSet::from([tree(2)]));
     relay.look().await;
     let fake = Arc::new(FakeManager::default());
-    let manager = ManagerLink::new(&tokio::runtime::Handle::current(), Arc::new(FakeDial(Arc::clone(&fake))));
+    let manager =
+        ManagerLink::new(&tokio::runtime::Handle::current(), Clock::system(), Arc::new(FakeDial(Arc::clone(&fake))));
     manager.start(Arc::new(crate::net::RefuseAll));
     tokio::spawn(Arc::clone(&relay).report_for_ever(Arc::clone(&manager)));
     let told = async {

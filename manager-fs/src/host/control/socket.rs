@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proto::agent::StepEvent;
 use proto::codec;
@@ -27,6 +27,8 @@ const PROGRESS_MIN: Duration = Duration::from_millis(100);
 const PROGRESS_MAX: Duration = Duration::from_secs(2);
 /// A stage that cannot reach the manager tries again after this time.
 const STAGE_PAUSE: Duration = Duration::from_secs(1);
+/// Accepting that failed is tried again after this time.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The manager compresses the bundle before it answers.
 const PROFILE_DEADLINE: Duration = Duration::from_secs(170);
 /// How long `status` waits for a fresh look at the processes, and at the agents, before it shows the last one.
@@ -41,7 +43,7 @@ pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
             Err(error) => {
                 // Out of descriptors, most likely: some will close.
                 tracing::warn!(%error, "a local connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                daemon.clock().sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -137,7 +139,7 @@ async fn answer_simple(
         }
         DaemonRequest::Profile { tree, touches } => {
             let request = HostRequest::Profile { tree, touches };
-            match daemon.manager.ask(&request, Instant::now() + PROFILE_DEADLINE).await? {
+            match daemon.manager.ask(&request, daemon.clock().now() + PROFILE_DEADLINE).await? {
                 ManagerReply::Bundle(facts) => Ok(DaemonReply::Bundle(facts)),
                 _ => Err(Fault::Failed("the manager answered Profile with something else".to_owned())),
             }
@@ -162,8 +164,9 @@ async fn status_text(daemon: &Arc<Daemon>) -> String {
         Ok(())
     });
     // A look that takes longer goes on, and shows next time.
-    let users = tokio::time::timeout(LOOK_DEADLINE, look);
-    let _ = tokio::join!(users, tokio::time::timeout(LOOK_DEADLINE, daemon.relay.look()));
+    let until = daemon.clock().now() + LOOK_DEADLINE;
+    let users = daemon.clock().within(until, look);
+    let _ = tokio::join!(users, daemon.clock().within(until, daemon.relay.look()));
     status::document(daemon).to_string()
 }
 
@@ -209,7 +212,8 @@ async fn stage(
         blocking(move || stage_until_done(&daemon, tree, running, lazy, &cancel, &told))
     };
     tokio::pin!(work);
-    let mut progress_sent = Instant::now();
+    let clock = daemon.clock();
+    let mut progress_sent = clock.now();
     let mut news = progress.clone();
     loop {
         tokio::select! {
@@ -219,11 +223,11 @@ async fn stage(
                 return Err(Fault::Refused("the client no longer wants the stage".to_owned()));
             }
             Ok(()) = news.changed() => {
-                tokio::time::sleep(PROGRESS_MIN.saturating_sub(progress_sent.elapsed())).await;
+                clock.sleep(PROGRESS_MIN.saturating_sub(clock.now() - progress_sent)).await;
             }
-            () = tokio::time::sleep(PROGRESS_MAX) => {}
+            () = clock.sleep(PROGRESS_MAX) => {}
         }
-        progress_sent = Instant::now();
+        progress_sent = clock.now();
         let now = *news.borrow_and_update();
         if answer.event(&now).await.is_err() {
             cancel.store(true, Ordering::Relaxed);
@@ -246,7 +250,7 @@ fn stage_until_done(
         match staged {
             Err(Fault::Unavailable(why)) if !cancel.load(Ordering::Relaxed) => {
                 tracing::info!(%tree, why, "staging waits");
-                std::thread::sleep(STAGE_PAUSE);
+                daemon.clock().rest(STAGE_PAUSE);
             }
             Err(fault) => {
                 daemon.generations.leases.stage_over(&tree);

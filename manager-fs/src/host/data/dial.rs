@@ -4,17 +4,22 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent_core::report::unix_ms;
-use proto::message::Instance;
+use proto::message::{Instance, Unix};
+use tokio::sync::watch;
 
-use super::link::{Dial, ManagerLink};
-use crate::host::enroll::{self, Identity};
+use super::lane::Dial;
+use super::link::ManagerLink;
+use crate::clock::{Clock, unix_ms};
+use crate::host::enroll::{self, EnrollError, Identity};
 use crate::host::instance;
 use crate::net::{self, BoxFuture, Handler, Link, NetError};
 use crate::sync::lock;
 
 /// A certificate that could not be renewed is tried again after this time.
 const RENEW_PAUSE: Duration = Duration::from_secs(60);
+/// Whether a certificate is due is looked at this often: a machine that was asleep, or whose clock was wrong, wakes to another
+/// date than a sleep of many weeks reckoned with.
+const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// Dials with the identity below STATE, which may be renewed in between.
 pub(crate) struct TlsDial {
@@ -66,21 +71,53 @@ impl Dial for TlsDial {
 
 /// Renews the host's certificate for ever: after two thirds of its life, again and again until it succeeds.
 pub(crate) async fn renew_for_ever(state: PathBuf, manager: Arc<ManagerLink>) {
+    renew_when_due(&Certificate { state }, manager.clock(), manager.connections()).await;
+}
+
+/// What has to be renewed; a trait so that when it happens is tested without certificates.
+trait Renewable: Sync {
+    /// From when on.
+    fn due(&self) -> Unix;
+    /// Asks for a new one. The connection goes on; the next one is made with what is new.
+    fn renew(&self, link: Link) -> BoxFuture<Result<(), EnrollError>>;
+}
+
+/// The one below STATE.
+struct Certificate {
+    state: PathBuf,
+}
+
+impl Renewable for Certificate {
+    fn due(&self) -> Unix {
+        Identity::load(&self.state).map_or(0, |identity| identity.renew_at())
+    }
+
+    fn renew(&self, link: Link) -> BoxFuture<Result<(), EnrollError>> {
+        let state = self.state.clone();
+        Box::pin(async move {
+            let identity = enroll::renew(&link, &state).await?;
+            tracing::info!(host = %identity.host, until_unix_ms = identity.not_after, "certificate renewed");
+            Ok(())
+        })
+    }
+}
+
+async fn renew_when_due(what: &impl Renewable, clock: &Clock, mut connections: watch::Receiver<Option<Link>>) {
     loop {
-        let due = Identity::load(&state).map_or(0, |identity| identity.renew_at());
-        tokio::time::sleep(Duration::from_millis(due.saturating_sub(unix_ms())).max(Duration::from_secs(1))).await;
-        let mut connections = manager.connections();
+        let left = Duration::from_millis(what.due().saturating_sub(clock.unix_ms()));
+        if !left.is_zero() {
+            clock.sleep(left.min(LOOK_AGAIN)).await;
+            continue;
+        }
         let Ok(link) = connections.wait_for(Option::is_some).await.map(|link| link.clone()) else { return };
         let Some(link) = link else { continue };
-        match enroll::renew(&link, &state).await {
-            Ok(identity) => {
-                // The connection goes on; the next one is made with the new certificate.
-                tracing::info!(host = %identity.host, until_unix_ms = identity.not_after, "certificate renewed");
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the certificate could not be renewed");
-                tokio::time::sleep(RENEW_PAUSE).await;
-            }
+        if let Err(error) = what.renew(link).await {
+            tracing::warn!(%error, "the certificate could not be renewed");
+            clock.sleep(RENEW_PAUSE).await;
         }
     }
 }
+
+#[cfg(test)]
+#[path = "dial_tests.rs"]
+mod tests;

@@ -1,7 +1,6 @@
 //! What happens after a read, off the reader's path: whole objects become local, sequential readers find the next bytes.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use proto::width;
 
@@ -37,7 +36,7 @@ impl Fetcher {
         self.ahead.run(move || {
             let wanted = Wanted { tree: &tree, chunk_bytes, object: &object };
             let (mine, _) = fetcher.depart(wanted, Some(&partial), &chunks, Urgency::Background);
-            let deadline = Instant::now() + fetcher.options.read_deadline;
+            let deadline = fetcher.clock().now() + fetcher.options.read_deadline;
             if !mine.flights.is_empty() {
                 let leg = Leg { wanted, partial: Some(&partial), flights: &mine.flights };
                 let _ = fetcher.fly(&tree, &[leg], Urgency::Background, deadline);

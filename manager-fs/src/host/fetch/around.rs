@@ -51,10 +51,10 @@ struct Order {
 
 impl Around {
     /// Bytes to fetch around a miss that happens now.
-    fn grow(&self) -> u64 {
+    fn grow(&self, now: Instant) -> u64 {
         let mut state = lock(&self.state);
-        let recent = state.last.is_some_and(|last| last.elapsed() < RECENT);
-        state.last = Some(Instant::now());
+        let recent = state.last.is_some_and(|last| now - last < RECENT);
+        state.last = Some(now);
         state.window_bytes = if recent {
             (state.window_bytes * 2).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)
         } else {
@@ -114,7 +114,7 @@ impl Order {
 impl Fetcher {
     /// Fetches what lies around a miss, in the background. The miss itself is asked for by its reader.
     pub(super) fn fetch_around(self: &Arc<Self>, wanted: Wanted<'_>, offset: u64) {
-        let window_bytes = self.around.grow();
+        let window_bytes = self.around.grow(self.clock().now());
         if self.options.read_ahead_bytes_max == 0 {
             return;
         }
@@ -147,7 +147,7 @@ impl Fetcher {
             .collect();
         if !legs.is_empty() {
             // It only saves time; what did not come is asked for by whoever wants it.
-            let _ = self.fly(tree, &legs, Urgency::Background, Instant::now() + self.options.read_deadline);
+            let _ = self.fly(tree, &legs, Urgency::Background, self.clock().now() + self.options.read_deadline);
         }
         drop(legs);
         for (_, partial, mine) in departed {
@@ -204,7 +204,11 @@ mod tests {
     #[test]
     fn misses_close_upon_each_other_bring_more_each_time() {
         let around = Around::default();
-        let windows: Vec<u64> = (0..7).map(|_| around.grow() >> 10).collect();
+        let now = Instant::now();
+        let windows: Vec<u64> = (0..7).map(|_| around.grow(now) >> 10).collect();
         assert_eq!(windows, [256, 512, 1024, 2048, 4096, 4096, 4096]);
+        let nearly = now + RECENT - Duration::from_millis(1);
+        assert_eq!(around.grow(nearly) >> 10, 4096, "the next miss comes soon enough");
+        assert_eq!(around.grow(nearly + RECENT) >> 10, 256, "this one stands alone");
     }
 }

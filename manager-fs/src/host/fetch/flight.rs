@@ -6,8 +6,9 @@ use std::time::Instant;
 use proto::ObjectId;
 
 use super::{Fetcher, Urgency, Wanted};
+use crate::clock::Clock;
 use crate::host::cache::Partial;
-use crate::sync::{lock, wait_for};
+use crate::sync::lock;
 
 /// Object, chunk size, chunk index.
 pub(super) type FlightKey = (ObjectId, u32, u32);
@@ -49,11 +50,13 @@ impl Flight {
     }
 
     /// The result, or `InAir` when it did not come by then.
-    pub(super) fn wait(&self, until: Instant) -> FlightState {
+    pub(super) fn wait(&self, clock: &Clock, until: Instant) -> FlightState {
         let mut state = lock(&self.state);
         while matches!(*state, FlightState::InAir) {
-            let Some(left) = until.checked_duration_since(Instant::now()) else { break };
-            state = wait_for(&self.landed, state, left);
+            match clock.wait_until(&self.landed, state, until) {
+                Some(again) => state = again,
+                None => return FlightState::InAir,
+            }
         }
         state.clone()
     }

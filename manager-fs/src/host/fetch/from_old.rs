@@ -105,10 +105,10 @@ impl Fetcher {
         cancel: &AtomicBool,
     ) {
         let mut failed: Option<DeltaError> = None;
-        let (begun, mut came) = (Instant::now(), 0);
+        let (begun, mut came) = (self.clock().now(), 0);
         let result = self.upstream.delta(from, to, options.deadline, &mut |bytes| {
             came += bytes.len() as u64;
-            pace(options.bytes_per_second_max, begun, came, cancel);
+            pace(self.clock(), options.bytes_per_second_max, begun, came, cancel);
             self.counters.wire_bytes.add(bytes.len() as u64);
             self.counters.delta_bytes.add(bytes.len() as u64);
             if failed.is_none() && !cancel.load(Ordering::Relaxed) {

@@ -12,6 +12,7 @@ use proto::{ObjectId, TreeId};
 use super::flight::{Departed, Flight, FlightState, Leg};
 use super::retry::Retry;
 use super::{FetchError, Fetcher, Urgency, Wanted, has};
+use crate::clock::Clock;
 use crate::host::cache::{CacheError, Partial, Place};
 
 /// How a tree is made local.
@@ -49,6 +50,8 @@ const QUIET_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Objects of one batch: each has two descriptors open until it is whole.
 const BATCH_OBJECTS: usize = 64;
+/// A paced fetch looks this often whether it is still wanted.
+const LOOK_FOR_CANCEL: Duration = Duration::from_millis(50);
 
 struct Pending<'a> {
     object: &'a Object,
@@ -73,7 +76,7 @@ impl Fetcher {
         let mut local_bytes = self.cache.local_bytes(manifest);
         progress(HydrateProgress { local_bytes, object_bytes });
         let mut todo = manifest.objects.iter().filter(|object| !self.cache.is_local(object)).peekable();
-        let begun = Instant::now();
+        let begun = self.clock().now();
         let mut fetched_bytes = 0;
         while todo.peek().is_some() {
             let mut batch = Vec::new();
@@ -89,7 +92,7 @@ impl Fetcher {
                 }
             }
             fetched_bytes += self.fetch_batch(tree, manifest, &mut batch, options, cancel, &mut |fetched| {
-                pace(options.bytes_per_second_max, begun, fetched_bytes + fetched, cancel);
+                pace(self.clock(), options.bytes_per_second_max, begun, fetched_bytes + fetched, cancel);
                 // What has come is not local before its objects are hashed and renamed: until then one byte is missing.
                 let local_bytes = (local_bytes + fetched).min(object_bytes.saturating_sub(1));
                 progress(HydrateProgress { local_bytes, object_bytes });
@@ -132,7 +135,7 @@ impl Fetcher {
     ) -> Result<u64, FetchError> {
         let per_request =
             width::index((BATCH_BYTES / u64::from(manifest.chunk_bytes)).clamp(1, CHUNKS_PER_REQUEST_MAX as u64));
-        let mut retry = Retry::new(Instant::now() + options.patience);
+        let mut retry = Retry::new(self.clock(), self.clock().now() + options.patience);
         let mut fetched = 0;
         loop {
             if cancel.load(Ordering::Relaxed) {
@@ -156,7 +159,7 @@ impl Fetcher {
                 Ok(bytes) => {
                     fetched += bytes;
                     paced(fetched);
-                    retry = Retry::new(Instant::now() + options.patience);
+                    retry = Retry::new(self.clock(), self.clock().now() + options.patience);
                 }
                 Err(error @ FetchError::Cache(_)) => return Err(error),
                 Err(error) => retry.pause(error)?,
@@ -188,15 +191,15 @@ impl Fetcher {
                 flights: &mine.flights,
             })
             .collect();
-        let deadline = Instant::now() + options.patience;
+        let deadline = self.clock().now() + options.patience;
         let flown = if legs.is_empty() { Ok(()) } else { self.fly(tree, &legs, Urgency::Background, deadline) };
         for flight in theirs {
-            flight.wait(deadline);
+            flight.wait(self.clock(), deadline);
         }
         let mut bytes = 0;
         for leg in &legs {
             for (index, flight) in leg.flights {
-                match flight.wait(Instant::now()) {
+                match flight.wait(self.clock(), self.clock().now()) {
                     FlightState::Stored => bytes += u64::from(leg.wanted.chunk_len(*index)),
                     FlightState::Bytes(_) => return Err(self.did_not_stay(leg.wanted.object.id)),
                     FlightState::InAir | FlightState::Lost => {}
@@ -219,10 +222,10 @@ impl Fetcher {
 }
 
 /// Sleeps until `fetched` bytes are no more than the rate allows.
-pub(super) fn pace(rate: Option<u64>, begun: Instant, fetched: u64, cancel: &AtomicBool) {
+pub(super) fn pace(clock: &Clock, rate: Option<u64>, begun: Instant, fetched: u64, cancel: &AtomicBool) {
     let Some(rate) = rate.filter(|rate| *rate > 0) else { return };
-    let due = begun + Duration::from_millis(fetched * 1000 / rate);
-    while Instant::now() < due && !cancel.load(Ordering::Relaxed) {
-        std::thread::sleep((due - Instant::now()).min(Duration::from_millis(50)));
+    let due = begun + Duration::from_millis(fetched.saturating_mul(1000) / rate);
+    while clock.now() < due && !cancel.load(Ordering::Relaxed) {
+        clock.rest(clock.left(due).min(LOOK_FOR_CANCEL));
     }
 }

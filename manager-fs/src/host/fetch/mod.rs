@@ -23,6 +23,7 @@ use proto::width;
 use proto::{ObjectId, TreeId};
 
 use super::cache::{Cache, CacheError, Look, Partial, Place, VerifyReport};
+use crate::clock::Clock;
 use crate::sync::lock;
 use around::Around;
 use assemble::assemble;
@@ -65,6 +66,8 @@ pub struct FetchOptions {
     pub on_wrong_hash: Arc<dyn Fn(String) + Send + Sync>,
     /// Told which pages of a tree's start-up bundle can be read now. Must not block.
     pub on_arrived: Arc<ArrivalSink>,
+    /// By which reads, retries and background fetches are timed.
+    pub clock: Clock,
 }
 
 /// Told of a tree what has arrived of it.
@@ -88,6 +91,7 @@ impl Default for FetchOptions {
             read_ahead_bytes_max: 4 << 20,
             on_wrong_hash: Arc::new(|what| tracing::error!(%what, "wrong hash")),
             on_arrived: Arc::new(|_, _| ()),
+            clock: Clock::system(),
         }
     }
 }
@@ -162,6 +166,10 @@ impl Fetcher {
         self.options.read_deadline
     }
 
+    fn clock(&self) -> &Clock {
+        &self.options.clock
+    }
+
     /// What was fetched since start.
     pub fn counts(&self) -> FetchCounts {
         self.counters.now()
@@ -183,7 +191,7 @@ impl Fetcher {
             return Ok(manifest);
         }
         let what = || format!("manifest of {tree}");
-        let mut retry = Retry::new(deadline);
+        let mut retry = Retry::new(self.clock(), deadline);
         loop {
             let error = match self.upstream.manifest(tree, deadline) {
                 Ok(bytes) => match Manifest::decode(&bytes, tree) {
@@ -260,10 +268,10 @@ impl Fetcher {
         self.fetch_around(wanted, offset);
         tracing::debug!(object = %wanted.object.id, offset, len, "demanded");
         let chunks: Vec<u32> = chunk_range(offset, wanted_len, wanted.chunk_bytes).collect();
-        let deadline = self.outage.deadline(&wanted.object.id, offset, Instant::now(), deadline);
+        let deadline = self.outage.deadline(&wanted.object.id, offset, self.clock().now(), deadline);
         let held = self.fetch_all(wanted, partial.as_deref(), &chunks, deadline).inspect_err(|error| {
             if error.is_for_want_of_time() {
-                self.outage.note(&wanted.object.id, offset, wanted_len as u64, Instant::now());
+                self.outage.note(&wanted.object.id, offset, wanted_len as u64, self.clock().now());
             }
         })?;
         let bytes = assemble(wanted, partial.as_deref(), &chunks, &held, offset, wanted_len)?;
@@ -282,7 +290,7 @@ impl Fetcher {
         deadline: Instant,
     ) -> Result<HashMap<u32, Arc<Vec<u8>>>, FetchError> {
         let mut held = HashMap::new();
-        let mut retry = Retry::new(deadline);
+        let mut retry = Retry::new(self.clock(), deadline);
         loop {
             let missing: Vec<u32> =
                 chunks.iter().copied().filter(|i| !held.contains_key(i) && !has(partial, wanted, *i)).collect();
@@ -301,9 +309,9 @@ impl Fetcher {
             for (index, flight) in mine.flights.iter().chain(&theirs) {
                 let patience = match flight.urgency {
                     Urgency::Demand => deadline,
-                    Urgency::Background => deadline.min(Instant::now() + BACKGROUND_PATIENCE),
+                    Urgency::Background => deadline.min(self.clock().now() + BACKGROUND_PATIENCE),
                 };
-                match flight.wait(patience) {
+                match flight.wait(self.clock(), patience) {
                     FlightState::Bytes(bytes) => {
                         held.insert(*index, bytes);
                     }

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use agent_core::journal;
 use proto::{Product, TreeId};
 
+use crate::clock::Clock;
 use crate::host::files;
 use crate::sync::lock;
 
@@ -30,6 +31,7 @@ const INHERITED_MAX: Duration = Duration::from_secs(60);
 
 /// Who holds what.
 pub(crate) struct Leases {
+    clock: Clock,
     state_dir: PathBuf,
     agents_dir: PathBuf,
     /// One at a time writes the attachments; who only looks at them never waits for the disk.
@@ -86,10 +88,15 @@ impl Leases {
     ///
     /// # Errors
     /// The file cannot be read, or is damaged: better not to start than to give up what it named.
-    pub(crate) fn open(state: &Path, agents_dir: PathBuf) -> io::Result<Self> {
+    pub(crate) fn open(state: &Path, agents_dir: PathBuf, clock: Clock) -> io::Result<Self> {
         let attached = read_attached(&state.join("attached"))?;
         let held = Mutex::new(Held { attached, ..Held::default() });
-        Ok(Self { state_dir: state.to_owned(), agents_dir, writing: Mutex::default(), held })
+        Ok(Self { clock, state_dir: state.to_owned(), agents_dir, writing: Mutex::default(), held })
+    }
+
+    /// By which what is staged ends.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// Keeps a tree for the operator; durable when this returns.
@@ -130,8 +137,8 @@ impl Leases {
     }
 
     /// Keeps a tree that is prepared for a change-over.
-    pub(crate) fn stage(&self, tree: TreeId, now: Instant) {
-        let until = Until { ends: now + STAGED_MAX, why: "staged" };
+    pub(crate) fn stage(&self, tree: TreeId) {
+        let until = Until { ends: self.clock.now() + STAGED_MAX, why: "staged" };
         self.lock().staged.insert(tree, until);
     }
 
@@ -141,19 +148,14 @@ impl Leases {
     }
 
     /// Keeps a mount that an earlier worker left for long enough that its users come back.
-    pub(crate) fn inherit(&self, tree: TreeId, now: Instant) {
-        let until = Until { ends: now + INHERITED_MAX, why: "found mounted" };
+    pub(crate) fn inherit(&self, tree: TreeId) {
+        let until = Until { ends: self.clock.now() + INHERITED_MAX, why: "found mounted" };
         self.lock().staged.entry(tree).or_insert(until);
     }
 
     /// Everything that must stay now. Reads the agents' journals and links.
     pub(crate) fn kept(&self) -> Kept {
-        self.kept_at(Instant::now())
-    }
-
-    /// As [`Leases::kept`], at a given moment.
-    fn kept_at(&self, now: Instant) -> Kept {
-        let mut kept = Kept::default();
+        let (mut kept, now) = (Kept::default(), self.clock.now());
         {
             let mut held = self.lock();
             held.staged.retain(|_, until| until.ends > now);
@@ -234,6 +236,7 @@ fn write_attached(path: &Path, attached: &BTreeMap<TreeId, String>) -> io::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::testing::Manual;
     use agent_core::journal::{Entry, Journal};
     use std::fs;
 
@@ -242,7 +245,7 @@ mod tests {
     }
 
     fn leases(dir: &Path) -> Leases {
-        Leases::open(dir, dir.join("run")).unwrap()
+        Leases::open(dir, dir.join("run"), Clock::system()).unwrap()
     }
 
     #[test]
@@ -262,7 +265,7 @@ mod tests {
         assert_eq!(again.attached(), BTreeMap::from([(tree(1), "p@1".to_owned())]));
         assert!(again.kept().keeps(&tree(1)) && !again.kept().keeps(&tree(2)));
         fs::write(dir.path().join("attached"), "nonsense\n").unwrap();
-        assert!(Leases::open(dir.path(), dir.path().join("run")).is_err());
+        assert!(Leases::open(dir.path(), dir.path().join("run"), Clock::system()).is_err());
     }
 
     #[test]
@@ -292,9 +295,8 @@ mod tests {
     fn a_stage_ends_when_its_change_over_does() {
         let dir = tempfile::tempdir().unwrap();
         let leases = leases(dir.path());
-        let now = Instant::now();
-        leases.stage(tree(1), now);
-        leases.inherit(tree(1), now);
+        leases.stage(tree(1));
+        leases.inherit(tree(1));
         assert_eq!(leases.kept().mounted[&tree(1)], ["staged"]);
         leases.stage_over(&tree(1));
         assert!(!leases.kept().keeps(&tree(1)));
@@ -303,14 +305,18 @@ mod tests {
     #[test]
     fn what_nobody_comes_back_for_is_given_up_in_its_time() {
         let dir = tempfile::tempdir().unwrap();
-        let leases = leases(dir.path());
-        let now = Instant::now();
-        leases.inherit(tree(1), now);
-        leases.stage(tree(2), now);
-        let keeps = |after: Duration| [1, 2].map(|name| leases.kept_at(now + after).keeps(&tree(name)));
-        assert_eq!(keeps(INHERITED_MAX - Duration::from_secs(1)), [true, true]);
-        assert_eq!(keeps(INHERITED_MAX), [false, true], "its users have had a minute to connect again");
-        assert_eq!(keeps(STAGED_MAX - Duration::from_secs(1)), [false, true], "a drain may take that long");
-        assert_eq!(keeps(STAGED_MAX), [false, false]);
+        let (time, clock) = Manual::new();
+        let leases = Leases::open(dir.path(), dir.path().join("run"), clock).unwrap();
+        leases.inherit(tree(1));
+        leases.stage(tree(2));
+        let keeps_after = |time_passes: Duration| {
+            time.advance(time_passes);
+            [1, 2].map(|name| leases.kept().keeps(&tree(name)))
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(keeps_after(INHERITED_MAX - second), [true, true]);
+        assert_eq!(keeps_after(second), [false, true], "its users have had a minute to connect again");
+        assert_eq!(keeps_after(STAGED_MAX - INHERITED_MAX - second), [false, true], "a drain may take that long");
+        assert_eq!(keeps_after(second), [false, false]);
     }
 }

@@ -122,11 +122,11 @@ impl Generations {
         let generations = Arc::new(Self {
             trees,
             records,
-            leases,
             live: Mutex::default(),
             turns: Mutex::default(),
             pinned: Mutex::default(),
-            wake: Wake::default(),
+            wake: Wake::new(leases.clock().clone()),
+            leases,
             ended: AtomicBool::new(false),
             users: Mutex::default(),
             looking: AtomicBool::new(false),
@@ -135,10 +135,15 @@ impl Generations {
             tell,
         });
         for (tree, needs_daemon) in generations.trees.mounted() {
-            generations.leases.inherit(tree, Instant::now());
+            generations.leases.inherit(tree);
             generations.take_over(tree, needs_daemon);
         }
         generations
+    }
+
+    /// By when a demand that begins now must be met.
+    fn deadline(&self) -> Instant {
+        self.leases.clock().now() + self.trees.deadline()
     }
 
     /// Starts the background threads; the first thing they do is to mount what must be mounted.
@@ -247,8 +252,8 @@ impl Generations {
         progress: &mut dyn FnMut(StageProgress),
     ) -> Result<Attached, Fault> {
         let resolved = self.resolve(&GenerationRef::TreePrefix(tree.to_hex()))?;
-        self.leases.stage(tree, Instant::now());
-        let deadline = Instant::now() + self.trees.deadline();
+        self.leases.stage(tree);
+        let deadline = self.deadline();
         if lazy {
             self.begin(&GenerationRef::TreePrefix(tree.to_hex()));
         }
@@ -316,7 +321,7 @@ impl Generations {
         cancel: &AtomicBool,
         progress: &mut dyn FnMut(StageProgress),
     ) -> Result<(), Fault> {
-        let deadline = Instant::now() + self.trees.deadline();
+        let deadline = self.deadline();
         let running = running.filter(|running| *running != tree);
         // A running tree whose manifest is gone cannot be made whole; that must not keep a host on it for ever.
         let running = running.filter(|running| {
@@ -377,7 +382,7 @@ impl Generations {
     }
 
     fn mount_in_turn(&self, tree: &TreeId) -> Result<Arc<Live>, Fault> {
-        self.trees.prepare(tree, Instant::now() + self.trees.deadline())?;
+        self.trees.prepare(tree, self.deadline())?;
         self.trees.verify(tree);
         if lock(&self.pinned).insert(*tree) && !self.trees.pin(tree) {
             lock(&self.pinned).remove(tree);
@@ -411,7 +416,7 @@ impl Generations {
     }
 
     fn take_over(&self, tree: TreeId, needs_daemon: bool) {
-        if let Err(fault) = self.trees.prepare(&tree, Instant::now()) {
+        if let Err(fault) = self.trees.prepare(&tree, self.leases.clock().now()) {
             tracing::warn!(%tree, %fault, "a mounted tree has no manifest here; what is not cached of it cannot be read yet");
         }
         let (local, all) = self.trees.sizes(&tree).unwrap_or((0, 0));

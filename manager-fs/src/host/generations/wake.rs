@@ -1,9 +1,10 @@
 //! Wakes the two background threads of the generations.
 
 use std::sync::{Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::sync::{lock, wait_until};
+use crate::clock::Clock;
+use crate::sync::lock;
 
 /// How often what each thread waits for has happened.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -15,13 +16,18 @@ pub(super) struct Seen {
 }
 
 /// See the module.
-#[derive(Default)]
 pub(super) struct Wake {
+    clock: Clock,
     seen: Mutex<Seen>,
     noted: Condvar,
 }
 
 impl Wake {
+    /// Nothing has happened yet.
+    pub(super) fn new(clock: Clock) -> Self {
+        Self { clock, seen: Mutex::default(), noted: Condvar::new() }
+    }
+
     /// Something happened.
     pub(super) fn note(&self, happened: impl FnOnce(&mut Seen)) {
         happened(&mut lock(&self.seen));
@@ -35,10 +41,10 @@ impl Wake {
 
     /// Waits until `done`, at most for `pause`; `true` if it is.
     pub(super) fn wait(&self, pause: Duration, done: impl Fn(&Seen) -> bool) -> bool {
-        let until = Instant::now() + pause;
+        let until = self.clock.now() + pause;
         let mut seen = lock(&self.seen);
         while !done(&seen) {
-            match wait_until(&self.noted, seen, until) {
+            match self.clock.wait_until(&self.noted, seen, until) {
                 Some(again) => seen = again,
                 None => return false,
             }
