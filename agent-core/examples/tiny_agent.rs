@@ -16,6 +16,7 @@ struct Counter {
     operations: Mutex<u32>,
     healthy: bool,
     stubborn: bool,
+    saves_for_ever: bool,
 }
 
 impl Operations for Counter {
@@ -54,6 +55,9 @@ impl Operations for Counter {
     }
 
     fn save_state(&self, _schema: u32) -> Vec<u8> {
+        while self.saves_for_ever {
+            std::thread::park();
+        }
         lock(&self.operations).to_le_bytes().to_vec()
     }
 
@@ -107,8 +111,15 @@ fn main() {
         operations: Mutex::new(0),
         healthy: !has("--sick"),
         stubborn: has("--stubborn"),
+        saves_for_ever: has("--saves-for-ever"),
     };
-    let agent = AgentConfig::from_env().and_then(|config| Agent::start(config, counter));
+    let forgotten = arguments.iter().position(|a| a == "--forget").and_then(|at| arguments.get(at + 1));
+    let agent = AgentConfig::from_env().and_then(|config| {
+        if let Some(name) = forgotten {
+            config.inherited().forget(name);
+        }
+        Agent::start(config, counter)
+    });
     let agent = match agent {
         Ok(agent) => agent,
         Err(e) => {

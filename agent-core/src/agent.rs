@@ -18,11 +18,14 @@ use crate::driver::{Driver, Input, Work};
 use crate::durable::{Durability, FileFault};
 use crate::given::{Given, GivenFault};
 use crate::handoff::{Handoff, variable};
+use crate::inherited::{Inherited, Table};
+use crate::intake::Gate;
 use crate::jobs::{Job, Jobs};
 use crate::journal::{Entry, Journal, Phase};
 use crate::machine::{Facts, Origin, State};
 use crate::operations::{Operations, StateRefused};
 use crate::paths::AgentPaths;
+use crate::program::Program;
 use crate::records::{self, RecordError};
 use crate::report::{Reporter, unix_ms};
 use crate::serve::{Server, Service};
@@ -95,10 +98,12 @@ impl From<GivenFault> for AgentError {
 pub struct AgentConfig {
     paths: AgentPaths,
     operations: UnixListener,
-    stub: Option<OwnedFd>,
+    stub: Option<Arc<Channel>>,
     lock: Option<OwnedFd>,
     handoff: Option<OwnedFd>,
     start: Option<OwnedFd>,
+    inherited: Inherited,
+    gates: Vec<Gate>,
     stop_patience: Duration,
 }
 
@@ -119,10 +124,18 @@ impl AgentConfig {
         }
         let operations =
             descriptor(variable::OPERATIONS_FD)?.ok_or(AgentError::NotLaunched(variable::OPERATIONS_FD))?;
+        let stub = descriptor(variable::STUB_FD)?.map(|fd| Arc::new(Channel::from(fd)));
+        let table = match descriptor(variable::INHERITED_FD)? {
+            Some(memory) => Table::from_memory(memory)?,
+            // A stub, or a version before, that knows of no names.
+            None => Table::default(),
+        };
         Ok(Self {
             paths: AgentPaths::new(state, run, product),
             operations: UnixListener::from(operations),
-            stub: descriptor(variable::STUB_FD)?,
+            inherited: Inherited::new(table, stub.clone()),
+            gates: Vec::new(),
+            stub,
             lock: descriptor(variable::LOCK_FD)?,
             handoff: descriptor(variable::HANDOFF_FD)?,
             start: descriptor(variable::START_FD)?,
@@ -133,6 +146,19 @@ impl AgentConfig {
     /// Where this agent's files are.
     pub fn paths(&self) -> &AgentPaths {
         &self.paths
+    }
+
+    /// What crosses change-overs under names: what was inherited may be taken, what is kept goes on.
+    pub fn inherited(&self) -> &Inherited {
+        &self.inherited
+    }
+
+    /// The library closes this gate at every drain, waits until the deadline for what is under way behind it, and opens
+    /// it again when no `execve` came of it.
+    #[must_use]
+    pub fn gate(mut self, gate: Gate) -> Self {
+        self.gates.push(gate);
+        self
     }
 
     /// How long operations may take to their next unit boundary when the program is told to end (default 10 s). What
@@ -158,6 +184,7 @@ pub enum Stop {
 pub struct Agent {
     core: Arc<Core>,
     stub: Option<Arc<Channel>>,
+    inherited: Inherited,
     terminated: OwnedFd,
     stop_patience: Duration,
     inputs: Sender<Input>,
@@ -221,7 +248,7 @@ impl Agent {
         });
         let server =
             Server::start(config.operations, core.clone()).map_err(io("the operations API cannot be served"))?;
-        let stub = config.stub.map(|fd| Arc::new(Channel::from(fd)));
+        let stub = config.stub;
         if let Some(stub) = &stub {
             drop(stub.send(&StubMessage::Serving));
         }
@@ -235,7 +262,8 @@ impl Agent {
             facts: Facts { running, writes: operations.writes_schemas(schemas), machine: generation::machine() },
             paths,
             journal,
-            operations,
+            program: Arc::new(Program::new(operations, config.gates)),
+            inherited: config.inherited.clone(),
             jobs,
             server,
             reporter: reporter.clone(),
@@ -251,12 +279,18 @@ impl Agent {
         let (state, effects) = State::begin(change, probation_ms);
         let thread = std::thread::Builder::new().name("agent".to_owned());
         thread.spawn(move || driver.run(state, effects, &inbox)).map_err(io("no thread can be started"))?;
-        Ok(Self { core, stub, terminated, stop_patience: config.stop_patience, inputs, reporter })
+        let inherited = config.inherited;
+        Ok(Self { core, stub, inherited, terminated, stop_patience: config.stop_patience, inputs, reporter })
     }
 
     /// What [`AgentRequest::Status`] answers.
     pub fn status(&self) -> AgentStatus {
         self.core.status()
+    }
+
+    /// As [`AgentConfig::inherited`].
+    pub fn inherited(&self) -> &Inherited {
+        &self.inherited
     }
 
     /// Waits until the program is to end, then lets operations stop at their next unit boundary. The program should

@@ -4,18 +4,26 @@
 //! One `SOCK_SEQPACKET` message each: format byte, then the `proto::codec` encoding. A stub passes over what it does
 //! not know, since agents may be newer than it.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use proto::agent::{ChangeId, StepEvent};
 use proto::codec;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType,
+};
 use serde::{Deserialize, Serialize};
 
+use crate::inherited::DescriptorName;
 use crate::journal::Entry;
 
 const FORMAT: u8 = 1;
 const BYTES_MAX: usize = 64 << 10;
+/// A stub that is stopped does not hold the program up for longer.
+const SEND_PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 /// From the agent to the stub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +47,16 @@ pub enum StubMessage {
     ExecReturned,
     /// The running version is believed; the journal says so.
     Confirmed,
+    /// The descriptor that comes with this message is to be held under this name.
+    Keep {
+        /// In the place of what had it before.
+        name: DescriptorName,
+    },
+    /// Nothing is to be held under this name any more.
+    Forget {
+        /// Which.
+        name: DescriptorName,
+    },
 }
 
 impl StubMessage {
@@ -78,6 +96,25 @@ impl Channel {
         self.send_bytes(&message.to_bytes().map_err(io::Error::other)?)
     }
 
+    /// Sends one message with a duplicate of a descriptor. Waits a while for a stub that has much to read.
+    ///
+    /// # Errors
+    /// As of [`Channel::send`].
+    pub(crate) fn send_with(&self, message: &StubMessage, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let bytes = message.to_bytes().map_err(io::Error::other)?;
+        let mut fds = [PollFd::new(&self.0, PollFlags::OUT)];
+        rustix::event::poll(&mut fds, Some(&SEND_PATIENCE))?;
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let rights: Vec<BorrowedFd<'_>> = descriptor.into_iter().collect();
+        if !rights.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(&rights));
+        }
+        rustix::net::sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, flags)?;
+        Ok(())
+    }
+
     pub(crate) fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
         rustix::net::send(&self.0, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
         Ok(())
@@ -88,14 +125,26 @@ impl Channel {
     /// # Errors
     /// `UnexpectedEof` when the other end is gone.
     pub fn receive(&self) -> io::Result<Option<Received>> {
+        Ok(self.receive_with()?.map(|(received, _)| received))
+    }
+
+    /// As [`Channel::receive`], with the descriptor that came along.
+    pub(crate) fn receive_with(&self) -> io::Result<Option<(Received, Option<OwnedFd>)>> {
         let mut bytes = vec![0; BYTES_MAX];
-        let length = match rustix::net::recv(&self.0, &mut bytes, RecvFlags::DONTWAIT) {
-            Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok((length, _)) => length.min(BYTES_MAX),
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let length = match rustix::net::recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
+            Ok(message) if message.bytes == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(message) => message.bytes.min(BYTES_MAX),
             Err(rustix::io::Errno::AGAIN) => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        Ok(Some(StubMessage::from_bytes(&bytes[..length])))
+        let descriptor = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+            _ => None,
+        });
+        Ok(Some((StubMessage::from_bytes(&bytes[..length]), descriptor)))
     }
 }
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 use proto::agent::{AgentReply, AgentRequest};
 
 use crate::control::{Client, ControlError};
-use crate::operations::{NotHealthy, Operations};
+use crate::operations::NotHealthy;
 use crate::paths::AgentPaths;
+use crate::program::Program;
 
 /// How long our own socket may take to answer.
 const SELF_PATIENCE: Duration = Duration::from_secs(2);
@@ -27,8 +28,8 @@ pub(crate) enum Unproved {
 }
 
 /// Asks the embedding program, then asks our own operations API as anybody would.
-pub(crate) fn check(operations: &dyn Operations, paths: &AgentPaths) -> Result<(), Unproved> {
-    operations.healthy()?;
+pub(crate) fn check(program: &Program, paths: &AgentPaths) -> Result<(), Unproved> {
+    program.healthy()?;
     let path = paths.socket();
     match Client::ask(&path, &AgentRequest::Status, SELF_PATIENCE)? {
         AgentReply::Status(status) if status.pid == std::process::id() => Ok(()),

@@ -9,10 +9,14 @@ use std::time::{Duration, Instant};
 use proto::agent::JobId;
 
 use crate::jobs::Jobs;
+use crate::program::Program;
 use crate::sys;
 
 /// How long past the deadline an operation may take to its next unit boundary, before it is abandoned.
 const CHECKPOINT_GRACE: Duration = Duration::from_secs(2);
+
+/// What the program has for itself when operations have used all of the deadline.
+const QUIESCE_MIN: Duration = Duration::from_secs(1);
 
 /// Proof that no operation is under way that anything still depends on. There is no other way to one than [`wait`], and
 /// [`crate::exec::become_program`] takes it away: nothing is executed that was not drained.
@@ -31,20 +35,21 @@ pub(crate) fn begin(jobs: &Jobs) {
     jobs.begin_drain();
 }
 
-/// Whether nothing is under way, without waiting.
-pub(crate) fn is_idle(jobs: &Jobs) -> bool {
-    jobs.wait_idle(Instant::now())
-}
-
-/// Waits for the operations under way, after [`begin`].
-pub(crate) fn wait(jobs: &Arc<Jobs>, deadline: Duration) -> Drained {
-    let in_time = jobs.wait_idle(Instant::now() + deadline);
+/// Waits for the operations under way, after [`begin`], and then for what the program does of its own, which goes on
+/// until then: nobody has to wait for the program while it waits for an operation.
+pub(crate) fn wait(jobs: &Arc<Jobs>, program: &Program, deadline: Duration) -> Drained {
+    let until = Instant::now() + deadline;
+    let in_time = jobs.wait_idle(until);
     if !in_time {
         jobs.demand_checkpoint();
         jobs.wait_idle(Instant::now() + CHECKPOINT_GRACE);
     }
     let (unfinished, abandoned) = jobs.suspend();
-    let detail = describe(in_time, unfinished.len() - abandoned, abandoned);
+    let mut detail = describe(in_time, unfinished.len() - abandoned, abandoned);
+    let left = program.quiesce(until.saturating_duration_since(Instant::now()).max(QUIESCE_MIN));
+    if !left.is_empty() {
+        detail = format!("{detail}; {left}");
+    }
     Drained { unfinished, detail, at_us: sys::monotonic_us() }
 }
 
@@ -61,11 +66,16 @@ fn describe(in_time: bool, checkpointed: usize, abandoned: usize) -> String {
 }
 
 /// The program is to end: operations stop at their next unit boundary, at once.
-pub(crate) fn stop(jobs: &Jobs, at_most: Duration) {
+pub(crate) fn stop(jobs: &Jobs, program: &Program, at_most: Duration) {
+    let until = Instant::now() + at_most;
     jobs.begin_drain();
     jobs.demand_checkpoint();
-    jobs.wait_idle(Instant::now() + at_most);
+    jobs.wait_idle(until);
     jobs.suspend();
+    let left = program.quiesce(until.saturating_duration_since(Instant::now()));
+    if !left.is_empty() {
+        tracing::warn!("ending all the same: {left}");
+    }
 }
 
 #[cfg(test)]

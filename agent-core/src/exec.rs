@@ -9,6 +9,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use crate::drain::Drained;
 use crate::handoff::{Handoff, variable};
+use crate::inherited::Table;
 use crate::moments::{self, Moment};
 use crate::paths::AgentPaths;
 use crate::sys;
@@ -26,6 +27,7 @@ pub(crate) struct Crossing<'a> {
     pub(crate) operations: BorrowedFd<'a>,
     pub(crate) stub: Option<BorrowedFd<'a>>,
     pub(crate) lock: Option<BorrowedFd<'a>>,
+    pub(crate) inherited: &'a Table,
 }
 
 /// Becomes `program`. Comes back only with the fault, and then everything is as it was, but for the proof that it was
@@ -52,6 +54,11 @@ pub(crate) fn become_program(
     let mut fds = vec![(variable::OPERATIONS_FD, crossing.operations), (variable::HANDOFF_FD, memory.as_fd())];
     fds.extend(crossing.stub.map(|fd| (variable::STUB_FD, fd)));
     fds.extend(crossing.lock.map(|fd| (variable::LOCK_FD, fd)));
+    let list = match crossing.inherited.to_memory() {
+        Ok(list) => list,
+        Err(e) => return e,
+    };
+    fds.push((variable::INHERITED_FD, list.as_fd()));
     let invocation = sys::exec::Invocation {
         arguments: arguments.iter().map(OsString::from).collect(),
         environment: environment(paths, &fds),
@@ -63,7 +70,9 @@ pub(crate) fn become_program(
     };
     let signals = sys::signal::reset();
     // Last, so that a child which another thread starts just now does not keep them.
-    let opened = fds.iter().try_for_each(|(_, fd)| sys::fd::set_close_on_exec(*fd, false));
+    let crossing: Vec<BorrowedFd<'_>> =
+        fds.iter().map(|(_, fd)| *fd).chain(crossing.inherited.descriptors()).collect();
+    let opened = crossing.iter().try_for_each(|fd| sys::fd::set_close_on_exec(*fd, false));
     let fault = match opened {
         Ok(()) => match moments::reach(Moment::Exec, program) {
             Ok(()) => sys::exec::execve(program, &invocation),
@@ -71,7 +80,7 @@ pub(crate) fn become_program(
         },
         Err(e) => e,
     };
-    for (_, fd) in &fds {
+    for fd in &crossing {
         drop(sys::fd::set_close_on_exec(*fd, true));
     }
     signals.restore();
@@ -88,8 +97,14 @@ pub(crate) fn environment(paths: &AgentPaths, fds: &[(&str, BorrowedFd<'_>)]) ->
     // What the service manager says to the stub is not for the agent.
     let for_the_stub =
         ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
-    let descriptors =
-        [variable::OPERATIONS_FD, variable::HANDOFF_FD, variable::START_FD, variable::STUB_FD, variable::LOCK_FD];
+    let descriptors = [
+        variable::OPERATIONS_FD,
+        variable::HANDOFF_FD,
+        variable::INHERITED_FD,
+        variable::START_FD,
+        variable::STUB_FD,
+        variable::LOCK_FD,
+    ];
     for name in for_the_stub.into_iter().chain(descriptors) {
         environment.remove(&OsString::from(name));
     }

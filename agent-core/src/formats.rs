@@ -9,6 +9,7 @@ use proto::{TreeId, codec};
 use crate::channel::{Channel, Received, StubMessage};
 use crate::durable::FileFault;
 use crate::handoff::Handoff;
+use crate::inherited::{self, Named};
 use crate::jobs::JobRecord;
 use crate::journal::{Entry, Journal, Phase, Staged};
 
@@ -88,7 +89,12 @@ fn job() -> JobRecord {
     }
 }
 
-fn messages() -> [(&'static str, StubMessage); 4] {
+fn inherited() -> Vec<Named> {
+    let named = |name: &str, number| Named { name: name.parse().unwrap(), number };
+    vec![named("http", 7), named("access-log", 9)]
+}
+
+fn messages() -> [(&'static str, StubMessage); 6] {
     let executing = StubMessage::Executing {
         change: ChangeId(8),
         from: entry(1),
@@ -101,6 +107,8 @@ fn messages() -> [(&'static str, StubMessage); 4] {
         ("stub-executing", executing),
         ("stub-exec-returned", StubMessage::ExecReturned),
         ("stub-confirmed", StubMessage::Confirmed),
+        ("stub-keep", StubMessage::Keep { name: "http".parse().unwrap() }),
+        ("stub-forget", StubMessage::Forget { name: "http".parse().unwrap() }),
     ]
 }
 
@@ -110,6 +118,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("journal-v1", journal().to_bytes(Path::new("x")).unwrap()),
         ("handoff-v1", handoff().to_bytes().unwrap()),
         ("job-v1", job().to_bytes().unwrap()),
+        ("inherited-v1", inherited::to_bytes(&inherited()).unwrap()),
     ];
     samples.extend(messages().map(|(name, message)| (name, message.to_bytes().unwrap())));
     samples
@@ -131,6 +140,7 @@ fn what_the_document_shows_is_read() {
     assert_eq!(Journal::from_bytes(&sample("journal-v1"), path).unwrap(), journal());
     assert_eq!(Handoff::from_bytes(&sample("handoff-v1")).unwrap(), handoff());
     assert_eq!(JobRecord::from_bytes(&sample("job-v1"), path).unwrap(), job());
+    assert_eq!(inherited::from_bytes(&sample("inherited-v1")).unwrap(), inherited());
     for (name, message) in messages() {
         assert_eq!(StubMessage::from_bytes(&sample(name)), Received::Known(message), "{name}");
     }
@@ -148,6 +158,7 @@ fn what_is_not_known_gets_the_answer_that_the_document_says() {
     assert!(matches!(Journal::from_bytes(&later("journal-v1"), path), Err(FileFault::Format { .. })));
     assert!(matches!(Handoff::from_bytes(&later("handoff-v1")), Err(FileFault::Format { .. })));
     assert!(matches!(JobRecord::from_bytes(&later("job-v1"), path), Err(FileFault::Format { .. })));
+    assert!(matches!(inherited::from_bytes(&later("inherited-v1")), Err(FileFault::Format { .. })));
     // An unknown variant, and bytes behind the value: whole by its checksum, and not understood.
     let with_body = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
         let bytes = sample(name);
@@ -161,11 +172,12 @@ fn what_is_not_known_gets_the_answer_that_the_document_says() {
         body[at] = 99;
     });
     assert!(matches!(Journal::from_bytes(&unknown_phase, path), Err(FileFault::Damaged { .. })));
-    for name in ["journal-v1", "handoff-v1", "job-v1"] {
+    for name in ["journal-v1", "handoff-v1", "job-v1", "inherited-v1"] {
         let longer = with_body(name, &|body| body.push(0));
         let refused = match name {
             "journal-v1" => Journal::from_bytes(&longer, path).is_err(),
             "handoff-v1" => Handoff::from_bytes(&longer).is_err(),
+            "inherited-v1" => inherited::from_bytes(&longer).is_err(),
             _ => JobRecord::from_bytes(&longer, path).is_err(),
         };
         assert!(refused, "{name} with a byte too many");

@@ -36,6 +36,8 @@ pub mod variable {
     pub const LOCK_FD: &str = "MANAGER_FS_LOCK_FD";
     /// Descriptor of the handoff; set by a change-over alone.
     pub const HANDOFF_FD: &str = "MANAGER_FS_HANDOFF_FD";
+    /// Descriptor of the list of what is inherited under names ([`crate::Inherited`]).
+    pub const INHERITED_FD: &str = "MANAGER_FS_INHERITED_FD";
     /// Descriptor of what the stub decided, in the journal's format; set by a start by the stub alone.
     pub const START_FD: &str = "MANAGER_FS_START_FD";
 }

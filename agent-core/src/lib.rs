@@ -24,14 +24,49 @@
 //! no FUSE on them, and blocks nobody. What it is not: a supervisor (the stub is), a mount (the daemon is), or a
 //! transport to the manager (the daemon relays).
 //!
-//! # A worked example
+//! # A service
 //!
-//! An agent that backs directories up, one unit for each source. It looks at what is asked of it between units, and
+//! A program with work of its own keeps what it listens on under a name, and counts what is under way. That is all: the
+//! sockets cross every change-over in both directions, and the crash of a version too; requests that have begun are
+//! answered first; connections that come meanwhile wait.
+//!
+//! ```no_run
+//! use agent_core::{Agent, AgentConfig, Intake, Operations};
+//! use std::io::{Read, Write};
+//!
+//! struct Hello;
+//!
+//! impl Operations for Hello {} // it performs no operations for the manager, and has no state to hand over
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let config = AgentConfig::from_env()?; // first: it takes over what the stub, or the version before, left open
+//!     let intake = Intake::new(config.inherited().tcp_listener("http", "0.0.0.0:8080")?)?;
+//!     let agent = Agent::start(config.gate(intake.gate()), Hello)?;
+//!     std::thread::spawn(move || loop {
+//!         let Ok((mut stream, pass)) = intake.accept() else { continue };
+//!         std::thread::spawn(move || {
+//!             let _ = stream.read(&mut [0; 4096]); // what is left unread would reset the connection
+//!             let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello\n");
+//!             drop((stream, pass)); // a change-over waits until here
+//!         });
+//!     });
+//!     agent.wait(); // until SIGTERM
+//!     Ok(())
+//! }
+//! ```
+//!
+//! `examples/http_service.rs` is a whole one, with long requests, streams and a state. A program on an async runtime, or
+//! one with a queue, passes its work through a [`Gate`] instead, or writes [`Operations::quiesce`] and
+//! [`Operations::resume`].
+//!
+//! # An agent with operations
+//!
+//! It backs directories up, one unit for each source. It looks at what is asked of it between units, and
 //! remembers how far it is, so that a change-over in the middle of a backup costs at most one unit.
 //!
 //! ```no_run
-//! use agent_core::{Agent, AgentConfig, Demand, Ended, NotHealthy, OperationContext, Operations};
-//! use proto::agent::{Operation, Outcome, Progress, Summary};
+//! use agent_core::proto::agent::{Operation, Outcome, Progress, Summary};
+//! use agent_core::{Demand, Ended, NotHealthy, OperationContext, Operations};
 //!
 //! struct Backups;
 //!
@@ -69,16 +104,9 @@
 //!         Ok(())
 //!     }
 //! }
-//!
-//! fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let config = AgentConfig::from_env()?; // first: it takes over what the stub, or the version before, left open
-//!     let agent = Agent::start(config, Backups)?;
-//!     agent.wait(); // until SIGTERM; operations have stopped at a unit boundary then
-//!     Ok(())
-//! }
 //! ```
 //!
-//! `examples/tiny_agent.rs` is a complete one, `examples/tiny_stub.rs` a stub around it, and `tests/` runs them through
+//! `examples/tiny_agent.rs` is a complete one, `examples/tiny_stub.rs` a stub around both, and `tests/` runs them through
 //! upgrades, downgrades and every way of failing. The order of steps, and what every failure at every step leads to, is
 //! in `docs/swap.md`.
 //!
@@ -87,10 +115,12 @@
 //! - Hold [`exec::child_permit`] while starting a child process; children that still live at the change-over are killed.
 //! - Do not rely on `Drop` at a change-over: `execve` ends every thread where it stands. What must last is in
 //!   [`OperationContext::checkpoint`] (durable) or [`Operations::save_state`] (across this change-over).
+//! - Every callback has an end: one that does not come back is left behind, or ends the change-over (`docs/swap.md`).
 //! - Standard error is read by the stub; its last 16 KiB are the evidence when the program fails.
 //!
 //! # Modules, in the order of a change-over
-//! [`operations`] is what the program brings. [`records`] saves message A; [`machine`] decides, and the driver performs;
+//! [`operations`] is what the program brings, [`Inherited`] what crosses, [`Intake`] and [`Gate`] what is waited for.
+//! [`records`] saves message A; [`machine`] decides, and the driver performs;
 //! [`journal`] makes intents durable; [`swap`] renames the link; [`handoff`] and [`exec`] carry over; [`report`] tells the
 //! manager; [`stub`] watches from outside. [`control`] speaks over local sockets; [`sys`] has every call that `rustix`
 //! does not make safe, and every `unsafe` block.
@@ -109,12 +139,15 @@ mod formats;
 pub mod generation;
 mod given;
 pub mod handoff;
+mod inherited;
+mod intake;
 mod jobs;
 pub mod journal;
 pub mod machine;
 pub mod moments;
 pub mod operations;
 pub mod paths;
+mod program;
 pub mod records;
 pub mod report;
 pub mod rescue;
@@ -125,5 +158,9 @@ pub mod swap;
 pub mod sys;
 
 pub use agent::{Agent, AgentConfig, AgentError, Stop};
+pub use inherited::{DescriptorName, Inherited, InheritedError, NotAName};
+pub use intake::{Gate, Intake, Listen, Pass};
 pub use operations::{Demand, Ended, NotHealthy, OperationContext, Operations, StateRefused};
 pub use paths::AgentPaths;
+/// The vocabulary of operations: what is asked, how far it is, what came of it.
+pub use proto;

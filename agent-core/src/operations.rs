@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Instant;
 
 use proto::agent::{JobId, JobOrigin, Operation, Outcome, Progress};
 use proto::record::SchemaRange;
@@ -14,8 +15,20 @@ pub trait Operations: Send + Sync + 'static {
     ///
     /// Look at [`OperationContext::demand`] at every unit boundary, and after every unit that need not be done again
     /// call [`OperationContext::checkpoint`]. An operation that was interrupted (change-over, crash, power cut) is
-    /// called again under the same job with what it last gave there.
-    fn run(&self, operation: &Operation, context: &OperationContext) -> Ended;
+    /// called again under the same job with what it last gave there. A program that has only work of its own knows no
+    /// operations, which is what this says unless it is written.
+    fn run(&self, operation: &Operation, _context: &OperationContext) -> Ended {
+        Ended::Outcome(Outcome::Failed(format!("this agent performs no {}", operation.kind())))
+    }
+
+    /// A change-over is next, and no operation is running any more: begin nothing more of your own, finish what is
+    /// under way, and come back. Called at every drain, whether there were operations or not, and before the program
+    /// ends; what has a [`crate::Gate`] is closed by the library. Whoever is not back 2 s past the deadline is left
+    /// behind, and what it had under way is cut by the `execve`.
+    fn quiesce(&self, _until: Instant) {}
+
+    /// The change-over did not come about: go on. Called after every [`Operations::quiesce`] that no `execve` followed.
+    fn resume(&self) {}
 
     /// The schemas in which [`Operations::save_state`] can write; `own` is what the running version's record says.
     /// A version that reads none of them is refused before anything is drained. By default only the newest own one.
@@ -24,7 +37,9 @@ pub trait Operations: Send + Sync + 'static {
     }
 
     /// State for the next version, in this schema. Called once, when no operation is running any more (or, past the
-    /// deadline, beside those that are being abandoned). It crosses `execve` in memory: keep it below a few MiB.
+    /// deadline, beside those that are being abandoned). It crosses `execve` in memory: keep it below a few MiB, and
+    /// give more in a memory file that is kept under a name ([`crate::Inherited::keep`]). A call
+    /// that is not back after 5 s ends the change-over, and this version goes on.
     fn save_state(&self, _schema: u32) -> Vec<u8> {
         Vec::new()
     }

@@ -20,12 +20,13 @@ use crate::durable::{Durability, FileFault};
 use crate::exec::{self, Crossing};
 use crate::generation::Attachment;
 use crate::handoff::Handoff;
+use crate::inherited::Inherited;
 use crate::jobs::Jobs;
 use crate::journal::{Journal, Phase};
 use crate::machine::{Effect, Event, Facts, Reason, Saved, StageDone, State, Took};
 use crate::moments::{self, Moment};
-use crate::operations::Operations;
 use crate::paths::AgentPaths;
+use crate::program::Program;
 use crate::records::{self, RecordError};
 use crate::report::{Reporter, unix_ms};
 use crate::serve::Server;
@@ -70,7 +71,8 @@ pub(crate) struct Driver {
     pub(crate) facts: Facts,
     pub(crate) paths: AgentPaths,
     pub(crate) journal: Journal,
-    pub(crate) operations: Arc<dyn Operations>,
+    pub(crate) program: Arc<Program>,
+    pub(crate) inherited: Inherited,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) server: Server,
     pub(crate) reporter: Reporter,
@@ -135,7 +137,7 @@ impl Driver {
                 }
                 Input::Stop(at_most, reply) => {
                     self.work.stopping.store(true, Ordering::Release);
-                    drain::stop(&self.jobs, at_most);
+                    drain::stop(&self.jobs, &self.program, at_most);
                     self.server.quiesce();
                     let _ = reply.send(());
                     return;
@@ -206,11 +208,12 @@ impl Driver {
                     staging.cancel();
                 }
             }
-            Effect::Drain { change, deadline_ms } => return Ok(self.drain(change, deadline_ms)),
+            Effect::Drain { change, deadline_ms } => self.drain(change, deadline_ms),
             Effect::Resume => {
                 self.work.drained = None;
                 self.reporter.resume();
                 self.jobs.end_drain();
+                self.program.resume();
             }
             Effect::Swap(tree) => return self.swap(tree).map(Some),
             Effect::SwapBack(tree) => self.swap_back(tree),
@@ -266,20 +269,15 @@ impl Driver {
         });
     }
 
-    fn drain(&mut self, change: ChangeId, deadline_ms: u64) -> Option<Event> {
+    fn drain(&mut self, change: ChangeId, deadline_ms: u64) {
         let begun = Instant::now();
         drain::begin(&self.jobs);
-        if drain::is_idle(&self.jobs) {
-            let drained = drain::wait(&self.jobs, Duration::ZERO);
-            return Some(self.drained(change, drained, micros(begun)));
-        }
-        let jobs = self.jobs.clone();
+        let (jobs, program) = (self.jobs.clone(), self.program.clone());
         let deadline = Duration::from_millis(deadline_ms);
         self.in_background("drain", move || {
-            let drained = drain::wait(&jobs, deadline);
+            let drained = drain::wait(&jobs, &program, deadline);
             Input::Drained { change, drained, took_us: micros(begun) }
         });
-        None
     }
 
     /// Keeps the proof for the exec.
@@ -322,13 +320,17 @@ impl Driver {
         };
         // The newest schema that one writes and the other reads; that there is one was checked before the drain.
         let schema = target.candidate.reads.max.min(*self.facts.writes.end());
+        let state = match self.program.save_state(schema) {
+            Ok(state) => state,
+            Err(fault) => return Event::ExecReturned { of_the_version: false, fault: fault.to_string() },
+        };
         self.server.quiesce();
         let mut handoff = Handoff {
             change: target.change,
             from: self.facts.running.clone(),
             to: entry.clone(),
             schema,
-            state: self.operations.save_state(schema),
+            state,
             unfinished: drained.unfinished.clone(),
             timeline: self.timeline.clone(),
             drained_us: drained.at_us,
@@ -341,7 +343,9 @@ impl Driver {
             probation_ms: target.candidate.probation_ms,
             timeline: handoff.timeline.clone(),
         });
+        let inherited = self.inherited.table().share();
         let crossing = Crossing {
+            inherited: &inherited,
             operations: self.server.listener().as_fd(),
             stub: self.stub.as_ref().map(|stub| stub.as_fd()),
             lock: self.lock.as_ref().map(|lock| lock.as_fd()),
@@ -380,10 +384,10 @@ impl Driver {
     }
 
     fn check_health(&self, after: Duration) {
-        let (operations, paths) = (self.operations.clone(), self.paths.clone());
+        let (program, paths) = (self.program.clone(), self.paths.clone());
         self.in_background("health", move || {
             std::thread::sleep(after);
-            let result = confirm::check(&*operations, &paths);
+            let result = confirm::check(&program, &paths);
             if let Err(reason) = &result {
                 tracing::warn!("not healthy yet: {reason}");
             }

@@ -109,6 +109,7 @@ impl Stub<'_> {
     /// Starts this instead of what ran.
     pub(super) fn take(&mut self, choice: Choice) -> Result<(), StubError> {
         self.observer.say(&format!("starting {}", choice.verified.record.name()));
+        self.held.give_up();
         let sequence = self.journal.sequence;
         self.journal = Journal { sequence, ..choice.journal };
         self.write_journal(Moment::StubReturn);

@@ -20,6 +20,7 @@ mod carry;
 mod choose;
 mod door;
 mod evidence;
+mod held;
 mod lock;
 mod order;
 mod outlet;
@@ -110,10 +111,11 @@ pub fn run(paths: &AgentPaths, observer: &mut dyn Observer) -> Result<(), StubEr
     // agent.
     let signals = crate::sys::signal::SignalFd::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD]);
     let mut signals = signals.map_err(io_error("no descriptor for signals"))?;
+    let held = held::Held::from_service_manager();
     crate::sys::fd::close_all_on_exec().map_err(io_error("/proc/self/fd cannot be listed"))?;
     crate::sys::exec::adopt_orphans().map_err(io_error("orphans cannot be adopted"))?;
     match begin::begin(paths, &mut signals, observer)? {
-        Some(begun) => watch::Stub::new(paths, observer, signals, begun)?.run(),
+        Some(begun) => watch::Stub::new(paths, observer, signals, held, begun)?.run(),
         // Told to end while it waited.
         None => Ok(()),
     }

@@ -1,7 +1,7 @@
 //! The watch: one `poll` over signals, the agent's stderr and its channel, and the verdicts that follow.
 
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use proto::agent::{ChangeId, Step};
@@ -16,6 +16,7 @@ use super::verdict::{Cause, History};
 use super::watch::{Program, Stub, micros};
 use super::{StubError, io_error};
 use crate::channel::{Received, StubMessage};
+use crate::inherited::DescriptorName;
 use crate::journal::Phase;
 use crate::moments::Moment;
 use crate::records;
@@ -180,15 +181,15 @@ impl Stub<'_> {
 
     fn read_channel(&mut self) {
         while let Program::Running(running) = &mut self.program {
-            match running.channel.receive() {
-                Ok(Some(Received::Known(message))) => self.heard(message),
-                Ok(Some(Received::Unknown)) => {}
+            match running.channel.receive_with() {
+                Ok(Some((Received::Known(message), descriptor))) => self.heard(message, descriptor),
+                Ok(Some((Received::Unknown, _))) => {}
                 Ok(None) | Err(_) => return,
             }
         }
     }
 
-    fn heard(&mut self, message: StubMessage) {
+    fn heard(&mut self, message: StubMessage, descriptor: Option<OwnedFd>) {
         let Program::Running(running) = &mut self.program else { return };
         match message {
             StubMessage::Serving => self.serves(),
@@ -201,15 +202,28 @@ impl Stub<'_> {
                 running.since = Instant::now();
                 self.history = History::default();
                 self.returning = None;
+                self.held.begin_trial();
                 self.observer.say(&format!("changing over from {} to {}", from.version, to.version));
             }
             StubMessage::ExecReturned => {
                 running.probation = None;
                 running.confirmed = true;
                 running.is_new = false;
+                self.held.give_up();
                 self.observer.say("the change-over did not come about; the version before goes on");
             }
             StubMessage::Confirmed => self.confirmed(),
+            StubMessage::Keep { name } => self.keep(name, descriptor),
+            StubMessage::Forget { name } => self.held.forget(&name),
+        }
+    }
+
+    fn keep(&mut self, name: DescriptorName, descriptor: Option<OwnedFd>) {
+        let Some(descriptor) = descriptor else {
+            return self.observer.say(&format!("descriptor '{name}' did not arrive; a crash of the agent would lose it"));
+        };
+        if let Err(e) = self.held.keep(name, descriptor) {
+            self.observer.say(&format!("{e}; a crash of the agent would lose it"));
         }
     }
 
@@ -244,6 +258,7 @@ impl Stub<'_> {
             self.journal.phase = Phase::Confirmed;
         }
         self.history.cold = 0;
+        self.held.believe();
         // A version that proved itself is not bad, whatever an earlier try of it was.
         let entry = self.journal.current.clone();
         drop(bad::withdraw(&self.paths, &entry.tree, "it has confirmed since"));

@@ -41,8 +41,14 @@ impl Stub<'_> {
         rustix::io::ioctl_fionbio(&stderr, true).map_err(|e| io(e.into()))?;
         let decided = self.journal.to_bytes(&self.paths.journal()).map_err(|e| world(e.to_string()))?;
         let start = handoff::seal_in_memory("start", &decided).map_err(io)?;
+        if matches!(self.journal.phase, Phase::Probation { .. }) {
+            self.held.begin_trial();
+        }
+        let held = self.held.current();
+        let list = held.to_memory().map_err(io)?;
         let fds = [
             (variable::START_FD, start.as_fd()),
+            (variable::INHERITED_FD, list.as_fd()),
             (variable::OPERATIONS_FD, self.listener.as_fd()),
             (variable::STUB_FD, theirs.as_fd()),
             (variable::LOCK_FD, self.lock.as_fd()),
@@ -51,7 +57,7 @@ impl Stub<'_> {
             arguments: self.verified.record.metadata.arguments.iter().map(Into::into).collect(),
             environment: exec::environment(&self.paths, &fds),
         };
-        let inherited = fds.map(|(_, fd)| fd);
+        let inherited: Vec<_> = fds.iter().map(|(_, fd)| *fd).chain(held.descriptors()).collect();
         moments::reach(Moment::StubSpawn, &program).map_err(io)?;
         let child = sys::exec::spawn(&program, &invocation, write.into(), &inherited)
             .map_err(|e| Cause::NotStarted { of_the_version: exec::is_of_the_version(&e), fault: e.to_string() })?;

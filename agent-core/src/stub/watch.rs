@@ -10,6 +10,7 @@ use proto::agent::{ChangeId, Step, StepEvent};
 use super::begin::Begun;
 use super::choose::Ends;
 use super::door::Door;
+use super::held::Held;
 use super::lock::Lock;
 use super::order::{Desk, Ready};
 use super::running::Running;
@@ -31,6 +32,7 @@ pub(super) struct Stub<'a> {
     pub(super) signals: SignalFd,
     pub(super) lock: Lock,
     pub(super) listener: UnixListener,
+    pub(super) held: Held,
     pub(super) reporter: Reporter,
     pub(super) journal: Journal,
     pub(super) verified: Verified,
@@ -79,6 +81,7 @@ impl<'a> Stub<'a> {
         paths: &AgentPaths,
         observer: &'a mut dyn Observer,
         signals: SignalFd,
+        held: Held,
         begun: Begun,
     ) -> Result<Self, StubError> {
         // The second thread; everything that must be done with one is behind us.
@@ -92,6 +95,7 @@ impl<'a> Stub<'a> {
             signals,
             lock: begun.lock,
             listener: begun.listener,
+            held,
             reporter,
             journal: begun.journal,
             verified: begun.verified,

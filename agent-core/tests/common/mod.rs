@@ -121,11 +121,16 @@ impl Host {
         let root = self.paths.generation(&tree(spec.version));
         std::fs::create_dir_all(root.join("bin")).unwrap();
         if !root.join("bin/agent").exists() {
-            // A child that another test forks meanwhile would hold the file open for writing: "text file busy".
-            let _no_fork = FORK.lock().unwrap();
-            std::fs::copy(example("tiny_agent"), root.join("bin/agent")).unwrap();
+            self.place(&example("tiny_agent"), &root.join("bin/agent"));
         }
         self.sign(spec, tree(spec.version))
+    }
+
+    /// Copies a program to its place.
+    pub fn place(&self, program: &Path, to: &Path) {
+        // A child that another test forks meanwhile would hold the file open for writing: "text file busy".
+        let _no_fork = FORK.lock().unwrap();
+        std::fs::copy(program, to).unwrap();
     }
 
     pub fn program(&self, version: &str) -> PathBuf {
