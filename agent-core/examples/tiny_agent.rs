@@ -55,8 +55,10 @@ impl Operations for Counter {
     }
 
     fn save_state(&self, _schema: u32) -> Vec<u8> {
-        while self.saves_for_ever {
-            std::thread::park();
+        if self.saves_for_ever {
+            loop {
+                std::thread::park();
+            }
         }
         lock(&self.operations).to_le_bytes().to_vec()
     }
