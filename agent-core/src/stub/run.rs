@@ -220,7 +220,9 @@ impl Stub<'_> {
 
     fn keep(&mut self, name: DescriptorName, descriptor: Option<OwnedFd>) {
         let Some(descriptor) = descriptor else {
-            return self.observer.say(&format!("descriptor '{name}' did not arrive; a crash of the agent would lose it"));
+            return self
+                .observer
+                .say(&format!("descriptor '{name}' did not arrive; a crash of the agent would lose it"));
         };
         if let Err(e) = self.held.keep(name, descriptor) {
             self.observer.say(&format!("{e}; a crash of the agent would lose it"));
