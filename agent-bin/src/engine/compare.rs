@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata};
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+
 use super::SharedMeter;
+use super::beneath::{Beneath, Looked};
 use super::format::blobs::{BlobFault, Blobs};
 use super::format::index::BlobKind;
 use super::format::tree::{Attribute, Node, NodeKind};
@@ -44,8 +47,9 @@ pub(super) struct Stopped;
 /// What is compared with what.
 pub(super) struct Comparison<'a> {
     pub(super) blobs: &'a Blobs<'a>,
+    pub(super) live: &'a Beneath,
     pub(super) depth: Depth,
-    /// Paths that are known to be missing, and told already.
+    /// What is known to be missing, below `live`, and told already.
     pub(super) known: &'a HashSet<PathBuf>,
     pub(super) meter: &'a SharedMeter,
 }
@@ -64,118 +68,121 @@ enum ContentFault {
 }
 
 impl Comparison<'_> {
-    /// Compares a node of a snapshot with what lies at `live`. Differences become the meter's problems.
+    /// Compares a node of a snapshot with what lies at `below` the live directory. Differences become the meter's
+    /// problems.
     ///
     /// # Errors
     /// It was stopped.
-    pub(super) fn run(&self, node: &Node, live: &Path) -> Result<Compared, Stopped> {
+    pub(super) fn run(&self, node: &Node, below: &Path) -> Result<Compared, Stopped> {
         let mut sum = Compared::default();
-        self.entry(node, live, &mut sum)?;
+        self.entry(node, below, &mut sum)?;
         Ok(sum)
     }
 
-    fn entry(&self, node: &Node, live: &Path, sum: &mut Compared) -> Result<(), Stopped> {
+    fn entry(&self, node: &Node, below: &Path, sum: &mut Compared) -> Result<(), Stopped> {
         if self.meter.is_stopped() {
             return Err(Stopped);
         }
-        if self.known.contains(live) && node.kind != NodeKind::Dir {
+        if self.known.contains(below) && node.kind != NodeKind::Dir {
             return Ok(());
         }
-        let metadata = match fs::symlink_metadata(live) {
-            Ok(metadata) => metadata,
+        let looked = match self.live.look(below) {
+            Ok(looked) => looked,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.differs(live, "is in the snapshot and not in the directory");
+                self.differs(below, "is in the snapshot and not in the directory");
                 return Ok(());
             }
             Err(error) => {
-                self.differs(live, &error.to_string());
+                self.differs(below, &error.to_string());
                 return Ok(());
             }
         };
-        let (kept, found) = (node.kind, kind_of(&metadata));
+        let metadata = &looked.metadata;
+        let (kept, found) = (node.kind, kind_of(metadata));
         if kept != found {
-            self.differs(live, &format!("is a {}, in the snapshot a {}", found.word(), kept.word()));
+            self.differs(below, &format!("is a {}, in the snapshot a {}", found.word(), kept.word()));
             return Ok(());
         }
-        self.metadata(node, live, &metadata);
+        self.metadata(node, below, &looked);
         match node.kind {
-            NodeKind::Dir => return self.directory(node, live, sum),
-            NodeKind::File => self.file(node, live, &metadata, sum),
-            NodeKind::Symlink => match fs::read_link(live) {
+            NodeKind::Dir => return self.directory(node, below, sum),
+            NodeKind::File => self.file(node, below, metadata, sum),
+            NodeKind::Symlink => match looked.link_target() {
                 Ok(target) if target == node.link_target() => {}
                 Ok(target) => {
                     let kept = node.link_target();
                     self.differs(
-                        live,
+                        below,
                         &format!("leads to {}, in the snapshot to {}", target.display(), kept.display()),
                     );
                 }
-                Err(error) => self.differs(live, &error.to_string()),
+                Err(error) => self.differs(below, &error.to_string()),
             },
             NodeKind::Dev | NodeKind::Chardev if metadata.rdev() != node.device => {
-                self.differs(live, &format!("is device {}, in the snapshot {}", metadata.rdev(), node.device));
+                self.differs(below, &format!("is device {}, in the snapshot {}", metadata.rdev(), node.device));
             }
             NodeKind::Dev | NodeKind::Chardev | NodeKind::Fifo | NodeKind::Socket | NodeKind::Other => {}
         }
         Ok(())
     }
 
-    fn metadata(&self, node: &Node, live: &Path, metadata: &Metadata) {
+    fn metadata(&self, node: &Node, below: &Path, looked: &Looked) {
+        let metadata = &looked.metadata;
         // A symbolic link has no mode of its own, and other programs store only the name of directories above sources.
         if let Some(kept) = node.mode().filter(|_| node.kind != NodeKind::Symlink && node.mtime.is_some()) {
             let found = metadata.mode() & 0o7777;
             if kept != found {
-                self.differs(live, &format!("has mode {found:04o}, in the snapshot {kept:04o}"));
+                self.differs(below, &format!("has mode {found:04o}, in the snapshot {kept:04o}"));
             }
         }
         if let Some(kept) = node.mtime
             && time(metadata.mtime(), metadata.mtime_nsec()) != Some(kept)
         {
-            self.differs(live, &format!("was modified at another time than in the snapshot ({kept})"));
+            self.differs(below, &format!("was modified at another time than in the snapshot ({kept})"));
         }
         if self.depth.ownership
             && let (Some(user), Some(group)) = (node.uid, node.gid)
             && (user, group) != (metadata.uid(), metadata.gid())
         {
             let (uid, gid) = (metadata.uid(), metadata.gid());
-            self.differs(live, &format!("belongs to {uid}:{gid}, in the snapshot to {user}:{group}"));
+            self.differs(below, &format!("belongs to {uid}:{gid}, in the snapshot to {user}:{group}"));
         }
         if node.mtime.is_some() {
-            self.attributes(node, live);
+            self.attributes(node, below, looked);
         }
     }
 
-    fn attributes(&self, node: &Node, live: &Path) {
+    fn attributes(&self, node: &Node, below: &Path, looked: &Looked) {
         let kept: BTreeSet<_> = node.extended_attributes.iter().map(|kept| kept.name().to_vec()).collect();
-        let found = match attribute_names(live) {
+        let found = match attribute_names(looked) {
             Ok(names) => names,
-            Err(error) => return self.differs(live, &format!("its extended attributes: {error}")),
+            Err(error) => return self.differs(below, &format!("its extended attributes: {error}")),
         };
         let shown = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
         for name in kept.symmetric_difference(&found) {
             let side = if kept.contains(name) { "only in the snapshot" } else { "only in the directory" };
-            self.differs(live, &format!("has the extended attribute {} {side}", shown(name)));
+            self.differs(below, &format!("has the extended attribute {} {side}", shown(name)));
         }
         let both = |kept: &&Attribute| found.contains(kept.name());
         for kept in node.extended_attributes.iter().filter(both) {
-            match attribute(live, kept.name()) {
+            match attribute(looked, kept.name()) {
                 Ok(value) if value == kept.value() => {}
                 Ok(_) => {
                     self.differs(
-                        live,
+                        below,
                         &format!("has another value of the extended attribute {}", shown(kept.name())),
                     );
                 }
-                Err(error) => self.differs(live, &format!("its extended attribute {}: {error}", shown(kept.name()))),
+                Err(error) => self.differs(below, &format!("its extended attribute {}: {error}", shown(kept.name()))),
             }
         }
     }
 
-    fn directory(&self, node: &Node, live: &Path, sum: &mut Compared) -> Result<(), Stopped> {
+    fn directory(&self, node: &Node, below: &Path, sum: &mut Compared) -> Result<(), Stopped> {
         // What was in it is not known; a restore has said so already.
         let unknown = |what: &str| {
-            if !self.known.contains(live) {
-                self.differs(live, what);
+            if !self.known.contains(below) {
+                self.differs(below, what);
             }
         };
         let tree = match node.subtree.map(|tree| self.blobs.tree(&tree)) {
@@ -190,45 +197,36 @@ impl Comparison<'_> {
             }
         };
         let mut extra: BTreeSet<OsString> = BTreeSet::new();
-        match fs::read_dir(live) {
-            Ok(entries) => {
-                for entry in entries {
-                    match entry {
-                        Ok(entry) => {
-                            extra.insert(entry.file_name());
-                        }
-                        Err(error) => self.differs(live, &error.to_string()),
-                    }
-                }
-            }
-            Err(error) => self.differs(live, &error.to_string()),
+        match self.live.names(below) {
+            Ok(names) => extra.extend(names),
+            Err(error) => self.differs(below, &error.to_string()),
         }
         for child in &tree.nodes {
             let name = child.file_name();
             extra.remove(&name);
-            self.entry(child, &live.join(name), sum)?;
+            self.entry(child, &below.join(name), sum)?;
         }
         // Beside a damaged file lies the part of it that could be read.
         if node.mtime.is_some() && self.known.is_empty() {
             for name in extra {
-                self.differs(&live.join(name), "is in the directory and not in the snapshot");
+                self.differs(&below.join(name), "is in the directory and not in the snapshot");
             }
         }
         Ok(())
     }
 
-    fn file(&self, node: &Node, live: &Path, metadata: &Metadata, sum: &mut Compared) {
+    fn file(&self, node: &Node, below: &Path, metadata: &Metadata, sum: &mut Compared) {
         sum.files += 1;
         sum.bytes += node.size;
         let stored = self.stored_size(node);
         if metadata.len() != stored {
             let found = metadata.len();
-            return self.differs(live, &format!("has {found} bytes, in the snapshot {stored}"));
+            return self.differs(below, &format!("has {found} bytes, in the snapshot {stored}"));
         }
         if self.depth.contents
-            && let Err(what) = self.contents(node, live)
+            && let Err(what) = self.contents(node, below)
         {
-            self.differs(live, &what.to_string());
+            self.differs(below, &what.to_string());
         }
     }
 
@@ -240,10 +238,10 @@ impl Comparison<'_> {
         sum.unwrap_or(node.size)
     }
 
-    fn contents(&self, node: &Node, live: &Path) -> Result<(), ContentFault> {
-        let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed();
-        let open = std::os::unix::fs::OpenOptionsExt::custom_flags(File::options().read(true), flags).open(live);
-        let mut file = open.map_err(|error| ContentFault::Live(error, 0))?;
+    fn contents(&self, node: &Node, below: &Path) -> Result<(), ContentFault> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let open = self.live.open(below, flags, 0);
+        let mut file = File::from(open.map_err(|error| ContentFault::Live(error, 0))?);
         let (mut found, mut offset) = (Vec::new(), 0u64);
         for piece in node.content.iter().flatten() {
             if self.meter.is_stopped() {
@@ -266,7 +264,7 @@ impl Comparison<'_> {
         }
     }
 
-    fn differs(&self, live: &Path, how: &str) {
-        self.meter.problem(format!("{}: {how}", live.display()));
+    fn differs(&self, below: &Path, how: &str) {
+        self.meter.problem(format!("{}: {how}", self.live.shown(below).display()));
     }
 }

@@ -76,8 +76,10 @@ pub(crate) enum Refusal {
     SourceNotAbsolute,
     #[error("is a symbolic link; name what it leads to: {to}", to = .0.display())]
     SourceIsLink(PathBuf),
-    #[error("a restore's target is named by its absolute path")]
+    #[error("a restore's target is named by its absolute path, without `..`")]
     TargetNotAbsolute,
+    #[error("{link} is a symbolic link, and a restore follows none; name the directory itself", link = .0.display())]
+    TargetBehindLink(PathBuf),
     #[error("is not empty; restore into a new or empty directory")]
     TargetNotEmpty,
     #[error("an unfinished restore of snapshot {0} is in it")]
@@ -93,6 +95,10 @@ pub(crate) enum PasswordFault {
     Read(io::Error),
     #[error("is empty")]
     Empty,
+    #[error("is no plain file of at most 64 KiB")]
+    NoFile,
+    #[error("can be written by others than root and the agent's user (owner {owner}, mode {mode:04o})")]
+    NotTrusted { owner: u32, mode: u32 },
 }
 
 impl EngineError {

@@ -11,9 +11,10 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use rustic_core::jiff::Timestamp;
-use rustix::fs::{AtFlags, CWD, Mode, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{AtFlags, Mode, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
+use super::beneath::{Looked, change_mode};
 use super::format::tree::{Attribute, Node, NodeKind};
 
 /// What fits without a second call: most files have no attributes, the others short ones.
@@ -100,22 +101,27 @@ pub(super) fn time(seconds: i64, nanoseconds: i64) -> Option<Timestamp> {
 }
 
 fn attributes(path: &Path) -> io::Result<Vec<Attribute>> {
-    let names = attribute_names(path)?;
-    names.iter().map(|name| Ok(Attribute::new(name, attribute(path, name)?))).collect()
+    let names = names_of(grown(|buffer| rustix::fs::llistxattr(path, buffer)))?;
+    let value = |name: &[u8]| grown(|buffer| rustix::fs::lgetxattr(path, OsStr::from_bytes(name), buffer));
+    names.iter().map(|name| Ok(Attribute::new(name, value(name)?))).collect()
 }
 
 /// Names of a file's extended attributes; none where the file system has none.
-pub(super) fn attribute_names(path: &Path) -> io::Result<BTreeSet<Vec<u8>>> {
-    let list = match grown(|buffer| rustix::fs::llistxattr(path, buffer)) {
+pub(super) fn attribute_names(of: &Looked) -> io::Result<BTreeSet<Vec<u8>>> {
+    names_of(grown(|buffer| rustix::fs::listxattr(of.by_descriptor(), buffer)))
+}
+
+/// The value of one extended attribute.
+pub(super) fn attribute(of: &Looked, name: &[u8]) -> io::Result<Vec<u8>> {
+    Ok(grown(|buffer| rustix::fs::getxattr(of.by_descriptor(), OsStr::from_bytes(name), buffer))?)
+}
+
+fn names_of(list: Result<Vec<u8>, Errno>) -> io::Result<BTreeSet<Vec<u8>>> {
+    let list = match list {
         Err(Errno::NOTSUP) => return Ok(BTreeSet::new()),
         list => list?,
     };
     Ok(list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
-}
-
-/// The value of one extended attribute.
-pub(super) fn attribute(path: &Path, name: &[u8]) -> io::Result<Vec<u8>> {
-    Ok(grown(|buffer| rustix::fs::lgetxattr(path, OsStr::from_bytes(name), buffer))?)
 }
 
 /// Calls with a small buffer and, if that is too small, with one that is large enough for all.
@@ -160,27 +166,36 @@ pub(super) fn set_metadata(file: impl AsFd, node: &Node, privileged: bool, probl
     }
 }
 
-/// The same for what cannot be opened (a symbolic link, a device), by its path, without following it.
-pub(super) fn set_metadata_of_link(path: &Path, node: &Node, privileged: bool, problem: impl Fn(&str, io::Error)) {
-    let tell = |what: &str, result: Result<(), Errno>| {
+/// The same for what cannot be opened (a symbolic link, a device), of what was looked at.
+pub(super) fn set_metadata_of_special(
+    made: &Looked,
+    node: &Node,
+    privileged: bool,
+    problem: impl Fn(&str, io::Error),
+) {
+    let tell = |what: &str, result: io::Result<()>| {
         if let Err(error) = result {
-            problem(what, error.into());
+            problem(what, error);
         }
     };
     if let (true, Some(uid), Some(gid)) = (privileged, node.uid, node.gid) {
         let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-        tell("owner", rustix::fs::chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW));
+        tell(
+            "owner",
+            rustix::fs::chownat(made, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(io::Error::from),
+        );
     }
     for attribute in &node.extended_attributes {
         let name = OsStr::from_bytes(attribute.name());
-        let set = rustix::fs::lsetxattr(path, name, attribute.value(), XattrFlags::empty());
-        tell(&format!("extended attribute {}", name.display()), set);
+        let set = rustix::fs::setxattr(made.by_descriptor(), name, attribute.value(), XattrFlags::empty());
+        tell(&format!("extended attribute {}", name.display()), set.map_err(io::Error::from));
     }
     if let Some(mode) = node.mode().filter(|_| node.kind != NodeKind::Symlink) {
-        tell("mode", rustix::fs::chmod(path, Mode::from_raw_mode(mode)));
+        tell("mode", change_mode(made, mode));
     }
     if let Some(times) = times_of(node) {
-        tell("times", rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW));
+        let set = rustix::fs::utimensat(made, "", &times, AtFlags::EMPTY_PATH);
+        tell("times", set.map_err(io::Error::from));
     }
 }
 

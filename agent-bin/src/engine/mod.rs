@@ -5,6 +5,7 @@
 //! because its interface still moves.
 
 mod archive;
+mod beneath;
 mod compare;
 mod fault;
 mod format;

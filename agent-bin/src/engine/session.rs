@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,9 @@ use super::{Mark, SharedMeter};
 
 /// How often it is looked whether an agent of an earlier version, which knows no locks in the repository, has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
+
+/// A password file is a line.
+const PASSWORD_BYTES_MAX: u64 = 64 << 10;
 
 /// A repository that is open and locked for one operation. The lock goes last.
 pub(super) struct Session {
@@ -143,12 +146,30 @@ fn password(state: &Path, at: &Location, make: bool) -> Result<String, EngineErr
     if make && at.password_file.is_none() && !path.exists() {
         make_password(&path).map_err(|error| fault(PasswordFault::Make(error)))?;
     }
-    let text = fs::read_to_string(&path).map_err(|error| fault(PasswordFault::Read(error)))?;
-    let password = text.trim_end_matches(['\r', '\n']);
-    if password.is_empty() {
+    let text = read_password(&path).map_err(fault)?;
+    if text.is_empty() {
         return Err(fault(PasswordFault::Empty));
     }
-    Ok(password.to_owned())
+    Ok(text)
+}
+
+/// Whoever sets a repository's password can put anything into it, and an agent that is root gives away what it restores:
+/// so the file must be of somebody whom the agent trusts.
+fn read_password(path: &Path) -> Result<String, PasswordFault> {
+    // A FIFO in its place would be waited for.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(PasswordFault::Read)?;
+    let metadata = file.metadata().map_err(PasswordFault::Read)?;
+    if !metadata.is_file() || metadata.len() > PASSWORD_BYTES_MAX {
+        return Err(PasswordFault::NoFile);
+    }
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    if (owner != 0 && owner != rustix::process::geteuid().as_raw()) || mode & 0o002 != 0 {
+        return Err(PasswordFault::NotTrusted { owner, mode });
+    }
+    let mut text = String::new();
+    file.take(PASSWORD_BYTES_MAX).read_to_string(&mut text).map_err(PasswordFault::Read)?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// The lock that agents of earlier versions take and honour: on one host, of the repository's directory.

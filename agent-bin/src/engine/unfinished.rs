@@ -2,23 +2,29 @@
 //! where any name may be a file of the snapshot.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
+use super::beneath::{Beneath, PathFault};
 use super::fault::{EngineError, Refusal};
 use super::format::id::Id;
 
 /// What earlier versions kept in the target itself.
 const OLD_MARKER: &str = ".manager-fs-restoring";
+/// An id and a line break, and a little more, so that a longer one is not taken for it.
+const MARKER_BYTES_MAX: u64 = 80;
 
 /// A restore under way, or cut off.
 #[derive(Debug)]
 pub(super) struct Unfinished {
     record: PathBuf,
+    /// Where to.
+    pub(super) target: Beneath,
     /// An earlier run began it.
     pub(super) continued: bool,
 }
@@ -39,17 +45,20 @@ impl Unfinished {
     /// It holds something else, or it or the state directory cannot be used.
     pub(super) fn begin(state: &Path, target: &Path, snapshot: Id) -> Result<Self, EngineError> {
         let fault = |error| EngineError::io(target, error);
-        if !target.is_absolute() {
+        if !target.is_absolute() || target.components().any(|part| part == Component::ParentDir) {
             return Err(EngineError::refused(target, Refusal::TargetNotAbsolute));
         }
-        fs::create_dir_all(target).map_err(fault)?;
-        let metadata = fs::metadata(target).map_err(fault)?;
-        let own = Record { target: target.into(), device: metadata.dev(), inode: metadata.ino(), snapshot };
+        let beneath = Beneath::make(target).map_err(|found| match found {
+            PathFault::Link(link) => EngineError::refused(target, Refusal::TargetBehindLink(link)),
+            PathFault::Io { path, source } => EngineError::Io { path, source },
+        })?;
+        let (device, inode) = beneath.look(Path::new("")).map_err(fault)?.identity();
+        let own = Record { target: target.into(), device, inode, snapshot };
         let record = state.join("restores").join(Id::of(target.as_os_str().as_bytes()).to_string());
         let before = fs::read(&record).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
         let before = before.filter(|before| (before.device, before.inode) == (own.device, own.inode));
-        let continued = before.as_ref() == Some(&own) || begun_by_old(target, &snapshot).map_err(fault)?;
-        if !continued && fs::read_dir(target).map_err(fault)?.next().is_some() {
+        let continued = before.as_ref() == Some(&own) || begun_by_old(&beneath, &snapshot).map_err(fault)?;
+        if !continued && !beneath.names(Path::new("")).map_err(fault)?.is_empty() {
             let why = match before {
                 Some(before) => Refusal::TargetUnfinished(before.snapshot.to_string()),
                 None => Refusal::TargetNotEmpty,
@@ -57,7 +66,7 @@ impl Unfinished {
             return Err(EngineError::refused(target, why));
         }
         write(&record, &own).map_err(|error| EngineError::io(&record, error))?;
-        Ok(Self { record, continued })
+        Ok(Self { record, target: beneath, continued })
     }
 
     /// The restore is over.
@@ -69,13 +78,24 @@ impl Unfinished {
     }
 }
 
-/// Takes over what a version left behind that kept a marker in the target.
-fn begun_by_old(target: &Path, snapshot: &Id) -> io::Result<bool> {
-    let marker = target.join(OLD_MARKER);
-    match fs::read_to_string(&marker) {
-        Ok(text) if text == format!("{snapshot}\n") => fs::remove_file(&marker).map(|()| true),
-        _ => Ok(false),
+/// Takes over what a version left behind that kept a marker in the target. One that somebody else put there, or a link
+/// in its place, says nothing.
+fn begun_by_old(target: &Beneath, snapshot: &Id) -> io::Result<bool> {
+    let marker = Path::new(OLD_MARKER);
+    let Ok(file) = target.open(marker, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, 0) else {
+        return Ok(false);
+    };
+    let file = File::from(file);
+    let metadata = file.metadata()?;
+    let mut text = String::new();
+    if !metadata.is_file()
+        || metadata.uid() != rustix::process::geteuid().as_raw()
+        || file.take(MARKER_BYTES_MAX).read_to_string(&mut text).is_err()
+        || text != format!("{snapshot}\n")
+    {
+        return Ok(false);
     }
+    target.remove(marker).map(|()| true)
 }
 
 fn write(path: &Path, record: &Record) -> io::Result<()> {
@@ -125,5 +145,32 @@ mod tests {
         fs::write(dir.path().join(OLD_MARKER), format!("{snapshot}\n")).unwrap();
         assert!(Unfinished::begin(&dir.path().join("state"), dir.path(), snapshot).unwrap().continued);
         assert!(!dir.path().join(OLD_MARKER).exists());
+    }
+
+    #[test]
+    fn a_link_in_the_markers_place_is_neither_read_nor_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (secret, target) = (dir.path().join("secret"), dir.path().join("target"));
+        let snapshot = Id::of(b"snapshot");
+        fs::write(&secret, format!("{snapshot}\n")).unwrap();
+        fs::create_dir(&target).unwrap();
+        std::os::unix::fs::symlink(&secret, target.join(OLD_MARKER)).unwrap();
+        let refused = Unfinished::begin(&dir.path().join("state"), &target, snapshot).unwrap_err().to_string();
+        assert!(refused.contains("is not empty") && !refused.contains(&snapshot.to_string()), "{refused}");
+        assert!(secret.exists());
+    }
+
+    #[test]
+    fn a_target_behind_a_link_is_refused_by_the_links_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (elsewhere, link) = (dir.path().join("elsewhere"), dir.path().join("link"));
+        fs::create_dir(&elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+        for target in [link.clone(), link.join("new")] {
+            let refused = Unfinished::begin(&dir.path().join("state"), &target, Id::of(b"x")).unwrap_err();
+            let named = format!("{} is a symbolic link", link.display());
+            assert!(refused.to_string().contains(&named), "{refused}");
+        }
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -11,6 +12,7 @@ use rustic_core::repofile::{SnapshotFile, SnapshotSummary};
 use rustic_core::{SnapshotOptions, jiff};
 
 use super::archive::{self, ArchiveFault, Parent, Seen, archive};
+use super::beneath::Beneath;
 use super::compare::{Compared, Comparison, Depth};
 use super::fault::{EngineError, Refusal};
 use super::format::blobs::{BlobFault, Blobs};
@@ -109,13 +111,11 @@ impl BackupEngine for Restic {
         let blobs = session.blobs(&index);
         meter.begin("comparing");
         meter.expect(found.iter().map(|snapshot| total_bytes(snapshot)).sum());
-        let depth = Depth { contents: true, ownership: true };
-        let comparison = Comparison { blobs: &blobs, depth, known: &HashSet::new(), meter };
         let mut sum = Compared::default();
         for snapshot in &found {
             for source in snapshot.sources() {
                 match node_at(&blobs, snapshot, &source) {
-                    Ok(node) => sum.add(comparison.run(&node, &source).map_err(|_| EngineError::Stopped)?),
+                    Ok(node) => sum.add(compare_source(&blobs, &node, &source, meter)?),
                     Err(fault) => meter.problem(format!("{}: cannot be compared: {fault}", source.display())),
                 }
             }
@@ -181,15 +181,16 @@ impl Session {
         let unfinished = Unfinished::begin(state, target, snapshot.id)?;
         meter.begin("writing files");
         meter.expect(total_bytes(snapshot));
-        let order = restore::Order { blobs: &blobs, root: &root, target, continued: unfinished.continued, meter };
+        let (target, continued) = (&unfinished.target, unfinished.continued);
+        let order = restore::Order { blobs: &blobs, root: &root, target, continued, meter };
         let restored = restore::restore(&order).map_err(|fault| match fault {
             RestoreFault::Stopped => EngineError::Stopped,
             RestoreFault::Target { path, source } => EngineError::Io { path, source },
         })?;
         meter.begin("comparing");
         let depth = Depth { contents: false, ownership: rustix::process::geteuid().is_root() };
-        let comparison = Comparison { blobs: &blobs, depth, known: &restored.missing, meter };
-        comparison.run(&root, &live_path(target, &root)).map_err(|_| EngineError::Stopped)?;
+        let comparison = Comparison { blobs: &blobs, live: target, depth, known: &restored.missing, meter };
+        comparison.run(&root, &place_of(&root)).map_err(|_| EngineError::Stopped)?;
         unfinished.end()?;
         let snapshots = vec![snapshot.id.to_string()];
         Ok(Work { snapshots, files: restored.files, bytes: restored.bytes, repository_bytes: 0 })
@@ -334,8 +335,36 @@ fn node_at(blobs: &Blobs<'_>, snapshot: &Snapshot, path: &Path) -> Result<Node, 
 }
 
 /// Where a node lies below the directory that it was restored into.
-fn live_path(target: &Path, root: &Node) -> PathBuf {
-    if root.kind == NodeKind::Dir { target.to_owned() } else { target.join(root.file_name()) }
+fn place_of(root: &Node) -> PathBuf {
+    if root.kind == NodeKind::Dir { PathBuf::new() } else { root.file_name().into() }
+}
+
+/// A source of a snapshot beside what it is now.
+fn compare_source(
+    blobs: &Blobs<'_>,
+    node: &Node,
+    source: &Path,
+    meter: &SharedMeter,
+) -> Result<Compared, EngineError> {
+    let (above, name) = match (source.parent(), source.file_name()) {
+        (Some(above), Some(name)) => (above, Path::new(name)),
+        _ => (source, Path::new("")),
+    };
+    match Beneath::existing(above) {
+        Ok(live) => {
+            let depth = Depth { contents: true, ownership: true };
+            let comparison = Comparison { blobs, live: &live, depth, known: &HashSet::new(), meter };
+            comparison.run(node, name).map_err(|_| EngineError::Stopped)
+        }
+        Err(error) => {
+            let what = match error.kind() {
+                io::ErrorKind::NotFound => "is in the snapshot and not in the directory".to_owned(),
+                _ => format!("cannot be compared: {error}"),
+            };
+            meter.problem(format!("{}: {what}", source.display()));
+            Ok(Compared::default())
+        }
+    }
 }
 
 /// A source that can be backed up under the path that it was named by.

@@ -1,10 +1,12 @@
 //! One file restored: piece by piece, with holes where there are only zeros.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::Ordering;
+
+use rustix::fs::OFlags;
 
 use super::super::format::blobs::BlobFault;
 use super::super::format::id::Id;
@@ -34,85 +36,99 @@ struct Written {
 impl Restore<'_> {
     pub(super) fn file(&self, task: &FileTask) -> Result<(), RestoreFault> {
         self.go_on()?;
-        let FileTask { path, node, folder } = task;
+        let FileTask { below, node, .. } = task;
         let content = node.content.as_deref().unwrap_or_default();
-        if self.order.continued && self.is_whole(path, content)? {
-            self.done(task, File::open(path), node.size);
+        if self.order.continued
+            && let Some(whole) = self.whole(task, content)?
+        {
+            self.done(task, &whole, node.size);
             return Ok(());
         }
-        let file = match self.create(path) {
+        let file = match self.create(below) {
             Ok(file) => file,
-            Err(error) => return self.failed(path, error),
+            Err(error) => return self.failed(below, error),
         };
         let written = match self.write(&file, content, node.size)? {
             Ok(written) => written,
             Err(error) => {
-                drop(fs::remove_file(path));
-                return self.failed(path, error);
+                drop(self.order.target.remove(below));
+                return self.failed(below, error);
             }
         };
         if written.unreadable.is_empty() {
-            self.done(task, Ok(file), written.bytes);
+            self.done(task, &file, written.bytes);
             return Ok(());
         }
         if !written.readable {
-            drop(fs::remove_file(path));
-            self.lost(path, &describe(&written));
+            drop(self.order.target.remove(below));
+            self.lost(below, &describe(&written));
             return Ok(());
         }
-        let name = path.file_name().unwrap_or_default();
-        let part = name_of_part(name, |name| folder.has(name) || folder.path.join(name).symlink_metadata().is_ok());
-        let part = folder.path.join(part);
-        if let Err(error) = fs::rename(path, &part) {
-            return self.failed(path, error);
-        }
-        set_metadata(&file, node, self.privileged, |what, error| self.not_set(&part, what, &error));
-        let zeros = "zeros stand for what is missing";
-        self.lost(path, &format!("{}; what can be read is in {}, {zeros}", describe(&written), part.display()));
+        self.keep_part(task, &file, &written)
+    }
+
+    /// Leaves what can be read of a file under another name.
+    fn keep_part(&self, task: &FileTask, file: &File, written: &Written) -> Result<(), RestoreFault> {
+        let FileTask { below, node, folder } = task;
+        let part = loop {
+            let name = below.file_name().unwrap_or_default();
+            let part = name_of_part(name, |name| {
+                folder.has(name) || self.order.target.look(&folder.below.join(name)).is_ok()
+            });
+            match self.order.target.rename(below, &part) {
+                Ok(()) => break folder.below.join(part),
+                // Somebody took the name a moment ago.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.go_on()?,
+                Err(error) => return self.failed(below, error),
+            }
+        };
+        set_metadata(file, node, self.privileged, |what, error| self.not_set(&part, what, &error));
+        let (zeros, part) = ("zeros stand for what is missing", self.order.target.shown(&part));
+        let why = format!("{}; what can be read is in {}, {zeros}", describe(written), part.display());
+        self.lost(below, &why);
         Ok(())
     }
 
-    fn done(&self, task: &FileTask, file: io::Result<File>, bytes: u64) {
+    fn done(&self, task: &FileTask, file: &File, bytes: u64) {
         self.files.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        match file {
-            Ok(file) => {
-                set_metadata(&file, &task.node, self.privileged, |what, error| {
-                    self.not_set(&task.path, what, &error)
-                });
+        set_metadata(file, &task.node, self.privileged, |what, error| self.not_set(&task.below, what, &error));
+    }
+
+    fn create(&self, below: &Path) -> io::Result<File> {
+        match self.order.target.make_file(below) {
+            // Never written to: it may have another name elsewhere.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && self.order.continued => {
+                self.order.target.remove(below)?;
+                self.order.target.make_file(below)
             }
-            Err(error) => self.not_set(&task.path, "mode, owner and times", &error),
+            made => made,
         }
     }
 
-    fn create(&self, path: &Path) -> io::Result<File> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o600);
-        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
-        if !self.order.continued {
-            return options.create_new(true).open(path);
+    /// A file of which an earlier run restored all of the content.
+    fn whole(&self, task: &FileTask, content: &[Id]) -> Result<Option<File>, RestoreFault> {
+        // A FIFO that took its name would be waited for.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let Ok(mut file) = self.order.target.open(&task.below, flags, 0).map(File::from) else { return Ok(None) };
+        let Ok(metadata) = file.metadata() else { return Ok(None) };
+        // A file with a second name may be somebody's elsewhere, who would lose it to the owner that it gets here.
+        if !metadata.is_file() || metadata.nlink() != 1 {
+            return Ok(None);
         }
-        let file = options.create(true).truncate(true).open(path)?;
-        if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::AlreadyExists.into()) }
-    }
-
-    /// Whether an earlier run restored all of the content.
-    fn is_whole(&self, path: &Path, content: &[Id]) -> Result<bool, RestoreFault> {
-        let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(false) };
         let lengths: Option<Vec<u64>> = content.iter().map(|piece| self.length(piece)).collect();
         let Some(lengths) = lengths.filter(|lengths| lengths.iter().sum::<u64>() == metadata.size()) else {
-            return Ok(false);
+            return Ok(None);
         };
-        let Some(mut file) = metadata.is_file().then(|| File::open(path).ok()).flatten() else { return Ok(false) };
         let mut found = Vec::new();
         for (piece, length) in content.iter().zip(lengths) {
             self.go_on()?;
             found.resize(usize::try_from(length).unwrap_or(usize::MAX), 0);
             if file.read_exact(&mut found).is_err() || Id::of(&found) != *piece {
-                return Ok(false);
+                return Ok(None);
             }
         }
-        Ok(true)
+        Ok(Some(file))
     }
 
     fn length(&self, piece: &Id) -> Option<u64> {
@@ -200,6 +216,8 @@ fn describe(written: &Written) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, OpenOptions};
+
     use super::*;
 
     #[test]

@@ -9,8 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::super::format::tree::Node;
 
 pub(super) struct Folder {
-    pub(super) path: PathBuf,
+    /// Below the target.
+    pub(super) below: PathBuf,
     pub(super) node: Node,
+    /// Device and number of the directory that was made: no other one gets its owner and mode.
+    pub(super) identity: (u64, u64),
     /// What else is in it, for names that must not be taken.
     names: Mutex<HashSet<OsString>>,
     /// Entries that are not done, and one for whoever reads the directory.
@@ -19,14 +22,17 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    pub(super) fn root(path: PathBuf, node: Node) -> Arc<Self> {
-        Arc::new(Self { path, node, names: Mutex::default(), open: AtomicUsize::new(1), above: None })
+    pub(super) fn root(node: Node, identity: (u64, u64)) -> Arc<Self> {
+        Arc::new(Self::new(PathBuf::new(), node, identity, None))
     }
 
-    pub(super) fn below(above: &Arc<Folder>, path: PathBuf, node: Node) -> Arc<Self> {
+    pub(super) fn below(above: &Arc<Folder>, below: PathBuf, node: Node, identity: (u64, u64)) -> Arc<Self> {
         above.enter();
-        let above = Some(Arc::clone(above));
-        Arc::new(Self { path, node, names: Mutex::default(), open: AtomicUsize::new(1), above })
+        Arc::new(Self::new(below, node, identity, Some(Arc::clone(above))))
+    }
+
+    fn new(below: PathBuf, node: Node, identity: (u64, u64), above: Option<Arc<Folder>>) -> Self {
+        Self { below, node, identity, names: Mutex::default(), open: AtomicUsize::new(1), above }
     }
 
     /// Says what all is in it.

@@ -3,29 +3,33 @@
 //!
 //! One thread reads directories, some more write files. A directory gets its mode, owner and times when the last thing
 //! in it is done, which is also what lets a read-only one be filled.
+//!
+//! Whoever owns the target, or a directory above it, may change it meanwhile. So everything is made and opened below one
+//! descriptor of the target ([`Beneath`]), without a link in any place, and only what this restore made is given an owner.
 
 mod file;
 mod folder;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{CWD, FileType, Mode};
+use rustix::fs::{FileType, OFlags};
 
 use super::SharedMeter;
+use super::beneath::{Beneath, Looked, change_mode};
 use super::fault::panic_text;
 use super::format::blobs::Blobs;
 use super::format::id::Id;
 use super::format::tree::{Node, NodeKind};
-use super::live::set_metadata_of_link;
+use super::live::{kind_of, set_metadata, set_metadata_of_special};
 use folder::Folder;
 
 /// Threads that decrypt and write.
@@ -38,7 +42,7 @@ const FILES_MAX: usize = 256;
 pub(super) struct Restored {
     pub(super) files: u64,
     pub(super) bytes: u64,
-    /// What is not there, or not under its name; told already.
+    /// What is not there, or not under its name, below the target; told already.
     pub(super) missing: HashSet<PathBuf>,
 }
 
@@ -57,14 +61,15 @@ pub(super) struct Order<'a> {
     pub(super) blobs: &'a Blobs<'a>,
     /// What is restored: a directory's content, or one file.
     pub(super) root: &'a Node,
-    pub(super) target: &'a Path,
+    pub(super) target: &'a Beneath,
     /// An earlier run was cut off: what lies in the target may be whole.
     pub(super) continued: bool,
     pub(super) meter: &'a SharedMeter,
 }
 
 struct FileTask {
-    path: PathBuf,
+    /// Below the target.
+    below: PathBuf,
     node: Node,
     folder: Arc<Folder>,
 }
@@ -80,6 +85,8 @@ struct Link {
 
 struct Restore<'a> {
     order: &'a Order<'a>,
+    /// Of this process.
+    user: u32,
     privileged: bool,
     tasks: Mutex<Tasks>,
     work: Condvar,
@@ -102,9 +109,11 @@ struct Tasks {
 /// # Errors
 /// It was stopped, or the target takes nothing more.
 pub(super) fn restore(order: &Order<'_>) -> Result<Restored, RestoreFault> {
+    let user = rustix::process::geteuid();
     let restore = Restore {
         order,
-        privileged: rustix::process::geteuid().is_root(),
+        user: user.as_raw(),
+        privileged: user.is_root(),
         tasks: Mutex::default(),
         work: Condvar::new(),
         room: Condvar::new(),
@@ -119,10 +128,10 @@ pub(super) fn restore(order: &Order<'_>) -> Result<Restored, RestoreFault> {
         for _ in 0..threads {
             scope.spawn(|| restore.work());
         }
-        restore.guarded(order.target, || restore.begin());
+        restore.guarded(Path::new(""), || restore.begin());
         restore.end_tasks(false);
     });
-    restore.guarded(order.target, || restore.link_all());
+    restore.guarded(Path::new(""), || restore.link_all());
     if let Some(fault) = lock(&restore.fault).take() {
         return Err(fault);
     }
@@ -137,12 +146,14 @@ pub(super) fn restore(order: &Order<'_>) -> Result<Restored, RestoreFault> {
 impl Restore<'_> {
     fn begin(&self) -> Result<(), RestoreFault> {
         let Order { root, target, .. } = self.order;
+        let identity = match target.look(Path::new("")) {
+            Ok(looked) => looked.identity(),
+            Err(error) => return self.failed(Path::new(""), error),
+        };
         if root.kind == NodeKind::Dir {
-            let folder = Folder::root(target.to_path_buf(), (*root).clone());
-            self.directory(&folder)
+            self.directory(&Folder::root((*root).clone(), identity))
         } else {
-            let above = Node::new(OsStr::new(""), NodeKind::Dir);
-            let folder = Folder::root(target.to_path_buf(), above);
+            let folder = Folder::root(Node::new(OsStr::new(""), NodeKind::Dir), identity);
             self.entry(&folder, (*root).clone())?;
             self.leave(&folder);
             Ok(())
@@ -152,7 +163,7 @@ impl Restore<'_> {
     /// What is in a directory, which is there already.
     fn directory(&self, folder: &Arc<Folder>) -> Result<(), RestoreFault> {
         let Some(tree) = folder.node.subtree else {
-            self.lost(&folder.path, "its directory has no content in the snapshot");
+            self.lost(&folder.below, "its directory has no content in the snapshot");
             self.leave(folder);
             return Ok(());
         };
@@ -164,7 +175,7 @@ impl Restore<'_> {
                 }
             }
             Err(fault) => {
-                self.lost(&folder.path, &format!("all that was in it: {fault}"));
+                self.lost(&folder.below, &format!("all that was in it: {fault}"));
             }
         }
         self.leave(folder);
@@ -177,58 +188,77 @@ impl Restore<'_> {
         if !is_a_name(&name) {
             // A repository that was written by an enemy must not reach out of the target.
             let name = name.display();
-            self.lost(&above.path, &format!("an entry named {name:?}, which is no name of a file"));
+            self.lost(&above.below, &format!("an entry named {name:?}, which is no name of a file"));
             return Ok(());
         }
-        let path = above.path.join(&name);
+        let below = above.below.join(&name);
         match node.kind {
-            NodeKind::Dir => match self.make_directory(&path) {
-                Ok(()) => self.directory(&Folder::below(above, path, node)),
-                Err(error) => self.failed(&path, error),
+            NodeKind::Dir => match self.make_directory(&below, &node) {
+                Ok(identity) => self.directory(&Folder::below(above, below, node, identity)),
+                Err(error) => self.failed(&below, error),
             },
             NodeKind::File => {
                 above.enter();
-                let task = FileTask { path, node, folder: Arc::clone(above) };
+                let task = FileTask { below, node, folder: Arc::clone(above) };
                 if let Some(task) = self.link_later(task) {
                     self.put(task);
                 }
                 Ok(())
             }
             NodeKind::Symlink | NodeKind::Fifo | NodeKind::Socket | NodeKind::Dev | NodeKind::Chardev => {
-                self.special(&path, &node)
+                self.special(&below, &node)
             }
             NodeKind::Other => {
-                self.lost(&path, "it is of a kind that this version does not know");
+                self.lost(&below, "it is of a kind that this version does not know");
                 Ok(())
             }
         }
     }
 
-    fn make_directory(&self, path: &Path) -> io::Result<()> {
-        // Nobody else looks in before it has its own mode.
-        match DirBuilder::new().mode(0o700).create(path) {
+    /// Makes a directory into which nobody else looks before it has its own mode; returns its identity.
+    fn make_directory(&self, below: &Path, node: &Node) -> io::Result<(u64, u64)> {
+        let target = self.order.target;
+        match target.make_directory(below) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && self.order.continued => {
-                if !fs::symlink_metadata(path)?.is_dir() {
+                let found = target.look(below)?;
+                if !found.metadata.is_dir() || !self.is_ours(&found, node) {
                     return Err(error);
                 }
                 // An earlier run may have finished it already, also with a mode that lets nothing in.
-                fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+                change_mode(&found, 0o700)?;
+                Ok(found.identity())
             }
-            made => made,
+            made => {
+                made?;
+                let found = target.look(below)?;
+                if !self.is_own(&found) {
+                    return Err(exchanged());
+                }
+                Ok(found.identity())
+            }
         }
     }
 
     /// Links and special files.
-    fn special(&self, path: &Path, node: &Node) -> Result<(), RestoreFault> {
+    fn special(&self, below: &Path, node: &Node) -> Result<(), RestoreFault> {
+        match self.make_special(below, node) {
+            Ok(made) => {
+                let tell = |what: &str, error: io::Error| self.not_set(below, what, &error);
+                set_metadata_of_special(&made, node, self.privileged, tell);
+                Ok(())
+            }
+            Err(error) => self.failed(below, error),
+        }
+    }
+
+    fn make_special(&self, below: &Path, node: &Node) -> io::Result<Looked> {
+        let target = self.order.target;
         if self.order.continued {
             // Left by the earlier run; made anew in a moment.
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return self.failed(path, error),
-                _ => {}
-            }
+            target.remove(below)?;
         }
-        let made = match node.kind {
-            NodeKind::Symlink => std::os::unix::fs::symlink(node.link_target(), path),
+        match node.kind {
+            NodeKind::Symlink => target.make_link(below, &node.link_target())?,
             kind => {
                 let kind = match kind {
                     NodeKind::Fifo => FileType::Fifo,
@@ -236,16 +266,25 @@ impl Restore<'_> {
                     NodeKind::Dev => FileType::BlockDevice,
                     _ => FileType::CharacterDevice,
                 };
-                rustix::fs::mknodat(CWD, path, kind, Mode::from_raw_mode(0o600), node.device).map_err(Into::into)
+                target.make_special(below, kind, node.device)?;
             }
-        };
-        match made {
-            Ok(()) => {
-                set_metadata_of_link(path, node, self.privileged, |what, error| self.not_set(path, what, &error));
-                Ok(())
-            }
-            Err(error) => self.failed(path, error),
         }
+        let made = target.look(below)?;
+        // Another file of the same kind that was put in its place has another owner, or another name beside this one.
+        if kind_of(&made.metadata) != node.kind || !self.is_own(&made) || made.metadata.nlink() != 1 {
+            return Err(exchanged());
+        }
+        Ok(made)
+    }
+
+    /// Whether it is what this process just made.
+    fn is_own(&self, found: &Looked) -> bool {
+        found.metadata.uid() == self.user
+    }
+
+    /// Whether it can be what an earlier run of this restore made, and perhaps gave to its owner.
+    fn is_ours(&self, found: &Looked, node: &Node) -> bool {
+        self.is_own(found) || (self.privileged && node.uid == Some(found.metadata.uid()))
     }
 
     /// Keeps further names of one file for the end; gives the first one back.
@@ -262,7 +301,7 @@ impl Restore<'_> {
                 None
             }
             None => {
-                first.insert(key, task.path.clone());
+                first.insert(key, task.below.clone());
                 Some(task)
             }
         }
@@ -273,12 +312,14 @@ impl Restore<'_> {
         for Link { first, task } in links {
             self.go_on()?;
             if lock(&self.missing).contains(&first) {
-                self.lost(&task.path, &format!("it is the same file as {}, which is not restored", first.display()));
+                let first = self.order.target.shown(&first);
+                let why = format!("it is the same file as {}, which is not restored", first.display());
+                self.lost(&task.below, &why);
             } else {
                 if self.order.continued {
-                    drop(fs::remove_file(&task.path));
+                    drop(self.order.target.remove(&task.below));
                 }
-                match fs::hard_link(&first, &task.path) {
+                match self.order.target.hard_link(&first, &task.below) {
                     Ok(()) => {
                         self.files.fetch_add(1, Ordering::Relaxed);
                     }
@@ -299,7 +340,7 @@ impl Restore<'_> {
             let Some(task) = tasks.waiting.pop_front() else { return };
             drop(tasks);
             self.room.notify_one();
-            self.guarded(&task.path, || self.file(&task));
+            self.guarded(&task.below, || self.file(&task));
             self.leave(&task.folder);
         }
     }
@@ -328,26 +369,34 @@ impl Restore<'_> {
         let mut next = folder.leave();
         while let Some(done) = next {
             if done.node.mode().is_some() {
-                match File::open(&done.path) {
+                match self.reopen(&done) {
                     Ok(directory) => {
-                        let tell = |what: &str, error: io::Error| self.not_set(&done.path, what, &error);
-                        super::live::set_metadata(&directory, &done.node, self.privileged, tell);
+                        let tell = |what: &str, error: io::Error| self.not_set(&done.below, what, &error);
+                        set_metadata(&directory, &done.node, self.privileged, tell);
                     }
-                    Err(error) => self.not_set(&done.path, "mode, owner and times", &error),
+                    Err(error) => self.not_set(&done.below, "mode, owner and times", &error),
                 }
             }
             next = done.above().and_then(|above| above.leave());
         }
     }
 
-    fn guarded(&self, path: &Path, act: impl FnOnce() -> Result<(), RestoreFault>) {
+    /// The very directory that was made.
+    fn reopen(&self, folder: &Folder) -> io::Result<File> {
+        let directory = self.order.target.open(&folder.below, OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
+        let directory = File::from(directory);
+        let metadata = directory.metadata()?;
+        if (metadata.dev(), metadata.ino()) == folder.identity { Ok(directory) } else { Err(exchanged()) }
+    }
+
+    fn guarded(&self, below: &Path, act: impl FnOnce() -> Result<(), RestoreFault>) {
         match catch_unwind(AssertUnwindSafe(act)) {
             Ok(Ok(())) => {}
             Ok(Err(fault)) => {
                 lock(&self.fault).get_or_insert(fault);
                 self.end_tasks(true);
             }
-            Err(panic) => self.lost(path, &format!("restoring it failed: {}", panic_text(&*panic))),
+            Err(panic) => self.lost(below, &format!("restoring it failed: {}", panic_text(&*panic))),
         }
     }
 
@@ -356,26 +405,30 @@ impl Restore<'_> {
     }
 
     /// Notes that something is not restored.
-    fn lost(&self, path: &Path, why: &str) {
-        self.order.meter.problem(format!("not restored: {}: {why}", path.display()));
-        lock(&self.missing).insert(path.to_owned());
+    fn lost(&self, below: &Path, why: &str) {
+        self.order.meter.problem(format!("not restored: {}: {why}", self.order.target.shown(below).display()));
+        lock(&self.missing).insert(below.to_owned());
     }
 
     /// The host does not take an entry: a problem of its own, unless every further one would fail in the same way.
-    fn failed(&self, path: &Path, error: io::Error) -> Result<(), RestoreFault> {
+    fn failed(&self, below: &Path, error: io::Error) -> Result<(), RestoreFault> {
         if matches!(
             error.kind(),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem
         ) {
-            return Err(RestoreFault::Target { path: path.to_owned(), source: error });
+            return Err(RestoreFault::Target { path: self.order.target.shown(below), source: error });
         }
-        self.lost(path, &error.to_string());
+        self.lost(below, &error.to_string());
         Ok(())
     }
 
-    fn not_set(&self, path: &Path, what: &str, error: &io::Error) {
-        self.order.meter.problem(format!("{}: its {what}: {error}", path.display()));
+    fn not_set(&self, below: &Path, what: &str, error: &io::Error) {
+        self.order.meter.problem(format!("{}: its {what}: {error}", self.order.target.shown(below).display()));
     }
+}
+
+fn exchanged() -> io::Error {
+    io::Error::other("somebody put something else in its place while it was restored")
 }
 
 /// One part of a path: nothing that leads up, out, or nowhere.

@@ -10,6 +10,7 @@ use super::*;
 
 mod company;
 mod damage;
+mod hostile;
 mod sources;
 
 struct Bench {
@@ -58,6 +59,17 @@ impl Bench {
         let meter = SharedMeter::default();
         let work = self.engine.backup(&self.at(), &[source], &mark(false), &meter).unwrap();
         (work, meter.take_problems().into_lines())
+    }
+
+    /// Leaves it on record that a restore into `target` was cut off.
+    fn cut_off(&self, target: &Path, work: &Work) {
+        drop(Unfinished::begin(&self.path("state"), target, Id::parse(&work.snapshots[0]).unwrap()).unwrap());
+    }
+
+    fn restore(&self, target: &Path) -> (Result<Work, EngineError>, Vec<String>) {
+        let meter = SharedMeter::default();
+        let ended = self.engine.restore(&self.at(), &reference("latest"), target, &mark(false), &meter);
+        (ended, meter.take_problems().into_lines())
     }
 
     fn verify(&self, snapshot: &str) -> Vec<String> {
@@ -228,24 +240,19 @@ fn an_unfinished_restore_goes_on_and_a_strange_target_is_refused() {
     let target = bench.path("target");
     fs::create_dir(&target).unwrap();
     fs::write(target.join("mine"), "precious").unwrap();
-    let restore = || {
-        let meter = SharedMeter::default();
-        let ended = bench.engine.restore(&bench.at(), &reference("latest"), &target, &mark(false), &meter);
-        (ended, meter.take_problems().into_lines())
-    };
-    let (refused, _) = restore();
+    let (refused, _) = bench.restore(&target);
     assert!(refused.unwrap_err().to_string().contains("is not empty"));
     assert_eq!(fs::read_to_string(target.join("mine")).unwrap(), "precious");
     assert_eq!(fs::read_dir(&target).unwrap().count(), 1);
 
     // As a restore that was cut off leaves it: some files, half of one, links already there.
     fs::remove_file(target.join("mine")).unwrap();
-    drop(Unfinished::begin(&bench.path("state"), &target, Id::parse(&work.snapshots[0]).unwrap()).unwrap());
+    bench.cut_off(&target, &work);
     fs::create_dir(target.join("bin")).unwrap();
     fs::write(target.join("bin/program"), vec![0u8; 3_000_000]).unwrap();
     fs::hard_link(target.join("bin/program"), target.join("program-too")).unwrap();
     symlink("bin/program", target.join("link")).unwrap();
-    let (finished, problems) = restore();
+    let (finished, problems) = bench.restore(&target);
     assert!(finished.is_ok(), "{finished:?}");
     assert_eq!(problems, Vec::<String>::new());
     let diff = Command::new("diff").args(["-r", "--no-dereference"]).args([&source, &target]).output().unwrap();
