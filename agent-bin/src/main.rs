@@ -10,11 +10,11 @@ mod health;
 mod jobs;
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use agent_core::{Agent, AgentConfig, AgentError, Ended, NotHealthy, OperationContext, Operations, Stop};
+use agent_core::permits::Permits;
+use agent_core::{Agent, AgentConfig, AgentError, AgentPaths, Ended, NotHealthy, OperationContext, Operations, Stop};
 use proto::agent::Operation;
 use tracing_subscriber::EnvFilter;
 
@@ -46,9 +46,12 @@ fn main() -> ExitCode {
 
 fn serve(role: Role) -> Result<Stop, AgentError> {
     let config = AgentConfig::from_env()?;
-    let state = config.paths().state().to_owned();
-    let engine: Arc<dyn BackupEngine> = Arc::new(Restic::new(&state));
-    let agent = Agent::start(config, StorageAgent { role, engine, state })?;
+    let paths = config.paths().clone();
+    if let Err(fault) = Permits::read(paths.state(), paths.run()) {
+        tracing::error!("{fault}");
+    }
+    let engine: Arc<dyn BackupEngine> = Arc::new(Restic::new(paths.state()));
+    let agent = Agent::start(config, StorageAgent { role, engine, paths })?;
     let status = agent.status();
     tracing::info!("{role} agent {} {} serves as process {}", status.product, status.version, status.pid);
     Ok(agent.wait())
@@ -58,16 +61,18 @@ fn serve(role: Role) -> Result<Stop, AgentError> {
 struct StorageAgent {
     role: Role,
     engine: Arc<dyn BackupEngine>,
-    state: PathBuf,
+    paths: AgentPaths,
 }
 
 impl Operations for StorageAgent {
     fn run(&self, operation: &Operation, context: &OperationContext) -> Ended {
-        jobs::run(&self.engine, self.role, operation, context)
+        // Anew for each: what the host's administrator has written meanwhile holds.
+        let permits = Permits::read(self.paths.state(), self.paths.run());
+        jobs::run(&self.engine, self.role, permits, operation, context)
     }
 
     fn healthy(&self) -> Result<(), NotHealthy> {
-        health::prove(&self.state).map_err(|unfit| unfit.to_string().into())
+        health::prove(self.paths.state()).map_err(|unfit| unfit.to_string().into())
     }
 }
 

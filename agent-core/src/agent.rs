@@ -25,6 +25,7 @@ use crate::journal::{Entry, Journal, Phase};
 use crate::machine::{Facts, Origin, State};
 use crate::operations::{Operations, StateRefused};
 use crate::paths::AgentPaths;
+use crate::permits::Permits;
 use crate::program::Program;
 use crate::records::{self, RecordError};
 use crate::report::{Reporter, unix_ms};
@@ -330,6 +331,12 @@ impl Service for Core {
     }
 
     fn message(&self, request: AgentRequest) -> Result<(), Fault> {
+        if matches!(request, AgentRequest::SaveMetadata { .. } | AgentRequest::Attach { .. }) {
+            // Before anything is saved or fetched for it.
+            let refused = |why: String| Fault::Refused(why);
+            let permits = Permits::read(self.paths.state(), self.paths.run()).map_err(|e| refused(e.to_string()))?;
+            permits.change_over(self.paths.product()).map_err(|e| refused(e.to_string()))?;
+        }
         let (reply, answer) = mpsc::sync_channel(1);
         let inputs = self.inputs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let ending = || Fault::Unavailable("the agent is ending".to_owned());

@@ -120,7 +120,7 @@
 //!
 //! # Modules, in the order of a change-over
 //! [`operations`] is what the program brings, [`Inherited`] what crosses, [`Intake`] and [`Gate`] what is waited for.
-//! [`records`] saves message A; [`machine`] decides, and the driver performs;
+//! [`permits`] is what the host allows; [`records`] saves message A; [`machine`] decides, and the driver performs;
 //! [`journal`] makes intents durable; [`swap`] renames the link; [`handoff`] and [`exec`] carry over; [`report`] tells the
 //! manager; [`stub`] watches from outside. [`control`] speaks over local sockets; [`sys`] has every call that `rustix`
 //! does not make safe, and every `unsafe` block.
@@ -147,6 +147,7 @@ pub mod machine;
 pub mod moments;
 pub mod operations;
 pub mod paths;
+pub mod permits;
 mod program;
 pub mod records;
 pub mod report;

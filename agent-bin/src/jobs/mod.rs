@@ -1,12 +1,13 @@
 //! One operation from the manager's request to its outcome: split into units, watched, stopped at the right place, and
 //! continued where an earlier version of this program left off.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use agent_core::durable::FileFault;
+use agent_core::permits::{NotPermitted, Permits, PermitsFault};
 use agent_core::{Demand, Ended, OperationContext};
 use proto::agent::{JobOrigin, Operation, Outcome, Progress, Repository, SnapshotRef, Summary};
 use serde::{Deserialize, Serialize};
@@ -91,6 +92,10 @@ impl Host for OperationContext {
 enum JobFault {
     #[error("a {role} agent does {does}; {kind} is done by a {other} agent")]
     OtherRole { role: Role, does: &'static str, kind: &'static str, other: Role },
+    #[error(transparent)]
+    NotPermitted(#[from] NotPermitted),
+    #[error(transparent)]
+    Permits(#[from] PermitsFault),
     #[error("prune keeps at least one snapshot of each source; keep_last is 0")]
     KeepsNothing,
     #[error("a backup needs at least one source")]
@@ -184,6 +189,18 @@ fn accept(role: Role, operation: &Operation) -> Result<(), JobFault> {
     Err(JobFault::OtherRole { role, does, kind: operation.kind(), other })
 }
 
+/// Refuses what the host's administrator does not allow.
+fn permit(permits: &Permits, operation: &Operation) -> Result<(), NotPermitted> {
+    let repository = Path::new(&operation.repository().path);
+    permits.repository(repository, repository.join("config").is_file())?;
+    match operation {
+        Operation::Backup { sources, .. } => sources.iter().try_for_each(|source| permits.backup(Path::new(source))),
+        Operation::Restore { target, .. } => permits.restore(Path::new(target)),
+        Operation::Prune { keep_last, .. } => permits.prune(*keep_last),
+        Operation::Verify { .. } | Operation::Check { .. } => Ok(()),
+    }
+}
+
 fn units(operation: &Operation) -> Result<Vec<Unit>, JobFault> {
     Ok(match operation {
         Operation::Backup { sources, .. } if sources.is_empty() => return Err(JobFault::NoSource),
@@ -199,8 +216,14 @@ fn units(operation: &Operation) -> Result<Vec<Unit>, JobFault> {
 }
 
 /// Runs an operation to its end, or until `host` wants it to end.
-pub(crate) fn run(engine: &Arc<dyn BackupEngine>, role: Role, operation: &Operation, host: &dyn Host) -> Ended {
-    match try_run(engine, role, operation, host) {
+pub(crate) fn run(
+    engine: &Arc<dyn BackupEngine>,
+    role: Role,
+    permits: Result<Permits, PermitsFault>,
+    operation: &Operation,
+    host: &dyn Host,
+) -> Ended {
+    match try_run(engine, role, permits, operation, host) {
         Ok(ended) => ended,
         Err(fault) => Ended::Outcome(Outcome::Failed(fault.to_string())),
     }
@@ -209,10 +232,12 @@ pub(crate) fn run(engine: &Arc<dyn BackupEngine>, role: Role, operation: &Operat
 fn try_run(
     engine: &Arc<dyn BackupEngine>,
     role: Role,
+    permits: Result<Permits, PermitsFault>,
     operation: &Operation,
     host: &dyn Host,
 ) -> Result<Ended, JobFault> {
     accept(role, operation)?;
+    permit(&permits?, operation)?;
     let units = units(operation)?;
     let resumed = host.saved();
     let look = resumed.is_some();

@@ -79,8 +79,19 @@ impl BackupEngine for FakeEngine {
 
 /// As [`super::run`], with an engine that can be asked afterwards.
 fn run(engine: &Arc<FakeEngine>, role: Role, operation: &Operation, host: &dyn Host) -> Ended {
+    let nowhere = Path::new("/nowhere");
+    run_with(engine, role, Permits::read(nowhere, nowhere), operation, host)
+}
+
+fn run_with(
+    engine: &Arc<FakeEngine>,
+    role: Role,
+    permits: Result<Permits, PermitsFault>,
+    operation: &Operation,
+    host: &dyn Host,
+) -> Ended {
     let engine: Arc<dyn BackupEngine> = engine.clone();
-    super::run(&engine, role, operation, host)
+    super::run(&engine, role, permits, operation, host)
 }
 
 struct FakeHost {
@@ -353,4 +364,39 @@ fn a_panic_of_the_engine_is_the_units_failure_and_is_named() {
         panic!("not failed")
     };
     assert!(what.contains("as told") && what.contains("backup /a"), "{what}");
+}
+
+#[test]
+fn what_the_host_does_not_permit_is_refused_by_its_line_before_anything_is_done() {
+    let state = tempfile::tempdir().unwrap();
+    let permits = || Permits::read(state.path(), &state.path().join("run"));
+    let refusal = |role, operation: &Operation| {
+        let engine = Arc::new(FakeEngine::default());
+        let ended = run_with(&engine, role, permits(), operation, &FakeHost::new(&[Wanted::GoOn], None));
+        let Ended::Outcome(Outcome::Failed(why)) = ended else { panic!("not refused: {operation:?}") };
+        assert!(engine.calls().is_empty(), "{:?}", engine.calls());
+        why
+    };
+    let at = |path: &str| Repository { path: path.into(), password_file: None };
+    let restore = |target: &str| Operation::Restore {
+        repository: at("/repo"),
+        snapshot: SnapshotRef::latest(),
+        target: target.into(),
+    };
+    let by_default = refusal(Role::Data, &restore("/etc/cron.d"));
+    assert!(by_default.contains("place of the system") && by_default.contains("permits.toml"), "{by_default}");
+    let backup_to = |path: &str| Operation::Backup { repository: at(path), sources: vec!["/srv".into()] };
+    let new = refusal(Role::Data, &backup_to("/usr/lib/new"));
+    assert!(new.contains("a repository in /usr/lib/new"), "{new}");
+
+    let text = "[backup]\nsources = [\"/srv\"]\n[repository]\nprune = false\n";
+    std::fs::write(state.path().join("permits.toml"), text).unwrap();
+    let sources = refusal(Role::Data, &backup(&["/srv/a", "/etc"]));
+    assert!(sources.contains("backing up /etc") && sources.contains("permits.toml, line 2"), "{sources}");
+    let prune = refusal(Role::Media, &Operation::Prune { repository: at("/repo"), keep_last: 3 });
+    assert!(prune.contains("permits.toml, line 4"), "{prune}");
+    // What the administrator mends holds from the next order on; until then nothing is done.
+    std::fs::write(state.path().join("permits.toml"), "[backup\n").unwrap();
+    let unclear = refusal(Role::Data, &backup(&["/srv/a"]));
+    assert!(unclear.contains("permits.toml, line 1"), "{unclear}");
 }

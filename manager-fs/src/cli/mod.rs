@@ -22,6 +22,7 @@ mod mount;
 mod near;
 pub(crate) mod out;
 mod peer;
+mod permits;
 mod profile;
 pub(crate) mod progress;
 mod publish;
@@ -97,6 +98,9 @@ enum Command {
     Launch(launch::LaunchArgs),
     /// Put an agent that does not come up on a generation by hand, offline; its next launch starts that
     Rescue(rescue::RescueArgs),
+    /// What this host's administrator allows to be ordered here
+    #[command(subcommand)]
+    Permits(permits::PermitsCommand),
     /// Run the mount daemon of this host; it shows every generation that is exported to it
     Mount(mount::MountArgs),
     #[command(name = "__worker", hide = true)]
@@ -212,6 +216,7 @@ fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
         Command::Job(command) => job::run(&command, here),
         Command::Launch(args) => launch::run(&args, here),
         Command::Rescue(args) => rescue::run(&args, dirs),
+        Command::Permits(command) => permits::run(&command, dirs),
         Command::Mount(args) => mount::mount(&args, dirs),
         Command::Worker(args) => mount::worker(args, dirs),
         Command::Helper(args) => mount::helper(&args, dirs),

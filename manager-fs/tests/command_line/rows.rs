@@ -49,6 +49,7 @@ const ROWS: &[(&str, &[&str], Asks)] = &[
     ("job wait", &["1"], Asks::Manager),
     ("job cancel", &["1"], Asks::Manager),
     ("launch", &["p"], Asks::Nobody("a service: it waits for its daemon, and says so")),
+    ("permits check", &["--restore", "/srv/x"], Asks::Nobody("it reads a file of this host")),
     ("rescue", &["p", "--to", "p@1"], Asks::Nobody("it works offline")),
     ("mount", &[], Asks::Nobody("it is the mount daemon")),
     ("unmount", &[], Asks::Daemon),

@@ -111,6 +111,7 @@ const EXAMPLES: &[(&str, Examples)] = &[
         ],
     ),
     ("launch", &[("manager-fs launch data-agent", "the newest exported version, or the one that ran last")]),
+    ("permits check", &[("manager-fs permits check --restore /srv/restored", "as the host's administrator")]),
     ("rescue", &[("manager-fs rescue data-agent --to data-agent@2.0", "while no launch of it runs")]),
     (
         "upgrade",

@@ -211,6 +211,15 @@ const DOCUMENTS: &[Document] = &[
     },
     Document { command: "record remove", what: ONE, fields: &[("key", "which"), ("removed", "true")] },
     Document {
+        command: "permits check",
+        what: ONE,
+        fields: &[
+            ("file", "the host's permits.toml"),
+            ("there", "whether there is one; otherwise the default holds"),
+            ("refused[]?", "what an order would be told"),
+        ],
+    },
+    Document {
         command: "recover",
         what: ONE,
         fields: &[

@@ -1,0 +1,561 @@
+//! What the host's administrator allows to be ordered here: `STATE/permits.toml`, see `docs/permits.md`.
+//!
+//! An agent does what its manager orders, often as root. So the last word is the host's: the file says which products
+//! stay, what may be backed up, where repositories and restores may lie, and what prune must leave. Without the file a
+//! default holds that takes nothing from anybody who restores beside, and nothing over, what is there. A file that
+//! cannot be believed or understood permits nothing: it was written to forbid something.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use proto::Product;
+use rustix::fs::OFlags;
+use serde::Deserialize;
+use toml::Spanned;
+
+/// The file's name in STATE.
+pub const FILE: &str = "permits.toml";
+/// A file that somebody writes by hand is never longer.
+const BYTES_MAX: u64 = 64 << 10;
+
+/// What the system is made of, and what it starts or trusts: a new directory here can be a new service, a new rule of
+/// who may do what, or a program. `/var/lib` is the state of programs that believe what they find there.
+const SYSTEM: [&str; 24] = [
+    "/bin",
+    "/boot",
+    "/dev",
+    "/efi",
+    "/etc",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/nix",
+    "/opt",
+    "/proc",
+    "/run",
+    "/sbin",
+    "/snap",
+    "/sys",
+    "/usr",
+    "/var/cache",
+    "/var/lib",
+    "/var/log",
+    "/var/mail",
+    "/var/run",
+    "/var/spool",
+    "/var/www",
+];
+
+/// The file is there and cannot be used: nothing is permitted until it can.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PermitsFault {
+    /// The file system's.
+    #[error("{path}: {source}; nothing is permitted here until it can be read", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The fault.
+        source: io::Error,
+    },
+    /// A link, a directory, or too long.
+    #[error(
+        "{path} is no plain file of at most 64 KiB; nothing is permitted here until it is one",
+        path = path.display()
+    )]
+    NoFile {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// Others could have written it.
+    #[error(
+        "{path} can be written by others than root and this user (owner {owner}, mode {mode:04o}); nothing is permitted \
+         here until that is mended: chown root, chmod 0644",
+        path = path.display()
+    )]
+    NotTrusted {
+        /// The file.
+        path: PathBuf,
+        /// Number of its owner.
+        owner: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It says what nobody understands.
+    #[error(
+        "{path}, line {line}: {what}; nothing is permitted here until that is mended (`manager-fs permits check`)",
+        path = path.display()
+    )]
+    Unclear {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// The host does not permit what was ordered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotPermitted {
+    /// A line of the file says so.
+    #[error("this host does not permit {what}: {why} ({file}, line {line}: {key})", file = file.display())]
+    Line {
+        /// What was ordered.
+        what: String,
+        /// Why not.
+        why: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// From 1.
+        line: usize,
+        /// The key of the file that decides.
+        key: &'static str,
+    },
+    /// No line of the file allows it, and the default does not.
+    #[error(
+        "this host does not permit {what}: {why}; a line of {file} can allow it ({key})",
+        file = file.display()
+    )]
+    Default {
+        /// What was ordered.
+        what: String,
+        /// Why not.
+        why: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// The key of the file that can allow it.
+        key: &'static str,
+    },
+    /// Nothing can allow it.
+    #[error("this host never permits {what}: {own} holds its identity and its agents", own = own.display())]
+    Own {
+        /// What was ordered.
+        what: String,
+        /// STATE or RUN.
+        own: PathBuf,
+    },
+}
+
+/// What is permitted on this host.
+#[derive(Debug, Clone)]
+pub struct Permits {
+    file: PathBuf,
+    /// STATE and RUN.
+    own: Vec<PathBuf>,
+    /// Where each line of the file begins.
+    lines: Vec<usize>,
+    rules: Rules,
+    there: bool,
+}
+
+type Places = Spanned<Vec<Spanned<PathBuf>>>;
+
+/// The file, as TOML has it. An unknown key is an error: it may be meant to forbid something.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct Rules {
+    change_over: ChangeOver,
+    backup: Backup,
+    restore: Restore,
+    repository: RepositoryRules,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ChangeOver {
+    pinned: Vec<Spanned<Product>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Backup {
+    sources: Option<Places>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Restore {
+    targets: Option<Places>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RepositoryRules {
+    places: Option<Places>,
+    prune: Option<Spanned<bool>>,
+    keep_last: Option<Spanned<u32>>,
+}
+
+impl Permits {
+    /// Reads the file of the host with these directories, or takes the default where there is none. Read it anew for
+    /// every order: what the administrator has written holds from then on.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read, believed or understood.
+    pub fn read(state: &Path, run: &Path) -> Result<Self, PermitsFault> {
+        let path = state.join(FILE);
+        let own = [state, run].map(resolved).into();
+        match open(&path)? {
+            None => Ok(Self { file: path, own, lines: Vec::new(), rules: Rules::default(), there: false }),
+            Some(text) => {
+                let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+                let permits = Self { file: path, own, lines, rules: Rules::default(), there: true };
+                let rules = toml::from_str::<Rules>(&text);
+                let rules = rules.map_err(|error| permits.unclear(error.span(), error.message().to_owned()))?;
+                permits.must_be_clear(&rules)?;
+                Ok(Self { rules, ..permits })
+            }
+        }
+    }
+
+    /// The file that decides.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Whether there is a file; otherwise the default holds.
+    pub fn is_there(&self) -> bool {
+        self.there
+    }
+
+    /// Whether the manager may order this product to change over.
+    ///
+    /// # Errors
+    /// It is pinned.
+    pub fn change_over(&self, product: &Product) -> Result<(), NotPermitted> {
+        let what = || format!("a change-over of {product}");
+        match self.rules.change_over.pinned.iter().find(|pinned| pinned.get_ref() == product) {
+            Some(pinned) => Err(self.line(pinned.span(), what(), "it is pinned", "change-over.pinned")),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether this may be backed up.
+    ///
+    /// # Errors
+    /// It does not lie in what the file names.
+    pub fn backup(&self, source: &Path) -> Result<(), NotPermitted> {
+        let Some(sources) = &self.rules.backup.sources else { return Ok(()) };
+        // Where a link leads counts as well as where it lies.
+        for path in [source.to_owned(), resolved(source)] {
+            if !sources.get_ref().iter().any(|place| path.starts_with(place.get_ref())) {
+                let what = format!("backing up {}", path.display());
+                return Err(self.line(sources.span(), what, "it lies in none of these", "backup.sources"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether something may be restored to this directory.
+    ///
+    /// # Errors
+    /// It does not lie in what the file names, is a place of the system that no entry of the file lies in, or the
+    /// host's own.
+    pub fn restore(&self, target: &Path) -> Result<(), NotPermitted> {
+        let what = format!("restoring to {}", target.display());
+        for path in [target.to_owned(), resolved(target)] {
+            self.place(&path, &what, self.rules.restore.targets.as_ref(), "restore.targets")?;
+        }
+        Ok(())
+    }
+
+    /// Whether a repository may lie in this directory. One that `is_there` is refused by a line of the file only: it
+    /// is used, and nothing new comes to be.
+    ///
+    /// # Errors
+    /// As [`Permits::restore`].
+    pub fn repository(&self, directory: &Path, is_there: bool) -> Result<(), NotPermitted> {
+        if is_there && self.rules.repository.places.is_none() {
+            return Ok(());
+        }
+        let what = format!("a repository in {}", directory.display());
+        for path in [directory.to_owned(), resolved(directory)] {
+            self.place(&path, &what, self.rules.repository.places.as_ref(), "repository.places")?;
+        }
+        Ok(())
+    }
+
+    /// Whether repositories may be pruned here down to this many snapshots.
+    ///
+    /// # Errors
+    /// Not at all, or not so far.
+    pub fn prune(&self, keep_last: u32) -> Result<(), NotPermitted> {
+        let rules = &self.rules.repository;
+        if let Some(prune) = rules.prune.as_ref().filter(|prune| !*prune.get_ref()) {
+            return Err(self.line(prune.span(), "prune".to_owned(), "it is forbidden", "repository.prune"));
+        }
+        match rules.keep_last.as_ref().filter(|least| *least.get_ref() > keep_last) {
+            Some(least) => {
+                let what = format!("prune to {keep_last} snapshots of each source");
+                Err(self.line(least.span(), what, "more must stay", "repository.keep-last"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn place(
+        &self,
+        path: &Path,
+        what: &str,
+        allowed: Option<&Places>,
+        key: &'static str,
+    ) -> Result<(), NotPermitted> {
+        if let Some(own) = self.own.iter().find(|own| path.starts_with(own)) {
+            return Err(NotPermitted::Own { what: what.to_owned(), own: own.clone() });
+        }
+        let Some(allowed) = allowed else {
+            return match system_place(path) {
+                Some(why) => {
+                    let file = self.file.clone();
+                    Err(NotPermitted::Default { what: what.to_owned(), why, file, key })
+                }
+                None => Ok(()),
+            };
+        };
+        let around: Vec<_> = allowed.get_ref().iter().filter(|place| path.starts_with(place.get_ref())).collect();
+        let Some(nearest) = around.iter().max_by_key(|place| place.get_ref().components().count()) else {
+            return Err(self.line(allowed.span(), what.to_owned(), "it lies in none of these", key));
+        };
+        match system_place(path) {
+            // "/" or "/var" was hardly meant for this.
+            Some(why) if system_place(nearest.get_ref()).is_none() => {
+                Err(self.line(nearest.span(), what.to_owned(), why, key))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Places are absolute, so that they mean the same wherever the agent stands.
+    fn must_be_clear(&self, rules: &Rules) -> Result<(), PermitsFault> {
+        let all = [&rules.backup.sources, &rules.restore.targets, &rules.repository.places];
+        for place in all.into_iter().flatten().flat_map(|places| places.get_ref()) {
+            let path = place.get_ref();
+            if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
+                let what = format!("{} is no absolute path without `..`", path.display());
+                return Err(self.unclear(Some(place.span()), what));
+            }
+        }
+        Ok(())
+    }
+
+    fn unclear(&self, span: Option<Range<usize>>, what: String) -> PermitsFault {
+        let line = self.line_of(span.unwrap_or_default());
+        PermitsFault::Unclear { path: self.file.clone(), line, what }
+    }
+
+    fn line(&self, span: Range<usize>, what: String, why: &'static str, key: &'static str) -> NotPermitted {
+        NotPermitted::Line { what, why, file: self.file.clone(), line: self.line_of(span), key }
+    }
+
+    fn line_of(&self, span: Range<usize>) -> usize {
+        self.lines.partition_point(|begin| *begin <= span.start)
+    }
+}
+
+/// The text of a file that others than root and this user cannot have written; `None`: there is none.
+fn open(path: &Path) -> Result<Option<String>, PermitsFault> {
+    let fault = |source| PermitsFault::Io { path: path.to_owned(), source };
+    // Neither a link is followed nor a FIFO waited for.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            return Err(PermitsFault::NoFile { path: path.to_owned() });
+        }
+        Err(error) => return Err(fault(error)),
+    };
+    let metadata = file.metadata().map_err(fault)?;
+    if !metadata.is_file() || metadata.len() > BYTES_MAX {
+        return Err(PermitsFault::NoFile { path: path.to_owned() });
+    }
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    let own = owner == 0 || owner == rustix::process::geteuid().as_raw();
+    if !own || mode & 0o022 != 0 {
+        return Err(PermitsFault::NotTrusted { path: path.to_owned(), owner, mode });
+    }
+    read(file).map(Some).map_err(fault)
+}
+
+fn read(file: File) -> io::Result<String> {
+    let mut text = String::new();
+    file.take(BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// A path with every link in the part of it that exists resolved.
+fn resolved(path: &Path) -> PathBuf {
+    for above in path.ancestors() {
+        if let Ok(real) = above.canonicalize() {
+            let rest = path.strip_prefix(above).unwrap_or(Path::new(""));
+            return if rest.as_os_str().is_empty() { real } else { real.join(rest) };
+        }
+    }
+    path.to_owned()
+}
+
+/// Why a path is one where a new directory can change what the system, or a person on it, runs and trusts.
+fn system_place(path: &Path) -> Option<&'static str> {
+    if SYSTEM.iter().any(|place| path.starts_with(place)) {
+        return Some("it is a place of the system");
+    }
+    let mut names = path.components().skip(1).map(Component::as_os_str);
+    let rest: Vec<_> = match names.next().map(|name| name.to_string_lossy()).as_deref() {
+        Some("root") => names.collect(),
+        Some("home") => match names.next() {
+            Some(_) => names.collect(),
+            None => return None,
+        },
+        _ => return None,
+    };
+    match rest.first() {
+        None => Some("it is somebody's home, where programs look for what they shall run and trust"),
+        Some(name) if name.as_encoded_bytes().starts_with(b".") => {
+            Some("it is hidden in somebody's home, where programs look for what they shall run and trust")
+        }
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    struct Bench(tempfile::TempDir);
+
+    impl Bench {
+        fn new(text: &str) -> Self {
+            let bench = Self(tempfile::tempdir().unwrap());
+            fs::write(bench.file(), text).unwrap();
+            bench
+        }
+
+        fn file(&self) -> PathBuf {
+            self.0.path().join(FILE)
+        }
+
+        fn read(&self) -> Result<Permits, PermitsFault> {
+            Permits::read(self.0.path(), &self.0.path().join("run"))
+        }
+    }
+
+    fn none() -> (tempfile::TempDir, Permits) {
+        let dir = tempfile::tempdir().unwrap();
+        let permits = Permits::read(&dir.path().join("state"), &dir.path().join("run")).unwrap();
+        assert!(!permits.is_there());
+        (dir, permits)
+    }
+
+    #[test]
+    fn without_a_file_nothing_is_restored_to_where_the_system_or_a_person_looks() {
+        let (dir, permits) = none();
+        for bad in [
+            "etc/cron.d",
+            "usr/lib/systemd/system/x.service.d",
+            "boot",
+            "root/.ssh",
+            "root",
+            "home/ann",
+            "home/ann/.config/systemd/user",
+            "var/spool/cron",
+            "run/systemd/system",
+            "lib/x",
+        ] {
+            let bad = &format!("/{bad}");
+            let refused = permits.restore(Path::new(bad)).expect_err(bad).to_string();
+            assert!(refused.contains(bad) && refused.contains("restore.targets"), "{refused}");
+            permits.repository(Path::new(bad), false).expect_err(bad);
+            permits.repository(Path::new(bad), true).expect(bad);
+        }
+        for good in ["srv/back", "home/ann/restored", "root/restored/.ssh", "tmp/.x", "etcetera", "data"] {
+            let good = &format!("/{good}");
+            permits.restore(Path::new(good)).expect(good);
+            permits.repository(Path::new(good), false).expect(good);
+        }
+        permits.backup(Path::new("/etc")).unwrap();
+        permits.prune(1).unwrap();
+        permits.change_over(&"data-agent".parse().unwrap()).unwrap();
+        let own = permits.restore(&dir.path().join("state/agents/other")).unwrap_err();
+        assert!(matches!(own, NotPermitted::Own { .. }), "{own}");
+    }
+
+    #[test]
+    fn a_refusal_names_the_line_that_decides() {
+        let text = "# ours\n[change-over]\npinned = [\n  \"index\",\n  \"data-agent\",\n]\n\n[backup]\nsources = \
+                    [\"/srv\"]\n[restore]\ntargets = [\"/srv/back\", \"/var\"]\n[repository]\nplaces = \
+                    [\"/etc/vault\"]\nkeep-last = 7\n";
+        let bench = Bench::new(text);
+        let permits = bench.read().unwrap();
+        let line = |refused: Result<(), NotPermitted>, line: usize| {
+            let refused = refused.unwrap_err().to_string();
+            let place = format!("({}, line {line}: ", bench.file().display());
+            assert!(refused.contains(&place), "{refused}");
+        };
+        line(permits.change_over(&"data-agent".parse().unwrap()), 5);
+        permits.change_over(&"media-agent".parse().unwrap()).unwrap();
+        line(permits.backup(Path::new("/etc")), 9);
+        permits.backup(Path::new("/srv/ann")).unwrap();
+        line(permits.restore(Path::new("/srv/backup")), 11);
+        line(permits.restore(Path::new("/var/lib/x")), 11);
+        permits.restore(Path::new("/srv/back/1")).unwrap();
+        permits.restore(Path::new("/var/restored")).unwrap();
+        // A place of the system that is named itself.
+        permits.repository(Path::new("/etc/vault/1"), false).unwrap();
+        line(permits.repository(Path::new("/mnt"), true), 13);
+        line(permits.prune(6), 14);
+        permits.prune(7).unwrap();
+        let none = Bench::new("[repository]\nprune = false\n").read().unwrap();
+        assert!(none.prune(100).unwrap_err().to_string().contains("line 2: repository.prune"));
+    }
+
+    #[test]
+    fn a_link_out_of_what_may_be_backed_up_is_no_way_out() {
+        let bench = Bench::new("");
+        let (inside, outside) = (bench.0.path().join("inside"), bench.0.path().join("outside"));
+        fs::create_dir_all(&inside).unwrap();
+        fs::create_dir_all(outside.join("secret")).unwrap();
+        symlink(&outside, inside.join("link")).unwrap();
+        fs::write(bench.file(), format!("[backup]\nsources = [{:?}]\n", inside.canonicalize().unwrap())).unwrap();
+        let permits = bench.read().unwrap();
+        permits.backup(&inside).unwrap();
+        let refused = permits.backup(&inside.join("link/secret")).unwrap_err().to_string();
+        assert!(refused.contains("outside/secret") && refused.contains("line 2"), "{refused}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_understood_permits_nothing_and_says_where() {
+        for (text, line) in [
+            ("[restore]\ntarget = [\"/srv\"]\n", 2),
+            ("\n\n[hooks]\n", 3),
+            ("[backup]\nsources = [\"/a\", \"b\"]\n", 2),
+            ("[backup]\nsources = [\n\"/a/../b\"]\n", 3),
+            ("[repository]\nkeep-last = -1\n", 2),
+            ("[change-over]\npinned = [\"a/b\"]\n", 2),
+            ("x", 1),
+        ] {
+            let fault = Bench::new(text).read().unwrap_err();
+            assert!(matches!(&fault, PermitsFault::Unclear { line: found, .. } if *found == line), "{text}: {fault}");
+        }
+        let bench = Bench::new("");
+        assert!(bench.read().unwrap().is_there());
+        fs::set_permissions(bench.file(), fs::Permissions::from_mode(0o666)).unwrap();
+        let fault = bench.read().unwrap_err().to_string();
+        assert!(fault.contains("0666") && fault.contains("chmod"), "{fault}");
+        fs::remove_file(bench.file()).unwrap();
+        symlink("/dev/null", bench.file()).unwrap();
+        assert!(matches!(bench.read(), Err(PermitsFault::NoFile { .. })));
+        fs::remove_file(bench.file()).unwrap();
+        fs::create_dir(bench.file()).unwrap();
+        assert!(matches!(bench.read(), Err(PermitsFault::NoFile { .. })));
+    }
+}
