@@ -28,6 +28,7 @@ wants_to_test() {
     wants xz xz-utils "packs archives that are published"
     wants zstd zstd "packs archives that are published"
     wants perl perl-base "a real program with modules, run from a mount"
+    wants curl curl "asks a service that changes its version"
     wants mount mount "puts a full disk under a store, in a namespace"
     wants diff diffutils "compares what was restored"
     wants unshare util-linux "makes the namespaces in which tests without root mount"

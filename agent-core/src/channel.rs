@@ -17,7 +17,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::inherited::DescriptorName;
+use crate::descriptor_name::DescriptorName;
 use crate::journal::Entry;
 
 const FORMAT: u8 = 1;

@@ -31,31 +31,11 @@
 //! answered first; connections that come meanwhile wait.
 //!
 //! ```no_run
-//! use agent_core::{Agent, AgentConfig, Intake, Operations};
-//! use std::io::{Read, Write};
-//!
-//! struct Hello;
-//!
-//! impl Operations for Hello {} // it performs no operations for the manager, and has no state to hand over
-//!
-//! fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let config = AgentConfig::from_env()?; // first: it takes over what the stub, or the version before, left open
-//!     let intake = Intake::new(config.inherited().tcp_listener("http", "0.0.0.0:8080")?)?;
-//!     let agent = Agent::start(config.gate(intake.gate()), Hello)?;
-//!     std::thread::spawn(move || loop {
-//!         let Ok((mut stream, pass)) = intake.accept() else { continue };
-//!         std::thread::spawn(move || {
-//!             let _ = stream.read(&mut [0; 4096]); // what is left unread would reset the connection
-//!             let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello\n");
-//!             drop((stream, pass)); // a change-over waits until here
-//!         });
-//!     });
-//!     agent.wait(); // until SIGTERM
-//!     Ok(())
-//! }
+#![doc = include_str!("../examples/hello_service.rs")]
 //! ```
 //!
-//! `examples/http_service.rs` is a whole one, with long requests, streams and a state. A program on an async runtime, or
+//! This is `examples/hello_service.rs`, which `docs/embedding.md` publishes, starts and upgrades. `examples/http_service.rs`
+//! is a larger one, with long requests, streams and a state. A program on an async runtime, or
 //! one with a queue, passes its work through a [`Gate`] instead, or writes [`Operations::quiesce`] and
 //! [`Operations::resume`].
 //!
@@ -130,6 +110,7 @@ pub mod bad;
 pub mod channel;
 mod confirm;
 pub mod control;
+mod descriptor_name;
 mod drain;
 mod driver;
 pub mod durable;
@@ -159,7 +140,8 @@ pub mod swap;
 pub mod sys;
 
 pub use agent::{Agent, AgentConfig, AgentError, Stop};
-pub use inherited::{DescriptorName, Inherited, InheritedError, NotAName};
+pub use descriptor_name::{DescriptorName, NotAName};
+pub use inherited::{Inherited, InheritedError};
 pub use intake::{Gate, Intake, Listen, Pass};
 pub use operations::{Demand, Ended, NotHealthy, OperationContext, Operations, StateRefused};
 pub use paths::AgentPaths;

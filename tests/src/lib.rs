@@ -8,6 +8,7 @@ pub mod command;
 pub mod fleet;
 pub mod needs;
 pub mod noise;
+pub mod operator;
 pub mod proxy;
 pub mod real;
 pub mod repository;

@@ -5,7 +5,8 @@
 
 use std::os::fd::OwnedFd;
 
-use crate::inherited::{DescriptorName, InheritedError, Table};
+use crate::descriptor_name::DescriptorName;
+use crate::inherited::{InheritedError, Table};
 use crate::sys;
 
 /// Descriptors by name, for the version that is believed and for the one that has yet to prove itself.

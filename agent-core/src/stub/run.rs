@@ -16,7 +16,7 @@ use super::verdict::{Cause, History};
 use super::watch::{Program, Stub, micros};
 use super::{StubError, io_error};
 use crate::channel::{Received, StubMessage};
-use crate::inherited::DescriptorName;
+use crate::descriptor_name::DescriptorName;
 use crate::journal::Phase;
 use crate::moments::Moment;
 use crate::records;

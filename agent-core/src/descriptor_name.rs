@@ -1,0 +1,48 @@
+//! The names under which descriptors cross `execve`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+const BYTES_MAX: usize = 64;
+
+/// The name of a descriptor: 1 to 64 letters, digits, `.`, `-`, `_`, as `FileDescriptorName=` of systemd may have it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DescriptorName(String);
+
+/// A name that no descriptor can have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no name for a descriptor: want 1 to 64 letters, digits, '.', '-' or '_'")]
+pub struct NotAName(String);
+
+impl FromStr for DescriptorName {
+    type Err = NotAName;
+
+    fn from_str(text: &str) -> Result<Self, NotAName> {
+        let fits = (1..=BYTES_MAX).contains(&text.len());
+        let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+        if fits && plain { Ok(Self(text.to_owned())) } else { Err(NotAName(text.chars().take(80).collect())) }
+    }
+}
+
+impl TryFrom<String> for DescriptorName {
+    type Error = NotAName;
+
+    fn try_from(text: String) -> Result<Self, NotAName> {
+        text.parse()
+    }
+}
+
+impl From<DescriptorName> for String {
+    fn from(name: DescriptorName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for DescriptorName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
