@@ -459,6 +459,64 @@ mod tests {
         assert!(other.is_err() || other.is_ok_and(|bytes| bytes != plain));
     }
 
+    /// One segment as `control` says it, of differences that are zero.
+    fn one_segment(
+        skip: u64,
+        from: i64,
+        len: u64,
+        literals: &[u8],
+        base: &[u8],
+        bytes: usize,
+    ) -> Result<Vec<u8>, PatchError> {
+        let mut control = Vec::new();
+        put_varint(&mut control, 1);
+        put_varint(&mut control, skip);
+        put_varint(&mut control, zigzag(from));
+        put_varint(&mut control, len);
+        control.resize(control.len() + usize::try_from(len).unwrap_or(0).min(1 << 16), 0);
+        let part = |plain: &[u8], prefix: &[u8]| {
+            let stored = if plain.is_empty() { Vec::new() } else { compress(plain, prefix, 3).unwrap() };
+            (Part { stored_bytes: width::count(stored.len()), plain_bytes: width::count(plain.len()) }, stored)
+        };
+        let ((patch, mut stored), (literals, rest)) = (part(&control, &[]), part(literals, base));
+        stored.extend(rest);
+        decode(base, patch, literals, &stored, bytes)
+    }
+
+    #[test]
+    fn a_segment_that_lies_over_nothing_or_takes_what_is_not_there_is_refused() {
+        let base = noise(8, 1_000);
+        assert_eq!(one_segment(2, 100, 50, b"ab", &base, 52).unwrap(), [b"ab", &base[100..150]].concat());
+        assert_eq!(one_segment(0, 900, 100, b"", &base, 100).unwrap(), base[900..]);
+        let past = Err(PatchError::Malformed("it reaches past its base"));
+        for (from, len) in [(901, 100), (-1, 10), (1 << 33, 1), (-(1 << 33), 1), (0, 1 << 34), (1_000, 1)] {
+            assert_eq!(one_segment(0, from, len, b"", &base, 100), past, "{from} {len}");
+        }
+        for skip in [3, 1 << 34] {
+            let past_the_end = Err(PatchError::Malformed("a segment ends past the end"));
+            assert_eq!(one_segment(skip, 0, 10, b"ab", &base, 12), past_the_end, "{skip}");
+        }
+        let too_large = Err(PatchError::Malformed("a number is too large"));
+        assert_eq!(one_segment(1 << 35, 0, 10, b"ab", &base, 12), too_large);
+        assert_eq!(one_segment(0, 1 << 34, 10, b"ab", &base, 12), too_large);
+        let more = Err(PatchError::Malformed("it makes more bytes than it should"));
+        assert_eq!(one_segment(2, 0, 50, b"ab", &base, 51), more);
+        let other = Err(PatchError::Malformed("it makes another number of bytes than it should"));
+        assert_eq!(one_segment(2, 0, 50, b"ab", &base, 53), other);
+        assert_eq!(one_segment(1, 0, 50, b"ab", &base, 51), other, "a literal is left over");
+    }
+
+    #[test]
+    fn what_lies_over_nothing_is_the_prefix_alone() {
+        let (base, plain) = (noise(9, 3_000), noise(10, 3_000));
+        for (base, plain) in [(&base[..], &b""[..]), (b"", &plain), (b"", b""), (&base[..15], &base[..15])] {
+            let patch = round_trip(base, plain);
+            assert_eq!(patch.patch, Part { stored_bytes: 0, plain_bytes: 0 }, "nothing is long enough to lie over");
+            let again = encode_plain(base, plain, 3).unwrap();
+            assert_eq!(again, patch);
+        }
+    }
+
     proptest! {
         #[test]
         fn whatever_is_encoded_comes_back(
@@ -472,6 +530,46 @@ mod tests {
                 plain.push(byte);
             }
             round_trip(&base, &plain);
+        }
+
+        /// Real programs: long stretches that moved, with addresses changed all over, among what is new.
+        #[test]
+        fn a_relinked_program_comes_back(
+            seed in any::<u64>(),
+            base_bytes in 0_usize..40_000,
+            moves in proptest::collection::vec((any::<u16>(), 0_usize..9_000, any::<u8>(), 16_usize..200), 0..8),
+        ) {
+            let base = noise(seed, base_bytes);
+            let mut plain = Vec::new();
+            for (from, len, added, every) in moves {
+                let from = usize::from(from).min(base.len());
+                let mut moved = base[from..(from + len).min(base.len())].to_vec();
+                moved.iter_mut().step_by(every).for_each(|byte| *byte = byte.wrapping_add(added));
+                plain.append(&mut moved);
+                plain.extend(noise(seed ^ 1, usize::from(added)));
+            }
+            round_trip(&base, &plain);
+        }
+
+        /// What a disk or a line does to a patch: it is refused, or makes as many bytes as were asked for; whoever asked
+        /// hashes them.
+        #[test]
+        fn a_damaged_patch_never_makes_another_length(
+            at in any::<prop::sample::Index>(),
+            change in 1_u8..,
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let base = noise(6, 4_000);
+            let plain = [&base[1_000..3_000], &noise(7, 300), &base[..900]].concat();
+            let patch = Encoder::default().encode(&base, &plain, 3).unwrap();
+            let mut damaged = patch.stored.clone();
+            let place = at.index(damaged.len());
+            damaged[place] ^= change;
+            if let Ok(made) = decode(&base, patch.patch, patch.literals, &damaged, plain.len()) {
+                prop_assert_eq!(made.len(), plain.len());
+            }
+            let short = &patch.stored[..cut.index(patch.stored.len())];
+            prop_assert!(decode(&base, patch.patch, patch.literals, short, plain.len()).is_err());
         }
 
         #[test]

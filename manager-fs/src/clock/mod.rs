@@ -12,6 +12,8 @@ use crate::sync::wait_for;
 
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 /// Where the time comes from.
 #[derive(Clone)]
@@ -25,8 +27,8 @@ trait Time: Send + Sync {
     fn sleep_until(&self, moment: Instant) -> BoxFuture<()>;
     /// Keeps the calling thread until this moment.
     fn rest_until(&self, moment: Instant);
-    /// For how long of the machine's time a thread may wait before it looks at this clock again.
-    fn look_again_in(&self, left: Duration) -> Duration;
+    /// A thread waits for something, at most until this moment; `wait` is told for how long of the machine's time.
+    fn wait_until(&self, moment: Instant, wait: &mut dyn FnMut(Duration));
 }
 
 struct System;
@@ -48,8 +50,8 @@ impl Time for System {
         std::thread::sleep(moment.saturating_duration_since(Instant::now()));
     }
 
-    fn look_again_in(&self, left: Duration) -> Duration {
-        left
+    fn wait_until(&self, moment: Instant, wait: &mut dyn FnMut(Duration)) {
+        wait(moment.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -114,8 +116,14 @@ impl Clock {
         guard: MutexGuard<'m, T>,
         moment: Instant,
     ) -> Option<MutexGuard<'m, T>> {
-        let left = moment.checked_duration_since(self.now()).filter(|left| !left.is_zero())?;
-        Some(wait_for(changed, guard, self.0.look_again_in(left)))
+        if self.now() >= moment {
+            return None;
+        }
+        let mut guard = Some(guard);
+        self.0.wait_until(moment, &mut |time| {
+            guard = guard.take().map(|guard| wait_for(changed, guard, time));
+        });
+        guard
     }
 }
 

@@ -145,7 +145,9 @@ impl Time for Handle {
         }
     }
 
-    fn look_again_in(&self, _left: Duration) -> Duration {
-        Duration::from_millis(1)
+    fn wait_until(&self, moment: Instant, wait: &mut dyn FnMut(Duration)) {
+        let _wait = self.0.begin(moment);
+        // Whoever waits looks again, also at this clock.
+        wait(Duration::from_millis(1));
     }
 }

@@ -15,6 +15,8 @@ use std::time::Duration;
 pub mod answer;
 pub mod link;
 #[cfg(test)]
+mod peer_tests;
+#[cfg(test)]
 mod tests;
 pub mod tls;
 pub mod unix;

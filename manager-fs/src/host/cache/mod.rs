@@ -352,3 +352,6 @@ fn make_private_dir(dir: &Path) -> Result<(), CacheError> {
     });
     private.map_err(|e| CacheError::io("create directory", dir, e))
 }
+
+#[cfg(test)]
+mod model_tests;

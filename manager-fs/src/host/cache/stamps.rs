@@ -172,4 +172,39 @@ mod tests {
         assert_eq!(Stamps::open(dir.path(), "boot-2").get(&one), None);
         assert_eq!(Stamps::open(dir.path(), "boot-1").get(&one), None, "the file is boot-2's");
     }
+
+    /// What a power cut, a full disk or somebody's editor leaves of the file.
+    #[test]
+    fn whatever_stands_in_the_file_only_costs_hashes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stamps");
+        let (id, stamp) = (ObjectId::of(b"1"), Stamp { inode: 1, bytes: 2, modified: 3, changed: 4 });
+        let record = stamp.encode(&id);
+        let whole = [b"boot\n".as_slice(), &record].concat();
+        for bytes in [&b""[..], b"boot", b"boot\n", b"\n", &whole[..20], &[0xff; 500], b"boot\nrecord"] {
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(Stamps::open(dir.path(), "boot").get(&id), None, "{bytes:?}");
+        }
+        std::fs::write(&path, &whole).unwrap();
+        assert_eq!(Stamps::open(dir.path(), "boot").get(&id), Some(stamp));
+        assert_eq!(Stamps::open(dir.path(), "").get(&id), None, "without an epoch nothing is believed");
+        // It is removed from memory alone; a later worker that believes the old record finds no such file.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let nowhere = Stamps::open(dir.path(), "boot");
+        nowhere.put(&[(id, stamp)]);
+        assert_eq!(nowhere.get(&id), Some(stamp), "a file that cannot be written is done without");
+        nowhere.remove(&id);
+        assert_eq!(nowhere.get(&id), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_record_says_what_was_noted(
+            inode: u64, bytes: u64, modified: i64, changed: i64, name: [u8; 32],
+        ) {
+            let (id, stamp) = (ObjectId::from_bytes(name), Stamp { inode, bytes, modified, changed });
+            proptest::prop_assert_eq!(Stamp::decode(&stamp.encode(&id)), (id, stamp));
+        }
+    }
 }

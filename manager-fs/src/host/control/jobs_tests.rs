@@ -6,6 +6,7 @@ use proto::message::ManagerRequest;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::clock::testing::Manual;
 use crate::net::{BoxFuture, Handler, Link, NetError, RefuseAll, bind_unix, start};
 
 fn origin() -> JobOrigin {
@@ -116,10 +117,14 @@ struct Fixture {
 }
 
 fn fixture(acts: Vec<Act>) -> Fixture {
+    fixture_by(acts, Clock::system())
+}
+
+fn fixture_by(acts: Vec<Act>, clock: Clock) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let asked = agent(dir.path(), acts);
     let spool = Arc::new(Spool::open(&dir.path().join("events")).unwrap());
-    let jobs = Jobs::new(dir.path().to_owned(), Clock::system(), Arc::clone(&spool));
+    let jobs = Jobs::new(dir.path().to_owned(), clock, Arc::clone(&spool));
     let (ours, theirs) = tokio::io::duplex(1 << 16);
     start(theirs, Arc::new(Host(Arc::clone(&jobs))));
     Fixture { _dir: dir, spool, jobs, manager: start(ours, Arc::new(RefuseAll)), asked }
@@ -209,4 +214,78 @@ async fn the_spool_has_the_outcome_when_nobody_waits() {
     Arc::clone(&fixture.jobs).follow("p".parse().unwrap(), JobId(7), request(), entry).await;
     assert_eq!(fixture.spool.oldest(9).reports, [HostReport::JobOutcome { job: JobId(7), outcome: outcome("1") }]);
     assert!(fixture.jobs.lock().is_empty());
+}
+
+/// A run whose agent does this, by a clock that stands still.
+fn running(acts: Vec<Act>) -> (Fixture, Arc<Manual>, tokio::task::JoinHandle<Result<HostReply, NetError>>) {
+    let (time, clock) = Manual::new();
+    let fixture = fixture_by(acts, clock);
+    let manager = fixture.manager.clone();
+    let asked = tokio::spawn(async move { run(&manager, &mut Vec::new()).await });
+    (fixture, time, asked)
+}
+
+#[tokio::test]
+async fn a_job_is_joined_again_at_once_and_then_ever_more_seldom() {
+    let refuse = || Act::Refuse(Fault::Draining);
+    let mut acts = vec![Act::ProgressThenEnd(1)];
+    acts.extend((0..9).map(|_| refuse()));
+    acts.push(Act::Finish("2"));
+    let (fixture, time, asked) = running(acts);
+    let mut pauses = Vec::new();
+    for tried in 1..11 {
+        pauses.push(time.waiting(|_| true).await.as_millis());
+        assert_eq!(fixture.asked.load(Ordering::SeqCst), tried);
+        time.pass(|_| true).await;
+    }
+    assert_eq!(asked.await.unwrap(), Ok(HostReply::Outcome(outcome("2"))));
+    assert_eq!(pauses, [20, 40, 80, 160, 320, 640, 1000, 1000, 1000, 1000]);
+}
+
+#[tokio::test]
+async fn a_job_whose_agent_stays_away_ends_after_ten_minutes_and_says_what_helps() {
+    let (fixture, time, asked) = running(vec![Act::ProgressThenEnd(1), Act::Refuse(Fault::Draining)]);
+    time.pass(|_| true).await;
+    // Draining still, just before the time is over: it may come back.
+    time.waiting(|_| true).await;
+    std::fs::remove_file(fixture._dir.path().join("p.sock")).unwrap();
+    time.advance(REJOIN_MAX - Duration::from_secs(1));
+    time.waiting(|_| true).await;
+    assert!(!asked.is_finished());
+    time.advance(Duration::from_secs(1));
+    let Ok(HostReply::Fault(Fault::Unavailable(text))) = asked.await.unwrap() else { panic!("it goes on") };
+    assert!(text.contains("manager-fs launch p"), "{text}");
+    assert_eq!(fixture.asked.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn an_agent_that_refuses_a_job_it_never_took_is_not_asked_again() {
+    let refusals = [
+        Fault::Refused("no such repository".to_owned()),
+        Fault::BadRequest("a path is not absolute".to_owned()),
+        Fault::Draining,
+    ];
+    for fault in refusals {
+        let (fixture, time, asked) = running(vec![Act::Refuse(fault.clone())]);
+        assert_eq!(asked.await.unwrap(), Ok(HostReply::Fault(fault)));
+        assert_eq!((fixture.asked.load(Ordering::SeqCst), time.waits()), (1, vec![]));
+    }
+}
+
+#[tokio::test]
+async fn a_manager_that_asks_twice_for_a_job_joins_it() {
+    let fixture = fixture(vec![Act::Hang]);
+    let (one, two) = (fixture.manager.clone(), fixture.manager.clone());
+    let first = tokio::spawn(async move { run(&one, &mut Vec::new()).await });
+    while fixture.asked.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let second = tokio::spawn(async move { run(&two, &mut Vec::new()).await });
+    let both = || fixture.jobs.lock().get(&JobId(7)).is_some_and(|entry| entry.end.receiver_count() == 2);
+    while !both() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fixture.asked.load(Ordering::SeqCst), 1, "the agent has one job");
+    fixture.manager.close("the manager is restarted");
+    assert!(first.await.unwrap().is_err() && second.await.unwrap().is_err());
 }

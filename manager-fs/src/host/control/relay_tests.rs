@@ -8,6 +8,7 @@ use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::ManagerReply;
 
 use super::*;
+use crate::clock::testing::Manual;
 use crate::host::data::lane::Dial;
 use crate::host::data::link::ManagerLink;
 use crate::host::generations::records::tests::{key_of, signed};
@@ -164,6 +165,9 @@ async fn an_agent_that_is_gone_is_shown_as_its_journal_has_it() {
 #[derive(Default)]
 struct FakeManager {
     reports: Mutex<Vec<HostReport>>,
+    /// How many requests it answers with a fault first.
+    refuses: std::sync::atomic::AtomicUsize,
+    asked: std::sync::atomic::AtomicUsize,
 }
 
 struct FakeDial(Arc<FakeManager>);
@@ -190,6 +194,12 @@ impl Handler for Take {
     fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
         let reply = match codec::decode::<_, MESSAGE_BYTES_MAX>(&body).unwrap() {
             HostRequest::Report { reports } => {
+                use std::sync::atomic::Ordering::SeqCst;
+                self.0.asked.fetch_add(1, SeqCst);
+                if self.0.refuses.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+                    let full = ManagerReply::Fault(Fault::Failed("the store's disk is full".to_owned()));
+                    return Box::pin(async move { drop(answer.finish(&full).await) });
+                }
                 self.0.reports.lock().unwrap().extend(reports);
                 ManagerReply::Done
             }
@@ -242,4 +252,89 @@ async fn what_happened_without_the_manager_is_told_first_and_in_order() {
     assert_eq!(*fake.reports.lock().unwrap(), expected);
     assert_eq!(relay.waiting_reports(), 0);
     manager.end();
+}
+
+/// A relay that reports to this manager by a clock that stands still.
+fn reporting(relay: &Arc<Relay>, clock: Clock, fake: &Arc<FakeManager>) -> Arc<ManagerLink> {
+    let dial = Arc::new(FakeDial(Arc::clone(fake)));
+    let manager = ManagerLink::new(&tokio::runtime::Handle::current(), clock, dial);
+    manager.start(Arc::new(crate::net::RefuseAll));
+    tokio::spawn(Arc::clone(relay).report_for_ever(Arc::clone(&manager)));
+    manager
+}
+
+#[tokio::test]
+async fn reports_that_the_manager_does_not_take_wait_and_are_told_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (time, clock) = Manual::new();
+    let relay = relay_by(dir.path(), clock.clone());
+    relay.report(event(Step::Staged));
+    relay.report(event(Step::Confirmed));
+    let fake = Arc::new(FakeManager::default());
+    fake.refuses.store(3, std::sync::atomic::Ordering::SeqCst);
+    let manager = reporting(&relay, clock, &fake);
+    for tried in 1..4 {
+        while fake.asked.load(std::sync::atomic::Ordering::SeqCst) < tried {
+            tokio::task::yield_now().await;
+        }
+        time.waiting(|left| left == PROGRESS_EVERY).await;
+        assert_eq!(relay.waiting_reports(), 2, "nothing is lost");
+        assert!(fake.reports.lock().unwrap().is_empty());
+        time.pass(|left| left == PROGRESS_EVERY).await;
+    }
+    while fake.reports.lock().unwrap().len() < 4 {
+        tokio::task::yield_now().await;
+    }
+    let told = fake.reports.lock().unwrap().clone();
+    assert_eq!(told[..2], [HostReport::Step(event(Step::Staged)), HostReport::Step(event(Step::Confirmed))]);
+    assert_eq!(told[2..], [HostReport::Agents(vec![]), HostReport::Attached(vec![])], "and what is true now");
+    manager.end();
+}
+
+#[tokio::test]
+async fn an_agent_that_was_killed_is_noticed_within_seconds_though_nobody_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (time, clock) = Manual::new();
+    let relay = relay_by(dir.path(), clock);
+    tokio::spawn(Arc::clone(&relay).watch_agents());
+    time.waiting(|left| left == LOOK_AGAIN).await;
+    assert!(relay.agents().is_empty());
+    // It comes, and is looked at because it says so.
+    serve(dir.path(), Agent::default());
+    relay.look_again();
+    let mut seen = relay.agents.subscribe();
+    seen.wait_for(|agents| *agents == [status()]).await.unwrap();
+    // It changes over: its journal names the next version, and nobody answers meanwhile.
+    let journal = dir.path().join("agents/p/journal");
+    std::fs::create_dir_all(journal.parent().unwrap()).unwrap();
+    Journal::first(Entry { version: "2".parse().unwrap(), tree: tree(2) }).write(&journal).unwrap();
+    std::fs::remove_file(dir.path().join("run/p.sock")).unwrap();
+    time.pass(|left| left == LOOK_AGAIN).await;
+    time.waiting(|left| left == LOOK_AGAIN).await;
+    // Its process is this test's and lives: what it said last stands.
+    assert_eq!(relay.agents(), [status()]);
+    relay.agents.send_modify(|agents| agents[0].pid = u32::MAX);
+    time.pass(|left| left == LOOK_AGAIN).await;
+    // Killed: what its journal has is what will start next.
+    seen.wait_for(|agents| agents[0].pid == 0 && agents[0].tree == tree(2)).await.unwrap();
+    assert_eq!(relay.agents()[0].state, AgentState::Stopped);
+}
+
+#[tokio::test]
+async fn an_order_whose_agent_never_comes_back_is_ended_in_the_spool() {
+    let dir = tempfile::tempdir().unwrap();
+    let (time, clock) = Manual::new();
+    let relay = relay_by(dir.path(), clock.clone());
+    relay.orders.taken(&product(), ChangeId(5), tree(2));
+    relay.look().await;
+    time.advance(Duration::from_secs(59));
+    relay.look().await;
+    assert_eq!(relay.waiting_reports(), 0, "the stub may start it again");
+    time.advance(Duration::from_secs(1));
+    relay.look().await;
+    let [HostReport::Step(end)] = &relay.spool.oldest(9).reports[..] else { panic!("{:?}", relay.spool.oldest(9)) };
+    assert_eq!((end.change, end.step, end.at_unix_ms), (ChangeId(5), Step::Refused, clock.unix_ms()));
+    // Another worker finds it there.
+    drop(relay);
+    assert_eq!(relay_by(dir.path(), clock).waiting_reports(), 1);
 }

@@ -4,6 +4,7 @@ use std::sync::MutexGuard;
 
 use super::*;
 use crate::clock::Clock;
+use crate::clock::testing::Manual;
 use crate::host::generations::records::tests::{key_of, signed};
 
 /// Trees in memory: sizes, what is mounted, what is in use.
@@ -23,6 +24,8 @@ struct State {
     begun: Vec<String>,
     remembered: Option<BTreeSet<TreeId>>,
     fail_mount: bool,
+    /// How often a busy tree was to be unmounted.
+    tried: usize,
     offline: bool,
 }
 
@@ -78,6 +81,7 @@ impl Trees for Fake {
     fn unmount(&self, tree: &TreeId) -> Result<bool, Fault> {
         let mut state = self.state();
         if state.busy.contains(tree) {
+            state.tried += 1;
             return Ok(false);
         }
         assert!(state.mounted.remove(tree), "unmounted twice");
@@ -389,4 +393,66 @@ fn what_a_stranger_unmounted_is_mounted_again() {
     assert!(fake.state().mounted.remove(&tree(2)), "an empty directory is no generation");
     generations.hold(&resolved, 1, None).unwrap();
     assert!(fake.state().mounted.contains(&tree(2)));
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(work)
+}
+
+#[test]
+fn what_nobody_comes_back_for_is_unmounted_after_its_minute() {
+    let Fixture { dir, fake, generations } = fixture();
+    generations.leases.hold(7, tree(1), None);
+    generations.mount(&tree(1)).unwrap();
+    drop(generations);
+    let (time, clock) = Manual::new();
+    let generations = generations_by(dir.path(), &fake, clock);
+    time.advance(Duration::from_secs(59));
+    assert!(!generations.collect());
+    assert!(fake.state().mounted.contains(&tree(1)), "its users have time to connect again");
+    time.advance(Duration::from_secs(1));
+    assert!(!generations.collect());
+    assert!(fake.state().mounted.is_empty());
+}
+
+#[test]
+fn a_mount_in_use_is_tried_again_ever_more_seldom_and_never_torn_away() {
+    let Fixture { dir: _dir, fake, generations } = fixture();
+    drop(generations);
+    let (time, clock) = Manual::new();
+    let generations = generations_by(_dir.path(), &fake, clock);
+    generations.leases.hold(7, tree(2), None);
+    generations.mount(&tree(2)).unwrap();
+    fake.state().busy.insert(tree(2));
+    assert!(generations.leases.connection_ended(7));
+    let tries = |wanted: usize| {
+        let begun = Instant::now();
+        while fake.state().tried < wanted {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{} tries", fake.state().tried);
+            std::thread::yield_now();
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| generations.collect_for_ever());
+        // 500 ms, 1 s, 2 s, ... 60 s after each other; a little before that nothing happens.
+        for (tried, pause_ms) in (1..).zip([500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000]) {
+            tries(tried);
+            let (pause, moment) = (Duration::from_millis(pause_ms), Duration::from_millis(1));
+            block_on(time.waiting(|left| left == pause));
+            time.advance(pause - moment);
+            block_on(time.waiting(|left| left == moment));
+            assert_eq!(fake.state().tried, tried, "after {pause_ms} ms");
+            time.advance(moment);
+        }
+        tries(10);
+        assert!(fake.state().mounted.contains(&tree(2)));
+        fake.state().busy.clear();
+        generations.changed();
+        let begun = Instant::now();
+        while !fake.state().mounted.is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(10));
+            std::thread::yield_now();
+        }
+        generations.end();
+    });
 }

@@ -211,4 +211,36 @@ mod tests {
         assert_eq!(second.number(&entry("2", b"b")), 2);
         assert_eq!(second.registered(), [TreeId::of(b"a")]);
     }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_as_if_there_were_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("numbers");
+        let entry =
+            ViewEntry { product: "p".parse().unwrap(), version: "1".parse().unwrap(), tree: TreeId::of(b"a") };
+        let mut numbers = Numbers::load(&path);
+        numbers.number(&entry);
+        numbers.save(&path).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for cut in 0..whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert_eq!(Numbers::load(&path).entry(1), None, "cut at {cut}");
+        }
+        std::fs::write(&path, [whole.as_slice(), b"x"].concat()).unwrap();
+        assert_eq!(Numbers::load(&path).entry(1), None, "more than was saved");
+        std::fs::write(&path, &whole).unwrap();
+        assert_eq!(Numbers::load(&path).entry(1), Some(entry));
+        assert_eq!(Numbers::load(&path).entry(0), None);
+        assert!(numbers.save(&dir.path().join("no/such/directory")).is_err());
+    }
+
+    proptest::proptest! {
+        /// The kernel hands back numbers of its own making too.
+        #[test]
+        fn a_number_that_means_something_is_the_number_of_that(number: u64) {
+            if let Some(ino) = Ino::parse(number) {
+                proptest::prop_assert_eq!(ino.number(), number);
+            }
+        }
+    }
 }
