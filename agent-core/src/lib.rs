@@ -117,6 +117,8 @@ pub mod durable;
 pub mod exec;
 #[cfg(test)]
 mod formats;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod generation;
 mod given;
 pub mod handoff;

@@ -17,3 +17,9 @@ pub(crate) mod patch;
 mod sync;
 mod sys;
 pub mod version;
+
+// As the targets of `tests/fuzz` call this crate.
+#[cfg(test)]
+extern crate self as manager_fs;
+#[cfg(test)]
+mod fuzz_replay;

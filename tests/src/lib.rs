@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod command;
+pub mod damage;
 pub mod fleet;
 pub mod needs;
 pub mod noise;

@@ -16,7 +16,7 @@ pub mod enroll;
 pub mod fetch;
 mod files;
 pub mod fuse;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod generations;
 mod instance;

@@ -1,54 +1,87 @@
-//! Doors to decoders that nobody else may call, for `tests/fuzz`; built only with `--cfg fuzzing`.
+//! Doors to decoders that nobody else may call, for `tests/fuzz` and its replay (`fuzz_replay.rs`); not built otherwise. Each says
+//! whether the bytes were taken for something.
 
 use std::io::Cursor;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use proto::TreePath;
 use proto::delta::Part;
+use proto::{Manifest, TreePath};
 
 use super::monitor::Quiet;
 use super::store::Store;
-use super::{elf, ingest, store};
+use super::{control, elf, identity, ingest, metadata, store};
 
-/// Reads an archive into a draft, which is dropped. Half a GiB is a bomb here.
-pub fn archive(bytes: &[u8], path: &Path, to: &Store) {
+/// Reads an archive into a draft, which is dropped; with a base it is a service pack. A MiB is a bomb here.
+pub fn archive(bytes: &[u8], base: Option<&Manifest>, path: &Path, to: &Store) -> bool {
     if std::fs::write(path, bytes).is_err() {
-        return;
+        return false;
     }
     let guard = to.guard();
     let read = to.write_contents(4096, &guard, &Quiet, &AtomicBool::new(false), |writer| {
-        ingest::read_small_source(path, writer)
+        ingest::read_small_source(path, base, writer)
     });
-    if let Ok((tree, contents)) = read {
+    read.is_ok_and(|(tree, contents)| {
         let manifest = tree.into_manifest(4096, |id| contents.objects.get(id).cloned());
         // What is taken in is a well-formed tree, or refused as one that cannot be.
         if let Ok(Ok((bytes, id))) = manifest.map(|manifest| manifest.encode()) {
             assert!(proto::Manifest::decode(&bytes, &id).is_ok());
         }
-    }
+        true
+    })
 }
 
 /// An access control list as tar has it in text.
-pub fn acl(bytes: &[u8]) {
-    ingest::read_acl(bytes);
+pub fn acl(bytes: &[u8]) -> bool {
+    ingest::read_acl(bytes)
 }
 
 /// What a program says of itself, and what a loader reads of it.
-pub fn elf(bytes: &[u8]) {
-    drop(elf::describe(&TreePath::root(), bytes.len() as u64, Cursor::new(bytes)));
+pub fn elf(bytes: &[u8]) -> bool {
+    let described = elf::describe(&TreePath::root(), bytes.len() as u64, Cursor::new(bytes));
     let pages = elf::loaded::pages(bytes.len() as u64, Cursor::new(bytes), 1024);
     assert!(pages.iter().all(|page| u64::from(*page) * 4096 < bytes.len() as u64));
+    described.is_some()
 }
 
 /// A pack's index.
-pub fn pack_index(bytes: &[u8]) {
-    if let Some((length, index)) = bytes.split_first_chunk::<4>() {
-        store::read_pack_index(index, u64::from(u32::from_le_bytes(*length)));
-    }
+pub fn pack_index(bytes: &[u8]) -> bool {
+    let parts = bytes.split_first_chunk::<4>();
+    parts.is_some_and(|(length, index)| store::read_pack_index(index, u64::from(u32::from_le_bytes(*length))))
 }
 
 /// A patch over a base.
 pub fn patch(base: &[u8], patch: Part, literals: Part, stored: &[u8], plain_bytes: usize) -> Option<Vec<u8>> {
     crate::patch::decode(base, patch, literals, stored, plain_bytes).ok()
+}
+
+/// What `manager-fs.toml` of a product says.
+pub fn descriptor(bytes: &[u8]) -> bool {
+    metadata::read_any_descriptor(&String::from_utf8_lossy(bytes))
+}
+
+/// A certificate request, and a certificate.
+pub fn certificate(bytes: &[u8]) -> bool {
+    identity::read_any(bytes)
+}
+
+/// Records of the control state.
+pub fn control_records(bytes: &[u8]) -> bool {
+    control::fuzzing::records(bytes)
+}
+
+/// A record of a store of format 1.
+pub fn old_record(bytes: &[u8]) -> bool {
+    control::fuzzing::old_record(bytes)
+}
+
+/// A copy of the control state.
+pub fn backup(bytes: &[u8]) -> bool {
+    control::fuzzing::backup(bytes)
+}
+
+/// A value as the control store has it, for a seed.
+#[cfg(test)]
+pub(crate) fn sealed(key: &str, number: u64) -> Vec<u8> {
+    control::fuzzing::sealed(key, number)
 }

@@ -217,6 +217,12 @@ fn parse(certificate: &[u8]) -> Result<(Peer, Unix), IdentityError> {
     Ok((Peer { host, serial }, u64::try_from(not_after).unwrap_or(0).saturating_mul(1000)))
 }
 
+/// For `tests/fuzz`: a certificate request of a host that nobody knows yet, and a peer's certificate.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_any(der: &[u8]) -> bool {
+    request(der).is_ok() | parse(der).is_ok()
+}
+
 fn request(csr: &[u8]) -> Result<CertificateSigningRequestParams, IdentityError> {
     CertificateSigningRequestParams::from_der(&csr.into()).map_err(|error| IdentityError::Request(error.to_string()))
 }

@@ -265,6 +265,15 @@ impl Descriptor {
     }
 }
 
+/// For `tests/fuzz`: a `manager-fs.toml`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_any_descriptor(text: &str) -> bool {
+    let Ok(descriptor) = toml::from_str::<Descriptor>(text) else { return false };
+    descriptor.state_schemas().is_ok()
+        & duration_ms("drain_deadline", &descriptor.drain_deadline, DRAIN_DEADLINE).is_ok()
+        & duration_ms("probation", &descriptor.probation, PROBATION).is_ok()
+}
+
 fn duration_ms(key: &str, text: &Option<String>, default: Duration) -> Result<u64, MetadataError> {
     let duration = match text {
         None => default,

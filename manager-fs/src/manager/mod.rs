@@ -16,7 +16,7 @@ mod enrolment;
 mod error;
 pub mod export;
 mod exports;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod greeting;
 pub mod identity;

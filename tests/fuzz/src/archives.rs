@@ -5,21 +5,59 @@ use std::path::Path;
 
 use manager_fs::manager::fuzzing;
 use manager_fs::manager::store::Store;
+use proto::TreePath;
+use proto::manifest::{Entry, Manifest, Node, NodeKind};
 
-use crate::Target;
+use super::Target;
 
-pub const TARGETS: &[Target] = &[
+pub(super) const TARGETS: &[Target] = &[
     ("tar", archive),
     ("zip", archive),
     ("deb", archive),
     ("compressed", archive),
+    ("service_pack", service_pack),
+    ("descriptor", |bytes| fuzzing::descriptor(bytes)),
+    ("certificate", |bytes| fuzzing::certificate(bytes)),
     ("acl", |bytes| fuzzing::acl(bytes)),
     ("elf", |bytes| fuzzing::elf(bytes)),
     ("pack_index", |bytes| fuzzing::pack_index(bytes)),
 ];
 
 /// What it is is told by its first bytes; the targets differ by their seeds.
-fn archive(bytes: &[u8]) {
+fn archive(bytes: &[u8]) -> bool {
+    read(bytes, None)
+}
+
+/// Over a tree with a directory and some files.
+fn service_pack(bytes: &[u8]) -> bool {
+    read(bytes, Some(&tree_of(&["", "bin", "bin/agent", "bin/tool", "etc", "etc/conf", "readme"])))
+}
+
+/// A tree of these paths; those that hold others are directories, the rest empty files.
+fn tree_of(paths: &[&str]) -> Manifest {
+    let holds = |path: &str| path.is_empty() || paths.iter().any(|other| other.starts_with(&format!("{path}/")));
+    let node = |path: &&str| Node {
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime_s: 0,
+        mtime_ns: 0,
+        xattrs: vec![],
+        kind: if holds(path) { NodeKind::Directory } else { NodeKind::EmptyFile },
+    };
+    let entry = |(at, path): (usize, &&str)| Entry {
+        path: TreePath::parse(path.as_bytes()).unwrap(),
+        node: proto::width::count(at),
+    };
+    Manifest {
+        chunk_bytes: 4096,
+        objects: vec![],
+        nodes: paths.iter().map(node).collect(),
+        entries: paths.iter().enumerate().map(entry).collect(),
+    }
+}
+
+fn read(bytes: &[u8], base: Option<&Manifest>) -> bool {
     thread_local! {
         static STORE: RefCell<Option<(tempfile::TempDir, Store)>> = const { RefCell::new(None) };
     }
@@ -31,6 +69,6 @@ fn archive(bytes: &[u8]) {
             let store = Store::open(&dir.path().join("store")).unwrap();
             (dir, store)
         });
-        fuzzing::archive(bytes, &dir.path().join("source"), store);
-    });
+        fuzzing::archive(bytes, base, &dir.path().join("source"), store)
+    })
 }

@@ -12,11 +12,12 @@ mod records;
 
 use std::sync::OnceLock;
 
-type Target = (&'static str, fn(&[u8]));
+/// A name, and what takes its bytes and says whether they were taken for something.
+type Target = (&'static str, fn(&[u8]) -> bool);
 
 const TARGETS: &[&[Target]] = &[formats::TARGETS, records::TARGETS, archives::TARGETS];
 
-fn target() -> fn(&[u8]) {
+fn target() -> fn(&[u8]) -> bool {
     let wanted = std::env::var("MANAGER_FS_FUZZ_TARGET").unwrap_or_default();
     let all = || TARGETS.iter().copied().flatten();
     if wanted == "list" {
@@ -33,6 +34,6 @@ fn target() -> fn(&[u8]) {
 }
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    static RUN: OnceLock<fn(&[u8])> = OnceLock::new();
+    static RUN: OnceLock<fn(&[u8]) -> bool> = OnceLock::new();
     RUN.get_or_init(target)(bytes);
 });

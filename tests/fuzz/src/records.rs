@@ -3,17 +3,17 @@
 use agent_core::channel::StubMessage;
 use agent_core::handoff::Handoff;
 use agent_core::journal::Journal;
-use manager_fs::manager::control::HostStatus;
-use manager_fs::manager::control::hosts::HostRecord;
-use manager_fs::manager::control::jobs::JobRecord;
-use proto::agent::{AgentReply, AgentRequest, Progress};
+use manager_fs::manager::admin::{AdminEvent, AdminReply, AdminRequest};
+use manager_fs::manager::fuzzing;
+use proto::agent::{AgentReply, AgentRequest, Progress, StepEvent};
+use proto::bundle::Touch;
 use proto::daemon::{DaemonReply, DaemonRequest, StageProgress};
-use proto::message::{HostReply, HostRequest, ManagerReply, ManagerRequest};
+use proto::message::{HostReply, HostReport, HostRequest, ManagerReply, ManagerRequest};
 
-use crate::Target;
-use crate::formats::stable;
+use super::Target;
+use super::formats::stable;
 
-pub const TARGETS: &[Target] = &[
+pub(super) const TARGETS: &[Target] = &[
     ("host_request", stable::<HostRequest>),
     ("manager_reply", stable::<ManagerReply>),
     ("manager_request", stable::<ManagerRequest>),
@@ -24,26 +24,29 @@ pub const TARGETS: &[Target] = &[
     ("daemon_reply", stable::<DaemonReply>),
     ("events", events),
     ("agent_files", agent_files),
-    ("control_records", control_records),
+    ("admin_request", stable::<AdminRequest>),
+    ("admin_reply", stable::<AdminReply>),
+    ("admin_event", stable::<AdminEvent>),
+    ("control_records", |bytes| fuzzing::control_records(bytes)),
+    ("old_record", |bytes| fuzzing::old_record(bytes)),
+    ("backup", |bytes| fuzzing::backup(bytes)),
+    ("local_messages", |bytes| manager_fs::host::fuzzing::local_messages(bytes)),
     ("spool", |bytes| manager_fs::host::fuzzing::spool(bytes)),
 ];
 
-fn events(bytes: &[u8]) {
-    stable::<Progress>(bytes);
-    stable::<StageProgress>(bytes);
+fn events(bytes: &[u8]) -> bool {
+    stable::<Progress>(bytes)
+        | stable::<StageProgress>(bytes)
+        | stable::<StepEvent>(bytes)
+        | stable::<HostReport>(bytes)
+        | stable::<Vec<Touch>>(bytes)
 }
 
-/// Journal, handoff and stub channel, without the checksums that hide their bodies from chance.
-fn agent_files(bytes: &[u8]) {
-    const MAX: usize = 64 << 10;
-    drop(proto::codec::decode::<Journal, MAX>(bytes));
-    drop(proto::codec::decode::<Handoff, MAX>(bytes));
-    drop(proto::codec::decode::<StubMessage, MAX>(bytes));
-}
-
-fn control_records(bytes: &[u8]) {
-    const MAX: usize = 1 << 20;
-    drop(proto::codec::decode::<JobRecord, MAX>(bytes));
-    drop(proto::codec::decode::<HostStatus, MAX>(bytes));
-    drop(proto::codec::decode::<HostRecord, MAX>(bytes));
+/// Journal, handoff, stub channel and jobs, without the checksums that hide their bodies from chance.
+fn agent_files(bytes: &[u8]) -> bool {
+    let taken = stable::<Journal>(bytes) | stable::<Handoff>(bytes) | stable::<StubMessage>(bytes);
+    // The library has no door to these in other builds.
+    #[cfg(fuzzing)]
+    let taken = taken | agent_core::fuzzing::job_record(bytes);
+    taken
 }

@@ -6,6 +6,8 @@
 
 pub(crate) mod blobs;
 pub(crate) mod chunker;
+#[cfg(test)]
+mod damaged_tests;
 pub(crate) mod files;
 pub(crate) mod id;
 pub(crate) mod index;

@@ -42,7 +42,7 @@ pub struct HoldOptions {
     pub fuse_device: PathBuf,
 }
 
-const SAID_BYTES_MAX: usize = 16 << 10;
+pub(super) const SAID_BYTES_MAX: usize = 16 << 10;
 /// `FUSE_MIN_READ_BUFFER` of linux/fuse.h.
 const INIT_READ_BYTES: usize = 8 << 10;
 /// How long a worker may take to end after SIGTERM.

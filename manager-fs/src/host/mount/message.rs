@@ -104,7 +104,7 @@ impl From<HelperError> for Fault {
     }
 }
 
-const MESSAGE_BYTES_MAX: usize = 4 << 20;
+pub(super) const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Mounting sends LOOKUP and STATFS to the worker; a helper that was killed is there again within milliseconds.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(10);

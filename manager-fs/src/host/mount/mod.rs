@@ -22,6 +22,8 @@
 mod copy;
 mod erofs;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 mod helper;
 mod holder;
 mod image;

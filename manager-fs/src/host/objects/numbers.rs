@@ -87,6 +87,16 @@ struct Saved {
     registered: Vec<TreeId>,
 }
 
+/// For `tests/fuzz`.
+#[cfg(any(test, fuzzing))]
+pub(in crate::host) fn read_any(bytes: &[u8]) -> bool {
+    if let Some((number, _)) = bytes.split_first_chunk::<8>() {
+        let number = u64::from_le_bytes(*number);
+        assert!(Ino::parse(number).is_none_or(|ino| ino.number() == number));
+    }
+    codec::decode::<Saved, FILE_BYTES_MAX>(bytes).is_ok()
+}
+
 const FILE_BYTES_MAX: usize = 16 << 20;
 const MAGIC: &[u8; 8] = b"MFSNUM\0\x01";
 

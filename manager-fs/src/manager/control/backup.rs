@@ -84,7 +84,11 @@ pub struct Backup {
 /// # Errors
 /// The file cannot be read at all.
 pub fn read(path: &Path) -> io::Result<Backup> {
-    let bytes = fs::read(path)?;
+    Ok(from_bytes(&fs::read(path)?))
+}
+
+/// As [`read`], of the file's bytes.
+pub(super) fn from_bytes(bytes: &[u8]) -> Backup {
     let mut backup = Backup::default();
     for line in bytes.split(|byte| *byte == b'\n').skip(1).filter(|line| !line.is_empty()) {
         match parse(line) {
@@ -92,7 +96,7 @@ pub fn read(path: &Path) -> io::Result<Backup> {
             None => backup.damaged += 1,
         }
     }
-    Ok(backup)
+    backup
 }
 
 fn parse(line: &[u8]) -> Option<(String, Vec<u8>)> {

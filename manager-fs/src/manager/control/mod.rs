@@ -11,6 +11,8 @@ pub mod backup;
 mod bring_over;
 pub mod contract;
 mod disk;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 mod ids;
 mod local;
 mod observations;

@@ -491,9 +491,9 @@ fn owned(root: &Path) -> Result<File, StoreError> {
 }
 
 /// For `tests/fuzz`: a pack's index, whose id is beyond the reach of chance.
-#[cfg(fuzzing)]
-pub(crate) fn read_pack_index(index: &[u8], frames_bytes: u64) {
-    pack::read_any_index(index, frames_bytes);
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_pack_index(index: &[u8], frames_bytes: u64) -> bool {
+    pack::read_any_index(index, frames_bytes)
 }
 
 #[cfg(test)]

@@ -71,6 +71,13 @@ struct New {
     set_aside: usize,
 }
 
+/// For `tests/fuzz`: a record of a store of format 1.
+#[cfg(any(test, fuzzing))]
+pub(super) fn convert_any(key: &str, value: &[u8]) -> bool {
+    let mut new = New { entries: Vec::new(), observations: Filling::default(), sequence: 0, set_aside: 0 };
+    old::convert(key, value, &mut new).is_ok()
+}
+
 impl New {
     fn put<T: serde::Serialize + serde::de::DeserializeOwned>(&mut self, key: &Key, value: &T) -> Result<(), String> {
         let key = key.to_string();

@@ -22,6 +22,8 @@ use super::contract::{
 use super::disk::{Changed, Disk, Opener, Readers, join, open_file};
 
 mod tables;
+#[cfg(any(test, fuzzing))]
+pub(super) use tables::read_any_commit;
 #[cfg(test)]
 mod tests;
 

@@ -271,6 +271,13 @@ fn keys_of(
     Ok(keys)
 }
 
+/// For `tests/fuzz`: a commit of the history, and an entry.
+#[cfg(any(test, fuzzing))]
+pub(in crate::manager::control) fn read_any_commit(bytes: &[u8]) -> bool {
+    drop(unpack("key", bytes));
+    codec::decode::<Vec<Written>, COMMIT_BYTES_MAX>(bytes).is_ok()
+}
+
 /// The parts of a stored entry. One without a revision never matches a condition on it, and its value is empty, which
 /// no record is: whoever reads it says that it is damaged.
 fn unpack(key: &str, bytes: &[u8]) -> Entry {

@@ -1,0 +1,161 @@
+//! Whatever reads bytes from outside has a target in `tests/fuzz`, or a reason why it needs none of its own.
+
+// Panicking is how a test reports, also in the functions that tests share.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use tests::repository::{Source, root};
+
+/// What reads bytes into something.
+const READERS: [&str; 10] = [
+    "codec::decode",
+    "serde_json::from_slice",
+    "serde_json::from_str",
+    "toml::from_str",
+    "from_le_bytes",
+    "from_be_bytes",
+    "ZipArchive::new",
+    "parse_x509",
+    "from_der",
+    "Decoder::new",
+];
+
+/// Where bytes are read, and the target that brings any bytes there.
+const COVERED: &[(&str, &str)] = &[
+    ("proto/src/bulk.rs", "chunk"),
+    ("proto/src/bundle.rs", "bundle_stream"),
+    ("proto/src/delta.rs", "delta_stream"),
+    ("proto/src/frame.rs", "frame"),
+    ("proto/src/local.rs", "local_greeting"),
+    ("proto/src/manifest/bytes.rs", "manifest"),
+    ("proto/src/record.rs", "record"),
+    ("agent-core/src/channel.rs", "agent_files"),
+    ("agent-core/src/control.rs", "agent_reply"),
+    ("agent-core/src/handoff.rs", "agent_files"),
+    ("agent-core/src/jobs/record.rs", "agent_files"),
+    ("agent-core/src/journal.rs", "agent_files"),
+    ("agent-core/src/report.rs", "events"),
+    ("agent-core/src/serve.rs", "agent_request"),
+    ("manager-fs/src/cli/client.rs", "admin_event"),
+    ("manager-fs/src/cli/profile.rs", "events"),
+    ("manager-fs/src/host/control/daemon.rs", "manager_request"),
+    ("manager-fs/src/host/control/jobs.rs", "events"),
+    ("manager-fs/src/host/control/socket.rs", "daemon_request"),
+    ("manager-fs/src/host/control/spool.rs", "spool"),
+    ("manager-fs/src/host/data/link.rs", "manifest"),
+    ("manager-fs/src/host/enroll.rs", "certificate"),
+    ("manager-fs/src/host/mount/holder.rs", "local_messages"),
+    ("manager-fs/src/host/mount/message.rs", "local_messages"),
+    ("manager-fs/src/host/objects/numbers.rs", "local_messages"),
+    ("manager-fs/src/manager/admin/mod.rs", "admin_request"),
+    ("manager-fs/src/manager/control/bring_over/old.rs", "old_record"),
+    ("manager-fs/src/manager/control/local/tables.rs", "control_records"),
+    ("manager-fs/src/manager/control/observations/local/tables.rs", "control_records"),
+    ("manager-fs/src/manager/control/state/records.rs", "backup"),
+    ("manager-fs/src/manager/identity.rs", "certificate"),
+    ("manager-fs/src/manager/ingest/acl.rs", "acl"),
+    ("manager-fs/src/manager/ingest/gzip.rs", "compressed"),
+    ("manager-fs/src/manager/ingest/stream.rs", "compressed"),
+    ("manager-fs/src/manager/ingest/xattr.rs", "tar"),
+    ("manager-fs/src/manager/ingest/zip/header.rs", "zip"),
+    ("manager-fs/src/manager/ingest/zip/mod.rs", "zip"),
+    ("manager-fs/src/manager/jobs/drive.rs", "events"),
+    ("manager-fs/src/manager/metadata.rs", "descriptor"),
+    ("manager-fs/src/manager/session.rs", "host_request"),
+    ("manager-fs/src/manager/store/pack.rs", "pack_index"),
+    ("manager-fs/src/net/link.rs", "host_reply"),
+];
+
+/// Where what is read is our own, or was hashed and signed before; and what has tests of its own with damaged bytes.
+const NOT_OF_ITS_OWN: &[(&str, &str)] = &[
+    (
+        "agent-bin/src/",
+        "repositories: sealed with the host's own key; engine/format/damaged_tests.rs damages what is in the seals",
+    ),
+    ("manager-fs/src/cli/daemon.rs", "a document of the own daemon, shown as it is"),
+    ("manager-fs/src/cli/demo/", "lines of the own program"),
+    ("manager-fs/src/host/objects/mod.rs", "an id as a number"),
+    ("manager-fs/src/manager/control/ids.rs", "random bytes"),
+    ("manager-fs/src/manager/delta/anchors.rs", "any eight bytes of a chunk are a number"),
+    ("manager-fs/src/manager/publish.rs", "what the line before wrote"),
+    ("manager-fs/src/patch.rs", "the target patch; any eight bytes are a number"),
+];
+
+/// Names of the targets, as their tables have them.
+fn targets() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for file in ["archives", "formats", "records"] {
+        let text = fs::read_to_string(root().join(format!("tests/fuzz/src/{file}.rs"))).unwrap();
+        let table = text.split("TARGETS: &[Target] = &[").nth(1).unwrap().split("\n];").next().unwrap();
+        let name = |line: &str| Some(line.trim().strip_prefix("(\"")?.split('"').next()?.to_owned());
+        names.extend(table.lines().filter_map(name));
+    }
+    assert!(names.len() > 35, "the test no longer sees the targets: {names:?}");
+    names
+}
+
+#[test]
+fn whatever_reads_bytes_has_a_fuzz_target_or_a_reason() {
+    let targets = targets();
+    let mut seen = BTreeSet::new();
+    let mut without = Vec::new();
+    for source in ["proto", "agent-core", "agent-bin", "manager-fs"].iter().flat_map(|name| Source::all(name)) {
+        let path = source.path.to_string_lossy().into_owned();
+        // The codec itself is what all of them call.
+        if source.is_test() || path.contains("fuzz") || path == "proto/src/codec.rs" || !path.contains("/src/") {
+            continue;
+        }
+        if !READERS.iter().any(|reader| source.own.contains(reader)) {
+            continue;
+        }
+        let covered = COVERED.iter().find(|(file, _)| *file == path);
+        let reasoned = NOT_OF_ITS_OWN.iter().find(|(place, _)| source.is_in(&[place]));
+        match (covered, reasoned) {
+            (Some((file, target)), _) => {
+                assert!(targets.contains(*target), "{path}: there is no target '{target}'");
+                seen.insert(*file);
+            }
+            (None, Some((place, _))) => drop(seen.insert(*place)),
+            (None, None) => without.push(path),
+        }
+    }
+    assert!(
+        without.is_empty(),
+        "these read bytes, and tests/tests/fuzz.rs names no target of tests/fuzz: {without:?}"
+    );
+    let gone: Vec<&str> = [COVERED, NOT_OF_ITS_OWN]
+        .concat()
+        .into_iter()
+        .map(|(place, _)| place)
+        .filter(|place| !seen.contains(place))
+        .collect();
+    assert!(gone.is_empty(), "these read no bytes any more: {gone:?}");
+}
+
+/// Built seldom, so what it is built of would be found to be stale by whoever needs it most.
+#[test]
+fn the_fuzz_workspace_builds_with_the_crates_of_this_one() {
+    let packages = |lock: &str| {
+        let text = fs::read_to_string(root().join(lock)).unwrap();
+        let block = |block: &str| {
+            let field = |name: &str| {
+                block.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_matches('"').to_owned()))
+            };
+            Some((field("name = ")?, field("version = ")?))
+        };
+        text.split("[[package]]").filter_map(block).collect::<BTreeSet<_>>()
+    };
+    let (ours, fuzz) = (packages("Cargo.lock"), packages("tests/fuzz/Cargo.lock"));
+    // What only libFuzzer brings is its own affair.
+    let other: Vec<_> = fuzz
+        .iter()
+        .filter(|(name, _)| ours.iter().any(|(known, _)| known == name))
+        .filter(|package| !ours.contains(package))
+        .collect();
+    assert!(
+        other.is_empty(),
+        "tests/fuzz/Cargo.lock has other versions: {other:?}; cargo update there, or copy them"
+    );
+}
