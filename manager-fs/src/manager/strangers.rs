@@ -1,20 +1,22 @@
 //! Connections that are not known yet, counted by address.
 //!
 //! Hundreds of hosts may share one address, and come back at the same moment: they take turns. Whoever says nothing holds no
-//! turn, whoever is slow loses it to those who wait, and of too many the oldest gives way to the newest: a flood of an
-//! address costs its other hosts some time, and nobody else anything.
+//! turn, and whoever is slow loses it to those who wait. Who of them is next is drawn by lot: where somebody floods, nobody
+//! can tell the flood from the hosts behind the same address, but each of them has its chance with every turn. A flood of
+//! an address costs its other hosts some time, and nobody else anything.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::sync::lock;
 
-/// Connections of one address that shake hands and say `Hello` at the same time; others wait in the order in which they came.
+/// Connections of one address that shake hands and say `Hello` at the same time; others wait.
 const AT_ONCE_MAX: usize = 64;
 /// Connections of one address that are not known yet, those that wait included.
 const STRANGERS_MAX: usize = 1024;
@@ -22,8 +24,10 @@ const STRANGERS_MAX: usize = 1024;
 const TURN_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a turn is safe: some round trips around the world, and the handshakes of all others that have a turn.
 const TURN_SAFE: Duration = Duration::from_secs(2);
+/// The same where more wait than have a turn: a flood, most likely, in which every turn counts.
+const TURN_SAFE_IN_A_CROWD: Duration = Duration::from_millis(250);
 /// How often somebody who waits looks for a turn that takes too long.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// All of them.
 pub(crate) struct Strangers {
@@ -37,18 +41,31 @@ struct Addresses {
     of: HashMap<IpAddr, OfAddress>,
     next: u64,
     count: usize,
+    random: RandomState,
 }
 
+#[derive(Default)]
 struct OfAddress {
     /// Oldest first.
     strangers: VecDeque<Entry>,
-    turns: Arc<Semaphore>,
+    having_a_turn: usize,
+    waiting: usize,
 }
 
 struct Entry {
     number: u64,
     evict: Arc<Notify>,
-    turn_since: Option<Instant>,
+    place: Place,
+}
+
+/// How far one is.
+enum Place {
+    /// It has said nothing.
+    Silent,
+    /// It is notified when its turn has come.
+    Waiting(Arc<Notify>),
+    /// Since when it has its turn.
+    Turn(Instant),
 }
 
 /// One of them, until it is known or gone.
@@ -57,8 +74,6 @@ pub(crate) struct Stranger {
     address: IpAddr,
     number: u64,
     evict: Arc<Notify>,
-    turns: Arc<Semaphore>,
-    turn: Option<OwnedSemaphorePermit>,
 }
 
 impl Strangers {
@@ -67,26 +82,23 @@ impl Strangers {
         Self { addresses: Mutex::default(), all_max }
     }
 
-    /// Counts a new connection. When there are too many, the oldest of its address or of the address that has most gives
-    /// way.
+    /// Counts a new connection. When there are too many, one of its address or of the address that has most gives way.
     pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Stranger {
         let address = network_of(address);
         let mut addresses = self.addresses();
         if addresses.count >= self.all_max {
             let most = addresses.of.iter().max_by_key(|(_, of)| of.strangers.len()).map(|(address, _)| *address);
-            most.into_iter().for_each(|most| addresses.evict(&most, |_| true));
+            most.into_iter().for_each(|most| addresses.make_room(&most));
         }
         if addresses.of.get(&address).is_some_and(|of| of.strangers.len() >= STRANGERS_MAX) {
-            addresses.evict(&address, |_| true);
+            addresses.make_room(&address);
         }
         addresses.next += 1;
         addresses.count += 1;
         let (number, evict) = (addresses.next, Arc::new(Notify::new()));
-        let new = || OfAddress { strangers: VecDeque::new(), turns: Arc::new(Semaphore::new(AT_ONCE_MAX)) };
-        let of = addresses.of.entry(address).or_insert_with(new);
-        of.strangers.push_back(Entry { number, evict: Arc::clone(&evict), turn_since: None });
-        let turns = Arc::clone(&of.turns);
-        Stranger { all: Arc::clone(self), address, number, evict, turns, turn: None }
+        let entry = Entry { number, evict: Arc::clone(&evict), place: Place::Silent };
+        addresses.of.entry(address).or_default().strangers.push_back(entry);
+        Stranger { all: Arc::clone(self), address, number, evict }
     }
 
     fn addresses(&self) -> MutexGuard<'_, Addresses> {
@@ -95,18 +107,93 @@ impl Strangers {
 }
 
 impl Addresses {
-    /// Lets the oldest of an address go for which something holds.
-    fn evict(&mut self, address: &IpAddr, which: impl Fn(&Entry) -> bool) {
-        if let Some(entry) = self.remove(address, which) {
+    /// Lets one of an address go: the oldest that has said nothing, otherwise any.
+    fn make_room(&mut self, address: &IpAddr) {
+        let any = self.draw(self.of.get(address).map_or(0, |of| of.strangers.len()));
+        let Some(of) = self.of.get(address) else { return };
+        let silent = of.strangers.iter().position(|entry| matches!(entry.place, Place::Silent));
+        self.evict(address, silent.or(any));
+    }
+
+    /// Takes the turn of one that has had it for too long, if others of its address wait.
+    fn hurry(&mut self, address: &IpAddr) {
+        let Some(of) = self.of.get(address) else { return };
+        let safe = if of.waiting > AT_ONCE_MAX { TURN_SAFE_IN_A_CROWD } else { TURN_SAFE };
+        let slow = |entry: &Entry| matches!(entry.place, Place::Turn(since) if since.elapsed() > safe);
+        let at = of.strangers.iter().position(slow);
+        self.evict(address, at);
+    }
+
+    fn evict(&mut self, address: &IpAddr, at: Option<usize>) {
+        if let Some(entry) = at.and_then(|at| self.remove(address, at)) {
             entry.evict.notify_one();
         }
     }
 
-    fn remove(&mut self, address: &IpAddr, which: impl Fn(&Entry) -> bool) -> Option<Entry> {
+    /// Forgets one; its turn, if it had one, goes to one of those that wait, whichever the lot falls on.
+    fn remove(&mut self, address: &IpAddr, at: usize) -> Option<Entry> {
         let of = self.of.get_mut(address)?;
-        let at = of.strangers.iter().position(which)?;
+        let entry = of.strangers.remove(at)?;
         self.count -= 1;
-        of.strangers.remove(at)
+        match entry.place {
+            Place::Silent => {}
+            Place::Waiting(_) => of.waiting -= 1,
+            Place::Turn(_) => {
+                of.having_a_turn -= 1;
+                let lot = of.waiting;
+                let lot = self.draw(lot);
+                self.of.get_mut(address)?.give_turn(lot);
+            }
+        }
+        if self.of.get(address).is_some_and(|of| of.strangers.is_empty()) {
+            self.of.remove(address);
+        }
+        Some(entry)
+    }
+
+    /// Any number below this one.
+    fn draw(&self, below: usize) -> Option<usize> {
+        let drawn = self.random.hash_one((self.next, self.count, Instant::now()));
+        usize::try_from(drawn % u64::try_from(below).ok()?.max(1)).ok().filter(|_| below > 0)
+    }
+}
+
+impl OfAddress {
+    /// Gives a turn to one of those that wait.
+    fn give_turn(&mut self, lot: Option<usize>) {
+        let mut waiting = self.strangers.iter_mut().filter(|entry| matches!(entry.place, Place::Waiting(_)));
+        if let Some(entry) = lot.and_then(|lot| waiting.nth(lot))
+            && let Place::Waiting(notify) = std::mem::replace(&mut entry.place, Place::Turn(Instant::now()))
+        {
+            notify.notify_one();
+            self.waiting -= 1;
+            self.having_a_turn += 1;
+        }
+    }
+
+    fn entry(&mut self, number: u64) -> Option<&mut Entry> {
+        self.strangers.iter_mut().find(|entry| entry.number == number)
+    }
+
+    /// Puts one into line, or gives it its turn at once. `false`: it is gone.
+    fn line_up(&mut self, number: u64, notify: &Arc<Notify>) -> bool {
+        let free = self.having_a_turn < AT_ONCE_MAX;
+        let Some(entry) = self.entry(number) else { return false };
+        match &mut entry.place {
+            // It has asked before, and its turn came meanwhile.
+            Place::Turn(_) => notify.notify_one(),
+            Place::Waiting(before) => *before = Arc::clone(notify),
+            Place::Silent if free => {
+                entry.place = Place::Turn(Instant::now());
+                notify.notify_one();
+                self.having_a_turn += 1;
+            }
+            Place::Silent => {
+                entry.place = Place::Waiting(Arc::clone(notify));
+                self.waiting += 1;
+            }
+        }
+        true
     }
 }
 
@@ -118,22 +205,20 @@ impl Stranger {
 
     /// Waits until it is this connection's turn; `false` when that takes too long.
     pub(crate) async fn take_turn(&mut self) -> bool {
+        let turn = Arc::new(Notify::new());
+        let lined_up = |all: &Strangers| {
+            let mut addresses = all.addresses();
+            addresses.of.get_mut(&self.address).is_some_and(|of| of.line_up(self.number, &turn))
+        };
+        if !lined_up(&self.all) {
+            return false;
+        }
         let waits = async {
-            loop {
-                let turn = Arc::clone(&self.turns).acquire_owned();
-                if let Ok(turn) = tokio::time::timeout(LOOK_AGAIN, turn).await {
-                    return turn.ok();
-                }
-                let slow = |entry: &Entry| entry.turn_since.is_some_and(|since| since.elapsed() > TURN_SAFE);
-                self.all.addresses().evict(&self.address, slow);
+            while tokio::time::timeout(LOOK_AGAIN, turn.notified()).await.is_err() {
+                self.all.addresses().hurry(&self.address);
             }
         };
-        self.turn = tokio::time::timeout(TURN_DEADLINE, waits).await.ok().flatten();
-        if let Some(of) = self.all.addresses().of.get_mut(&self.address) {
-            let this = of.strangers.iter_mut().find(|entry| entry.number == self.number);
-            this.into_iter().for_each(|entry| entry.turn_since = self.turn.as_ref().map(|_| Instant::now()));
-        }
-        self.turn.is_some()
+        tokio::time::timeout(TURN_DEADLINE, waits).await.is_ok()
     }
 }
 
@@ -141,9 +226,10 @@ impl Drop for Stranger {
     fn drop(&mut self) {
         let mut addresses = self.all.addresses();
         // It is known by now, or gone: nobody is told.
-        addresses.remove(&self.address, |entry| entry.number == self.number);
-        if addresses.of.get(&self.address).is_some_and(|of| of.strangers.is_empty()) {
-            addresses.of.remove(&self.address);
+        let at =
+            addresses.of.get(&self.address).and_then(|of| of.strangers.iter().position(|e| e.number == self.number));
+        if let Some(at) = at {
+            addresses.remove(&self.address, at);
         }
     }
 }
@@ -230,5 +316,38 @@ mod tests {
         drop((all, others, third));
         let addresses = strangers.addresses();
         assert!(addresses.of.is_empty() && addresses.count == 0);
+    }
+
+    /// A thousand that never say who they are, and come back whenever they have lost their turn: one host among them gets a
+    /// turn all the same, again and again.
+    #[tokio::test]
+    async fn in_a_flood_of_an_address_its_hosts_get_their_turns() {
+        let strangers = strangers();
+        let flood: Vec<_> = (0..900)
+            .map(|_| {
+                let strangers = Arc::clone(&strangers);
+                tokio::spawn(async move {
+                    loop {
+                        let mut stranger = strangers.admit(ONE);
+                        let evicted = stranger.evicted();
+                        tokio::select! {
+                            _ = async {
+                                stranger.take_turn().await;
+                                std::future::pending::<()>().await;
+                            } => {}
+                            () = evicted.notified() => {}
+                        }
+                    }
+                })
+            })
+            .collect();
+        let begun = Instant::now();
+        for _ in 0..3 {
+            // As a host does: it dials again.
+            while !strangers.admit(ONE).take_turn().await {}
+        }
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(120), "three turns took {took:?}");
+        flood.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }
