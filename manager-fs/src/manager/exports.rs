@@ -61,8 +61,9 @@ pub(crate) struct Exports {
 
 impl Exports {
     /// Over the control state; hosts hear of changes over their connections.
-    pub(crate) fn new(state: Arc<State>, connections: Arc<Connections>) -> Self {
-        Self { state, connections, lists: Lists::default() }
+    /// The lists that hosts are told are numbered from `first`.
+    pub(crate) fn new(state: Arc<State>, connections: Arc<Connections>, first: u64) -> Self {
+        Self { state, connections, lists: Lists::after(first) }
     }
 
     /// The signed records of everything that is exported to a host.

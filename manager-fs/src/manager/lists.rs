@@ -8,17 +8,16 @@ use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::ManagerReply;
 use proto::{HostName, SignedRecord};
 
-use super::now;
 use crate::sync::lock;
 
 /// Bytes of records in one answer; a host asks again for the others.
 const RECORDS_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
 
 /// The numbers of the lists.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Lists(Mutex<Numbers>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Numbers {
     last: u64,
     /// What each host was told last.
@@ -26,6 +25,11 @@ struct Numbers {
 }
 
 impl Lists {
+    /// Numbers begin after this one, which no earlier run of the manager has given.
+    pub(crate) fn after(first: u64) -> Self {
+        Self(Mutex::new(Numbers { last: first, of: BTreeMap::new() }))
+    }
+
     /// The answer to a host that has these records, out of the signed records of all that is exported to it.
     pub(crate) fn answer(&self, host: &HostName, records: Vec<Vec<u8>>, have: &[[u8; 32]]) -> ManagerReply {
         let named: Vec<_> = records.into_iter().map(|bytes| (SignedRecord::id_of(&bytes), bytes)).collect();
@@ -44,15 +48,14 @@ impl Lists {
         ManagerReply::ExportList { number: self.number(host, &ids), ids, records }
     }
 
-    /// Grows whenever the list has changed since it was said last. After a restart of the manager it begins with the time of
-    /// day, which is beyond all that was said before.
+    /// Grows whenever the list has changed since it was said last.
     fn number(&self, host: &HostName, ids: &[[u8; 32]]) -> u64 {
         let hash = blake3::hash(ids.as_flattened());
         let mut numbers = lock(&self.0);
         match numbers.of.get(host) {
             Some((number, said)) if *said == hash => *number,
             _ => {
-                numbers.last = now().max(numbers.last + 1);
+                numbers.last += 1;
                 let number = numbers.last;
                 numbers.of.insert(host.clone(), (number, hash));
                 number
@@ -67,7 +70,7 @@ mod tests {
 
     #[test]
     fn each_record_is_sent_once_and_the_number_grows_with_the_list() {
-        let lists = Lists::default();
+        let lists = Lists::after(7);
         let host: HostName = "h".parse().unwrap();
         let ask = |records: &[&[u8]], have: &[&[u8]]| {
             let have: Vec<_> = have.iter().map(|bytes| SignedRecord::id_of(bytes)).collect();

@@ -86,6 +86,7 @@ pub fn recover(root: &Path) -> Result<Recovered, RecoverError> {
         }
     }
     super::control::raise_sequence(&mut entries, sequence)?;
+    super::control::raise_lists(&mut entries, now())?;
     let trees: BTreeSet<TreeId> = store.trees()?.into_iter().collect();
     recovered.without_tree = super::control::names_without(&entries, &trees);
     for key in entries.keys() {

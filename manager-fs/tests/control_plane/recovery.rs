@@ -1,8 +1,11 @@
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use manager_fs::manager::admin::{AdminReply, Quick};
+use manager_fs::manager::control::{self, ControlError, State};
 use manager_fs::manager::recover::{RecoverError, Recovered, recover};
 
 use crate::fixture::{FakeHost, Fixture};
@@ -64,6 +67,92 @@ async fn a_control_state_with_two_hundred_flipped_bits_is_built_anew() {
     let recovered = recovered.await;
     assert!(recovered.kept.is_some_and(|kept| kept.exists() || !kept.as_os_str().is_empty()));
     assert_eq!((recovered.damaged_lines, recovered.without_tree.len(), recovered.from_files.len()), (0, 0, 0));
+}
+
+/// What a control state knows of what was decided, and the keys of what it cannot read.
+type Known = (BTreeSet<String>, BTreeSet<String>);
+
+async fn known(store: &Path) -> Result<Known, ControlError> {
+    let files = {
+        let store = store.to_path_buf();
+        tokio::task::spawn_blocking(move || control::open(&store)).await.unwrap()?
+    };
+    let state = State::open(Arc::clone(&files.store) as _, Arc::clone(&files.observations) as _).await?;
+    let generations = state.generations().into_iter().map(|generation| generation.record.name());
+    let exports =
+        state.exports().into_iter().map(|export| format!("{}@{}>{}", export.product, export.version, export.target));
+    let hosts = state.hosts().into_iter().map(|(host, record)| format!("{host} enrolled {}", record.enrolled));
+    let groups = state.groups().into_iter().map(|(group, hosts)| format!("{group} {hosts:?}"));
+    let all = generations.chain(exports).chain(hosts).chain(groups).collect();
+    Ok((all, state.damaged().into_keys().collect()))
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => copy(&entry.path(), &to),
+            kind if kind.is_file() => drop(fs::copy(entry.path(), to).unwrap()),
+            _ => {}
+        }
+    }
+}
+
+/// Flipped bits, one to some hundred of them, two hundred times: the state works, with what it cannot read named, or it is
+/// refused with the command that mends it, and that brings everything back.
+#[tokio::test]
+async fn two_hundred_damaged_control_states_work_or_are_built_anew_whole() {
+    let mut fixture = Fixture::new().await;
+    fixture.publish("data-agent@1.0", b"one").await;
+    fixture.publish("data-agent@2.0", b"two").await;
+    fixture.ask(Quick::GroupAdd("web".parse().unwrap(), vec!["web-1".parse().unwrap()])).await.unwrap();
+    fixture.export("data-agent@1.0", &["web-1", "@web"]).await;
+    drop(fixture.host("web-1").await);
+    fixture.restart().await;
+    let store = fixture.directory.path().join("store");
+    copied(&store, "host/web-1").await;
+    fixture.stop().await;
+    let (expected, damaged) = known(&store).await.unwrap();
+    assert_eq!((expected.len(), damaged.len()), (6, 0), "{expected:?}");
+    let broken = fixture.directory.path().join("broken");
+    let (mut worked, mut mended) = (0, 0);
+    for seed in 0..200_u64 {
+        copy(&store, &broken);
+        let path = broken.join("control.redb");
+        let mut bytes = fs::read(&path).unwrap();
+        let random = tests::noise::noise(seed, 8 * 128);
+        let (flips, places) =
+            (1 << (seed % 8), random.chunks_exact(8).map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap())));
+        for place in places.take(flips) {
+            // Half of them where something is: the file has room at its end.
+            let within = if seed % 2 == 0 { bytes.len() } else { bytes.len().min(64 << 10) };
+            let at = proto::width::index(place / 8 % within as u64);
+            bytes[at] ^= 1 << (place % 8);
+        }
+        fs::write(&path, &bytes).unwrap();
+        match known(&broken).await {
+            Ok((found, damaged)) => {
+                assert!(found.is_subset(&expected), "seed {seed}: {found:?}");
+                let missing = expected.difference(&found).count();
+                assert!(
+                    missing <= damaged.len(),
+                    "seed {seed}: {missing} records are missing, and {damaged:?} are named"
+                );
+                worked += 1;
+            }
+            Err(error) => {
+                let error = error.to_string();
+                assert!(error.contains("manager-fs recover"), "seed {seed}: {error}");
+                recover(&broken).unwrap();
+                assert_eq!(known(&broken).await.unwrap(), (expected.clone(), BTreeSet::new()), "seed {seed}");
+                mended += 1;
+            }
+        }
+        fs::remove_dir_all(&broken).unwrap();
+    }
+    println!("{worked} worked, {mended} were built anew");
+    assert!(mended >= 20, "{mended} of 200 were noticed");
 }
 
 #[tokio::test]

@@ -14,7 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageError, WriteTransaction};
+use redb::{
+    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    WriteTransaction,
+};
 use tokio::sync::oneshot;
 
 use super::contract::{ControlError, Revision};
@@ -41,6 +44,26 @@ pub(super) struct Disk {
     failed: AtomicBool,
     kept: Mutex<VecDeque<Kept>>,
     synced: AtomicU64,
+}
+
+/// Numbers about the database itself: every one has its `format`.
+pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+/// Sees to it that a database is of the format that is known; a new one becomes that.
+///
+/// # Errors
+/// It is of another one, or the disk failed.
+pub(super) fn claim(transaction: &WriteTransaction, known: u64) -> Result<Changed, ControlError> {
+    let mut meta = transaction.open_table(META).map_err(storage)?;
+    let found = meta.get("format").map_err(storage)?.map(|format| format.value());
+    match found {
+        None => {
+            meta.insert("format", known).map_err(storage)?;
+            Ok(Changed::Something)
+        }
+        Some(found) if found == known => Ok(Changed::Nothing),
+        Some(found) => Err(ControlError::Newer { found, known }),
+    }
 }
 
 /// Whether a transaction is worth a sync.

@@ -26,7 +26,7 @@ pub use bring_over::{BroughtOver, CONTROL_FILE, OBSERVATIONS_FILE};
 pub use contract::{ControlError, ControlStore};
 pub use local::LocalStore;
 pub use observations::{HostStatus, JobSeen, LocalObservations, Noted, Observation, Observations};
-pub(crate) use rebuild::{add_record, names_without, raise_sequence};
+pub(crate) use rebuild::{add_record, names_without, raise_lists, raise_sequence};
 pub use state::{Key, State, changes, exports, generations, groups, hosts, jobs, tokens};
 
 /// The directory of the signed records in a store (`record_files.rs`).

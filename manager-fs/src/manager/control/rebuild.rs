@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use proto::message::Unix;
 use proto::{GenerationRecord, TreeId};
 
 use super::contract::ControlError;
+use super::state::exports::after_loss;
 use super::state::generations::{PART_BYTES, verify};
 use super::state::{GenerationHead, Key, decode_value, encode};
 
@@ -47,6 +49,19 @@ pub(crate) fn raise_sequence(entries: &mut BTreeMap<String, Vec<u8>>, newest: u6
     let key = Key::Sequence.to_string();
     let known = entries.get(&key).and_then(|value| decode_value::<u64>(&key, value).ok());
     let value = encode(&key, &known.unwrap_or(0).max(newest))?;
+    entries.insert(key, value);
+    Ok(())
+}
+
+/// Sees to it that no list of exports gets a number that an earlier list may have had: what is built anew may be older than
+/// the last that hosts were told.
+///
+/// # Errors
+/// It cannot be kept.
+pub(crate) fn raise_lists(entries: &mut BTreeMap<String, Vec<u8>>, now: Unix) -> Result<(), ControlError> {
+    let key = Key::Lists.to_string();
+    let known = entries.get(&key).and_then(|value| decode_value::<u64>(&key, value).ok());
+    let value = encode(&key, &known.unwrap_or(0).max(after_loss(now)))?;
     entries.insert(key, value);
     Ok(())
 }

@@ -6,10 +6,8 @@ use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use super::super::contract::{
     Act, Change, ControlError, Cursor, Entry, Event, Events, Expect, LeaseId, Listing, PAGE_ENTRIES_MAX, Revision,
 };
-use super::super::disk::{Changed, Disk, storage};
+use super::super::disk::{Changed, Disk, META, claim, storage};
 
-/// `format` and `revision`.
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// Key to the revision of its last change (8 bytes) and its value.
 const ENTRIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("entries");
 /// Revision to the keys and new values of its commit, encoded.
@@ -49,13 +47,8 @@ type Written = (String, Option<Vec<u8>>);
 /// Makes the tables if need be.
 pub(super) fn begin(disk: &Disk) -> Result<Begun, ControlError> {
     disk.write(|transaction| {
-        let mut meta = transaction.open_table(META).map_err(storage)?;
-        let format = meta.get("format").map_err(storage)?.map(|format| format.value());
-        match format {
-            None => drop(meta.insert("format", FORMAT).map_err(storage)?),
-            Some(FORMAT) => {}
-            Some(found) => return Err(ControlError::Newer { found, known: FORMAT }),
-        }
+        claim(transaction, FORMAT)?;
+        let meta = transaction.open_table(META).map_err(storage)?;
         let revision = meta.get("revision").map_err(storage)?.map_or(0, |revision| revision.value());
         transaction.open_table(ENTRIES).map_err(storage)?;
         let commits = transaction.open_table(COMMITS).map_err(storage)?;

@@ -25,7 +25,33 @@ pub struct Export {
     pub since: Unix,
 }
 
+/// Numbers of lists that one run of the manager may give: more than it lives to give.
+const NUMBERS: u64 = 1 << 32;
+
 impl State {
+    /// The number from which this run of the manager numbers the lists of exports: no run before it has given one that is
+    /// as large, however its clock stood. Hosts do not go behind a number that they have had.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub async fn begin_lists(&self, now: Unix) -> Result<u64, ControlError> {
+        // The first run that counts follows one that took the time of day.
+        let next = |known: Option<u64>| {
+            let first = known.unwrap_or_default().max(now);
+            (Some(first.saturating_add(NUMBERS)), first)
+        };
+        match self.update::<u64, _, ControlError>(&Key::Lists, |known| Ok(next(known))).await {
+            // What it said is not known: far beyond all that it can have been.
+            Err(ControlError::Damaged { key, .. }) => {
+                let first = after_loss(now);
+                let value = encode(&key, &first.saturating_add(NUMBERS))?;
+                self.commit(vec![Change::put(key, Expect::Any, value)]).await?;
+                Ok(first)
+            }
+            first => first,
+        }
+    }
+
     /// Every export.
     pub fn exports(&self) -> Vec<Export> {
         self.view.read().exports.values().flat_map(BTreeMap::values).cloned().collect()
@@ -107,6 +133,12 @@ impl State {
         self.view.read().for_each_exported(host, |generation| permitted |= generation.record.tree == *tree);
         permitted
     }
+}
+
+/// A number of a list that none can have reached when it is not known which were given: a run takes [`NUMBERS`] at least
+/// and lasts some seconds, and this grows by as many in four.
+pub(in crate::manager::control) fn after_loss(now: Unix) -> u64 {
+    now.saturating_mul(1 << 20)
 }
 
 fn export_key(product: &Product, version: &Version, target: &Target) -> String {

@@ -15,6 +15,8 @@ pub enum Key {
     Part(String, u16),
     /// `sequence`: the number of the record that was signed last.
     Sequence,
+    /// `lists`: below which the numbers of the lists lie that hosts were told.
+    Lists,
     /// `export/PRODUCT/VERSION/TARGET`: to whom a generation is exported.
     Export(Product, Version, Target),
     /// `host/HOST`: an enrolled host.
@@ -39,6 +41,7 @@ impl fmt::Display for Key {
             Key::Generation(product, version) => write!(f, "generation/{product}/{version}"),
             Key::Part(hash, number) => write!(f, "part/{hash}/{number:04x}"),
             Key::Sequence => f.write_str("sequence"),
+            Key::Lists => f.write_str("lists"),
             Key::Export(product, version, target) => write!(f, "export/{product}/{version}/{target}"),
             Key::Host(host) => write!(f, "host/{host}"),
             Key::Token(hash) => write!(f, "token/{hash}"),
@@ -66,6 +69,7 @@ impl Key {
                 Key::Part((*hash).to_owned(), u16::from_str_radix(number, 16).ok()?)
             }
             ["sequence"] => Key::Sequence,
+            ["lists"] => Key::Lists,
             ["export", product, version, target] => {
                 Key::Export(product.parse().ok()?, version.parse().ok()?, target.parse().ok()?)
             }
@@ -98,6 +102,7 @@ mod tests {
             Key::Generation(product.clone(), version.clone()),
             Key::Part("0f".repeat(32), 3),
             Key::Sequence,
+            Key::Lists,
             Key::Export(product.clone(), version.clone(), Target::Host(host.clone())),
             Key::Export(product, version, Target::Group(group.clone())),
             Key::Host(host.clone()),

@@ -121,7 +121,15 @@ impl View {
 pub(super) fn shows(key: &str) -> bool {
     match Key::parse(key) {
         Some(Key::Generation(..) | Key::Export(..) | Key::Host(_) | Key::Group(_) | Key::Member(..)) => true,
-        Some(Key::Part(..) | Key::Sequence | Key::Token(_) | Key::Job(_) | Key::Change(_) | Key::SetAside(_))
+        Some(
+            Key::Part(..)
+            | Key::Sequence
+            | Key::Lists
+            | Key::Token(_)
+            | Key::Job(_)
+            | Key::Change(_)
+            | Key::SetAside(_),
+        )
         | None => false,
     }
 }
@@ -167,7 +175,7 @@ async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, Str
         Key::Token(_) => decode::<TokenRecord>(entry).map(|_| Seen::Other),
         Key::Job(_) => decode::<StoredJob>(entry).map(|_| Seen::Other),
         Key::Change(_) => decode::<StoredChange>(entry).map(|_| Seen::Other),
-        Key::Sequence => decode::<u64>(entry).map(|_| Seen::Other),
+        Key::Sequence | Key::Lists => decode::<u64>(entry).map(|_| Seen::Other),
         Key::Part(..) => decode::<Vec<u8>>(entry).map(|_| Seen::Other),
         Key::SetAside(_) => return Ok(Err(decode::<String>(entry).unwrap_or_else(|error| error.to_string()))),
     };
@@ -247,7 +255,15 @@ impl Tables {
                     }
                 }
             }
-            Some(Key::Token(_) | Key::Job(_) | Key::Change(_) | Key::Sequence | Key::Part(..) | Key::SetAside(_))
+            Some(
+                Key::Token(_)
+                | Key::Job(_)
+                | Key::Change(_)
+                | Key::Sequence
+                | Key::Lists
+                | Key::Part(..)
+                | Key::SetAside(_),
+            )
             | None => {}
         }
     }

@@ -13,12 +13,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::super::super::contract::ControlError;
-use super::super::super::disk::{Changed, Disk, storage};
+use super::super::super::disk::{Changed, Disk, claim, storage};
 use super::super::{HostStatus, JobSeen, Noted, Observation, bounds};
 use super::{Filling, Statuses};
 
-/// `format`.
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// Host to what it last said.
 const STATUSES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("statuses");
 /// `HOST/PRODUCT/NUMBER` to a step; numbers (16 hex digits) grow by one.
@@ -34,13 +32,7 @@ const ROW_BYTES_MAX: usize = 16 << 20;
 /// Makes the tables if need be, and reads what hosts last said.
 pub(super) fn begin(disk: &Disk) -> Result<Statuses, ControlError> {
     disk.write(|transaction| {
-        let mut meta = transaction.open_table(META).map_err(storage)?;
-        let format = meta.get("format").map_err(storage)?.map(|format| format.value());
-        match format {
-            None => drop(meta.insert("format", FORMAT).map_err(storage)?),
-            Some(FORMAT) => {}
-            Some(found) => return Err(ControlError::Newer { found, known: FORMAT }),
-        }
+        let changed = claim(transaction, FORMAT)?;
         transaction.open_table(STEPS).map_err(storage)?;
         transaction.open_table(PROGRESS).map_err(storage)?;
         let table = transaction.open_table(STATUSES).map_err(storage)?;
@@ -52,7 +44,6 @@ pub(super) fn begin(disk: &Disk) -> Result<Statuses, ControlError> {
                 statuses.insert(host, Arc::new(status));
             }
         }
-        let changed = if format.is_none() { Changed::Something } else { Changed::Nothing };
         Ok((statuses, changed))
     })
 }
