@@ -27,6 +27,9 @@ const RENEWALS: Rate = Rate { burst: 4.0, a_second: 1.0 / 60.0 };
 const PROFILES: Rate = Rate { burst: 8.0, a_second: 1.0 / 30.0 };
 /// Greetings of connections that the manager records.
 const GREETINGS: Rate = Rate { burst: 30.0, a_second: 2.0 };
+/// Requests that cannot be read, or that go beyond what may be open. A newer daemon sends a handful; whoever sends more
+/// gets no answers for it.
+const MISTAKES: Rate = Rate { burst: 100.0, a_second: 5.0 };
 /// Bytes of reports that cost as much as one report.
 const REPORT_BYTES: usize = 1 << 10;
 
@@ -107,6 +110,7 @@ pub(crate) struct Budget {
     renewals: Mutex<Bucket>,
     profiles: Mutex<Bucket>,
     greetings: Mutex<Bucket>,
+    mistakes: Mutex<Bucket>,
 }
 
 /// Work of a host that counts by number.
@@ -118,6 +122,8 @@ pub(crate) enum Work {
     Profile,
     /// A connection that is recorded.
     Greeting,
+    /// A request that could not be read, or went beyond what may be open.
+    Mistake,
 }
 
 impl Budgets {
@@ -145,6 +151,7 @@ impl Default for Budget {
             renewals: Mutex::new(Bucket::new(RENEWALS)),
             profiles: Mutex::new(Bucket::new(PROFILES)),
             greetings: Mutex::new(Bucket::new(GREETINGS)),
+            mistakes: Mutex::new(Bucket::new(MISTAKES)),
         }
     }
 }
@@ -173,6 +180,7 @@ impl Budget {
             Work::Renewal => (&self.renewals, "renewals"),
             Work::Profile => (&self.profiles, "recordings of starts"),
             Work::Greeting => (&self.greetings, "connections"),
+            Work::Mistake => (&self.mistakes, "requests that cannot be answered"),
         };
         let taken = lock(bucket).take(1.0, Instant::now());
         taken.map_err(|wait| BudgetError::TooMany { what, wait })
@@ -204,7 +212,7 @@ impl Budget {
     /// Whether nothing is missing from any of its rates.
     fn is_whole(&self) -> bool {
         let now = Instant::now();
-        [&self.reports, &self.renewals, &self.profiles, &self.greetings].into_iter().all(|bucket| {
+        [&self.reports, &self.renewals, &self.profiles, &self.greetings, &self.mistakes].into_iter().all(|bucket| {
             let mut bucket = lock(bucket);
             bucket.refill(now);
             bucket.left >= bucket.rate.burst

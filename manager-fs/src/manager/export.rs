@@ -130,9 +130,13 @@ impl Exporter {
         let mut sequence = 0;
         let mut batches = chunks.chunks((BATCH_BYTES / served.chunk_bytes as usize).max(1));
         let mut next = batches.next().map(read);
-        while let Some(reading) = next {
+        // Of larger chunks two are more than one stream of a slow reader may hold.
+        let reads_ahead = served.chunk_bytes as usize <= BATCH_BYTES;
+        while let Some(reading) = next.take().or_else(|| batches.next().map(read)) {
             let stored = reading.await.map_err(|_| BrokenOff)??;
-            next = batches.next().map(read);
+            if reads_ahead {
+                next = batches.next().map(read);
+            }
             for chunk in stored {
                 let head = ChunkHead { sequence, encoding: chunk.encoding, plain_bytes: chunk.plain_bytes };
                 answer.bulk(&head.encode(), chunk.bytes).await?;

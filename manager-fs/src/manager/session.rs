@@ -171,21 +171,21 @@ impl Handler for ServeSession {
     fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
         let session = Arc::clone(&self.0);
         let bytes = body.len();
-        // Counted before it waits for anything.
-        let open = session.budget.as_ref().map(|budget| budget.open(bytes)).transpose();
+        // Counted before it waits for anything, and before anything is done with it.
+        let open = match session.budget.as_ref().map(|budget| budget.open(bytes)).transpose() {
+            Ok(open) => open,
+            Err(error) => return Box::pin(async move { session.mistaken(error.into(), answer).await }),
+        };
         let request = codec::decode::<HostRequest, MESSAGE_BYTES_MAX>(&body);
         drop(body);
         // Noted before the next request is read.
         if matches!(request, Ok(HostRequest::Hello { .. })) {
             session.greeting.begins();
         }
-        match open {
-            Ok(open) => Box::pin(async move {
-                session.answer(request, bytes, answer).await;
-                drop(open);
-            }),
-            Err(error) => Box::pin(async move { session.finish(Err(error.into()), answer).await }),
-        }
+        Box::pin(async move {
+            session.answer(request, bytes, answer).await;
+            drop(open);
+        })
     }
 }
 
@@ -200,7 +200,7 @@ impl Session {
     async fn answer(self: Arc<Self>, request: Result<HostRequest, codec::CodecError>, bytes: usize, answer: Answer) {
         let mut held = Held::default();
         let reply = match (request, self.peer.clone(), self.budget.as_deref()) {
-            (Err(error), ..) => self.unreadable(error).await,
+            (Err(error), ..) => return self.unreadable(error, answer).await,
             (Ok(request), Some(peer), Some(budget)) => {
                 self.reply(peer, budget, request, bytes, &answer, &mut held).await
             }
@@ -231,11 +231,19 @@ impl Session {
 
     /// A host of a later version asks for what this one does not know: it is told so, and its connection stays. What comes
     /// right behind a `Hello` must not end the connection before that is answered.
-    async fn unreadable(&self, error: codec::CodecError) -> Result<ManagerReply, ManagerError> {
-        if self.peer.is_some() {
-            self.greeting.wait().await?;
+    async fn unreadable(&self, error: codec::CodecError, answer: Answer) {
+        let greeted = if self.peer.is_some() { self.greeting.wait().await } else { Ok(()) };
+        let error = greeted.map_or_else(ManagerError::from, |()| GreetingError::Unreadable(error).into());
+        self.mistaken(error, answer).await;
+    }
+
+    /// Refuses what no daemon sends often; a host that sends it on and on loses the connection instead of getting answers.
+    async fn mistaken(&self, error: ManagerError, answer: Answer) {
+        let counted = self.budget.as_ref().map_or(Ok(()), |budget| budget.count(Work::Mistake));
+        self.finish(Err(error), answer).await;
+        if let Err(too_many) = counted {
+            self.close(&too_many.to_string());
         }
-        Err(GreetingError::Unreadable(error).into())
     }
 
     async fn enroll(&self, request: HostRequest) -> Result<ManagerReply, ManagerError> {
@@ -280,7 +288,7 @@ impl Session {
                     turn = self.turn(budget, &request, bytes) => turn?,
                     () = answer.cancelled() => return Err(BudgetError::Cancelled.into()),
                 };
-                self.take(peer.host, request, answer).await
+                self.take(peer.host, request).await
             }
         }
     }
@@ -329,12 +337,7 @@ impl Session {
     }
 
     /// Does what a host asks for or tells, to its end, also when nobody waits for the answer any more.
-    async fn take(
-        &self,
-        host: HostName,
-        request: HostRequest,
-        answer: &Answer,
-    ) -> Result<ManagerReply, ManagerError> {
+    async fn take(&self, host: HostName, request: HostRequest) -> Result<ManagerReply, ManagerError> {
         let services = &self.services;
         match request {
             HostRequest::Renew { csr } => Ok(services.enrolment.renew(&host, &csr).await?),
@@ -346,12 +349,8 @@ impl Session {
             }
             HostRequest::Profile { tree, touches } => {
                 services.exports.check(&host, &tree)?;
-                // Minutes of work, which nothing depends on.
-                let facts = tokio::select! {
-                    facts = services.bundles.profile(&host, &tree, touches) => facts?,
-                    () = answer.cancelled() => return Err(BudgetError::Cancelled.into()),
-                };
-                Ok(ManagerReply::Bundle(facts))
+                let facts = services.bundles.profile(&host, tree, touches).await?;
+                Ok(facts.map_or(ManagerReply::Done, ManagerReply::Bundle))
             }
             _ => Err(GreetingError::Enrolled.into()),
         }

@@ -10,6 +10,7 @@ mod fleet;
 mod greeting;
 mod hostile;
 mod jobs;
+mod memory;
 mod recovery;
 mod trust;
 mod upgrades;
