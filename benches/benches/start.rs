@@ -151,9 +151,11 @@ fn record(manager: &Manager, tree: &Tree) -> Result<()> {
     let name = format!("{}@1", tree.name);
     let host = Host::mounted(&format!("recorder-{}", tree.name), manager);
     manager.export(&name, &host.name);
+    manager.run(&["host", "group", "add", "recorders", &host.name]).expect(0);
     host.attach(&name);
     let recorded = Output::of(&mut recording(&host, tree, &name));
     ensure!(recorded.code == Some(0), "profile of {name} failed: {}", recorded.stderr.trim());
+    manager.wait_until_bundled();
     Ok(())
 }
 

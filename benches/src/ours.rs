@@ -155,10 +155,12 @@ impl Ours {
                 let Ok(generation) = self.generation(tree, version) else { continue };
                 let host = self.enroll(lab);
                 self.export(&generation, &[&host.name]);
+                self.manager.run(&["host", "group", "add", "recorders", &host.name]).expect(0);
                 let mounted = self.mount(lab, host, &[])?;
                 ended(Output::of(&mut recording(&mounted.host, tree, &generation.name)))?;
             }
         }
+        self.manager.wait_until_bundled();
         Ok(true)
     }
 

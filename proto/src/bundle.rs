@@ -27,6 +27,8 @@ const END_MAGIC: &[u8; 8] = b"MFSBUEND";
 const VERSION: u16 = 1;
 /// Ignorable feature: nobody has run the program yet; the pages are those that a loader is likely to touch.
 const GUESSED: u32 = 1;
+/// Ignorable feature: see [`Header::fast`].
+const FAST: u32 = 2;
 /// Features that a reader must know: none in version 1. Unknown ignorable features are ignored.
 const KNOWN_REFUSE_FEATURES: u32 = 0;
 
@@ -69,6 +71,8 @@ pub struct Header {
     pub from: Option<TreeId>,
     /// Whether the pages are a guess, which the first record of a real start replaces.
     pub guessed: bool,
+    /// Whether it was compressed while somebody waited, and could be smaller.
+    pub fast: bool,
     /// The manifest of `tree`.
     pub manifest: Part,
     /// The frames' index.
@@ -137,7 +141,8 @@ impl Header {
         };
         put(MAGIC);
         put(&VERSION.to_le_bytes());
-        put(&if self.guessed { GUESSED } else { 0 }.to_le_bytes());
+        let features = [(self.guessed, GUESSED), (self.fast, FAST)].into_iter().filter(|(on, _)| *on);
+        put(&features.map(|(_, bit)| bit).sum::<u32>().to_le_bytes());
         put(&[0; 4]);
         put(self.tree.as_bytes());
         put(self.from.map_or([0; 32], |from| *from.as_bytes()).as_slice());
@@ -174,6 +179,7 @@ impl Header {
         let header = Self {
             tree: TreeId::from_bytes(id_at(18)),
             guessed: u32_at(10) & GUESSED != 0,
+            fast: u32_at(10) & FAST != 0,
             from: (from != [0; 32]).then_some(TreeId::from_bytes(from)),
             manifest: part_at(82),
             index: part_at(90),
@@ -316,6 +322,7 @@ mod tests {
             tree: TreeId::of(b"tree"),
             from: Some(TreeId::of(b"from")),
             guessed: true,
+            fast: true,
             manifest: Part { stored_bytes: 1, plain_bytes: 2 },
             index: Part { stored_bytes: 3, plain_bytes: 4 },
             proofs_bytes: 64,

@@ -109,6 +109,16 @@ impl Manager {
         });
     }
 
+    /// Waits until every start-up bundle has been compressed well (`docs/bundle-format.md`, bit 1).
+    #[track_caller]
+    pub fn wait_until_bundled(&self) {
+        until("every start-up bundle is compressed well", || {
+            let bundles = files_below(&self.store().join("bundles"));
+            let best = |bundle: &PathBuf| std::fs::read(bundle).is_ok_and(|bytes| bytes[10] & 2 == 0);
+            bundles.iter().all(best).then_some(())
+        });
+    }
+
     /// A path beside the store that the test may use.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

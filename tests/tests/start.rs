@@ -56,6 +56,7 @@ fn starts_from_the_bundle_alone(manager: &Manager, name: &str, plain_bytes: u64)
 fn a_start_that_was_recorded_on_one_host_is_one_answer_on_another() {
     let manager = published(&sample());
     let recorder = Host::mounted("recorder", &manager);
+    manager.run(&["host", "group", "add", "recorders", "recorder"]).expect(0);
     manager.export("sample@1.0", "recorder");
     let refused = recorder.run(&["profile", "nothing@1"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
@@ -169,6 +170,7 @@ fn a_start_that_nobody_recorded_gets_what_the_loader_reads_and_teaches_what_the_
 fn a_worker_that_dies_in_the_middle_of_a_start_goes_unnoticed() {
     let manager = published(&sample());
     let recorder = Host::mounted("recorder", &manager);
+    manager.run(&["host", "group", "add", "recorders", "recorder"]).expect(0);
     manager.export("sample@1.0", "recorder");
     until("the export arrives", || (recorder.run(&["attach", "sample@1.0"]).code == Some(0)).then_some(()));
     recorder.run(&["profile", "sample@1.0"]).expect(0);

@@ -1,10 +1,12 @@
 //! `profile GENERATION [-- CMD…]`: records on this host what a start touches first, for the start-up bundle.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,23 +17,21 @@ use proto::message::BundleFacts;
 use proto::{GenerationRef, TreeId, codec};
 use serde_json::{Value, json};
 
-use super::client::ask_once;
+use super::client::{self, ask_once};
 use super::exec::program;
 use super::out::{self, note, say};
 use super::progress::{Progress, ProgressLine};
+use super::started::{self, Over};
 use super::units::{bytes, bytes_of, duration};
 use super::{Done, Here, Json, daemon, interrupt};
 use crate::config::Dirs;
 use crate::host::mount::{HoldOptions, Layout, NamespaceChoice, hold};
 use crate::host::profile::{self, ProfileOptions, READY};
-use crate::manager::admin::Quick;
+use crate::manager::admin::{AdminReply, Quick};
 
 const LOCAL_PAUSE: Duration = Duration::from_millis(100);
 /// How long the background fetch may get nothing before the command gives up.
 const LOCAL_STILL: Duration = Duration::from_secs(60);
-/// How long a program may take to end after SIGTERM.
-const END_PATIENCE: Duration = Duration::from_secs(2);
-const END_PAUSE: Duration = Duration::from_millis(10);
 const TOUCHES_BYTES_MAX: usize = 16 + 12 * TOUCHES_MAX;
 
 /// `profile`.
@@ -39,9 +39,10 @@ const TOUCHES_BYTES_MAX: usize = 16 + 12 * TOUCHES_MAX;
 pub(super) struct ProfileArgs {
     /// product@version, a tree id, or the start of one
     generation: GenerationRef,
-    /// End the program after this time; what it has touched by then counts
-    #[arg(long = "for", value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
-    at_most: Duration,
+    /// How long its start may take: it is over when the program ends, prints something, or waits for something. A start
+    /// that is cut is not recorded
+    #[arg(long, alias = "for", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
+    limit: Duration,
     /// Forget what was recorded of its starts, on the manager's machine; the next start gets a guess again
     #[arg(long, conflicts_with_all = ["command", "json"])]
     reset: bool,
@@ -65,13 +66,13 @@ pub(super) fn run(args: &ProfileArgs, here: &Here) -> Result<Done> {
         note!("what was recorded of the starts of {} is forgotten", args.generation);
         return Ok(Done::Clean);
     }
-    let recorded = record(&args.generation, &args.command, args.at_most, here)?;
+    let recorded = record(&args.generation, &args.command, args.limit, here)?;
     if args.output.json {
         out::json(&recorded.json());
     } else {
         say!("{}", recorded.text());
     }
-    Ok(Done::Clean)
+    Ok(recorded.done())
 }
 
 /// What was recorded, and what became of it.
@@ -79,35 +80,62 @@ pub(super) struct Recorded {
     generation: GenerationRef,
     tree: TreeId,
     pages: u64,
-    exit: String,
-    bundle: BundleFacts,
+    over: Over,
+    became: Became,
+}
+
+/// What became of a recording.
+enum Became {
+    /// Hosts get it from now on.
+    Bundle(BundleFacts),
+    /// It counts when another host tells the same.
+    Noted,
+    /// It says too little.
+    Cut,
 }
 
 impl Recorded {
+    pub(super) fn done(&self) -> Done {
+        if matches!(self.became, Became::Bundle(_)) { Done::Clean } else { Done::WithProblems }
+    }
+
     pub(super) fn json(&self) -> Value {
+        let (became, bundle) = match &self.became {
+            Became::Bundle(facts) => ("bundle", Some(facts)),
+            Became::Noted => ("noted", None),
+            Became::Cut => ("cut", None),
+        };
         json!({
             "generation": self.generation.to_string(),
             "tree_id": self.tree,
             "touched_pages": self.pages,
-            "program": self.exit,
-            "bundle": {
-                "objects": self.bundle.objects,
-                "plain_bytes": self.bundle.plain_bytes,
-                "bundle_bytes": self.bundle.bundle_bytes,
-            },
+            "program": self.over.text(),
+            "became": became,
+            "bundle": bundle.map(|bundle| json!({
+                "objects": bundle.objects,
+                "plain_bytes": bundle.plain_bytes,
+                "bundle_bytes": bundle.bundle_bytes,
+            })),
         })
     }
 
     pub(super) fn text(&self) -> String {
-        format!(
-            "{}: the program touched {} pages ({}); the start-up bundle has {} of {} objects, {} with the manifest",
-            self.generation,
-            self.pages,
-            self.exit,
-            bytes(self.bundle.plain_bytes),
-            self.bundle.objects,
-            bytes(self.bundle.bundle_bytes)
-        )
+        let became = match &self.became {
+            Became::Bundle(bundle) => format!(
+                "the start-up bundle has {} of {} objects, {} with the manifest until the manager has compressed it well",
+                bytes(bundle.plain_bytes),
+                bundle.objects,
+                bytes(bundle.bundle_bytes)
+            ),
+            Became::Noted => String::from(
+                "it counts when a second host records or starts the same, or where the manager's operator believes this \
+                 host (`manager-fs host group add recorders HOST`)",
+            ),
+            Became::Cut => String::from(
+                "nothing is recorded, and what was recorded before stays; a larger --limit gives it more time",
+            ),
+        };
+        format!("{}: the program touched {} pages ({}); {became}", self.generation, self.pages, self.over.text())
     }
 }
 
@@ -115,7 +143,7 @@ impl Recorded {
 pub(super) fn record(
     generation: &GenerationRef,
     command: &[OsString],
-    at_most: Duration,
+    limit: Duration,
     here: &Here,
 ) -> Result<Recorded> {
     // There are processes and a mount to take away.
@@ -124,14 +152,28 @@ pub(super) fn record(
     let (_lease, tree) = daemon::hold(here, generation)?;
     wait_until_local(&tree, here)?;
     let work = Work::make(&here.dirs)?;
-    let (exit, touches) = work.run(generation, command, &tree, at_most, &here.dirs)?;
-    let order = DaemonRequest::Profile { tree: tree.tree, touches: touches.clone() };
-    let bundle = match daemon::request(here, &order)? {
-        DaemonReply::Bundle(facts) => facts,
-        other => bail!("the mount daemon answered with {other:?}"),
-    };
+    let (over, touches) = work.run(generation, command, &tree, limit, &here.dirs)?;
     let pages = touches.iter().map(|touch| u64::from(touch.count)).sum();
-    Ok(Recorded { generation: generation.clone(), tree: tree.tree, pages, exit, bundle })
+    let became = if matches!(over, Over::Cut(_)) { Became::Cut } else { tell(tree.tree, touches, here)? };
+    Ok(Recorded { generation: generation.clone(), tree: tree.tree, pages, over, became })
+}
+
+/// Gives what was touched to the manager: as its operator where its own socket is here, otherwise as this host.
+fn tell(tree: TreeId, touches: Vec<Touch>, here: &Here) -> Result<Became> {
+    if client::sockets(here).iter().any(|socket| socket.exists()) {
+        let order = Quick::Record { tree, touches: touches.clone() };
+        match ask_once(here, &order) {
+            Ok(AdminReply::Recorded(facts)) => return Ok(Became::Bundle(facts)),
+            Ok(_) => return client::unexpected(),
+            // The manager of this machine need not be the one of this host.
+            Err(error) => tracing::debug!(%error, "the manager on this machine does not take it"),
+        }
+    }
+    match daemon::request(here, &DaemonRequest::Profile { tree, touches })? {
+        DaemonReply::Bundle(facts) => Ok(Became::Bundle(facts)),
+        DaemonReply::Done => Ok(Became::Noted),
+        other => bail!("the mount daemon answered with {other:?}"),
+    }
 }
 
 /// The background fetch makes it local; a profile of half a tree would record the network.
@@ -189,9 +231,9 @@ impl Work {
         generation: &GenerationRef,
         command: &[OsString],
         tree: &Attached,
-        at_most: Duration,
+        limit: Duration,
         dirs: &Dirs,
-    ) -> Result<(String, Vec<Touch>)> {
+    ) -> Result<(Over, Vec<Touch>)> {
         let mut mount = Mount::start(&self.dir, &tree.tree, tree.namespace_pid.is_some(), dirs)?;
         let (pid, root) = mount.wait_until_ready()?;
         if let Some(pid) = pid {
@@ -203,12 +245,13 @@ impl Work {
         child.args(arguments).env("MANAGER_FS_TREE", &root).stdin(Stdio::null()).process_group(0);
         child.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = child.spawn().with_context(|| format!("start {}", path.display()))?;
-        pass_on(child.stdout.take());
-        pass_on(child.stderr.take());
-        let exit = end_in_time(child, at_most)?;
+        let printed = Arc::new(AtomicBool::new(false));
+        pass_on(child.stdout.take(), &printed);
+        pass_on(child.stderr.take(), &printed);
+        let over = started::watch(&mut child, &printed, limit)?;
         mount.end()?;
         let touches = std::fs::read(self.dir.join("touches")).context("reading what was touched")?;
-        Ok((exit, codec::decode::<Vec<Touch>, TOUCHES_BYTES_MAX>(&touches)?))
+        Ok((over, codec::decode::<Vec<Touch>, TOUCHES_BYTES_MAX>(&touches)?))
     }
 }
 
@@ -259,50 +302,22 @@ impl Mount {
 }
 
 fn terminate(child: &Child) {
-    signal(child, rustix::process::Signal::TERM, false);
-}
-
-fn signal(child: &Child, signal: rustix::process::Signal, group: bool) {
     let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) else { return };
     // It may have ended by itself.
-    let _ = if group {
-        rustix::process::kill_process_group(pid, signal)
-    } else {
-        rustix::process::kill_process(pid, signal)
-    };
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
 }
 
-/// What the program prints is for people: standard output may be a JSON document of ours.
-fn pass_on(output: Option<impl std::io::Read + Send + 'static>) {
-    if let Some(mut output) = output {
-        std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::stderr()));
-    }
-}
-
-/// Waits for the program, or ends it with everything that it started; says how it ended.
-fn end_in_time(mut child: Child, at_most: Duration) -> Result<String> {
-    let mut until = Instant::now() + at_most;
-    let mut signals = [rustix::process::Signal::TERM, rustix::process::Signal::KILL].into_iter();
-    let mut ended_by_us = false;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            let why = if ended_by_us { format!("ended after {}", duration(at_most)) } else { status.to_string() };
-            return Ok(why);
+/// What the program prints is for people: standard output may be a JSON document of ours. Notes that it does.
+fn pass_on(output: Option<impl Read + Send + 'static>, printed: &Arc<AtomicBool>) {
+    let (Some(mut output), printed) = (output, Arc::clone(printed)) else { return };
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = output.read(&mut buffer) {
+            printed.store(true, Ordering::Relaxed);
+            // Nobody need listen.
+            drop(std::io::stderr().write_all(&buffer[..count]));
         }
-        if let Err(interrupted) = interrupt::check("nothing was recorded") {
-            signal(&child, rustix::process::Signal::KILL, true);
-            child.wait()?;
-            return Err(interrupted.into());
-        }
-        if Instant::now() >= until
-            && let Some(next) = signals.next()
-        {
-            ended_by_us = true;
-            signal(&child, next, true);
-            until = Instant::now() + END_PATIENCE;
-        }
-        std::thread::sleep(END_PAUSE);
-    }
+    });
 }
 
 /// Tells the holder that it must not mount in this process's own namespace.

@@ -102,10 +102,11 @@ pub(super) fn publish(args: &PublishArgs, here: &Here) -> anyhow::Result<Done> {
             bytes(report.stored_bytes)
         );
     }
+    let done = profiled.as_ref().map_or(Done::Clean, Recorded::done);
     if let Some(profiled) = profiled.filter(|_| !args.output.json) {
         say!("{}", profiled.text());
     }
-    Ok(Done::Clean)
+    Ok(done)
 }
 
 /// Exports the generation to the host on this machine and records its start there. What is published stays published if

@@ -202,18 +202,28 @@ async fn what_one_host_tells_of_starts_costs_no_other_host_much_and_can_be_forgo
     }
     assert_eq!(start_bytes(&good, "data-agent@1.0").await, guessed, "one host teaches nobody else");
 
-    let mut taken = 0;
-    for object in [0, 1] {
-        let touches = vec![Touch { object, first: 0, count: 700 }];
-        match evil.request(HostRequest::Profile { tree, touches }).await {
-            ManagerReply::Bundle(facts) => {
-                assert!(facts.plain_bytes <= 512 << 10, "{facts:?}");
-                taken += 1;
+    // Nor does it by a recording, until the operator believes it.
+    let mut taken = Vec::new();
+    for believed in [false, true] {
+        for object in [0, 1] {
+            let touches = vec![Touch { object, first: 0, count: 700 }];
+            match evil.request(HostRequest::Profile { tree, touches }).await {
+                ManagerReply::Done => assert!(!believed),
+                ManagerReply::Bundle(facts) => {
+                    assert!(believed && facts.plain_bytes <= 512 << 10, "{facts:?}");
+                    taken.push(facts);
+                }
+                ManagerReply::Fault(Fault::BadRequest(_)) => {}
+                other => panic!("{other:?}"),
             }
-            ManagerReply::Fault(Fault::BadRequest(_)) => {}
-            other => panic!("{other:?}"),
+        }
+        if !believed {
+            assert_eq!(start_bytes(&good, "data-agent@1.0").await, guessed, "one host teaches nobody else");
+            let recorders = Quick::GroupAdd("recorders".parse().unwrap(), vec!["evil".parse().unwrap()]);
+            fixture.ask(recorders).await.unwrap();
         }
     }
+    let taken = taken.len();
     // Of the small one there are no such pages: it is refused, unless the cut has left nothing of it.
     assert!(taken >= 1, "nothing was recorded");
     assert!(start_bytes(&good, "data-agent@1.0").await < 600_000);

@@ -4,10 +4,24 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use proto::TreeId;
+use proto::bundle::Touch;
+
 use crate::sync::lock;
 
 /// Wishes that wait; one more is dropped, and comes again with the next host that asks.
 const WAITING_MAX: usize = 64;
+
+/// A bundle that nobody waits for.
+#[derive(Debug, PartialEq)]
+pub(super) enum Wish {
+    /// For any host, out of the one that was made fast.
+    Best(TreeId),
+    /// For hosts that have the first tree.
+    From(TreeId, TreeId),
+    /// Out of what several hosts have touched.
+    Learned(TreeId, Vec<Touch>),
+}
 
 /// What waits to be made.
 pub(super) struct Background<T> {

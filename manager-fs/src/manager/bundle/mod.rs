@@ -10,6 +10,7 @@
 mod agreement;
 mod background;
 mod guess;
+mod recorded;
 mod serve;
 
 use std::collections::HashMap;
@@ -329,6 +330,7 @@ impl Maker<'_> {
             tree: *order.tree,
             from: order.from.copied(),
             guessed: order.guessed,
+            fast: order.level < LEVEL,
             manifest: part(&manifest_stored, &new),
             index: part(&index_stored, &index),
             proofs_bytes: width::count(self.proofs.len()),

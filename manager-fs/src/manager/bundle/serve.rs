@@ -1,21 +1,20 @@
 //! Bundles for hosts: sent as they lie, made of what hosts have recorded.
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use lru::LruCache;
 use proto::bundle::{HEADER_BYTES, Header, Touch};
 use proto::delta::Part;
-use proto::message::{BundleFacts, ManagerReply};
-use proto::proof::PAGE_BYTES;
+use proto::message::ManagerReply;
 use proto::width;
 use proto::{GenerationRef, HostName, TreeId};
 
-use super::agreement::{Told, cut};
-use super::background::Background;
-use super::{BundleError, BundleOrder, LEVEL, guess, make, touches_of};
+use super::agreement::Told;
+use super::background::{Background, Wish};
+use super::{BundleError, BundleOrder, guess, make};
 use crate::manager::control::State;
 use crate::manager::exports::{ExportError, Exports};
 use crate::manager::store::{Store, StoreError};
@@ -27,23 +26,17 @@ use crate::sync::lock;
 /// Bundles kept in memory: what a rollout of a handful of products asks for at once, some megabytes each.
 const BUNDLES_KEPT: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 /// zstd level of a guess: a host waits until it is made.
-const LEVEL_GUESS: i32 = 3;
+pub(super) const LEVEL_GUESS: i32 = 3;
 /// Bytes of one bulk frame of a bundle: a host uses nothing of a frame before its last byte has come.
 const SEND_BYTES: usize = 64 << 10;
 
-/// Plain bytes of what hosts have recorded of one tree, as a multiple of its guess: what a program reads beside its own code
-/// is some times as much, and no host can make all others fetch the whole tree.
-const TIMES_THE_GUESS: u64 = 16;
-/// The same for trees of which little can be guessed, such as scripts.
-const RECORDED_BYTES_MIN: u64 = 512 << 10;
-
 /// From which tree, and which tree.
-type Key = (Option<TreeId>, TreeId);
+pub(super) type Key = (Option<TreeId>, TreeId);
 
 /// A bundle as it is sent, without its trailer.
-struct Served {
-    header: Header,
-    bytes: Vec<u8>,
+pub(super) struct Served {
+    pub(super) header: Header,
+    pub(super) bytes: Vec<u8>,
 }
 
 /// What a host asks for when it starts a generation.
@@ -77,35 +70,17 @@ pub enum SendStartError {
     BrokenOff(#[from] BrokenOff),
 }
 
-/// A bundle that nobody waits for.
-#[derive(Debug, PartialEq)]
-enum Wish {
-    /// For hosts that have the first tree.
-    From(TreeId, TreeId),
-    /// Out of what several hosts have touched.
-    Learned(TreeId, Vec<Touch>),
-}
-
-/// Set when whoever wanted the work no longer does.
-struct CancelOnDrop(Arc<AtomicBool>);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Bundles at hand, and who makes one now.
 pub(crate) struct Bundles {
-    store: Arc<Store>,
-    state: Arc<State>,
+    pub(super) store: Arc<Store>,
+    pub(super) state: Arc<State>,
     exports: Arc<Exports>,
     served: Mutex<LruCache<Key, Option<Arc<Served>>>>,
-    /// One that is made well at a time. Those who wait for it hold no thread.
-    making: Arc<tokio::sync::Mutex<()>>,
-    /// What hosts have told of their first starts.
-    told: Mutex<Told>,
-    background: Arc<Background<Wish>>,
+    /// Who replaces one that is stored; held for moments, never while one is made well.
+    pub(super) storing: Mutex<()>,
+    /// What hosts have told of their starts.
+    pub(super) told: Mutex<Told>,
+    pub(super) background: Arc<Background<Wish>>,
     /// Who guesses one: a host waits for it, so not behind those that are made well.
     guessing: Mutex<()>,
 }
@@ -118,14 +93,14 @@ impl Bundles {
             state,
             exports,
             served: Mutex::new(LruCache::new(BUNDLES_KEPT)),
-            making: Arc::default(),
+            storing: Mutex::default(),
             told: Mutex::default(),
             background: Arc::default(),
             guessing: Mutex::default(),
         }
     }
 
-    fn served(&self) -> std::sync::MutexGuard<'_, LruCache<Key, Option<Arc<Served>>>> {
+    pub(super) fn served(&self) -> std::sync::MutexGuard<'_, LruCache<Key, Option<Arc<Served>>>> {
         lock(&self.served)
     }
 
@@ -211,6 +186,13 @@ impl Bundles {
         Ok(guessed)
     }
 
+    /// What a start will touch as far as the tree says it.
+    pub(super) fn guess(&self, tree: &TreeId) -> Result<Vec<Touch>, SendStartError> {
+        let generations = self.state.generations();
+        let records = generations.iter().map(|generation| &generation.record).filter(|record| record.tree == *tree);
+        Ok(guess::touches(&self.store, &self.store.tree(tree)?, records.map(|record| &record.metadata)))
+    }
+
     fn stored_bundle(&self, key: Key) -> Result<Option<Arc<Served>>, SendStartError> {
         if let Some(known) = self.served().get(&key) {
             return Ok(known.clone());
@@ -220,186 +202,13 @@ impl Bundles {
         self.served().put(key, found.clone());
         Ok(found)
     }
-
-    /// Takes what was recorded on a host into the bundle of a tree, which later hosts get, as far as it is not much more than
-    /// the tree's start needs. Given up when nobody waits for it any more.
-    ///
-    /// # Errors
-    /// The touches are not of the tree, or the store failed.
-    pub(crate) async fn profile(
-        self: &Arc<Self>,
-        host: &HostName,
-        tree: &TreeId,
-        touches: Vec<Touch>,
-    ) -> Result<BundleFacts, SendStartError> {
-        let turn = Arc::clone(&self.making).lock_owned().await;
-        let flag = Arc::new(AtomicBool::new(false));
-        let _cancel = CancelOnDrop(Arc::clone(&flag));
-        let (bundles, tree) = (Arc::clone(self), *tree);
-        let facts = blocking(move || {
-            let _turn = turn;
-            bundles.record(&tree, &touches, &flag)
-        });
-        let facts = facts.await?;
-        tracing::info!(%host, %tree, pages = facts.plain_bytes, bytes = facts.bundle_bytes, "start recorded");
-        self.make_bundles_from_soon(tree);
-        Ok(facts)
-    }
-
-    /// What the first start of a generation touched that nobody had recorded: better than a guess, when several hosts tell
-    /// the same.
-    pub(crate) fn learn(self: &Arc<Self>, host: &HostName, tree: TreeId, touches: Vec<Touch>) {
-        if self.is_recorded(&tree) {
-            return;
-        }
-        let agreed = lock(&self.told).take(host, tree, touches);
-        match agreed {
-            Some(agreed) => self.wish(Wish::Learned(tree, agreed)),
-            None => {
-                tracing::info!(%host, %tree, "a first start was told; it counts when another host tells the same")
-            }
-        }
-    }
-
-    /// Forgets what was recorded and learned of a tree's starts; the next one gets a guess again.
-    ///
-    /// # Errors
-    /// The store failed.
-    pub(crate) fn reset(&self, tree: &TreeId) -> Result<u64, SendStartError> {
-        let _one_at_a_time = self.making.blocking_lock();
-        lock(&self.told).forget(tree);
-        let removed = self.store.remove_bundles(tree)?;
-        let mut served = self.served();
-        let keys: Vec<Key> = served.iter().map(|(key, _)| *key).filter(|(_, to)| to == tree).collect();
-        keys.iter().for_each(|key| drop(served.pop(key)));
-        Ok(removed)
-    }
-
-    fn is_recorded(&self, tree: &TreeId) -> bool {
-        let known = self.store.bundle(None, tree);
-        known.is_ok_and(|known| known.is_some_and(|(header, _)| !header.guessed))
-    }
-
-    fn wish(self: &Arc<Self>, wish: Wish) {
-        let bundles = Arc::clone(self);
-        self.background.wish(wish, move |wish| {
-            let _one_at_a_time = bundles.making.blocking_lock();
-            match wish {
-                Wish::From(from, tree) => {
-                    if matches!(bundles.store.bundle(Some(&from), &tree), Ok(None)) {
-                        bundles.make_bundle_from(&from, &tree);
-                    }
-                }
-                Wish::Learned(tree, touches) => bundles.record_learned(&tree, &touches),
-            }
-        });
-    }
-
-    /// The caller has the turn.
-    fn record_learned(self: &Arc<Self>, tree: &TreeId, touches: &[Touch]) {
-        if self.is_recorded(tree) {
-            return;
-        }
-        match self.record(tree, touches, &AtomicBool::new(false)) {
-            Ok(facts) => {
-                tracing::info!(%tree, pages = facts.plain_bytes, bytes = facts.bundle_bytes, "learned");
-                self.make_bundles_from_soon(*tree);
-            }
-            Err(error) => tracing::warn!(%tree, %error, "nothing learned from hosts' starts"),
-        }
-    }
-
-    /// Makes the bundle of what was recorded before and now. The caller has the turn.
-    fn record(
-        &self,
-        tree: &TreeId,
-        touches: &[Touch],
-        cancelled: &AtomicBool,
-    ) -> Result<BundleFacts, SendStartError> {
-        let mut all = match self.store.bundle(None, tree)? {
-            Some((header, bytes)) if !header.guessed => touches_of(&bytes, &header, &self.store)?,
-            _ => Vec::new(),
-        };
-        all.extend_from_slice(touches);
-        let all = cut(&all, self.recorded_pages_max(tree)?);
-        Ok(self.make_bundle(None, tree, &all, cancelled)?)
-    }
-
-    /// How many pages may be recorded of a tree's start.
-    fn recorded_pages_max(&self, tree: &TreeId) -> Result<usize, SendStartError> {
-        let guessed: u64 = self.guess(tree)?.iter().map(|touch| u64::from(touch.count)).sum();
-        let bytes = (guessed * u64::from(PAGE_BYTES) * TIMES_THE_GUESS).max(RECORDED_BYTES_MIN);
-        Ok(width::index(bytes / u64::from(PAGE_BYTES)))
-    }
-
-    /// What a start will touch as far as the tree says it.
-    fn guess(&self, tree: &TreeId) -> Result<Vec<Touch>, SendStartError> {
-        let generations = self.state.generations();
-        let records = generations.iter().map(|generation| &generation.record).filter(|record| record.tree == *tree);
-        Ok(guess::touches(&self.store, &self.store.tree(tree)?, records.map(|record| &record.metadata)))
-    }
-
-    /// Makes and keeps a bundle of what was recorded.
-    fn make_bundle(
-        &self,
-        from: Option<&TreeId>,
-        tree: &TreeId,
-        touches: &[Touch],
-        cancelled: &AtomicBool,
-    ) -> Result<BundleFacts, BundleError> {
-        let order = BundleOrder { tree, from, touches, guessed: false, level: LEVEL };
-        let (bytes, facts) = make(&self.store, order, cancelled)?;
-        self.store.put_bundle(from, tree, &bytes)?;
-        let served = Served { header: served_header(&bytes)?, bytes };
-        self.served().put((from.copied(), *tree), Some(Arc::new(served)));
-        tracing::info!(%tree, ?from, pages = facts.plain_bytes, bytes = facts.bundle_bytes, "start-up bundle made");
-        Ok(facts)
-    }
-
-    /// The trees from which bundles follow a new profile: those that have one, and the generation published before.
-    fn bundle_bases(&self, tree: &TreeId) -> Vec<TreeId> {
-        let generations = self.state.generations();
-        let records = || generations.iter().map(|generation| &generation.record);
-        let earlier = records().find(|record| record.tree == *tree).and_then(|this| {
-            let earlier = records().filter(|record| {
-                record.product == this.product && record.sequence < this.sequence && record.tree != *tree
-            });
-            earlier.max_by_key(|record| record.sequence).map(|record| record.tree)
-        });
-        let mut bases = self.store.bundle_bases(tree).unwrap_or_default();
-        bases.extend(earlier.filter(|from| !bases.contains(from)));
-        bases
-    }
-
-    /// The bundles for hosts with earlier trees follow what was recorded, which is what is served until then.
-    fn make_bundles_from_soon(self: &Arc<Self>, tree: TreeId) {
-        for from in self.bundle_bases(&tree) {
-            if let Err(error) = self.store.remove_bundle(&from, &tree) {
-                tracing::warn!(%from, %tree, %error, "a start-up bundle that is out of date stays");
-            }
-            self.served().pop(&(Some(from), tree));
-            self.wish(Wish::From(from, tree));
-        }
-    }
-
-    /// Makes the bundle for hosts that have `from` out of the one for any host. The caller has the turn.
-    fn make_bundle_from(&self, from: &TreeId, tree: &TreeId) {
-        let made = || {
-            let Some((header, bytes)) = self.store.bundle(None, tree)? else { return Ok(()) };
-            let touches = touches_of(&bytes, &header, &self.store)?;
-            self.make_bundle(Some(from), tree, &touches, &AtomicBool::new(false)).map(drop)
-        };
-        if let Err(error) = made() {
-            tracing::warn!(%from, %tree, %error, "no start-up bundle for hosts that have an earlier generation");
-        }
-    }
 }
 
-fn served(bytes: Vec<u8>) -> Result<Served, BundleError> {
+pub(super) fn served(bytes: Vec<u8>) -> Result<Served, BundleError> {
     Ok(Served { header: served_header(&bytes)?, bytes })
 }
 
-fn served_header(bytes: &[u8]) -> Result<Header, BundleError> {
+pub(super) fn served_header(bytes: &[u8]) -> Result<Header, BundleError> {
     let header = bytes.first_chunk().map(Header::decode);
     match header {
         Some(Ok(header)) => Ok(header),

@@ -1,0 +1,241 @@
+//! Bundles of what hosts have recorded: made fast at once, so that nobody waits, and made well behind that.
+//!
+//! ```text
+//! profile (the operator, a host that is believed) ┐
+//! profile, first starts ──told──> two hosts agree ┴──> record: fast, stored, served ──Wish::Best──> made well
+//!                                                                    └──Wish::From──> for hosts that have another tree
+//! ```
+//! A recording adds to what was recorded before, and never takes its place.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use proto::bundle::Touch;
+use proto::message::BundleFacts;
+use proto::proof::PAGE_BYTES;
+use proto::width;
+use proto::{GroupName, HostName, TreeId};
+
+use super::agreement::cut;
+use super::background::Wish;
+use super::serve::{Bundles, Key, LEVEL_GUESS, SendStartError, served};
+use super::{BundleError, BundleOrder, LEVEL, make, parts, touches_of};
+use crate::manager::worker::blocking;
+use crate::sync::lock;
+
+/// Plain bytes of what hosts have recorded of one tree, as a multiple of its guess: what a program reads beside its own code
+/// is some times as much, and no host can make all others fetch the whole tree.
+const TIMES_THE_GUESS: u64 = 16;
+/// The same for trees of which little can be guessed, such as scripts.
+const RECORDED_BYTES_MIN: u64 = 512 << 10;
+
+/// The group of the hosts that are believed alone: those on which an operator records.
+const RECORDERS: &str = "recorders";
+
+impl Bundles {
+    /// Takes what was recorded on a host into the bundle of a tree, which later hosts get, as far as it is not much more than
+    /// the tree's start needs: at once if an operator has put the host into the group `recorders`, otherwise what another
+    /// host tells too. `None`: none does yet.
+    ///
+    /// # Errors
+    /// The touches are not of the tree, or the store failed.
+    pub(crate) async fn profile(
+        self: &Arc<Self>,
+        host: &HostName,
+        tree: TreeId,
+        touches: Vec<Touch>,
+    ) -> Result<Option<BundleFacts>, SendStartError> {
+        let (bundles, asker) = (Arc::clone(self), host.clone());
+        let facts = blocking(move || {
+            // Said to whoever recorded it, not to whoever agrees.
+            parts(&touches, &bundles.store.tree(&tree)?)?;
+            let touches = match bundles.believes(&asker) {
+                true => Some(touches),
+                false => lock(&bundles.told).take(&asker, tree, touches),
+            };
+            touches.map(|touches| bundles.record(&tree, &touches)).transpose()
+        });
+        let facts = facts.await?;
+        match &facts {
+            Some(facts) => {
+                tracing::info!(%host, %tree, pages = facts.plain_bytes, bytes = facts.bundle_bytes, "start recorded");
+            }
+            None => tracing::info!(%host, %tree, "a recorded start counts when another host tells the same"),
+        }
+        Ok(facts)
+    }
+
+    /// What the first start of a generation touched that nobody had recorded: better than a guess, when several hosts tell
+    /// the same.
+    pub(crate) fn learn(self: &Arc<Self>, host: &HostName, tree: TreeId, touches: Vec<Touch>) {
+        if self.is_recorded(&tree) {
+            return;
+        }
+        let agreed = lock(&self.told).take(host, tree, touches);
+        match agreed {
+            Some(agreed) => self.wish(Wish::Learned(tree, agreed)),
+            None => {
+                tracing::info!(%host, %tree, "a first start was told; it counts when another host tells the same")
+            }
+        }
+    }
+
+    /// Forgets what was recorded and learned of a tree's starts; the next one gets a guess again.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub(crate) fn reset(&self, tree: &TreeId) -> Result<u64, SendStartError> {
+        let _alone = lock(&self.storing);
+        lock(&self.told).forget(tree);
+        let removed = self.store.remove_bundles(tree)?;
+        let mut served = self.served();
+        let keys: Vec<Key> = served.iter().map(|(key, _)| *key).filter(|(_, to)| to == tree).collect();
+        keys.iter().for_each(|key| drop(served.pop(key)));
+        Ok(removed)
+    }
+
+    /// Wishes for what was left undone when the manager ended, the newest generation first.
+    pub(crate) fn resume(self: &Arc<Self>) {
+        let generations = self.state.generations();
+        let mut records: Vec<_> = generations.iter().map(|generation| &generation.record).collect();
+        records.sort_by_key(|record| std::cmp::Reverse(record.sequence));
+        for record in records {
+            match self.store.bundle_header(&record.tree) {
+                Ok(Some(header)) if header.fast && !header.guessed => self.wish(Wish::Best(record.tree)),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "whether a start-up bundle could be smaller is not known"),
+            }
+        }
+    }
+
+    fn believes(&self, host: &HostName) -> bool {
+        RECORDERS.parse::<GroupName>().is_ok_and(|group| self.state.groups_of(host).contains(&group))
+    }
+
+    fn is_recorded(&self, tree: &TreeId) -> bool {
+        self.store.bundle_header(tree).is_ok_and(|header| header.is_some_and(|header| !header.guessed))
+    }
+
+    pub(super) fn wish(self: &Arc<Self>, wish: Wish) {
+        let bundles = Arc::clone(self);
+        self.background.wish(wish, move |wish| {
+            let (tree, made) = match wish {
+                Wish::Best(tree) => (tree, bundles.make_best(&tree)),
+                Wish::From(from, tree) => (tree, bundles.make_from(&from, &tree)),
+                Wish::Learned(tree, _) if bundles.is_recorded(&tree) => (tree, Ok(())),
+                Wish::Learned(tree, touches) => (tree, bundles.record_learned(&tree, &touches)),
+            };
+            if let Err(error) = made {
+                tracing::warn!(%tree, %error, "a start-up bundle was not made; hosts get the one that there is");
+            }
+            crate::sys::give_memory_back();
+        });
+    }
+
+    /// Makes the bundle of what was recorded before and now, fast, and wishes for all that follows from it. Waits for the
+    /// disk.
+    ///
+    /// # Errors
+    /// The touches are not of the tree, or the store failed.
+    pub(crate) fn record(self: &Arc<Self>, tree: &TreeId, touches: &[Touch]) -> Result<BundleFacts, SendStartError> {
+        let alone = lock(&self.storing);
+        let mut all = match self.store.bundle(None, tree)? {
+            Some((header, bytes)) if !header.guessed => touches_of(&bytes, &header, &self.store)?,
+            _ => Vec::new(),
+        };
+        all.extend_from_slice(touches);
+        let all = cut(&all, self.recorded_pages_max(tree)?);
+        let (bytes, facts) = self.made(None, tree, &all, LEVEL_GUESS)?;
+        self.put((None, *tree), bytes)?;
+        // What there is for hosts with other trees is out of date; they get this one until theirs is made.
+        let bases = self.bundle_bases(tree);
+        for from in &bases {
+            self.store.remove_bundle(from, tree)?;
+            self.served().pop(&(Some(*from), *tree));
+        }
+        drop(alone);
+        self.wish(Wish::Best(*tree));
+        bases.into_iter().for_each(|from| self.wish(Wish::From(from, *tree)));
+        Ok(facts)
+    }
+
+    fn record_learned(self: &Arc<Self>, tree: &TreeId, touches: &[Touch]) -> Result<(), SendStartError> {
+        let facts = self.record(tree, touches)?;
+        tracing::info!(%tree, pages = facts.plain_bytes, bytes = facts.bundle_bytes, "learned");
+        Ok(())
+    }
+
+    /// Makes well what was made fast.
+    fn make_best(&self, tree: &TreeId) -> Result<(), SendStartError> {
+        let Some((header, base)) = self.store.bundle(None, tree)?.filter(|(header, _)| header.fast) else {
+            return Ok(());
+        };
+        let touches = touches_of(&base, &header, &self.store)?;
+        let (bytes, _) = self.made(None, tree, &touches, LEVEL)?;
+        self.put_if_still(&base, (None, *tree), bytes)
+    }
+
+    /// Makes the bundle for hosts that have `from` out of the one for any host.
+    fn make_from(&self, from: &TreeId, tree: &TreeId) -> Result<(), SendStartError> {
+        if self.store.bundle(Some(from), tree)?.is_some() {
+            return Ok(());
+        }
+        let Some((header, base)) = self.store.bundle(None, tree)? else { return Ok(()) };
+        let touches = touches_of(&base, &header, &self.store)?;
+        let (bytes, _) = self.made(Some(from), tree, &touches, LEVEL)?;
+        self.put_if_still(&base, (Some(*from), *tree), bytes)
+    }
+
+    /// Stores what was made of a bundle, unless that is another one by now: what replaced it has wishes of its own.
+    fn put_if_still(&self, base: &[u8], key: Key, bytes: Vec<u8>) -> Result<(), SendStartError> {
+        let _alone = lock(&self.storing);
+        let now = self.store.bundle(None, &key.1)?;
+        if now.is_some_and(|(_, now)| now == base) {
+            self.put(key, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps a bundle. The caller stores alone.
+    fn put(&self, key: Key, bytes: Vec<u8>) -> Result<(), SendStartError> {
+        self.store.put_bundle(key.0.as_ref(), &key.1, &bytes)?;
+        self.served().put(key, Some(Arc::new(served(bytes)?)));
+        Ok(())
+    }
+
+    fn made(
+        &self,
+        from: Option<&TreeId>,
+        tree: &TreeId,
+        touches: &[Touch],
+        level: i32,
+    ) -> Result<(Vec<u8>, BundleFacts), BundleError> {
+        let order = BundleOrder { tree, from, touches, guessed: false, level };
+        let (bytes, facts) = make(&self.store, order, &AtomicBool::new(false))?;
+        let (pages, size) = (facts.plain_bytes, facts.bundle_bytes);
+        tracing::info!(%tree, ?from, pages, bytes = size, level, "start-up bundle made");
+        Ok((bytes, facts))
+    }
+
+    /// How many pages may be recorded of a tree's start.
+    fn recorded_pages_max(&self, tree: &TreeId) -> Result<usize, SendStartError> {
+        let guessed: u64 = self.guess(tree)?.iter().map(|touch| u64::from(touch.count)).sum();
+        let bytes = (guessed * u64::from(PAGE_BYTES) * TIMES_THE_GUESS).max(RECORDED_BYTES_MIN);
+        Ok(width::index(bytes / u64::from(PAGE_BYTES)))
+    }
+
+    /// The trees from which bundles follow what was recorded: those that have one, and the generation published before.
+    fn bundle_bases(&self, tree: &TreeId) -> Vec<TreeId> {
+        let generations = self.state.generations();
+        let records = || generations.iter().map(|generation| &generation.record);
+        let earlier = records().find(|record| record.tree == *tree).and_then(|this| {
+            let earlier = records().filter(|record| {
+                record.product == this.product && record.sequence < this.sequence && record.tree != *tree
+            });
+            earlier.max_by_key(|record| record.sequence).map(|record| record.tree)
+        });
+        let mut bases = self.store.bundle_bases(tree).unwrap_or_default();
+        bases.extend(earlier.filter(|from| !bases.contains(from)));
+        bases
+    }
+}
