@@ -27,6 +27,7 @@ pub(super) struct ServeArgs {
 }
 
 pub(super) fn run(args: &ServeArgs, dirs: &Dirs) -> anyhow::Result<Done> {
+    crate::sys::frugal_allocator();
     super::log::start();
     net::allow_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

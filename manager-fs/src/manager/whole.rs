@@ -84,7 +84,8 @@ impl Manager {
         notices.extend(complete(&records, &state).await?);
         let news = Arc::new(NewsBoard::default());
         let connections = Arc::new(Connections::new(Arc::clone(&state), Arc::clone(&news)));
-        let exports = Arc::new(Exports::new(Arc::clone(&state), Arc::clone(&connections)));
+        let first = state.begin_lists(now()).await?;
+        let exports = Arc::new(Exports::new(Arc::clone(&state), Arc::clone(&connections), first));
         let jobs = Arc::new(Jobs::new(Arc::clone(&state), Arc::clone(&connections), Arc::clone(&news)));
         let upgrades = Arc::new(Upgrades {
             state: Arc::clone(&state),
@@ -151,7 +152,9 @@ impl Manager {
         let _ = self.address.set(local);
         tokio::spawn(accept_hosts(Arc::clone(&self.services), listener, config));
         self.jobs.resume().await?;
-        self.ahead.work(None);
+        self.ahead.work();
+        let bundles = Arc::clone(&self.bundles);
+        blocking(move || Ok::<_, ManagerError>(bundles.resume())).await?;
         Ok(local)
     }
 

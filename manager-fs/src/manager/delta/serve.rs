@@ -98,21 +98,25 @@ impl Deltas {
         Ok(ManagerReply::Sent(frames))
     }
 
-    /// Makes the delta from the generation that was published before this one, so that the first host that upgrades need
-    /// not wait. A host that asks before it is done gets one made fast; the first to be done stays.
-    pub(crate) fn make_ahead(&self, published: &GenerationRecord) {
+    /// The deltas that are to be made ahead: from each generation to the one published after it, the newest first, so that
+    /// the first host that upgrades need not wait.
+    pub(crate) fn pending(&self) -> Vec<(TreeId, TreeId)> {
         let generations = self.state.generations();
-        let earlier = generations.iter().map(|generation| &generation.record).filter(|record| {
-            record.product == published.product
-                && record.sequence < published.sequence
-                && record.tree != published.tree
-        });
-        let Some(from) = earlier.max_by_key(|record| record.sequence).map(|record| record.tree) else { return };
-        let to = published.tree;
-        if matches!(self.store.delta(&from, &to), Ok(None))
-            && let Err(error) = self.make(&from, &to, LEVEL_BEST)
-        {
-            tracing::warn!(%from, %to, %error, "no delta was made ahead; it is made when a host asks");
+        let mut records: Vec<_> = generations.iter().map(|generation| &generation.record).collect();
+        records.sort_by_key(|record| std::cmp::Reverse(record.sequence));
+        let earlier = |this: &GenerationRecord| {
+            let mut older = records.iter().filter(|record| record.sequence < this.sequence);
+            older.find(|record| record.product == this.product && record.tree != this.tree).map(|record| record.tree)
+        };
+        let pairs = records.iter().filter_map(|record| Some((earlier(record)?, record.tree)));
+        pairs.filter(|(from, to)| matches!(self.store.has_delta(from, to), Ok(false))).collect()
+    }
+
+    /// Makes a delta as well as it goes. A host that asks before it is done gets one made fast; the first to be done stays.
+    pub(crate) fn make_ahead(&self, (from, to): (TreeId, TreeId), cancelled: &AtomicBool) {
+        match self.make(&from, &to, LEVEL_BEST, cancelled) {
+            Ok(()) | Err(DeltaError::Cancelled) => {}
+            Err(error) => tracing::warn!(%from, %to, %error, "no delta was made ahead; it is made when a host asks"),
         }
     }
 
@@ -128,14 +132,15 @@ impl Deltas {
             return Ok(header);
         }
         let deltas = Arc::clone(self);
-        blocking(move || deltas.make(&from, &to, LEVEL_FAST).map_err(SendDeltaError::from)).await?;
+        blocking(move || deltas.make(&from, &to, LEVEL_FAST, &AtomicBool::new(false)).map_err(SendDeltaError::from))
+            .await?;
         self.stored(from, to).await?.ok_or(SendDeltaError::Gone { from, to })
     }
 
-    fn make(&self, from: &TreeId, to: &TreeId, level: i32) -> Result<(), DeltaError> {
+    fn make(&self, from: &TreeId, to: &TreeId, level: i32, cancelled: &AtomicBool) -> Result<(), DeltaError> {
         // Half of the cores: the manager serves hosts meanwhile.
         let threads = thread::available_parallelism().map_or(1, usize::from).div_ceil(2);
-        let stats = make(&self.store, from, to, DeltaOptions { level, threads }, &AtomicBool::new(false))?;
+        let stats = make(&self.store, from, to, DeltaOptions { level, threads }, cancelled)?;
         tracing::info!(%from, %to, bytes = stats.delta_bytes, instead_of = stats.replaced_stored_bytes, "delta made");
         Ok(())
     }

@@ -9,7 +9,7 @@ use proto::delta::{HEADER_BYTES, Header, TRAILER_BYTES, trailer};
 
 use super::gc::{GcPass, GcReport};
 use super::pack_store::{BlobKind, BlobName, Draft, Put};
-use super::verify::VerifyReport;
+use super::verify::{REMOVED, Thing, VerifyReport};
 use super::{Store, StoreError};
 use crate::manager::monitor::Monitor;
 use crate::sync::read;
@@ -37,6 +37,15 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed(error)),
         }
+    }
+
+    /// Whether there is a delta from one tree to another; its bytes are not looked at.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn has_delta(&self, from: &TreeId, to: &TreeId) -> Result<bool, StoreError> {
+        let failed = |source| StoreError::io(format!("delta {from} to {to}"), source);
+        Ok(self.packs.size(&BlobName::Delta(*from, *to)).map_err(failed)?.is_some())
     }
 
     /// A part of a delta, as it lies; see [`Store::delta`].
@@ -80,7 +89,7 @@ impl Store {
                 && self.delta(&from, &to)?.is_none()
                 && self.packs.size(&name).map_err(listed)?.is_none()
             {
-                report.problem(monitor, format!("delta {from} to {to}"), "it was damaged, and is removed".into());
+                report.problem(monitor, Thing::Delta(from, to), REMOVED.into());
             }
             report.bytes += bytes.unwrap_or(0);
         }
