@@ -274,7 +274,8 @@ fn ask(paths: &AgentPaths, client: &mut Option<Client>, request: &DaemonRequest)
         | DaemonReply::Status(_)
         | DaemonReply::Record(_)
         | DaemonReply::Attached(_)
-        | DaemonReply::Bundle(_) => Ok(()),
+        | DaemonReply::Bundle(_)
+        | DaemonReply::Checked(_) => Ok(()),
     }
 }
 

@@ -119,9 +119,13 @@ fn ask(paths: &AgentPaths, order: &Order, handle: &StageHandle) -> Result<Attach
             Ok(DaemonReply::Attached(other)) => return Err(NotStaged::OtherTree(other.tree)),
             Ok(DaemonReply::Fault(fault @ Fault::Unavailable(_))) => fault.to_string(),
             Ok(DaemonReply::Fault(fault)) => return Err(NotStaged::Refused(fault)),
-            Ok(DaemonReply::Done | DaemonReply::Status(_) | DaemonReply::Record(_) | DaemonReply::Bundle(_)) => {
-                return Err(NotStaged::Unexpected);
-            }
+            Ok(
+                DaemonReply::Done
+                | DaemonReply::Status(_)
+                | DaemonReply::Record(_)
+                | DaemonReply::Bundle(_)
+                | DaemonReply::Checked(_),
+            ) => return Err(NotStaged::Unexpected),
             Err(e) if e.may_retry() => e.to_string(),
             Err(e) => return Err(e.into()),
         };

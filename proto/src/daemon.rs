@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::agent::StepEvent;
 use crate::bounded::{Blob, Exact, List, Own, PathText, within};
 use crate::bundle::{TOUCHES_MAX, Touch};
-use crate::id::TreeId;
-use crate::limits::{RECORD_BYTES_MAX, STATUS_BYTES_MAX};
+use crate::id::{ObjectId, TreeId};
+use crate::limits::{RECORD_BYTES_MAX, STATUS_BYTES_MAX, WRONG_OBJECTS_MAX};
 use crate::message::{BundleFacts, Fault};
 use crate::name::{GenerationRef, Product};
 
@@ -59,13 +59,20 @@ pub enum DaemonRequest {
     },
     /// End the daemon and unmount (`manager-fs unmount`).
     Unmount,
-    /// Give the manager what a tree's entry point touches first; answered by `Bundle`.
+    /// Give the manager what a tree's entry point touches first; answered by `Bundle`, or by `Done` where that counts only
+    /// when another host tells the same.
     Profile {
         /// Which tree.
         tree: TreeId,
         /// In the order in which they were touched.
         #[serde(deserialize_with = "within::<_, List<Own<Touch>, TOUCHES_MAX>>")]
         touches: Vec<Touch>,
+    },
+    /// Hash every object of the cache and remove what is wrong. `Event`s carry [`StageProgress`], of bytes hashed; the
+    /// response is `Checked`.
+    Check {
+        /// Fetch again what was wrong.
+        repair: bool,
     },
 }
 
@@ -84,6 +91,24 @@ pub enum DaemonReply {
     Fault(Fault),
     /// To `Profile`: the bundle that the manager has made.
     Bundle(BundleFacts),
+    /// To `Check`.
+    Checked(CacheReport),
+}
+
+/// What a check of the cache found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheReport {
+    /// Objects hashed.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Objects that were wrong; removed.
+    pub wrong: u64,
+    /// Of these, those that were fetched again.
+    pub fetched: u64,
+    /// The others, the first of them.
+    #[serde(deserialize_with = "within::<_, List<Own<ObjectId>, WRONG_OBJECTS_MAX>>")]
+    pub missing: Vec<ObjectId>,
 }
 
 /// A generation that is ready for use.

@@ -82,6 +82,8 @@ pub const AGENTS_MAX: usize = 64;
 pub const JOBS_MAX: usize = 256;
 /// Reports in one message: what a host that was away for a while sends in one round.
 pub const REPORTS_MAX: usize = 256;
+/// Objects that one check of a host's cache names.
+pub const WRONG_OBJECTS_MAX: usize = 4096;
 /// Trees attached on one host: every generation of every product, kept for years.
 pub const TREES_MAX: usize = 4096;
 /// Generations exported to one host; a message of [`MESSAGE_BYTES_MAX`] holds no more with real records.

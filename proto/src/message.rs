@@ -158,7 +158,7 @@ pub enum ManagerReply {
     Exports(#[serde(deserialize_with = "within::<_, List<Blob<RECORD_BYTES_MAX>, EXPORTS_MAX>>")] Vec<Vec<u8>>),
     /// To `Manifest`, `Chunks`, `Delta` and `Start`: how many bulk frames came before.
     Sent(u32),
-    /// To `Report`.
+    /// To `Report`; to `Profile`: it counts when another host tells the same.
     Done,
     /// The request failed.
     Fault(Fault),
@@ -217,6 +217,19 @@ pub enum ManagerRequest {
     Agents,
     /// Are you there? Answered by `Done` at once.
     Alive,
+    /// The manifest of a tree, if the host has it: one zstd frame in `Bulk` frames, then [`HostReply::Sent`].
+    Manifest {
+        /// Which tree.
+        tree: TreeId,
+    },
+    /// Those of these chunks that the host has, raw: one `Bulk` frame a chunk ([`crate::bulk`]), then [`HostReply::Sent`].
+    Chunks {
+        /// In which tree.
+        tree: TreeId,
+        /// Which; at most [`CHUNKS_PER_REQUEST_MAX`] chunks in all.
+        #[serde(deserialize_with = "within::<_, List<Own<ChunkRange>, CHUNKS_PER_REQUEST_MAX>>")]
+        wants: Vec<ChunkRange>,
+    },
 }
 
 /// What the manager tells a running agent, by way of its host.
@@ -250,6 +263,8 @@ pub enum HostReply {
     Outcome(Outcome),
     /// Refused or failed.
     Fault(Fault),
+    /// To `Manifest` and `Chunks`: how many bulk frames came before.
+    Sent(u32),
 }
 
 /// Something that happened on a host.

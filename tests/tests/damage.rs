@@ -5,8 +5,9 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use tests::command::until;
 use tests::{Host, Manager, Proxy, TreeFixture, files_below, noise};
 
@@ -58,6 +59,113 @@ fn a_damaged_pack_is_found_and_its_bytes_are_never_given_out() {
         }
     }
     assert_eq!(refused, 1, "one chunk was damaged, so one file cannot be read");
+}
+
+/// The largest pack, which is damaged while no manager runs.
+fn damage_a_pack(manager: &mut Manager) -> PathBuf {
+    manager.stop();
+    let packs = files_below(&manager.store().join("packs"));
+    let pack = packs.into_iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).expect("a pack");
+    flip(&pack);
+    manager.serve();
+    pack
+}
+
+/// What a repair says, with its exit code.
+fn repair(manager: &Manager, more: &[&str], code: i32) -> Value {
+    manager.run(&[&["verify", "--repair", "--json"], more].concat()).expect(code).json()
+}
+
+fn sources(view: &Value) -> Vec<&str> {
+    view["problems"].as_array().unwrap().iter().filter_map(|problem| problem["repaired"].as_str()).collect()
+}
+
+#[test]
+fn what_the_store_has_lost_comes_back_from_a_host_that_has_it() {
+    let (mut manager, source) = (Manager::start(), tree(4, 1 << 20));
+    manager.publish("sample", "1.0", source.path());
+    let mut host = Host::mounted("host-1", &manager);
+    manager.export("sample@1.0", "host-1");
+    host.attach("sample@1.0");
+    host.wait_until_local();
+    damage_a_pack(&mut manager);
+    // The manifest, too.
+    manager.stop();
+    flip(&files_below(&manager.store().join("manifests"))[0]);
+    manager.serve();
+    until("the host is back", || (host.status()["manager"]["connected"] == true).then_some(()));
+    let view = repair(&manager, &[], 0);
+    let from = sources(&view);
+    assert!(from.iter().filter(|from| **from == "from host host-1").count() >= 2, "{view}");
+    assert_eq!((&view["lost_chunks"], view["repaired"].as_u64()), (&Value::from(0), Some(from.len() as u64)));
+    assert_eq!(manager.run(&["verify", "--json"]).expect(0).json()["problems"], Value::from(Vec::<Value>::new()));
+    host.unmount();
+    // What came back is what was published: a host without anything gets it.
+    let fresh = Host::mounted("host-2", &manager);
+    manager.export("sample@1.0", "host-2");
+    let path = fresh.attach("sample@1.0");
+    for n in 0..4 {
+        let name = format!("file-{n}");
+        assert!(fs::read(path.join(&name)).unwrap() == fs::read(source.path().join(&name)).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn what_is_nowhere_is_said_and_comes_back_from_the_published_files() {
+    let (mut manager, source) = (Manager::start(), tree(4, 1 << 20));
+    manager.publish("sample", "1.0", source.path());
+    let damaged = damage_a_pack(&mut manager);
+    let view = repair(&manager, &[], 3);
+    assert_eq!((&view["lost_chunks"], &view["problems"][0]["repaired"]), (&Value::from(1), &Value::Null), "{view}");
+    let path = source.path().to_string_lossy();
+    let view = repair(&manager, &["--from", &path], 0);
+    assert!(sources(&view).iter().any(|from| from.contains(&*path)), "{view}");
+    manager.run(&["verify"]).expect(0);
+    assert!(!damaged.exists(), "the damaged pack is gone");
+
+    // The same files published again mend as well, once the damage has been seen.
+    damage_a_pack(&mut manager);
+    manager.run(&["verify"]).expect(3);
+    manager.publish("sample", "1.0", source.path());
+    manager.run(&["verify", "--repair"]).expect(0);
+    manager.run(&["verify"]).expect(0);
+}
+
+#[test]
+fn what_is_wrong_in_a_host_s_cache_is_found_and_fetched_again() {
+    let (mut manager, source) = (Manager::start(), tree(4, 1 << 20));
+    manager.publish("sample", "1.0", source.path());
+    let host = Host::mounted("host-1", &manager);
+    manager.export("sample@1.0", "host-1");
+    host.attach("sample@1.0");
+    host.wait_until_local();
+    let check = |more: &[&str], code| host.run(&[&["verify", "--host", "--json"], more].concat()).expect(code).json();
+    let all = check(&[], 0);
+    assert_eq!((&all["objects"], &all["wrong"]), (&Value::from(4), &Value::from(0)), "{all}");
+    let object = |at: usize| files_below(&host.path("cache/local")).swap_remove(at);
+    // As a disk does it: nobody's clock moves.
+    let silently = |path: &Path| {
+        let before = fs::metadata(path).unwrap();
+        flip(path);
+        let file = fs::File::open(path).unwrap();
+        let times = fs::FileTimes::new().set_modified(before.modified().unwrap());
+        file.set_times(times).unwrap();
+    };
+    silently(&object(0));
+    let mended = check(&["--repair"], 0);
+    assert_eq!((&mended["wrong"], &mended["fetched"]), (&Value::from(1), &Value::from(1)), "{mended}");
+    until("it is whole again", || (check(&[], 0)["objects"] == 4).then_some(()));
+    // Without its manager it says what is missing.
+    manager.kill();
+    let damaged = object(1);
+    silently(&damaged);
+    let lost = check(&["--repair"], 3);
+    assert_eq!(
+        (&lost["wrong"], &lost["fetched"], lost["missing"].as_array().unwrap().len()),
+        (&Value::from(1), &Value::from(0), 1),
+        "{lost}"
+    );
+    assert!(!damaged.exists(), "nobody reads it any more");
 }
 
 #[test]

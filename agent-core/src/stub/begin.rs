@@ -128,6 +128,7 @@ pub(super) fn newest_now(paths: &AgentPaths) -> Option<Verified> {
         | DaemonReply::Status(_)
         | DaemonReply::Attached(_)
         | DaemonReply::Bundle(_)
+        | DaemonReply::Checked(_)
         | DaemonReply::Fault(_) => None,
     }
 }
@@ -386,6 +387,7 @@ fn unexpected(what: &str, reply: &DaemonReply) -> StubError {
         DaemonReply::Record(_) => "a record",
         DaemonReply::Attached(_) => "another tree",
         DaemonReply::Bundle(_) => "a bundle",
+        DaemonReply::Checked(_) => "a check",
         DaemonReply::Fault(_) => "a fault",
     };
     StubError::Daemon { what: what.to_owned(), fault: format!("it answered with {kind}") }

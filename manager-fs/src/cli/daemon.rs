@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use agent_core::control::{Client, ControlError};
 use anyhow::{Context, Result, anyhow, bail};
-use proto::daemon::{Attached, DaemonReply, DaemonRequest};
+use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
 use proto::local::Greeting;
 use proto::message::Fault;
 use proto::{GenerationRef, HostName};
@@ -54,6 +54,28 @@ pub(super) fn hold(here: &Here, generation: &GenerationRef) -> Result<(Client, A
         Ok((client, reply))
     })?;
     Ok((client, attached(unless_refused(here, &order, reply)?)?))
+}
+
+/// Has the daemon check its cache; `on` hears how far it is.
+///
+/// # Errors
+/// As [`request`]; or it has stopped telling how far it is.
+pub(super) fn check(here: &Here, repair: bool, mut on: impl FnMut(StageProgress)) -> Result<CacheReport> {
+    let (order, (tell, told)) = (DaemonRequest::Check { repair }, channel());
+    let sent = order.clone();
+    let work = move |socket: &Path| {
+        let tell = tell.clone();
+        let mut client = Client::connect(socket)?;
+        client.request::<_, StageProgress, DaemonReply>(&sent, Some(ANSWER_WITHIN), |now| {
+            // Nobody need listen.
+            let _ = tell.send(now);
+        })
+    };
+    let reply = exchange_while(here, work, || told.try_iter().for_each(&mut on))?;
+    match unless_refused(here, &order, reply)? {
+        DaemonReply::Checked(report) => Ok(report),
+        other => bail!("the mount daemon answered with {other:?}"),
+    }
 }
 
 /// The daemon's own account of itself, within this time whatever it is doing, and at once if it is stopped.
@@ -128,6 +150,15 @@ fn exchange<T: Send + 'static>(
     here: &Here,
     ask: impl Fn(&Path) -> Result<T, ControlError> + Send + 'static,
 ) -> Result<T> {
+    exchange_while(here, ask, || {})
+}
+
+/// As [`exchange`]; does something every now and then while it waits.
+fn exchange_while<T: Send + 'static>(
+    here: &Here,
+    ask: impl Fn(&Path) -> Result<T, ControlError> + Send + 'static,
+    mut meanwhile: impl FnMut(),
+) -> Result<T> {
     let (socket, run) = (here.dirs.daemon_socket(), here.dirs.run.clone());
     let answer = on_a_thread(move || patiently(&run, REPLACED_WITHIN, || ask(&socket)));
     let mut look_at = Instant::now() + FIRST_LOOK.min(here.silence);
@@ -138,6 +169,7 @@ fn exchange<T: Send + 'static>(
             Err(RecvTimeoutError::Disconnected) => bail!("asking the mount daemon: the thread that asked has died"),
             Err(RecvTimeoutError::Timeout) => interrupt::check("")?,
         }
+        meanwhile();
         if Instant::now() < look_at {
             continue;
         }

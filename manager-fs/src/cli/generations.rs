@@ -1,5 +1,7 @@
 //! `generations`, `show`, `diff`, `verify`, `gc`.
 
+use std::path::PathBuf;
+
 use proto::record::Metadata;
 use proto::{GenerationRecord, GenerationRef, Product};
 use serde_json::{Value, json};
@@ -9,7 +11,9 @@ use super::out::{self, note, say};
 use super::progress::ProgressLine;
 use super::units::{bytes, count, moment, ms};
 use super::{Done, Here, Json, near};
-use crate::manager::admin::{AdminReply, Difference, GenerationView, Long, Quick};
+use crate::manager::admin::{
+    AdminReply, Difference, GenerationView, Long, ProblemView, PublishOrder, Quick, RepairOrder,
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct GenerationsArgs {
@@ -39,6 +43,15 @@ pub(super) struct DiffArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct VerifyArgs {
+    /// Put back what is damaged or gone, out of other packs and from hosts that have it
+    #[arg(long)]
+    repair: bool,
+    /// Take it out of these files, too: a directory or archive that was published once
+    #[arg(long, value_name = "SOURCE", requires = "repair")]
+    from: Option<PathBuf>,
+    /// Check this host's cache instead of the manager's store; what is wrong is removed, with --repair fetched again
+    #[arg(long, conflicts_with = "from")]
+    host: bool,
     #[command(flatten)]
     output: Json,
 }
@@ -153,25 +166,31 @@ pub(super) fn diff(args: &DiffArgs, here: &Here) -> anyhow::Result<Done> {
 }
 
 pub(super) fn verify(args: &VerifyArgs, here: &Here) -> anyhow::Result<Done> {
+    if args.host {
+        return super::local::verify(args.repair, args.output, here);
+    }
+    let source =
+        args.from.as_deref().map(|path| std::path::absolute(path).map(|path| PublishOrder::source_bytes(&path)));
+    let repair = args.repair.then_some(RepairOrder { source: source.transpose()? });
     let mut line = ProgressLine::new();
-    let reply = ask(here, &Long::Verify, "nothing was changed", |event| line.show(&event));
+    let interrupted = if args.repair { "what was put back by then stays" } else { "nothing was changed" };
+    let reply = ask(here, &Long::Verify { repair }, interrupted, |event| line.show(&event));
     line.clear();
     let AdminReply::Verified(view) = reply? else { return unexpected() };
+    let repaired = view.problems.iter().filter(|problem| problem.repaired.is_some()).count();
     if args.output.json {
-        let problems: Vec<Value> = view
-            .problems
-            .iter()
-            .map(|(what, fault, touched)| json!({ "what": what, "fault": fault, "generations": touched }))
-            .collect();
         out::json(&json!({
             "packs": view.packs, "bytes": view.bytes, "chunks": view.chunks, "manifests": view.manifests,
-            "objects": view.objects, "records": view.records, "problems": problems,
+            "objects": view.objects, "records": view.records, "problems": view.problems,
+            "repaired": repaired, "lost_chunks": view.lost_chunks,
         }));
     } else {
-        for (what, fault, touched) in &view.problems {
-            let touched = if touched.is_empty() { String::new() } else { format!(" (in {})", touched.join(", ")) };
-            say!("{what}: {fault}{touched}");
+        for ProblemView { what, fault, generations, repaired } in &view.problems {
+            let of = if generations.is_empty() { String::new() } else { format!(" (in {})", generations.join(", ")) };
+            let became = repaired.as_ref().map_or_else(String::new, |from| format!("; repaired: {from}"));
+            say!("{what}: {fault}{of}{became}");
         }
+        let problems = count(view.problems.len() as u64, "problem");
         say!(
             "{}, {}, {}, {}, {}, {} read: {}",
             count(view.packs, "pack"),
@@ -180,10 +199,16 @@ pub(super) fn verify(args: &VerifyArgs, here: &Here) -> anyhow::Result<Done> {
             count(view.manifests, "manifest"),
             count(view.records, "record"),
             bytes(view.bytes),
-            count(view.problems.len() as u64, "problem")
+            if args.repair { format!("{problems}, {repaired} repaired") } else { problems }
         );
     }
-    Ok(if view.problems.is_empty() { Done::Clean } else { Done::WithProblems })
+    if view.lost_chunks > 0 {
+        note!(
+            "{} found nowhere: publish the same files again, or name them with --from",
+            count(view.lost_chunks, "chunk")
+        );
+    }
+    Ok(if repaired == view.problems.len() { Done::Clean } else { Done::WithProblems })
 }
 
 pub(super) fn gc(args: &GcArgs, here: &Here) -> anyhow::Result<Done> {
@@ -193,11 +218,13 @@ pub(super) fn gc(args: &GcArgs, here: &Here) -> anyhow::Result<Done> {
     line.clear();
     let AdminReply::Collected(view) = reply? else { return unexpected() };
     if args.output.json {
-        out::json(&serde_json::to_value(&view)?);
+        let mut document = serde_json::to_value(&view)?;
+        document["dry_run"] = json!(args.dry_run);
+        out::json(&document);
     } else {
         say!(
             "{}{}, {}, {} and {} removed, {} rewritten, {} freed; {} stay",
-            if view.dry_run { "dry run: " } else { "" },
+            if args.dry_run { "dry run: " } else { "" },
             count(view.manifests_removed, "manifest"),
             count(view.packs_removed, "pack"),
             count(view.deltas_removed, "delta"),

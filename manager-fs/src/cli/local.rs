@@ -9,6 +9,8 @@ use proto::daemon::DaemonRequest;
 use serde_json::{Value, json};
 
 use super::out::{self, note, say};
+use super::progress::{Progress, ProgressLine};
+use super::units::{bytes, count};
 use super::{Done, Here, Json, daemon};
 
 /// `status` ends within this time, whatever the daemon is doing; within a second if it is stopped.
@@ -75,6 +77,35 @@ pub(super) fn release(args: &ReleaseArgs, here: &Here) -> Result<Done> {
         out::json(&json!({ "generation": args.generation.to_string(), "released": true }));
     }
     Ok(Done::Clean)
+}
+
+/// `verify --host`.
+pub(super) fn verify(repair: bool, output: Json, here: &Here) -> Result<Done> {
+    let mut line = ProgressLine::new();
+    let report = daemon::check(here, repair, |now| {
+        line.update(Progress { task: "checking", done: now.local_bytes, total: now.object_bytes, bytes: true });
+    });
+    line.clear();
+    let report = report?;
+    if output.json {
+        out::json(&json!({
+            "objects": report.objects,
+            "bytes": report.bytes,
+            "wrong": report.wrong,
+            "fetched": report.fetched,
+            "missing": report.missing,
+        }));
+    } else {
+        report.missing.iter().for_each(|object| say!("object {object} was wrong and is removed"));
+        let wrong = if report.wrong == 0 { String::from("all are right") } else { format!("{} wrong", report.wrong) };
+        let fetched =
+            if repair && report.wrong > 0 { format!(", {} fetched again", report.fetched) } else { String::new() };
+        say!("{}, {} read: {wrong}{fetched}", count(report.objects, "object"), bytes(report.bytes));
+    }
+    if !repair && report.wrong > 0 {
+        note!("what is attached is fetched again in the background, the rest when it is read; --repair does it now");
+    }
+    Ok(if report.wrong == report.fetched { Done::Clean } else { Done::WithProblems })
 }
 
 pub(super) fn unmount(args: &UnmountArgs, here: &Here) -> Result<Done> {

@@ -29,6 +29,7 @@ mod publish;
 mod record;
 mod rescue;
 mod serve;
+mod started;
 mod status_text;
 pub(crate) mod units;
 mod upgrade;

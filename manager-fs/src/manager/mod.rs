@@ -29,6 +29,7 @@ mod news;
 pub mod publish;
 mod record_files;
 pub mod recover;
+mod repair;
 mod reports;
 mod server;
 mod session;

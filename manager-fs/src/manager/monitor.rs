@@ -12,6 +12,8 @@ pub enum Task {
     Verify,
     /// Removing what nothing needs; counted in packs.
     Collect,
+    /// Putting back what is lost; counted in chunks.
+    Repair,
 }
 
 /// Takes the reports of long work. Calls come from several threads, at most some hundred times a second.

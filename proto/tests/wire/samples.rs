@@ -6,7 +6,7 @@ use proto::agent::{
     Progress, Repository, SnapshotRef, Step, StepEvent, Summary,
 };
 use proto::bundle::Touch;
-use proto::daemon::{Attached, DaemonReply, DaemonRequest, StageProgress};
+use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
 use proto::message::{
     BundleFacts, ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, ManagerReply,
     ManagerRequest, Role,
@@ -206,7 +206,7 @@ choice!(ManagerReply {
 ]);
 
 choice!(ManagerRequest {
-    ExportsChanged = 0, ChangeOver = 1, Run = 2, Cancel = 3, Agents = 4, Alive = 5,
+    ExportsChanged = 0, ChangeOver = 1, Run = 2, Cancel = 3, Agents = 4, Alive = 5, Manifest = 6, Chunks = 7,
 } vec![
     ManagerRequest::ExportsChanged,
     ManagerRequest::ChangeOver(change_over()),
@@ -214,13 +214,16 @@ choice!(ManagerRequest {
     ManagerRequest::Cancel { product: product(), job: JobId(9) },
     ManagerRequest::Agents,
     ManagerRequest::Alive,
+    ManagerRequest::Manifest { tree: tree() },
+    ManagerRequest::Chunks { tree: tree(), wants: vec![range()] },
 ]);
 
-choice!(HostReply { Done = 0, Agents = 1, Outcome = 2, Fault = 3 } vec![
+choice!(HostReply { Done = 0, Agents = 1, Outcome = 2, Fault = 3, Sent = 4 } vec![
     HostReply::Done,
     HostReply::Agents(vec![status()]),
     HostReply::Outcome(Outcome::Failed("why".into())),
     HostReply::Fault(Fault::Draining),
+    HostReply::Sent(3),
 ]);
 
 choice!(HostReport {
@@ -289,7 +292,7 @@ choice!(Step {
 ]);
 
 choice!(DaemonRequest {
-    Status = 0, Newest = 1, Attach = 2, Release = 3, Hold = 4, Stage = 5, Report = 6, Changed = 7, Unmount = 8, Profile = 9,
+    Status = 0, Newest = 1, Attach = 2, Release = 3, Hold = 4, Stage = 5, Report = 6, Changed = 7, Unmount = 8, Profile = 9, Check = 10,
 } vec![
     DaemonRequest::Status,
     DaemonRequest::Newest { product: product() },
@@ -301,15 +304,23 @@ choice!(DaemonRequest {
     DaemonRequest::Changed { product: product() },
     DaemonRequest::Unmount,
     DaemonRequest::Profile { tree: tree(), touches: vec![touch()] },
+    DaemonRequest::Check { repair: true },
 ]);
 
-choice!(DaemonReply { Done = 0, Status = 1, Record = 2, Attached = 3, Fault = 4, Bundle = 5 } vec![
+choice!(DaemonReply { Done = 0, Status = 1, Record = 2, Attached = 3, Fault = 4, Bundle = 5, Checked = 6 } vec![
     DaemonReply::Done,
     DaemonReply::Status("{}".into()),
     DaemonReply::Record(vec![0xaa, 0xbb]),
     DaemonReply::Attached(attached()),
     DaemonReply::Fault(Fault::Draining),
     DaemonReply::Bundle(facts()),
+    DaemonReply::Checked(CacheReport {
+        objects: 9,
+        bytes: 1 << 20,
+        wrong: 2,
+        fetched: 1,
+        missing: vec![proto::ObjectId::from_bytes([0x0b; 32])],
+    }),
 ]);
 
 choice!(GenerationRef { Named = 0, TreePrefix = 1 } vec![named(), GenerationRef::TreePrefix("7e7e".into())]);

@@ -39,7 +39,15 @@ const EXAMPLES: &[(&str, Examples)] = &[
     ),
     ("show", &[("manager-fs show data-agent@2.0", "what is known of it: entry point, libraries, exports")]),
     ("diff", &[("manager-fs diff data-agent@1.9 data-agent@2.0", "which files were added, removed and changed")]),
-    ("verify", &[("manager-fs verify", "read every pack; exit code 3 where something is wrong")]),
+    (
+        "verify",
+        &[
+            ("manager-fs verify", "read every pack; exit code 3 where something is wrong"),
+            ("manager-fs verify --repair", "and put it back from hosts; exit code 0 when all is whole again"),
+            ("manager-fs verify --repair --from ./data-agent-2.0.tar.gz", "out of the published files, too"),
+            ("manager-fs verify --host --repair", "the cache of this host"),
+        ],
+    ),
     ("gc", &[("manager-fs gc --dry-run", "what would be freed"), ("manager-fs gc", "free it")]),
     ("record list", &[("manager-fs record list", "what cannot be read, and why not")]),
     ("record remove", &[("manager-fs record remove job/000006b1a0c4f3d2", "one that cannot be read")]),
@@ -106,8 +114,8 @@ const EXAMPLES: &[(&str, Examples)] = &[
     (
         "profile",
         &[
-            ("manager-fs profile data-agent@2.0", "run its entry point for at most 10 s"),
-            ("manager-fs profile node@22.1 --for 3s -- node app.js", "another program; recordings add up"),
+            ("manager-fs profile data-agent@2.0", "run its entry point until it is up"),
+            ("manager-fs profile node@22.1 -- node app.js", "another program; recordings add up"),
         ],
     ),
     ("launch", &[("manager-fs launch data-agent", "the newest exported version, or the one that ran last")]),

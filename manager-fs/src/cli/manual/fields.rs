@@ -66,10 +66,11 @@ const PROFILE: &[(&str, &str)] = &[
     ("generation", "as it was typed"),
     ("tree_id", "its tree"),
     ("touched_pages", "pages of 4 KiB that the program touched"),
-    ("program", "how it ended, for people"),
-    ("bundle.objects", "objects in the start-up bundle"),
-    ("bundle.plain_bytes", "bytes of them that it has"),
-    ("bundle.bundle_bytes", "its size with the manifest"),
+    ("program", "how its start was over, for people"),
+    ("became", "bundle: hosts get it; noted: it counts when another host tells the same; cut: its time was up"),
+    ("bundle.objects?", "objects in the start-up bundle"),
+    ("bundle.plain_bytes?", "bytes of them that it has"),
+    ("bundle.bundle_bytes?", "its size with the manifest, before it is compressed well"),
 ];
 
 const JOB: &[(&str, &str)] = &[
@@ -177,7 +178,7 @@ const DOCUMENTS: &[Document] = &[
     },
     Document {
         command: "verify",
-        what: ONE,
+        what: "One document. With --host: objects, bytes, wrong, fetched and missing",
         fields: &[
             ("packs", "packs read"),
             ("bytes", "bytes read"),
@@ -185,9 +186,15 @@ const DOCUMENTS: &[Document] = &[
             ("manifests", "manifests checked"),
             ("objects", "distinct objects put together and hashed"),
             ("records", "records whose signatures and trees were checked"),
+            ("wrong?", "with --host: objects that were wrong, and are removed"),
+            ("fetched?", "with --host and --repair: those of them that were fetched again"),
+            ("missing[]?", "with --host: the others, up to 4,096"),
             ("problems[].what?", "the thing"),
             ("problems[].fault?", "what is wrong with it"),
             ("problems[].generations[]?", "the generations that it touches"),
+            ("problems[].repaired?", "with --repair: from where it came back, for people; null where it did not"),
+            ("repaired", "how many of the problems were repaired"),
+            ("lost_chunks", "chunks that generations need and that were found nowhere; 0 without --repair"),
         ],
     },
     Document {
@@ -202,6 +209,8 @@ const DOCUMENTS: &[Document] = &[
             ("packs_rewritten", "packs of which little was needed: that was written anew"),
             ("bytes_freed", "given back to the disk"),
             ("bytes_kept", "bytes of packs that stay"),
+            ("packs_in_use", "packs left alone because a running publication relies on them"),
+            ("packs_damaged", "damaged packs left alone, as something in them is needed and lies nowhere else"),
         ],
     },
     Document {

@@ -8,6 +8,7 @@ use proto::{HostName, codec};
 use tokio::sync::watch;
 
 use super::exports::{ASK_DEADLINE, Exports};
+use super::give::Giver;
 use super::relay::Relay;
 use crate::clock::Clock;
 use crate::host::data::link::ManagerLink;
@@ -37,6 +38,7 @@ pub(crate) struct Daemon {
     pub(crate) exports: Arc<Exports>,
     pub(crate) relay: Arc<Relay>,
     pub(crate) manager: Arc<ManagerLink>,
+    giver: Giver,
     /// Becomes true when someone asked for the end of the daemon.
     unmount: watch::Sender<bool>,
 }
@@ -48,6 +50,7 @@ impl Daemon {
         let (asked, known) = (Arc::clone(&manager), Arc::clone(&records));
         let exports = Exports::new(asked, known, Arc::clone(&data), Arc::clone(&generations));
         data.set_view(&records.all());
+        let giver = Giver::new(Arc::clone(data.objects()));
         Arc::new(Self {
             host,
             started_unix_ms: manager.clock().unix_ms(),
@@ -57,6 +60,7 @@ impl Daemon {
             exports: Arc::new(exports),
             relay,
             manager,
+            giver,
             unmount: watch::Sender::new(false),
         })
     }
@@ -111,6 +115,12 @@ impl Handler for FromManager {
                 Ok(ManagerRequest::Cancel { product, job }) => daemon.relay.cancel(&product, job).await,
                 Ok(ManagerRequest::Agents) => HostReply::Agents(daemon.relay.look().await),
                 Ok(ManagerRequest::Alive) => HostReply::Done,
+                Ok(ManagerRequest::Manifest { tree }) => {
+                    daemon.giver.manifest(tree, &answer).await.unwrap_or_else(HostReply::Fault)
+                }
+                Ok(ManagerRequest::Chunks { tree, wants }) => {
+                    daemon.giver.chunks(tree, &wants, &answer).await.unwrap_or_else(HostReply::Fault)
+                }
             };
             if let Err(error) = answer.finish(&reply).await {
                 tracing::debug!(%error, "the manager did not wait for an answer");

@@ -7,8 +7,10 @@
 //! ```
 
 pub(in crate::host) mod agent;
+mod check;
 pub(in crate::host) mod daemon;
 pub(in crate::host) mod exports;
+mod give;
 mod jobs;
 pub mod launch;
 mod orders;

@@ -17,6 +17,7 @@ use proto::{GenerationRef, Product, TreeId};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
+use super::check::check;
 use super::daemon::Daemon;
 use super::status;
 use crate::host::blocking;
@@ -29,8 +30,8 @@ const PROGRESS_MAX: Duration = Duration::from_secs(2);
 const STAGE_PAUSE: Duration = Duration::from_secs(1);
 /// Accepting that failed is tried again after this time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// The manager compresses the bundle before it answers.
-const PROFILE_DEADLINE: Duration = Duration::from_secs(170);
+/// The manager makes the bundle fast before it answers, on a machine that may be busy.
+const PROFILE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long `status` waits for a fresh look at the processes, and at the agents, before it shows the last one.
 const LOOK_DEADLINE: Duration = Duration::from_millis(200);
 
@@ -92,6 +93,7 @@ impl Handler for Serve {
             };
             let reply = match request {
                 DaemonRequest::Stage { tree, running, lazy } => stage(&daemon, tree, running, lazy, &answer).await,
+                DaemonRequest::Check { repair } => check(&daemon, repair, &answer).await,
                 other => answer_simple(daemon, other, connection, pid).await,
             };
             let reply = reply.unwrap_or_else(DaemonReply::Fault);
@@ -141,10 +143,13 @@ async fn answer_simple(
             let request = HostRequest::Profile { tree, touches };
             match daemon.manager.ask(&request, daemon.clock().now() + PROFILE_DEADLINE).await? {
                 ManagerReply::Bundle(facts) => Ok(DaemonReply::Bundle(facts)),
+                ManagerReply::Done => Ok(DaemonReply::Done),
                 _ => Err(Fault::Failed("the manager answered Profile with something else".to_owned())),
             }
         }
-        DaemonRequest::Stage { .. } => Err(Fault::BadRequest("staging is answered elsewhere".to_owned())),
+        DaemonRequest::Stage { .. } | DaemonRequest::Check { .. } => {
+            Err(Fault::BadRequest("this is answered elsewhere".to_owned()))
+        }
     }
 }
 

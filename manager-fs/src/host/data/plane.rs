@@ -120,6 +120,11 @@ impl DataPlane {
         })
     }
 
+    /// What this host has of trees.
+    pub(crate) fn objects(&self) -> &Arc<Objects> {
+        &self.objects
+    }
+
     fn cache(&self) -> &Arc<Cache> {
         self.objects.fetcher().cache()
     }

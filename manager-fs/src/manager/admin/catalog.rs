@@ -9,16 +9,17 @@ use proto::name::Target;
 use proto::{GenerationRecord, GenerationRef, HostName, Product, SignedRecord, TreeId};
 
 use super::diff::{DiffReport, compare};
-use super::message::{ChangedView, GcView, GenerationView, PublishOrder, PublishReport, VerifyView};
+use super::message::{ChangedView, GenerationView, PublishOrder, PublishReport};
 use super::progress::Reporter;
 use super::refusal::CatalogError;
 use crate::manager::control::ControlError;
 use crate::manager::control::exports::Export;
-use crate::manager::control::generations::{self, Generation};
+use crate::manager::control::generations::Generation;
 use crate::manager::error::ManagerError;
 use crate::manager::exports::Changed;
 use crate::manager::now;
 use crate::manager::publish::{self, PublishError, PublishOptions, Published};
+use crate::manager::store::GcReport;
 use crate::manager::whole::Manager;
 use crate::manager::worker::{blocking, waiting};
 
@@ -186,42 +187,8 @@ impl Catalog<'_> {
         Ok(())
     }
 
-    /// Checks every byte of the store.
-    pub(super) fn verify(&self, monitor: &Reporter) -> Result<VerifyView, ManagerError> {
-        let report = self.0.store.verify(monitor)?;
-        let generations = self.0.state.generations();
-        let names = |trees: &BTreeSet<TreeId>| -> Vec<String> {
-            let touched = generations.iter().filter(|generation| trees.contains(&generation.record.tree));
-            touched.map(|generation| generation.record.name()).collect()
-        };
-        let mut problems: Vec<_> =
-            report.problems.into_iter().map(|found| (found.what, found.fault, names(&found.trees))).collect();
-        let damaged = self.0.state.damaged().into_iter();
-        problems.extend(damaged.map(|(key, reason)| (format!("record '{key}'"), reason, Vec::new())));
-        let known: BTreeSet<TreeId> = self.0.store.trees()?.into_iter().collect();
-        for generation in &generations {
-            let name = generation.record.name();
-            if let Err(fault) = generations::verify(&generation.signed) {
-                problems.push((format!("record of {name}"), fault.to_string(), vec![name.clone()]));
-            }
-            if !known.contains(&generation.record.tree) {
-                let what = format!("manifest {}", generation.record.tree);
-                problems.push((what, String::from("it is missing"), vec![name]));
-            }
-        }
-        Ok(VerifyView {
-            packs: report.packs,
-            bytes: report.bytes,
-            chunks: report.chunks,
-            manifests: report.manifests,
-            objects: report.objects,
-            records: generations.len() as u64,
-            problems,
-        })
-    }
-
     /// Removes what nothing needs.
-    pub(super) fn gc(&self, dry_run: bool, monitor: &Reporter) -> Result<GcView, ManagerError> {
+    pub(super) fn gc(&self, dry_run: bool, monitor: &Reporter) -> Result<GcReport, ManagerError> {
         let names_trees =
             |key: &String| ["generation/", "part/", "set-aside/generation/"].iter().any(|kind| key.starts_with(kind));
         if let Some(key) = self.0.state.damaged().into_keys().find(names_trees) {
@@ -231,17 +198,7 @@ impl Catalog<'_> {
         // After the pass has begun: a publication that ends meanwhile is kept by its guard.
         let mut keep: BTreeSet<TreeId> = waiting(self.0.exports.attached())?.into_keys().collect();
         keep.extend(self.0.state.generations().iter().map(|generation| generation.record.tree));
-        let report = pass.run(&keep, dry_run, monitor)?;
-        Ok(GcView {
-            dry_run,
-            manifests_removed: report.manifests_removed,
-            deltas_removed: report.deltas_removed,
-            bundles_removed: report.bundles_removed,
-            packs_removed: report.packs_removed,
-            packs_rewritten: report.packs_rewritten,
-            bytes_freed: report.bytes_freed,
-            bytes_kept: report.bytes_kept,
-        })
+        Ok(pass.run(&keep, dry_run, monitor)?)
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::catalog::Catalog;
 use super::message::{AdminEvent, AdminReply, Long};
 use super::progress::Reporter;
+use super::verify;
 use crate::manager::error::ManagerError;
 use crate::manager::news::News;
 use crate::manager::whole::Manager;
@@ -27,13 +28,16 @@ pub(super) async fn answer(
             work(answer, move |monitor, cancelled| {
                 let published = Catalog(&whole).publish(&order, monitor, cancelled);
                 // Also after one that failed: what it has held up goes on.
-                whole.ahead.work(published.as_ref().ok().map(|published| published.record.clone()));
+                whole.ahead.work();
                 Ok(AdminReply::Published(published?))
             })
             .await
         }
-        Long::Verify => {
-            work(answer, move |monitor, _| Ok(AdminReply::Verified(Catalog(&whole).verify(monitor)?))).await
+        Long::Verify { repair } => {
+            work(answer, move |monitor, cancelled| {
+                Ok(AdminReply::Verified(verify::verify(&whole, repair.as_ref(), monitor, cancelled)?))
+            })
+            .await
         }
         Long::Gc { dry_run } => {
             work(answer, move |monitor, _| Ok(AdminReply::Collected(Catalog(&whole).gc(dry_run, monitor)?))).await

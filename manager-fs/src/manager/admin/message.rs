@@ -5,7 +5,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use proto::agent::{AgentStatus, JobId, Operation, StepEvent};
-use proto::message::{Fault, Unix};
+use proto::bundle::Touch;
+use proto::message::{BundleFacts, Fault, Unix};
 use proto::name::Target;
 use proto::{GenerationRecord, GenerationRef, GroupName, HostName, Product, TreeId, Version};
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::diff::DiffReport;
 use crate::manager::control::exports::Export;
 use crate::manager::control::jobs::JobRecord;
+use crate::manager::store::GcReport;
 use crate::manager::upgrade::{UpgradeEvent, UpgradeOrder, UpgradeReport};
 
 /// A command.
@@ -43,7 +45,10 @@ pub enum Long {
     /// Take files in as a new generation. `Event`s carry [`AdminEvent::Progress`].
     Publish(PublishOrder),
     /// Check every byte of the store.
-    Verify,
+    Verify {
+        /// Put back what is damaged or gone, and from where else than packs and hosts.
+        repair: Option<RepairOrder>,
+    },
     /// Remove what nothing needs.
     Gc {
         /// Only say what would be removed.
@@ -76,6 +81,13 @@ pub enum Quick {
         targets: Vec<Target>,
         /// Also while it is attached there.
         force: bool,
+    },
+    /// Take what a start of a tree touched, recorded by whoever has this socket: it counts at once.
+    Record {
+        /// Which tree.
+        tree: TreeId,
+        /// In the order in which they were touched.
+        touches: Vec<Touch>,
     },
     /// Forget what was recorded of a generation's starts.
     ResetProfile(GenerationRef),
@@ -126,6 +138,13 @@ pub enum Quick {
     JobCancel(JobId),
 }
 
+/// What `verify --repair` takes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairOrder {
+    /// Absolute path of files that were published once, on the manager's machine, as raw bytes.
+    pub source: Option<Vec<u8>>,
+}
+
 /// What `publish` takes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishOrder {
@@ -152,8 +171,13 @@ impl PublishOrder {
     }
 
     pub(super) fn source_path(&self) -> PathBuf {
-        PathBuf::from(OsString::from_vec(self.source.clone()))
+        path_of(&self.source)
     }
+}
+
+/// The path that these bytes are.
+pub(super) fn path_of(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes.to_vec()))
 }
 
 /// An answer.
@@ -172,7 +196,7 @@ pub enum AdminReply {
     /// To `Verify`.
     Verified(VerifyView),
     /// To `Gc`.
-    Collected(GcView),
+    Collected(GcReport),
     /// To `Export`, `Unexport`, `GroupAdd` and `GroupRemove`.
     Changed(ChangedView),
     /// To `Hosts`.
@@ -183,6 +207,8 @@ pub enum AdminReply {
     Token(String),
     /// To `Damaged`: keys, and what is wrong with their records.
     Damaged(Vec<(String, String)>),
+    /// To `Record`.
+    Recorded(BundleFacts),
     /// To `Upgrade`.
     Upgraded(UpgradeReport),
     /// To `Agents`.
@@ -269,29 +295,23 @@ pub struct VerifyView {
     pub objects: u64,
     /// Generation records whose signatures and trees were checked.
     pub records: u64,
-    /// What is wrong: the thing, the fault, the generations that it touches.
-    pub problems: Vec<(String, String, Vec<String>)>,
+    /// What is wrong.
+    pub problems: Vec<ProblemView>,
+    /// Chunks that generations need and that were found nowhere; 0 where nothing was to be repaired.
+    pub lost_chunks: u64,
 }
 
-/// What `gc` removed.
+/// Something that `verify` found to be wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GcView {
-    /// Nothing was really removed.
-    pub dry_run: bool,
-    /// Manifests that nothing named.
-    pub manifests_removed: u64,
-    /// Deltas of which one tree is not kept.
-    pub deltas_removed: u64,
-    /// Start-up bundles of which one tree is not kept.
-    pub bundles_removed: u64,
-    /// Packs of which nothing was needed.
-    pub packs_removed: u64,
-    /// Packs of which little was needed: that was written anew.
-    pub packs_rewritten: u64,
-    /// Bytes given back to the disk.
-    pub bytes_freed: u64,
-    /// Bytes of packs that stay.
-    pub bytes_kept: u64,
+pub struct ProblemView {
+    /// The thing.
+    pub what: String,
+    /// The fault.
+    pub fault: String,
+    /// The generations that it touches.
+    pub generations: Vec<String>,
+    /// From where it was repaired; `None`: it was not.
+    pub repaired: Option<String>,
 }
 
 /// A host as an operator sees it.

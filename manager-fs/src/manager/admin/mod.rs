@@ -10,6 +10,7 @@ mod long;
 mod message;
 mod progress;
 pub mod refusal;
+mod verify;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,8 +32,8 @@ use fleet::Fleet;
 
 pub use diff::{DiffEntry, DiffReport, Difference};
 pub use message::{
-    AdminEvent, AdminReply, AdminRequest, AgentView, ChangedView, GcView, GenerationView, HostView, Long,
-    PublishOrder, PublishReport, Quick, VerifyView,
+    AdminEvent, AdminReply, AdminRequest, AgentView, ChangedView, GenerationView, HostView, Long, ProblemView,
+    PublishOrder, PublishReport, Quick, RepairOrder, VerifyView,
 };
 
 /// How long nothing is accepted after a failure: out of descriptors, most likely, and connections that end will help.
@@ -125,6 +126,10 @@ async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<AdminReply, M
         Quick::Export(generation, targets) => AdminReply::Changed(catalog.export(&generation, &targets).await?),
         Quick::Unexport { generation, targets, force } => {
             AdminReply::Changed(catalog.unexport(&generation, &targets, force).await?)
+        }
+        Quick::Record { tree, touches } => {
+            let bundles = Arc::clone(&manager.bundles);
+            AdminReply::Recorded(command(move || bundles.record(&tree, &touches).map_err(ManagerError::from)).await?)
         }
         Quick::ResetProfile(generation) => {
             let manager = Arc::clone(manager);

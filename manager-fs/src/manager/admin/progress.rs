@@ -35,6 +35,7 @@ impl Monitor for Reporter {
             Task::Inspect => ("looking into executables", false),
             Task::Verify => ("checking", true),
             Task::Collect => ("collecting packs", false),
+            Task::Repair => ("looking for lost chunks", false),
         };
         let _ = self.events.send(AdminEvent::Progress { task: name.to_owned(), done, total, bytes });
     }

@@ -244,7 +244,7 @@ async fn answered(
             | Fault::BadRequest(_)
             | Fault::Failed(_) => (Outcome::Failed(fault.to_string()), EndedBy::Manager),
         },
-        Ok(HostReply::Done | HostReply::Agents(_)) => {
+        Ok(HostReply::Done | HostReply::Agents(_) | HostReply::Sent(_)) => {
             let text = String::from("the host answered with something else than an outcome");
             (Outcome::Failed(text), EndedBy::Manager)
         }
@@ -271,7 +271,7 @@ async fn cancel(jobs: Arc<Jobs>, link: Link, record: JobRecord) {
                 tracing::debug!(job = %record.id, %fault, "cancellation not taken yet");
                 false
             }
-            Ok(HostReply::Done | HostReply::Agents(_) | HostReply::Outcome(_)) => true,
+            Ok(HostReply::Done | HostReply::Agents(_) | HostReply::Outcome(_) | HostReply::Sent(_)) => true,
             Err(NetError::Closed(_)) => return,
             Err(error) => {
                 tracing::debug!(job = %record.id, %error, "cancellation not taken yet");

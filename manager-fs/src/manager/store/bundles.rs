@@ -8,7 +8,7 @@ use proto::bundle::{HEADER_BYTES, Header, TRAILER_BYTES, trailer};
 
 use super::gc::{GcPass, GcReport};
 use super::pack_store::{BlobKind, BlobName};
-use super::verify::VerifyReport;
+use super::verify::{REMOVED, Thing, VerifyReport};
 use super::{Store, StoreError};
 use crate::manager::monitor::Monitor;
 use crate::sync::read;
@@ -41,9 +41,20 @@ impl Store {
         }
     }
 
+    /// What the header of a tree's bundle for any host says, unchecked; `None` when there is none, or it cannot be one.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn bundle_header(&self, tree: &TreeId) -> Result<Option<Header>, StoreError> {
+        match self.packs.get(&BlobName::Bundle(None, *tree), 0..HEADER_BYTES as u64) {
+            Ok(bytes) => Ok(bytes.first_chunk().and_then(|bytes| Header::decode(bytes).ok())),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => Ok(None),
+            Err(error) => Err(StoreError::io(format!("start-up bundle of {tree}"), error)),
+        }
+    }
+
     /// Stores a bundle (without its trailer) durably in the place of the one that was there, unless the tree has been
-    /// removed meanwhile. Between the two there may be none for a moment, which costs a host that asks just then a slower
-    /// start.
+    /// removed meanwhile.
     ///
     /// # Errors
     /// The tree is gone, or the disk failed.
@@ -58,9 +69,7 @@ impl Store {
         let mut draft = self.packs.create().map_err(failed)?;
         draft.append(bundle).map_err(failed)?;
         draft.append(&trailer(*blake3::hash(bundle).as_bytes())).map_err(failed)?;
-        let name = BlobName::Bundle(from.copied(), *tree);
-        self.packs.delete(&name).map_err(failed)?;
-        draft.commit(&name).map_err(failed).map(drop)
+        draft.replace(&BlobName::Bundle(from.copied(), *tree)).map_err(failed)
     }
 
     /// Removes every bundle of a tree; returns how many there were.
@@ -108,11 +117,7 @@ impl Store {
             let BlobName::Bundle(from, tree) = name else { continue };
             let Some(bytes) = self.packs.size(&name).map_err(listed)? else { continue };
             if self.bundle(from.as_ref(), &tree)?.is_none() && self.packs.size(&name).map_err(listed)?.is_none() {
-                report.problem(
-                    monitor,
-                    format!("start-up bundle of {tree}"),
-                    "it was damaged, and is removed".into(),
-                );
+                report.problem(monitor, Thing::Bundle(tree), REMOVED.into());
             }
             report.bytes += bytes;
         }

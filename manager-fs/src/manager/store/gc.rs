@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::MutexGuard;
 
 use proto::{ChunkId, TreeId};
+use serde::{Deserialize, Serialize};
 
 use super::index::{Index, Slot};
 use super::pack::{self, PackIndex, PackWriter};
@@ -13,7 +14,7 @@ use crate::manager::monitor::{Monitor, Task};
 use crate::sync::{lock, write};
 
 /// What a collection removed, or would remove.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GcReport {
     /// Manifests that nothing named.
     pub manifests_removed: u64,
@@ -105,7 +106,7 @@ impl Store {
         Ok(true)
     }
 
-    fn delete(&self, name: &BlobName) -> Result<(), StoreError> {
+    pub(super) fn delete(&self, name: &BlobName) -> Result<(), StoreError> {
         self.packs.delete(name).map_err(|cause| StoreError::io(format!("removing {name:?}"), cause))
     }
 }

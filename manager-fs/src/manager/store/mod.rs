@@ -11,6 +11,7 @@
 mod batch;
 mod bundles;
 mod deltas;
+mod format;
 mod gc;
 mod index;
 mod pack;
@@ -18,56 +19,35 @@ mod pack_id;
 mod pack_store;
 mod pipeline;
 mod repack;
+mod repair;
 mod source;
 mod verify;
 mod writer;
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use proto::bulk::Encoding;
 use proto::limits::MANIFEST_BYTES_MAX;
 use proto::{ChunkId, Manifest, TreeId};
-use rustix::fs::FlockOperation;
 
 pub use gc::{GcPass, GcReport};
 pub use index::PublishGuard;
 pub use pack_id::PackId;
 pub use pack_store::{BlobKind, BlobName, Draft, LocalPacks, PackStore, Put};
 pub use repack::Repacked;
+pub use repair::{Lost, Mender, Where};
 pub(crate) use source::{Dense, Piece, Source, SparseFile};
-pub use verify::{Problem, VerifyReport};
+pub use verify::{Problem, Thing, VerifyReport};
 pub(crate) use writer::{AddError, ContentWriter};
 
+use format::{Format, owned, read_format, write_format};
 use index::{Index, Location, Registry};
 
 use crate::sync::{lock, read, write};
-
-const FORMAT: &str = "manager-fs store 2\n";
-/// Format 1 had the control state in one file, in other records; packs and manifests are the same.
-const OLDER_FORMAT: &str = "manager-fs store 1\n";
-/// What may lie in a directory that becomes a store: the manager's own files, made before or beside us.
-const KNOWN_NAMES: [&str; 16] = [
-    "format",
-    "format.new",
-    "lock",
-    "packs",
-    "manifests",
-    "deltas",
-    "bundles",
-    "tmp",
-    "control.redb",
-    "observations.redb",
-    "control.backup",
-    "records",
-    "keys",
-    "address",
-    "manager.sock",
-    "lost+found",
-];
 
 /// Why the store did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +90,9 @@ pub enum StoreError {
         cause: io::Error,
     },
     /// Stored bytes are not what was stored.
-    #[error("{what} is damaged: {fault}; run 'manager-fs verify' to see what it touches")]
+    #[error(
+        "{what} is damaged: {fault}; 'manager-fs verify' shows what it touches, 'manager-fs verify --repair' mends it"
+    )]
     Damaged {
         /// Pack, chunk or manifest.
         what: String,
@@ -118,7 +100,9 @@ pub enum StoreError {
         fault: String,
     },
     /// A blob or chunk that must be there is not.
-    #[error("{what} is missing from the store; run 'manager-fs verify' to see what it touches")]
+    #[error(
+        "{what} is missing from the store; 'manager-fs verify' shows what it touches, 'manager-fs verify --repair' mends it"
+    )]
     Missing {
         /// Chunk or manifest.
         what: String,
@@ -309,7 +293,13 @@ impl Store {
                 match self.read_place(&pack, &place) {
                     Ok(chunk) => return Ok(Some(chunk)),
                     Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => moved = true,
-                    Err(error) => result = Err(error),
+                    Err(error) => {
+                        // From now on whoever publishes the same bytes puts them back.
+                        if matches!(error, StoreError::Damaged { .. }) {
+                            self.mark_bad(&pack);
+                        }
+                        result = Err(error);
+                    }
                 }
             }
             if !moved {
@@ -391,7 +381,11 @@ impl Store {
         let _commit = read(&self.commits);
         match self.manifest(tree) {
             Ok(Some(_)) => return Ok(Put::AlreadyThere),
-            Err(StoreError::Damaged { .. }) => self.packs.delete(&BlobName::Manifest(*tree)).map_err(failed)?,
+            Err(StoreError::Damaged { .. }) => {
+                let mut draft = self.packs.create().map_err(failed)?;
+                draft.append(bytes).map_err(failed)?;
+                return draft.replace(&BlobName::Manifest(*tree)).map(|()| Put::Stored).map_err(failed);
+            }
             _ => {}
         }
         let mut draft = self.packs.create().map_err(failed)?;
@@ -425,68 +419,6 @@ impl Store {
 
     fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
         write(&self.index)
-    }
-}
-
-/// What the format file says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Current,
-    Older,
-    /// It is not there: a directory that becomes a store.
-    Missing,
-}
-
-fn read_format(root: &Path) -> Result<Format, StoreError> {
-    let path = root.to_path_buf();
-    match fs::read(root.join("format")) {
-        Ok(found) if found == FORMAT.as_bytes() => Ok(Format::Current),
-        Ok(found) if found == OLDER_FORMAT.as_bytes() => Ok(Format::Older),
-        Ok(found) => {
-            let line: String =
-                String::from_utf8_lossy(&found).lines().next().unwrap_or("").chars().take(80).collect();
-            if line.starts_with("manager-fs store ") {
-                return Err(StoreError::Newer { path, found: line });
-            }
-            Err(StoreError::NotAStore { path, fault: format!("its file 'format' says '{line}'") })
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let failed = |cause| StoreError::io(format!("store {}", root.display()), cause);
-            for entry in fs::read_dir(root).map_err(failed)? {
-                let name = entry.map_err(failed)?.file_name();
-                let known = KNOWN_NAMES.iter().any(|known| name == *known);
-                let holds = ["packs", "manifests"].iter().any(|blobs| name == *blobs);
-                let full = holds && fs::read_dir(root.join(&name)).is_ok_and(|mut blobs| blobs.next().is_some());
-                if full || !known {
-                    let fault = if full { "its file 'format' is missing" } else { "it holds other files" };
-                    return Err(StoreError::NotAStore { path, fault: format!("{fault} ('{}')", name.display()) });
-                }
-            }
-            Ok(Format::Missing)
-        }
-        Err(cause) => Err(StoreError::io(format!("store {}", root.display()), cause)),
-    }
-}
-
-fn write_format(root: &Path) -> io::Result<()> {
-    let draft = root.join("format.new");
-    let mut file = File::create(&draft)?;
-    file.write_all(FORMAT.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&draft, root.join("format"))?;
-    pack_store::sync_dir(root)
-}
-
-fn owned(root: &Path) -> Result<File, StoreError> {
-    let path = root.join("lock");
-    let failed = |cause| StoreError::io(format!("lock {}", path.display()), cause);
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-    // Whoever may open it may hold it, and so keep a manager from starting.
-    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600)).map_err(failed)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::AGAIN) => Err(StoreError::InUse { path: root.to_path_buf() }),
-        Err(error) => Err(failed(error.into())),
     }
 }
 

@@ -173,6 +173,12 @@ impl SealedPack {
         self.draft.commit(&BlobName::Pack(self.id))?;
         Ok((self.id, self.index))
     }
+
+    /// As [`SealedPack::commit`], in the place of a damaged pack with this id.
+    pub(super) fn replace(self) -> io::Result<(PackId, PackIndex)> {
+        self.draft.replace(&BlobName::Pack(self.id))?;
+        Ok((self.id, self.index))
+    }
 }
 
 /// How long a pack of so many frames with so many stored bytes is.

@@ -74,6 +74,8 @@ pub trait Draft: Send {
     fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>>;
     /// Makes it durable and visible under `name`, unless something is there already.
     fn commit(self: Box<Self>, name: &BlobName) -> io::Result<Put>;
+    /// As [`Draft::commit`], in the place of what is there, in one step: at every moment one of the two is.
+    fn replace(self: Box<Self>, name: &BlobName) -> io::Result<()>;
 }
 
 /// Open packs kept for reading; more would only hold descriptors.
@@ -85,8 +87,10 @@ const OPEN_FILES_MAX: usize = 128;
 pub struct LocalPacks {
     layout: Layout,
     drafts: AtomicU64,
-    open: Mutex<HashMap<BlobName, Arc<File>>>,
+    open: Arc<OpenFiles>,
 }
+
+type OpenFiles = Mutex<HashMap<BlobName, Arc<File>>>;
 
 impl LocalPacks {
     /// Makes the directories, and removes the drafts that a crash has left. The caller holds the store's lock.
@@ -103,7 +107,7 @@ impl LocalPacks {
             if draft.file_type()?.is_dir() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
         }
         let layout = Layout { root: root.to_path_buf() };
-        Ok(Self { layout, drafts: AtomicU64::new(0), open: Mutex::default() })
+        Ok(Self { layout, drafts: AtomicU64::new(0), open: Arc::default() })
     }
 
     fn file(&self, name: &BlobName) -> io::Result<Arc<File>> {
@@ -127,7 +131,7 @@ impl PackStore for LocalPacks {
         let number = self.drafts.fetch_add(1, Ordering::Relaxed);
         let path = self.layout.root.join("tmp").join(format!("{number:016x}"));
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Box::new(LocalDraft { layout: self.layout.clone(), path, file, bytes: 0 }))
+        Ok(Box::new(LocalDraft { layout: self.layout.clone(), open: Arc::clone(&self.open), path, file, bytes: 0 }))
     }
 
     fn size(&self, name: &BlobName) -> io::Result<Option<u64>> {
@@ -214,6 +218,7 @@ impl Layout {
 
 struct LocalDraft {
     layout: Layout,
+    open: Arc<OpenFiles>,
     path: PathBuf,
     file: File,
     bytes: u64,
@@ -242,6 +247,17 @@ impl Draft for LocalDraft {
         let put = rename_if_absent(&self.path, &target)?;
         sync_dir(&shard)?;
         Ok(put)
+    }
+
+    fn replace(self: Box<Self>, name: &BlobName) -> io::Result<()> {
+        let target = self.layout.path(name);
+        let shard = target.parent().map(Path::to_path_buf).unwrap_or_default();
+        make_dir(&shard)?;
+        self.file.sync_all()?;
+        fs::rename(&self.path, &target)?;
+        // Whoever opens it from now on must not be given what was there.
+        lock(&self.open).remove(name);
+        sync_dir(&shard)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::manager::testing::{Fixture, Item, Kind, Model, list};
 
 /// What happens at the chosen operation.
 #[derive(Clone, Copy)]
-enum Fault {
+pub(super) enum Fault {
     /// The process is gone, with all that it had not made durable.
     Abort,
     /// The disk is full, from now on.
@@ -86,9 +86,14 @@ impl Draft for Faulty<dyn Draft> {
         self.plan.step()?;
         Ok(put)
     }
+    fn replace(self: Box<Self>, name: &BlobName) -> io::Result<()> {
+        self.plan.step()?;
+        self.inner.replace(name)?;
+        self.plan.step()
+    }
 }
 
-fn open_faulty(root: &Path, fault: Fault, step: u64) -> Store {
+pub(super) fn open_faulty(root: &Path, fault: Fault, step: u64) -> Store {
     let plan = Arc::new(Plan { fault, left: AtomicU64::new(step) });
     let packs = |root: &Path| -> io::Result<Box<dyn PackStore>> {
         Ok(Box::new(Faulty::<dyn PackStore> { plan, inner: Box::new(LocalPacks::open(root)?) }))
@@ -100,7 +105,7 @@ pub(super) fn publish_plain(store: &Store, source: &Path) -> Result<Published, P
     publish(store, source, &PublishOptions::default(), &Quiet, &AtomicBool::new(false))
 }
 
-fn source(dir: &Path, name: &str, seeds: &[u64]) -> PathBuf {
+pub(super) fn source(dir: &Path, name: &str, seeds: &[u64]) -> PathBuf {
     let path = dir.join(name);
     let mut model = Model::new([]);
     for seed in seeds {
@@ -469,7 +474,9 @@ fn a_damaged_or_missing_manifest_is_found_and_mended() {
         change(&blob(fixture.store.root(), "manifests"));
         let report = fixture.store.verify(&Quiet).unwrap();
         assert_eq!(report.problems.len(), 1);
-        assert!(report.problems[0].trees.contains(&tree) && report.problems[0].what.contains("manifest"));
+        assert!(
+            report.problems[0].trees.contains(&tree) && report.problems[0].thing.to_string().contains("manifest")
+        );
         assert!(matches!(fixture.store.manifest(&tree), Err(StoreError::Damaged { .. })));
         publish_plain(&fixture.store, &source).unwrap();
         assert_sound(&fixture.store);

@@ -1,6 +1,7 @@
 //! Checking every byte of the store, and telling which trees a fault touches.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
 
 use proto::{ChunkId, Manifest, ObjectId, TreeId};
 
@@ -10,11 +11,44 @@ use super::{PackId, Store, StoreError, StoredChunk};
 use crate::manager::monitor::{Monitor, Task};
 use crate::sync::lock;
 
+/// What is said of deltas and bundles, which are made again when a host asks.
+pub(super) const REMOVED: &str = "it was damaged, and is removed";
+
+/// Something that may be damaged. Its text is for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Thing {
+    /// A pack as a whole.
+    Pack(PackId),
+    /// A chunk where it lies in a pack.
+    Chunk(ChunkId, PackId),
+    /// A tree's manifest.
+    Manifest(TreeId),
+    /// An object that its chunks do not make.
+    Object(ObjectId),
+    /// A delta between two trees.
+    Delta(TreeId, TreeId),
+    /// A start-up bundle of a tree.
+    Bundle(TreeId),
+}
+
+impl fmt::Display for Thing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Thing::Pack(pack) => write!(f, "pack {pack}"),
+            Thing::Chunk(chunk, pack) => write!(f, "chunk {chunk} in pack {pack}"),
+            Thing::Manifest(tree) => write!(f, "manifest {tree}"),
+            Thing::Object(object) => write!(f, "object {object}"),
+            Thing::Delta(from, to) => write!(f, "delta {from} to {to}"),
+            Thing::Bundle(tree) => write!(f, "start-up bundle of {tree}"),
+        }
+    }
+}
+
 /// Something that is not as it was stored.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Pack, chunk, manifest or object.
-    pub what: String,
+    /// What it is.
+    pub thing: Thing,
     /// What is wrong with it.
     pub fault: String,
     /// The trees that need it.
@@ -22,7 +56,7 @@ pub struct Problem {
 }
 
 /// What was checked, and what was found.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerifyReport {
     /// Packs read.
     pub packs: u64,
@@ -39,9 +73,9 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    pub(super) fn problem(&mut self, monitor: &dyn Monitor, what: String, fault: String) {
-        monitor.problem(&format!("{what}: {fault}"));
-        self.problems.push(Problem { what, fault, trees: BTreeSet::new() });
+    pub(super) fn problem(&mut self, monitor: &dyn Monitor, thing: Thing, fault: String) {
+        monitor.problem(&format!("{thing}: {fault}"));
+        self.problems.push(Problem { thing, fault, trees: BTreeSet::new() });
     }
 }
 
@@ -63,6 +97,7 @@ impl Store {
             let BlobName::Pack(id) = name else { continue };
             self.verify_pack(&id, total, monitor, &mut report, &mut bad_chunks);
         }
+        self.verify_all_there(monitor, &mut report, &mut bad_chunks)?;
         let mut checked: HashMap<(ObjectId, u32), Option<usize>> = HashMap::new();
         for tree in self.trees()? {
             self.verify_tree(&tree, monitor, &mut report, &bad_chunks, &mut checked);
@@ -71,6 +106,28 @@ impl Store {
         self.verify_bundles(monitor, &mut report)?;
         monitor.progress(Task::Verify, total, total);
         Ok(report)
+    }
+
+    /// Looks for packs that somebody has removed: they may still be read through open files, until the next start.
+    fn verify_all_there(
+        &self,
+        monitor: &dyn Monitor,
+        report: &mut VerifyReport,
+        bad_chunks: &mut HashMap<ChunkId, usize>,
+    ) -> Result<(), StoreError> {
+        let packs = self.index().packs();
+        for id in packs {
+            let there = self.packs.size(&BlobName::Pack(id)).map_err(|e| StoreError::io("a blob's size", e))?;
+            let slot = self.index().slot(&id);
+            // One that a publication has just replaced is no longer in the index.
+            if let (None, Some(slot)) = (there, slot) {
+                self.mark_bad(&id);
+                let chunks = self.index().frames_of(slot);
+                bad_chunks.extend(chunks.iter().map(|frame| (frame.chunk, report.problems.len())));
+                report.problem(monitor, Thing::Pack(id), String::from("it is missing"));
+            }
+        }
+        Ok(())
     }
 
     fn verify_pack(
@@ -91,7 +148,7 @@ impl Store {
                 let index = self.index();
                 let chunks = index.slot(id).map(|slot| index.frames_of(slot)).unwrap_or_default();
                 bad_chunks.extend(chunks.iter().map(|frame| (frame.chunk, report.problems.len())));
-                return report.problem(monitor, format!("pack {id}"), fault.to_string());
+                return report.problem(monitor, Thing::Pack(*id), fault.to_string());
             }
         };
         report.packs += 1;
@@ -109,7 +166,7 @@ impl Store {
                     bad_chunks.insert(frame.chunk, report.problems.len());
                 }
                 drop(index);
-                report.problem(monitor, format!("chunk {} in pack {id}", frame.chunk), fault);
+                report.problem(monitor, Thing::Chunk(frame.chunk, *id), fault);
             }
             report.chunks += 1;
             report.bytes += u64::from(frame.stored_bytes);
@@ -145,7 +202,7 @@ impl Store {
             Ok(manifest) => manifest,
             Err(StoreError::Missing { .. }) => return,
             Err(error) => {
-                report.problem(monitor, format!("manifest {tree}"), error.to_string());
+                report.problem(monitor, Thing::Manifest(*tree), error.to_string());
                 if let Some(problem) = report.problems.last_mut() {
                     problem.trees.insert(*tree);
                 }
@@ -161,7 +218,7 @@ impl Store {
                 Some(found) => *found,
                 None => {
                     let found = self.verify_object(&manifest, object.id).err().map(|fault| {
-                        report.problem(monitor, format!("object {}", object.id), fault);
+                        report.problem(monitor, Thing::Object(object.id), fault);
                         report.problems.len() - 1
                     });
                     report.objects += 1;

@@ -19,7 +19,6 @@ use proto::{ChunkId, ObjectId};
 use super::batch::{BATCH_BYTES, Batch, Chunk};
 use super::index::Slot;
 use super::pack::{PackWriter, SealedPack};
-use super::pack_store::BlobName;
 use super::pipeline::{work, write};
 use super::source::{Piece, Source};
 use super::{PublishGuard, Store, StoreError, StoredChunk};
@@ -326,7 +325,7 @@ impl Store {
         })
     }
 
-    fn commit_pack(&self, pack: PackWriter, guard: &PublishGuard) -> Result<(), StoreError> {
+    pub(super) fn commit_pack(&self, pack: PackWriter, guard: &PublishGuard) -> Result<(), StoreError> {
         let failed = |cause| StoreError::io("the new pack", cause);
         let pack = pack.seal().map_err(failed)?;
         let commit = read(&self.commits);
@@ -341,11 +340,11 @@ impl Store {
         Ok(())
     }
 
-    /// Puts a pack in the place of a damaged one with the same id, and so with the same frames at the same places.
+    /// Puts a pack in the place of a damaged one with the same id, and so with the same frames at the same places. In one
+    /// step: what was sound in the damaged one is in no other.
     pub(super) fn replace_bad(&self, pack: SealedPack) -> io::Result<Slot> {
         let _commit = sync::write(&self.commits);
-        self.packs.delete(&BlobName::Pack(pack.id()))?;
-        let (id, index) = pack.commit()?;
+        let (id, index) = pack.replace()?;
         lock(&self.bad_packs).remove(&id);
         Ok(self.index_mut().add(id, &index))
     }

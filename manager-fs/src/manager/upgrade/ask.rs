@@ -28,7 +28,7 @@ impl Upgrades {
         let agents = match self.ask_host(host, link, &ManagerRequest::Agents).await? {
             HostReply::Agents(agents) => agents,
             HostReply::Fault(fault) => return Err(UpgradeError::Host(fault)),
-            HostReply::Done | HostReply::Outcome(_) => return Err(UpgradeError::NoAgents),
+            HostReply::Done | HostReply::Outcome(_) | HostReply::Sent(_) => return Err(UpgradeError::NoAgents),
         };
         let seen = Observation::Agents { agents: agents.clone(), at: now() };
         // What it runs is what counts here; that it cannot be written down does not stop an order.

@@ -241,7 +241,7 @@ impl Upgrades {
             // The verdict says already that it is refused.
             Ok(HostReply::Fault(Fault::Refused(reason))) => reason,
             Ok(HostReply::Fault(fault)) => fault.to_string(),
-            Ok(HostReply::Agents(_) | HostReply::Outcome(_)) => {
+            Ok(HostReply::Agents(_) | HostReply::Outcome(_) | HostReply::Sent(_)) => {
                 String::from("the host gave an answer that makes no sense")
             }
             // It may have accepted all the same: its steps will tell.
