@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proto::ObjectId;
 use proto::daemon::{CacheReport, DaemonReply, StageProgress};
@@ -89,7 +89,7 @@ impl Check<'_> {
         let wanted = Wanted::of(tree.id(), manifest, object);
         (0..width::count(object.chunks.len())).all(|index| {
             let offset = u64::from(index) * u64::from(manifest.chunk_bytes);
-            let read = fetcher.read(wanted, offset, manifest.chunk_bytes, Instant::now() + FETCH_DEADLINE);
+            let read = fetcher.read(wanted, offset, manifest.chunk_bytes, self.daemon.clock().now() + FETCH_DEADLINE);
             if let Err(error) = &read {
                 tracing::warn!(object = %object.id, %error, "an object that was wrong cannot be fetched again now");
             }
