@@ -75,3 +75,27 @@ async fn a_host_gets_a_delta_between_two_trees_that_it_may_see() {
     let AdminReply::Collected(gone) = fixture.ask(Long::Gc { dry_run: false }).await.unwrap() else { panic!() };
     assert_eq!((gone.manifests_removed, gone.deltas_removed, gone.bundles_removed), (1, 2, 0));
 }
+
+/// What is still to be made is derived from what is stored: a manager that ended in the middle of it goes on.
+#[tokio::test]
+async fn a_delta_that_a_manager_did_not_come_to_is_made_after_the_next_start() {
+    let mut fixture = Fixture::new().await;
+    for version in 1..=3_u8 {
+        fixture.publish(&format!("data-agent@{version}.0"), &[&tests::noise(7, 900_000)[..], &[version; 200]].concat()).await;
+    }
+    let deltas = fixture.directory.path().join("store/deltas");
+    let made = async |count: usize| {
+        for _ in 0..2000 {
+            if tests::files_below(&deltas).len() == count {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("{} deltas of {count} were made", tests::files_below(&deltas).len());
+    };
+    made(2).await;
+    fixture.stop().await;
+    std::fs::remove_dir_all(&deltas).unwrap();
+    fixture.start_again().await;
+    made(2).await;
+}

@@ -391,3 +391,25 @@ async fn a_host_renews_is_revoked_and_is_forgotten() {
     assert_eq!((state.hosts().len(), state.groups_of(&web).len()), (0, 0));
     assert!(state.forget_host(&web).await.is_err());
 }
+
+/// Whatever the clock does between two runs of the manager, and whatever becomes of the record.
+#[tokio::test]
+async fn numbers_of_lists_grow_from_run_to_run() {
+    let mut fixture = open().await;
+    let (hour, day) = (3_600_000, 86_400_000);
+    let mut last = 0;
+    for now in [20_000 * day, 20_000 * day + hour, 10_000 * day, 1, 20_001 * day] {
+        let first = fixture.state.begin_lists(now).await.unwrap();
+        // A run gives fewer than so many numbers.
+        assert!(first > last && first >= now, "{first} after {last}");
+        last = first + (1 << 32) - 1;
+        fixture = again(fixture).await;
+    }
+    let damaged = Change::put("lists", Expect::Any, vec![2, 0, 0, 0, 0, 7]);
+    fixture.store.commit(vec![damaged]).await.unwrap();
+    let fixture = again(fixture).await;
+    let first = fixture.state.begin_lists(20_001 * day + hour).await.unwrap();
+    assert!(first > last, "{first} after {last}");
+    let next = fixture.state.begin_lists(1).await.unwrap();
+    assert!(next > first);
+}
