@@ -81,7 +81,9 @@ async fn a_host_gets_a_delta_between_two_trees_that_it_may_see() {
 async fn a_delta_that_a_manager_did_not_come_to_is_made_after_the_next_start() {
     let mut fixture = Fixture::new().await;
     for version in 1..=3_u8 {
-        fixture.publish(&format!("data-agent@{version}.0"), &[&tests::noise(7, 900_000)[..], &[version; 200]].concat()).await;
+        fixture
+            .publish(&format!("data-agent@{version}.0"), &[&tests::noise(7, 900_000)[..], &[version; 200]].concat())
+            .await;
     }
     let deltas = fixture.directory.path().join("store/deltas");
     let made = async |count: usize| {
