@@ -67,12 +67,12 @@ impl Repairs<'_> {
     ) -> Result<Repaired, ManagerError> {
         let mut repaired = Repaired::default();
         if let Some(source) = source {
-            self.from_files(source, &mut repaired, monitor, cancelled)?;
+            self.take_files(source, &mut repaired, monitor, cancelled)?;
         }
         let mut mender = self.store.mender(&self.needed()?)?;
         let total = mender.lost().chunks.len() as u64;
         if !mender.lost().is_empty() {
-            self.from_hosts(&mut mender, &mut repaired, total, monitor, cancelled)?;
+            self.ask_hosts(&mut mender, &mut repaired, total, monitor, cancelled)?;
         }
         let saved = mender.saved().iter();
         repaired
@@ -97,7 +97,7 @@ impl Repairs<'_> {
 
     /// Takes the files in again, once for each size of chunks that something lost has: what the store lacks of them is
     /// written, as at a publication, and no record is made.
-    fn from_files(
+    fn take_files(
         &self,
         source: &Path,
         repaired: &mut Repaired,
@@ -123,7 +123,7 @@ impl Repairs<'_> {
         Ok(())
     }
 
-    fn from_hosts(
+    fn ask_hosts(
         &self,
         mender: &mut Mender<'_>,
         repaired: &mut Repaired,

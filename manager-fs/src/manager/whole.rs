@@ -154,7 +154,11 @@ impl Manager {
         self.jobs.resume().await?;
         self.ahead.work();
         let bundles = Arc::clone(&self.bundles);
-        blocking(move || Ok::<_, ManagerError>(bundles.resume())).await?;
+        blocking(move || {
+            bundles.resume();
+            Ok::<_, ManagerError>(())
+        })
+        .await?;
         Ok(local)
     }
 

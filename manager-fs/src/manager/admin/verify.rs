@@ -117,10 +117,8 @@ fn became(store: &Store, problem: &Problem, repaired: &Repaired) -> Option<Strin
             let whole = !problem.trees.is_empty() && chunks.iter().all(|chunk| store.has_sound(chunk));
             let sources: BTreeSet<String> =
                 chunks.iter().filter_map(|chunk| repaired.chunks.get(chunk)).map(from).collect();
-            whole.then(|| match sources.is_empty() {
-                true => unneeded(true),
-                false => sources.into_iter().collect::<Vec<_>>().join(", "),
-            })
+            let sources = sources.into_iter().collect::<Vec<_>>().join(", ");
+            whole.then(|| if sources.is_empty() { unneeded(true) } else { sources })
         }
         Thing::Pack(_) if lost.is_empty() => Some(String::from("what is needed of it lies in other packs")),
         Thing::Pack(_) => None,

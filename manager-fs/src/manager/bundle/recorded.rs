@@ -49,9 +49,10 @@ impl Bundles {
         let facts = blocking(move || {
             // Said to whoever recorded it, not to whoever agrees.
             parts(&touches, &bundles.store.tree(&tree)?)?;
-            let touches = match bundles.believes(&asker) {
-                true => Some(touches),
-                false => lock(&bundles.told).take(&asker, tree, touches),
+            let touches = if bundles.believes(&asker) {
+                Some(touches)
+            } else {
+                lock(&bundles.told).take(&asker, tree, touches)
             };
             touches.map(|touches| bundles.record(&tree, &touches)).transpose()
         });

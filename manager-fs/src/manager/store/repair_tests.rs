@@ -9,7 +9,7 @@ use std::thread;
 use proptest::prelude::*;
 use proto::{ChunkId, TreeId};
 
-use super::super::tests::{Fault, assert_sound, copy, open_faulty, publish_plain, read_all, source};
+use super::super::tests::{Fault, assert_sound, copy, open_faulty, opened, publish_plain, read_all, source};
 use super::*;
 use crate::manager::monitor::Quiet;
 use crate::manager::testing::list;
@@ -58,22 +58,11 @@ impl Elsewhere {
     }
 
     fn assert_whole(&self) {
-        let store = opened(&self.root);
+        let store = opened(|| Store::open(&self.root));
         assert_sound(&store);
         self.trees.iter().for_each(|tree| read_all(&store, tree));
         assert_eq!(store.lost(&self.trees).unwrap(), Lost::default());
     }
-}
-
-/// A child of another test, between fork and exec, has every descriptor of this process, locks included.
-fn opened(root: &Path) -> Store {
-    for _ in 0..500 {
-        match Store::open(root) {
-            Err(StoreError::InUse { .. }) => thread::sleep(std::time::Duration::from_millis(10)),
-            opened => return opened.unwrap(),
-        }
-    }
-    panic!("{} stays in use", root.display());
 }
 
 /// Something that happens to a file.
@@ -131,11 +120,11 @@ proptest! {
     ) {
         let dir = tempfile::tempdir().unwrap();
         let all = Elsewhere::new(dir.path());
-        let early = open.then(|| opened(&all.root));
+        let early = open.then(|| opened(|| Store::open(&all.root)));
         let files = blobs(&all.root);
         damages.iter().for_each(|(at, damage)| damage.happen(&files[at.index(files.len())]));
         // A manager that runs while it happens, or one that is started then.
-        let store = early.unwrap_or_else(|| opened(&all.root));
+        let store = early.unwrap_or_else(|| opened(|| Store::open(&all.root)));
         store.verify(&Quiet).unwrap();
         let before = all.readable(&store);
         let to_be_had = |id: &ChunkId| id.as_bytes()[0] < half;
@@ -191,7 +180,7 @@ fn a_crash_at_any_step_of_a_repair_loses_nothing() {
             .unwrap()
             .status;
         all.root = run.join("store");
-        let store = opened(&all.root);
+        let store = opened(|| Store::open(&all.root));
         assert_eq!(list(&all.root.join("tmp")), [""; 0], "step {step}");
         store.verify(&Quiet).unwrap();
         assert!(readable.is_subset(&all.readable(&store)), "step {step}");

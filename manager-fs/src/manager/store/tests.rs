@@ -95,10 +95,25 @@ impl Draft for Faulty<dyn Draft> {
 
 pub(super) fn open_faulty(root: &Path, fault: Fault, step: u64) -> Store {
     let plan = Arc::new(Plan { fault, left: AtomicU64::new(step) });
-    let packs = |root: &Path| -> io::Result<Box<dyn PackStore>> {
-        Ok(Box::new(Faulty::<dyn PackStore> { plan, inner: Box::new(LocalPacks::open(root)?) }))
-    };
-    Store::open_with(root, packs).unwrap()
+    opened(|| {
+        let plan = Arc::clone(&plan);
+        let packs = |root: &Path| -> io::Result<Box<dyn PackStore>> {
+            Ok(Box::new(Faulty::<dyn PackStore> { plan, inner: Box::new(LocalPacks::open(root)?) }))
+        };
+        Store::open_with(root, packs)
+    })
+}
+
+/// Opens a store that was just closed: a child of another test, between fork and exec, has every descriptor of this process,
+/// locks included.
+pub(super) fn opened(open: impl Fn() -> Result<Store, StoreError>) -> Store {
+    for _ in 0..500 {
+        match open() {
+            Err(StoreError::InUse { .. }) => thread::sleep(std::time::Duration::from_millis(10)),
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("the store stays in use");
 }
 
 pub(super) fn publish_plain(store: &Store, source: &Path) -> Result<Published, PublishError> {
