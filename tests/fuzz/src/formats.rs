@@ -249,7 +249,7 @@ fn bundle_stream(bytes: &[u8]) -> bool {
 
 /// What patches lie over.
 pub(super) fn patch_base() -> Vec<u8> {
-    (0..4096_u32).map(|n| (n * 31 >> 3).to_le_bytes()[0]).collect()
+    (0..4096_u32).map(|n| ((n * 31) >> 3).to_le_bytes()[0]).collect()
 }
 
 fn patch(bytes: &[u8]) -> bool {
@@ -279,7 +279,7 @@ fn proof(bytes: &[u8]) -> bool {
     let runs: Vec<PageRun> = runs.as_chunks::<2>().0.iter().map(run).collect();
     let Some(pages) = PageSet::of_runs(&runs, chunk_bytes) else { return false };
     assert_eq!(pages.runs(), runs);
-    let chunk: Vec<u8> = (0..chunk_bytes).map(|n| (n * 31 >> 3).to_le_bytes()[0]).collect();
+    let chunk: Vec<u8> = (0..chunk_bytes).map(|n| ((n * 31) >> 3).to_le_bytes()[0]).collect();
     let id = ChunkId::of(&chunk);
     let pieces = chunk.chunks(PAGE_BYTES as usize).enumerate();
     let plain: Vec<u8> = pieces
