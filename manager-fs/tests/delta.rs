@@ -189,7 +189,7 @@ fn a_damaged_delta_is_removed_and_a_useless_one_is_collected() {
     bytes[middle] ^= 1;
     fs::write(&path, &bytes).unwrap();
     let problems = pair.store.verify(&Quiet).unwrap().problems;
-    assert!(problems.len() == 1 && problems[0].what.starts_with("delta "), "{problems:?}");
+    assert!(problems.len() == 1 && problems[0].thing.to_string().starts_with("delta "), "{problems:?}");
     assert_eq!(pair.store.delta(&from, &to).unwrap(), None);
     assert!(!path.exists());
 

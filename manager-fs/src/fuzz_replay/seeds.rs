@@ -279,6 +279,16 @@ fn whole(parts: &[Vec<u8>]) -> Vec<u8> {
     [parts.concat(), vec![0; 1024]].concat()
 }
 
+fn compressed(put: &mut Put<'_>, plain: &[u8]) {
+    put("compressed", "gzip", gzip(plain));
+    put("compressed", "gzip-members", [gzip(&plain[..700]), gzip(&plain[700..]), vec![0; 40]].concat());
+    put("compressed", "xz", xz(plain));
+    put("compressed", "zstd", zstd::bulk::compress(plain, 3).unwrap());
+    let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    bzip2.write_all(plain).unwrap();
+    put("compressed", "bzip2", bzip2.finish().unwrap());
+}
+
 fn archives(put: &mut Put<'_>) {
     let plain = whole(&[
         entry("bin/", b'5', b"", ""),
@@ -330,13 +340,7 @@ fn archives(put: &mut Put<'_>) {
     let middle = [("GNU.sparse.size", "10000"), ("GNU.sparse.name", "s"), ("GNU.sparse.map", "4096,3,9000,2")];
     put("tar", "sparse-0.1", whole(&[pax(b'x', &middle), entry("GNUSparseFile.1/s", b'0', b"abcde", "")]));
 
-    put("compressed", "gzip", gzip(&plain));
-    put("compressed", "gzip-members", [gzip(&plain[..700]), gzip(&plain[700..]), vec![0; 40]].concat());
-    put("compressed", "xz", xz(&plain));
-    put("compressed", "zstd", zstd::bulk::compress(&plain, 3).unwrap());
-    let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
-    bzip2.write_all(&plain).unwrap();
-    put("compressed", "bzip2", bzip2.finish().unwrap());
+    compressed(put, &plain);
     put("deb", "plain", deb("data.tar", &plain));
     put("deb", "xz", deb("data.tar.xz", &xz(&plain)));
     put("zip", "sample", zip());
