@@ -70,6 +70,7 @@ fn claimed_lengths_take_no_memory() {
         tree: id,
         from: None,
         guessed: false,
+        fast: false,
         manifest: part,
         index: part,
         proofs_bytes: 0,
