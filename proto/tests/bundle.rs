@@ -18,6 +18,7 @@ fn header() -> Header {
         tree: TreeId::of(b"tree"),
         from: Some(TreeId::of(b"from")),
         guessed: true,
+        fast: false,
         manifest: Part { stored_bytes: 1, plain_bytes: 2 },
         index: Part { stored_bytes: 3, plain_bytes: 4 },
         proofs_bytes: 64,
@@ -86,7 +87,8 @@ fn other_bytes_and_later_versions_are_refused() {
     assert_eq!(changed(14, 1), Err(BundleFault::Newer { version: 1, features: 1 }));
     assert_eq!(changed(17, 0x80), Err(BundleFault::Newer { version: 1, features: 0x8000_0000 }));
     assert_eq!(changed(10, 3), Ok(header()), "what may be ignored is ignored");
-    assert_eq!(changed(10, 2), Ok(Header { guessed: false, ..header() }));
+    assert_eq!(changed(10, 2), Ok(Header { guessed: false, fast: true, ..header() }));
+    assert_eq!(changed(10, 4), Ok(Header { guessed: false, ..header() }));
 }
 
 #[test]
