@@ -8,7 +8,7 @@ use proto::agent::{
     Progress, Repository, SnapshotRef, Step, StepEvent, Summary,
 };
 use proto::bundle::Touch;
-use proto::daemon::{Attached, DaemonReply, DaemonRequest, StageProgress};
+use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
 use proto::message::{
     BundleFacts, ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, ManagerReply,
     ManagerRequest, Role,
@@ -312,6 +312,8 @@ pub(crate) fn manager_request() -> impl Strategy<Value = ManagerRequest> {
         (product(), job()).prop_map(|(product, job)| ManagerRequest::Cancel { product, job }),
         Just(ManagerRequest::Agents),
         Just(ManagerRequest::Alive),
+        tree().prop_map(|tree| ManagerRequest::Manifest { tree }),
+        (tree(), vec(range(), 0..4)).prop_map(|(tree, wants)| ManagerRequest::Chunks { tree, wants }),
     ]
 }
 
@@ -321,6 +323,7 @@ pub(crate) fn host_reply() -> impl Strategy<Value = HostReply> {
         vec(status(), 0..3).prop_map(HostReply::Agents),
         outcome().prop_map(HostReply::Outcome),
         fault().prop_map(HostReply::Fault),
+        any::<u32>().prop_map(HostReply::Sent),
     ]
 }
 
@@ -373,6 +376,7 @@ pub(crate) fn daemon_request() -> impl Strategy<Value = DaemonRequest> {
         product().prop_map(|product| DaemonRequest::Changed { product }),
         Just(DaemonRequest::Unmount),
         (tree(), vec(touch(), 0..4)).prop_map(|(tree, touches)| DaemonRequest::Profile { tree, touches }),
+        any::<bool>().prop_map(|repair| DaemonRequest::Check { repair }),
     ]
 }
 
@@ -380,6 +384,10 @@ pub(crate) fn daemon_reply() -> impl Strategy<Value = DaemonReply> {
     let attached = (tree(), path(), any::<Option<u32>>(), option::of(blob()), any::<u64>()).prop_map(
         |(tree, path, namespace_pid, record, warm_us)| Attached { tree, path, namespace_pid, record, warm_us },
     );
+    let objects = vec(any::<[u8; 32]>().prop_map(ObjectId::from_bytes), 0..3);
+    let checked = (any::<[u64; 4]>(), objects).prop_map(|([objects, bytes, wrong, fetched], missing)| {
+        DaemonReply::Checked(CacheReport { objects, bytes, wrong, fetched, missing })
+    });
     prop_oneof![
         Just(DaemonReply::Done),
         "[^\0]{0,40}".prop_map(DaemonReply::Status),
@@ -387,6 +395,7 @@ pub(crate) fn daemon_reply() -> impl Strategy<Value = DaemonReply> {
         attached.prop_map(DaemonReply::Attached),
         fault().prop_map(DaemonReply::Fault),
         facts().prop_map(DaemonReply::Bundle),
+        checked,
     ]
 }
 
