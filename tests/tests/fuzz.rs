@@ -134,28 +134,45 @@ fn whatever_reads_bytes_has_a_fuzz_target_or_a_reason() {
     assert!(gone.is_empty(), "these read no bytes any more: {gone:?}");
 }
 
+/// The packages of a lock file: name, version, and the names of what each depends on.
+fn packages(lock: &str) -> Vec<(String, String, BTreeSet<String>)> {
+    let text = fs::read_to_string(root().join(lock)).unwrap();
+    let quoted = |line: &str| line.split('"').nth(1).map(str::to_owned);
+    let package = |block: &str| {
+        let field = |name: &str| block.lines().find(|line| line.starts_with(name)).and_then(quoted);
+        let list = block.split("dependencies = [").nth(1).unwrap_or_default().split(']').next().unwrap_or_default();
+        // Of several versions of one name the version stands behind it.
+        let dependencies =
+            list.lines().filter_map(quoted).filter_map(|name| Some(name.split(' ').next()?.to_owned()));
+        Some((field("name = ")?, field("version = ")?, dependencies.collect()))
+    };
+    text.split("[[package]]").filter_map(package).collect()
+}
+
+/// What a crate of ours depends on, tests aside.
+fn dependencies(crate_name: &str) -> BTreeSet<String> {
+    let text = fs::read_to_string(root().join(crate_name).join("Cargo.toml")).unwrap();
+    let section = text.split("\n[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap().to_owned();
+    let name = |line: &str| Some(line.split(['.', ' ', '=']).next()?.to_owned()).filter(|name| !name.is_empty());
+    section.lines().filter(|line| !line.starts_with('#')).filter_map(name).collect()
+}
+
 /// Built seldom, so what it is built of would be found to be stale by whoever needs it most.
 #[test]
-fn the_fuzz_workspace_builds_with_the_crates_of_this_one() {
-    let packages = |lock: &str| {
-        let text = fs::read_to_string(root().join(lock)).unwrap();
-        let block = |block: &str| {
-            let field = |name: &str| {
-                block.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_matches('"').to_owned()))
-            };
-            Some((field("name = ")?, field("version = ")?))
-        };
-        text.split("[[package]]").filter_map(block).collect::<BTreeSet<_>>()
-    };
+fn the_fuzz_workspace_is_built_of_what_this_one_is_built_of() {
+    const HOW: &str = "cargo metadata --offline --manifest-path tests/fuzz/Cargo.toml puts its Cargo.lock right";
     let (ours, fuzz) = (packages("Cargo.lock"), packages("tests/fuzz/Cargo.lock"));
     // What only libFuzzer brings is its own affair.
-    let other: Vec<_> = fuzz
+    let known = |name: &str| ours.iter().any(|(known, ..)| known == name);
+    let same = |name: &str, version: &str| ours.iter().any(|(n, v, _)| n == name && v == version);
+    let other: Vec<String> = fuzz
         .iter()
-        .filter(|(name, _)| ours.iter().any(|(known, _)| known == name))
-        .filter(|package| !ours.contains(package))
+        .filter(|(name, version, _)| known(name) && !same(name, version))
+        .map(|(name, version, _)| format!("{name} {version}"))
         .collect();
-    assert!(
-        other.is_empty(),
-        "tests/fuzz/Cargo.lock has other versions: {other:?}; cargo update there, or copy them"
-    );
+    assert!(other.is_empty(), "tests/fuzz/Cargo.lock has other versions: {other:?}; {HOW}");
+    for name in ["proto", "agent-core", "manager-fs"] {
+        let locked = fuzz.iter().find(|(package, ..)| package == name).map(|(_, _, locked)| locked.clone());
+        assert_eq!(locked, Some(dependencies(name)), "{name} in tests/fuzz/Cargo.lock: {HOW}");
+    }
 }

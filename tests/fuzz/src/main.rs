@@ -17,23 +17,32 @@ type Target = (&'static str, fn(&[u8]) -> bool);
 
 const TARGETS: &[&[Target]] = &[formats::TARGETS, records::TARGETS, archives::TARGETS];
 
-fn target() -> fn(&[u8]) -> bool {
-    let wanted = std::env::var("MANAGER_FS_FUZZ_TARGET").unwrap_or_default();
-    let all = || TARGETS.iter().copied().flatten();
-    if wanted == "list" {
-        all().for_each(|(name, _)| println!("{name}"));
-        std::process::exit(0);
-    }
-    match all().find(|(name, _)| *name == wanted) {
-        Some((_, run)) => *run,
-        None => {
-            eprintln!("MANAGER_FS_FUZZ_TARGET='{wanted}' is no target; 'list' prints them");
-            std::process::exit(2);
-        }
-    }
+fn targets() -> impl Iterator<Item = Target> {
+    TARGETS.iter().copied().flatten().copied()
 }
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    static RUN: OnceLock<fn(&[u8]) -> bool> = OnceLock::new();
-    RUN.get_or_init(target)(bytes);
-});
+/// The one that runs. Ends the program when it is none: before libFuzzer has begun, which would take that for a finding.
+fn target() -> fn(&[u8]) -> bool {
+    let wanted = std::env::var("MANAGER_FS_FUZZ_TARGET").unwrap_or_default();
+    if wanted == "list" {
+        targets().for_each(|(name, _)| println!("{name}"));
+        std::process::exit(0);
+    }
+    let found = targets().find(|(name, _)| *name == wanted);
+    let Some((_, run)) = found else {
+        eprintln!("MANAGER_FS_FUZZ_TARGET='{wanted}' is no target; 'list' prints them");
+        std::process::exit(2);
+    };
+    run
+}
+
+static RUN: OnceLock<fn(&[u8]) -> bool> = OnceLock::new();
+
+libfuzzer_sys::fuzz_target!(
+    init: {
+        RUN.get_or_init(target);
+    },
+    |bytes: &[u8]| {
+        RUN.get_or_init(target)(bytes);
+    }
+);
