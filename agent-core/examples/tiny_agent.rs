@@ -1,12 +1,12 @@
 //! The smallest agent: it counts. A `backup` of N sources counts to N, one a unit, and `--unit-ms` says how long a unit
 //! takes. It is what this crate's tests put into trees, once as a good version and once for each way of being bad.
 
-mod faults;
-
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use agent_core::{Agent, AgentConfig, Demand, Ended, NotHealthy, OperationContext, Operations, StateRefused};
+use agent_core::{
+    Agent, AgentConfig, Demand, Ended, NotHealthy, OperationContext, Operations, StateRefused, moments,
+};
 use proto::agent::{Operation, Outcome, Progress, Summary};
 
 /// Counts, and remembers how often it has been asked to since its very first version began.
@@ -83,7 +83,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 fn main() {
-    faults::install();
+    moments::watch(|moment, _| tests::faults::at(moment));
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let value = |name: &str| {
         let at = arguments.iter().position(|argument| argument == name)?;

@@ -2,10 +2,8 @@
 //!
 //! `tiny_stub STATE RUN PRODUCT`
 
-mod faults;
-
-use agent_core::AgentPaths;
 use agent_core::stub::{Observer, Outlet, run};
+use agent_core::{AgentPaths, moments};
 
 struct Stderr(Outlet);
 
@@ -24,7 +22,7 @@ impl Observer for Stderr {
 }
 
 fn main() {
-    faults::install();
+    moments::watch(|moment, _| tests::faults::at(moment));
     let arguments: Vec<String> = std::env::args().collect();
     let [_, state, run_dir, product] = arguments.as_slice() else {
         eprintln!("usage: tiny_stub STATE RUN PRODUCT");

@@ -1,14 +1,19 @@
 //! Every moment at which an agent or its stub makes something durable, or does what cannot be undone: one list, and one
 //! function that is called right before each of them.
 //!
-//! In a program that sets no hook, `reach` costs one load. The hook is for proving what the documents promise: the
-//! examples of this crate set one that kills the process, stops it, or lets the disk fail at a moment that a test names,
-//! so that a test can go through all of [`Moment::ALL`] and none is forgotten.
+//! In a program that sets no hook, this costs one load. The hook is for proving what the documents promise: examples set
+//! one that kills the process, stops it, or lets the disk fail at a moment that a test names, so that a test can go
+//! through all of [`Moment::ALL`] and none is forgotten. The programs themselves set none, whatever they inherit.
+//!
+//! Programs around an agent list their moments with [`moments!`](crate::moments!) and come to them by [`at`].
 
 use std::io;
 use std::path::Path;
 use std::sync::OnceLock;
 
+/// Makes `enum Moment`: `/// What happens next.` `Name = "as-it-is-spelled" by Process,` ..., where `Process` is an enum that
+/// the caller has.
+#[macro_export]
 macro_rules! moments {
     ($($(#[doc = $text:literal])+ $name:ident = $spelled:literal by $who:ident,)+) => {
         /// A moment right before something becomes durable, or cannot be undone any more.
@@ -101,22 +106,30 @@ moments! {
     StubReturn = "stub-return" by Stub,
 }
 
-type Hook = Box<dyn Fn(Moment, &Path) -> io::Result<()> + Send + Sync>;
+type Hook = Box<dyn Fn(&'static str, &Path) -> io::Result<()> + Send + Sync>;
 
 static HOOK: OnceLock<Hook> = OnceLock::new();
 
-/// From now on this is called right before each moment, with the file that is about to change; an error takes the place
-/// of what the operating system would have said. Only the first hook of a process counts.
-pub fn watch(hook: impl Fn(Moment, &Path) -> io::Result<()> + Send + Sync + 'static) {
+/// From now on this is called right before each moment, with its name and the file that is about to change; an error
+/// takes the place of what the operating system would have said. Only the first hook of a process counts.
+pub fn watch(hook: impl Fn(&'static str, &Path) -> io::Result<()> + Send + Sync + 'static) {
     drop(HOOK.set(Box::new(hook)));
+}
+
+/// Called right before the moment of this name: here by [`Moment`]'s, elsewhere by those of another list.
+///
+/// # Errors
+/// What the hook says; without one there are none.
+pub fn at(name: &'static str, path: &Path) -> io::Result<()> {
+    match HOOK.get() {
+        Some(hook) => hook(name, path),
+        None => Ok(()),
+    }
 }
 
 /// Called right before the moment.
 pub(crate) fn reach(moment: Moment, path: &Path) -> io::Result<()> {
-    match HOOK.get() {
-        Some(hook) => hook(moment, path),
-        None => Ok(()),
-    }
+    at(moment.name(), path)
 }
 
 /// Hooks of unit tests, which share one process: each is for the files below a directory of its own.
@@ -133,7 +146,8 @@ pub(crate) mod testing {
     /// Calls `hook` at every moment that changes a file below `dir`.
     pub(crate) fn below(dir: &Path, hook: impl Fn(Moment) -> io::Result<()> + Send + Sync + 'static) {
         BELOW.lock().unwrap().push((dir.to_owned(), Arc::new(hook)));
-        watch(|moment, path| {
+        watch(|name, path| {
+            let moment = Moment::ALL.iter().copied().find(|moment| moment.name() == name).unwrap();
             let hooks = BELOW.lock().unwrap().clone();
             hooks.iter().filter(|(dir, _)| path.starts_with(dir)).try_for_each(|(_, hook)| hook(moment))
         });

@@ -81,6 +81,22 @@ fn a_version_is_what_it_was_started_as_and_not_what_nobody_could_write() {
 }
 
 #[test]
+fn a_version_that_dies_between_its_confirmation_and_its_report_ends_its_order_all_the_same() {
+    let mut host = Host::with_first(&quick("1.0", &[]));
+    // Held at its confirmation for as long as this test needs.
+    let two = host.publish(&Spec { probation_ms: 20_000, ..Spec::new("2.0", &[]) });
+    host.wait_serving("1.0");
+    host.set_faults("journal-confirmed hold\n");
+    let (change, told) = host.tell(&two, &Order::default());
+    told.unwrap();
+    host.wait_step(change, Step::Started);
+    // The next report is the one of the confirmation.
+    host.set_faults("report kill\n");
+    host.wait_step(change, Step::Confirmed);
+    host.wait_serving("2.0");
+}
+
+#[test]
 fn one_damaged_copy_of_the_journal_costs_nothing_and_two_cost_words() {
     let mut host = changed_over();
     for at in 0..2 {

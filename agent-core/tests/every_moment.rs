@@ -2,8 +2,9 @@
 //! Whatever it was, an agent serves afterwards and does a job, every record can be read, and the order has ended. A
 //! moment that no scenario comes to fails the run.
 //!
-//! `WHOLE=1 cargo test --release -p agent-core --test every_moment -- --nocapture` does all of it and prints the table
-//! of `docs/reliability.md`; without `WHOLE` processes are killed, and the disk is full at every third moment.
+//! `WHOLE=1 cargo test --release -p agent-core --test every_moment -- --nocapture` does all of it and prints which version
+//! worked afterwards; without `WHOLE` processes are killed, and the disk is full at every third moment. With a manager,
+//! and with the other faults, `manager-fs/tests/every_step` does the same.
 
 // Panicking is how a test reports.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -113,7 +114,7 @@ fn cell(moment: Moment, action: &str) -> String {
     if scenario == Scenario::NotStaged {
         host.set_stage_fault(Some(Fault::Failed("no network".to_owned())));
     }
-    drop(fs::remove_file(host.faults_file().with_extension("reached")));
+    host.faults().forget_reached();
     // A program that can never be started is nobody's agent.
     let once = if moment == Moment::StubSpawn && action != "kill" { "-once" } else { "" };
     host.set_faults(&format!("{} {action}{once}\n", moment.name()));
@@ -131,8 +132,8 @@ fn cell(moment: Moment, action: &str) -> String {
         insist(&mut host, &Host::backup(1, 60));
     }
     host.set_faults("");
-    let reached = fs::read_to_string(host.faults_file().with_extension("reached")).unwrap();
-    assert!(reached.lines().any(|line| line == moment.name()), "{moment:?} was not reached: {reached}");
+    let reached = host.faults().reached();
+    assert!(reached.contains(moment.name()), "{moment:?} was not reached: {reached:?}");
     let AgentReply::Outcome(outcome) = insist(&mut host, &Host::backup(900, 2)) else { panic!("no outcome") };
     let Outcome::Done(summary) = outcome else { panic!("{outcome:?}") };
     assert!(Journal::read(&host.paths.journal()).unwrap().is_some());

@@ -7,6 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::command::{Output, Service, on_a_small_disk, program, until};
+use crate::faults::{self, Faults};
 use crate::needs;
 use crate::tree::files_below;
 
@@ -17,6 +18,7 @@ const NOWHERE_YET: &str = "127.0.0.1:0";
 #[derive(Debug)]
 pub struct Manager {
     service: Option<Service>,
+    faults: Option<Faults>,
     /// Where this process sees the store, when it lies on a disk in a namespace.
     seen_below: Option<PathBuf>,
     dir: TempDir,
@@ -33,16 +35,22 @@ impl Manager {
     #[track_caller]
     pub fn start_at(listen: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
-        let mut manager = Self { service: None, seen_below: None, dir };
+        let mut manager = Self { service: None, faults: None, seen_below: None, dir };
         manager.serve_at(listen);
         manager
+    }
+
+    /// Makes a manager's directories; nothing runs yet. Its moments go as `faults` says.
+    pub fn with_faults(faults: &Faults) -> Self {
+        let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
+        Self { service: None, faults: Some(faults.clone()), seen_below: None, dir }
     }
 
     /// Starts a manager whose store is a disk of its own, of `bytes`. It cannot be started again.
     #[track_caller]
     pub fn on_a_small_disk(bytes: u64) -> Self {
         let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
-        let mut manager = Self { service: None, seen_below: None, dir };
+        let mut manager = Self { service: None, faults: None, seen_below: None, dir };
         std::fs::create_dir(manager.store()).expect("the disk's directory");
         let serve = manager.command(&["serve", "--listen", "127.0.0.1:0"]);
         let service = Service::start("serve", &mut on_a_small_disk(&serve, &manager.store(), bytes));
@@ -55,7 +63,7 @@ impl Manager {
     #[track_caller]
     pub fn with_certificates_for(lifetime: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
-        let mut manager = Self { service: None, seen_below: None, dir };
+        let mut manager = Self { service: None, faults: None, seen_below: None, dir };
         let args = ["serve", "--listen", "127.0.0.1:0", "--host-certificate-lifetime", lifetime];
         manager.service = Some(Service::start("serve", &mut manager.command(&args)));
         manager
@@ -64,9 +72,17 @@ impl Manager {
     /// Starts the service again, on the same address if it had one.
     #[track_caller]
     pub fn serve(&mut self) {
+        self.serve_at(&self.listens_at());
+    }
+
+    /// What starts the service, on the same address if it had one.
+    pub fn serve_command(&self) -> Command {
+        self.command(&["serve", "--listen", &self.listens_at()])
+    }
+
+    fn listens_at(&self) -> String {
         let listen = std::fs::read_to_string(self.store().join("address"));
-        let listen = listen.map_or_else(|_| NOWHERE_YET.to_owned(), |text| text.trim().to_owned());
-        self.serve_at(&listen);
+        listen.map_or_else(|_| NOWHERE_YET.to_owned(), |text| text.trim().to_owned())
     }
 
     #[track_caller]
@@ -144,7 +160,7 @@ impl Manager {
 
     /// A command of this manager, not yet run.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(program("manager-fs"));
+        let mut command = manager_fs(self.faults.as_ref());
         command.args(args).env("MANAGER_FS_STORE", self.store()).env("MANAGER_FS_RUN", self.dir.path().join("run"));
         command
     }
@@ -185,12 +201,21 @@ impl Manager {
     }
 }
 
+/// The program, or the one that differs in nothing but that its moments go as a test says.
+fn manager_fs(faults: Option<&Faults>) -> Command {
+    let Some(faults) = faults else { return Command::new(program("manager-fs")) };
+    let mut command = Command::new(program("examples/manager_fs_with_faults"));
+    command.env(faults::FILE, faults.file());
+    command
+}
+
 /// A client host.
 #[derive(Debug)]
 pub struct Host {
     /// The name in its certificate.
     pub name: String,
     agents: Vec<(String, Service)>,
+    faults: Option<Faults>,
     mount: Option<Service>,
     /// Where this process sees the daemon's mounts, when they are in a namespace of their own (without root).
     seen_below: Option<PathBuf>,
@@ -201,7 +226,14 @@ impl Host {
     /// Makes a host's directories; nothing runs yet.
     pub fn new(name: &str) -> Self {
         let dir = tempfile::Builder::new().prefix(name).tempdir().expect("a temporary directory");
-        Self { name: name.to_owned(), agents: Vec::new(), mount: None, seen_below: None, dir }
+        Self { name: name.to_owned(), agents: Vec::new(), faults: None, mount: None, seen_below: None, dir }
+    }
+
+    /// Makes a host's directories; nothing runs yet. Its moments, and those of its agents, go as `faults` says.
+    pub fn with_faults(name: &str, faults: &Faults) -> Self {
+        let mut host = Self::new(name);
+        host.faults = Some(faults.clone());
+        host
     }
 
     /// An enrolled and mounted host.
@@ -315,7 +347,7 @@ impl Host {
 
     /// A command of this host, not yet run.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(program("manager-fs"));
+        let mut command = manager_fs(self.faults.as_ref());
         command.args(args);
         for (variable, name) in
             [("MANAGER_FS_STATE", "state"), ("MANAGER_FS_CACHE", "cache"), ("MANAGER_FS_RUN", "run")]

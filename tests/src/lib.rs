@@ -6,6 +6,7 @@
 
 pub mod command;
 pub mod damage;
+pub mod faults;
 pub mod fleet;
 pub mod needs;
 pub mod noise;
@@ -17,6 +18,7 @@ pub mod sources;
 pub mod tree;
 
 pub use command::Output;
+pub use faults::Faults;
 pub use fleet::{Host, Manager};
 pub use noise::noise;
 pub use proxy::Proxy;

@@ -264,3 +264,35 @@ fn every_crate_takes_the_lints_and_facts_of_the_workspace() {
     }
     assert!(Path::new(&root().join("LICENSE")).is_file());
 }
+
+/// Functions that make something durable beside any moment of their own, and why.
+const WITHOUT_MOMENT: &[(&str, &str)] = &[
+    ("agent-core/src/durable.rs", "what writes for whoever comes to a moment"),
+    ("agent-core/src/journal.rs", "as above; what is damaged is set aside for people"),
+    ("agent-core/src/swap.rs", "as above"),
+    ("agent-core/src/sys/socket.rs", "RUN does not outlive the machine"),
+    ("manager-fs/src/host/mount/meta.rs", "RUN does not outlive the machine"),
+    ("manager-fs/src/host/mount/overlay.rs", "what its callers come to a moment for"),
+    ("manager-fs/src/host/mount/probe.rs", "RUN does not outlive the machine"),
+    ("manager-fs/src/host/mount/worker.rs", "RUN does not outlive the machine"),
+    ("manager-fs/src/host/cache/partial.rs", "its caller in local.rs comes to the moment"),
+    (
+        "manager-fs/src/manager/control/bring_over.rs",
+        "a store of an older format; its own tests cut it off everywhere",
+    ),
+];
+
+#[test]
+fn whatever_makes_something_durable_comes_to_a_moment_first() {
+    let durable =
+        ["sync_all(", "sync_data(", "syncfs(", "fs::rename(", "renameat_with(", "mount_overlay(", "mount_fuse("];
+    let mut found = Vec::new();
+    for source in ["agent-core/src", "manager-fs/src"].iter().flat_map(|folder| Source::all(folder)) {
+        let excused: Vec<_> = WITHOUT_MOMENT.iter().map(|(place, _)| *place).collect();
+        let durably = durable.iter().any(|word| source.own.contains(word));
+        if durably && !source.is_test() && !source.is_in(&excused) && !source.own.contains("Moment::") {
+            found.push(source.path.display().to_string());
+        }
+    }
+    none("made durable without a moment (agent_core::moments, manager_fs::moments)", found);
+}

@@ -156,7 +156,7 @@ impl Probation {
                 (State::Probation(self), vec![Effect::CheckHealth { after_ms: HEALTH_AGAIN_MS }])
             }
             Event::Journaled { .. } => {
-                let mut effects = vec![Effect::TellConfirmed];
+                let mut effects = Vec::new();
                 if let Some(Origin { change, from }) = self.change {
                     effects.push(Effect::Report {
                         change,
@@ -167,6 +167,8 @@ impl Probation {
                         detail: String::new(),
                     });
                 }
+                // Last: until it hears this, the stub tells of the confirmation when this process comes to its end.
+                effects.push(Effect::TellConfirmed);
                 let ended = self.change.map(|origin| Verdict::done(origin.change));
                 (State::Serving(Serving { saved: self.saved, ended }), effects)
             }

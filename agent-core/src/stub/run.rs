@@ -165,6 +165,9 @@ impl Stub<'_> {
         if running.confirmed && running.since.elapsed() > WORKED {
             self.history = History::default();
         }
+        if !running.confirmed {
+            self.confirmed_at_its_end(&running);
+        }
         let how = describe(status);
         let on_probation = matches!(self.journal.phase, Phase::Probation { .. });
         let cause = match running.overdue {
@@ -177,6 +180,16 @@ impl Stub<'_> {
         self.failed(&cause, Some(&running))?;
         // An order that was ready waited for this end.
         self.carry_out()
+    }
+
+    /// A version may have written down that it has confirmed, and have come to its end before it told anyone. It stays
+    /// confirmed, and the next process of it knows of no change-over: whoever ordered that one would wait for ever.
+    fn confirmed_at_its_end(&self, running: &Running) {
+        let Some((change, from, to)) = &running.change else { return };
+        if self.journal.phase == Phase::Confirmed && self.journal.current == *to {
+            let detail = String::from("its process ended right after it had confirmed, and is started again");
+            self.report(*change, Some(from), to, Step::Confirmed, micros(running.since), detail);
+        }
     }
 
     fn read_channel(&mut self) {
@@ -193,7 +206,7 @@ impl Stub<'_> {
         let Program::Running(running) = &mut self.program else { return };
         match message {
             StubMessage::Serving => self.serves(),
-            StubMessage::Executing { from, to, probation_ms, timeline, change: _ } => {
+            StubMessage::Executing { from, to, probation_ms, timeline, change } => {
                 running.probation = Some((Instant::now() + Duration::from_millis(probation_ms), probation_ms));
                 running.timeline = timeline;
                 running.tail.clear();
@@ -204,12 +217,14 @@ impl Stub<'_> {
                 self.returning = None;
                 self.held.begin_trial();
                 self.observer.say(&format!("changing over from {} to {}", from.version, to.version));
+                running.change = Some((change, from, to));
             }
             StubMessage::ExecReturned => {
                 running.probation = None;
                 running.confirmed = true;
                 running.is_new = false;
                 self.held.give_up();
+                running.change = None;
                 self.observer.say("the change-over did not come about; the version before goes on");
             }
             StubMessage::Confirmed => self.confirmed(),

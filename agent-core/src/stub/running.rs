@@ -4,12 +4,13 @@ use std::io::PipeReader;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use proto::agent::StepEvent;
+use proto::agent::{ChangeId, StepEvent};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Pid;
 
 use super::evidence::Tail;
 use crate::channel::Channel;
+use crate::journal::Entry;
 
 /// Which time was up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub(super) struct Running {
     pub(super) confirmed: bool,
     /// It is what the journal calls current, not the version before on its way there.
     pub(super) is_new: bool,
+    /// The change-over by which it came to be what it is: which, and from and to what.
+    pub(super) change: Option<(ChangeId, Entry, Entry)>,
     /// By then it must serve, and how long it had, milliseconds; `None` once it has said so.
     pub(super) serving_by: Option<(Instant, u64)>,
     /// Its time was up, and it was killed.

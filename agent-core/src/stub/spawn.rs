@@ -16,7 +16,7 @@ use crate::channel::Channel;
 use crate::durable::FileFault;
 use crate::generation::Attachment;
 use crate::handoff::{self, variable};
-use crate::journal::Phase;
+use crate::journal::{Entry, Phase};
 use crate::moments::{self, Moment};
 use crate::{exec, swap, sys};
 
@@ -84,6 +84,7 @@ impl Stub<'_> {
             timeline: if probation.is_some() { self.carried.clone() } else { Vec::new() },
             confirmed: false,
             is_new: matches!(self.journal.phase, Phase::Probation { .. }),
+            change: None,
             serving_by,
             overdue: None,
             stopping: None,

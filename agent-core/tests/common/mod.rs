@@ -26,6 +26,7 @@ use proto::frame::FrameKind;
 use proto::message::Fault;
 use proto::record::{HealthContract, SchemaRange};
 use proto::{GenerationRecord, GenerationRef, Metadata, Publishers, SignedRecord, TreeId, TreePath};
+use tests::Faults;
 
 /// Nothing here takes longer unless it is broken; what is waited for is awaited, so a long bound costs nothing.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -217,20 +218,20 @@ impl Host {
         self.shared.state.lock().unwrap().records.insert(version.to_owned(), record.to_vec());
     }
 
-    /// From now on moments of stub and agent go as these lines say; see `examples/faults`.
+    /// From now on moments of stub and agent go as these lines say.
     pub fn set_faults(&self, lines: &str) {
-        std::fs::write(self.faults_file(), lines).unwrap();
+        self.faults().set(lines);
     }
 
-    pub fn faults_file(&self) -> PathBuf {
-        self.dir.path().join("faults")
+    pub fn faults(&self) -> Faults {
+        Faults::new(&self.dir.path().join("faults"))
     }
 
     /// The stub's command line.
     pub fn stub_command(&self) -> Command {
         let mut command = Command::new(example("tiny_stub"));
         command.arg(self.paths.state()).arg(self.paths.run()).arg(self.paths.product().as_str());
-        command.env("TINY_FAULTS", self.faults_file());
+        command.env(tests::faults::FILE, self.faults().file());
         command
     }
 

@@ -14,6 +14,7 @@ use crate::config::Dirs;
 use crate::manager::admin::serve_admin;
 use crate::manager::identity::HOST_CERTIFICATE_LIFETIME;
 use crate::manager::whole::{Manager, ManagerOptions};
+use crate::moments::{self, Moment};
 use crate::net;
 
 #[derive(Debug, clap::Args)]
@@ -92,6 +93,8 @@ fn listen_locally(manager: &Arc<Manager>, path: &Path) -> anyhow::Result<LocalSo
 
 fn write_address(store: &Path, address: &str) -> anyhow::Result<()> {
     let (path, draft) = (store.join("address"), store.join("tmp").join("address"));
-    let written = std::fs::File::create(&draft).and_then(|mut file| writeln!(file, "{address}"));
+    let written = moments::reach(Moment::AddressPut, &path);
+    let written =
+        written.and_then(|()| std::fs::File::create(&draft)).and_then(|mut file| writeln!(file, "{address}"));
     written.and_then(|()| std::fs::rename(&draft, &path)).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -21,6 +21,7 @@ use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use std::sync::Arc;
 
 use super::files::{Doing, IoFault};
+use crate::moments::{self, Moment};
 use crate::net::{self, Link, NetError, RefuseAll, TlsIdentity};
 
 /// One exchange with the manager takes milliseconds; a minute covers one that is very busy.
@@ -310,6 +311,7 @@ fn write_and_swap(
     write(&fresh.join("manager"), &format!("{manager}\n"))?;
     fs::File::open(fresh).and_then(|dir| dir.sync_all()).doing(|| format!("sync {}", fresh.display()))?;
     let target = directory(state);
+    moments::reach(Moment::IdentityPut, &target).doing(|| format!("rename to {}", target.display()))?;
     if target.exists() {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         renameat_with(CWD, fresh, CWD, &target, RenameFlags::EXCHANGE)

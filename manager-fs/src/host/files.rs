@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use crate::moments::{self, Moment};
 use agent_core::durable::{self, Durability, FileFault};
 
 /// A system call failed while something was done.
@@ -44,7 +45,8 @@ pub(crate) fn lock_file(path: &Path) -> io::Result<fs::File> {
 ///
 /// # Errors
 /// Of the file system; the old file is untouched then.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(moment: Moment, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    moments::reach(moment, path)?;
     let directory = path.parent().ok_or_else(|| io::Error::other("a file needs a directory"))?;
     let written = durable::create_dir(directory).and_then(|()| durable::write(path, bytes, Durability::PowerCut));
     written.map_err(|fault| match fault {
@@ -83,8 +85,8 @@ mod tests {
     fn a_replaced_file_is_whole_and_leaves_nothing_beside_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
-        replace(&path, b"one").unwrap();
-        replace(&path, b"two").unwrap();
+        replace(Moment::RecordKeep, &path, b"one").unwrap();
+        replace(Moment::RecordKeep, &path, b"two").unwrap();
         assert_eq!(read_bounded(&path, 3).unwrap().as_deref(), Some(b"two".as_slice()));
         assert!(read_bounded(&path, 2).is_err());
         assert_eq!(read_bounded(&dir.path().join("none"), 2).unwrap(), None);

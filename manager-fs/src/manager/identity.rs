@@ -17,6 +17,7 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SerialNumber,
 };
 
+use crate::moments::{self, Moment};
 use crate::net::tls::{self, MANAGER_NAME};
 use crate::net::{NetError, TlsIdentity};
 
@@ -259,7 +260,12 @@ fn create(store: &Path, keys: &Path) -> Result<(), IdentityError> {
     files.iter().try_for_each(|(name, text)| write(&fresh.join(name), text)).map_err(failed)?;
     // All of them or none: a store with half of its keys would never start again.
     let sync = |directory: &Path| fs::File::open(directory)?.sync_all();
-    sync(&fresh).and_then(|()| fs::rename(&fresh, keys)).and_then(|()| sync(store)).map_err(failed)
+    let reached = moments::reach(Moment::KeysPut, keys);
+    reached
+        .and_then(|()| sync(&fresh))
+        .and_then(|()| fs::rename(&fresh, keys))
+        .and_then(|()| sync(store))
+        .map_err(failed)
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {

@@ -12,6 +12,7 @@ use proto::limits::RECORD_BYTES_MAX;
 
 use super::control::RECORDS;
 use super::control::generations::{Generation, verify};
+use crate::moments::{self, Moment};
 
 /// The records of a store. Every method waits for the disk.
 pub(crate) struct RecordFiles(PathBuf);
@@ -51,6 +52,7 @@ impl RecordFiles {
     pub(crate) fn put(&self, generation: &Generation) -> io::Result<()> {
         fs::create_dir_all(&self.0)?;
         let draft = self.0.join(".new");
+        moments::reach(Moment::RecordFilePut, &draft)?;
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
         file.write_all(&generation.signed)?;
         file.sync_all()?;
@@ -63,7 +65,9 @@ impl RecordFiles {
     /// # Errors
     /// The disk fails.
     pub(crate) fn remove(&self, record: &GenerationRecord) -> io::Result<()> {
-        match fs::remove_file(self.path(record)) {
+        let path = self.path(record);
+        moments::reach(Moment::RecordFileRemove, &path)?;
+        match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }

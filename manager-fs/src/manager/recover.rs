@@ -14,6 +14,7 @@ use super::control::{CONTROL_FILE, ControlError, LocalStore};
 use super::now;
 use super::record_files::RecordFiles;
 use super::store::{Store, StoreError};
+use crate::moments::{self, Moment};
 
 /// Why nothing was recovered.
 #[derive(Debug, thiserror::Error)]
@@ -124,7 +125,8 @@ fn put_in_place(
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(io_error(&aside, error)),
     };
-    fs::rename(&fresh, control).map_err(|cause| io_error(control, cause))?;
+    let renamed = moments::reach(Moment::ControlRecover, control).and_then(|()| fs::rename(&fresh, control));
+    renamed.map_err(|cause| io_error(control, cause))?;
     fs::File::open(root).and_then(|directory| directory.sync_all()).map_err(|cause| io_error(root, cause))?;
     Ok(kept)
 }

@@ -13,6 +13,7 @@ use proto::width;
 
 use super::stamps::{Stamp, stamp};
 use super::{Cache, CacheError, Partial, lower, make_private_dir};
+use crate::moments::{self, Moment};
 use crate::sync::lock;
 
 impl Cache {
@@ -113,6 +114,10 @@ impl Cache {
     }
 
     fn make_durable(&self, ready: &[&Arc<Partial>]) -> Result<(), CacheError> {
+        if ready.is_empty() {
+            return Ok(());
+        }
+        moments::reach(Moment::ObjectSync, &self.dir).map_err(|e| CacheError::io("sync", &self.dir, e))?;
         let together = ready.len() > 4;
         for partial in ready {
             partial.seal(!together).map_err(|e| CacheError::io("sync", &partial.path, e))?;
@@ -147,7 +152,7 @@ impl Cache {
         let path = self.local_path(&partial.object);
         make_private_dir(path.parent().unwrap_or(&self.dir))?;
         let existed = path.exists();
-        let renamed = std::fs::rename(&partial.path, &path);
+        let renamed = moments::reach(Moment::ObjectPut, &path).and_then(|()| std::fs::rename(&partial.path, &path));
         if renamed.is_ok() {
             if self.verity {
                 protect(&path);

@@ -34,6 +34,7 @@ use proto::{ObjectId, TreeId};
 pub use partial::Partial;
 pub use verify::{Look, VerifyReport};
 
+use crate::moments::{self, Moment};
 use crate::sync::lock;
 use stamps::Stamps;
 
@@ -229,7 +230,8 @@ impl Cache {
         let temporary = parent.join(format!(".{}.{}", std::process::id(), &tree.to_hex()[2..]));
         let file = File::create(&temporary).map_err(fail)?;
         let written = file.write_all_at(bytes, 0).and_then(|()| if sync { file.sync_all() } else { Ok(()) });
-        written.and_then(|()| std::fs::rename(&temporary, &path)).map_err(|e| {
+        let reached = || moments::reach(Moment::ManifestKeep, &path);
+        written.and_then(|()| reached()).and_then(|()| std::fs::rename(&temporary, &path)).map_err(|e| {
             let _ = std::fs::remove_file(&temporary);
             fail(e)
         })?;

@@ -16,6 +16,7 @@ use std::sync::Mutex;
 
 use proto::ObjectId;
 
+use crate::moments::{self, Moment};
 use crate::sync::lock;
 
 const RECORD_BYTES: usize = 32 + 4 * 8;
@@ -122,7 +123,8 @@ impl Stamps {
     fn rewrite(&self) {
         let fresh = self.path.with_extension("new");
         let records: Vec<u8> = lock(&self.known).iter().flat_map(|(id, stamp)| stamp.encode(id)).collect();
-        let written = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh);
+        let written = moments::reach(Moment::StampsRewrite, &self.path)
+            .and_then(|()| OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh));
         let written = written.and_then(|mut file| {
             file.write_all(self.epoch.as_bytes())?;
             file.write_all(&records)?;

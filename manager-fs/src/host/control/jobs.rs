@@ -21,6 +21,7 @@ use super::agent::{connect, gone};
 use super::spool::Spool;
 use crate::clock::Clock;
 use crate::host::blocking;
+use crate::moments::{self, Moment};
 use crate::net::{Answer, Incoming};
 use crate::sync::lock;
 
@@ -153,6 +154,7 @@ impl Jobs {
         gone_since: &mut Instant,
     ) -> Result<AgentReply, Fault> {
         let link = connect(&self.agents_dir, product).await?;
+        moments::reach(Moment::JobRelay, &self.agents_dir).map_err(|error| Fault::Unavailable(error.to_string()))?;
         let heard = |incoming| {
             let Incoming::Event(body) = incoming else { return };
             *joined = true;

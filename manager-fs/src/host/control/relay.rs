@@ -26,6 +26,7 @@ use crate::clock::Clock;
 use crate::host::blocking;
 use crate::host::data::link::ManagerLink;
 use crate::host::generations::records::Records;
+use crate::moments::{self, Moment};
 
 /// Saving a record is one fsync; an agent that needs longer for an answer is stuck.
 const AGENT_DEADLINE: Duration = Duration::from_secs(30);
@@ -179,6 +180,8 @@ impl Relay {
 
     async fn tell_one(&self, product: &Product, messages: &[AgentRequest], to_agent: bool) -> Result<(), Fault> {
         for message in messages {
+            moments::reach(Moment::ChangeRelay, &self.agents_dir)
+                .map_err(|error| Fault::Failed(error.to_string()))?;
             let asked = if to_agent {
                 agent::ask(&self.agents_dir, product, message, AGENT_DEADLINE).await
             } else {

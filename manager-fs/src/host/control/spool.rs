@@ -21,6 +21,7 @@ use proto::width;
 use tokio::sync::Notify;
 
 use crate::host::files;
+use crate::moments::{self, Moment};
 use crate::sync::lock;
 
 const MAGIC: &[u8; 8] = b"MFSSPL\0\x01";
@@ -85,7 +86,7 @@ impl Spool {
         let record = record(&body);
         let left = self.lock().add(body);
         let saved = match (left, file.take()) {
-            (None, Some(file)) => append(file, &record),
+            (None, Some(file)) => moments::reach(Moment::SpoolAdd, &self.path).and_then(|()| append(file, &record)),
             // Some were dropped, or an earlier write failed: what is in the file is not what waits.
             (left, file) => rewrite(&self.path, file, &left.unwrap_or_else(|| self.lock().reports.clone())),
         };
@@ -182,6 +183,7 @@ fn append(mut file: File, record: &[u8]) -> io::Result<File> {
 /// Makes the file hold exactly these reports.
 fn rewrite(path: &Path, file: Option<File>, reports: &VecDeque<Vec<u8>>) -> io::Result<File> {
     if let (true, Some(mut file)) = (reports.is_empty(), file) {
+        moments::reach(Moment::SpoolRewrite, path)?;
         file.set_len(MAGIC.len() as u64)?;
         file.seek(SeekFrom::End(0))?;
         return Ok(file);
@@ -190,7 +192,7 @@ fn rewrite(path: &Path, file: Option<File>, reports: &VecDeque<Vec<u8>>) -> io::
     for body in reports {
         bytes.extend_from_slice(&record(body));
     }
-    files::replace(path, &bytes)?;
+    files::replace(Moment::SpoolRewrite, path, &bytes)?;
     append_to(path)
 }
 

@@ -13,6 +13,7 @@ use std::sync::Mutex;
 use proto::{GenerationRecord, Product};
 
 use crate::host::files;
+use crate::moments::Moment;
 use crate::sync::lock;
 
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -79,7 +80,7 @@ impl Floors {
         }
         let text: String = of.iter().map(|(product, sequence)| format!("{product} {sequence}\n")).collect();
         drop(of);
-        if let Err(error) = files::replace(&self.path, text.as_bytes()) {
+        if let Err(error) = files::replace(Moment::FloorRaise, &self.path, text.as_bytes()) {
             tracing::warn!(%error, path = %self.path.display(), "how far this host has been is not noted");
         }
     }

@@ -21,6 +21,7 @@ use proto::{Product, TreeId};
 
 use crate::clock::Clock;
 use crate::host::files;
+use crate::moments::Moment;
 use crate::sync::lock;
 
 /// How long a staged tree waits for an agent's journal to name it. Staging may precede the journal's entry by the whole
@@ -230,7 +231,7 @@ fn read_attached(path: &Path) -> io::Result<BTreeMap<TreeId, String>> {
 
 fn write_attached(path: &Path, attached: &BTreeMap<TreeId, String>) -> io::Result<()> {
     let text: String = attached.iter().map(|(tree, name)| format!("{tree} {name}\n")).collect();
-    files::replace(path, text.as_bytes())
+    files::replace(Moment::AttachmentNote, path, text.as_bytes())
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use proto::{GenerationRecord, GenerationRef, Product, SignedRecord, TreeId};
 
 use super::floors::Floors;
 use crate::host::files;
+use crate::moments::{self, Moment};
 use crate::sync::{self, lock};
 
 /// A record that a pinned publisher signed, with the bytes that prove it.
@@ -133,12 +134,14 @@ impl Records {
         *records = fresh;
         drop(records);
         for known in &changes.added {
-            if let Err(error) = files::replace(&self.record_path(&known.record), &known.signed) {
+            if let Err(error) = files::replace(Moment::RecordKeep, &self.record_path(&known.record), &known.signed) {
                 tracing::warn!(%error, name = known.record.name(), "a record could not be cached");
             }
         }
         for known in &changes.removed {
-            let _ = fs::remove_file(self.record_path(&known.record));
+            let path = self.record_path(&known.record);
+            // One that stays is compared with the list at the next start.
+            let _ = moments::reach(Moment::RecordDrop, &path).and_then(|()| fs::remove_file(&path));
         }
         changes
     }

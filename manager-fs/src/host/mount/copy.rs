@@ -16,6 +16,7 @@ use proto::manifest::{Manifest, Node, NodeKind};
 use proto::{ObjectId, TreeId};
 
 use super::meta;
+use crate::moments::{self, Moment};
 
 const MAKING: &str = ".making-";
 const GONE: &str = ".gone-";
@@ -54,7 +55,8 @@ impl Copies {
         std::fs::create_dir_all(&self.dir)?;
         let making = self.dir.join(format!("{MAKING}{}", tree.to_hex()));
         remove_tree(&making)?;
-        let made = self.build(&making, tree, manifest).and_then(|()| std::fs::rename(&making, &path));
+        let made = self.build(&making, tree, manifest).and_then(|()| moments::reach(Moment::CopyPut, &path));
+        let made = made.and_then(|()| std::fs::rename(&making, &path));
         if let Err(error) = made {
             self.compared.remove(tree);
             let _ = remove_tree(&making);
@@ -74,6 +76,7 @@ impl Copies {
         let gone = (0..u32::MAX).map(|n| self.dir.join(format!("{GONE}{}.{n}", tree.to_hex())));
         let gone =
             gone.into_iter().find(|gone| gone.symlink_metadata().is_err()).ok_or(io::ErrorKind::AlreadyExists)?;
+        moments::reach(Moment::CopyRemove, &gone)?;
         match std::fs::rename(self.dir.join(tree.to_hex()), &gone) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -22,6 +22,7 @@ use super::probe::{ProbeReport, probe_overlay};
 use super::{Layout, MountError, life, overlay};
 use crate::host::files::{self, Doing};
 use crate::host::panics;
+use crate::moments::{self, Moment};
 use crate::sync::lock;
 
 /// Kernel memory of one entry of a metadata layer, bytes: inode, dentry, two attributes (measured over 100,000 entries).
@@ -174,6 +175,7 @@ impl Helper {
         if with_fuse {
             layers.push(self.layout.fuse_objects());
         }
+        moments::reach(Moment::TreeMount, &target)?;
         overlay::mount_overlay(meta.path(), &layers, flavour, &target)?;
         Ok(mounted_reply(&target, false, &manifest, begun, meta_made))
     }
@@ -200,6 +202,7 @@ impl Helper {
         let _one_at_a_time = lock(&self.mounting);
         let target = self.layout.generation(tree);
         while self.list()?.iter().any(|mounted| mounted.tree == *tree) {
+            moments::reach(Moment::TreeUnmount, &target)?;
             if !overlay::unmount_unused(&target)? {
                 return Ok(HelperReply::Busy);
             }

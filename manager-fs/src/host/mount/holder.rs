@@ -22,6 +22,7 @@ use super::prepare::{
 };
 use super::{HelperClient, Layout, MountError, message, overlay};
 use crate::host::files::Doing;
+use crate::moments::{self, Moment};
 
 /// What `manager-fs mount` means.
 #[derive(Debug, Clone)]
@@ -207,7 +208,9 @@ impl<'o> Held<'o> {
     fn start_worker(&self) -> Result<RunningWorker, MountError> {
         let (mut ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".to_owned())?;
         message::send(&mut ours, &self.greeting).doing(|| "greet the worker".to_owned())?;
-        let mut command = Command::new(&self.options.program);
+        let program = &self.options.program;
+        moments::reach(Moment::WorkerStart, program).doing(|| format!("start {}", program.display()))?;
+        let mut command = Command::new(program);
         command.args(&self.options.worker_args).kill_on_drop(true);
         // Freed memory goes back at once, and threads share two heaps: the worker is small and stays so.
         command
@@ -232,7 +235,9 @@ impl<'o> Held<'o> {
 
     fn start_helper(&mut self) -> Result<Child, MountError> {
         let (ours, theirs) = UnixStream::pair().doing(|| "make a socket pair".to_owned())?;
-        let mut command = Command::new(&self.options.program);
+        let program = &self.options.program;
+        moments::reach(Moment::HelperStart, program).doing(|| format!("start {}", program.display()))?;
+        let mut command = Command::new(program);
         command.args(&self.options.helper_args).kill_on_drop(false);
         let child = spawn(command, &[self.listener.as_fd(), theirs.as_fd()])
             .doing(|| format!("start {}", self.options.program.display()))?;
@@ -381,6 +386,8 @@ fn open_fuse(device: &Path, mountpoint: &Path) -> Result<(OwnedFd, Vec<u8>), Mou
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let device = rustix::fs::open(device, flags, Mode::empty())
         .doing(|| format!("open {}: load the fuse module, or ask for permission to use it", device.display()))?;
+    let reached = moments::reach(Moment::ViewMount, mountpoint);
+    reached.doing(|| format!("mount FUSE at {}", mountpoint.display()))?;
     overlay::mount_fuse(device.as_fd(), mountpoint).doing(|| format!("mount FUSE at {}", mountpoint.display()))?;
     let mut init = vec![0; INIT_READ_BYTES];
     let len = rustix::io::read(&device, &mut init[..]).doing(|| "read INIT".to_owned())?;

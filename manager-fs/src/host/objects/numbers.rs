@@ -9,6 +9,7 @@ use proto::{Product, TreeId, codec};
 use serde::{Deserialize, Serialize};
 
 use super::ViewEntry;
+use crate::moments::{self, Moment};
 
 /// A node number, taken apart.
 ///
@@ -114,6 +115,7 @@ impl Numbers {
     pub(super) fn save(&self, path: &Path) -> std::io::Result<()> {
         let body = codec::encode(&self.saved).map_err(std::io::Error::other)?;
         let temporary = path.with_extension("new");
+        moments::reach(Moment::NumbersPut, path)?;
         let mut file = std::fs::File::create(&temporary)?;
         file.write_all(MAGIC)?;
         file.write_all(&body)?;

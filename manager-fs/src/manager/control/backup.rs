@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::contract::{ControlError, ControlStore, Entry, Revision, list_all};
 use super::state::Key;
+use crate::moments::{self, Moment};
 
 /// The copy's file in a store.
 pub const BACKUP_FILE: &str = "control.backup";
@@ -53,6 +54,7 @@ async fn copy(store: &dyn ControlStore, path: &Path, written: Option<Revision>) 
 /// The disk fails; the old copy stays.
 pub(super) fn write(path: &Path, entries: &[Entry]) -> io::Result<()> {
     let draft = path.with_extension("backup.new");
+    moments::reach(Moment::DecisionsPut, path)?;
     // Hashes of tokens, and which host may see what: nobody's but the manager's.
     let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
     let mut file = BufWriter::new(file);

@@ -3,6 +3,7 @@
 //! Every attempt waits for a reason to make another, and for a pause that grows: whatever a host does, it costs the manager
 //! a handful of commits a minute.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::manager::control::changes::EndedBy;
 use crate::manager::control::jobs::JobRecord;
 use crate::manager::news::{Listener, News};
 use crate::manager::now;
+use crate::moments::{self, Moment};
 use crate::net::{Incoming, Link, NetError};
 
 /// News says when to try again; this only covers news that was lost.
@@ -184,6 +186,9 @@ async fn send(jobs: &Arc<Jobs>, link: &Link, record: &JobRecord) -> Result<Optio
     let mut news = jobs.news.of(&record.host);
     if record.sent == 0 {
         jobs.state.job_sent(id, now()).await?;
+    }
+    if let Err(error) = moments::reach(Moment::JobSend, Path::new(record.host.as_str())) {
+        return Ok(Some(Interruption::Wait(error.to_string())));
     }
     jobs.live().entry(id).or_default().sent += 1;
     // Only the last counts, and a host that sends them faster than they are written down fills no memory.

@@ -7,6 +7,7 @@ use std::path::Path;
 use rustix::fs::FlockOperation;
 
 use super::{StoreError, pack_store};
+use crate::moments::{self, Moment};
 
 const FORMAT: &str = "manager-fs store 2\n";
 /// Format 1 had the control state in one file, in other records; packs and manifests are the same.
@@ -77,6 +78,7 @@ pub(super) fn read_format(root: &Path) -> Result<Format, StoreError> {
 
 /// Makes the directory a store of the current format, durably.
 pub(super) fn write_format(root: &Path) -> io::Result<()> {
+    moments::reach(Moment::StoreFormat, root)?;
     let draft = root.join("format.new");
     let mut file = File::create(&draft)?;
     file.write_all(FORMAT.as_bytes())?;

@@ -13,6 +13,7 @@ use proto::TreeId;
 use rustix::fs::RenameFlags;
 
 use super::pack_id::PackId;
+use crate::moments::{self, Moment};
 use crate::sync::lock;
 
 /// The name of an immutable blob.
@@ -185,7 +186,10 @@ impl PackStore for LocalPacks {
 
     fn delete(&self, name: &BlobName) -> io::Result<()> {
         lock(&self.open).remove(name);
-        match fs::remove_file(self.layout.path(name)) {
+        let path = self.layout.path(name);
+        let moment = if matches!(name, BlobName::Pack(_)) { Moment::PackRemove } else { Moment::BlobRemove };
+        moments::reach(moment, &path)?;
+        match fs::remove_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result,
         }
@@ -241,6 +245,7 @@ impl Draft for LocalDraft {
         if target.exists() {
             return Ok(Put::AlreadyThere);
         }
+        moments::reach(put_of(name), &target)?;
         make_dir(&shard)?;
         // Content before name, name before the answer: after a power cut the blob is there whole or not at all.
         self.file.sync_all()?;
@@ -265,6 +270,15 @@ impl Drop for LocalDraft {
     fn drop(&mut self) {
         // After a commit there is nothing to remove; a draft that cannot be removed goes at the next start.
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn put_of(name: &BlobName) -> Moment {
+    match name {
+        BlobName::Pack(_) => Moment::PackPut,
+        BlobName::Manifest(_) => Moment::ManifestPut,
+        BlobName::Delta(..) => Moment::DeltaPut,
+        BlobName::Bundle(..) => Moment::BundlePut,
     }
 }
 

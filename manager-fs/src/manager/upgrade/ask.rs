@@ -1,5 +1,6 @@
 //! Questions and orders to one host that may be just coming back.
 
+use std::path::Path;
 use std::time::Duration;
 
 use proto::agent::{AgentState, AgentStatus};
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 use super::{UpgradeError, Upgrades};
 use crate::manager::control::Observation;
 use crate::manager::now;
+use crate::moments::{self, Moment};
 use crate::net::{Link, NetError};
 
 /// How long a host may take to accept a change-over (not to carry it out).
@@ -49,6 +51,8 @@ impl Upgrades {
     ) -> Result<HostReply, NetError> {
         let begun = Instant::now();
         loop {
+            moments::reach(Moment::ChangeSend, Path::new(host.as_str()))
+                .map_err(|error| NetError::Closed(error.to_string()))?;
             let reply = self.ask_host(host, link.clone(), request).await?;
             let busy = matches!(reply, HostReply::Fault(Fault::Unavailable(_)));
             if !busy || begun.elapsed() > ACCEPT_DEADLINE {

@@ -7,7 +7,7 @@
 //! A sync costs milliseconds, and a thousand hosts report at once: commits that arrive during a sync share the next
 //! one, each with a revision of its own. An async thread meets a queue and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -20,6 +20,7 @@ use super::contract::{
     check_bounds,
 };
 use super::disk::{Changed, Disk, Opener, Readers, join, open_file};
+use crate::moments::{self, Moment};
 
 mod tables;
 #[cfg(any(test, fuzzing))]
@@ -344,10 +345,30 @@ impl Writer {
             });
             let outcomes = outcomes.collect::<Result<Vec<_>, _>>()?;
             let changed = if outcomes.iter().any(Result::is_ok) { Changed::Something } else { Changed::Nothing };
+            let keys = batch.iter().flat_map(|changes| changes.iter()).map(|change| change.key.as_str());
+            keys.map(moment_of).collect::<BTreeSet<_>>().into_iter().try_for_each(reach)?;
             Ok((outcomes, changed))
         })?;
         self.history_bytes = state.history_bytes;
         self.revision.send_replace(state.revision);
         Ok(outcomes)
     }
+}
+
+/// What is committed with a key of this kind (`state/keys.rs` has them all).
+fn moment_of(key: &str) -> Moment {
+    match key.split('/').next() {
+        Some("generation") => Moment::GenerationCommit,
+        Some("export") => Moment::ExportCommit,
+        Some("host") => Moment::HostCommit,
+        Some("token") => Moment::TokenCommit,
+        Some("group") => Moment::GroupCommit,
+        Some("change") => Moment::ChangeCommit,
+        Some("job") => Moment::JobCommit,
+        _ => Moment::OtherCommit,
+    }
+}
+
+fn reach(moment: Moment) -> Result<(), ControlError> {
+    moments::reach(moment, Path::new("control.redb")).map_err(super::disk::storage)
 }

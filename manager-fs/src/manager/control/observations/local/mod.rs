@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use super::super::contract::{ControlError, Pending};
 use super::super::disk::{Disk, Opener, Readers, join, open_file, storage};
 use super::{HostStatus, JobSeen, Noted, Observation, Observations, bounds};
+use crate::moments::{self, Moment};
 use crate::sync::{read, write};
 
 mod tables;
@@ -231,6 +232,7 @@ impl Writer {
                 batch.iter().map(|note| tables::note(transaction, &note.host, &note.seen, &mut changed, room));
             let noted = noted.collect::<Result<Vec<_>, _>>()?;
             let worth = tables::put_statuses(transaction, &changed)?;
+            moments::reach(Moment::ObservationCommit, Path::new("observations.redb")).map_err(storage)?;
             Ok((noted, worth))
         });
         if written.is_ok() {
