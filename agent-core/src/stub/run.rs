@@ -10,7 +10,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
 use super::door::Door;
 use super::lock::kill_group;
-use super::running::Overdue;
+use super::running::{Overdue, Running};
 use super::strays;
 use super::verdict::{Cause, History};
 use super::watch::{Program, Stub, micros};

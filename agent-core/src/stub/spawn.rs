@@ -16,7 +16,7 @@ use crate::channel::Channel;
 use crate::durable::FileFault;
 use crate::generation::Attachment;
 use crate::handoff::{self, variable};
-use crate::journal::{Entry, Phase};
+use crate::journal::Phase;
 use crate::moments::{self, Moment};
 use crate::{exec, swap, sys};
 
