@@ -185,7 +185,7 @@ impl Stub<'_> {
     /// A version may have written down that it has confirmed, and have come to its end before it told anyone. It stays
     /// confirmed, and the next process of it knows of no change-over: whoever ordered that one would wait for ever.
     fn confirmed_at_its_end(&self, running: &Running) {
-        let Some((change, from, to)) = &running.change else { return };
+        let Some((change, from, to)) = running.change.as_deref() else { return };
         if self.journal.phase == Phase::Confirmed && self.journal.current == *to {
             let detail = String::from("its process ended right after it had confirmed, and is started again");
             self.report(*change, Some(from), to, Step::Confirmed, micros(running.since), detail);
@@ -217,7 +217,7 @@ impl Stub<'_> {
                 self.returning = None;
                 self.held.begin_trial();
                 self.observer.say(&format!("changing over from {} to {}", from.version, to.version));
-                running.change = Some((change, from, to));
+                running.change = Some(Box::new((change, from, to)));
             }
             StubMessage::ExecReturned => {
                 running.probation = None;

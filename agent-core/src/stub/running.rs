@@ -33,7 +33,7 @@ pub(super) struct Running {
     /// It is what the journal calls current, not the version before on its way there.
     pub(super) is_new: bool,
     /// The change-over by which it came to be what it is: which, and from and to what.
-    pub(super) change: Option<(ChangeId, Entry, Entry)>,
+    pub(super) change: Option<Box<(ChangeId, Entry, Entry)>>,
     /// By then it must serve, and how long it had, milliseconds; `None` once it has said so.
     pub(super) serving_by: Option<(Instant, u64)>,
     /// Its time was up, and it was killed.
