@@ -169,8 +169,9 @@ impl World {
 
     /// Whether the manager knows that this version serves on the host, which is connected.
     pub(crate) fn serves(&self, version: u32) -> bool {
+        let version = version.to_string();
         self.agent().is_some_and(|agent| {
-            agent["version"] == version.to_string() && agent["state"] == "serving" && agent["connected"] == true
+            agent["version"] == *version && agent["state"] == "serving" && agent["connected"] == true
         })
     }
 
