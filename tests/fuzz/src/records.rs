@@ -47,6 +47,6 @@ fn agent_files(bytes: &[u8]) -> bool {
     let taken = stable::<Journal>(bytes) | stable::<Handoff>(bytes) | stable::<StubMessage>(bytes);
     // The library has no door to these in other builds.
     #[cfg(fuzzing)]
-    let taken = taken | agent_core::fuzzing::job_record(bytes);
+    let taken = taken | agent_core::fuzzing::job_record(bytes) | agent_core::fuzzing::inherited(bytes);
     taken
 }
