@@ -189,7 +189,7 @@ async fn what_cannot_be_changed_over_is_refused_with_the_reason() {
         },
         upgrade(&fixture, order(&["web-1"]))
     );
-    assert!(report.unwrap().hosts[0].reason.contains("no agent of data-agent runs"));
+    assert!(report.unwrap().hosts[0].reason.contains("data-agent has never run on web-1"));
 
     let ((), (_, report)) = tokio::join!(
         async {
