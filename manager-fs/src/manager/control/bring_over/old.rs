@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 
-use proto::agent::{AgentStatus, ChangeId, JobId, Operation, Outcome, Progress, StepEvent};
+use proto::agent::{AgentStatus, ChangeId, JobId, Operation, Outcome, Progress, Repository, SnapshotRef, StepEvent};
 use proto::message::Unix;
 use proto::name::Target;
 use proto::{HostName, Product, TreeId, Version, codec};
@@ -72,7 +72,7 @@ struct OldJob {
     id: JobId,
     host: HostName,
     product: Product,
-    operation: Operation,
+    operation: OldOperation,
     _state: OldJobState,
     created: Unix,
     started: Option<Unix>,
@@ -82,6 +82,33 @@ struct OldJob {
     _waiting: Option<String>,
     cancel: bool,
     sent: u32,
+}
+
+/// Snapshots were named by a text alone, and looked up among those of all hosts.
+#[derive(Deserialize)]
+enum OldOperation {
+    Backup { repository: Repository, sources: Vec<String> },
+    Restore { repository: Repository, snapshot: String, target: String },
+    Verify { repository: Repository, snapshot: String },
+    Check { repository: Repository, read_data: bool },
+    Prune { repository: Repository, keep_last: u32 },
+}
+
+impl From<OldOperation> for Operation {
+    fn from(old: OldOperation) -> Self {
+        let named = |snapshot| SnapshotRef { snapshot, ..SnapshotRef::latest() };
+        match old {
+            OldOperation::Backup { repository, sources } => Operation::Backup { repository, sources },
+            OldOperation::Restore { repository, snapshot, target } => {
+                Operation::Restore { repository, snapshot: named(snapshot), target }
+            }
+            OldOperation::Verify { repository, snapshot } => {
+                Operation::Verify { repository, snapshot: named(snapshot) }
+            }
+            OldOperation::Check { repository, read_data } => Operation::Check { repository, read_data },
+            OldOperation::Prune { repository, keep_last } => Operation::Prune { repository, keep_last },
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -217,7 +244,7 @@ fn convert_job(key: &Key, old: OldJob, new: &mut New) -> Result<(), String> {
         new.observations.progress.push((old.id, seen));
     }
     let sent = (old.sent > 0).then_some(old.started.unwrap_or(old.created));
-    let (host, product, operation) = (old.host, old.product, old.operation);
+    let (host, product, operation) = (old.host, old.product, old.operation.into());
     let stored = StoredJob { host, product, operation, created: old.created, sent, cancel: old.cancel, end };
     new.put(key, &stored)
 }

@@ -1,4 +1,4 @@
-use proto::agent::{ChangeId, JobId, Outcome, Step};
+use proto::agent::{ChangeId, HostScope, JobId, Operation, Outcome, Step};
 use proto::name::Target;
 use proto::{HostName, Product, TreeId};
 
@@ -181,4 +181,52 @@ async fn a_damaged_old_file_is_refused_and_left_alone() {
     let error = bring_over(directory.path()).unwrap_err();
     assert!(matches!(error, ControlError::Broken { .. }), "{error}");
     assert!(!directory.path().join(OLD_FILE).exists() && path.exists());
+}
+
+/// Restores and verifications named their snapshot by a text alone.
+#[tokio::test]
+async fn jobs_of_every_kind_are_brought_over_with_what_they_were_to_do() {
+    #[derive(serde::Serialize)]
+    enum Old {
+        Backup((&'static str, Option<&'static str>), Vec<&'static str>),
+        Restore((&'static str, Option<&'static str>), &'static str, &'static str),
+        Verify((&'static str, Option<&'static str>), &'static str),
+        Check((&'static str, Option<&'static str>), bool),
+        Prune((&'static str, Option<&'static str>), u32),
+    }
+    let at = ("/r", None);
+    let old = [
+        Old::Backup(at, vec!["/a"]),
+        Old::Restore(at, "abcd1234", "/t"),
+        Old::Verify(at, "latest"),
+        Old::Check(at, true),
+        Old::Prune(at, 3),
+    ];
+    let directory = old_store();
+    let none: (Option<u64>, Option<u64>, Option<()>) = (None, None, None);
+    alter(directory.path(), |values| {
+        for (id, operation) in (11u64..).zip(&old) {
+            let (started, ended, progress) = none;
+            let (outcome, waiting, cancel, sent) = (None::<()>, None::<String>, false, 0u32);
+            let order = (id, "web-1", "data-agent", operation, 0u32, 5u64);
+            let record = (order, started, ended, progress, outcome, waiting, cancel, sent);
+            let body = proto::codec::encode(&record).unwrap();
+            let packed = [&7u64.to_le_bytes()[..], &[1], &body].concat();
+            values.insert(format!("job/{id:016x}").as_str(), packed.as_slice()).unwrap();
+        }
+    });
+    assert_eq!(bring_over(directory.path()).unwrap().unwrap().set_aside, 0);
+    let state = open(directory.path()).await;
+    let mut brought = Vec::new();
+    for id in 11..16 {
+        let operation = state.job(JobId(id)).await.unwrap().operation;
+        assert_eq!(operation.repository().path, "/r");
+        if let Operation::Restore { snapshot, .. } | Operation::Verify { snapshot, .. } = &operation {
+            assert_eq!((&snapshot.of, &snapshot.source), (&HostScope::Own, &None));
+        }
+        brought.push(operation.kind());
+    }
+    assert_eq!(brought, ["backup", "restore", "verify", "check", "prune"]);
+    let Operation::Restore { snapshot, target, .. } = state.job(JobId(12)).await.unwrap().operation else { panic!() };
+    assert_eq!((snapshot.snapshot.as_str(), target.as_str()), ("abcd1234", "/t"));
 }
