@@ -131,6 +131,12 @@ pub enum Operation {
         /// How many of the newest snapshots of each source stay; at least 1.
         keep_last: u32,
     },
+    /// Say which repository this is: the one entry of the summary's `snapshots` is its own id, 64 hex digits, which
+    /// it has however it is reached. The manager asks when two of its jobs may be at one repository.
+    Identify {
+        /// Which.
+        repository: Repository,
+    },
 }
 
 /// On whose behalf an operation is done. The manager says it with the job, because only it knows: a machine's own name
@@ -204,7 +210,7 @@ pub struct Repository {
 }
 
 impl Operation {
-    /// `backup`, `restore`, `verify`, `check` or `prune`.
+    /// `backup`, `restore`, `verify`, `check`, `prune` or `identify`.
     pub fn kind(&self) -> &'static str {
         match self {
             Operation::Backup { .. } => "backup",
@@ -212,6 +218,7 @@ impl Operation {
             Operation::Verify { .. } => "verify",
             Operation::Check { .. } => "check",
             Operation::Prune { .. } => "prune",
+            Operation::Identify { .. } => "identify",
         }
     }
 
@@ -222,7 +229,8 @@ impl Operation {
             | Operation::Restore { repository, .. }
             | Operation::Verify { repository, .. }
             | Operation::Check { repository, .. }
-            | Operation::Prune { repository, .. } => repository,
+            | Operation::Prune { repository, .. }
+            | Operation::Identify { repository } => repository,
         }
     }
 }
@@ -417,6 +425,7 @@ mod tests {
             (Operation::Verify { repository: at("/c"), snapshot: latest() }, "verify", "/c"),
             (Operation::Check { repository: at("/d"), read_data: false }, "check", "/d"),
             (Operation::Prune { repository: at("/e"), keep_last: 1 }, "prune", "/e"),
+            (Operation::Identify { repository: at("/f") }, "identify", "/f"),
         ];
         for (operation, kind, path) in operations {
             assert_eq!((operation.kind(), operation.repository()), (kind, &repository(path)));

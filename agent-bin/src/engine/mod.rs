@@ -88,6 +88,8 @@ pub(crate) trait BackupEngine: Send + Sync {
     fn forget(&self, at: &Repository, keep_last: u32, mark: &Mark, meter: &SharedMeter) -> Result<Work, EngineError>;
     /// Frees what no snapshot needs.
     fn reclaim(&self, at: &Repository, mark: &Mark, meter: &SharedMeter) -> Result<Work, EngineError>;
+    /// The repository's own id, in the place of a snapshot's. Takes no lock: it is asked while others have theirs.
+    fn identify(&self, at: &Repository, meter: &SharedMeter) -> Result<Work, EngineError>;
 }
 
 /// Whether a panic in one of the engine's threads is how a stopped operation ends there.

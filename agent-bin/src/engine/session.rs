@@ -49,18 +49,7 @@ impl Session {
         mark: &Mark,
         meter: &SharedMeter,
     ) -> Result<Session, EngineError> {
-        let path = PathBuf::from(&at.path);
-        if !path.is_absolute() {
-            return Err(EngineError::refused(&path, Refusal::RepositoryNotAbsolute));
-        }
-        if !path.join("config").is_file() {
-            if !make {
-                return Err(EngineError::NoRepository(path));
-            }
-            library::make(&path, &password(state, at, true)?, meter)?;
-        }
-        meter.say("opening the repository");
-        let repository = library::open(&path, password(state, at, false)?, meter)?;
+        let (path, repository) = Self::open_unlocked(state, at, make, meter)?;
         let files = Arc::new(Files::new(&path));
         let broken = || EngineError::Library { path: path.clone(), what: "its key has parts of wrong length".into() };
         let key = Key::new(&repository.key()).ok_or_else(broken)?;
@@ -78,6 +67,28 @@ impl Session {
             Err(fault) => return Err(EngineError::Lock { path, fault }),
         };
         Ok(Self { path, repository, key, files, lock, _old_lock: old_lock })
+    }
+
+    /// The repository as the library has it, and where it is.
+    pub(super) fn open_unlocked(
+        state: &Path,
+        at: &Location,
+        make: bool,
+        meter: &SharedMeter,
+    ) -> Result<(PathBuf, Opened), EngineError> {
+        let path = PathBuf::from(&at.path);
+        if !path.is_absolute() {
+            return Err(EngineError::refused(&path, Refusal::RepositoryNotAbsolute));
+        }
+        if !path.join("config").is_file() {
+            if !make {
+                return Err(EngineError::NoRepository(path));
+            }
+            library::make(&path, &password(state, at, true)?, meter)?;
+        }
+        meter.say("opening the repository");
+        let repository = library::open(&path, password(state, at, false)?, meter)?;
+        Ok((path, repository))
     }
 
     /// Every snapshot; those that cannot be read are told if `tell`.

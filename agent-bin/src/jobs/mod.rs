@@ -171,6 +171,7 @@ enum Unit {
     Check { read_data: bool },
     Forget { keep_last: u32 },
     Reclaim,
+    Identify,
 }
 
 /// Refuses what the role does not do; the exhaustive match makes a new operation someone's decision.
@@ -178,6 +179,8 @@ fn accept(role: Role, operation: &Operation) -> Result<(), JobFault> {
     let other = match operation {
         Operation::Backup { .. } | Operation::Restore { .. } | Operation::Verify { .. } => Role::Data,
         Operation::Check { .. } | Operation::Prune { .. } => Role::Media,
+        // Either may be at a repository that the other is at, too.
+        Operation::Identify { .. } => return Ok(()),
     };
     if other == role {
         return Ok(());
@@ -197,7 +200,7 @@ fn permit(permits: &Permits, operation: &Operation) -> Result<(), NotPermitted> 
         Operation::Backup { sources, .. } => sources.iter().try_for_each(|source| permits.backup(Path::new(source))),
         Operation::Restore { target, .. } => permits.restore(Path::new(target)),
         Operation::Prune { keep_last, .. } => permits.prune(*keep_last),
-        Operation::Verify { .. } | Operation::Check { .. } => Ok(()),
+        Operation::Verify { .. } | Operation::Check { .. } | Operation::Identify { .. } => Ok(()),
     }
 }
 
@@ -212,6 +215,7 @@ fn units(operation: &Operation) -> Result<Vec<Unit>, JobFault> {
         Operation::Check { read_data, .. } => vec![Unit::Check { read_data: *read_data }],
         Operation::Prune { keep_last: 0, .. } => return Err(JobFault::KeepsNothing),
         Operation::Prune { keep_last, .. } => vec![Unit::Forget { keep_last: *keep_last }, Unit::Reclaim],
+        Operation::Identify { .. } => vec![Unit::Identify],
     })
 }
 
@@ -321,6 +325,7 @@ fn one(
         Unit::Check { read_data } => engine.check(at, *read_data, mark, meter),
         Unit::Forget { keep_last } => engine.forget(at, *keep_last, mark, meter),
         Unit::Reclaim => engine.reclaim(at, mark, meter),
+        Unit::Identify => engine.identify(at, meter),
     }
 }
 
@@ -394,6 +399,7 @@ fn describe(unit: &Unit, activity: &str) -> String {
         Unit::Check { read_data: false } => "checking".to_owned(),
         Unit::Forget { .. } => "forgetting old snapshots".to_owned(),
         Unit::Reclaim => "freeing unused space".to_owned(),
+        Unit::Identify => "asking the repository for its id".to_owned(),
     };
     if activity.is_empty() { what } else { format!("{what} ({activity})") }
 }

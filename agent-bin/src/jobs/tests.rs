@@ -75,6 +75,9 @@ impl BackupEngine for FakeEngine {
     fn reclaim(&self, _: &Repository, _: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
         self.call("reclaim".into(), meter)
     }
+    fn identify(&self, at: &Repository, meter: &SharedMeter) -> Result<Work, EngineError> {
+        self.call(format!("identify {}", at.path), meter)
+    }
 }
 
 /// As [`super::run`], with an engine that can be asked afterwards.

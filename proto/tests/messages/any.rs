@@ -93,6 +93,7 @@ pub(crate) fn operation() -> impl Strategy<Value = Operation> {
         (repository(), snapshot()).prop_map(|(repository, snapshot)| Operation::Verify { repository, snapshot }),
         (repository(), any::<bool>()).prop_map(|(repository, read_data)| Operation::Check { repository, read_data }),
         (repository(), any::<u32>()).prop_map(|(repository, keep_last)| Operation::Prune { repository, keep_last }),
+        repository().prop_map(|repository| Operation::Identify { repository }),
     ]
 }
 

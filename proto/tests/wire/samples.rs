@@ -260,12 +260,13 @@ choice!(AgentReply { Done = 0, Status = 1, Outcome = 2, Fault = 3 } vec![
     AgentReply::Fault(Fault::Draining),
 ]);
 
-choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4 } vec![
+choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, Identify = 5 } vec![
     Operation::Backup { repository: repository(), sources: vec!["/data".into()] },
     Operation::Restore { repository: repository(), snapshot: snapshot(), target: "/back".into() },
     Operation::Verify { repository: repository(), snapshot: SnapshotRef::latest() },
     operation(),
     Operation::Prune { repository: repository(), keep_last: 7 },
+    Operation::Identify { repository: repository() },
 ]);
 
 choice!(HostScope { Own = 0, Host = 1, Any = 2 } vec![

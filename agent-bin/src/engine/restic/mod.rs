@@ -161,6 +161,12 @@ impl BackupEngine for Restic {
         let (_, after) = session.packs()?;
         Ok(Work { repository_bytes: before.saturating_sub(after), ..Work::default() })
     }
+
+    fn identify(&self, at: &Location, meter: &SharedMeter) -> Result<Work, EngineError> {
+        let repository = Session::open_unlocked(&self.state, at, false, meter)?.1;
+        let snapshots = vec![repository.config().id.to_hex().to_string()];
+        Ok(Work { snapshots, ..Work::default() })
+    }
 }
 
 impl Session {

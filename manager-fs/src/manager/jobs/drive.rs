@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::HostName;
 use proto::agent::{JobOrigin, Outcome, Progress, Summary};
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
@@ -15,7 +16,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::turn::Turn;
+use super::identify::{identify, keep_turn};
+use super::turn::{LEASE, Turn};
 use super::{JobError, Jobs};
 use crate::manager::control::changes::EndedBy;
 use crate::manager::control::jobs::JobRecord;
@@ -23,6 +25,7 @@ use crate::manager::news::{Listener, News};
 use crate::manager::now;
 use crate::moments::{self, Moment};
 use crate::net::{Incoming, Link, NetError};
+use crate::sync::lock;
 
 /// News says when to try again; this only covers news that was lost.
 const NEWS_DEADLINE: Duration = Duration::from_secs(10);
@@ -30,6 +33,10 @@ const NEWS_DEADLINE: Duration = Duration::from_secs(10);
 const CANCEL_DEADLINE: Duration = Duration::from_secs(10);
 /// From the beginning of the first attempt to the second, and of a cancellation that was not taken to the next.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// How often a job that goes on says so to its repository's other jobs.
+const RENEW_EVERY: Duration = Duration::from_secs(LEASE.as_secs() / 6);
+/// An agent says which repository it is at in about a second; a longer wait has a reason that is told.
+const ASKED_SOON: Duration = Duration::from_secs(3);
 /// The longest pause between two attempts. One that took longer was worth it: pauses begin anew.
 const LAST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -67,12 +74,21 @@ impl Pauses {
 
 /// Sees one job through to its end. A control state that fails for a while does not end it: the agent goes on
 /// meanwhile, and knows the outcome when it is asked again.
-pub(super) async fn drive(jobs: Arc<Jobs>, record: JobRecord, turn: Option<Turn>) {
-    let mut turn = turn;
+pub(super) async fn drive(jobs: Arc<Jobs>, record: JobRecord, turn: Turn) {
+    see_through(&jobs, &record, &turn).await;
+    if let Some(repository) = turn.repository()
+        && let Err(error) = jobs.state.end_turn(repository.as_str(), record.id).await
+    {
+        // The next start finds that it is of a job that is over.
+        tracing::warn!(job = %record.id, %error, "that the job is no longer at its repository is not written down");
+    }
+}
+
+async fn see_through(jobs: &Arc<Jobs>, record: &JobRecord, turn: &Turn) {
     let mut pauses = Pauses::new();
     loop {
         pauses.attempt();
-        match try_drive(&jobs, &record, &mut turn).await {
+        match try_drive(jobs, record, turn).await {
             Ok(()) => return,
             Err(error) if error.is_passing() => {
                 tracing::error!(job = %record.id, %error, "the job's record cannot be used now; it is tried again");
@@ -90,15 +106,10 @@ pub(super) async fn drive(jobs: Arc<Jobs>, record: JobRecord, turn: Option<Turn>
     }
 }
 
-async fn try_drive(jobs: &Arc<Jobs>, ordered: &JobRecord, turn: &mut Option<Turn>) -> Result<(), JobError> {
-    if turn.is_none() {
-        *turn = jobs.repositories.try_turn(ordered);
-    }
-    if turn.is_none() {
-        let path = &ordered.operation.repository().path;
-        jobs.waits(ordered, &format!("another job uses repository {path} on {}", ordered.host));
+async fn try_drive(jobs: &Arc<Jobs>, ordered: &JobRecord, turn: &Turn) -> Result<(), JobError> {
+    if !turn.is_held() {
         tokio::select! {
-            its = jobs.repositories.turn(ordered) => *turn = Some(its),
+            () = hold(jobs, ordered, turn) => {}
             ended = unsent_cancelled(jobs, ordered) => return ended,
         }
     }
@@ -117,7 +128,7 @@ async fn try_drive(jobs: &Arc<Jobs>, ordered: &JobRecord, turn: &mut Option<Turn
                 return jobs.end(&record.host, record.id, &Outcome::Failed(reason), EndedBy::Manager).await;
             }
             None => Interruption::Wait(format!("host {} is not connected", record.host)),
-            Some(link) => match send(jobs, &link, &record).await? {
+            Some(link) => match send(jobs, &link, &record, turn).await? {
                 None => return Ok(()),
                 Some(interruption) => interruption,
             },
@@ -133,6 +144,48 @@ async fn try_drive(jobs: &Arc<Jobs>, ordered: &JobRecord, turn: &mut Option<Turn
             () = pauses.wait() => {}
             // An order to stop it is carried out at once where no agent has heard of it.
             ended = unsent_cancelled(jobs, &record), if record.sent == 0 => return ended,
+        }
+    }
+}
+
+/// Waits until agents have said which repositories they are at, where that matters; says so if it takes long.
+async fn identified(jobs: &Arc<Jobs>, ordered: &JobRecord) {
+    let mut asked = std::pin::pin!(identify(jobs, ordered.id));
+    if tokio::time::timeout(ASKED_SOON, &mut asked).await.is_err() {
+        let path = &ordered.operation.repository().path;
+        jobs.waits(ordered, &format!("agents are asked whether their repositories are the same one as {path}"));
+        asked.await;
+    }
+}
+
+/// Whether a host that may come back has no connection.
+fn is_away(jobs: &Jobs, host: &HostName) -> bool {
+    let may_come = jobs.state.host(host).is_some_and(|host| host.revoked.is_none());
+    may_come && jobs.connections.control_link(host).is_none()
+}
+
+/// Waits for the job's turn at its repository.
+async fn hold(jobs: &Arc<Jobs>, ordered: &JobRecord, turn: &Turn) {
+    loop {
+        let (mut news, changed) = (jobs.news.of(&ordered.host), jobs.repositories.changed());
+        if is_away(jobs, &ordered.host) {
+            // Which repository it is at is not known without its host, and nothing can begin there.
+            turn.stand_back();
+            jobs.waits(ordered, &format!("host {} is not connected", ordered.host));
+        } else if let Some(holder) = turn.in_the_way() {
+            jobs.waits(ordered, &holder.to_string());
+        } else {
+            identified(jobs, ordered).await;
+            match turn.take() {
+                Ok(()) => return keep_turn(jobs, ordered, turn).await,
+                Err(holder) => jobs.waits(ordered, &holder.to_string()),
+            }
+        }
+        tokio::select! {
+            () = changed => {}
+            () = news.until(|news| news == News::Connected) => {}
+            // A lease that ends is no change that anybody tells.
+            () = tokio::time::sleep(NEWS_DEADLINE) => {}
         }
     }
 }
@@ -180,7 +233,12 @@ async fn wait_for_news(jobs: &Jobs, news: &mut Listener, record: &JobRecord) -> 
 }
 
 /// Sends the job to its agent and waits for its end; `None`: it ended.
-async fn send(jobs: &Arc<Jobs>, link: &Link, record: &JobRecord) -> Result<Option<Interruption>, JobError> {
+async fn send(
+    jobs: &Arc<Jobs>,
+    link: &Link,
+    record: &JobRecord,
+    turn: &Turn,
+) -> Result<Option<Interruption>, JobError> {
     let id = record.id;
     // Before the record says that it was sent: whoever cancels it then finds us listening.
     let mut news = jobs.news.of(&record.host);
@@ -193,12 +251,7 @@ async fn send(jobs: &Arc<Jobs>, link: &Link, record: &JobRecord) -> Result<Optio
     jobs.live().entry(id).or_default().sent += 1;
     // Only the last counts, and a host that sends them faster than they are written down fills no memory.
     let (progress, mut progressed) = watch::channel(None::<Progress>);
-    let request = ManagerRequest::Run {
-        product: record.product.clone(),
-        job: id,
-        origin: JobOrigin::new(record.host.clone(), record.product.clone()),
-        operation: record.operation.clone(),
-    };
+    let request = run(jobs, record);
     let on = move |incoming| {
         if let Incoming::Event(body) = incoming
             && let Ok(event) = codec::decode::<Progress, MESSAGE_BYTES_MAX>(&body)
@@ -210,6 +263,7 @@ async fn send(jobs: &Arc<Jobs>, link: &Link, record: &JobRecord) -> Result<Optio
     let mut run = std::pin::pin!(run);
     // Ends with this attempt: the next one cancels anew.
     let mut cancelling = JoinSet::new();
+    let mut renewals = tokio::time::interval(RENEW_EVERY);
     loop {
         if cancelling.is_empty() && jobs.state.job(id).await?.cancel {
             cancelling.spawn(cancel(Arc::clone(jobs), link.clone(), record.clone()));
@@ -219,8 +273,14 @@ async fn send(jobs: &Arc<Jobs>, link: &Link, record: &JobRecord) -> Result<Optio
             Ok(()) = progressed.changed() => {
                 let latest = progressed.borrow_and_update().clone();
                 if let Some(latest) = latest {
+                    turn.renew();
                     jobs.progressed(&record.host, id, latest).await;
                 }
+            }
+            // The host is there, and knows of the job.
+            _ = renewals.tick() => {
+                turn.renew();
+                keep_turn(jobs, record, turn).await;
             }
             reply = &mut run => return answered(jobs, record, reply).await,
             // Another way to its end, or a wish to cancel.
@@ -230,6 +290,16 @@ async fn send(jobs: &Arc<Jobs>, link: &Link, record: &JobRecord) -> Result<Optio
                 }
             }
         }
+    }
+}
+
+fn run(jobs: &Jobs, record: &JobRecord) -> ManagerRequest {
+    let earlier = lock(&jobs.earlier).of(&record.host, &record.operation);
+    ManagerRequest::Run {
+        product: record.product.clone(),
+        job: record.id,
+        origin: JobOrigin { earlier, ..JobOrigin::new(record.host.clone(), record.product.clone()) },
+        operation: record.operation.clone(),
     }
 }
 

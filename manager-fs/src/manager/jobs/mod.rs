@@ -9,6 +9,8 @@
 //! ```
 
 mod drive;
+mod earlier;
+mod identify;
 mod operation;
 mod turn;
 
@@ -24,12 +26,14 @@ use super::connections::Connections;
 use super::control::changes::EndedBy;
 use super::control::hosts::HostError;
 use super::control::jobs::{JobRecord, JobRecordError, JobState};
+use super::control::turns::KeptTurn;
 use super::control::{ControlError, Observation, State};
 use super::news::{News, NewsBoard};
 use super::now;
 use crate::sync::lock;
+use earlier::Earlier;
 use operation::check;
-use turn::Repositories;
+use turn::{Repositories, RepositoryId};
 
 pub use operation::OperationFault;
 
@@ -75,7 +79,8 @@ pub(crate) struct Jobs {
     news: Arc<NewsBoard>,
     /// What is known of jobs that are not over beside their records.
     live: Mutex<HashMap<JobId, Live>>,
-    repositories: Repositories,
+    repositories: Arc<Repositories>,
+    earlier: Mutex<Earlier>,
     ordered: AtomicU32,
 }
 
@@ -93,8 +98,8 @@ struct Live {
 impl Jobs {
     /// Over the control state; [`Jobs::resume`] takes up what is in it.
     pub(crate) fn new(state: Arc<State>, connections: Arc<Connections>, news: Arc<NewsBoard>) -> Self {
-        let (live, repositories, ordered) = (Mutex::default(), Repositories::default(), AtomicU32::new(0));
-        Self { state, connections, news, live, repositories, ordered }
+        let (live, earlier, repositories) = (Mutex::default(), Mutex::default(), Arc::default());
+        Self { state, connections, news, live, repositories, earlier, ordered: AtomicU32::new(0) }
     }
 
     /// Records a job and begins to see it through.
@@ -111,7 +116,9 @@ impl Jobs {
         check(operation)?;
         let record = self.state.add_job(host, product, operation, now()).await?;
         tracing::info!(job = %record.id, %host, %product, operation = operation.kind(), "job ordered");
-        tokio::spawn(drive::drive(Arc::clone(self), record.clone(), None));
+        lock(&self.earlier).note(host, record.id, operation);
+        let turn = self.repositories.enter(&record, None);
+        tokio::spawn(drive::drive(Arc::clone(self), record.clone(), turn));
         if self.ordered.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1
             && let Err(error) = self.state.forget_jobs().await
         {
@@ -154,12 +161,31 @@ impl Jobs {
     /// # Errors
     /// The control state failed.
     pub(crate) async fn resume(self: &Arc<Self>) -> Result<(), ControlError> {
+        {
+            let all = self.state.jobs(usize::MAX).await?;
+            let mut earlier = lock(&self.earlier);
+            all.iter().for_each(|record| earlier.note(&record.host, record.id, &record.operation));
+        }
         let mut open = self.state.open_jobs().await?;
         open.sort_by_key(|record| (record.sent == 0, record.id));
+        let mut known: HashMap<JobId, KeptTurn> =
+            self.state.turns().await?.into_iter().map(|turn| (turn.job, turn)).collect();
+        // All of them are there before the first looks who is.
+        let mut entered = Vec::with_capacity(open.len());
         for record in open {
-            let turn = if record.sent > 0 { self.repositories.try_turn(&record) } else { None };
+            let known = known.remove(&record.id).and_then(|turn| {
+                let left = Duration::from_millis(turn.until.saturating_sub(now()));
+                Some((RepositoryId::parse(&turn.repository)?, left))
+            });
+            entered.push((self.repositories.enter(&record, known), record));
+        }
+        for (turn, record) in entered {
             tracing::info!(job = %record.id, host = %record.host, "job taken up again");
             tokio::spawn(drive::drive(Arc::clone(self), record, turn));
+        }
+        // Of jobs that are over, or forgotten.
+        for turn in known.into_values() {
+            self.state.end_turn(&turn.repository, turn.job).await?;
         }
         Ok(())
     }

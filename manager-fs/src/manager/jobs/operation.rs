@@ -36,7 +36,9 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
         Operation::Backup { sources, .. } => sources.iter().try_for_each(|path| absolute("source", path)),
         Operation::Restore { target, .. } => absolute("target", target),
         Operation::Prune { keep_last: 0, .. } => Err(OperationFault::NothingKept),
-        Operation::Verify { .. } | Operation::Check { .. } | Operation::Prune { .. } => Ok(()),
+        Operation::Verify { .. } | Operation::Check { .. } | Operation::Prune { .. } | Operation::Identify { .. } => {
+            Ok(())
+        }
     }
 }
 
@@ -44,8 +46,10 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
 pub(super) fn is_exclusive(operation: &Operation) -> bool {
     match operation {
         Operation::Prune { .. } => true,
-        Operation::Backup { .. } | Operation::Restore { .. } | Operation::Verify { .. } | Operation::Check { .. } => {
-            false
-        }
+        Operation::Backup { .. }
+        | Operation::Restore { .. }
+        | Operation::Verify { .. }
+        | Operation::Check { .. }
+        | Operation::Identify { .. } => false,
     }
 }

@@ -1,54 +1,367 @@
-//! Whose turn it is at a repository.
+//! Whose turn it is at a repository: whoever removes must be alone, everybody else is beside others.
+//!
+//! A repository is the same one at the same path of the same host, and wherever its own id is the same, whatever it is
+//! called there. Turns are leases: they end with their jobs, and when nothing has been heard of a job for half an hour.
+//! What they keep apart is orders, so that jobs wait in order and say for whom; restic's locks, which the agents take in
+//! the repository itself, protect its data whatever is known here.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use proto::HostName;
-use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+use proto::agent::JobId;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+use tokio::time::Instant;
 
 use super::operation::is_exclusive;
 use crate::manager::control::jobs::JobRecord;
 use crate::sync::lock;
 
-/// A host and the path of a repository there.
-type RepositoryKey = (HostName, String);
+/// How long a turn lasts after something was heard of its job. As long as restic's locks, which agents hold beside it.
+pub(super) const LEASE: Duration = Duration::from_secs(30 * 60);
+/// Between two questions which repository a path leads to: it may be made, or exchanged, meanwhile.
+const ASK_EVERY: Duration = Duration::from_secs(60);
 
-/// The repositories that jobs hold or wait for.
+/// A repository's own id: 64 hex digits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RepositoryId(String);
+
+impl RepositoryId {
+    /// What an agent said; `None`: it is no id.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let is_id = text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        is_id.then(|| Self(text.to_owned()))
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// For whom a job waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Holder {
+    job: JobId,
+    what: &'static str,
+    host: HostName,
+    path: String,
+    held: bool,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Holder { job, what, host, path, held } = self;
+        let how = if *held { "another job uses the repository" } else { "another job waits to be alone there" };
+        write!(to, "{how}: job {job}, {what} on {host} ({path})")
+    }
+}
+
+/// A job that is at a repository, or wants to be.
+#[derive(Debug, Clone)]
+struct Entry {
+    what: &'static str,
+    host: HostName,
+    path: String,
+    alone: bool,
+    id: Option<RepositoryId>,
+    /// Until when it is there; `None`: not yet.
+    until: Option<Instant>,
+    /// It would be there but for somebody else.
+    waits: bool,
+    asked: Option<Instant>,
+}
+
+impl Entry {
+    fn is_there(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| until > now)
+    }
+
+    fn is_at_one_with(&self, other: &Entry) -> bool {
+        let by_id = self.id.is_some() && self.id == other.id;
+        by_id || self.is_named_as(other)
+    }
+
+    fn is_named_as(&self, other: &Entry) -> bool {
+        self.host == other.host && self.path == other.path
+    }
+}
+
+/// Every job that is not over, in the order in which they were ordered. Decides, and waits for nothing.
 #[derive(Default)]
-pub(super) struct Repositories(Mutex<HashMap<RepositoryKey, Arc<RwLock<()>>>>);
+struct Table(BTreeMap<JobId, Entry>);
 
-/// A job's turn at its repository, until it is dropped.
-pub(super) enum Turn {
-    Shared { _guard: OwnedRwLockReadGuard<()> },
-    Exclusive { _guard: OwnedRwLockWriteGuard<()> },
+impl Table {
+    /// Who is in a job's way, as far as it is known which repository everybody is at.
+    fn in_the_way(&self, job: JobId, now: Instant) -> Option<Holder> {
+        let own = self.0.get(&job)?;
+        let (job, entry) = self.0.iter().find(|(other, entry)| {
+            let there = entry.is_there(now) && (entry.alone || own.alone);
+            // Whoever waits to be alone would wait for ever if others kept coming.
+            let first = entry.waits && entry.alone && !own.alone && **other < job;
+            **other != job && (there || first) && entry.is_at_one_with(own)
+        })?;
+        let Entry { what, host, path, .. } = entry.clone();
+        Some(Holder { job: *job, what, host, path, held: entry.until.is_some() })
+    }
+
+    /// Gives a job its turn, or says who is in its way.
+    fn take(&mut self, job: JobId, now: Instant) -> Result<(), Holder> {
+        match self.in_the_way(job, now) {
+            Some(holder) => {
+                self.wait(job, true);
+                Err(holder)
+            }
+            None => {
+                self.hold(job, now + LEASE);
+                Ok(())
+            }
+        }
+    }
+
+    fn hold(&mut self, job: JobId, until: Instant) {
+        if let Some(entry) = self.0.get_mut(&job) {
+            (entry.until, entry.waits) = (Some(until), false);
+        }
+    }
+
+    /// Notes whether a job waits for others; whether that is new.
+    fn wait(&mut self, job: JobId, waits: bool) -> bool {
+        self.0.get_mut(&job).is_some_and(|entry| std::mem::replace(&mut entry.waits, waits) != waits)
+    }
+
+    /// The jobs, and their hosts, whose repositories must be asked for their ids before it is this job's turn: one of two
+    /// must be alone, and what has another name may be the same repository.
+    fn doubtful(&self, job: JobId, now: Instant) -> Vec<(JobId, HostName)> {
+        let Some(own) = self.0.get(&job) else { return Vec::new() };
+        let matters = |entry: &Entry| (own.alone || entry.alone) && !entry.is_named_as(own);
+        let others: Vec<_> = self.0.iter().filter(|(_, entry)| matters(entry)).collect();
+        let own = (!others.is_empty()).then_some((&job, own));
+        let unknown = |entry: &Entry| entry.id.is_none() && entry.asked.is_none_or(|asked| asked + ASK_EVERY <= now);
+        let unknown = own.into_iter().chain(others).filter(|(_, entry)| unknown(entry));
+        unknown.map(|(job, entry)| (*job, entry.host.clone())).collect()
+    }
+
+    fn asked(&mut self, job: JobId, now: Instant) {
+        if let Some(entry) = self.0.get_mut(&job) {
+            entry.asked = Some(now);
+        }
+    }
+}
+
+/// The repositories that jobs are at or wait for.
+#[derive(Default)]
+pub(super) struct Repositories {
+    table: Mutex<Table>,
+    changed: Arc<Notify>,
+}
+
+/// A job's place at its repository, until it is dropped.
+pub(super) struct Turn {
+    repositories: Arc<Repositories>,
+    job: JobId,
 }
 
 impl Repositories {
-    /// The job's turn, if it is its turn now.
-    pub(super) fn try_turn(&self, record: &JobRecord) -> Option<Turn> {
-        let lock = self.lock_of(record);
-        if is_exclusive(&record.operation) {
-            lock.try_write_owned().ok().map(|guard| Turn::Exclusive { _guard: guard })
-        } else {
-            lock.try_read_owned().ok().map(|guard| Turn::Shared { _guard: guard })
-        }
-    }
-
-    /// The job's turn, when it comes.
-    pub(super) async fn turn(&self, record: &JobRecord) -> Turn {
-        let lock = self.lock_of(record);
-        if is_exclusive(&record.operation) {
-            Turn::Exclusive { _guard: lock.write_owned().await }
-        } else {
-            Turn::Shared { _guard: lock.read_owned().await }
-        }
-    }
-
-    fn lock_of(&self, record: &JobRecord) -> Arc<RwLock<()>> {
+    /// A job that will want its turn. `known` is what was written down of it: its repository, and how long it is still
+    /// there.
+    pub(super) fn enter(self: &Arc<Self>, record: &JobRecord, known: Option<(RepositoryId, Duration)>) -> Turn {
+        let now = Instant::now();
         let path = record.operation.repository().path.trim_end_matches('/').to_owned();
-        let mut repositories = lock(&self.0);
-        // Forget those that no job holds or waits for.
-        repositories.retain(|_, lock| Arc::strong_count(lock) > 1);
-        Arc::clone(repositories.entry((record.host.clone(), path)).or_default())
+        let (id, left) = known.map_or((None, LEASE), |(id, left)| (Some(id), left));
+        let entry = Entry {
+            what: record.operation.kind(),
+            host: record.host.clone(),
+            path,
+            alone: is_exclusive(&record.operation),
+            id,
+            // An agent may be at it, whoever else was let in meanwhile.
+            until: (record.sent > 0).then(|| now + left),
+            waits: false,
+            asked: None,
+        };
+        lock(&self.table).0.insert(record.id, entry);
+        Turn { repositories: Arc::clone(self), job: record.id }
+    }
+
+    /// The jobs, and their hosts, whose repositories must be asked for their ids before it is a job's turn.
+    pub(super) fn doubtful(&self, job: JobId) -> Vec<(JobId, HostName)> {
+        lock(&self.table).doubtful(job, Instant::now())
+    }
+
+    /// A job's repository is being asked for; nobody need ask again soon.
+    pub(super) fn asked(&self, job: JobId) {
+        lock(&self.table).asked(job, Instant::now());
+    }
+
+    /// Notes which repository a job is at, or wants to be at; whether it is there.
+    pub(super) fn identified(&self, job: JobId, id: &RepositoryId) -> bool {
+        let there = {
+            let mut table = lock(&self.table);
+            let Some(entry) = table.0.get_mut(&job) else { return false };
+            entry.id = Some(id.clone());
+            entry.is_there(Instant::now())
+        };
+        self.changed.notify_waiters();
+        there
+    }
+
+    /// The next change of anything; what happens from now on is not missed.
+    pub(super) fn changed(&self) -> OwnedNotified {
+        Arc::clone(&self.changed).notified_owned()
+    }
+}
+
+impl Turn {
+    pub(super) fn is_held(&self) -> bool {
+        lock(&self.repositories.table).0.get(&self.job).is_some_and(|entry| entry.until.is_some())
+    }
+
+    /// For whom to wait, whatever is still to be asked.
+    pub(super) fn in_the_way(&self) -> Option<Holder> {
+        let mut table = lock(&self.repositories.table);
+        let holder = table.in_the_way(self.job, Instant::now());
+        if holder.is_some() {
+            table.wait(self.job, true);
+        }
+        holder
+    }
+
+    /// Takes it, or says for whom to wait.
+    pub(super) fn take(&self) -> Result<(), Holder> {
+        lock(&self.repositories.table).take(self.job, Instant::now())
+    }
+
+    /// It cannot begin for another reason: nobody waits for it meanwhile.
+    pub(super) fn stand_back(&self) {
+        // Told only if it is so: whoever stands back hears of it, too.
+        if lock(&self.repositories.table).wait(self.job, false) {
+            self.repositories.changed.notify_waiters();
+        }
+    }
+
+    /// Something was heard of the job.
+    pub(super) fn renew(&self) {
+        lock(&self.repositories.table).hold(self.job, Instant::now() + LEASE);
+    }
+
+    /// The repository, where its own id is known.
+    pub(super) fn repository(&self) -> Option<RepositoryId> {
+        lock(&self.repositories.table).0.get(&self.job)?.id.clone()
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        lock(&self.repositories.table).0.remove(&self.job);
+        self.repositories.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Bench {
+        table: Table,
+        now: Instant,
+    }
+
+    impl Bench {
+        /// Jobs 1, 2, … at these hosts and paths; `!` before the host: they must be alone.
+        fn new(jobs: &[(&str, &str)]) -> Self {
+            let entry = |(host, path): &(&str, &str)| Entry {
+                what: if host.starts_with('!') { "prune" } else { "backup" },
+                host: host.trim_start_matches('!').parse().unwrap(),
+                path: (*path).to_owned(),
+                alone: host.starts_with('!'),
+                id: None,
+                until: None,
+                waits: false,
+                asked: None,
+            };
+            let jobs = (1..).map(JobId).zip(jobs.iter().map(entry)).collect();
+            Self { table: Table(jobs), now: Instant::now() }
+        }
+
+        fn take(&mut self, job: u64) -> Option<u64> {
+            self.table.take(JobId(job), self.now).err().map(|holder| holder.job.0)
+        }
+
+        fn doubtful(&self, job: u64) -> Vec<u64> {
+            self.table.doubtful(JobId(job), self.now).iter().map(|(job, _)| job.0).collect()
+        }
+
+        fn identify(&mut self, job: u64, id: char) {
+            let id = RepositoryId::parse(&id.to_string().repeat(64)).unwrap();
+            self.table.0.get_mut(&JobId(job)).unwrap().id = Some(id);
+        }
+    }
+
+    #[test]
+    fn one_repository_under_two_names_is_one_once_its_id_is_known() {
+        let mut bench = Bench::new(&[("a", "/r"), ("!b", "/mnt/r"), ("c", "/x")]);
+        assert_eq!(bench.take(1), None);
+        assert_eq!(bench.doubtful(2), [2, 1, 3]);
+        assert_eq!(bench.doubtful(3), [3, 2], "two who need not be alone do not matter to each other");
+        bench.table.asked(JobId(2), bench.now);
+        assert_eq!(bench.doubtful(2), [1, 3], "each is asked once a minute");
+        bench.now += ASK_EVERY;
+        assert_eq!(bench.doubtful(2), [2, 1, 3]);
+        bench.identify(1, '1');
+        bench.identify(2, '1');
+        bench.identify(3, '2');
+        assert_eq!(bench.take(2), Some(1));
+        assert_eq!(bench.take(3), None, "another repository is not concerned");
+        bench.table.0.remove(&JobId(1));
+        assert_eq!(bench.take(2), None);
+    }
+
+    #[test]
+    fn nobody_is_asked_where_nobody_must_be_alone_or_all_have_one_name() {
+        for jobs in [&[("a", "/r"), ("b", "/r")][..], &[("a", "/r"), ("!a", "/r")], &[("!a", "/r")]] {
+            let bench = Bench::new(jobs);
+            assert!((1..=2).all(|job| bench.doubtful(job).is_empty()), "{jobs:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_waits_to_be_alone_is_not_overtaken_and_says_for_whom_it_waits() {
+        let mut bench = Bench::new(&[("a", "/r"), ("!a", "/r"), ("a", "/r"), ("!a", "/r")]);
+        assert_eq!((bench.take(1), bench.take(2)), (None, Some(1)));
+        assert_eq!(bench.take(3), Some(2), "it was ordered later");
+        bench.table.wait(JobId(2), false);
+        assert_eq!(bench.take(3), None, "nobody waits for one whose host is away");
+        bench.table.0.get_mut(&JobId(3)).unwrap().until = None;
+        let holder = bench.table.take(JobId(2), bench.now).unwrap_err().to_string();
+        assert!(holder.contains("backup on a (/r)"), "{holder}");
+        bench.table.0.remove(&JobId(1));
+        assert_eq!((bench.take(2), bench.take(3), bench.take(4)), (None, Some(2), Some(2)));
+        bench.table.0.remove(&JobId(2));
+        assert_eq!(bench.take(4), None, "of two who wait neither waits for the other");
+        assert_eq!(bench.take(3), Some(4));
+    }
+
+    #[test]
+    fn a_holder_of_whom_nothing_is_heard_lets_go_when_its_lease_ends() {
+        let mut bench = Bench::new(&[("a", "/r"), ("!a", "/r")]);
+        assert_eq!((bench.take(1), bench.take(2)), (None, Some(1)));
+        bench.now += LEASE - Duration::from_secs(1);
+        assert_eq!(bench.take(2), Some(1));
+        // Heard of at the last moment.
+        bench.table.hold(JobId(1), bench.now + LEASE);
+        bench.now += LEASE - Duration::from_secs(1);
+        assert_eq!(bench.take(2), Some(1));
+        bench.now += Duration::from_secs(1);
+        assert_eq!(bench.take(2), None);
+    }
+
+    #[test]
+    fn only_an_id_is_an_id() {
+        for bad in ["", "abc", &"g".repeat(64), &"A".repeat(64), &"a".repeat(65)] {
+            assert_eq!(RepositoryId::parse(bad), None, "{bad}");
+        }
     }
 }

@@ -136,3 +136,60 @@ fn agents_and_a_persons_restic_honour_each_others_locks() {
     restic(&bench, &["prune"]);
     assert_eq!(bench.verify("latest"), Vec::<String>::new());
 }
+
+#[test]
+fn a_repository_has_one_id_by_whatever_name_it_is_reached() {
+    let bench = Bench::new();
+    let asked = |path: &Path| {
+        let at = Location { path: path.display().to_string(), password_file: None };
+        bench.engine.identify(&at, &SharedMeter::default())
+    };
+    assert!(asked(&bench.path("repo")).unwrap_err().to_string().contains("there is no repository here"));
+    bench.backup(&small(&bench, &["file"]));
+    symlink(bench.path("repo"), bench.path("other-name")).unwrap();
+    let ids = [bench.path("repo"), bench.path("other-name")].map(|path| asked(&path).unwrap().snapshots);
+    assert_eq!(ids[0], ids[1]);
+    let config: serde_json::Value = serde_json::from_str(&restic(&bench, &["cat", "config"])).unwrap();
+    assert_eq!(config["id"].as_str(), Some(ids[0][0].as_str()), "it is restic's own");
+    assert_eq!(fs::read_dir(bench.path("repo/locks")).unwrap().count(), 0, "no lock is left");
+}
+
+/// Snapshots as agents wrote them before: the machine's name, and nothing but the job's number.
+#[test]
+fn snapshots_of_earlier_agents_are_adopted_by_their_jobs() {
+    let bench = Bench::new();
+    let source = small(&bench, &["file"]);
+    // Makes the repository and the password.
+    bench.backup(&source);
+    let old = |job: &str| {
+        let source = source.to_str().unwrap();
+        restic(&bench, &["backup", "--host", "clone", "--tag", job, source]);
+    };
+    // Three of one host, two of its clone, one of which nobody remembers.
+    ["job-11", "job-12", "job-13", "job-21", "job-22", "job-99"].into_iter().for_each(old);
+    let own: proto::HostName = "host-1".parse().unwrap();
+    let other: proto::HostName = "host-2".parse().unwrap();
+    let earlier = [(11, &own), (12, &own), (13, &own), (21, &other), (22, &other)]
+        .map(|(job, host)| (proto::agent::JobId(job), host.clone()));
+    let origin = |host: &proto::HostName| {
+        let origin = JobOrigin::new(host.clone(), "data-agent".parse().unwrap());
+        Mark { origin: JobOrigin { earlier: earlier.to_vec(), ..origin }, ..mark(false) }
+    };
+    let count_of = |tag: &str| {
+        let listed: serde_json::Value =
+            serde_json::from_str(&restic(&bench, &["snapshots", "--json", "--tag", tag])).unwrap();
+        listed.as_array().unwrap().len()
+    };
+    // `latest` of the other host is its own newest, though a later one bears the same machine's name.
+    let meter = SharedMeter::default();
+    let found = bench.engine.verify(&bench.at(), &reference("latest"), &origin(&other), &meter).unwrap();
+    let newest: serde_json::Value =
+        serde_json::from_str(&restic(&bench, &["snapshots", "--json", "--tag", "job-22"])).unwrap();
+    assert_eq!(newest[0]["id"].as_str(), Some(found.snapshots[0].as_str()));
+    assert_eq!(found.snapshots.len(), 1);
+    // Prune keeps the newest of each host, and what is of nobody known.
+    let meter = SharedMeter::default();
+    bench.engine.forget(&bench.at(), 1, &origin(&own), &meter).unwrap();
+    let left: Vec<usize> = ["job-11", "job-12", "job-13", "job-21", "job-22", "job-99"].map(count_of).into();
+    assert_eq!((left.as_slice(), count_of("manager-fs")), (&[0, 0, 1, 0, 1, 1][..], 0));
+}

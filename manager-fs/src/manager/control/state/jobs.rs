@@ -177,6 +177,14 @@ impl State {
         }
     }
 
+    /// A number that no job has: for what an agent is asked as a job and nobody ordered.
+    ///
+    /// # Errors
+    /// No number can be drawn.
+    pub fn draw_job(&self, now: Unix) -> Result<JobId, ControlError> {
+        self.draw(now).map(JobId)
+    }
+
     /// One job, as it was decided and as far as it was seen.
     ///
     /// # Errors

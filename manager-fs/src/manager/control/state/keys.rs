@@ -29,6 +29,8 @@ pub enum Key {
     Member(GroupName, HostName),
     /// `job/ID`: a storage operation.
     Job(JobId),
+    /// `turn/REPOSITORY/JOB`: that a job is at a repository, by the repository's own id.
+    Turn(String, JobId),
     /// `change/ID`: a change-over.
     Change(ChangeId),
     /// `set-aside/KEY`: that a record of an older store could not be brought over.
@@ -49,6 +51,7 @@ impl fmt::Display for Key {
             Key::Member(group, host) => write!(f, "group/{group}/{host}"),
             // Hex of fixed width, so that keys are in the order of numbers.
             Key::Job(id) => write!(f, "job/{:016x}", id.0),
+            Key::Turn(repository, id) => write!(f, "turn/{repository}/{:016x}", id.0),
             Key::Change(id) => write!(f, "change/{:016x}", id.0),
             Key::SetAside(key) => write!(f, "set-aside/{key}"),
         }
@@ -78,6 +81,9 @@ impl Key {
             ["group", group] => Key::Group(group.parse().ok()?),
             ["group", group, host] => Key::Member(group.parse().ok()?, host.parse().ok()?),
             ["job", id] => Key::Job(JobId(number(id)?)),
+            ["turn", repository, id] if is_hash(repository) => {
+                Key::Turn((*repository).to_owned(), JobId(number(id)?))
+            }
             ["change", id] => Key::Change(ChangeId(number(id)?)),
             _ => return None,
         };
@@ -110,6 +116,7 @@ mod tests {
             Key::Group(group.clone()),
             Key::Member(group, host),
             Key::Job(JobId(1 << 50)),
+            Key::Turn("5e".repeat(32), JobId(1 << 50)),
             Key::Change(ChangeId(7)),
             Key::SetAside(String::from("job/0000000000000007")),
         ];

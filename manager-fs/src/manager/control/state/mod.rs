@@ -30,6 +30,7 @@ mod refusal;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
+pub mod turns;
 mod view;
 
 pub(super) use generations::GenerationHead;

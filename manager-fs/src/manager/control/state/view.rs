@@ -16,7 +16,9 @@ use super::exports::Export;
 use super::generations::{Generation, GenerationHead};
 use super::hosts::HostRecord;
 use super::jobs::StoredJob;
+
 use super::tokens::TokenRecord;
+use super::turns::StoredTurn;
 use super::{Key, decode};
 use crate::sync::{read, write};
 
@@ -127,6 +129,7 @@ pub(super) fn shows(key: &str) -> bool {
             | Key::Lists
             | Key::Token(_)
             | Key::Job(_)
+            | Key::Turn(..)
             | Key::Change(_)
             | Key::SetAside(_),
         )
@@ -174,6 +177,7 @@ async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, Str
         Key::Member(..) => decode::<()>(entry).map(|()| Seen::Member),
         Key::Token(_) => decode::<TokenRecord>(entry).map(|_| Seen::Other),
         Key::Job(_) => decode::<StoredJob>(entry).map(|_| Seen::Other),
+        Key::Turn(..) => decode::<StoredTurn>(entry).map(|_| Seen::Other),
         Key::Change(_) => decode::<StoredChange>(entry).map(|_| Seen::Other),
         Key::Sequence | Key::Lists => decode::<u64>(entry).map(|_| Seen::Other),
         Key::Part(..) => decode::<Vec<u8>>(entry).map(|_| Seen::Other),
@@ -258,6 +262,7 @@ impl Tables {
             Some(
                 Key::Token(_)
                 | Key::Job(_)
+                | Key::Turn(..)
                 | Key::Change(_)
                 | Key::Sequence
                 | Key::Lists

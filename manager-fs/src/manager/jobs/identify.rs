@@ -1,0 +1,81 @@
+//! Which repository a job is at: its agent is asked where it may be the one that somebody must be alone at.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::agent::{JobId, JobOrigin, Operation, Outcome};
+use proto::message::{HostReply, ManagerRequest};
+use proto::width;
+use tokio::task::JoinSet;
+
+use super::Jobs;
+use super::turn::{LEASE, RepositoryId, Turn};
+use crate::manager::control::ControlError;
+use crate::manager::control::jobs::JobRecord;
+use crate::manager::now;
+use crate::net::Link;
+
+/// How long an agent may take to open a repository. Whoever does not say it in time is taken at its path's word: the
+/// locks in the repository itself protect it.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Asks for the id of every repository that is in doubt for this job, all at once.
+pub(super) async fn identify(jobs: &Arc<Jobs>, for_job: JobId) {
+    let mut asked = JoinSet::new();
+    for (job, host) in jobs.repositories.doubtful(for_job) {
+        // Whoever is away is asked when it is back; it can begin nothing meanwhile.
+        let Some(link) = jobs.connections.control_link(&host) else { continue };
+        jobs.repositories.asked(job);
+        let jobs = Arc::clone(jobs);
+        asked.spawn(async move {
+            if let Some(id) = ask(&jobs, &link, job).await {
+                tracing::debug!(%job, repository = id.as_str(), "the job's repository is known");
+                if jobs.repositories.identified(job, &id)
+                    && let Err(error) = keep(&jobs, &id, job).await
+                {
+                    tracing::warn!(%job, %error, "which repository the job is at is not written down");
+                }
+            }
+        });
+    }
+    while asked.join_next().await.is_some() {}
+}
+
+async fn ask(jobs: &Jobs, link: &Link, job: JobId) -> Option<RepositoryId> {
+    let record = jobs.state.job(job).await.ok()?;
+    match ask_agent(jobs, link, record).await {
+        Ok(HostReply::Outcome(Outcome::Done(summary))) => RepositoryId::parse(summary.snapshots.first()?),
+        // A repository that is not there yet, an agent of an earlier version, one that changes over.
+        other => {
+            tracing::debug!(%job, ?other, "the job's repository is not known");
+            None
+        }
+    }
+}
+
+async fn ask_agent(jobs: &Jobs, link: &Link, record: JobRecord) -> Result<HostReply, String> {
+    let request = ManagerRequest::Run {
+        origin: JobOrigin::new(record.host, record.product.clone()),
+        product: record.product,
+        // No job of anybody's: the agent wants a number.
+        job: jobs.state.draw_job(now()).map_err(|error| error.to_string())?,
+        operation: Operation::Identify { repository: record.operation.repository().clone() },
+    };
+    link.request::<_, HostReply>(&request, |_| {}, DEADLINE).await.map_err(|error| error.to_string())
+}
+
+/// Writes down that a job is at its repository, as far as that is known by its id.
+pub(super) async fn keep_turn(jobs: &Jobs, record: &JobRecord, turn: &Turn) {
+    let Some(id) = turn.repository() else { return };
+    if let Err(error) = keep(jobs, &id, record.id).await {
+        tracing::warn!(job = %record.id, %error, "which repository the job is at is not written down");
+    }
+}
+
+async fn keep(jobs: &Jobs, id: &RepositoryId, job: JobId) -> Result<(), ControlError> {
+    let Ok(record) = jobs.state.job(job).await else { return Ok(()) };
+    if record.state.is_final() {
+        return Ok(());
+    }
+    jobs.state.keep_turn(id.as_str(), job, &record.host, now() + width::millis(LEASE)).await
+}
