@@ -161,7 +161,19 @@ pub(crate) fn ordered(world: &mut World) -> Vec<Order> {
         Output { line: String::from("kill"), code: Some(0), stdout: String::new(), stderr: String::new() }
     };
     orders.push(Order::new("the agent ends", run, |_| true));
-    orders.push(upgrade(&version));
+    let Order { what, run: ordered, holds, .. } = upgrade(&version);
+    let again = move |world: &World| {
+        // Between two starts there is an agent for a moment, which takes the order and ends with it.
+        let mut output = ordered(world);
+        for _ in 0..20 {
+            if output.code == Some(0) || world.faults.struck().is_some() {
+                break;
+            }
+            output = ordered(world);
+        }
+        output
+    };
+    orders.push(Order::new(what, again, holds));
     world.version = version.parse().unwrap();
     orders
 }
