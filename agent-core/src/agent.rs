@@ -42,9 +42,9 @@ pub enum AgentError {
     /// A variable of the stub means nothing.
     #[error("{name} is '{value}': {fault}")]
     Variable {
-        /// Which.
+        /// The variable.
         name: &'static str,
-        /// Its value.
+        /// What it says.
         value: String,
         /// What is wrong with it.
         fault: String,
@@ -80,7 +80,7 @@ pub enum AgentError {
     Io {
         /// What was tried.
         what: &'static str,
-        /// The fault.
+        /// What the operating system said.
         source: std::io::Error,
     },
 }
@@ -174,7 +174,7 @@ impl AgentConfig {
 /// Why [`Agent::wait`] came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// SIGTERM came.
+    /// SIGTERM came: whoever started the stub wants the end of both.
     Terminated,
     /// The stub has gone; a new one will start this product again.
     StubGone,
@@ -221,7 +221,10 @@ impl Agent {
         let handoff = config.handoff.map(Handoff::read).transpose()?;
         let given = Given::read(&paths, config.start, handoff.as_ref())?;
         let journal = given.journal;
-        let verified = records::load(&paths, &journal.current.version)?;
+        let (verified, doubt) = records::load_vouched(&paths, &journal.current)?;
+        if let Some(doubt) = doubt {
+            tracing::warn!("{doubt}");
+        }
         let running = verified.entry();
         if running.tree != journal.current.tree {
             return Err(AgentError::OtherVersion { started: journal.current, found: running });

@@ -32,11 +32,11 @@ pub enum StubMessage {
     Serving,
     /// `execve` is next; the intent is in the journal. The stub's clock for the probation runs from here.
     Executing {
-        /// Which change-over.
+        /// The manager's number of it.
         change: ChangeId,
-        /// Where from.
+        /// The version that leaves.
         from: Entry,
-        /// Where to.
+        /// The version that comes, and whose probation begins.
         to: Entry,
         /// From exec to confirmation at most, milliseconds.
         probation_ms: u64,

@@ -21,9 +21,9 @@ pub enum ControlError {
     /// Nobody serves the socket; whoever should may be starting.
     #[error("cannot reach {path}: {source}")]
     Unreachable {
-        /// The socket.
+        /// The socket's path.
         path: String,
-        /// The fault.
+        /// What the kernel said.
         source: io::Error,
     },
     /// The connection ended or failed before the answer.
@@ -57,7 +57,7 @@ pub struct Frame {
     pub kind: FrameKind,
     /// The requester's number.
     pub request: u64,
-    /// Its body.
+    /// An encoded message, or raw bytes.
     pub body: Vec<u8>,
 }
 
@@ -114,7 +114,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects.
+    /// Connects to whoever serves the socket at `path`.
     ///
     /// # Errors
     /// [`ControlError::Unreachable`].

@@ -28,15 +28,15 @@ pub enum FileFault {
     /// The file system failed.
     #[error("{path}: {source}", path = path.display())]
     Io {
-        /// Which file.
+        /// The file that was read or written.
         path: PathBuf,
-        /// The fault.
+        /// What the file system said.
         source: io::Error,
     },
     /// It begins with something else, or is of another format.
     #[error("{path}: not a {what} of this format; it was written by another program or a newer version", path = path.display())]
     Format {
-        /// Which file.
+        /// The file that was read.
         path: PathBuf,
         /// What it should have been.
         what: &'static str,
@@ -44,7 +44,7 @@ pub enum FileFault {
     /// The bytes are not those that were written.
     #[error("{path}: the {what} is damaged ({detail})", path = path.display())]
     Damaged {
-        /// Which file.
+        /// The file that was read.
         path: PathBuf,
         /// What it should have been.
         what: &'static str,

@@ -40,7 +40,7 @@ pub enum ProgramFault {
     Unreadable {
         /// Its path in the tree.
         entry: TreePath,
-        /// The fault.
+        /// What the file system said.
         source: io::Error,
     },
 }
@@ -65,7 +65,7 @@ impl Attachment {
         }
     }
 
-    /// Which tree.
+    /// The id under which it was opened.
     pub fn tree(&self) -> TreeId {
         self.tree
     }

@@ -22,11 +22,11 @@ const BYTES_MAX: usize = 64 << 20;
 
 /// Names of the environment variables that name what is inherited.
 pub mod variable {
-    /// The product.
+    /// Name of the product that the program is an agent of.
     pub const PRODUCT: &str = "MANAGER_FS_PRODUCT";
-    /// STATE.
+    /// Path of the host's STATE directory.
     pub const STATE: &str = "MANAGER_FS_STATE";
-    /// RUN.
+    /// Path of the host's RUN directory.
     pub const RUN: &str = "MANAGER_FS_RUN";
     /// Descriptor of the listening operations socket.
     pub const OPERATIONS_FD: &str = "MANAGER_FS_OPS_FD";
@@ -45,7 +45,7 @@ pub mod variable {
 /// What the old version tells the new one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handoff {
-    /// Which change-over.
+    /// The manager's number of the change-over.
     pub change: ChangeId,
     /// The version that wrote this.
     pub from: Entry,

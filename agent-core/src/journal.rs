@@ -39,7 +39,7 @@ pub enum Phase {
     Confirmed,
     /// The intent to change over to it is on disk; it has not confirmed. If it fails, the last good version returns.
     Probation {
-        /// Which change-over.
+        /// The manager's number of the change-over that brought it.
         change: ChangeId,
         /// Starts so far, this one included. At two the next start returns instead of trying again.
         attempts: u32,
@@ -51,9 +51,9 @@ pub enum Phase {
 /// The generation that is staged beside the current one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Staged {
-    /// For which change-over.
+    /// The manager's number of the change-over that it is for.
     pub change: ChangeId,
-    /// Which.
+    /// The version that message B named.
     pub entry: Entry,
 }
 

@@ -122,6 +122,7 @@ pub mod fuzzing;
 pub mod generation;
 mod given;
 pub mod handoff;
+pub mod identity;
 mod inherited;
 mod intake;
 mod jobs;

@@ -19,17 +19,17 @@ impl AgentPaths {
         Self { state: state.into(), run: run.into(), product }
     }
 
-    /// STATE.
+    /// The host's STATE directory: what outlives a boot.
     pub fn state(&self) -> &Path {
         &self.state
     }
 
-    /// RUN.
+    /// The host's RUN directory: sockets, links and mounts.
     pub fn run(&self) -> &Path {
         &self.run
     }
 
-    /// The product.
+    /// The product whose files these are.
     pub fn product(&self) -> &Product {
         &self.product
     }
@@ -39,7 +39,7 @@ impl AgentPaths {
         self.state.join("agents").join(self.product.as_str())
     }
 
-    /// The journal.
+    /// The first copy of the journal; the second is beside it.
     pub fn journal(&self) -> PathBuf {
         self.directory().join("journal")
     }
@@ -57,6 +57,11 @@ impl AgentPaths {
     /// The saved record of a version.
     pub fn record(&self, version: &Version) -> PathBuf {
         self.records().join(format!("{version}.record"))
+    }
+
+    /// The second copy of the saved record of a version.
+    pub fn record_copy(&self, version: &Version) -> PathBuf {
+        self.records().join(format!("{version}.record.2"))
     }
 
     /// Evidence against versions that failed here.

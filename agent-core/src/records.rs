@@ -1,18 +1,22 @@
 //! The saved metadata: signed records on the host's disk, from which alone a version is started.
 //!
 //! Nothing in a record file is believed before its signature has been checked against `STATE/identity/publishers`, at
-//! every reading. Which file is read is the journal's word; what the file says is the publisher's.
+//! every reading. Which file is read is the journal's word; what the file says is the publisher's. Each record is there
+//! twice, `V.record` and `V.record.2`; the second one counts where the first cannot be believed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use proto::limits::RECORD_BYTES_MAX;
-use proto::record::{PublishersFault, RecordFault};
-use proto::{GenerationRecord, Product, Publishers, SignedRecord, TreeId, TreePath, Version};
+use proto::record::RecordFault;
+use proto::{GenerationRecord, Product, SignedRecord, TreeId, TreePath, Version};
 
 use crate::bad;
 use crate::durable::{self, Durability, FileFault};
+use crate::identity::{self, IdentityFault};
 use crate::journal::{Entry, Journal};
 use crate::machine::Candidate;
 use crate::paths::AgentPaths;
@@ -29,11 +33,11 @@ pub enum RecordError {
         "saved metadata {path} is missing: cannot start {product} {version} without it; restore the file, or attach the agent's state anew"
     )]
     Missing {
-        /// Which file.
+        /// The file that is not there.
         path: String,
-        /// The product.
+        /// The product that cannot be started without it.
         product: Product,
-        /// The version.
+        /// The version that the file should be of.
         version: Version,
     },
     /// It is not what a trusted publisher signed.
@@ -41,7 +45,7 @@ pub enum RecordError {
     NotBelieved {
         /// Which file, or where it came from.
         origin: String,
-        /// Why not.
+        /// What is wrong with it.
         fault: RecordFault,
     },
     /// It is a valid record of something else.
@@ -61,7 +65,7 @@ pub enum RecordError {
     OtherTree {
         /// The record's name.
         name: String,
-        /// Its tree.
+        /// The tree that it brings.
         tree: TreeId,
         /// The tree that is in use under that name.
         needed: TreeId,
@@ -69,17 +73,9 @@ pub enum RecordError {
     /// The tree has no program to start.
     #[error("{0} has no entry point: it can be looked at, and not be launched")]
     NoEntryPoint(String),
-    /// The trusted publishers are not readable.
-    #[error("{path}: {fault}", path = path.display())]
-    Publishers {
-        /// Which file.
-        path: PathBuf,
-        /// The line.
-        fault: PublishersFault,
-    },
-    /// This host has not been enrolled.
-    #[error("{} is not there: this host trusts no publisher yet; enrol it with `manager-fs enroll`", .0.display())]
-    NotEnrolled(PathBuf),
+    /// It cannot be said whom this host believes.
+    #[error(transparent)]
+    Identity(#[from] IdentityFault),
     /// The file system failed.
     #[error(transparent)]
     File(#[from] FileFault),
@@ -90,8 +86,10 @@ pub enum RecordError {
 pub struct Verified {
     /// What the publisher signed.
     pub record: GenerationRecord,
-    /// Its entry point.
+    /// What is executed of its tree.
     pub entry_point: TreePath,
+    /// The bytes that were checked, as they are saved.
+    pub signed: Vec<u8>,
 }
 
 impl Verified {
@@ -129,70 +127,172 @@ pub fn save(paths: &AgentPaths, bytes: &[u8], needed: &[&Entry]) -> Result<Verif
     if let Some(other) = needed.iter().find(|needed| needed.version == entry.version && needed.tree != entry.tree) {
         return Err(RecordError::OtherTree { name: verified.record.name(), tree: entry.tree, needed: other.tree });
     }
-    durable::create_dir(&paths.records())?;
-    durable::write(&paths.record(&verified.record.version), bytes, Durability::PowerCut)?;
+    write(paths, &verified)?;
     Ok(verified)
 }
 
-/// Reads the saved record that the journal names. Its tree and arguments are what is started, also when the journal
-/// remembers another tree: the record is signed, the journal is not.
+/// Saves a record again of which both copies have gone since it was checked: what is started reads it.
 ///
 /// # Errors
-/// The file is missing, changed, of another product, or not readable.
+/// The file system's.
+pub(crate) fn keep(paths: &AgentPaths, verified: &Verified) -> Result<(), FileFault> {
+    let version = &verified.record.version;
+    if paths.record(version).exists() || paths.record_copy(version).exists() {
+        return Ok(());
+    }
+    write(paths, verified)
+}
+
+fn write(paths: &AgentPaths, verified: &Verified) -> Result<(), FileFault> {
+    let version = &verified.record.version;
+    durable::create_dir(&paths.records())?;
+    durable::write(&paths.record(version), &verified.signed, Durability::PowerCut)?;
+    if let Err(e) = durable::write(&paths.record_copy(version), &verified.signed, Durability::PowerCut) {
+        // One that is saved is saved.
+        tracing::warn!("there is no second copy of the metadata of {}: {e}", verified.record.name());
+    }
+    Ok(())
+}
+
+/// Reads the saved record of a version. Its tree and arguments are what is started, also when the journal remembers
+/// another tree: the record is signed, the journal is not.
+///
+/// # Errors
+/// Both copies are missing, changed, of another product, or not readable; the fault is the first one's.
 pub fn load(paths: &AgentPaths, version: &Version) -> Result<Verified, RecordError> {
-    let path = paths.record(version);
-    let missing = || RecordError::Missing {
-        path: path.display().to_string(),
-        product: paths.product().clone(),
-        version: version.clone(),
+    load_with(paths, version, &|bytes, origin| check(paths, bytes, origin))
+}
+
+/// As [`load`], of a version that the journal names. If it cannot be said any more whom this host believes, the journal
+/// vouches for it: it names what was verified when it was saved, by the id of its tree. The record must be unchanged
+/// and of that very tree. Returns what to say aloud then.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_vouched(paths: &AgentPaths, entry: &Entry) -> Result<(Verified, Option<String>), RecordError> {
+    let fault = match load(paths, &entry.version) {
+        Ok(verified) => return Ok((verified, None)),
+        Err(RecordError::Identity(fault)) => fault,
+        Err(other) => return Err(other),
     };
-    let length = fs::metadata(&path).map(|m| m.len()).unwrap_or(0);
+    let unchanged = |bytes: &[u8], origin: &str| {
+        let signed = SignedRecord::from_bytes(bytes).and_then(|signed| signed.verify_unchanged());
+        signed
+            .map_err(|fault| not_believed(origin, fault))
+            .and_then(|record| of_product(paths, record, bytes, origin))
+    };
+    match load_with(paths, &entry.version, &unchanged) {
+        Ok(verified) if verified.entry() == *entry => {
+            let name = verified.record.name();
+            let said = format!("{fault}; {name} is started all the same: it was verified when it was saved");
+            Ok((verified, Some(said)))
+        }
+        Ok(_) | Err(_) => Err(fault.into()),
+    }
+}
+
+type Check<'c> = &'c dyn Fn(&[u8], &str) -> Result<Verified, RecordError>;
+
+fn load_with(paths: &AgentPaths, version: &Version, check: Check<'_>) -> Result<Verified, RecordError> {
+    let first = load_file(paths, version, &paths.record(version), check);
+    first.or_else(|fault| load_file(paths, version, &paths.record_copy(version), check).map_err(|_| fault))
+}
+
+fn load_file(paths: &AgentPaths, version: &Version, path: &Path, check: Check<'_>) -> Result<Verified, RecordError> {
+    let origin = path.display().to_string();
+    let length = fs::metadata(path).map(|m| m.len()).unwrap_or(0);
     if length > RECORD_BYTES_MAX as u64 {
-        return Err(RecordError::NotBelieved { origin: path.display().to_string(), fault: RecordFault::NotARecord });
+        return Err(not_believed(&origin, RecordFault::NotARecord));
     }
-    match fs::read(&path) {
-        Ok(bytes) => check(paths, &bytes, &path.display().to_string()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(missing()),
-        Err(e) => Err(FileFault::io(&path, e).into()),
+    match fs::read(path) {
+        Ok(bytes) => check(&bytes, &origin),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Err(RecordError::Missing { path: origin, product: paths.product().clone(), version: version.clone() })
+        }
+        Err(e) => Err(FileFault::io(path, e).into()),
     }
+}
+
+/// Makes both copies of a saved record whole again, if one of them is. A damaged one is kept aside. Returns what was found,
+/// for people.
+pub fn mend(paths: &AgentPaths, version: &Version, now_unix_ms: u64) -> Vec<String> {
+    let copies = [paths.record(version), paths.record_copy(version)];
+    let whole = |path: &PathBuf| load_file(paths, version, path, &|bytes, origin| check(paths, bytes, origin));
+    let found = copies.each_ref().map(whole);
+    let Some(good) = found.iter().position(Result::is_ok) else { return Vec::new() };
+    let Ok(bytes) = fs::read(&copies[good]) else { return Vec::new() };
+    let mut said = Vec::new();
+    for (path, found) in copies.iter().zip(&found) {
+        let Err(fault) = found else { continue };
+        let is_there = path.exists();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if is_there {
+            drop(fs::rename(path, path.with_file_name(format!("{name}.damaged-{now_unix_ms}"))));
+        }
+        let mended = match durable::write(path, &bytes, Durability::PowerCut) {
+            Ok(()) => "made again of the other copy".to_owned(),
+            Err(e) => format!("the other copy counts: {e}"),
+        };
+        // Versions that were saved by an earlier program have one copy, which is no fault.
+        if is_there || good == 1 {
+            said.push(format!("{fault}; {mended}"));
+        }
+    }
+    said
+}
+
+/// Versions of which anything is saved, and when it was saved last.
+pub fn saved(paths: &AgentPaths) -> BTreeMap<Version, SystemTime> {
+    let mut versions = BTreeMap::new();
+    for file in fs::read_dir(paths.records()).into_iter().flatten().flatten() {
+        let name = file.file_name();
+        let name = name.to_str().unwrap_or_default();
+        let version = name.strip_suffix(".record").or_else(|| name.strip_suffix(".record.2"));
+        let Some(version) = version.and_then(|version| version.parse().ok()) else { continue };
+        let at = file.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+        let last = versions.entry(version).or_insert(at);
+        *last = at.max(*last);
+    }
+    versions
 }
 
 /// Removes saved records that the journal does not name, but for the newest few: going back to one of them needs no
 /// message then, and nothing grows for ever.
 pub fn prune(paths: &AgentPaths, journal: &Journal) {
-    let mut kept: Vec<PathBuf> = vec![paths.record(&journal.current.version)];
-    kept.extend(journal.last_good.as_ref().map(|entry| paths.record(&entry.version)));
-    kept.extend(journal.staged.as_ref().map(|staged| paths.record(&staged.entry.version)));
-    let Ok(entries) = fs::read_dir(paths.records()) else { return };
-    let spare = entries.flatten().map(|entry| entry.path()).filter(|path| !kept.contains(path));
-    let age = |path: &PathBuf| fs::metadata(path).and_then(|m| m.modified()).ok();
-    let mut spare: Vec<_> = spare.map(|path| (age(&path), path)).collect();
-    spare.sort();
-    for (_, path) in spare.iter().rev().skip(SPARE_MAX) {
-        drop(durable::remove(path, Durability::ProcessDeath));
+    let named = std::iter::once(&journal.current).chain(&journal.last_good);
+    let named = named.chain(journal.staged.as_ref().map(|staged| &staged.entry));
+    let kept: Vec<&Version> = named.map(|entry| &entry.version).collect();
+    let mut spare: Vec<_> = saved(paths).into_iter().filter(|(version, _)| !kept.contains(&version)).collect();
+    spare.sort_by_key(|(_, saved)| std::cmp::Reverse(*saved));
+    for (version, _) in spare.into_iter().skip(SPARE_MAX) {
+        for path in [paths.record(&version), paths.record_copy(&version)] {
+            drop(durable::remove(&path, Durability::ProcessDeath));
+        }
     }
 }
 
 fn check(paths: &AgentPaths, bytes: &[u8], origin: &str) -> Result<Verified, RecordError> {
-    let not_believed = |fault| RecordError::NotBelieved { origin: origin.to_owned(), fault };
-    let publishers = publishers(&paths.publishers())?;
-    let signed = SignedRecord::from_bytes(bytes).map_err(not_believed)?;
-    let record = signed.verify(publishers.keys()).map_err(not_believed)?;
+    let publishers = identity::publishers(paths.state())?;
+    let signed = SignedRecord::from_bytes(bytes).and_then(|signed| signed.verify(publishers.keys()));
+    signed.map_err(|fault| not_believed(origin, fault)).and_then(|record| of_product(paths, record, bytes, origin))
+}
+
+fn of_product(
+    paths: &AgentPaths,
+    record: GenerationRecord,
+    bytes: &[u8],
+    origin: &str,
+) -> Result<Verified, RecordError> {
     if record.product != *paths.product() {
         let wanted = paths.product().clone();
         return Err(RecordError::OtherProduct { origin: origin.to_owned(), found: record.name(), wanted });
     }
     match record.metadata.entry_point.clone() {
-        Some(entry_point) => Ok(Verified { record, entry_point }),
+        Some(entry_point) => Ok(Verified { record, entry_point, signed: bytes.to_vec() }),
         None => Err(RecordError::NoEntryPoint(record.name())),
     }
 }
 
-fn publishers(path: &Path) -> Result<Publishers, RecordError> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(RecordError::NotEnrolled(path.to_owned())),
-        Err(e) => return Err(FileFault::io(path, e).into()),
-    };
-    Publishers::parse(&text).map_err(|fault| RecordError::Publishers { path: path.to_owned(), fault })
+fn not_believed(origin: &str, fault: RecordFault) -> RecordError {
+    RecordError::NotBelieved { origin: origin.to_owned(), fault }
 }

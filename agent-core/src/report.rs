@@ -116,7 +116,7 @@ impl Reporter {
         drop(self.0.wake.wait_timeout_while(state, at_most, |s| s.in_flight));
     }
 
-    /// Sends again.
+    /// Sends again, after [`Reporter::pause`].
     pub fn resume(&self) {
         self.lock().paused = false;
         self.0.wake.notify_all();

@@ -2,7 +2,7 @@
 //! start of the stub does the rest, with a probation and a return like any other. For the day on which no agent comes up
 //! and nobody can be asked.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::time::Duration;
 
 use proto::agent::ChangeId;
@@ -111,12 +111,8 @@ fn lock(paths: &AgentPaths) -> Result<File, RescueError> {
 
 /// The one saved record that is meant, or the one that the mount daemon has by that name.
 fn find(paths: &AgentPaths, wanted: &GenerationRef) -> Result<Verified, RescueError> {
-    let mut saved = Vec::new();
-    for file in fs::read_dir(paths.records()).into_iter().flatten().flatten() {
-        let name = file.file_name();
-        let version = name.to_str().and_then(|name| name.strip_suffix(".record")?.parse().ok());
-        saved.extend(version.and_then(|version| records::load(paths, &version).ok()));
-    }
+    let versions = records::saved(paths).into_keys();
+    let saved: Vec<Verified> = versions.filter_map(|version| records::load(paths, &version).ok()).collect();
     let names = |records: &[Verified]| {
         let mut names: Vec<String> = records.iter().map(|one| one.record.name().to_string()).collect();
         names.sort();

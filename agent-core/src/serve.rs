@@ -111,7 +111,7 @@ impl Server {
         }
     }
 
-    /// Accepts again.
+    /// Accepts connections again, after [`Server::quiesce`].
     pub(crate) fn resume(&mut self) -> io::Result<()> {
         let mut counter = [0; 8];
         let _ = rustix::io::read(&self.shared.stop, &mut counter);

@@ -14,6 +14,7 @@ use agent_core::bad;
 use agent_core::journal::Phase;
 use common::{Host, Order, Spec, script, tree};
 use proto::agent::{ChangeId, Outcome, Step};
+use proto::message::Fault;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Cold, and with something that cannot be read: from the stub's start to an agent that serves.
@@ -121,14 +122,53 @@ fn one_damaged_copy_of_the_journal_costs_nothing_and_two_cost_words() {
 }
 
 #[test]
-fn a_damaged_record_gives_way_to_the_last_good_version() {
-    for spoil in [flip as fn(&Path), |path: &Path| fs::remove_file(path).unwrap()] {
+fn a_damaged_record_is_mended_from_its_copy_and_two_give_way_to_the_last_good_version() {
+    let spoils =
+        [flip as fn(&Path), |path: &Path| fs::remove_file(path).unwrap(), |path| fs::write(path, "").unwrap()];
+    for spoil in spoils {
         let mut host = changed_over();
-        spoil(&host.paths.record(&"2.0".parse().unwrap()));
+        let version = "2.0".parse().unwrap();
+        let copies = [host.paths.record(&version), host.paths.record_copy(&version)];
+        let good = fs::read(&copies[0]).unwrap();
+        for copy in &copies {
+            spoil(copy);
+            comes_up(&mut host, "2.0");
+            assert_eq!(fs::read(copy).unwrap(), good, "mended");
+            host.terminate();
+        }
+        copies.iter().for_each(|copy| spoil(copy));
         comes_up(&mut host, "1.0");
         host.stub().wait_for("2.0.record");
         let status = host.wait_serving("1.0");
         assert!(status.reason.starts_with("fell back from 2.0: "), "{}", status.reason);
+    }
+}
+
+#[test]
+fn a_host_that_has_forgotten_whom_it_believes_starts_what_it_had_and_nothing_new() {
+    for spoil in [|path: &Path| fs::write(path, "").unwrap(), |path: &Path| fs::remove_file(path).unwrap()] {
+        let mut host = changed_over();
+        let three = host.publish(&quick("3.0", &[]));
+        let good = fs::read(host.paths.publishers()).unwrap();
+        spoil(&host.paths.publishers());
+        comes_up(&mut host, "2.0");
+        host.stub().wait_for("tiny@2.0 is started all the same: it was verified when it was saved");
+        let (_, told) = host.tell(&three, &Order::default());
+        assert!(matches!(told, Err(Fault::Refused(why)) if why.contains("publishers")), "nothing new is believed");
+        // Its record must be unchanged, and of the tree that the journal names.
+        host.terminate();
+        let version = "2.0".parse().unwrap();
+        let record = fs::read(host.paths.record(&version)).unwrap();
+        let other = host.sign(&quick("2.0", &[]), tree("3.0"));
+        for copy in [host.paths.record(&version), host.paths.record_copy(&version)] {
+            fs::write(copy, &other).unwrap();
+        }
+        comes_up(&mut host, "1.0");
+        assert!(host.wait_serving("1.0").reason.contains("publishers"));
+        // Mended.
+        fs::write(host.paths.publishers(), &good).unwrap();
+        fs::write(host.paths.record(&version), record).unwrap();
+        host.upgrade(&three);
     }
 }
 
@@ -316,4 +356,21 @@ fn a_host_is_put_on_a_version_by_hand() {
     rescue(&host.paths, &wanted("3.0")).unwrap();
     comes_up(&mut host, "2.0");
     assert!(host.wait_serving("2.0").reason.starts_with("returned from 3.0"));
+}
+
+#[test]
+fn what_is_lost_of_the_state_while_an_agent_runs_is_written_again() {
+    let mut host = Host::with_first(&quick("1.0", &[]));
+    let pid = host.wait_serving("1.0").pid;
+    host.stub().wait_for("has confirmed");
+    let lock = fs::read(host.paths.lock()).unwrap();
+    fs::remove_dir_all(host.paths.directory()).unwrap();
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    host.wait_status("started again", |s| s.pid != pid && s.version.as_str() == "1.0");
+    host.wait_serving("1.0");
+    let (Outcome::Done(_), _) = host.finish(&Host::backup(5, 2)) else { panic!("not done") };
+    let two = host.publish(&quick("2.0", &[]));
+    host.upgrade(&two);
+    assert_eq!(host.journal().current.tree, tree("2.0"));
+    drop(lock);
 }

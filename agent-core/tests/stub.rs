@@ -70,10 +70,13 @@ fn the_saved_metadata_alone_says_what_is_started() {
     let mut tampered = good.clone();
     let argument = tampered.windows(8).position(|bytes| bytes == b"/nowhere").unwrap();
     tampered[argument + 1] = b'N';
+    let copy = host.paths.record_copy(&"1.0".parse().unwrap());
     for (bytes, fault) in [(Some(tampered), "changed after it was signed"), (None, "is missing")] {
-        match bytes {
-            Some(bytes) => fs::write(&path, bytes).unwrap(),
-            None => fs::remove_file(&path).unwrap(),
+        for path in [&path, &copy] {
+            match &bytes {
+                Some(bytes) => fs::write(path, bytes).unwrap(),
+                None => fs::remove_file(path).unwrap(),
+            }
         }
         let stub = host.launch();
         let line = stub.wait_for(fault);

@@ -181,6 +181,16 @@ impl SignedRecord {
         Ok(codec::decode::<_, RECORD_BYTES_MAX>(&self.payload)?)
     }
 
+    /// Returns the record if the publisher that it names itself has signed it: it is as it was made. Whether that
+    /// publisher is to be believed this does not say.
+    ///
+    /// # Errors
+    /// It was changed since.
+    pub fn verify_unchanged(&self) -> Result<GenerationRecord, RecordFault> {
+        let key = VerifyingKey::from_bytes(&self.publisher).map_err(|_| RecordFault::BadSignature)?;
+        self.verify(&[key])
+    }
+
     /// The bytes of a record file.
     pub fn to_bytes(&self) -> Result<Vec<u8>, RecordFault> {
         Ok([MAGIC.as_slice(), &codec::encode(self)?].concat())

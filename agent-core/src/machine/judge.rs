@@ -15,7 +15,7 @@ pub(crate) struct Asked {
     pub(crate) retry_bad: bool,
 }
 
-/// Why not.
+/// Why a version may not be changed over to.
 pub(crate) struct Refusal {
     pub(crate) text: String,
     /// The version itself is at fault.

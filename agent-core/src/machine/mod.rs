@@ -72,7 +72,7 @@ pub struct Serving {
 /// The new generation is being made ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Staging {
-    /// Which.
+    /// The generation, as message A brought it.
     pub target: Saved,
     /// The drain deadline of message C, milliseconds, when it has come.
     pub finish: Option<u64>,
@@ -81,14 +81,14 @@ pub struct Staging {
 /// The new generation is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Staged {
-    /// Which.
+    /// The generation, as message A brought it.
     pub target: Saved,
 }
 
 /// On the way out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaving {
-    /// Where to.
+    /// The generation that is left for.
     pub target: Saved,
 }
 

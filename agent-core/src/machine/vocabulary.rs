@@ -12,7 +12,7 @@ use crate::journal::Entry;
 /// What does not change while this program runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// What runs.
+    /// The version that this program is.
     pub running: Entry,
     /// State schemas that the running program can write.
     pub writes: RangeInclusive<u32>,
@@ -23,11 +23,11 @@ pub struct Facts {
 /// A version to change over to, as its verified record describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// Which.
+    /// Its name and tree.
     pub entry: Entry,
-    /// What is executed.
+    /// Path of the program in its tree.
     pub entry_point: TreePath,
-    /// With what.
+    /// The program's arguments, after its own name.
     pub arguments: Vec<String>,
     /// State schemas that it reads.
     pub reads: SchemaRange,
@@ -42,9 +42,9 @@ pub struct Candidate {
 /// What message A brought.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Saved {
-    /// For which change-over.
+    /// The change-over that message A was of.
     pub change: ChangeId,
-    /// What.
+    /// The version that its record describes.
     pub candidate: Candidate,
 }
 
@@ -92,7 +92,7 @@ impl Reason {
 /// The change-over that brought a version, and what it came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
-    /// Which change-over.
+    /// The manager's number of it.
     pub change: ChangeId,
     /// The tree that it left.
     pub from: Option<TreeId>,
@@ -101,7 +101,7 @@ pub struct Origin {
 /// A change-over that ended in this program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// Which.
+    /// The manager's number of it.
     pub change: ChangeId,
     /// What a message of it that comes late is answered.
     pub reply: Result<(), Fault>,
@@ -131,7 +131,7 @@ impl Event {
 pub struct StageDone {
     /// How long warming took, microseconds.
     pub warm_us: u64,
-    /// For people.
+    /// What was made ready, for people.
     pub detail: String,
 }
 

@@ -11,7 +11,7 @@ use super::verdict::{Cause, History, Verdict, judge};
 use super::watch::{Program, Returning, Stub, micros};
 use super::{StubError, begin};
 use crate::bad;
-use crate::durable::FileFault;
+use crate::durable::{self, FileFault};
 use crate::journal::{Entry, Journal, Phase, Staged};
 use crate::moments::{self, Moment};
 
@@ -35,7 +35,9 @@ impl Stub<'_> {
     pub(super) fn write_journal(&mut self, moment: Moment) {
         let path = self.paths.journal();
         let reached = moments::reach(moment, &path).map_err(|e| FileFault::io(&path, e));
-        if let Err(e) = reached.and_then(|()| self.journal.write(&path)) {
+        // Its directory may have gone since the start.
+        let there = reached.and_then(|()| durable::create_dir(&self.paths.directory()));
+        if let Err(e) = there.and_then(|()| self.journal.write(&path)) {
             // Newer than what is on disk in either case.
             self.journal.sequence += 1;
             self.observer.say(&format!("going on without writing: {e}"));
@@ -103,7 +105,7 @@ impl Stub<'_> {
             self.observer.say(&e.to_string());
         }
         self.report(change, Some(to), &bad, Step::ProbationFailed, ran_us, report);
-        self.returning = Some(Returning { change, bad, reason, since: Instant::now() });
+        self.returning = Some(Returning { change, bad, reason, since: Instant::now(), is_told: false });
     }
 
     /// Starts this instead of what ran.
@@ -159,10 +161,10 @@ impl Stub<'_> {
     /// The version that was returned to does not work at once: whoever waits for the end of the change-over need not
     /// wait for that, too.
     fn end_returning(&mut self, what_else: &str) {
-        let Some(returning) = self.returning.as_mut().filter(|returning| returning.change != ChangeId(0)) else {
-            return;
-        };
-        let change = std::mem::replace(&mut returning.change, ChangeId(0));
+        let is_waited_for = |returning: &&mut Returning| returning.change != ChangeId(0) && !returning.is_told;
+        let Some(returning) = self.returning.as_mut().filter(is_waited_for) else { return };
+        returning.is_told = true;
+        let change = returning.change;
         let (bad, to) = (returning.bad.clone(), self.journal.current.clone());
         let detail = format!(
             "{} failed: {}; {}, which was there before, {what_else}",

@@ -1,9 +1,6 @@
 //! Which version is started: what the journal says if that can be had, and otherwise, loudly, the next best of what this
 //! host has. A host without its manager must not be without its agent because one file of many cannot be read.
 
-use std::fs;
-use std::time::SystemTime;
-
 use proto::agent::ChangeId;
 
 use super::Observer;
@@ -101,8 +98,12 @@ fn by_journal(
     }
     let spent = matches!(&journal.phase, Phase::Probation { attempts, .. } if *attempts > ATTEMPTS_MAX);
     let mut faults = Vec::new();
-    let mut load = |entry: &Entry| match records::load(paths, &entry.version) {
-        Ok(verified) => Some(verified),
+    let mut load = |entry: &Entry| match records::load_vouched(paths, entry) {
+        Ok((verified, doubt)) => {
+            let mended = records::mend(paths, &entry.version, unix_ms());
+            mended.iter().chain(&doubt).for_each(|said| observer.say(said));
+            Some(verified)
+        }
         Err(fault) => {
             faults.push(fault);
             None
@@ -163,7 +164,8 @@ fn instead(journal: &Journal, verified: Verified, why: Option<&str>, at_fault: b
 /// Where to return to from the version that the journal names: the last good one, or the next best if its record cannot
 /// be believed. `None`: this host has nothing else.
 pub(super) fn to_return(paths: &AgentPaths, journal: &Journal, reason: &str, at_fault: bool) -> Option<Choice> {
-    let good = journal.last_good.as_ref().and_then(|good| records::load(paths, &good.version).ok());
+    let good = journal.last_good.as_ref().and_then(|good| records::load_vouched(paths, good).ok());
+    let good = good.map(|(verified, _)| verified);
     let good = good.or_else(|| {
         let others = by_records(paths, std::slice::from_ref(&journal.current));
         others.into_iter().next().map(|other| other.verified)
@@ -178,15 +180,12 @@ pub(super) fn to_return(paths: &AgentPaths, journal: &Journal, reason: &str, at_
 fn by_records(paths: &AgentPaths, but: &[Entry]) -> Vec<Choice> {
     let attached = swap::current(paths);
     let mut found = Vec::new();
-    for file in fs::read_dir(paths.records()).into_iter().flatten().flatten() {
-        let name = file.file_name();
-        let version = name.to_str().and_then(|name| name.strip_suffix(".record")?.parse().ok());
-        let Some(verified) = version.and_then(|version| records::load(paths, &version).ok()) else { continue };
+    for (version, saved) in records::saved(paths) {
+        let Ok(verified) = records::load(paths, &version) else { continue };
         let entry = verified.entry();
         if but.contains(&entry) || bad::evidence(paths, &entry.tree).is_some() {
             continue;
         }
-        let saved = file.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
         found.push((Some(entry.tree) == attached, saved, verified));
     }
     found.sort_by_key(|(is_attached, saved, _)| std::cmp::Reverse((*is_attached, *saved)));

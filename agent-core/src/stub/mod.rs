@@ -45,7 +45,7 @@ pub use verdict::{Cause, History, Verdict, judge};
 
 /// Whoever watches the stub: its messages are for people, one line each.
 pub trait Observer {
-    /// Something happened.
+    /// Something happened that an operator wants to know, in a line.
     fn say(&mut self, line: &str);
     /// The agent serves; called once.
     fn ready(&mut self, line: &str);
@@ -69,9 +69,9 @@ pub enum StubError {
     /// Another stub of this product runs on these directories.
     #[error("another `launch` of {product} runs here (process {pid})")]
     Running {
-        /// The product.
+        /// The product that was to be launched.
         product: String,
-        /// Its process.
+        /// The process id of the other stub.
         pid: u32,
     },
     /// The mount daemon says no.
@@ -79,15 +79,15 @@ pub enum StubError {
     Daemon {
         /// What was asked.
         what: String,
-        /// Its answer.
+        /// What it answered.
         fault: String,
     },
     /// The mount daemon's namespaces cannot be entered.
     #[error("cannot enter the mount daemon's namespaces (process {pid}): {source}")]
     Namespace {
-        /// The holder.
+        /// Its holder's process id.
         pid: u32,
-        /// The fault.
+        /// What the operating system said.
         source: io::Error,
     },
     /// The operating system says no.
@@ -95,7 +95,7 @@ pub enum StubError {
     Io {
         /// What was tried.
         what: &'static str,
-        /// The fault.
+        /// What the operating system said.
         source: io::Error,
     },
 }

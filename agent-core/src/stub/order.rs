@@ -68,7 +68,7 @@ pub(super) struct Heard {
 /// What the stub is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Nothing more.
+    /// Nothing but to answer.
     Nothing,
     /// Another order has been here, and is over: nobody waits for its tree.
     Forget,

@@ -20,6 +20,7 @@ use crate::descriptor_name::DescriptorName;
 use crate::journal::Phase;
 use crate::moments::Moment;
 use crate::records;
+use crate::report::unix_ms;
 use crate::{bad, sys};
 
 /// How long the agent may take to end after SIGTERM before its process group is killed.
@@ -280,7 +281,9 @@ impl Stub<'_> {
         let entry = self.journal.current.clone();
         drop(bad::withdraw(&self.paths, &entry.tree, "it has confirmed since"));
         records::prune(&self.paths, &self.journal);
-        if let Ok(verified) = records::load(&self.paths, &entry.version) {
+        if let Ok((verified, _)) = records::load_vouched(&self.paths, &entry) {
+            // Of a version that an earlier program saved there is one copy.
+            records::mend(&self.paths, &entry.version, unix_ms()).iter().for_each(|said| self.observer.say(said));
             self.verified = verified;
             self.path = self.paths.generation(&entry.tree);
         }

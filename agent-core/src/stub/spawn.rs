@@ -18,6 +18,7 @@ use crate::generation::Attachment;
 use crate::handoff::{self, variable};
 use crate::journal::Phase;
 use crate::moments::{self, Moment};
+use crate::records;
 use crate::{exec, swap, sys};
 
 /// How long a version that is not on probation may take to serve, at least.
@@ -28,6 +29,9 @@ impl Stub<'_> {
     pub(super) fn spawn(&mut self) -> Result<Running, Cause> {
         let world = |fault: String| Cause::NotStarted { fault, of_the_version: false };
         let program = self.program()?;
+        if let Err(e) = records::keep(&self.paths, &self.verified) {
+            self.observer.say(&format!("the saved metadata has gone, and cannot be saved again: {e}"));
+        }
         let tree = self.verified.record.tree;
         let link = self.paths.link();
         let linked = moments::reach(Moment::StubLink, &link).map_err(|e| FileFault::io(&link, e));

@@ -32,7 +32,7 @@ pub(super) struct Staged {
 }
 
 impl Staging {
-    /// Begins.
+    /// Begins on a thread of its own.
     pub(super) fn begin(paths: &AgentPaths, change: ChangeId, order: stage::Order) -> io::Result<Self> {
         let done = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (sender, result) = mpsc::channel();

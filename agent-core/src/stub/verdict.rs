@@ -16,7 +16,7 @@ pub enum Cause {
     },
     /// The version before it ended with the intent on disk, and never became it.
     EndedBefore {
-        /// As above.
+        /// As a wait status says it: `ended by SIGKILL`.
         how: String,
     },
     /// Its probation is over, and it has not confirmed. It has been killed.
@@ -26,7 +26,7 @@ pub enum Cause {
     },
     /// It could not be started at all.
     NotStarted {
-        /// Why.
+        /// What was tried, and what the operating system said.
         fault: String,
         /// Another try must end in the same way.
         of_the_version: bool,
@@ -38,21 +38,21 @@ pub enum Cause {
     },
     /// Its tree cannot be had just now.
     NoTree {
-        /// Why.
+        /// What the mount daemon said.
         why: String,
     },
 }
 
-/// What follows.
+/// What follows from an end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Return to the last good version.
     Return {
-        /// Of which change-over.
+        /// The manager's number of the change-over that fails by it; 0 if nobody ordered one.
         change: ChangeId,
-        /// What failed.
+        /// The version that failed.
         bad: Entry,
-        /// What runs next.
+        /// The version that runs next.
         good: Entry,
         /// Why, for people.
         reason: String,
@@ -61,7 +61,7 @@ pub enum Verdict {
     },
     /// Start the same version again after a while.
     Again {
-        /// After how long.
+        /// How long to wait before.
         after: Duration,
         /// Why, for people.
         reason: String,
@@ -77,7 +77,7 @@ impl Cause {
         !matches!(self, Cause::EndedBefore { .. } | Cause::NoTree { .. })
     }
 
-    /// For people.
+    /// The cause in words, for people.
     pub fn reason(&self) -> String {
         match self {
             Cause::Ended { how } => how.clone(),
@@ -103,7 +103,7 @@ pub struct History {
     pub cold: u32,
 }
 
-/// Decides.
+/// Decides what follows from `cause`.
 ///
 /// A version on probation is bad when it ends. One that could not be started for a reason that is not its own (no
 /// memory, an unreadable disk) is tried again, for as long as its second chance lasts. One that was believed is started

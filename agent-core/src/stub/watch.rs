@@ -74,6 +74,8 @@ pub(super) struct Returning {
     pub(super) bad: Entry,
     pub(super) reason: String,
     pub(super) since: Instant,
+    /// The end of its change-over has been reported: what was returned to did not work at once.
+    pub(super) is_told: bool,
 }
 
 impl<'a> Stub<'a> {
