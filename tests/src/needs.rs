@@ -20,6 +20,8 @@ pub enum Lack {
     UserNamespaces,
     /// This user is not root, or root of a namespace that maps few users.
     Root,
+    /// The kernel has no fs-verity, or this user cannot mount a file system with it.
+    Verity,
 }
 
 impl std::fmt::Display for Lack {
@@ -28,6 +30,7 @@ impl std::fmt::Display for Lack {
             Lack::Fuse => "/dev/fuse",
             Lack::UserNamespaces => "user namespaces",
             Lack::Root => "root",
+            Lack::Verity => "fs-verity",
         })
     }
 }
@@ -74,6 +77,31 @@ pub fn root() -> bool {
         list(Lack::Root, &this_test());
     }
     root
+}
+
+/// A file system with fs-verity of so many bytes at `dir`, which is unmounted by whoever asks. `false`: this machine cannot,
+/// which is put on the list, and the test goes on without it.
+pub fn verity(dir: &Path, bytes: u64) -> bool {
+    let image = dir.with_extension("image");
+    // The kernel says so only where it was built with it; mounting works without.
+    let is_there = Path::new("/sys/fs/ext4/features/verity").exists() && rustix::process::geteuid().is_root();
+    let made = is_there && {
+        let made = std::fs::File::create(&image).and_then(|file| file.set_len(bytes)).is_ok();
+        std::fs::create_dir_all(dir).is_ok() && made && {
+            let run = |program: &str, args: &[&std::ffi::OsStr]| {
+                Command::new(program).args(args).stdout(Stdio::null()).status().is_ok_and(|status| status.success())
+            };
+            let (image, dir) = (image.as_os_str(), dir.as_os_str());
+            run(
+                "mkfs.ext4",
+                &["-q".as_ref(), "-O".as_ref(), "verity".as_ref(), "-b".as_ref(), "4096".as_ref(), image],
+            ) && run("mount", &["-o".as_ref(), "loop".as_ref(), image, dir])
+        }
+    };
+    if !made {
+        list(Lack::Verity, &this_test());
+    }
+    made
 }
 
 /// Puts a test on the list under what it lacks; for harnesses that name their tests themselves.

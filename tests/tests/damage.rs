@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tests::command::until;
-use tests::{Host, Manager, Proxy, TreeFixture, files_below, noise};
+use tests::{Host, Manager, Output, Proxy, TreeFixture, files_below, needs, noise};
 
 /// A tree of files that do not compress; each gets its own content.
 fn tree(files: usize, bytes: usize) -> TreeFixture {
@@ -191,6 +191,32 @@ fn a_damaged_object_in_the_cache_is_fetched_again_before_it_is_used() {
         let name = format!("file-{n}");
         let (found, expected) = (fs::read(path.join(&name)).unwrap(), fs::read(source.path().join(&name)).unwrap());
         assert!(found == expected, "{name} differs");
+    }
+}
+
+#[test]
+fn an_object_is_protected_by_the_kernel_where_it_can() {
+    let (manager, source) = (Manager::start(), tree(2, 1 << 20));
+    manager.publish("sample", "1.0", source.path());
+    let mut host = Host::new("host-1");
+    host.enroll(&manager, &manager.address());
+    let cache = host.path("cache");
+    let has_verity = needs::verity(&cache, 256 << 20);
+    host.mount(&[]);
+    manager.export("sample@1.0", "host-1");
+    let path = host.attach("sample@1.0");
+    host.wait_until_local();
+    let protection = if has_verity { "fs-verity" } else { "stamps" };
+    assert_eq!(host.status()["cache"]["protection"], protection);
+    assert_eq!(fs::read(path.join("file-0")).unwrap(), fs::read(source.path().join("file-0")).unwrap());
+    if has_verity {
+        for object in files_below(&cache.join("local")) {
+            fs::set_permissions(&object, fs::Permissions::from_mode(0o600)).unwrap();
+            let refused = fs::File::options().write(true).open(&object).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "{}: {refused}", object.display());
+        }
+        host.unmount();
+        Output::of(std::process::Command::new("umount").arg(&cache)).expect(0);
     }
 }
 

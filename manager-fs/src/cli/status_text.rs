@@ -35,7 +35,11 @@ fn write(text: &mut String, document: &Value) -> std::fmt::Result {
         let quota =
             cache["quota_bytes"].as_u64().map_or("no quota".to_owned(), |quota| format!("quota {}", bytes(quota)));
         let used = number(&cache["local_bytes"]) + number(&cache["partial_bytes"]);
-        writeln!(text, "cache        {} used, {quota}", bytes(used))?;
+        let protection = match cache["protection"].as_str() {
+            Some("fs-verity") => "; the kernel checks every page (fs-verity)",
+            _ => "",
+        };
+        writeln!(text, "cache        {} used, {quota}{protection}", bytes(used))?;
         writeln!(text, "fetched      {}", bytes(number(&document["fetched_bytes"])))?;
         let requests = document["fuse"]["requests"].as_object();
         let total: u64 = requests.into_iter().flatten().map(|(_, count)| number(count)).sum();

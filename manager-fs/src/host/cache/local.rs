@@ -184,10 +184,17 @@ pub(super) fn probe_verity(dir: &Path) -> bool {
 }
 
 /// From here on the kernel itself refuses a changed page. A failure is no harm: the object was hashed.
-fn protect(path: &Path) {
+pub(super) fn protect(path: &Path) {
     if let Err(error) = File::open(path).and_then(|file| crate::sys::enable_verity(file.as_fd())) {
         tracing::debug!(path = %path.display(), %error, "fs-verity not enabled");
     }
+}
+
+/// Whether the kernel refuses a changed page of this file.
+pub(super) fn is_protected(file: &File) -> bool {
+    use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx};
+    let found = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS);
+    found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::VERITY))
 }
 
 fn hash_file(file: &File, bytes: u64) -> std::io::Result<ObjectId> {

@@ -411,6 +411,7 @@ impl DataPlane {
                 "evicted_objects": usage.evicted_objects,
                 "streaming": usage.streaming,
                 "verity": usage.verity,
+                "protection": if usage.verity { "fs-verity" } else { "stamps" },
             }),
         }
     }
