@@ -243,12 +243,15 @@ fn another_record_starts_differently_and_a_changed_one_is_refused() {
     host.wait_until_local();
     assert_eq!(host.stop(PRODUCT), Some(0));
     let saved = host.path(&format!("state/agents/{PRODUCT}/records/1.0.record"));
+    let copy = host.path(&format!("state/agents/{PRODUCT}/records/1.0.record.2"));
     let good = fs::read(&saved).unwrap();
 
     let refused = |what: &str, bytes: Option<&[u8]>| {
-        match bytes {
-            Some(bytes) => fs::write(&saved, bytes).unwrap(),
-            None => fs::remove_file(&saved).unwrap(),
+        for saved in [&saved, &copy] {
+            match bytes {
+                Some(bytes) => fs::write(saved, bytes).unwrap(),
+                None => fs::remove_file(saved).unwrap(),
+            }
         }
         let output = host.run(&["launch", PRODUCT]);
         assert_eq!(output.code, Some(1), "{what}: {output:?}");

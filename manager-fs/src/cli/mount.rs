@@ -11,7 +11,7 @@ use super::Done;
 use super::out::note;
 use super::units::byte_count;
 use crate::config::Dirs;
-use crate::host::enroll::Identity;
+use crate::host::enroll;
 use crate::host::mount::{HelperOptions, HoldOptions, Layout, NamespaceChoice, hold, serve_helper, still_mounted};
 use crate::host::worker::{self, Ended, WorkerOptions};
 
@@ -51,7 +51,7 @@ pub(super) struct MountArgs {
 pub(super) fn mount(args: &MountArgs, dirs: &Dirs) -> Result<Done> {
     super::log::start();
     // Before anything is mounted: a host that is not enrolled has nothing to show.
-    Identity::load(&dirs.state)?;
+    enroll::is_enrolled(&dirs.state)?;
     let layout = layout(args, dirs)?;
     let namespace = if args.user_namespace { NamespaceChoice::New } else { NamespaceChoice::Auto };
     let options = HoldOptions {

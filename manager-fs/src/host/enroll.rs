@@ -5,14 +5,17 @@
 //!                  publishers                   keys whose generation records are believed: 64 hex digits a line
 //!                  manager                      its address, HOST:PORT
 //! ```
-//! The directory is always replaced as a whole, so that key, certificate and trust root never come apart.
+//! The directory is always replaced as a whole, so that key, certificate and trust root never come apart, and holds every
+//! file twice ([`agent_core::identity`]).
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
+use agent_core::durable::FileFault;
+use agent_core::identity::{self, IdentityFault, directory};
+use agent_core::report::unix_ms;
 use ed25519_dalek::VerifyingKey;
 use proto::HostName;
 use proto::message::{Fault, HostRequest, ManagerReply, PROTOCOL, Unix};
@@ -49,8 +52,8 @@ pub enum EnrollError {
     },
     /// A file of it holds something else.
     #[error(
-        "{} is damaged ({why}): restore it, or get a new token with `manager-fs token HOST` on the manager and enrol again \
-         with --force",
+        "{} and its second copy are damaged ({why}): restore one of them, or get a new token with `manager-fs token HOST` on \
+         the manager and enrol again with `manager-fs enroll --force`; until then nothing new is believed here",
         path.display()
     )]
     Damaged {
@@ -74,6 +77,9 @@ pub enum EnrollError {
     /// The state directory.
     #[error(transparent)]
     Io(#[from] IoFault),
+    /// A file of the identity.
+    #[error(transparent)]
+    File(#[from] FileFault),
 }
 
 /// An enrolled host.
@@ -83,8 +89,9 @@ pub struct Identity {
     pub host: HostName,
     /// Certificate, key, authority.
     pub tls: TlsIdentity,
-    /// Whose generation records this host believes.
-    pub publishers: Vec<VerifyingKey>,
+    /// Whose generation records this host believes, or why it cannot be said any more: the rest of the identity is good
+    /// without it.
+    pub publishers: Result<Vec<VerifyingKey>, String>,
     /// Where the manager was at enrolment, `HOST:PORT`.
     pub manager: String,
     /// When the certificate begins, milliseconds since 1970.
@@ -97,21 +104,15 @@ impl Identity {
     /// Reads the identity below a state directory.
     ///
     /// # Errors
-    /// The host is not enrolled, or a file of its identity is missing or damaged.
+    /// The host is not enrolled, or a file of its identity is damaged in both copies.
     pub fn load(state: &Path) -> Result<Self, EnrollError> {
-        let directory = directory(state);
-        if !directory.exists() {
-            return Err(EnrollError::NotEnrolled { directory });
-        }
-        let read = |name: &str| {
-            let path = directory.join(name);
-            fs::read_to_string(&path).doing(|| format!("read {}", path.display()))
-        };
+        let read = |name: &str| identity::read(state, name);
         let tls = TlsIdentity { certificate: read("host.pem")?, key: read("host.key")?, authority: read("ca.pem")? };
         let (host, not_before, not_after) = describe(&tls.certificate)
-            .map_err(|why| EnrollError::Damaged { path: directory.join("host.pem"), why })?;
+            .map_err(|why| EnrollError::Damaged { path: directory(state).join("host.pem"), why })?;
         let manager = read("manager")?.trim().to_owned();
-        Ok(Self { host, tls, publishers: publishers(state)?, manager, not_before, not_after })
+        let publishers = publishers(state).map_err(|fault| fault.to_string());
+        Ok(Self { host, tls, publishers, manager, not_before, not_after })
     }
 
     /// When to ask for a new certificate: after two thirds of its life, milliseconds since 1970.
@@ -133,17 +134,70 @@ impl Identity {
 /// Whose generation records the host believes; `launch` needs nothing else of the identity.
 ///
 /// # Errors
-/// The host is not enrolled, or the file is damaged.
+/// The host is not enrolled, or the file is damaged in both copies.
 pub fn publishers(state: &Path) -> Result<Vec<VerifyingKey>, EnrollError> {
-    let path = directory(state).join("publishers");
-    let text = fs::read_to_string(&path).doing(|| format!("read {}", path.display()))?;
-    let keys = text.lines().map(|line| {
-        let bytes = blake3::Hash::from_hex(line.trim()).ok()?;
-        VerifyingKey::from_bytes(bytes.as_bytes()).ok()
-    });
-    let keys: Option<Vec<_>> = keys.collect();
-    keys.filter(|keys| !keys.is_empty())
-        .ok_or_else(|| EnrollError::Damaged { path, why: "it holds no publisher's key".to_owned() })
+    Ok(identity::publishers(state)?.keys().to_vec())
+}
+
+impl From<IdentityFault> for EnrollError {
+    fn from(fault: IdentityFault) -> Self {
+        match fault {
+            IdentityFault::NotEnrolled(directory) => EnrollError::NotEnrolled { directory },
+            IdentityFault::Damaged { path, why } => EnrollError::Damaged { path, why },
+            IdentityFault::File(fault) => EnrollError::File(fault),
+            other => EnrollError::Answer(other.to_string()),
+        }
+    }
+}
+
+/// Whether there is an identity at all, damaged or not.
+///
+/// # Errors
+/// [`EnrollError::NotEnrolled`].
+pub fn is_enrolled(state: &Path) -> Result<(), EnrollError> {
+    let directory = directory(state);
+    if directory.exists() { Ok(()) } else { Err(EnrollError::NotEnrolled { directory }) }
+}
+
+/// What a host goes by: its identity or, where that is damaged, as much as can be read of it. What is local is served all the
+/// same; a host must not be without its agents because one file of many cannot be read.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) host: HostName,
+    pub(crate) manager: String,
+    pub(crate) publishers: Result<Vec<VerifyingKey>, String>,
+}
+
+impl Known {
+    /// Reads it, says aloud what is wrong, and mends what can be.
+    ///
+    /// # Errors
+    /// The host is not enrolled.
+    pub(crate) fn of(state: &Path) -> Result<Self, EnrollError> {
+        let known = match Identity::load(state) {
+            Ok(identity) => {
+                for said in identity::mend(state, unix_ms()) {
+                    tracing::warn!("{said}");
+                }
+                Self { host: identity.host, manager: identity.manager, publishers: identity.publishers }
+            }
+            Err(fault @ EnrollError::NotEnrolled { .. }) => return Err(fault),
+            Err(fault) => {
+                tracing::error!(%fault, "this host goes on without its manager, with what is local");
+                let certificate = identity::read(state, "host.pem").ok();
+                let host = certificate.and_then(|pem| describe(&pem).ok()).map(|(host, _, _)| host);
+                Self {
+                    host: host.or_else(|| "unknown".parse().ok()).ok_or(fault)?,
+                    manager: identity::read(state, "manager").map(|text| text.trim().to_owned()).unwrap_or_default(),
+                    publishers: publishers(state).map_err(|fault| fault.to_string()),
+                }
+            }
+        };
+        if let Err(why) = &known.publishers {
+            tracing::error!("{why}; start the mount daemon again afterwards");
+        }
+        Ok(known)
+    }
 }
 
 /// Enrols this host: the manager is recognised by the token's fingerprint before the secret is sent.
@@ -181,15 +235,18 @@ pub async fn renew(link: &Link, state: &Path) -> Result<Identity, EnrollError> {
     let reply = link.request(&HostRequest::Renew { csr }, |_| {}, DEADLINE).await;
     let state = state.to_owned();
     let installed = move || {
+        let believed = now.publishers.as_ref().map_err(|why| EnrollError::Answer(why.clone()));
         let issued = reply.map_err(EnrollError::from).and_then(certificate_of).and_then(|issued| {
             check_issued(&issued.certificate, &now.host, &key)?;
-            let given = (issued.authority != now.tls.authority) || (issued.publishers != key_bytes(&now.publishers));
+            // With a new certificate the directory is replaced, and what was damaged would be lost for good.
+            let believed = believed?;
+            let given = (issued.authority != now.tls.authority) || (issued.publishers != key_bytes(believed));
             if given {
                 tracing::warn!(
                     "the manager's answer to a renewal names other keys to believe; they are not believed"
                 );
             }
-            let (authority, publishers) = (now.tls.authority.clone(), key_bytes(&now.publishers));
+            let (authority, publishers) = (now.tls.authority.clone(), key_bytes(believed));
             Ok(Issued { certificate: issued.certificate, authority, publishers })
         });
         install(&state, &fresh, &key, issued, &now.manager)
@@ -264,10 +321,6 @@ fn key_and_request() -> Result<(KeyPair, Vec<u8>), EnrollError> {
     Ok((key, csr))
 }
 
-fn directory(state: &Path) -> PathBuf {
-    state.join("identity")
-}
-
 fn make_directory(state: &Path) -> Result<PathBuf, EnrollError> {
     let fresh = state.join(format!("identity.{}", std::process::id()));
     if fresh.exists() {
@@ -304,11 +357,15 @@ fn write_and_swap(
     let Issued { certificate, authority, publishers } = issued;
     let keys: String =
         publishers.iter().map(|key| format!("{}\n", blake3::Hash::from_bytes(*key).to_hex())).collect();
-    write(&fresh.join("host.key"), &key.serialize_pem())?;
-    write(&fresh.join("host.pem"), certificate)?;
-    write(&fresh.join("ca.pem"), authority)?;
-    write(&fresh.join("publishers"), &keys)?;
-    write(&fresh.join("manager"), &format!("{manager}\n"))?;
+    let (key, manager) = (key.serialize_pem(), format!("{manager}\n"));
+    let files: [(&str, &str); 5] = [
+        ("host.key", &key),
+        ("host.pem", certificate),
+        ("ca.pem", authority),
+        (identity::PUBLISHERS, &keys),
+        ("manager", &manager),
+    ];
+    identity::write(fresh, &files)?;
     fs::File::open(fresh).and_then(|dir| dir.sync_all()).doing(|| format!("sync {}", fresh.display()))?;
     let target = directory(state);
     moments::reach(Moment::IdentityPut, &target).doing(|| format!("rename to {}", target.display()))?;
@@ -320,12 +377,6 @@ fn write_and_swap(
         fs::rename(fresh, &target).doing(|| format!("rename to {}", target.display()))?;
     }
     Ok(fs::File::open(state).and_then(|dir| dir.sync_all()).doing(|| format!("sync {}", state.display()))?)
-}
-
-fn write(path: &Path, text: &str) -> Result<(), EnrollError> {
-    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let written = file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
-    Ok(written.doing(|| format!("write {}", path.display()))?)
 }
 
 /// Name and validity of a certificate; the error says what is wrong with it.

@@ -16,7 +16,7 @@ use super::data::dial::{TlsDial, renew_for_ever};
 use super::data::link::ManagerLink;
 use super::data::plane::{DataOptions, DataParts, DataPlane};
 use super::data::prefetch::Prefetch;
-use super::enroll::{EnrollError, Identity};
+use super::enroll::{EnrollError, Known};
 use super::fetch::{FetchOptions, Fetcher, Upstream};
 use super::files::{Doing, IoFault};
 use super::fuse::ServeOptions;
@@ -83,7 +83,7 @@ pub fn run(dirs: &Dirs, layout: Layout, options: &WorkerOptions) -> Result<Ended
     panics::end_the_process();
     let worker = Worker::bootstrap(layout.clone())?;
     worker.end_with_holder()?;
-    let identity = Identity::load(&dirs.state)?;
+    let known = Known::of(&dirs.state)?;
     leftovers::clear(dirs);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -92,13 +92,12 @@ pub fn run(dirs: &Dirs, layout: Layout, options: &WorkerOptions) -> Result<Ended
         .enable_all()
         .build()
         .doing(|| "start the runtime".to_owned())?;
-    let events = dirs.state.join("events");
-    let spool = Spool::open(&events).doing(|| format!("open the spool of reports {}", events.display()))?;
+    let spool = Spool::open(&dirs.state.join("events"));
     let parts = open_parts(
         dirs,
         &layout,
         options,
-        Opened { runtime: runtime.handle(), worker: &worker, identity: &identity, spool: Arc::new(spool) },
+        Opened { runtime: runtime.handle(), worker: &worker, known: &known, spool: Arc::new(spool) },
     )?;
     let ended = runtime.block_on(serve(dirs, &layout, &worker, parts))?;
     // The process ends now, and the runtime with it and no sooner: threads that fetch in the background use it to the last,
@@ -111,7 +110,7 @@ pub fn run(dirs: &Dirs, layout: Layout, options: &WorkerOptions) -> Result<Ended
 struct Opened<'a> {
     runtime: &'a tokio::runtime::Handle,
     worker: &'a Worker,
-    identity: &'a Identity,
+    known: &'a Known,
     spool: Arc<Spool>,
 }
 
@@ -121,17 +120,17 @@ fn open_parts(
     options: &WorkerOptions,
     opened: Opened<'_>,
 ) -> Result<DaemonParts, WorkerError> {
-    let Opened { runtime, worker, identity, spool } = opened;
+    let Opened { runtime, worker, known, spool } = opened;
     let clock = Clock::system();
     let manager =
-        ManagerLink::new(runtime, clock.clone(), TlsDial::new(&dirs.state, options.manager.clone(), identity));
+        ManagerLink::new(runtime, clock.clone(), TlsDial::new(&dirs.state, options.manager.clone(), &known.manager));
     let prefetch =
         Prefetch::start(worker.mounts()).doing(|| "start the thread that fills the page cache".to_owned())?;
     let fetch = fetch_options(options, &spool, &prefetch);
     let objects = open_objects(layout, options, Arc::clone(&manager) as Arc<dyn Upstream>, fetch, worker)?;
     // From here on the kernel is answered; programs that an earlier worker left waiting go on.
     let server = worker.serve(Arc::clone(&objects), ServeOptions { read_ahead_bytes: options.read_ahead_bytes })?;
-    let records = Arc::new(Records::open(&dirs.cache, &dirs.state, identity.publishers.clone()));
+    let records = Arc::new(Records::open(&dirs.cache, &dirs.state, known.publishers.clone()));
     let reported = Arc::clone(&spool);
     let data = DataPlane::new(DataParts {
         objects,
@@ -147,14 +146,13 @@ fn open_parts(
         prefetch,
         report: Box::new(move |report| reported.push(report)),
     });
-    let leases = Leases::open(&dirs.state, dirs.agents(), clock.clone())
-        .doing(|| format!("read the attachments in {}", dirs.state.display()))?;
+    let leases = Leases::open(&dirs.state, dirs.agents(), clock.clone());
     let agents = AgentDirs { state_dir: dirs.state.clone(), agents_dir: dirs.agents() };
     let relay = Relay::new(agents, clock, Arc::clone(&records), spool);
     let telling = Arc::clone(&relay);
     let tell = Box::new(move |trees| telling.set_attached(trees));
     let generations = Generations::new(Arc::clone(&data) as Arc<dyn Trees>, Arc::clone(&records), leases, tell);
-    Ok(DaemonParts { host: identity.host.clone(), data, records, generations, relay, manager })
+    Ok(DaemonParts { host: known.host.clone(), data, records, generations, relay, manager })
 }
 
 fn fetch_options(options: &WorkerOptions, spool: &Arc<Spool>, prefetch: &Arc<Prefetch>) -> FetchOptions {

@@ -266,7 +266,7 @@ impl FakeHost {
             ManagerReply::Exports(records) => {
                 let names = records.iter().map(|bytes| {
                     let signed = proto::SignedRecord::from_bytes(bytes).unwrap();
-                    signed.verify(&self.identity.publishers).unwrap().name()
+                    signed.verify(self.identity.publishers.as_ref().unwrap()).unwrap().name()
                 });
                 names.collect()
             }

@@ -88,7 +88,7 @@ async fn many_hosts_change_over_and_every_step_is_seen_live_and_later() {
         let (change, answer) = take_order(&mut good, status("1.0", one)).await;
         assert_eq!((change.attach, change.drain_deadline_ms), (two, 1500));
         let signed = proto::SignedRecord::from_bytes(&change.record).unwrap();
-        assert_eq!(signed.verify(&good.identity.publishers).unwrap().tree, two);
+        assert_eq!(signed.verify(good.identity.publishers.as_ref().unwrap()).unwrap().tree, two);
         answer.finish(&HostReply::Done).await.unwrap();
         for (at, kind) in [Step::MetadataSaved, Step::Staged, Step::Drained, Step::Swapped].into_iter().enumerate() {
             good.report(step(&change, kind, &format!("step {at}"))).await;

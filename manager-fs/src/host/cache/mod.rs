@@ -5,7 +5,7 @@
 //!       │ last chunk: hash the whole, fsync, 0444, rename
 //!       v
 //! CACHE/local/<2 hex>/<rest>                   whole, immutable: a data layer of the generations' overlays
-//! CACHE/manifests/<2 hex>/<rest>               manifests, verified on every load
+//! CACHE/manifests/<2 hex>/<rest>               manifests, verified on every load; of mounted trees twice (`<rest>.2`)
 //! CACHE/stamps                                 how each local object looked when it was hashed last
 //! ```
 //! `local` is a 0700 directory: the overlay opens objects with the mounter's credentials and checks the modes of the
@@ -188,18 +188,37 @@ impl Cache {
         self.dir.join("manifests").join(shard).join(rest)
     }
 
-    /// The manifest of a tree, if its bytes are here and are the tree's. Damaged bytes are a miss and are removed.
+    /// The manifest of a tree, if its bytes are here and are the tree's. Damaged bytes are a miss and are removed. A tree that
+    /// was mounted has a second copy of its manifest: without it nothing of the tree could be shown.
     pub fn manifest(&self, tree: &TreeId) -> Option<Manifest> {
         let path = self.manifest_path(tree);
-        let bytes = std::fs::read(&path).ok()?;
-        match Manifest::decode(&bytes, tree) {
-            Ok(manifest) => Some(manifest),
-            Err(fault) => {
-                tracing::warn!(%tree, %fault, "a cached manifest is damaged; it will be fetched again");
-                let _ = std::fs::remove_file(&path);
-                None
-            }
+        if let Some((manifest, _)) = read_manifest(&path, tree) {
+            return Some(manifest);
         }
+        let (manifest, bytes) = read_manifest(&second(&path), tree)?;
+        tracing::warn!(%tree, "a cached manifest was lost or damaged; it is made again of its second copy");
+        if let Err(error) = self.put_manifest(tree, &bytes) {
+            tracing::warn!(%tree, %error, "the manifest's first copy cannot be written");
+        }
+        Some(manifest)
+    }
+
+    /// Keeps the manifest of a tree twice, some time later.
+    fn keep_manifest_twice(&self, tree: &TreeId) {
+        let path = self.manifest_path(tree);
+        let copy = second(&path);
+        if copy.exists() {
+            return;
+        }
+        let tree = *tree;
+        let keep = move || {
+            let kept = std::fs::read(&path).and_then(|bytes| crate::host::files::replace(&copy, &bytes));
+            if let Err(error) = kept {
+                tracing::debug!(%tree, %error, "there is no second copy of the manifest");
+            }
+        };
+        // Without a thread there is no second copy, and the first one is there.
+        drop(std::thread::Builder::new().name("copy".into()).stack_size(128 << 10).spawn(keep));
     }
 
     /// Keeps a manifest whose bytes were checked against `tree`, durably.
@@ -235,6 +254,9 @@ impl Cache {
             let _ = std::fs::remove_file(&temporary);
             fail(e)
         })?;
+        if sync {
+            File::open(parent).and_then(|parent| parent.sync_all()).map_err(fail)?;
+        }
         Ok(file)
     }
 
@@ -307,6 +329,7 @@ impl Cache {
 
     /// Keeps the objects of a tree from eviction until [`Cache::unpin`]; calls nest.
     pub fn pin(&self, tree: TreeId, manifest: &Manifest) {
+        self.keep_manifest_twice(&tree);
         let mut pins = lock(&self.pins);
         let pin = pins
             .entry(tree)
@@ -344,6 +367,26 @@ impl Cache {
 /// Lowers a counter, which is an estimate after a restart, not below 0.
 fn lower(counter: &AtomicU64, by: u64) {
     let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_sub(by)));
+}
+
+/// The manifest that lies at `path`, with its bytes. Damaged ones are removed.
+fn read_manifest(path: &Path, tree: &TreeId) -> Option<(Manifest, Vec<u8>)> {
+    let bytes = std::fs::read(path).ok()?;
+    match Manifest::decode(&bytes, tree) {
+        Ok(manifest) => Some((manifest, bytes)),
+        Err(fault) => {
+            tracing::warn!(%tree, %fault, path = %path.display(), "a cached manifest is damaged and is removed");
+            let _ = std::fs::remove_file(path);
+            None
+        }
+    }
+}
+
+/// Where the second copy of this file is.
+fn second(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".2");
+    PathBuf::from(name)
 }
 
 fn make_private_dir(dir: &Path) -> Result<(), CacheError> {

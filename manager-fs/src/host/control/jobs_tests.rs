@@ -123,7 +123,7 @@ fn fixture(acts: Vec<Act>) -> Fixture {
 fn fixture_by(acts: Vec<Act>, clock: Clock) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let asked = agent(dir.path(), acts);
-    let spool = Arc::new(Spool::open(&dir.path().join("events")).unwrap());
+    let spool = Arc::new(Spool::open(&dir.path().join("events")));
     let jobs = Jobs::new(dir.path().to_owned(), clock, Arc::clone(&spool));
     let (ours, theirs) = tokio::io::duplex(1 << 16);
     start(theirs, Arc::new(Host(Arc::clone(&jobs))));

@@ -58,21 +58,22 @@ pub(crate) struct Batch {
 }
 
 impl Spool {
-    /// Opens the spool at `path`, which is made if it is missing.
-    ///
-    /// # Errors
-    /// The file cannot be read or made.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let found = files::read_bounded(path, 4 * SPOOL_BYTES_MAX as u64)?;
+    /// Opens the spool at `path`, which is made if it is missing. On a disk that gives or takes nothing the reports live in
+    /// memory: a host must not be without its mounts because it cannot write down what it would tell.
+    pub(crate) fn open(path: &Path) -> Self {
+        let found = files::read_bounded(path, 4 * SPOOL_BYTES_MAX as u64);
         let (reports, whole) = match &found {
-            Some(bytes) => parse(bytes),
-            None => (VecDeque::new(), false),
+            Ok(Some(bytes)) => parse(bytes),
+            Ok(None) | Err(_) => (VecDeque::new(), false),
         };
+        let file = found.and_then(|_| if whole { append_to(path) } else { rewrite(path, None, &reports) });
+        let file = file.inspect_err(|error| {
+            tracing::warn!(%error, path = %path.display(), "reports are kept in memory until they can be saved");
+        });
         let bytes = reports.iter().map(Vec::len).sum();
         let waiting = Waiting { reports, bytes, first: 0 };
-        let file = if whole { append_to(path)? } else { rewrite(path, None, &waiting.reports)? };
-        let (file, waiting) = (Mutex::new(Some(file)), Mutex::new(waiting));
-        Ok(Self { path: path.to_owned(), file, waiting, arrived: Notify::new() })
+        let (file, waiting) = (Mutex::new(file.ok()), Mutex::new(waiting));
+        Self { path: path.to_owned(), file, waiting, arrived: Notify::new() }
     }
 
     /// Adds a report; it is on disk when this returns, unless the disk refused, which is logged: a report is worth
@@ -259,53 +260,67 @@ mod tests {
     fn reports_survive_a_restart_in_order_until_they_are_delivered() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state/events");
-        let spool = Spool::open(&path).unwrap();
+        let spool = Spool::open(&path);
         (0..5).for_each(|n| spool.push(&report(n)));
         drop(spool);
 
-        let spool = Spool::open(&path).unwrap();
+        let spool = Spool::open(&path);
         assert_eq!(spool.oldest(2).reports, [report(0), report(1)]);
         spool.delivered(0, 2);
         spool.push(&report(5));
         drop(spool);
 
-        let spool = Spool::open(&path).unwrap();
+        let spool = Spool::open(&path);
         assert_eq!(spool.oldest(9).reports, [report(2), report(3), report(4), report(5)]);
         spool.delivered(0, 4);
         spool.push(&report(6));
         drop(spool);
-        assert_eq!(Spool::open(&path).unwrap().oldest(9).reports, [report(6)]);
+        assert_eq!(Spool::open(&path).oldest(9).reports, [report(6)]);
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_costs_no_report_while_the_process_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        // Below a file nothing can be made.
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let path = dir.path().join("file/events");
+        let spool = Spool::open(&path);
+        spool.push(&report(1));
+        assert_eq!(spool.oldest(9).reports, [report(1)]);
+        std::fs::remove_file(dir.path().join("file")).unwrap();
+        spool.push(&report(2));
+        assert_eq!(Spool::open(&path).oldest(9).reports, [report(1), report(2)], "the disk takes it again");
     }
 
     #[test]
     fn a_torn_or_changed_tail_is_cut_off_and_the_rest_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events");
-        let spool = Spool::open(&path).unwrap();
+        let spool = Spool::open(&path);
         (0..3).for_each(|n| spool.push(&report(n)));
         drop(spool);
         let whole = fs::read(&path).unwrap();
         for cut in whole.len() - 20..whole.len() {
             fs::write(&path, &whole[..cut]).unwrap();
-            let spool = Spool::open(&path).unwrap();
+            let spool = Spool::open(&path);
             assert_eq!(spool.oldest(9).reports, [report(0), report(1)], "cut at {cut}");
             spool.push(&report(7));
             drop(spool);
-            assert_eq!(Spool::open(&path).unwrap().oldest(9).reports, [report(0), report(1), report(7)]);
+            assert_eq!(Spool::open(&path).oldest(9).reports, [report(0), report(1), report(7)]);
         }
         let mut changed = whole.clone();
         let last = changed.len() - 1;
         changed[last] ^= 1;
         fs::write(&path, &changed).unwrap();
-        assert_eq!(Spool::open(&path).unwrap().len(), 2);
+        assert_eq!(Spool::open(&path).len(), 2);
         fs::write(&path, b"something else").unwrap();
-        assert_eq!(Spool::open(&path).unwrap().len(), 0);
+        assert_eq!(Spool::open(&path).len(), 0);
     }
 
     #[test]
     fn a_manager_that_stays_away_costs_the_oldest_reports_only() {
         let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::open(&dir.path().join("events")).unwrap();
+        let spool = Spool::open(&dir.path().join("events"));
         let big = |n: u64| HostReport::WrongHash { what: format!("{n} {}", "x".repeat(1 << 20)) };
         (0..9).for_each(|n| spool.push(&big(n)));
         assert!(spool.len() < 9);
@@ -321,7 +336,7 @@ mod tests {
     #[tokio::test]
     async fn waiting_ends_when_a_report_arrives() {
         let dir = tempfile::tempdir().unwrap();
-        let spool = std::sync::Arc::new(Spool::open(&dir.path().join("events")).unwrap());
+        let spool = std::sync::Arc::new(Spool::open(&dir.path().join("events")));
         let waiter = tokio::spawn({
             let spool = std::sync::Arc::clone(&spool);
             async move { spool.waiting().await }

@@ -31,8 +31,8 @@ pub(crate) struct TlsDial {
 
 impl TlsDial {
     /// To `address`, or to where the manager was at enrolment.
-    pub(crate) fn new(state: &Path, address: Option<String>, enrolled: &Identity) -> Arc<Self> {
-        let last = Mutex::new(address.clone().unwrap_or_else(|| enrolled.manager.clone()));
+    pub(crate) fn new(state: &Path, address: Option<String>, enrolled: &str) -> Arc<Self> {
+        let last = Mutex::new(address.clone().unwrap_or_else(|| enrolled.to_owned()));
         Arc::new(Self { state: state.to_owned(), address, last })
     }
 }

@@ -23,7 +23,10 @@ impl Generations {
     fn restore(&self) {
         let mut trees: BTreeSet<TreeId> = self.leases.attached().into_keys().collect();
         trees.extend(self.leases.kept().current.into_values());
-        for tree in trees {
+        // One whose manifest must be waited for keeps none of the others from their mounts.
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            trees.into_iter().partition(|tree| self.trees.prepare(tree, self.leases.clock().now()).is_ok());
+        for tree in here.into_iter().chain(elsewhere) {
             if self.is_ended() {
                 return;
             }

@@ -17,6 +17,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use agent_core::journal;
+use agent_core::report::unix_ms;
 use proto::{Product, TreeId};
 
 use crate::clock::Clock;
@@ -38,6 +39,8 @@ pub(crate) struct Leases {
     /// One at a time writes the attachments; who only looks at them never waits for the disk.
     writing: Mutex<()>,
     held: Mutex<Held>,
+    /// Why nothing may be given up, if something that was attached cannot be read.
+    doubt: Option<String>,
 }
 
 #[derive(Default)]
@@ -85,14 +88,26 @@ impl Kept {
 }
 
 impl Leases {
-    /// Reads the operator's attachments below `state`.
-    ///
-    /// # Errors
-    /// The file cannot be read, or is damaged: better not to start than to give up what it named.
-    pub(crate) fn open(state: &Path, agents_dir: PathBuf, clock: Clock) -> io::Result<Self> {
-        let attached = read_attached(&state.join("attached"))?;
+    /// Reads the operator's attachments below `state`. A line that cannot be read is said aloud and kept aside, and as long
+    /// as this process lives nothing is given up: it may be what that line named.
+    pub(crate) fn open(state: &Path, agents_dir: PathBuf, clock: Clock) -> Self {
+        let path = state.join("attached");
+        let (attached, doubt) = match read_attached(&path) {
+            Ok((attached, 0)) => (attached, None),
+            Ok((attached, damaged)) => {
+                let aside = path.with_file_name(format!("attached.damaged-{}", unix_ms()));
+                let kept = std::fs::rename(&path, &aside).and_then(|()| write_attached(&path, &attached));
+                let kept =
+                    kept.map_or_else(|e| format!("it stays there: {e}"), |()| format!("kept as {}", aside.display()));
+                (attached, Some(format!("{damaged} lines of {} are damaged; {kept}", path.display())))
+            }
+            Err(error) => (BTreeMap::new(), Some(format!("{}: {error}", path.display()))),
+        };
+        if let Some(doubt) = &doubt {
+            tracing::error!("{doubt}; nothing is unmounted or evicted until the mount daemon is started again");
+        }
         let held = Mutex::new(Held { attached, ..Held::default() });
-        Ok(Self { clock, state_dir: state.to_owned(), agents_dir, writing: Mutex::default(), held })
+        Self { clock, state_dir: state.to_owned(), agents_dir, writing: Mutex::default(), held, doubt }
     }
 
     /// By which what is staged ends.
@@ -156,7 +171,8 @@ impl Leases {
 
     /// Everything that must stay now. Reads the agents' journals and links.
     pub(crate) fn kept(&self) -> Kept {
-        let (mut kept, now) = (Kept::default(), self.clock.now());
+        let mut kept = Kept { uncertain: self.doubt.clone(), ..Kept::default() };
+        let now = self.clock.now();
         {
             let mut held = self.lock();
             held.staged.retain(|_, until| until.ends > now);
@@ -216,8 +232,8 @@ impl Leases {
     }
 }
 
-/// One line an attachment: the tree's 64 digits, a space, the name that was typed.
-fn read_attached(path: &Path) -> io::Result<BTreeMap<TreeId, String>> {
+/// One line an attachment: the tree's 64 digits, a space, the name that was typed. Also returns how many lines are none.
+fn read_attached(path: &Path) -> io::Result<(BTreeMap<TreeId, String>, usize)> {
     let text = files::read_bounded(path, 1 << 20)?.unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let parse = |line: &str| {
@@ -225,8 +241,9 @@ fn read_attached(path: &Path) -> io::Result<BTreeMap<TreeId, String>> {
         Some((tree.parse().ok()?, name.to_owned()))
     };
     let lines = text.lines().filter(|line| !line.is_empty());
-    let damaged = || io::Error::new(io::ErrorKind::InvalidData, format!("{} is damaged", path.display()));
-    lines.map(|line| parse(line).ok_or_else(damaged)).collect()
+    let parsed: Vec<_> = lines.map(parse).collect();
+    let damaged = parsed.iter().filter(|line| line.is_none()).count();
+    Ok((parsed.into_iter().flatten().collect(), damaged))
 }
 
 fn write_attached(path: &Path, attached: &BTreeMap<TreeId, String>) -> io::Result<()> {
@@ -246,7 +263,7 @@ mod tests {
     }
 
     fn leases(dir: &Path) -> Leases {
-        Leases::open(dir, dir.join("run"), Clock::system()).unwrap()
+        Leases::open(dir, dir.join("run"), Clock::system())
     }
 
     #[test]
@@ -265,8 +282,15 @@ mod tests {
         let again = leases(dir.path());
         assert_eq!(again.attached(), BTreeMap::from([(tree(1), "p@1".to_owned())]));
         assert!(again.kept().keeps(&tree(1)) && !again.kept().keeps(&tree(2)));
-        fs::write(dir.path().join("attached"), "nonsense\n").unwrap();
-        assert!(Leases::open(dir.path(), dir.path().join("run"), Clock::system()).is_err());
+        let text = fs::read_to_string(dir.path().join("attached")).unwrap();
+        fs::write(dir.path().join("attached"), format!("nonsense\n{text}")).unwrap();
+        let doubtful = leases(dir.path());
+        assert_eq!(doubtful.attached(), again.attached(), "what can be read counts");
+        assert!(doubtful.kept().keeps(&tree(9)), "and what cannot be read may have named anything");
+        let aside = fs::read_dir(dir.path()).unwrap().flatten();
+        let aside = aside.filter(|file| file.file_name().to_string_lossy().starts_with("attached.damaged-"));
+        assert_eq!(aside.count(), 1);
+        assert!(!leases(dir.path()).kept().keeps(&tree(9)), "it is said once");
     }
 
     #[test]
@@ -307,7 +331,7 @@ mod tests {
     fn what_nobody_comes_back_for_is_given_up_in_its_time() {
         let dir = tempfile::tempdir().unwrap();
         let (time, clock) = Manual::new();
-        let leases = Leases::open(dir.path(), dir.path().join("run"), clock).unwrap();
+        let leases = Leases::open(dir.path(), dir.path().join("run"), clock);
         leases.inherit(tree(1));
         leases.stage(tree(2));
         let keeps_after = |time_passes: Duration| {

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use ed25519_dalek::VerifyingKey;
 use proto::limits::RECORD_BYTES_MAX;
 use proto::message::Fault;
+use proto::record::RecordFault;
 use proto::{GenerationRecord, GenerationRef, Product, SignedRecord, TreeId};
 
 use super::floors::Floors;
@@ -35,7 +36,8 @@ pub(crate) type RecordId = [u8; 32];
 #[derive(Debug)]
 pub(crate) struct Records {
     records_dir: PathBuf,
-    publishers: Vec<VerifyingKey>,
+    /// Or why it cannot be said any more whom this host believes: then nothing is believed, and nothing is given up.
+    publishers: Result<Vec<VerifyingKey>, String>,
     floors: Floors,
     /// Records that came and were not believed: they need not come again.
     unbelieved: Mutex<BTreeSet<RecordId>>,
@@ -63,18 +65,23 @@ pub(crate) struct Resolved {
 }
 
 impl Records {
-    /// Reads what the last run knew. Records that do not verify are removed with a warning, not an error: the manager
-    /// sends them again.
-    pub(crate) fn open(cache: &Path, state: &Path, publishers: Vec<VerifyingKey>) -> Self {
+    /// Reads what the last run knew. Records that were changed are removed with a warning, not an error: the manager sends
+    /// them again. Those of publishers that are not believed stay where they are: it may be the list of publishers that
+    /// was changed.
+    pub(crate) fn open(cache: &Path, state: &Path, publishers: Result<Vec<VerifyingKey>, String>) -> Self {
         let records_dir = cache.join("records");
         let mut records = BTreeMap::new();
         for entry in fs::read_dir(&records_dir).into_iter().flatten().flatten() {
             let path = entry.path();
             let read = files::read_bounded(&path, RECORD_BYTES_MAX as u64 + 1024).ok().flatten();
-            match read.map(|bytes| believe(bytes, &publishers)) {
+            let Ok(publishers) = &publishers else { continue };
+            match read.map(|bytes| believe(bytes, publishers)) {
                 Some(Ok(known)) => drop(records.insert(key(&known.record), Arc::new(known))),
+                Some(Err(fault @ RecordFault::UnknownPublisher(_))) => {
+                    tracing::warn!(path = %path.display(), %fault, "a cached record is not believed");
+                }
                 Some(Err(fault)) => {
-                    tracing::warn!(path = %path.display(), fault, "a cached record is not believed and is removed");
+                    tracing::warn!(path = %path.display(), %fault, "a cached record is not believed and is removed");
                     let _ = fs::remove_file(&path);
                 }
                 None => tracing::warn!(path = %path.display(), "a cached record cannot be read"),
@@ -88,7 +95,16 @@ impl Records {
 
     /// Reads a record that came from elsewhere.
     pub(crate) fn believe(&self, signed: Vec<u8>) -> Result<KnownRecord, String> {
-        believe(signed, &self.publishers)
+        let publishers = self.publishers.as_ref().map_err(Clone::clone)?;
+        believe(signed, publishers).map_err(|fault| fault.to_string())
+    }
+
+    /// Why nothing is found here: it is not exported, or nothing can be believed.
+    fn nothing(&self, why: String) -> Fault {
+        match &self.publishers {
+            Ok(_) => Fault::NotFound(why),
+            Err(blind) => Fault::Failed(format!("{blind}; and so {why}")),
+        }
     }
 
     /// The records that the manager need not send.
@@ -172,7 +188,7 @@ impl Records {
             of_product.max_by_key(|known| known.record.sequence).cloned()
         };
         let newest =
-            newest.ok_or_else(|| Fault::NotFound(format!("no generation of {product} is exported to this host")))?;
+            newest.ok_or_else(|| self.nothing(format!("no generation of {product} is exported to this host")))?;
         if newest.record.sequence < self.floors.get(product) {
             let name = newest.record.name();
             return Err(Fault::Refused(format!(
@@ -204,7 +220,7 @@ impl Records {
         }
         let mut found = trees.iter();
         match (found.next(), found.next()) {
-            (None, _) => Err(Fault::NotFound(format!(
+            (None, _) => Err(self.nothing(format!(
                 "no generation {reference} is exported to this host; the operator can export it with: \
                  manager-fs export {reference} --to THIS-HOST"
             ))),
@@ -243,10 +259,10 @@ fn key(record: &GenerationRecord) -> Key {
     (record.product.clone(), record.version.to_string(), record.tree)
 }
 
-fn believe(signed: Vec<u8>, publishers: &[VerifyingKey]) -> Result<KnownRecord, String> {
+fn believe(signed: Vec<u8>, publishers: &[VerifyingKey]) -> Result<KnownRecord, RecordFault> {
     let record = SignedRecord::from_bytes(&signed).and_then(|record| record.verify(publishers));
     let id = SignedRecord::id_of(&signed);
-    record.map(|record| KnownRecord { record, signed, id }).map_err(|fault| fault.to_string())
+    record.map(|record| KnownRecord { record, signed, id })
 }
 
 #[cfg(test)]
@@ -304,7 +320,7 @@ pub(crate) mod tests {
     fn a_record_comes_once_believed_or_not() {
         let dir = tempfile::tempdir().unwrap();
         let key = key_of(1);
-        let known = Records::open(dir.path(), dir.path(), vec![key.verifying_key()]);
+        let known = Records::open(dir.path(), dir.path(), Ok(vec![key.verifying_key()]));
         let (one, two) = (signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key));
         let foreign = signed("p", "3", tree(3), 3, &key_of(2));
         let ids = [&one, &two, &foreign].map(|bytes| SignedRecord::id_of(bytes));
@@ -325,21 +341,21 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (key, publishers) = (key_of(1), vec![key_of(1).verifying_key()]);
         let (one, two) = (signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key));
-        let known = Records::open(dir.path(), dir.path(), publishers.clone());
+        let known = Records::open(dir.path(), dir.path(), Ok(publishers.clone()));
         let changes = known.set_exports(vec![one.clone(), two.clone()]);
         assert_eq!((changes.added.len(), changes.removed.len()), (2, 0));
         assert_eq!(known.set_exports(vec![one.clone(), two.clone()]), Changes::default());
 
-        let known = Records::open(dir.path(), dir.path(), publishers.clone());
+        let known = Records::open(dir.path(), dir.path(), Ok(publishers.clone()));
         assert_eq!(known.newest(&"p".parse().unwrap()).unwrap().record.version.as_str(), "2");
         assert_eq!(known.set_exports(vec![one.clone()]).removed[0].record.version.as_str(), "2");
-        assert_eq!(Records::open(dir.path(), dir.path(), publishers).all().len(), 1);
+        assert_eq!(Records::open(dir.path(), dir.path(), Ok(publishers)).all().len(), 1);
     }
 
     #[test]
     fn nothing_is_believed_that_a_pinned_publisher_did_not_sign() {
         let dir = tempfile::tempdir().unwrap();
-        let known = Records::open(dir.path(), dir.path(), vec![key_of(1).verifying_key()]);
+        let known = Records::open(dir.path(), dir.path(), Ok(vec![key_of(1).verifying_key()]));
         let mut changed = signed("p", "1", tree(1), 1, &key_of(1));
         let last = changed.len() - 100;
         changed[last] ^= 1;
@@ -348,15 +364,35 @@ pub(crate) mod tests {
 
         fs::create_dir_all(dir.path().join("records")).unwrap();
         fs::write(dir.path().join("records/a.record"), changed).unwrap();
-        assert!(Records::open(dir.path(), dir.path(), vec![key_of(1).verifying_key()]).all().is_empty());
+        assert!(Records::open(dir.path(), dir.path(), Ok(vec![key_of(1).verifying_key()])).all().is_empty());
         assert!(!dir.path().join("records/a.record").exists());
+    }
+
+    #[test]
+    fn a_host_that_has_forgotten_whom_it_believes_believes_nothing_and_keeps_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = key_of(1);
+        let publishers = || Ok(vec![key.verifying_key()]);
+        let one = signed("p", "1", tree(1), 1, &key);
+        Records::open(dir.path(), dir.path(), publishers()).set_exports(vec![one.clone()]);
+        let why = "publishers: damaged".to_owned();
+        for lost in [Err(why), Ok(vec![key_of(2).verifying_key()])] {
+            let known = Records::open(dir.path(), dir.path(), lost.clone());
+            assert!(known.all().is_empty() && known.set_exports(vec![one.clone()]) == Changes::default());
+            let kept = BTreeSet::from([tree(1)]);
+            let by_tree = GenerationRef::TreePrefix(tree(1).to_hex());
+            assert_eq!(known.resolve(&by_tree, &kept).unwrap().tree, tree(1), "what runs here goes on");
+            let fault = known.resolve(&"p@1".parse().unwrap(), &kept).unwrap_err().to_string();
+            assert_eq!(fault.contains("publishers: damaged"), lost.is_err(), "{fault}");
+        }
+        assert_eq!(Records::open(dir.path(), dir.path(), publishers()).all().len(), 1, "it is mended");
     }
 
     #[test]
     fn references_lead_to_one_tree_or_say_why_not() {
         let dir = tempfile::tempdir().unwrap();
         let key = key_of(1);
-        let known = Records::open(dir.path(), dir.path(), vec![key.verifying_key()]);
+        let known = Records::open(dir.path(), dir.path(), Ok(vec![key.verifying_key()]));
         known.set_exports(vec![
             signed("p", "1", tree(1), 1, &key),
             signed("p", "2", tree(2), 2, &key),
@@ -380,7 +416,7 @@ pub(crate) mod tests {
         let (cache, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (key, product) = (key_of(1), "p".parse().unwrap());
         let (one, two) = (signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key));
-        let open = || Records::open(cache.path(), state.path(), vec![key.verifying_key()]);
+        let open = || Records::open(cache.path(), state.path(), Ok(vec![key.verifying_key()]));
         let known = open();
         known.set_exports(vec![one.clone(), two]);
         known.set_exports(vec![one.clone()]);

@@ -184,9 +184,9 @@ fn generations(dir: &Path, fake: &Arc<Fake>) -> Arc<Generations> {
 
 fn generations_by(dir: &Path, fake: &Arc<Fake>, clock: Clock) -> Arc<Generations> {
     let key = key_of(1);
-    let known = Records::open(dir, dir, vec![key.verifying_key()]);
+    let known = Records::open(dir, dir, Ok(vec![key.verifying_key()]));
     known.set_exports(vec![signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key)]);
-    let leases = Leases::open(dir, dir.join("agents"), clock).unwrap();
+    let leases = Leases::open(dir, dir.join("agents"), clock);
     Generations::new(Arc::clone(fake) as Arc<dyn Trees>, Arc::new(known), leases, Box::new(|_| ()))
 }
 
@@ -249,7 +249,7 @@ fn an_attach_that_fails_leaves_nothing_attached() {
     fake.state().fail_mount = true;
     let resolved = generations.resolve(&named("p@1")).unwrap();
     assert!(generations.attach(&resolved, &named("p@1")).is_err());
-    assert!(Leases::open(dir.path(), dir.path().join("agents"), Clock::system()).unwrap().attached().is_empty());
+    assert!(Leases::open(dir.path(), dir.path().join("agents"), Clock::system()).attached().is_empty());
 }
 
 #[test]
