@@ -27,7 +27,7 @@ use crate::operations::{Operations, StateRefused};
 use crate::paths::AgentPaths;
 use crate::permits::Permits;
 use crate::program::Program;
-use crate::records::{self, RecordError};
+use crate::records::{self, RecordError, Verified};
 use crate::report::{Reporter, unix_ms};
 use crate::serve::{Server, Service};
 use crate::{generation, sys};
@@ -221,10 +221,7 @@ impl Agent {
         let handoff = config.handoff.map(Handoff::read).transpose()?;
         let given = Given::read(&paths, config.start, handoff.as_ref())?;
         let journal = given.journal;
-        let (verified, doubt) = records::load_vouched(&paths, &journal.current)?;
-        if let Some(doubt) = doubt {
-            tracing::warn!("{doubt}");
-        }
+        let verified = metadata(&paths, &journal.current)?;
         let running = verified.entry();
         if running.tree != journal.current.tree {
             return Err(AgentError::OtherVersion { started: journal.current, found: running });
@@ -360,6 +357,15 @@ impl Core {
     fn status(&self) -> AgentStatus {
         Service::status(self)
     }
+}
+
+/// The saved metadata of what this program was started as.
+fn metadata(paths: &AgentPaths, started: &Entry) -> Result<Verified, RecordError> {
+    let (verified, doubt) = records::load_vouched(paths, started)?;
+    if let Some(doubt) = doubt {
+        tracing::warn!("{doubt}");
+    }
+    Ok(verified)
 }
 
 /// The change-over that the running version is on probation for, and the tree that it left.

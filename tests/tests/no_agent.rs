@@ -98,7 +98,7 @@ fn an_upgrade_says_what_to_do_where_nobody_can_take_it() {
         format!("{}{}", output.stdout, output.stderr)
     };
     let never = upgrade("1.0");
-    assert!(never.contains("has never run on host-1: start it there with `manager-fs launch data-agent`"), "{never}");
+    assert!(never.contains("where it has never run: start it with `manager-fs launch data-agent`"), "{never}");
     host.launch(PRODUCT);
     manager.wait_for_version("host-1", PRODUCT, "1.0");
     assert_eq!(host.stop(PRODUCT), Some(0));

@@ -168,6 +168,33 @@ async fn a_lost_answer_does_not_lose_the_change_over() {
 }
 
 #[tokio::test]
+async fn a_host_on_which_no_agent_runs_says_why_it_takes_no_order() {
+    let fixture = Fixture::new().await;
+    let (one, two) = two_versions(&fixture).await;
+    let mut host = fixture.host("web-1").await;
+    fixture.export("data-agent@2.0", &["web-1"]).await;
+    // Nobody is there who could take it; and its stub is there, which tries this very version by itself.
+    let stopped = |version, tree, pid| {
+        let reason = "exit status 9".to_owned();
+        AgentStatus { state: AgentState::Stopped, pid, reason, ..status(version, tree) }
+    };
+    let what_to_do = "no `launch data-agent` is there to take the order";
+    for (status, why) in
+        [(stopped("1.0", one, 0), what_to_do), (stopped("2.0", two, 7), "it does not come up: exit status 9")]
+    {
+        let ((), (_, report)) = tokio::join!(
+            async {
+                let (_, answer) = host.next().await;
+                answer.finish(&HostReply::Agents(vec![status])).await.unwrap();
+            },
+            upgrade(&fixture, order(&["web-1"]))
+        );
+        let end = report.unwrap().hosts.remove(0);
+        assert!(end.verdict == Verdict::Refused && end.reason.contains(why), "{}", end.reason);
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_changed_over_is_refused_with_the_reason() {
     let fixture = Fixture::new().await;
     let (one, two) = two_versions(&fixture).await;

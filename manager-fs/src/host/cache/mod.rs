@@ -212,7 +212,8 @@ impl Cache {
         }
         let tree = *tree;
         let keep = move || {
-            let kept = std::fs::read(&path).and_then(|bytes| crate::host::files::replace(&copy, &bytes));
+            let kept = std::fs::read(&path)
+                .and_then(|bytes| crate::host::files::replace(Moment::ManifestKeep, &copy, &bytes));
             if let Err(error) = kept {
                 tracing::debug!(%tree, %error, "there is no second copy of the manifest");
             }

@@ -339,7 +339,9 @@ fn is_of(status: &AgentStatus, record: &GenerationRecord) -> bool {
 }
 
 fn never_ran(host: &HostName, product: &Product) -> String {
-    format!("{product} has never run on {host}: start it there with `manager-fs launch {product}`")
+    format!(
+        "no agent of {product} runs on {host}, where it has never run: start it with `manager-fs launch {product}`"
+    )
 }
 
 fn nobody_there(host: &HostName, status: &AgentStatus) -> String {
