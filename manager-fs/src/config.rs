@@ -111,7 +111,7 @@ pub struct Dirs {
 }
 
 impl Dirs {
-    /// As root under `/var/lib`, `/var/cache` and `/run`; otherwise the XDG base directories.
+    /// As root under `/var/lib/manager-fs` and `/run/manager-fs`; otherwise the XDG base directories.
     ///
     /// # Errors
     /// A directory is relative and the current directory is gone, or there is no home directory to default to.
@@ -163,5 +163,53 @@ impl Dirs {
     /// The agents' operations sockets and `current` links.
     pub fn agents(&self) -> PathBuf {
         self.run.join("agents")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(dir: &str) -> GlobalFlags {
+        let path = Some(PathBuf::from(dir));
+        let silence = Duration::from_secs(10);
+        GlobalFlags { store: path.clone(), state: path.clone(), cache: path.clone(), run: path, silence }
+    }
+
+    #[test]
+    fn what_is_typed_becomes_absolute_and_needs_not_exist() {
+        let here = std::env::current_dir().unwrap();
+        let dirs = Dirs::resolve(&flags("some/where")).unwrap();
+        assert_eq!(dirs.store, here.join("some/where"));
+        assert!(dirs.store_was_named);
+        let dirs = Dirs::resolve(&flags("/no/such")).unwrap();
+        assert_eq!(dirs.manager_socket_in_store(), Path::new("/no/such/manager.sock"));
+        assert_eq!(dirs.daemon_socket(), Path::new("/no/such/mount.sock"));
+        assert_eq!(dirs.generations(), Path::new("/no/such/gens"));
+        assert_eq!(dirs.agents(), Path::new("/no/such/agents"));
+        let unnamed = Dirs::resolve(&GlobalFlags { store: None, ..flags("/no/such") }).unwrap();
+        assert!(!unnamed.store_was_named && unnamed.store.is_absolute());
+    }
+
+    #[test]
+    fn no_two_things_have_one_place() {
+        let none = GlobalFlags { store: None, state: None, cache: None, run: None, silence: Duration::from_secs(1) };
+        let dirs = Dirs::resolve(&none).unwrap();
+        let all = [&dirs.store, &dirs.state, &dirs.cache, &dirs.run];
+        for (at, one) in all.iter().enumerate() {
+            assert!(one.is_absolute() && one.display().to_string().contains("manager-fs"), "{}", one.display());
+            for other in &all[at + 1..] {
+                assert!(!one.starts_with(other) && !other.starts_with(one), "{} {}", one.display(), other.display());
+            }
+        }
+    }
+
+    #[test]
+    fn a_silence_in_which_nothing_can_happen_is_refused() {
+        assert_eq!(silence("2min"), Ok(Duration::from_secs(120)));
+        assert_eq!(silence("100ms"), Ok(Duration::from_millis(100)));
+        for text in ["99ms", "0s", "", "fast", "-1s"] {
+            assert!(silence(text).is_err(), "{text}");
+        }
     }
 }

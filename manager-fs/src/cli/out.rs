@@ -194,6 +194,8 @@ pub(crate) use note;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use serde_json::json;
 
@@ -238,5 +240,47 @@ mod tests {
         assert_eq!(wrapped("a-word-that-is-too-long b", 5), ["a-word-that-is-too-long", "b"]);
         assert_eq!(wrapped("", 5), [""]);
         assert_eq!(wrapped("of which it ran 1 s, alone", 18), ["of which it ran", "1 s, alone"]);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_is_printed_commands_a_terminal(raw: String) {
+            let shown = clean(&raw);
+            prop_assert!(!shown.chars().any(is_harmful), "{shown:?}");
+            prop_assert_eq!(clean(&shown), shown.as_ref(), "cleaning is done once");
+            let document = json!({ "text": raw, raw.clone(): [raw.clone()] });
+            let text = escaped(&document.to_string(), false);
+            prop_assert!(!text.chars().any(is_harmful), "{text:?}");
+            prop_assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), document);
+        }
+
+        /// Every column begins in one place, whatever is in the cells, and nothing of them is lost.
+        #[test]
+        fn columns_stand_under_each_other(rows in prop::collection::vec(prop::collection::vec(".{0,12}", 3), 0..6)) {
+            let lines = table_lines(&["A", "B", "C"], &rows);
+            prop_assert_eq!(lines.len(), rows.len() + 1);
+            let shown: Vec<Vec<String>> =
+                rows.iter().map(|row| row.iter().map(|cell| clean(cell).into_owned()).collect()).collect();
+            let width = |column: usize| shown.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(1);
+            let (second, third) = (width(0) + 2, width(0) + width(1) + 4);
+            for (line, row) in lines[1..].iter().zip(&shown) {
+                let at = |from: usize| line.chars().skip(from).collect::<String>();
+                prop_assert!(at(0).starts_with(row[0].trim_end()), "{line:?}");
+                prop_assert!(at(second).starts_with(row[1].trim_end()), "{line:?}");
+                let last = at(third);
+                prop_assert_eq!(last.trim_end(), row[2].trim_end());
+            }
+        }
+
+        #[test]
+        fn broken_text_has_every_word_in_order_and_fits(text in "[a-z0-9 ,]{0,200}", columns in 5_usize..80) {
+            let lines = wrapped(&text, columns);
+            let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            prop_assert_eq!(words(&lines.join(" ")), words(&text));
+            for line in &lines {
+                let is_one = !line.contains(' ') || UNITS.iter().any(|unit| line.contains(&format!(" {unit}")));
+                prop_assert!(line.chars().count() <= columns || is_one, "{line:?}");
+            }
+        }
     }
 }

@@ -127,6 +127,8 @@ pub(crate) fn byte_count(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -203,6 +205,67 @@ mod tests {
         }
         for text in ["", "G", "-1", "1X", "99999999999T"] {
             assert!(byte_count(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        /// Whatever the number: at most three digits, a tenth, a unit, and within a twentieth of the truth.
+        #[test]
+        fn a_size_is_short_and_nearly_right(count: u64) {
+            let text = bytes(count);
+            let (number, unit) = text.split_once(' ').unwrap();
+            let factor = SIZES.iter().find(|(_, name)| *name == unit).map_or(1, |(factor, _)| *factor);
+            let value: f64 = number.parse().unwrap();
+            prop_assert!(value < 1_000.0 || unit == "TB", "{text}");
+            prop_assert!(value >= 1.0 || unit == "B", "{text}");
+            let off = (value * factor as f64 - count as f64).abs();
+            prop_assert!(off <= factor as f64 * 0.05 + count as f64 * 1e-9, "{text} for {count}");
+        }
+
+        #[test]
+        fn a_larger_size_is_never_shown_as_less(a: u64, b: u64) {
+            let shown = |count| {
+                let text = bytes(count);
+                let (number, unit) = text.split_once(' ').unwrap();
+                let factor = SIZES.iter().find(|(_, name)| *name == unit).map_or(1, |(factor, _)| *factor);
+                number.parse::<f64>().unwrap() * factor as f64
+            };
+            prop_assert!(shown(a.min(b)) <= shown(a.max(b)), "{} and {}", bytes(a), bytes(b));
+        }
+
+        #[test]
+        fn a_duration_has_at_most_two_units_and_no_sixty(milliseconds in 0_u64..1 << 45) {
+            let text = ms(milliseconds);
+            let words: Vec<&str> = text.split(' ').collect();
+            prop_assert!(words.len() == 2 || words.len() == 4, "{text}");
+            for pair in words.chunks(2) {
+                let number: f64 = pair[0].parse().unwrap();
+                let most = match pair[1] {
+                    "ms" => 1_000.0,
+                    "s" | "min" => 60.0,
+                    "h" => 24.0,
+                    "d" => f64::MAX,
+                    other => return Err(TestCaseError::fail(format!("{other} is no unit"))),
+                };
+                prop_assert!(number < most, "{text}");
+            }
+        }
+
+        #[test]
+        fn what_is_typed_with_a_unit_is_that_many_bytes(number in 0_u64..1 << 20, unit in 0_usize..9, b: bool) {
+            let (name, factor) = [
+                ("", 1_u64), ("k", 1_000), ("M", 1_000_000), ("G", 1_000_000_000), ("T", 1_000_000_000_000),
+                ("Ki", 1 << 10), ("Mi", 1 << 20), ("Gi", 1 << 30), ("Ti", 1 << 40),
+            ][unit];
+            let text = format!("{number}{name}{}", if b { "B" } else { "" });
+            prop_assert_eq!(byte_count(&text), Ok(number * factor));
+        }
+
+        #[test]
+        fn whatever_is_typed_is_a_number_of_bytes_or_an_error_that_quotes_it(text in "[0-9]{0,25}[ a-zA-Z]{0,4}") {
+            if let Err(why) = byte_count(&text) {
+                prop_assert!(why.contains('\''), "{why}");
+            }
         }
     }
 }

@@ -251,3 +251,7 @@ pub(super) fn receive<T: serde::de::DeserializeOwned>(stream: &mut UnixStream) -
     stream.read_exact(&mut body)?;
     codec::decode::<T, MESSAGE_BYTES_MAX>(&body).map_err(io::Error::other)
 }
+
+#[cfg(test)]
+#[path = "message_tests.rs"]
+mod tests;

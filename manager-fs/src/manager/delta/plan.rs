@@ -118,6 +118,9 @@ fn shape(path: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proto::manifest::{Entry, Node, Object};
+
     use super::*;
 
     #[test]
@@ -125,5 +128,100 @@ mod tests {
         assert_eq!(shape(b"lib/libz.so.1.2.13"), shape(b"lib/libz.so.1.3"));
         assert_eq!(shape(b"ruff-0.17.5.dist-info/METADATA"), shape(b"ruff-0.18.0.dist-info/METADATA"));
         assert_ne!(shape(b"lib/liba.so"), shape(b"lib/libb.so"));
+    }
+
+    /// A tree of files, each a list of chunks by their names; a chunk is 64 KiB, but for the last of a file.
+    fn tree(files: &[(String, Vec<u8>)]) -> Manifest {
+        let object = |chunks: &[u8]| {
+            let bytes = chunks.len() as u64 * 65_536 - 7;
+            Object {
+                id: ObjectId::of(chunks),
+                bytes,
+                chunks: chunks.iter().map(|chunk| ChunkId::of(&[*chunk])).collect(),
+            }
+        };
+        let mut files: Vec<_> = files.iter().filter(|(_, chunks)| !chunks.is_empty()).cloned().collect();
+        files.sort();
+        files.dedup_by(|a, b| a.0 == b.0);
+        let mut objects: Vec<Object> = files.iter().map(|(_, chunks)| object(chunks)).collect();
+        objects.sort_by_key(|object| object.id);
+        objects.dedup_by_key(|object| object.id);
+        let node = |chunks: &[u8]| Node {
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime_s: 0,
+            mtime_ns: 0,
+            xattrs: vec![],
+            kind: NodeKind::File(ObjectId::of(chunks)),
+        };
+        let nodes = files.iter().map(|(_, chunks)| node(chunks)).collect();
+        let entry = |(at, (name, _)): (usize, &(String, Vec<u8>))| Entry {
+            path: proto::TreePath::parse(name.as_bytes()).unwrap(),
+            node: width::count(at),
+        };
+        let entries = files.iter().enumerate().map(entry).collect();
+        Manifest { chunk_bytes: 65_536, objects, nodes, entries }
+    }
+
+    fn any_tree() -> impl Strategy<Value = Manifest> {
+        let name = prop::sample::select(vec!["a", "b", "lib.so.1", "lib.so.2", "x/y", "z9"]);
+        let files = prop::collection::vec((name, prop::collection::vec(0_u8..9, 0..30)), 0..6);
+        files.prop_map(|files| {
+            tree(&files.into_iter().map(|(name, chunks)| (name.to_owned(), chunks)).collect::<Vec<_>>())
+        })
+    }
+
+    proptest! {
+        /// Whoever has the old tree and what the pieces name has every chunk of the new one, and nothing is named twice
+        /// of one object or although it is there.
+        #[test]
+        fn pieces_are_what_is_missing_and_no_more(from in any_tree(), to in any_tree()) {
+            let old: HashSet<ChunkId> = from.objects.iter().flat_map(|object| object.chunks.clone()).collect();
+            let pieces = missing(&from, &to);
+            let mut named: HashSet<(u32, u32)> = HashSet::new();
+            for Piece { run, .. } in &pieces {
+                prop_assert!(run.count > 0 && run.plain_bytes(&to).is_some_and(|bytes| bytes <= SPAN_BYTES), "{run:?}");
+                for index in run.first..run.first + run.count {
+                    let chunk = to.objects[run.object as usize].chunks[index as usize];
+                    prop_assert!(!old.contains(&chunk), "the old tree has it");
+                    prop_assert!(named.insert((run.object, index)), "twice");
+                }
+            }
+            for (at, object) in to.objects.iter().enumerate() {
+                for (index, chunk) in object.chunks.iter().enumerate() {
+                    let is_named = named.contains(&(width::count(at), width::count(index)));
+                    prop_assert!(is_named || old.contains(chunk), "chunk {index} of object {at} comes from nowhere");
+                }
+            }
+        }
+
+        #[test]
+        fn frames_hold_every_piece_once_in_order_and_stay_small(from in any_tree(), to in any_tree()) {
+            let pieces = missing(&from, &to);
+            let groups = group(pieces.clone(), &to);
+            prop_assert_eq!(groups.concat(), pieces);
+            for group in groups {
+                let bytes: u64 = group.iter().map(|piece| piece.run.plain_bytes(&to).unwrap()).sum();
+                prop_assert!(!group.is_empty() && group.len() <= FRAME_PARTS_MAX && bytes <= SPAN_BYTES, "{bytes}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_is_likened_to_the_one_of_its_name_or_else_of_its_shape() {
+        let file = |name: &str, chunks: &[u8]| (name.to_owned(), chunks.to_vec());
+        let from =
+            tree(&[file("lib.so.1", &[1]), file("other.so.1", &[2]), file("twin-1", &[3]), file("twin-2", &[4])]);
+        let namesake = |name: &str| {
+            let to = tree(&[file(name, &[9])]);
+            let pieces = missing(&from, &to);
+            pieces[0].namesake.map(|at| from.objects[at as usize].id)
+        };
+        assert_eq!(namesake("lib.so.1"), Some(ObjectId::of(&[1])), "the same path");
+        assert_eq!(namesake("lib.so.2.5"), Some(ObjectId::of(&[1])), "but for its digits");
+        assert_eq!(namesake("twin-2"), Some(ObjectId::of(&[4])));
+        assert_eq!(namesake("twin-3"), None, "it may be either");
+        assert_eq!(namesake("new"), None);
     }
 }

@@ -117,3 +117,87 @@ fn merge(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
     });
     candidates
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proto::ObjectId;
+    use proto::manifest::Object;
+
+    use super::*;
+
+    fn tree(sizes: &[u64]) -> Manifest {
+        let object = |(at, bytes): (usize, &u64)| Object {
+            id: ObjectId::of(&at.to_le_bytes()),
+            bytes: *bytes,
+            chunks: vec![],
+        };
+        Manifest {
+            chunk_bytes: 65_536,
+            objects: sizes.iter().enumerate().map(object).collect(),
+            nodes: vec![],
+            entries: vec![],
+        }
+    }
+
+    proptest! {
+        /// What a host must be able to read: within its objects, in order, not overlapping, and no more than a frame may
+        /// have; [`proto::delta::decode_index`] refuses anything else.
+        #[test]
+        fn a_base_is_always_one_that_hosts_accept(
+            sizes in prop::collection::vec(1_u64..4_000_000, 1..4),
+            hits in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..200),
+            plain_bytes in 1_u64..600_000,
+            first in 0_u32..80,
+            namesake in prop::option::of(any::<prop::sample::Index>()),
+        ) {
+            let from = tree(&sizes);
+            let mut hits: Vec<OldPlace> = hits
+                .iter()
+                .map(|(object, offset)| {
+                    let object = object.index(sizes.len());
+                    let offset = offset.index(width::index(sizes[object])) as u64;
+                    OldPlace { object: width::count(object), offset }
+                })
+                .collect();
+            hits.sort_unstable();
+            let run = proto::delta::Run { object: 0, first, count: 1 };
+            let piece = Piece { run, namesake: namesake.map(|at| width::count(at.index(sizes.len()))) };
+            let base = base(candidates(&piece, plain_bytes, &hits, &from, &from));
+            let total: u64 = base.iter().map(|stretch| u64::from(stretch.bytes)).sum();
+            prop_assert!(total <= FRAME_BASE_BYTES_MAX && base.len() <= FRAME_PARTS_MAX, "{total} bytes");
+            for stretch in &base {
+                let past = stretch.offset + u64::from(stretch.bytes);
+                prop_assert!(stretch.bytes > 0 && past <= sizes[stretch.object as usize], "{stretch:?}");
+            }
+            for two in base.windows(2) {
+                let (a, b) = (&two[0], &two[1]);
+                let apart = a.object < b.object || a.offset + u64::from(a.bytes) < b.offset;
+                prop_assert!(apart, "{a:?} {b:?}");
+            }
+            // Where the piece stood before is never left out for want of room: it is what most hits speak for.
+            prop_assert!(hits.is_empty() || !base.is_empty());
+        }
+    }
+
+    #[test]
+    fn hits_near_each_other_are_one_stretch_with_its_margins() {
+        let from = tree(&[1_000_000]);
+        let hit = |offset| OldPlace { object: 0, offset };
+        let stretches = |hits: &[OldPlace]| {
+            let found = clusters(hits, &from);
+            base(found).into_iter().map(|stretch| (stretch.offset, stretch.bytes)).collect::<Vec<_>>()
+        };
+        assert_eq!(stretches(&[hit(100_000), hit(104_000)]), [(95_904, 12_192)]);
+        assert_eq!(stretches(&[hit(0)]), [(0, 4_096)], "nothing stands before the start");
+        assert_eq!(stretches(&[hit(999_999)]), [(995_903, 4_097)], "nor past the end");
+        assert_eq!(stretches(&[hit(100_000), hit(200_000)]), [(95_904, 8_192), (195_904, 8_192)]);
+    }
+
+    #[test]
+    fn the_weakest_are_left_out_where_a_base_would_be_too_large() {
+        let candidate = |start, hits| Candidate { object: 0, start, end: start + BASE_BYTES / 2, hits };
+        let chosen = base(vec![candidate(0, 5), candidate(10 << 20, 50), candidate(20 << 20, 40)]);
+        assert_eq!(chosen.iter().map(|stretch| stretch.offset).collect::<Vec<_>>(), [10 << 20, 20 << 20]);
+    }
+}
