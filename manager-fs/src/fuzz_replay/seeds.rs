@@ -119,6 +119,9 @@ fn texts(put: &mut Put<'_>) {
     let descriptor = "entrypoint = \"bin/agent\"\narguments = [\"--role\", \"data\"]\nstate_schemas = [1, 2]\n\
                       drain_deadline = \"2min 30s\"\nprobation = \"10s\"\n";
     put("descriptor", "whole", descriptor.as_bytes().to_vec());
+    let permits = "[change-over]\npinned = [\"data-agent\"]\n[backup]\nsources = [\"/home\", \"/srv\"]\n\
+                   [restore]\ntargets = [\"/srv/restored\"]\n[repository]\nplaces = [\"/mnt\"]\nprune = true\nkeep-last = 7\n";
+    put("permits", "whole", permits.as_bytes().to_vec());
     for (name, text) in [
         ("access", "user::rw-,user:joe:r--:12,group::r--,mask::r--,other::r--"),
         ("lines", "user::rwx\ngroup::r-x\t#effective:r--\nother::---\n"),

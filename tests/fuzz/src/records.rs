@@ -1,8 +1,11 @@
 //! Messages of every kind, and the records that lie on disks.
 
+use std::path::Path;
+
 use agent_core::channel::StubMessage;
 use agent_core::handoff::Handoff;
 use agent_core::journal::Journal;
+use agent_core::permits::Permits;
 use manager_fs::manager::admin::{AdminEvent, AdminReply, AdminRequest};
 use manager_fs::manager::fuzzing;
 use proto::agent::{AgentReply, AgentRequest, Progress, StepEvent};
@@ -24,6 +27,7 @@ pub(super) const TARGETS: &[Target] = &[
     ("daemon_reply", stable::<DaemonReply>),
     ("events", events),
     ("agent_files", agent_files),
+    ("permits", permits),
     ("admin_request", stable::<AdminRequest>),
     ("admin_reply", stable::<AdminReply>),
     ("admin_event", stable::<AdminEvent>),
@@ -49,4 +53,19 @@ fn agent_files(bytes: &[u8]) -> bool {
     #[cfg(fuzzing)]
     let taken = taken | agent_core::fuzzing::job_record(bytes) | agent_core::fuzzing::inherited(bytes);
     taken
+}
+
+/// What an administrator has written, and every kind of order that it decides over.
+fn permits(bytes: &[u8]) -> bool {
+    thread_local! {
+        static STATE: tempfile::TempDir = tempfile::tempdir().unwrap();
+    }
+    STATE.with(|state| {
+        std::fs::write(state.path().join(agent_core::permits::FILE), bytes).unwrap();
+        let Ok(permits) = Permits::read(state.path(), state.path()) else { return false };
+        let path = Path::new("/srv/data/../x");
+        drop(permits.change_over(&"agent".parse().unwrap()));
+        drop((permits.backup(path), permits.restore(path), permits.repository(path, true), permits.prune(1)));
+        permits.is_there()
+    })
 }
