@@ -216,7 +216,7 @@ async fn what_cannot_be_changed_over_is_refused_with_the_reason() {
         },
         upgrade(&fixture, order(&["web-1"]))
     );
-    assert!(report.unwrap().hosts[0].reason.contains("data-agent has never run on web-1"));
+    assert!(report.unwrap().hosts[0].reason.contains("no agent of data-agent runs on web-1, where it has never run"));
 
     let ((), (_, report)) = tokio::join!(
         async {
