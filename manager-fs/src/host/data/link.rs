@@ -15,12 +15,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use proto::bulk::ChunkHead;
-use proto::limits::MANIFEST_BYTES_MAX;
 use proto::message::{ChunkRange, Fault, HostRequest, ManagerReply, Role};
 use proto::{GenerationRef, TreeId};
 use tokio::sync::watch;
 
 use super::lane::{Dial, Lane, LinkFacts};
+use super::unpacking::Unpacking;
 use crate::clock::Clock;
 use crate::host::fetch::{Upstream, UpstreamError, Urgency};
 use crate::net::{Handler, Incoming, Link, RefuseAll};
@@ -97,20 +97,18 @@ impl ManagerLink {
     }
 
     async fn manifest_bytes(&self, tree: &TreeId, deadline: Instant) -> Result<Vec<u8>, Fault> {
-        let (mut packed, mut frames) = (Vec::new(), 0);
+        let mut unpacking = Unpacking::begin().map_err(|error| Fault::Failed(error.to_string()))?;
         let on = |incoming| {
             if let Incoming::Bulk(bytes) = incoming {
-                frames += 1;
-                if packed.len() <= MANIFEST_BYTES_MAX {
-                    packed.extend_from_slice(&bytes);
-                }
+                unpacking.take(&bytes);
             }
         };
         let request = HostRequest::Manifest { tree: *tree };
-        check_sent(self.control.request(true, &request, on, deadline).await?, frames)?;
-        self.bytes.fetch_add(packed.len() as u64, Ordering::Relaxed);
-        unpack(&packed)
-            .map_err(|error| Fault::Failed(format!("the manifest of {tree} cannot be decompressed: {error}")))
+        let reply = self.control.request(true, &request, on, deadline).await?;
+        check_sent(reply, unpacking.frames)?;
+        self.bytes.fetch_add(unpacking.packed, Ordering::Relaxed);
+        let plain = unpacking.end();
+        plain.map_err(|error| Fault::Failed(format!("the manifest of {tree} cannot be decompressed: {error}")))
     }
 
     /// Sends a request whose answer is one stream of bytes.
@@ -216,14 +214,6 @@ fn check_sent(reply: ManagerReply, frames: u32) -> Result<(), Fault> {
         ManagerReply::Fault(fault) => Err(fault),
         _ => Err(Fault::Failed("the manager answered a fetch with something else".to_owned())),
     }
-}
-
-fn unpack(packed: &[u8]) -> std::io::Result<Vec<u8>> {
-    use std::io::Read;
-    let mut plain = Vec::new();
-    let mut decoder = zstd::stream::read::Decoder::new(packed)?;
-    decoder.by_ref().take(MANIFEST_BYTES_MAX as u64 + 1).read_to_end(&mut plain)?;
-    Ok(plain)
 }
 
 #[cfg(test)]

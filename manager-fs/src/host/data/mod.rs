@@ -6,3 +6,4 @@ pub(in crate::host) mod link;
 pub(in crate::host) mod plane;
 pub(in crate::host) mod prefetch;
 pub mod recorder;
+mod unpacking;
