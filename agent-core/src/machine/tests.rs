@@ -1,4 +1,7 @@
-//! The machine against random histories: whatever comes in whatever order, some things hold.
+//! The machine against random histories, and against every one that two change-overs can have: whatever comes in whatever
+//! order, some things hold.
+
+use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use proto::record::SchemaRange;
@@ -32,7 +35,7 @@ fn candidate(n: u8) -> Candidate {
 }
 
 /// The world as the effects make it: what a driver would have done.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct World {
     /// Where `current` leads: the running tree, or another one.
     link_is_new: bool,
@@ -142,35 +145,99 @@ proptest! {
     fn in_every_history_the_old_version_works_unless_it_has_become_the_new(
         history in proptest::collection::vec((events(), proptest::option::of(0u8..6)), 0..40)
     ) {
-        let facts = facts();
         let mut world = World::default();
         let (mut state, first) = State::begin(None, 1000);
         world.perform(first, &mut None);
-        for (event, mut fail_at) in history {
-            let asked = matches!(
-                event,
-                Event::SaveAsked { .. } | Event::AttachAsked { .. } | Event::FinishAsked { .. }
-            );
-            // A failure in the background comes when its message has been answered; the driver has nobody to tell then.
-            let late = matches!(event, Event::Failed { .. });
-            let answers = world.answers;
-            let mut queue = vec![event];
-            while let Some(event) = queue.pop() {
-                let (next, effects) = state.on(event, &facts);
-                state = next;
-                queue.extend(world.perform(effects, &mut fail_at));
-            }
-            // Each message gets one answer, and nothing else does.
-            prop_assert!(late || world.answers - answers == u32::from(asked));
-            let leaving = matches!(
-                state,
-                State::Draining(_) | State::Journaling(_) | State::Swapping(_) | State::Executing(_)
-            );
-            prop_assert_eq!(world.draining, leaving);
-            // Between events the driver has come to an end of what it does by itself: nothing rests half-swapped.
-            let executing = matches!(state, State::Executing(_));
-            prop_assert_eq!((world.link_is_new, world.journal_is_new), (executing, executing));
+        for (event, fail_at) in history {
+            state = happens(state, event, fail_at, &mut world);
         }
+    }
+}
+
+/// One event and all that follows from it by itself, with what must hold after it.
+fn happens(mut state: State, event: Event, mut fail_at: Option<u8>, world: &mut World) -> State {
+    let asked = matches!(event, Event::SaveAsked { .. } | Event::AttachAsked { .. } | Event::FinishAsked { .. });
+    // A failure in the background comes when its message has been answered; the driver has nobody to tell then.
+    let late = matches!(event, Event::Failed { .. });
+    let answers = world.answers;
+    let mut queue = vec![event];
+    while let Some(event) = queue.pop() {
+        let (next, effects) = state.on(event, &facts());
+        state = next;
+        queue.extend(world.perform(effects, &mut fail_at));
+    }
+    assert!(
+        late || world.answers - answers == u32::from(asked),
+        "each message gets one answer, and nothing else does"
+    );
+    let leaving =
+        matches!(state, State::Draining(_) | State::Journaling(_) | State::Swapping(_) | State::Executing(_));
+    assert_eq!(world.draining, leaving);
+    // Between events the driver has come to an end of what it does by itself: nothing rests half-swapped.
+    let executing = matches!(state, State::Executing(_));
+    assert_eq!((world.link_is_new, world.journal_is_new), (executing, executing));
+    state
+}
+
+/// Every event that two change-overs between three versions can bring.
+fn every_event() -> Vec<Event> {
+    let mut all = vec![Event::Failed { what: "no thread".to_owned() }];
+    all.extend([Ok(()), Err(reason("sick"))].map(|result| Event::Health { result }));
+    all.extend(
+        [true, false].map(|of_the_version| Event::ExecReturned { fault: "ENOENT".to_owned(), of_the_version }),
+    );
+    for change in [1, 2].map(ChangeId) {
+        for n in 1..=3 {
+            all.push(Event::SaveAsked { change, record: vec![n] });
+            let (attach, retry_bad) = (entry(n).tree, false);
+            all.extend([true, false].map(|lazy| Event::AttachAsked {
+                change,
+                release: None,
+                attach,
+                lazy,
+                retry_bad,
+            }));
+        }
+        all.push(Event::FinishAsked { change, drain_deadline_ms: 1 });
+        let results = [
+            Err(StageFault::OfTheWorld("no network".to_owned())),
+            Err(StageFault::OfTheVersion("no entry point".to_owned())),
+            Ok(StageDone { warm_us: 1, detail: String::new() }),
+        ];
+        all.extend(results.map(|result| Event::StageEnded { change, result, took_us: 2 }));
+        all.push(Event::Drained { change, detail: String::new(), took_us: 3 });
+    }
+    all
+}
+
+#[test]
+fn in_every_history_of_two_change_overs_the_old_version_works_unless_it_has_become_the_new() {
+    // As the agent begins: after a start, and after a change-over.
+    let origin = Origin { change: ChangeId(9), from: None };
+    let beginnings = [State::begin(None, 1000), State::begin(Some(origin), 1000)];
+    let (mut seen, mut open) = (BTreeSet::new(), Vec::new());
+    for (state, first) in beginnings {
+        let mut world = World::default();
+        world.perform(first, &mut None);
+        open.push((state, world));
+    }
+    while let Some((state, world)) = open.pop() {
+        // What has been counted makes no difference to what follows.
+        let counted = World { execs: 0, answers: 0, ..world };
+        if !seen.insert(format!("{state:?} {counted:?}")) {
+            continue;
+        }
+        for event in every_event() {
+            for fail_at in [None, Some(0), Some(1), Some(2), Some(3), Some(4), Some(5)] {
+                let mut world = counted.clone();
+                let next = happens(state.clone(), event.clone(), fail_at, &mut world);
+                open.push((next, world));
+            }
+        }
+    }
+    // All of them were reached, and there is an end of them.
+    for state in ["Probation", "Serving", "Staging", "Staged", "Draining", "Executing"] {
+        assert!(seen.iter().any(|text| text.starts_with(state)), "no history comes to {state}");
     }
 }
 
