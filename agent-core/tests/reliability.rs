@@ -97,7 +97,11 @@ type Way<'a> = (&'a str, &'a dyn Fn(&Host), &'a [&'a str]);
 /// Each way in which a cold start cannot be of the version that the journal names.
 #[test]
 fn a_cold_start_that_falls_back_takes_five_seconds_at_most() {
-    let spoil_record = |host: &Host| fs::write(host.paths.record(&"2.0".parse().unwrap()), b"nonsense").unwrap();
+    let spoil_record = |host: &Host| {
+        let version = "2.0".parse().unwrap();
+        let copies = [host.paths.record(&version), host.paths.record_copy(&version)];
+        copies.iter().for_each(|path| fs::write(path, b"nonsense").unwrap());
+    };
     let spoil_journals = |host: &Host| {
         let journals = ["journal", "journal.2"].map(|name| host.paths.directory().join(name));
         journals.iter().for_each(|path| fs::write(path, b"MFSJRN\0\x01nonsense").unwrap());
@@ -106,7 +110,7 @@ fn a_cold_start_that_falls_back_takes_five_seconds_at_most() {
     let no_tree = |host: &Host| host.set_absent("2.0", true);
     let nothing = |_: &Host| {};
     let ways: [Way<'_>; 4] = [
-        ("cold start, the record is damaged", &spoil_record, &[]),
+        ("cold start, both copies of the record are damaged", &spoil_record, &[]),
         ("cold start, both copies of the journal are damaged", &spoil_journals, &[]),
         ("cold start, the tree cannot be had", &no_tree, &[]),
         ("cold start, the version ends three times", &nothing, &["--only-handed-over"]),
