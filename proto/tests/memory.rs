@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::hint::black_box;
+
 use proto::agent::{AgentReply, AgentRequest, Progress, StepEvent};
 use proto::daemon::{DaemonReply, DaemonRequest};
 use proto::delta::{self, Part};
@@ -50,7 +52,7 @@ fn claimed_lengths_take_no_memory() {
     let claims = claims();
     let tree = Manifest { chunk_bytes: 4096, objects: vec![], nodes: vec![], entries: vec![] };
     // As much as there ever was, so that whatever comes on top is seen.
-    let ballast = vec![1_u8; usize::try_from(peak_bytes() - status_bytes("VmSize:")).unwrap()];
+    let ballast = black_box(vec![1_u8; usize::try_from(peak_bytes() - status_bytes("VmSize:")).unwrap()]);
     let before = peak_bytes();
     hostile::<HostRequest>(&claims);
     hostile::<HostReply>(&claims);
@@ -86,6 +88,7 @@ fn claimed_lengths_take_no_memory() {
     let taken = peak_bytes() - before;
     assert!(taken <= 8 << 20, "{taken} bytes for claims of nothing");
     // The measure sees what it is there for.
-    let some = vec![1_u8; 64 << 20];
+    let some = black_box(vec![1_u8; 64 << 20]);
     assert!(peak_bytes() - before >= 60 << 20, "{} {}", some.len(), ballast.len());
+    drop((some, ballast));
 }
