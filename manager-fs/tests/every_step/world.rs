@@ -77,6 +77,8 @@ impl World {
         self.published = 1;
         self.manager.publish(PRODUCT, "1", tree.path());
         self.manager.export(&generation(1), HOST);
+        // What it records counts at once, so that there are bundles of it.
+        self.manager.run(&["host", "group", "add", "recorders", HOST]);
         let launch = command(&self.host, &["launch", PRODUCT]);
         self.launch = Some(Unit::start("launch", self.dir.path(), launch));
         self.version = 1;

@@ -257,6 +257,7 @@ impl Draft for LocalDraft {
     fn replace(self: Box<Self>, name: &BlobName) -> io::Result<()> {
         let target = self.layout.path(name);
         let shard = target.parent().map(Path::to_path_buf).unwrap_or_default();
+        moments::reach(put_of(name), &target)?;
         make_dir(&shard)?;
         self.file.sync_all()?;
         fs::rename(&self.path, &target)?;
