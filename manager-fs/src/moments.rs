@@ -1,5 +1,5 @@
 //! Every moment at which the manager or a host's daemon makes something durable, or does what cannot be undone: one list.
-//! What it is for, and what it costs, stands in [`agent_core::moments`], whose hook these have too.
+//! What it is for, and what it costs, stands in [`mod@agent_core::moments`], whose hook these have too.
 //!
 //! `tests/tests/walls.rs` finds what makes anything durable without a moment.
 
