@@ -31,6 +31,7 @@ wants_to_test() {
     wants curl curl "asks a service that changes its version"
     wants mount mount "puts a full disk under a store, in a namespace"
     wants diff diffutils "compares what was restored"
+    wants strace strace "records what is written, for power cuts"
     wants unshare util-linux "makes the namespaces in which tests without root mount"
 }
 

@@ -330,6 +330,11 @@ impl Host {
         &mut found.expect("a launched product").1
     }
 
+    /// The processes of its services: the mount daemon's holder and the stubs.
+    pub fn pids(&self) -> Vec<u32> {
+        self.mount.iter().chain(self.agents.iter().map(|(_, stub)| stub)).map(Service::pid).collect()
+    }
+
     /// What the mount daemon has printed.
     pub fn log(&self) -> String {
         self.mount.as_ref().map(Service::log).unwrap_or_default()

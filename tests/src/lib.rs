@@ -11,6 +11,7 @@ pub mod fleet;
 pub mod needs;
 pub mod noise;
 pub mod operator;
+pub mod power;
 pub mod proxy;
 pub mod real;
 pub mod repository;

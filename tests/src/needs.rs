@@ -22,6 +22,8 @@ pub enum Lack {
     Root,
     /// The kernel has no fs-verity, or this user cannot mount a file system with it.
     Verity,
+    /// This user may not trace processes that run.
+    Tracing,
 }
 
 impl std::fmt::Display for Lack {
@@ -31,6 +33,7 @@ impl std::fmt::Display for Lack {
             Lack::UserNamespaces => "user namespaces",
             Lack::Root => "root",
             Lack::Verity => "fs-verity",
+            Lack::Tracing => "tracing (ptrace)",
         })
     }
 }
@@ -55,6 +58,17 @@ pub fn user_namespaces() -> Result<(), Lack> {
 pub fn mounts() -> Result<(), Lack> {
     fuse()?;
     if rustix::process::geteuid().is_root() { Ok(()) } else { user_namespaces() }
+}
+
+/// Whether this user may trace processes that run and are no children of the tracer.
+pub fn tracing() -> Result<(), Lack> {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    let allowed = match scope.trim() {
+        "" | "0" => true,
+        "1" | "2" => rustix::process::geteuid().is_root(),
+        _ => false,
+    };
+    if allowed { Ok(()) } else { Err(Lack::Tracing) }
 }
 
 /// Demands one of these for the test that calls it.
