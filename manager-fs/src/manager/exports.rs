@@ -224,3 +224,7 @@ fn taken_back(generation: &Generation) -> GenerationError {
     let wanted = GenerationRef::Named(record.product.clone(), record.version.clone());
     GenerationError::Unknown { wanted, product: None }
 }
+
+#[cfg(test)]
+#[path = "exports_tests.rs"]
+mod tests;

@@ -227,3 +227,6 @@ async fn complete(records: &Arc<RecordFiles>, state: &Arc<State>) -> Result<Opti
     })
     .await
 }
+
+#[cfg(test)]
+pub(super) mod testing;

@@ -1,6 +1,6 @@
 //! To whom generations are exported: what hosts may see and fetch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use proto::message::Unix;
@@ -110,7 +110,9 @@ impl State {
         let exported = |target: &&Target| {
             self.view.read().exports.get(*target).is_some_and(|exports| exports.contains_key(&name))
         };
-        let there: Vec<Target> = targets.iter().filter(exported).cloned().collect();
+        // One that is named twice is taken back once.
+        let named: BTreeSet<&Target> = targets.iter().collect();
+        let there: Vec<Target> = named.into_iter().filter(exported).cloned().collect();
         self.delete_all(there.iter().map(|target| export_key(product, version, target)).collect()).await?;
         Ok(there)
     }
