@@ -210,3 +210,7 @@ impl Connections {
         lock(&self.by_host)
     }
 }
+
+#[cfg(test)]
+#[path = "connections_tests.rs"]
+mod tests;

@@ -95,3 +95,7 @@ pub(crate) fn check_protocol(protocol: u16) -> Result<(), EnrolmentError> {
 fn record_of(issued: &HostCertificate) -> IssuedCertificate {
     IssuedCertificate { serial: issued.serial.clone(), not_after: issued.not_after }
 }
+
+#[cfg(test)]
+#[path = "enrolment_tests.rs"]
+mod tests;

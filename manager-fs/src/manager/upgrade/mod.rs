@@ -359,3 +359,6 @@ fn reason_of(steps: &[StepEvent], last: &StepEvent) -> String {
     let cause = failed.filter(|_| last.step == Step::Returned).unwrap_or(last);
     cause.detail.clone()
 }
+
+#[cfg(test)]
+mod tests;
