@@ -157,3 +157,6 @@ async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<AdminReply, M
         Quick::JobCancel(id) => AdminReply::Job(manager.jobs.cancel(id).await?),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -312,3 +312,6 @@ fn word(outcome: &Outcome) -> &'static str {
         Outcome::Failed(_) => "failed",
     }
 }
+
+#[cfg(test)]
+mod tests;

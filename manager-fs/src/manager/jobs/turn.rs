@@ -262,6 +262,8 @@ impl Drop for Turn {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     struct Bench {
@@ -362,6 +364,124 @@ mod tests {
     fn only_an_id_is_an_id() {
         for bad in ["", "abc", &"g".repeat(64), &"A".repeat(64), &"a".repeat(65)] {
             assert_eq!(RepositoryId::parse(bad), None, "{bad}");
+        }
+    }
+
+    /// What becomes of a job.
+    #[derive(Debug, Clone)]
+    enum Act {
+        Take(usize),
+        /// Its host is away, so it can begin nothing.
+        StandBack(usize),
+        /// Something is heard of it.
+        Hear(usize),
+        End(usize),
+        Later(u64),
+    }
+
+    /// Where jobs are; two of the places are the same repository, as their agents say.
+    const PLACES: [(&str, &str, char); 4] =
+        [("a", "/r", '1'), ("b", "/mnt/r", '1'), ("a", "/x", '2'), ("b", "/r", '3')];
+
+    fn any_act() -> impl Strategy<Value = Act> {
+        let job = || 0..12_usize;
+        prop_oneof![
+            8 => job().prop_map(Act::Take),
+            2 => job().prop_map(Act::StandBack),
+            2 => job().prop_map(Act::Hear),
+            3 => job().prop_map(Act::End),
+            1 => (1..LEASE.as_secs()).prop_map(Act::Later),
+        ]
+    }
+
+    impl Bench {
+        fn of(jobs: &[(usize, bool)]) -> Self {
+            let named = jobs.iter().map(|(place, alone)| {
+                let (host, path, _) = PLACES[*place];
+                (format!("{}{host}", if *alone { "!" } else { "" }), path)
+            });
+            let named: Vec<_> = named.collect();
+            let named: Vec<_> = named.iter().map(|(host, path)| (host.as_str(), *path)).collect();
+            let mut bench = Self::new(&named);
+            for (job, (place, _)) in (1..).zip(jobs) {
+                bench.identify(job, PLACES[*place].2);
+            }
+            bench
+        }
+
+        fn entry(&self, job: u64) -> Option<&Entry> {
+            self.table.0.get(&JobId(job))
+        }
+
+        /// All pairs of jobs that are at one repository now, one of them to be alone there.
+        fn clashes(&self) -> Vec<(u64, u64)> {
+            let there: Vec<_> = self.table.0.iter().filter(|(_, entry)| entry.is_there(self.now)).collect();
+            let pairs = there.iter().flat_map(|one| there.iter().map(move |other| (one, other)));
+            let clash =
+                pairs.filter(|((a, one), (b, other))| a < b && one.id == other.id && (one.alone || other.alone));
+            clash.map(|((a, _), (b, _))| (a.0, b.0)).collect()
+        }
+
+        /// A job tries to begin; whatever it is told must be so.
+        fn try_take(&mut self, job: u64) {
+            let Some(own) = self.entry(job).cloned() else { return };
+            let earlier_waits = self.table.0.iter().find(|(other, entry)| {
+                other.0 < job && entry.id == own.id && entry.alone && entry.waits && !own.alone
+            });
+            let earlier_waits = earlier_waits.map(|(other, _)| other.0);
+            match self.take(job) {
+                None => assert_eq!(earlier_waits, None, "job {job} overtook one that waits to be alone"),
+                Some(holder) => {
+                    let other = self.entry(holder).unwrap();
+                    assert!(holder != job && other.id == own.id, "job {job} waits for {holder}, which is elsewhere");
+                    let uses = other.is_there(self.now) && (other.alone || own.alone);
+                    assert!(uses || (other.alone && other.waits && holder < job), "{holder} is in nobody's way");
+                    assert!(self.entry(job).unwrap().waits);
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// In any order of beginnings, ends, hosts that go away, and leases that end: whoever must be alone is, and all
+        /// have their turn in the end.
+        #[test]
+        fn never_two_where_one_must_be_alone_and_nobody_starves(
+            jobs in prop::collection::vec((0..PLACES.len(), prop::bool::weighted(0.4)), 1..12),
+            acts in prop::collection::vec(any_act(), 0..60),
+            order in any::<prop::sample::Index>(),
+        ) {
+            let mut bench = Bench::of(&jobs);
+            for act in acts {
+                match act {
+                    Act::Take(job) => bench.try_take(job as u64 + 1),
+                    Act::StandBack(job) => drop(bench.table.wait(JobId(job as u64 + 1), false)),
+                    // A job of which somebody hears is at its repository.
+                    Act::Hear(job) => {
+                        let job = job as u64 + 1;
+                        if bench.entry(job).is_some_and(|entry| entry.is_there(bench.now)) {
+                            bench.table.hold(JobId(job), bench.now + LEASE);
+                        }
+                    }
+                    Act::End(job) => drop(bench.table.0.remove(&JobId(job as u64 + 1))),
+                    Act::Later(seconds) => bench.now += Duration::from_secs(seconds),
+                }
+                prop_assert_eq!(bench.clashes(), []);
+            }
+            // Every job tries again whenever anything has changed, in any order; those that have their turn end.
+            while !bench.table.0.is_empty() {
+                let mut left: Vec<u64> = bench.table.0.keys().map(|job| job.0).collect();
+                let turned = order.index(left.len());
+                left.rotate_left(turned);
+                left.iter().for_each(|job| bench.try_take(*job));
+                prop_assert_eq!(bench.clashes(), []);
+                let before = bench.table.0.len();
+                let now = bench.now;
+                bench.table.0.retain(|_, entry| !entry.is_there(now));
+                prop_assert!(bench.table.0.len() < before, "{} wait for each other", before);
+            }
         }
     }
 }
