@@ -229,4 +229,5 @@ async fn complete(records: &Arc<RecordFiles>, state: &Arc<State>) -> Result<Opti
 }
 
 #[cfg(test)]
+#[path = "whole_tests.rs"]
 pub(super) mod testing;

@@ -260,9 +260,9 @@ impl Model {
                 continue;
             }
             let of_it = self.said.iter().filter(|(of, said)| *of == who && said.change == event.change);
-            let failures =
-                of_it.filter(|(_, said)| said.step == Step::ProbationFailed && said.product == event.product);
-            let cause = failures.last().filter(|_| event.step == Step::Returned).map_or(event, |(_, said)| said);
+            let failed = |said: &StepEvent| said.step == Step::ProbationFailed && said.product == event.product;
+            let failure = of_it.map(|(_, said)| said).rfind(|said| failed(said));
+            let cause = failure.filter(|_| event.step == Step::Returned).unwrap_or(event);
             self.ends.insert(event.change, (confirmed, EndedBy::Agent, cause.detail.clone()));
         }
     }
