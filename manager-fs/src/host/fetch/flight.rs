@@ -70,8 +70,10 @@ pub(super) struct Departed<'f> {
     pub(super) flights: Vec<(u32, Arc<Flight>)>,
 }
 
-impl Drop for Departed<'_> {
-    fn drop(&mut self) {
+impl Departed<'_> {
+    /// What has not come by now is lost, and whoever still wants it asks again. To be done before waiting for flights of
+    /// other threads: those who want these ones must not wait for them too.
+    pub(super) fn come_down(&self) {
         let mut flights = lock(&self.fetcher.flights);
         for (index, flight) in &self.flights {
             flight.land(FlightState::Lost);
@@ -80,6 +82,12 @@ impl Drop for Departed<'_> {
                 flights.remove(&key);
             }
         }
+    }
+}
+
+impl Drop for Departed<'_> {
+    fn drop(&mut self) {
+        self.come_down();
     }
 }
 

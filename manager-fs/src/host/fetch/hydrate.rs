@@ -193,6 +193,7 @@ impl Fetcher {
             .collect();
         let deadline = self.clock().now() + options.patience;
         let flown = if legs.is_empty() { Ok(()) } else { self.fly(tree, &legs, Urgency::Background, deadline) };
+        departed.iter().for_each(|(_, mine)| mine.come_down());
         for flight in theirs {
             flight.wait(self.clock(), deadline);
         }

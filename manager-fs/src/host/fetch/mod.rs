@@ -43,6 +43,8 @@ mod from_old;
 mod hydrate;
 mod outage;
 mod retry;
+#[cfg(test)]
+mod schedules;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -303,8 +305,7 @@ impl Fetcher {
             } else {
                 self.fly(wanted.tree, &[Leg { wanted, partial, flights: &mine.flights }], Urgency::Demand, deadline)
             };
-            // What did not come is asked for again, by whoever first does.
-            mine.flights.iter().for_each(|(_, flight)| flight.land(FlightState::Lost));
+            mine.come_down();
             self.counters.joined.add(theirs.len() as u64);
             for (index, flight) in mine.flights.iter().chain(&theirs) {
                 let patience = match flight.urgency {
@@ -321,7 +322,6 @@ impl Fetcher {
                     FlightState::InAir | FlightState::Stored | FlightState::Lost => {}
                 }
             }
-            drop(mine);
             if let Err(error) = fetched {
                 retry.pause(error)?;
                 self.counters.retries.add(1);

@@ -10,7 +10,7 @@ use proto::{ObjectId, TreePath};
 use super::*;
 use crate::host::cache::CacheOptions;
 
-const CHUNK: u32 = 4096;
+pub(super) const CHUNK: u32 = 4096;
 
 struct Memory {
     manifest: Vec<u8>,
@@ -109,16 +109,16 @@ impl Upstream for Memory {
     }
 }
 
-struct Bench {
+pub(super) struct Bench {
     _dir: tempfile::TempDir,
     upstream: Arc<Memory>,
-    fetcher: Arc<Fetcher>,
+    pub(super) fetcher: Arc<Fetcher>,
     manifest: Manifest,
     reported: Arc<Mutex<Vec<String>>>,
 }
 
 impl Bench {
-    fn new(files: &[Vec<u8>], quota_bytes: Option<u64>) -> Self {
+    pub(super) fn new(files: &[Vec<u8>], quota_bytes: Option<u64>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let upstream = Memory::of(files);
         let cache = Cache::open(dir.path(), CacheOptions { quota_bytes, ..CacheOptions::default() }).unwrap();
@@ -143,7 +143,7 @@ impl Bench {
         self.fetcher.verify_local(tree, &self.manifest.objects, look, &AtomicBool::new(false))
     }
 
-    fn wanted<'a>(&'a self, file: &[u8]) -> Wanted<'a> {
+    pub(super) fn wanted<'a>(&'a self, file: &[u8]) -> Wanted<'a> {
         let object = self.manifest.object(&ObjectId::of(file)).unwrap();
         Wanted::of(&self.upstream.tree, &self.manifest, object)
     }
@@ -162,7 +162,7 @@ fn soon(ms: u64) -> Instant {
     Instant::now() + Duration::from_millis(ms)
 }
 
-fn content(seed: u8, len: usize) -> Vec<u8> {
+pub(super) fn content(seed: u8, len: usize) -> Vec<u8> {
     let mut state = u32::from(seed) + 1;
     std::iter::repeat_with(|| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -258,6 +258,28 @@ fn a_demand_does_not_wait_for_a_background_request_that_stalls() {
         background.join().unwrap().unwrap();
     });
     assert!(bench.fetcher.cache().is_local(bench.wanted(&file).object));
+}
+
+#[test]
+fn what_a_reader_could_not_get_is_asked_for_by_others_while_it_waits_for_the_rest() {
+    let file = content(9, 2 * CHUNK as usize);
+    let bench = Bench::new(std::slice::from_ref(&file), None);
+    let wanted = bench.wanted(&file);
+    // Somebody else fetches chunk 1, and takes long.
+    let (other, _) = bench.fetcher.depart(wanted, None, &[1], Urgency::Demand);
+    bench.upstream.offline.store(true, Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| bench.read(&file, 0, 2 * CHUNK));
+        while bench.fetcher.counts().joined == 0 {
+            std::thread::yield_now();
+        }
+        // It has asked for chunk 0 in vain and waits for chunk 1.
+        bench.upstream.offline.store(false, Ordering::Relaxed);
+        let bytes = bench.fetcher.read(wanted, 0, CHUNK, soon(2_000));
+        drop(other);
+        assert_eq!(bytes.expect("chunk 0 can be had"), file[..CHUNK as usize]);
+        assert_eq!(reader.join().unwrap().unwrap(), file);
+    });
 }
 
 #[test]
