@@ -3,7 +3,7 @@
 use proto::{Manifest, codec};
 
 use super::erofs::Plan;
-use super::holder::SAID_BYTES_MAX;
+use super::heard::SAID_BYTES_MAX;
 use super::inherit::{Greeting, Said};
 use super::message::{HelperReply, HelperRequest, MESSAGE_BYTES_MAX};
 

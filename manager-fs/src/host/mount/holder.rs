@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use proto::codec;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::heard::{Heard, NotSaid};
 use super::inherit::{Greeting, Said, spawn};
 use super::life::{self, Life};
 use super::prepare::{
@@ -43,7 +43,8 @@ pub struct HoldOptions {
     pub fuse_device: PathBuf,
 }
 
-pub(super) const SAID_BYTES_MAX: usize = 16 << 10;
+/// Reads of what one worker says before anybody else is heard again: more than a socket holds (`net.core.wmem_default`).
+const READS_MAX: usize = 128;
 /// `FUSE_MIN_READ_BUFFER` of linux/fuse.h.
 const INIT_READ_BYTES: usize = 8 << 10;
 /// How long a worker may take to end after SIGTERM.
@@ -89,7 +90,7 @@ struct Held<'o> {
 struct RunningWorker {
     child: Child,
     control: tokio::net::UnixStream,
-    heard: Vec<u8>,
+    heard: Heard,
     started: Instant,
     ready: bool,
     life: Life,
@@ -225,7 +226,7 @@ impl<'o> Held<'o> {
         Ok(RunningWorker {
             child,
             control,
-            heard: Vec::new(),
+            heard: Heard::default(),
             started: Instant::now(),
             ready: false,
             life: Life::default(),
@@ -291,32 +292,38 @@ impl<'o> Held<'o> {
     /// Takes every message that is there.
     fn listen_to(&mut self, worker: &mut RunningWorker) {
         let mut piece = [0; 4096];
-        loop {
+        for _ in 0..READS_MAX {
+            if worker.silent {
+                return;
+            }
             match worker.control.try_read(&mut piece) {
-                Ok(0) => {
-                    worker.silent = true;
-                    break;
-                }
+                Ok(0) => worker.silent = true,
                 Ok(len) => {
                     worker.life.heard();
-                    worker.heard.extend_from_slice(&piece[..len]);
+                    worker.heard.push(&piece[..len]);
+                    self.take_said(worker);
                 }
-                Err(error) => {
-                    worker.silent |= error.kind() != io::ErrorKind::WouldBlock;
-                    break;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => worker.silent = true,
             }
         }
-        while let Some((len, body)) = worker.heard.split_first_chunk::<4>() {
-            let len = u32::from_le_bytes(*len) as usize;
-            let Some(body) = body.get(..len) else { return };
-            let said = codec::decode::<Said, SAID_BYTES_MAX>(body);
-            worker.heard.drain(..4 + len);
-            match said {
-                Ok(Said::Answer(answer)) => self.answer_init(&answer),
-                Ok(Said::Ready(line)) => self.announce(worker, &line),
-                Ok(Said::Alive) => {}
-                Err(error) => tracing::warn!(%error, "the worker said something unknown"),
+    }
+
+    fn take_said(&mut self, worker: &mut RunningWorker) {
+        loop {
+            match worker.heard.next() {
+                Ok(None) => return,
+                Ok(Some(Said::Answer(answer))) => self.answer_init(&answer),
+                Ok(Some(Said::Ready(line))) => self.announce(worker, &line),
+                Ok(Some(Said::Alive)) => {}
+                Err(error @ NotSaid::Unknown(_)) => tracing::warn!(%error, "the worker said something unknown"),
+                Err(error @ NotSaid::TooLong(_)) => {
+                    // Where its next message begins nobody knows.
+                    tracing::error!(%error, "the worker cannot be understood: it is replaced");
+                    worker.silent = true;
+                    let _ = worker.child.start_kill();
+                    return;
+                }
             }
         }
     }
@@ -393,4 +400,75 @@ fn open_fuse(device: &Path, mountpoint: &Path) -> Result<(OwnedFd, Vec<u8>), Mou
     let len = rustix::io::read(&device, &mut init[..]).doing(|| "read INIT".to_owned())?;
     init.truncate(len);
     Ok((device, init))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    fn options(run: &Path) -> HoldOptions {
+        let layout = Layout { run: run.to_owned(), cache: run.join("cache"), mountpoint: run.join("mnt") };
+        HoldOptions {
+            layout,
+            program: "/bin/sleep".into(),
+            worker_args: vec!["600".into()],
+            helper_args: vec!["600".into()],
+            namespace: NamespaceChoice::Own,
+            state: None,
+            fuse_device: "/no/such/device".into(),
+        }
+    }
+
+    /// What a worker says through its control socket, to a holder that is hearing it.
+    async fn told(words: &[u8]) -> (RunningWorker, Held<'static>) {
+        let dir = tempfile::tempdir().unwrap();
+        // For as long as the test runs.
+        let options: &'static HoldOptions = Box::leak(Box::new(options(dir.path())));
+        let mut held = Held::open(options, None).unwrap();
+        let mut worker = held.start_worker().unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        worker.control = tokio::net::UnixStream::from_std(ours).unwrap();
+        theirs.write_all(words).unwrap();
+        drop(theirs);
+        while !worker.silent {
+            worker.control.readable().await.unwrap();
+            held.listen_to(&mut worker);
+        }
+        (worker, held)
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_claims_to_say_gigabytes_is_replaced_and_not_waited_for() {
+        let words = [&u32::MAX.to_le_bytes()[..], &[7; 100_000]].concat();
+        let (mut worker, _held) = told(&words).await;
+        let ended = tokio::time::timeout(Duration::from_secs(30), worker.child.wait()).await;
+        assert_eq!(ended.expect("it is killed").unwrap().signal(), Some(9));
+    }
+
+    #[tokio::test]
+    async fn a_word_of_a_later_version_is_passed_over() {
+        let mut words = vec![1, 0, 0, 0, 99];
+        let body = proto::codec::encode(&Said::Answer(vec![1; 9])).unwrap();
+        words.extend(proto::width::count(body.len()).to_le_bytes());
+        words.extend(body);
+        let (mut worker, held) = told(&words).await;
+        assert!(worker.child.try_wait().unwrap().is_none(), "and it lives");
+        assert!(held.greeting.answer.is_none(), "without a device nobody is answered");
+    }
+
+    #[test]
+    fn a_worker_that_dies_at_once_is_started_ever_more_slowly_and_one_that_lived_at_once() {
+        let mut pause = Duration::ZERO;
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            pause = next_pause(pause, Duration::from_millis(1));
+            pauses.push(pause.as_millis());
+        }
+        assert_eq!(pauses, [20, 40, 80, 160, 320, 640, 1280, 2000, 2000, 2000]);
+        assert_eq!(next_pause(pause, Duration::from_secs(6)), Duration::ZERO);
+    }
 }

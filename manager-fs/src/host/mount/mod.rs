@@ -24,6 +24,7 @@ mod erofs;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzzing;
+mod heard;
 mod helper;
 mod holder;
 mod image;
