@@ -17,9 +17,29 @@ struct Counter {
     healthy: bool,
     stubborn: bool,
     saves_for_ever: bool,
+    /// What quiescing does that it should not.
+    bad_quiesce: Option<BadQuiesce>,
+}
+
+enum BadQuiesce {
+    /// Starts a child that never ends, and leaves its number in a file.
+    Forks(String),
+    Exits,
 }
 
 impl Operations for Counter {
+    fn quiesce(&self, _until: Instant) {
+        match &self.bad_quiesce {
+            Some(BadQuiesce::Forks(note)) => {
+                if let Ok(child) = std::process::Command::new("/bin/sleep").arg("600").spawn() {
+                    drop(std::fs::write(note, child.id().to_string()));
+                }
+            }
+            Some(BadQuiesce::Exits) => std::process::exit(5),
+            None => {}
+        }
+    }
+
     fn run(&self, operation: &Operation, context: &OperationContext) -> Ended {
         let Operation::Backup { sources, .. } = operation else {
             return Ended::Outcome(Outcome::Failed(format!("a counter knows no {}", operation.kind())));
@@ -82,13 +102,65 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// `--note FILE`: what was inherited and can be used. `--keep N`: so many more names from now on, or with
+/// `--keep-when FILE` as soon as it exists. `--open N`, `--threads N`: a program that is busy.
+fn own_work(inherited: &agent_core::Inherited, text: &impl Fn(&str) -> Option<String>) {
+    let number = |name: &str| text(name).and_then(|value| value.parse::<u32>().ok()).unwrap_or(0);
+    let null = || std::fs::File::open("/dev/null");
+    let note = text("--note");
+    let write_note = move |inherited: &agent_core::Inherited| {
+        let names = inherited.names();
+        let usable = names.iter().filter(|name| inherited.take(&name.to_string()).is_some()).count();
+        if let Some(note) = &note {
+            let new = format!("{note}.new");
+            drop(std::fs::write(&new, format!("{} {usable} {}", names.len(), std::process::id())));
+            drop(std::fs::rename(new, note));
+        }
+    };
+    write_note(inherited);
+    let keep = {
+        let (inherited, count) = (inherited.clone(), number("--keep"));
+        move || (0..count).try_for_each(|n| inherited.keep(&format!("n{n}"), null()?).map_err(std::io::Error::other))
+    };
+    match text("--keep-when") {
+        Some(file) => {
+            let inherited = inherited.clone();
+            std::thread::spawn(move || {
+                while !std::path::Path::new(&file).exists() {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                if keep().is_ok() {
+                    write_note(&inherited);
+                }
+            });
+        }
+        None => {
+            if let Err(e) = keep() {
+                eprintln!("tiny agent: {e}");
+                std::process::exit(8);
+            }
+        }
+    }
+    for _ in 0..number("--open") {
+        std::mem::forget(null());
+    }
+    for _ in 0..number("--threads") {
+        std::thread::spawn(|| {
+            loop {
+                std::thread::park();
+            }
+        });
+    }
+}
+
 fn main() {
     moments::watch(|moment, _| tests::faults::at(moment));
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let value = |name: &str| {
+    let text = |name: &str| {
         let at = arguments.iter().position(|argument| argument == name)?;
-        arguments.get(at + 1)?.parse::<u64>().ok()
+        arguments.get(at + 1).cloned()
     };
+    let value = |name: &str| text(name)?.parse::<u64>().ok();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
     if let Some(code) = value("--exit-at-once") {
         eprintln!("tiny agent: boom");
@@ -114,12 +186,16 @@ fn main() {
         healthy: !has("--sick"),
         stubborn: has("--stubborn"),
         saves_for_ever: has("--saves-for-ever"),
+        bad_quiesce: text("--quiesce-forks")
+            .map(BadQuiesce::Forks)
+            .or(has("--quiesce-exits").then_some(BadQuiesce::Exits)),
     };
     let forgotten = arguments.iter().position(|a| a == "--forget").and_then(|at| arguments.get(at + 1));
     let agent = AgentConfig::from_env().and_then(|config| {
         if let Some(name) = forgotten {
             config.inherited().forget(name);
         }
+        own_work(config.inherited(), &text);
         Agent::start(config, counter)
     });
     let agent = match agent {
