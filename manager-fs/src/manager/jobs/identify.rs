@@ -25,9 +25,10 @@ pub(super) async fn identify(jobs: &Arc<Jobs>, for_job: JobId) {
     for (job, host) in jobs.repositories.doubtful(for_job) {
         // Whoever is away is asked when it is back; it can begin nothing meanwhile.
         let Some(link) = jobs.connections.control_link(&host) else { continue };
-        jobs.repositories.asked(job);
+        let asking = jobs.repositories.asks(job);
         let jobs = Arc::clone(jobs);
         asked.spawn(async move {
+            let _until_it_is_known = asking;
             if let Some(id) = ask(&jobs, &link, job).await {
                 tracing::debug!(%job, repository = id.as_str(), "the job's repository is known");
                 if jobs.repositories.identified(job, &id)
@@ -39,6 +40,8 @@ pub(super) async fn identify(jobs: &Arc<Jobs>, for_job: JobId) {
         });
     }
     while asked.join_next().await.is_some() {}
+    // What another job has asked, this one must know as well: without it the two would not see each other.
+    jobs.repositories.answered(for_job).await;
 }
 
 async fn ask(jobs: &Jobs, link: &Link, job: JobId) -> Option<RepositoryId> {

@@ -95,35 +95,44 @@ async fn agents_of_one_repository_run_no_prune_beside_anything() {
     let bench = Bench::open().await;
     let (inside, pruning) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (ran, mut runs) = mpsc::unbounded_channel();
-    let says: Box<Answers> = Box::new(move |request| {
+    let says = || -> Box<Answers> {
         let (inside, pruning, ran) = (Arc::clone(&inside), Arc::clone(&pruning), ran.clone());
-        Box::pin(async move {
-            let ManagerRequest::Run { job, operation, .. } = request else { return Some(HostReply::Done) };
-            if let Operation::Identify { .. } = operation {
-                let summary = Summary { snapshots: vec!["1".repeat(64)], ..Summary::default() };
-                return Some(HostReply::Outcome(Outcome::Done(summary)));
-            }
-            let alone = usize::from(matches!(operation, Operation::Prune { .. }));
-            let others = inside.fetch_add(1, Ordering::SeqCst);
-            let prunes = pruning.fetch_add(alone, Ordering::SeqCst);
-            // Others have a chance to come in meanwhile, if they are let.
-            for _ in 0..200 {
-                tokio::task::yield_now().await;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            ran.send((job, prunes > 0 || (alone > 0 && others > 0))).unwrap();
-            pruning.fetch_sub(alone, Ordering::SeqCst);
-            inside.fetch_sub(1, Ordering::SeqCst);
-            Some(done())
+        Box::new(move |request| {
+            let (inside, pruning, ran) = (Arc::clone(&inside), Arc::clone(&pruning), ran.clone());
+            Box::pin(async move {
+                let ManagerRequest::Run { job, operation, .. } = request else { return Some(HostReply::Done) };
+                if let Operation::Identify { .. } = operation {
+                    // Long enough for others to want their turn meanwhile.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    let summary = Summary { snapshots: vec!["1".repeat(64)], ..Summary::default() };
+                    return Some(HostReply::Outcome(Outcome::Done(summary)));
+                }
+                let alone = usize::from(matches!(operation, Operation::Prune { .. }));
+                let others = inside.fetch_add(1, Ordering::SeqCst);
+                let prunes = pruning.fetch_add(alone, Ordering::SeqCst);
+                // Others have a chance to come in meanwhile, if they are let.
+                for _ in 0..200 {
+                    tokio::task::yield_now().await;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                ran.send((job, prunes > 0 || (alone > 0 && others > 0))).unwrap();
+                pruning.fetch_sub(alone, Ordering::SeqCst);
+                inside.fetch_sub(1, Ordering::SeqCst);
+                Some(done())
+            })
         })
-    });
-    let host = bench.enrol("web").await;
-    bench.connect(&host, says).await;
+    };
+    // One repository under three names, of which two are another host's.
+    let places = [("web", "/r"), ("web", "/r/"), ("other", "/mnt/r")];
+    for host in ["web", "other"] {
+        let host = bench.enrol(host).await;
+        bench.connect(&host, says()).await;
+    }
     let mut ids = Vec::new();
     for number in 0..24 {
-        let path = if number % 2 == 0 { "/r" } else { "/r/" };
+        let (host, path) = places[number % places.len()];
         let operation = if number % 5 == 2 { prune(path) } else { backup(path) };
-        ids.push(add(&bench, &host, &operation).await.unwrap().id);
+        ids.push(add(&bench, &host.parse().unwrap(), &operation).await.unwrap().id);
     }
     for id in &ids {
         assert_eq!(ended(&bench, *id).await.state, JobState::Done);

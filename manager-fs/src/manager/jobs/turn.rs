@@ -72,6 +72,8 @@ struct Entry {
     /// It would be there but for somebody else.
     waits: bool,
     asked: Option<Instant>,
+    /// The answer to that has not come.
+    asking: bool,
 }
 
 impl Entry {
@@ -135,18 +137,28 @@ impl Table {
     /// The jobs, and their hosts, whose repositories must be asked for their ids before it is this job's turn: one of two
     /// must be alone, and what has another name may be the same repository.
     fn doubtful(&self, job: JobId, now: Instant) -> Vec<(JobId, HostName)> {
+        let due = |entry: &Entry| !entry.asking && entry.asked.is_none_or(|asked| asked + ASK_EVERY <= now);
+        let unknown = self.in_doubt(job).into_iter().filter(|(_, entry)| due(entry));
+        unknown.map(|(job, entry)| (job, entry.host.clone())).collect()
+    }
+
+    /// Whether somebody's answer is still to come that matters to this job.
+    fn is_awaited(&self, job: JobId) -> bool {
+        self.in_doubt(job).iter().any(|(_, entry)| entry.asking)
+    }
+
+    fn in_doubt(&self, job: JobId) -> Vec<(JobId, &Entry)> {
         let Some(own) = self.0.get(&job) else { return Vec::new() };
         let matters = |entry: &Entry| (own.alone || entry.alone) && !entry.is_named_as(own);
         let others: Vec<_> = self.0.iter().filter(|(_, entry)| matters(entry)).collect();
         let own = (!others.is_empty()).then_some((&job, own));
-        let unknown = |entry: &Entry| entry.id.is_none() && entry.asked.is_none_or(|asked| asked + ASK_EVERY <= now);
-        let unknown = own.into_iter().chain(others).filter(|(_, entry)| unknown(entry));
-        unknown.map(|(job, entry)| (*job, entry.host.clone())).collect()
+        let all = own.into_iter().chain(others).filter(|(_, entry)| entry.id.is_none());
+        all.map(|(job, entry)| (*job, entry)).collect()
     }
 
-    fn asked(&mut self, job: JobId, now: Instant) {
+    fn asks(&mut self, job: JobId, now: Instant) {
         if let Some(entry) = self.0.get_mut(&job) {
-            entry.asked = Some(now);
+            (entry.asked, entry.asking) = (Some(now), true);
         }
     }
 }
@@ -181,6 +193,7 @@ impl Repositories {
             until: (record.sent > 0).then(|| now + left),
             waits: false,
             asked: None,
+            asking: false,
         };
         lock(&self.table).0.insert(record.id, entry);
         Turn { repositories: Arc::clone(self), job: record.id }
@@ -191,9 +204,21 @@ impl Repositories {
         lock(&self.table).doubtful(job, Instant::now())
     }
 
-    /// A job's repository is being asked for; nobody need ask again soon.
-    pub(super) fn asked(&self, job: JobId) {
-        lock(&self.table).asked(job, Instant::now());
+    /// A job's repository is being asked for, until what is returned is dropped; nobody need ask again soon.
+    pub(super) fn asks(self: &Arc<Self>, job: JobId) -> Asking {
+        lock(&self.table).asks(job, Instant::now());
+        Asking { repositories: Arc::clone(self), job }
+    }
+
+    /// Waits for the answers that matter to a job, whoever asked. Each of them comes or is given up.
+    pub(super) async fn answered(&self, job: JobId) {
+        loop {
+            let changed = self.changed();
+            if !lock(&self.table).is_awaited(job) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Notes which repository a job is at, or wants to be at; whether it is there.
@@ -211,6 +236,21 @@ impl Repositories {
     /// The next change of anything; what happens from now on is not missed.
     pub(super) fn changed(&self) -> OwnedNotified {
         Arc::clone(&self.changed).notified_owned()
+    }
+}
+
+/// A question that is under way: which repository a job is at.
+pub(super) struct Asking {
+    repositories: Arc<Repositories>,
+    job: JobId,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if let Some(entry) = lock(&self.repositories.table).0.get_mut(&self.job) {
+            entry.asking = false;
+        }
+        self.repositories.changed.notify_waiters();
     }
 }
 
@@ -283,6 +323,7 @@ mod tests {
                 until: None,
                 waits: false,
                 asked: None,
+                asking: false,
             };
             let jobs = (1..).map(JobId).zip(jobs.iter().map(entry)).collect();
             Self { table: Table(jobs), now: Instant::now() }
@@ -308,9 +349,14 @@ mod tests {
         assert_eq!(bench.take(1), None);
         assert_eq!(bench.doubtful(2), [2, 1, 3]);
         assert_eq!(bench.doubtful(3), [3, 2], "two who need not be alone do not matter to each other");
-        bench.table.asked(JobId(2), bench.now);
+        bench.table.asks(JobId(2), bench.now);
         assert_eq!(bench.doubtful(2), [1, 3], "each is asked once a minute");
+        assert!(bench.table.is_awaited(JobId(3)), "whoever asked, this one must know it as well");
+        assert!(!bench.table.is_awaited(JobId(9)), "who is not here waits for nobody");
         bench.now += ASK_EVERY;
+        assert_eq!(bench.doubtful(2), [1, 3], "nor again while the answer is awaited");
+        bench.table.0.get_mut(&JobId(2)).unwrap().asking = false;
+        assert!(!bench.table.is_awaited(JobId(3)));
         assert_eq!(bench.doubtful(2), [2, 1, 3]);
         bench.identify(1, '1');
         bench.identify(2, '1');
