@@ -9,7 +9,7 @@
 //! that is really new still finds its like in the base, as the prefix of its compression. Measured in
 //! `docs/decisions.md`. The bytes are specified in `docs/delta-format.md`, "Patch".
 
-use proto::delta::Part;
+use proto::relative::Part;
 use proto::width;
 use zstd_safe::{CCtx, CParameter, DCtx};
 

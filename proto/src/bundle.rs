@@ -1,7 +1,7 @@
 //! A start-up bundle: what a program touches first, in the order in which it does. Specified in `docs/bundle-format.md`.
 //!
 //! ```text
-//! header   magic "MFSBUND\0" | version u16 | ignorable u32 | refuse u32 | tree 32 | from 32 (zeros: nothing)
+//! header   preamble with magic "MFSBUND\0" | tree 32 | from 32 (zeros: nothing)
 //!          | manifest stored u32, plain u32 | index stored u32, plain u32 | proofs u32 | frames u64
 //! manifest one zstd frame, with the manifest of `from` as prefix; none (0, 0) when it was not asked for
 //! index    one zstd frame: bincode of Vec<Frame>
@@ -15,35 +15,29 @@
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, CodecError};
-use crate::delta::{Part, Stretch};
 use crate::id::TreeId;
 use crate::limits::MANIFEST_BYTES_MAX;
 use crate::manifest::Manifest;
+use crate::preamble::{PREAMBLE_BYTES, Preamble, PreambleFault};
 use crate::proof::{CHAINING_BYTES, PageRun, PageSet, proof_len};
+use crate::relative::{self, FRAME_PARTS_MAX, HeaderReader, HeaderWriter, Part, Recipe, TRAILER_BYTES};
 use crate::width;
 
-const MAGIC: &[u8; 8] = b"MFSBUND\0";
+const PREAMBLE: Preamble = Preamble::new(*b"MFSBUND\0");
 const END_MAGIC: &[u8; 8] = b"MFSBUEND";
-const VERSION: u16 = 1;
 /// Ignorable feature: nobody has run the program yet; the pages are those that a loader is likely to touch.
 const GUESSED: u32 = 1;
 /// Ignorable feature: see [`Header::fast`].
 const FAST: u32 = 2;
-/// Features that a reader must know: none in version 1. Unknown ignorable features are ignored.
-const KNOWN_REFUSE_FEATURES: u32 = 0;
 
 /// Bytes of a bundle's header.
-pub const HEADER_BYTES: usize = 8 + 2 + 4 + 4 + 32 + 32 + 4 * 4 + 4 + 8;
-/// Bytes of a bundle's trailer.
-pub const TRAILER_BYTES: usize = 32 + 8;
+pub const HEADER_BYTES: usize = PREAMBLE_BYTES + 32 + 32 + 4 * 4 + 4 + 8;
 /// Plain bytes that one frame may make: little, since nothing of a frame can be used before all of it is there.
 pub const FRAME_PLAIN_BYTES_MAX: u64 = 1 << 20;
 /// Plain bytes before a frame that are part of its base, so that small frames compress like one stream.
 pub const TAIL_BYTES: usize = 2 << 20;
 /// Bytes of all stretches of one frame.
 pub const FRAME_BASE_BYTES_MAX: u64 = 1 << 20;
-/// Parts, and stretches, of one frame.
-pub const FRAME_PARTS_MAX: usize = 4096;
 /// Bytes of the index when decoded.
 pub const INDEX_BYTES_MAX: usize = 16 << 20;
 /// Plain bytes of all pages: no start that was measured touches a quarter of it.
@@ -56,7 +50,7 @@ pub const TOUCHES_MAX: usize = width::index(PAGES_BYTES_MAX / crate::proof::PAGE
 pub struct Touch {
     /// Index into the objects of the tree's manifest.
     pub object: u32,
-    /// First page.
+    /// First page, counted from the start of the object, of 4096 bytes each.
     pub first: u32,
     /// How many, at least 1.
     pub count: u32,
@@ -65,7 +59,7 @@ pub struct Touch {
 /// The fixed start of a bundle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// The tree.
+    /// The tree of whose objects the pages are.
     pub tree: TreeId,
     /// The tree out of whose objects frames may be made, if any.
     pub from: Option<TreeId>,
@@ -75,7 +69,7 @@ pub struct Header {
     pub fast: bool,
     /// The manifest of `tree`.
     pub manifest: Part,
-    /// The frames' index.
+    /// What each frame makes and how ([`decode_index`]).
     pub index: Part,
     /// Bytes of the proofs.
     pub proofs_bytes: u32,
@@ -88,23 +82,19 @@ pub struct Header {
 pub struct Pages {
     /// Index into the objects of the manifest.
     pub object: u32,
-    /// Which chunk.
+    /// Index into the chunks of the object.
     pub chunk: u32,
     /// Which pages of it, ascending, not touching.
     pub runs: Vec<PageRun>,
 }
 
-/// What one frame makes, and out of what. Its base is the plain bytes before it ([`TAIL_BYTES`] at most), then the stretches.
+/// What one frame makes, and how. Its base is the plain bytes before it ([`TAIL_BYTES`] at most), then the stretches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frame {
     /// The pages that it makes, one after another.
     pub makes: Vec<Pages>,
-    /// Stretches of objects of `from`.
-    pub stretches: Vec<Stretch>,
-    /// Control and differences of the patch.
-    pub patch: Part,
-    /// Bytes that lie over nothing of the base.
-    pub literals: Part,
+    /// How, out of what came before and of objects of `from`.
+    pub recipe: Recipe,
 }
 
 /// Why bytes are not a bundle of a tree.
@@ -117,7 +107,7 @@ pub enum BundleFault {
     /// Written by a later version.
     #[error("the bundle is of format {version} with features {features:#x}; this program reads format 1: upgrade it")]
     Newer {
-        /// Format version found.
+        /// The format version that its preamble says.
         version: u16,
         /// Features that a reader must know.
         features: u32,
@@ -130,29 +120,27 @@ pub enum BundleFault {
     Malformed(&'static str),
 }
 
-impl Header {
-    /// The header's bytes.
-    pub fn encode(&self) -> [u8; HEADER_BYTES] {
-        let mut bytes = [0; HEADER_BYTES];
-        let mut at = 0;
-        let mut put = |field: &[u8]| {
-            bytes[at..at + field.len()].copy_from_slice(field);
-            at += field.len();
-        };
-        put(MAGIC);
-        put(&VERSION.to_le_bytes());
-        let features = [(self.guessed, GUESSED), (self.fast, FAST)].into_iter().filter(|(on, _)| *on);
-        put(&features.map(|(_, bit)| bit).sum::<u32>().to_le_bytes());
-        put(&[0; 4]);
-        put(self.tree.as_bytes());
-        put(self.from.map_or([0; 32], |from| *from.as_bytes()).as_slice());
-        for part in [self.manifest, self.index] {
-            put(&part.stored_bytes.to_le_bytes());
-            put(&part.plain_bytes.to_le_bytes());
+impl From<PreambleFault> for BundleFault {
+    fn from(fault: PreambleFault) -> Self {
+        match fault {
+            PreambleFault::Other => BundleFault::NotABundle,
+            PreambleFault::Newer { version, features } => BundleFault::Newer { version, features },
         }
-        put(&self.proofs_bytes.to_le_bytes());
-        put(&self.frames_bytes.to_le_bytes());
-        bytes
+    }
+}
+
+impl Header {
+    /// The bytes that [`Header::decode`] reads.
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let features = [(self.guessed, GUESSED), (self.fast, FAST)].into_iter().filter(|(on, _)| *on);
+        HeaderWriter::new(&PREAMBLE.encode(features.map(|(_, bit)| bit).sum()))
+            .put(self.tree.as_bytes())
+            .put(&self.from.map_or([0; 32], |from| *from.as_bytes()))
+            .part(self.manifest)
+            .part(self.index)
+            .put(&self.proofs_bytes.to_le_bytes())
+            .put(&self.frames_bytes.to_le_bytes())
+            .end()
     }
 
     /// Reads and checks a header.
@@ -160,36 +148,22 @@ impl Header {
     /// # Errors
     /// It is of something else or of a newer format, or a size is out of range.
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, BundleFault> {
-        let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        let id_at = |at: usize| {
-            let mut id = [0; 32];
-            id.copy_from_slice(&bytes[at..at + 32]);
-            id
-        };
-        if &bytes[..8] != MAGIC {
-            return Err(BundleFault::NotABundle);
-        }
-        let version = u16::from_le_bytes([bytes[8], bytes[9]]);
-        let features = u32_at(14);
-        if version != VERSION || features & !KNOWN_REFUSE_FEATURES != 0 {
-            return Err(BundleFault::Newer { version, features });
-        }
-        let part_at = |at: usize| Part { stored_bytes: u32_at(at), plain_bytes: u32_at(at + 4) };
-        let from = id_at(50);
+        let mut fields = HeaderReader::new(bytes);
+        let features = PREAMBLE.decode(&fields.take())?;
+        let (tree, from) = (fields.take(), fields.take());
         let header = Self {
-            tree: TreeId::from_bytes(id_at(18)),
-            guessed: u32_at(10) & GUESSED != 0,
-            fast: u32_at(10) & FAST != 0,
+            tree: TreeId::from_bytes(tree),
             from: (from != [0; 32]).then_some(TreeId::from_bytes(from)),
-            manifest: part_at(82),
-            index: part_at(90),
-            proofs_bytes: u32_at(98),
-            frames_bytes: u64::from(u32_at(102)) | u64::from(u32_at(106)) << 32,
+            guessed: features & GUESSED != 0,
+            fast: features & FAST != 0,
+            manifest: fields.part(),
+            index: fields.part(),
+            proofs_bytes: u32::from_le_bytes(fields.take()),
+            frames_bytes: u64::from_le_bytes(fields.take()),
         };
-        let in_range = |part: Part, max: usize| part.plain_bytes as usize <= max && part.stored_bytes as usize <= max;
         let proofs_max = width::index(PAGES_BYTES_MAX) / CHAINING_BYTES;
-        if !in_range(header.manifest, MANIFEST_BYTES_MAX)
-            || !in_range(header.index, INDEX_BYTES_MAX)
+        if !header.manifest.fits(MANIFEST_BYTES_MAX)
+            || !header.index.fits(INDEX_BYTES_MAX)
             || header.proofs_bytes as usize > proofs_max
             || !(header.proofs_bytes as usize).is_multiple_of(CHAINING_BYTES)
             || header.frames_bytes > 2 * PAGES_BYTES_MAX
@@ -206,12 +180,9 @@ impl Header {
     }
 }
 
-/// The trailer of a bundle whose other bytes have this hash.
+/// The trailer of a bundle whose other bytes have this BLAKE3.
 pub fn trailer(hash: [u8; 32]) -> [u8; TRAILER_BYTES] {
-    let mut bytes = [0; TRAILER_BYTES];
-    bytes[..32].copy_from_slice(&hash);
-    bytes[32..].copy_from_slice(END_MAGIC);
-    bytes
+    relative::trailer(hash, END_MAGIC)
 }
 
 impl Pages {
@@ -225,11 +196,6 @@ impl Pages {
 }
 
 impl Frame {
-    /// Bytes as they lie in the bundle.
-    pub fn stored_bytes(&self) -> u64 {
-        u64::from(self.patch.stored_bytes) + u64::from(self.literals.stored_bytes)
-    }
-
     /// Bytes that it makes, and chaining values that prove them; `None` when a part is not of this tree.
     pub fn sizes(&self, tree: &Manifest) -> Option<(u64, usize)> {
         self.makes.iter().try_fold((0_u64, 0_usize), |(plain, proof), pages| {
@@ -238,32 +204,17 @@ impl Frame {
         })
     }
 
-    /// Bytes of its stretches.
-    pub fn stretch_bytes(&self) -> u64 {
-        self.stretches.iter().map(|stretch| u64::from(stretch.bytes)).sum()
-    }
-
-    fn fault(&self, from: Option<&Manifest>, (plain_bytes, _): (u64, usize)) -> Option<&'static str> {
-        if self.makes.is_empty() || self.makes.len() > FRAME_PARTS_MAX || self.stretches.len() > FRAME_PARTS_MAX {
+    fn fault(&self, from: Option<&Manifest>, plain_bytes: u64) -> Option<&'static str> {
+        if self.makes.is_empty() || self.makes.len().max(self.recipe.stretches.len()) > FRAME_PARTS_MAX {
             return Some("a frame makes nothing, or has more than 4096 parts or stretches");
         }
         if plain_bytes > FRAME_PLAIN_BYTES_MAX {
             return Some("a frame makes more than 1 MiB");
         }
-        let exists = |stretch: &Stretch| {
-            let object = from?.objects.get(stretch.object as usize)?;
-            let end = stretch.offset.checked_add(u64::from(stretch.bytes))?;
-            (stretch.bytes > 0 && end <= object.bytes).then_some(())
-        };
-        if self.stretches.iter().any(|stretch| exists(stretch).is_none())
-            || self.stretch_bytes() > FRAME_BASE_BYTES_MAX
-        {
+        if !self.recipe.is_of(from) || self.recipe.stretch_bytes() > FRAME_BASE_BYTES_MAX {
             return Some("a stretch is not of the old tree, or a frame's stretches are larger than 1 MiB");
         }
-        let sizes =
-            [self.patch.plain_bytes, self.patch.stored_bytes, self.literals.plain_bytes, self.literals.stored_bytes];
-        let too_large = sizes.into_iter().any(|bytes| u64::from(bytes) > 2 * plain_bytes + 1024);
-        too_large.then_some("a frame's part is larger than what it makes")
+        (!self.recipe.suits(plain_bytes)).then_some("a frame's part is larger than what it makes")
     }
 }
 
@@ -272,11 +223,7 @@ impl Frame {
 /// # Errors
 /// It is larger than an index may be.
 pub fn encode_index(frames: &[Frame]) -> Result<Vec<u8>, CodecError> {
-    let bytes = codec::encode(&frames)?;
-    match bytes.len() {
-        got if got > INDEX_BYTES_MAX => Err(CodecError::TooLarge { got, max: INDEX_BYTES_MAX }),
-        _ => Ok(bytes),
-    }
+    relative::encode_index(frames, INDEX_BYTES_MAX)
 }
 
 /// Reads an index and checks it against the manifests: afterwards every part and stretch is known to exist, and every
@@ -294,13 +241,13 @@ pub fn decode_index(
     let (mut frames_bytes, mut plain_bytes, mut proofs) = (0_u64, 0_u64, 0_usize);
     for frame in &frames {
         let sizes = frame.sizes(tree);
-        let sizes = sizes.ok_or(BundleFault::Malformed("a frame makes pages that the tree does not have"))?;
-        if let Some(fault) = frame.fault(from, sizes) {
+        let (made, proof) = sizes.ok_or(BundleFault::Malformed("a frame makes pages that the tree does not have"))?;
+        if let Some(fault) = frame.fault(from, made) {
             return Err(BundleFault::Malformed(fault));
         }
-        frames_bytes = frames_bytes.saturating_add(frame.stored_bytes());
-        plain_bytes += sizes.0;
-        proofs += sizes.1;
+        frames_bytes = frames_bytes.saturating_add(frame.recipe.stored_bytes());
+        plain_bytes += made;
+        proofs += proof;
     }
     if plain_bytes > PAGES_BYTES_MAX {
         return Err(BundleFault::Malformed("it has more pages than a bundle may have"));
@@ -309,35 +256,5 @@ pub fn decode_index(
         Ok(frames)
     } else {
         Err(BundleFault::Malformed("its frames or proofs do not add up to what its header says"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn headers_round_trip_and_what_is_newer_is_refused() {
-        let header = Header {
-            tree: TreeId::of(b"tree"),
-            from: Some(TreeId::of(b"from")),
-            guessed: true,
-            fast: true,
-            manifest: Part { stored_bytes: 1, plain_bytes: 2 },
-            index: Part { stored_bytes: 3, plain_bytes: 4 },
-            proofs_bytes: 64,
-            frames_bytes: 5 << 20,
-        };
-        let bytes = header.encode();
-        assert_eq!(Header::decode(&bytes), Ok(header));
-        let without = Header { from: None, ..header };
-        assert_eq!(Header::decode(&without.encode()), Ok(without));
-        let mut newer = bytes;
-        newer[8] = 2;
-        assert!(matches!(Header::decode(&newer), Err(BundleFault::Newer { version: 2, .. })));
-        let mut odd = bytes;
-        odd[98] = 65;
-        assert!(matches!(Header::decode(&odd), Err(BundleFault::Malformed(_))));
-        assert_eq!(Header::decode(&[0; HEADER_BYTES]), Err(BundleFault::NotABundle));
     }
 }

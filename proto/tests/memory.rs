@@ -7,10 +7,11 @@ use std::hint::black_box;
 
 use proto::agent::{AgentReply, AgentRequest, Progress, StepEvent};
 use proto::daemon::{DaemonReply, DaemonRequest};
-use proto::delta::{self, Part};
+use proto::delta;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::manifest::Manifest;
 use proto::message::{HostReply, HostRequest, ManagerReply, ManagerRequest};
+use proto::relative::Part;
 use proto::{GenerationRecord, SignedRecord, TreeId, bundle, codec};
 use serde::de::DeserializeOwned;
 

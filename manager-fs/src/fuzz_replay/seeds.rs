@@ -6,8 +6,9 @@ use std::io::{Cursor, Write};
 use std::path::Path;
 
 use proto::bulk::Encoding;
-use proto::delta::{Run, Stretch};
+use proto::delta::Run;
 use proto::proof::{PageRun, PageSet};
+use proto::relative::{Recipe, Stretch};
 use proto::{GenerationRecord, TreeId, bundle, codec, delta};
 use serde::Serialize;
 
@@ -143,7 +144,8 @@ fn streams(put: &mut Put<'_>) {
     let made = patch::Encoder::default().encode(&chunk, &chunk, 3).unwrap();
     let stretches = vec![Stretch { object: 0, offset: 0, bytes: 65_536 }];
     let makes = vec![Run { object: 0, first: 0, count: 1 }];
-    let frame = delta::Frame { makes, stretches: stretches.clone(), patch: made.patch, literals: made.literals };
+    let recipe = Recipe { stretches: stretches.clone(), patch: made.patch, literals: made.literals };
+    let frame = delta::Frame { makes, recipe };
     let index = delta::encode_index(std::slice::from_ref(&frame)).unwrap();
     let frames_bytes = u16::try_from(made.stored.len()).unwrap().to_be_bytes();
     put("delta_index", "one-frame", [&[0, 0], &frames_bytes, index.as_slice()].concat());
@@ -160,7 +162,8 @@ fn streams(put: &mut Put<'_>) {
     // A base is what came before, which is nothing, and then the stretches.
     let made = patch::Encoder::default().encode(&chunk, &plain, 3).unwrap();
     let makes = vec![bundle::Pages { object: 0, chunk: 0, runs }];
-    let frame = bundle::Frame { makes, stretches, patch: made.patch, literals: made.literals };
+    let recipe = Recipe { stretches, patch: made.patch, literals: made.literals };
+    let frame = bundle::Frame { makes, recipe };
     let index = bundle::encode_index(&[frame]).unwrap();
     let frames_bytes = u16::try_from(made.stored.len()).unwrap().to_be_bytes();
     let values = [u8::try_from(proof.len()).unwrap()];

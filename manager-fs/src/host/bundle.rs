@@ -149,7 +149,7 @@ impl Reader {
             self.buffer.drain(..index + proofs);
             return Ok(Some(Arrived::Index));
         }
-        let Some(stored_bytes) = self.frames().first().map(Frame::stored_bytes) else {
+        let Some(stored_bytes) = self.frames().first().map(|frame| frame.recipe.stored_bytes()) else {
             return Ok(Some(Arrived::End));
         };
         let Some(stored) = self.take(width::index(stored_bytes)) else { return Ok(None) };
@@ -182,7 +182,7 @@ impl Reader {
         let malformed = || BundleFault::Malformed("a frame of another bundle");
         let tree = self.tree.as_ref().ok_or_else(malformed)?;
         let mut base = self.tail.clone();
-        for stretch in &frame.stretches {
+        for stretch in &frame.recipe.stretches {
             let old = self.old.as_ref().and_then(|old| old.manifest.objects.get(stretch.object as usize));
             let (object, start) = (old.ok_or_else(malformed)?, base.len());
             base.resize(start + stretch.bytes as usize, 0);
@@ -190,7 +190,8 @@ impl Reader {
                 .map_err(|error| BundleError::Old(format!("object {}: {error}", object.id)))?;
         }
         let (plain_bytes, _) = frame.sizes(tree).ok_or_else(malformed)?;
-        let plain = patch::decode(&base, frame.patch, frame.literals, stored, width::index(plain_bytes))?;
+        let (patch, literals) = (frame.recipe.patch, frame.recipe.literals);
+        let plain = patch::decode(&base, patch, literals, stored, width::index(plain_bytes))?;
         let mut rest = plain.as_slice();
         for part in &frame.makes {
             let (set, chunk_bytes) = part.of(tree).ok_or_else(malformed)?;

@@ -36,9 +36,9 @@ pub enum DeltaError {
     /// The old object cannot be read here.
     #[error("old object {object}: {source}")]
     Old {
-        /// Which.
+        /// The object of the old tree.
         object: proto::ObjectId,
-        /// Why.
+        /// What reading it said.
         source: std::io::Error,
     },
 }
@@ -130,7 +130,7 @@ impl Reader {
             self.buffer.drain(..header.index.stored_bytes as usize);
         }
         let next = self.frames.as_ref().and_then(|frames| frames.as_slice().first());
-        let Some(stored_bytes) = next.map(Frame::stored_bytes) else { return Ok(Some(Arrived::End)) };
+        let Some(stored_bytes) = next.map(|frame| frame.recipe.stored_bytes()) else { return Ok(Some(Arrived::End)) };
         let Some(stored) = self.take(width::index(stored_bytes)) else { return Ok(None) };
         Ok(self.frames.as_mut().and_then(Iterator::next).map(|frame| Arrived::Frame(frame, stored)))
     }
@@ -167,16 +167,16 @@ pub fn make(
 ) -> Result<(), DeltaError> {
     // `decode_index` has checked that these exist and how large they are.
     let malformed = || DeltaFault::Malformed("a frame of another delta");
-    let mut base = vec![0; width::index(frame.base_bytes())];
+    let mut base = vec![0; width::index(frame.recipe.stretch_bytes())];
     let mut rest = base.as_mut_slice();
-    for stretch in &frame.stretches {
+    for stretch in &frame.recipe.stretches {
         let object = old.objects.get(stretch.object as usize).ok_or_else(malformed)?;
         let (into, after) = rest.split_at_mut(stretch.bytes as usize);
         read_old(object, stretch.offset, into).map_err(|source| DeltaError::Old { object: object.id, source })?;
         rest = after;
     }
     let plain_bytes = width::index(frame.plain_bytes(new).ok_or_else(malformed)?);
-    let plain = patch::decode(&base, frame.patch, frame.literals, stored, plain_bytes)?;
+    let plain = patch::decode(&base, frame.recipe.patch, frame.recipe.literals, stored, plain_bytes)?;
     let mut plain = plain.as_slice();
     for run in &frame.makes {
         let object = new.objects.get(run.object as usize).ok_or_else(malformed)?;

@@ -5,7 +5,7 @@ use std::io::Cursor;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use proto::delta::Part;
+use proto::relative::Part;
 use proto::{Manifest, TreePath};
 
 use super::monitor::Quiet;

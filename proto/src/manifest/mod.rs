@@ -1,7 +1,7 @@
 //! The tree's complete metadata, in one canonical byte string. Specified in `docs/tree-format.md`.
 //!
 //! ```text
-//! manifest = magic "MFSTREE\0" | version u16 | ignorable u32 | refuse u32 | bincode(Manifest)
+//! manifest = preamble with magic "MFSTREE\0" | bincode(Manifest)
 //! entries ──index──> nodes ──id──> objects ──> chunk ids
 //! ```
 //!
@@ -18,7 +18,7 @@ pub use validate::{ManifestFault, xattr_fault};
 use crate::id::{ChunkId, ObjectId};
 use crate::path::TreePath;
 
-/// A whole tree.
+/// A whole tree: every path and what it leads to, by id down to the chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Size of every chunk but the last of each object, bytes; a power of two.
@@ -42,14 +42,14 @@ pub struct Object {
     pub chunks: Vec<ChunkId>,
 }
 
-/// One inode.
+/// One inode: what `stat` shows of a path, and what is behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// The twelve permission bits (`07777`).
     pub mode: u32,
-    /// Owner.
+    /// Number of its owner, as received; a mount in a user namespace shows 0 instead.
     pub uid: u32,
-    /// Group.
+    /// Number of its group, as received.
     pub gid: u32,
     /// Modification time: seconds since 1970, may be negative.
     pub mtime_s: i64,
@@ -57,16 +57,16 @@ pub struct Node {
     pub mtime_ns: u32,
     /// Extended attributes, ordered by name. `*.overlay.*` is refused.
     pub xattrs: Vec<Xattr>,
-    /// What it is.
+    /// Its type, with what is behind it.
     pub kind: NodeKind,
 }
 
-/// One extended attribute.
+/// One extended attribute of an inode; [`xattr_fault`] says which there may be.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Xattr {
     /// Full name with its namespace, such as `security.capability`.
     pub name: Vec<u8>,
-    /// Raw value.
+    /// The value's raw bytes, at most 64 KiB.
     pub value: Vec<u8>,
 }
 
@@ -83,12 +83,12 @@ pub enum NodeKind {
     Symlink(Vec<u8>),
 }
 
-/// One path.
+/// One name of an inode.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Where.
+    /// Its place, relative to the tree's root.
     pub path: TreePath,
-    /// Index into [`Manifest::nodes`].
+    /// Index into [`Manifest::nodes`]; files of several names share theirs.
     pub node: u32,
 }
 

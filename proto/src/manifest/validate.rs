@@ -8,6 +8,7 @@ use crate::limits::{
     XATTRS_MAX,
 };
 use crate::path::{TreePath, printable};
+use crate::preamble::PreambleFault;
 
 /// Why bytes are not the manifest of a tree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,7 +30,7 @@ pub enum ManifestFault {
         "the manifest is of format {version} with features {features:#x}; this program reads format 1: upgrade it"
     )]
     Newer {
-        /// Format version found.
+        /// The format version that its preamble says.
         version: u16,
         /// Features that a reader must know.
         features: u32,
@@ -43,11 +44,20 @@ pub enum ManifestFault {
     /// A rule of the tree is broken.
     #[error("malformed tree at '{place}': {fault}")]
     Malformed {
-        /// Path or id.
+        /// The entry's path or the object's id; the list's name where the whole of it is wrong.
         place: String,
-        /// The broken rule.
+        /// The rule of `docs/tree-format.md` that it breaks.
         fault: &'static str,
     },
+}
+
+impl From<PreambleFault> for ManifestFault {
+    fn from(fault: PreambleFault) -> Self {
+        match fault {
+            PreambleFault::Other => ManifestFault::NotAManifest,
+            PreambleFault::Newer { version, features } => ManifestFault::Newer { version, features },
+        }
+    }
 }
 
 fn malformed(place: impl ToString, fault: &'static str) -> ManifestFault {

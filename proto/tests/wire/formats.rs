@@ -2,11 +2,12 @@
 
 use ed25519_dalek::SigningKey;
 use proto::bulk::{ChunkHead, Encoding};
-use proto::delta::{Part, Run, Stretch};
+use proto::delta::Run;
 use proto::frame::{FrameHeader, FrameKind};
 use proto::manifest::{Entry, Manifest, Node, NodeKind, Object, Xattr};
 use proto::proof::PageRun;
 use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange, Script};
+use proto::relative::{Part, Recipe, Stretch};
 use proto::{ChunkId, GenerationRecord, ObjectId, SignedRecord, TreeId, TreePath, bundle, codec, delta};
 
 use crate::Case;
@@ -163,6 +164,11 @@ fn part(at: u32) -> Part {
     Part { stored_bytes: at, plain_bytes: at + 1 }
 }
 
+fn recipe() -> Recipe {
+    let stretches = vec![Stretch { object: 0, offset: 0, bytes: 10 }];
+    Recipe { stretches, patch: part(12), literals: Part::default() }
+}
+
 fn delta_header() -> delta::Header {
     let (from, to) = (TreeId::from_bytes([1; 32]), samples::tree());
     delta::Header { from, to, manifest: part(10), index: part(20), frames_bytes: 12 }
@@ -190,12 +196,7 @@ fn read_delta(bytes: &[u8]) -> Vec<Line> {
 
 /// One frame that makes the only chunk of `run` out of the same bytes of the same tree.
 fn delta_index() -> Vec<u8> {
-    let frame = delta::Frame {
-        makes: vec![Run { object: 0, first: 0, count: 1 }],
-        stretches: vec![Stretch { object: 0, offset: 0, bytes: 10 }],
-        patch: part(12),
-        literals: Part::default(),
-    };
+    let frame = delta::Frame { makes: vec![Run { object: 0, first: 0, count: 1 }], recipe: recipe() };
     delta::encode_index(&[frame]).unwrap()
 }
 
@@ -240,9 +241,7 @@ fn read_bundle(bytes: &[u8]) -> Vec<Line> {
 
 fn bundle_index() -> Vec<u8> {
     let pages = bundle::Pages { object: 0, chunk: 0, runs: vec![PageRun { first: 0, count: 1 }] };
-    let stretches = vec![Stretch { object: 0, offset: 0, bytes: 10 }];
-    let frame = bundle::Frame { makes: vec![pages], stretches, patch: part(12), literals: Part::default() };
-    bundle::encode_index(&[frame]).unwrap()
+    bundle::encode_index(&[bundle::Frame { makes: vec![pages], recipe: recipe() }]).unwrap()
 }
 
 fn read_bundle_index(bytes: &[u8]) -> Vec<Line> {

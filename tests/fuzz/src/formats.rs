@@ -5,13 +5,13 @@ use std::str::FromStr;
 
 use manager_fs::host::{bundle as host_bundle, delta as host_delta};
 use proto::bulk::ChunkHead;
-use proto::delta::Part;
 use proto::frame::FrameHeader;
 use proto::local::Greeting;
 use proto::manifest::{Entry, Manifest, Node, NodeKind, Object};
 use proto::name::Target as NamedTarget;
 use proto::proof::{PAGE_BYTES, PageRun, PageSet, proof_len, prove, verify};
 use proto::record::Metadata;
+use proto::relative::Part;
 use proto::{ChunkId, GenerationRef, ObjectId, SignedRecord, TreeId, TreePath, bundle, codec, delta, token};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -142,7 +142,7 @@ fn delta_index(bytes: &[u8]) -> bool {
     let Ok(frames) = delta::decode_index(index, &header, &tree, &tree) else { return false };
     for frame in frames {
         let made = frame.plain_bytes(&tree).unwrap();
-        assert!(made <= delta::FRAME_PLAIN_BYTES_MAX && frame.base_bytes() <= delta::FRAME_BASE_BYTES_MAX);
+        assert!(made <= delta::FRAME_PLAIN_BYTES_MAX && frame.recipe.stretch_bytes() <= delta::FRAME_BASE_BYTES_MAX);
     }
     true
 }

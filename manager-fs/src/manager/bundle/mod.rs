@@ -18,13 +18,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use proto::bundle::{
-    FRAME_PARTS_MAX, Frame, Header, PAGES_BYTES_MAX, Pages, TAIL_BYTES, TOUCHES_MAX, Touch, decode_index,
-    encode_index,
+    Frame, Header, PAGES_BYTES_MAX, Pages, TAIL_BYTES, TOUCHES_MAX, Touch, decode_index, encode_index,
 };
-use proto::delta::{Part, Run, Stretch};
+use proto::delta::Run;
 use proto::manifest::NodeKind;
 use proto::message::BundleFacts;
 use proto::proof::{PAGE_BYTES, PageSet, prove};
+use proto::relative::{FRAME_PARTS_MAX, Part, Recipe, Stretch};
 use proto::width;
 use proto::{Manifest, TreeId};
 
@@ -50,7 +50,7 @@ const FRAME_BYTES: u64 = 512 << 10;
 /// What to make a bundle of.
 #[derive(Debug, Clone, Copy)]
 pub struct BundleOrder<'a> {
-    /// The tree.
+    /// The tree of which pages are wanted.
     pub tree: &'a TreeId,
     /// For hosts that have every object of this tree.
     pub from: Option<&'a TreeId>,
@@ -58,7 +58,7 @@ pub struct BundleOrder<'a> {
     pub touches: &'a [Touch],
     /// Whether nobody has touched them yet.
     pub guessed: bool,
-    /// zstd level.
+    /// The zstd level: low while a host waits, high afterwards.
     pub level: i32,
 }
 
@@ -265,12 +265,8 @@ impl Maker<'_> {
         for ((makes, draft), encoded) in batch.iter().zip(&drafts).zip(encoded) {
             let ended_early = || BundleError::Make(DeltaError::Encode("a thread ended early".into()));
             let (stretches, patch) = encoded.map_err(|_| ended_early())??;
-            self.frames.push(Frame {
-                makes: makes.to_vec(),
-                stretches,
-                patch: patch.patch,
-                literals: patch.literals,
-            });
+            let recipe = Recipe { stretches, patch: patch.patch, literals: patch.literals };
+            self.frames.push(Frame { makes: makes.to_vec(), recipe });
             self.stored.extend_from_slice(&patch.stored);
             self.facts.plain_bytes += draft.plain.len() as u64;
         }

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use lru::LruCache;
 use proto::bundle::{HEADER_BYTES, Header, Touch};
-use proto::delta::Part;
 use proto::message::ManagerReply;
+use proto::relative::Part;
 use proto::width;
 use proto::{GenerationRef, HostName, TreeId};
 

@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use proto::delta::{Frame, Header, Part, Stretch, encode_index, trailer};
+use proto::delta::{Frame, Header, encode_index, trailer};
+use proto::relative::{Part, Recipe, Stretch};
 use proto::width;
 use proto::{ChunkId, Manifest, TreeId};
 
@@ -59,7 +60,7 @@ pub struct DeltaStats {
     pub manifest_bytes: u64,
     /// Bytes of the index in it.
     pub index_bytes: u64,
-    /// Frames.
+    /// Frames that were worth their bytes.
     pub frames: u64,
     /// Plain bytes that its frames make.
     pub made_bytes: u64,
@@ -78,7 +79,7 @@ pub enum DeltaError {
     /// The store failed, or lacks a tree or a chunk.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Compression failed.
+    /// zstd failed, or a thread that compresses did; the text says how.
     #[error("the delta cannot be encoded: {0}")]
     Encode(String),
     /// The caller gave up.
@@ -157,7 +158,7 @@ fn front(
         to: *to,
         manifest: part(&manifest_stored, &new),
         index: part(&index_stored, &index),
-        frames_bytes: frames.iter().map(Frame::stored_bytes).sum(),
+        frames_bytes: frames.iter().map(|frame| frame.recipe.stored_bytes()).sum(),
     };
     Ok((header, [manifest_stored, index_stored].concat()))
 }
@@ -261,10 +262,10 @@ impl Maker<'_> {
         let base = self.old.read(&stretches)?;
         let patch = encoder.encode(&base, &plain, self.options.level)?;
         let makes = group.iter().map(|piece| piece.run).collect();
-        let frame = Frame { makes, stretches, patch: patch.patch, literals: patch.literals };
+        let frame = Frame { makes, recipe: Recipe { stretches, patch: patch.patch, literals: patch.literals } };
         // Half of what the entry has in the index, which is compressed.
-        let entry_bytes = (12 * frame.makes.len() + 16 * frame.stretches.len() + 32) as u64 / 2;
-        if (frame.stored_bytes() + entry_bytes) * 8 <= fetched_bytes * 7 {
+        let entry_bytes = (12 * frame.makes.len() + 16 * frame.recipe.stretches.len() + 32) as u64 / 2;
+        if (frame.recipe.stored_bytes() + entry_bytes) * 8 <= fetched_bytes * 7 {
             Ok(Made { frame: Some((frame, patch.stored)), ..left_out })
         } else {
             Ok(left_out)

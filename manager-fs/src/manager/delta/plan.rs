@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use proto::delta::{FRAME_PARTS_MAX, Run};
+use proto::delta::Run;
 use proto::manifest::{Manifest, NodeKind};
+use proto::relative::FRAME_PARTS_MAX;
 use proto::width;
 use proto::{ChunkId, ObjectId};
 

@@ -31,7 +31,7 @@ pub enum SendDeltaError {
     Gone {
         /// From which tree.
         from: TreeId,
-        /// To which.
+        /// The tree that it makes.
         to: TreeId,
     },
     /// It cannot be made.

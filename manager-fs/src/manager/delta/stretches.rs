@@ -1,7 +1,8 @@
 //! Which stretches of the old tree are the base of a frame.
 
 use proto::Manifest;
-use proto::delta::{FRAME_BASE_BYTES_MAX, FRAME_PARTS_MAX, Stretch};
+use proto::delta::FRAME_BASE_BYTES_MAX;
+use proto::relative::{FRAME_PARTS_MAX, Stretch};
 use proto::width;
 
 use super::anchors::OldPlace;

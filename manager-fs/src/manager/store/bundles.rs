@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::io;
 
 use proto::TreeId;
-use proto::bundle::{HEADER_BYTES, Header, TRAILER_BYTES, trailer};
+use proto::bundle::{HEADER_BYTES, Header, trailer};
+use proto::relative::TRAILER_BYTES;
 
 use super::gc::{GcPass, GcReport};
 use super::pack_store::{BlobKind, BlobName};

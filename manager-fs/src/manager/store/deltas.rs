@@ -5,7 +5,8 @@ use std::io;
 use std::ops::Range;
 
 use proto::TreeId;
-use proto::delta::{HEADER_BYTES, Header, TRAILER_BYTES, trailer};
+use proto::delta::{HEADER_BYTES, Header, trailer};
+use proto::relative::TRAILER_BYTES;
 
 use super::gc::{GcPass, GcReport};
 use super::pack_store::{BlobKind, BlobName, Draft, Put};

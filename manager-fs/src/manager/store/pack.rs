@@ -1,7 +1,7 @@
 //! The pack: chunk frames, then their index, then a trailer. Specified in `docs/tree-format.md`, "Pack".
 //!
 //! ```text
-//! header  magic "MFSPACK\0" | version u16 | ignorable u32 | refuse u32
+//! header  preamble with magic "MFSPACK\0"
 //! frames  stored bytes of the chunks, one after another
 //! index   a frame: chunk id 32 | stored u32 | plain u32 | encoding u8 | check 8
 //! trailer frames u64 (bytes) | count u32 | pack id 32 | magic "MFSPKEND"
@@ -11,20 +11,18 @@ use std::io;
 
 use proto::bulk::Encoding;
 use proto::limits::CHUNK_BYTES_MAX;
+use proto::preamble::{PREAMBLE_BYTES, Preamble, PreambleFault};
 use proto::width;
 use proto::{ChunkId, ObjectId};
 
 use super::pack_id::PackId;
 use super::pack_store::{BlobName, Draft, PackStore};
 
-const MAGIC: &[u8; 8] = b"MFSPACK\0";
+const PREAMBLE: Preamble = Preamble::new(*b"MFSPACK\0");
 const END_MAGIC: &[u8; 8] = b"MFSPKEND";
-const VERSION: u16 = 1;
-/// Features that a reader must know: none in version 1. Unknown ignorable features are ignored.
-const KNOWN_REFUSE_FEATURES: u32 = 0;
 /// Ignorable feature: the frames are compressed as well as [`Effort::Best`] can.
 const BEST_EFFORT: u32 = 1;
-const HEADER_BYTES: u64 = 8 + 2 + 4 + 4;
+const HEADER_BYTES: u64 = PREAMBLE_BYTES as u64;
 const ENTRY_BYTES: usize = 32 + 4 + 4 + 1 + 8;
 const TRAILER_BYTES: u64 = 8 + 4 + 32 + 8;
 /// Keeps a pack's id from being the hash of something else.
@@ -33,7 +31,7 @@ const ID_CONTEXT: &[u8] = b"manager-fs pack 1\0";
 /// One frame of a pack, as its index tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Frame {
-    /// Which chunk.
+    /// The chunk that it decodes to.
     pub(super) chunk: ChunkId,
     /// Where the stored bytes begin in the pack.
     pub(super) offset: u64,
@@ -60,7 +58,7 @@ pub(super) fn check_of(stored: &[u8]) -> [u8; 8] {
 pub(super) enum Effort {
     /// While someone waits for the publication.
     Fast,
-    /// Afterwards.
+    /// Afterwards, when nobody waits.
     Best,
 }
 
@@ -97,6 +95,15 @@ pub(super) enum PackFault {
     Malformed(&'static str),
     #[error("it is of pack format {version} with features {features:#x}; this program reads format 1: upgrade it")]
     Newer { version: u16, features: u32 },
+}
+
+impl From<PreambleFault> for PackFault {
+    fn from(fault: PreambleFault) -> Self {
+        match fault {
+            PreambleFault::Other => PackFault::Malformed("its first bytes are not those of a pack"),
+            PreambleFault::Newer { version, features } => PackFault::Newer { version, features },
+        }
+    }
 }
 
 /// A pack that is being written.
@@ -194,7 +201,7 @@ pub(super) fn read_index(store: &dyn PackStore, id: &PackId) -> Result<PackIndex
         return Err(PackFault::Malformed("it is shorter than a header and a trailer"));
     }
     let header = store.get(&name, 0..HEADER_BYTES)?;
-    let effort = check_header(&header)?;
+    let effort = effort_of(&header)?;
     let trailer = store.get(&name, bytes - TRAILER_BYTES..bytes)?;
     if trailer[44..] != END_MAGIC[..] {
         return Err(PackFault::Malformed("its end is cut off or overwritten"));
@@ -215,21 +222,14 @@ pub(super) fn read_index(store: &dyn PackStore, id: &PackId) -> Result<PackIndex
     Ok(PackIndex { effort, frames: decode_index(&index, frames_bytes)? })
 }
 
-fn header(effort: Effort) -> Vec<u8> {
-    [MAGIC.as_slice(), &VERSION.to_le_bytes(), &effort.features().to_le_bytes(), &[0; 4]].concat()
+fn header(effort: Effort) -> [u8; PREAMBLE_BYTES] {
+    PREAMBLE.encode(effort.features())
 }
 
-fn check_header(header: &[u8]) -> Result<Effort, PackFault> {
-    if &header[..8] != MAGIC {
-        return Err(PackFault::Malformed("its first bytes are not those of a pack"));
-    }
-    let version = u16::from_le_bytes([header[8], header[9]]);
-    let features = u32::from_le_bytes([header[14], header[15], header[16], header[17]]);
-    if version != VERSION || features & !KNOWN_REFUSE_FEATURES != 0 {
-        return Err(PackFault::Newer { version, features });
-    }
-    let ignorable = u32::from_le_bytes([header[10], header[11], header[12], header[13]]);
-    Ok(if ignorable & BEST_EFFORT == 0 { Effort::Fast } else { Effort::Best })
+fn effort_of(header: &[u8]) -> Result<Effort, PackFault> {
+    let preamble = header.first_chunk().ok_or(PreambleFault::Other)?;
+    let features = PREAMBLE.decode(preamble)?;
+    Ok(if features & BEST_EFFORT == 0 { Effort::Fast } else { Effort::Best })
 }
 
 fn pack_id(header: &[u8], index: &[u8], frames_bytes: u64, count: u32) -> PackId {

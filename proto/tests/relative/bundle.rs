@@ -1,17 +1,17 @@
-//! The bundle's fixed bytes, and what a reader of its index refuses.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+//! What only a bundle has: pages of chunks, with their proofs, in the order of a start.
 
 use proto::bundle::{
-    BundleFault, FRAME_BASE_BYTES_MAX, FRAME_PARTS_MAX, FRAME_PLAIN_BYTES_MAX, Frame, HEADER_BYTES, Header,
-    INDEX_BYTES_MAX, PAGES_BYTES_MAX, Pages, decode_index, encode_index, trailer,
+    BundleFault, FRAME_BASE_BYTES_MAX, FRAME_PLAIN_BYTES_MAX, Frame, HEADER_BYTES, Header, INDEX_BYTES_MAX,
+    PAGES_BYTES_MAX, Pages, decode_index, encode_index, trailer,
 };
 use proto::codec::CodecError;
-use proto::delta::{Part, Stretch};
 use proto::limits::MANIFEST_BYTES_MAX;
-use proto::manifest::{Entry, Manifest, Node, NodeKind, Object};
+use proto::manifest::Manifest;
 use proto::proof::{CHAINING_BYTES, PageRun};
-use proto::{ChunkId, ObjectId, TreeId, TreePath, width};
+use proto::relative::{FRAME_PARTS_MAX, Part, Recipe};
+use proto::{TreeId, width};
+
+use super::recipe;
 
 fn header() -> Header {
     Header {
@@ -26,31 +26,14 @@ fn header() -> Header {
     }
 }
 
-/// A tree of one file of `bytes` bytes in chunks of 1 MiB; the ids do not matter here.
 fn tree(bytes: u64) -> Manifest {
-    let chunks = (0..bytes.div_ceil(1 << 20)).map(|at| ChunkId::of(&at.to_le_bytes())).collect();
-    let object = Object { id: ObjectId::of(&bytes.to_le_bytes()), bytes, chunks };
-    let node = |kind| Node { mode: 0o755, uid: 0, gid: 0, mtime_s: 0, mtime_ns: 0, xattrs: vec![], kind };
-    Manifest {
-        chunk_bytes: 1 << 20,
-        nodes: vec![node(NodeKind::Directory), node(NodeKind::File(object.id))],
-        entries: vec![
-            Entry { path: TreePath::root(), node: 0 },
-            Entry { path: TreePath::parse(b"file").unwrap(), node: 1 },
-        ],
-        objects: vec![object],
-    }
+    super::tree(bytes, 1 << 20)
 }
 
 /// The second chunk's pages 0, 1 and 4.
 fn frame() -> Frame {
     let runs = vec![PageRun { first: 0, count: 2 }, PageRun { first: 4, count: 1 }];
-    Frame {
-        makes: vec![Pages { object: 0, chunk: 1, runs }],
-        stretches: vec![Stretch { object: 0, offset: 100, bytes: 900 }],
-        patch: Part { stored_bytes: 10, plain_bytes: 100 },
-        literals: Part { stored_bytes: 20, plain_bytes: 200 },
-    }
+    Frame { makes: vec![Pages { object: 0, chunk: 1, runs }], recipe: recipe() }
 }
 
 #[test]
@@ -79,13 +62,9 @@ fn other_bytes_and_later_versions_are_refused() {
         bytes[at] = byte;
         Header::decode(&bytes)
     };
-    for at in 0..8 {
-        assert_eq!(changed(at, b'?'), Err(BundleFault::NotABundle));
-    }
+    assert_eq!(changed(7, b'?'), Err(BundleFault::NotABundle));
     assert_eq!(changed(8, 2), Err(BundleFault::Newer { version: 2, features: 0 }));
-    assert_eq!(changed(9, 1), Err(BundleFault::Newer { version: 257, features: 0 }));
     assert_eq!(changed(14, 1), Err(BundleFault::Newer { version: 1, features: 1 }));
-    assert_eq!(changed(17, 0x80), Err(BundleFault::Newer { version: 1, features: 0x8000_0000 }));
     assert_eq!(changed(10, 5), Ok(header()), "what may be ignored is ignored");
     assert_eq!(changed(10, 2), Ok(Header { guessed: false, fast: true, ..header() }));
     assert_eq!(changed(10, 4), Ok(Header { guessed: false, ..header() }));
@@ -118,7 +97,7 @@ fn every_size_of_a_header_has_its_bound() {
 
 /// Reads the index of these frames, under a header that fits them.
 fn check(frames: &[Frame], old: Option<&Manifest>, new: &Manifest) -> Result<Vec<Frame>, BundleFault> {
-    let frames_bytes = frames.iter().map(Frame::stored_bytes).sum();
+    let frames_bytes = frames.iter().map(|frame| frame.recipe.stored_bytes()).sum();
     let proofs: usize = frames.iter().filter_map(|frame| Some(frame.sizes(new)?.1)).sum();
     let header = Header { frames_bytes, proofs_bytes: width::count(proofs * CHAINING_BYTES), ..header() };
     decode_index(&encode_index(frames).unwrap(), &header, old, new)
@@ -137,79 +116,54 @@ fn an_index_names_only_what_there_is() {
     let (old, new) = (tree(1_000), tree(3_000_000));
     assert_eq!(check(&[frame(), frame()], Some(&old), &new), Ok(vec![frame(), frame()]));
     assert_eq!(frame().sizes(&new), Some((3 * 4096, 8)));
-    assert_eq!((frame().stored_bytes(), frame().stretch_bytes()), (30, 900));
+    super::check_recipes(3 * 4096, FRAME_BASE_BYTES_MAX, &|recipe| {
+        fault(check(&[Frame { recipe, ..frame() }], Some(&old), &new))
+    });
     const PAGES: &str = "a frame makes pages that the tree does not have";
-    const PARTS: &str = "a frame makes nothing, or has more than 4096 parts or stretches";
     const STRETCH: &str = "a stretch is not of the old tree, or a frame's stretches are larger than 1 MiB";
-    const PART: &str = "a frame's part is larger than what it makes";
-    type Change = fn(&mut Frame);
-    let wrong: [(&str, Change, &str); 17] = [
-        ("no part", |frame| frame.makes.clear(), PARTS),
-        ("an object past the end", |frame| frame.makes[0].object = 1, PAGES),
-        ("a chunk past the end", |frame| frame.makes[0].chunk = 3, PAGES),
-        ("no pages", |frame| frame.makes[0].runs.clear(), PAGES),
-        ("pages that touch", |frame| frame.makes[0].runs[1].first = 2, PAGES),
-        ("pages past the end", |frame| frame.makes[0].runs[1].first = 256, PAGES),
-        (
-            "pages past the end of a short chunk",
-            |frame| {
-                frame.makes[0].chunk = 2;
-                frame.makes[0].runs[1].first = 250;
-            },
-            PAGES,
-        ),
-        ("an old object past the end", |frame| frame.stretches[0].object = 1, STRETCH),
-        ("a stretch past the end", |frame| frame.stretches[0].bytes = 901, STRETCH),
-        ("an empty stretch", |frame| frame.stretches[0].bytes = 0, STRETCH),
-        ("a stretch that wraps", |frame| frame.stretches[0].offset = u64::MAX, STRETCH),
-        ("too much base", |frame| frame.stretches = vec![frame.stretches[0]; 1_166], STRETCH),
-        ("too many stretches", |frame| frame.stretches = vec![frame.stretches[0]; FRAME_PARTS_MAX + 1], PARTS),
-        ("a patch that makes too much", |frame| frame.patch.plain_bytes = 2 * 3 * 4096 + 1025, PART),
-        ("a patch of too much", |frame| frame.patch.stored_bytes = 2 * 3 * 4096 + 1025, PART),
-        ("literals that make too much", |frame| frame.literals.plain_bytes = 2 * 3 * 4096 + 1025, PART),
-        ("literals of too much", |frame| frame.literals.stored_bytes = 2 * 3 * 4096 + 1025, PART),
+    type Change = fn(&mut Pages);
+    let wrong: [(&str, Change); 6] = [
+        ("an object past the end", |pages| pages.object = 1),
+        ("a chunk past the end", |pages| pages.chunk = 3),
+        ("no pages", |pages| pages.runs.clear()),
+        ("pages that touch", |pages| pages.runs[1].first = 2),
+        ("pages past the end", |pages| pages.runs[1].first = 256),
+        ("pages past the end of a short chunk", |pages| {
+            pages.chunk = 2;
+            pages.runs[1].first = 250;
+        }),
     ];
-    for (what, change, wanted) in wrong {
+    for (what, change) in wrong {
         let mut frame = frame();
-        change(&mut frame);
-        assert_eq!(fault(check(&[frame], Some(&old), &new)), wanted, "{what}");
+        change(&mut frame.makes[0]);
+        assert_eq!(fault(check(&[frame], Some(&old), &new)), PAGES, "{what}");
     }
+    let nothing = Frame { makes: vec![], ..frame() };
+    assert!(fault(check(&[nothing], Some(&old), &new)).starts_with("a frame makes nothing"));
     assert_eq!(fault(check(&[frame()], None, &new)), STRETCH, "nothing is there to take a stretch of");
     assert!(matches!(decode_index(&[1, 2, 3], &header(), None, &new), Err(BundleFault::Index(_))));
 }
 
 #[test]
 fn what_just_fits_is_taken() {
-    let (old, new) = (tree(1 << 20), tree(300 << 20));
-    let fits = |change: &dyn Fn(&mut Frame)| {
-        let mut frame = frame();
-        change(&mut frame);
-        fault(check(&[frame], Some(&old), &new))
-    };
-    assert_eq!(fits(&|frame| frame.patch = Part { stored_bytes: 25_600, plain_bytes: 25_600 }), "taken");
-    assert_eq!(fits(&|frame| frame.literals = Part { stored_bytes: 25_600, plain_bytes: 25_600 }), "taken");
-    let stretch = |bytes: u64| Stretch { object: 0, offset: 0, bytes: width::count(bytes) };
-    assert_eq!(fits(&|frame| frame.stretches = vec![stretch(FRAME_BASE_BYTES_MAX)]), "taken");
-    assert_eq!(fits(&|frame| frame.stretches = vec![stretch(256); FRAME_PARTS_MAX]), "taken");
-    assert_eq!(fits(&|frame| frame.stretches = vec![]), "taken");
+    let new = tree(300 << 20);
+    let alone = |makes| Frame { makes, recipe: Recipe::default() };
     let page = |first| Pages { object: 0, chunk: 0, runs: vec![PageRun { first, count: 1 }] };
     let whole = |chunk| Pages { object: 0, chunk, runs: vec![PageRun { first: 0, count: 256 }] };
-    assert_eq!(fits(&|frame| frame.makes = vec![whole(0)]), "taken", "{FRAME_PLAIN_BYTES_MAX} bytes");
-    assert_eq!(fits(&|frame| frame.makes = vec![whole(0), page(0)]), "a frame makes more than 1 MiB");
+    let fits = |makes| fault(check(&[alone(makes)], None, &new));
+    assert_eq!(fits(vec![whole(0)]), "taken", "{FRAME_PLAIN_BYTES_MAX} bytes");
+    assert_eq!(fits(vec![whole(0), page(0)]), "a frame makes more than 1 MiB");
     // A chunk of one byte makes one byte, so there can be as many parts as a frame may have.
     let short = tree((1 << 20) + 1);
     let bytes = |count| {
         let last = Pages { object: 0, chunk: 1, runs: vec![PageRun { first: 0, count: 1 }] };
-        let frame = Frame { makes: vec![last; count], stretches: vec![], ..frame() };
-        fault(check(&[frame], None, &short))
+        fault(check(&[alone(vec![last; count])], None, &short))
     };
     assert_eq!(bytes(FRAME_PARTS_MAX), "taken");
     assert!(bytes(FRAME_PARTS_MAX + 1).contains("more than 4096 parts"));
     // As many pages as a bundle may have, and one more.
     let all = |count: u32| {
-        let part = Part::default();
-        let whole = |chunk| Frame { makes: vec![whole(chunk)], stretches: vec![], patch: part, literals: part };
-        let frames: Vec<Frame> = (0..count).map(whole).collect();
+        let frames: Vec<Frame> = (0..count).map(|chunk| alone(vec![whole(chunk)])).collect();
         fault(check(&frames, None, &new))
     };
     assert_eq!(all(256), "taken");
@@ -219,7 +173,7 @@ fn what_just_fits_is_taken() {
 #[test]
 fn sums_must_be_those_of_the_header() {
     let new = tree(3_000_000);
-    let frame = Frame { stretches: vec![], ..frame() };
+    let frame = Frame { recipe: Recipe { stretches: vec![], ..recipe() }, ..frame() };
     let index = encode_index(std::slice::from_ref(&frame)).unwrap();
     let read = |frames_bytes, proofs_bytes| {
         let header = Header { frames_bytes, proofs_bytes, ..header() };
@@ -234,8 +188,7 @@ fn sums_must_be_those_of_the_header() {
 
 #[test]
 fn an_index_has_its_bound_when_it_is_written() {
-    let part = Part::default();
-    let frame = Frame { makes: vec![], stretches: vec![], patch: part, literals: part };
+    let frame = Frame { makes: vec![], recipe: Recipe::default() };
     // Eight bytes for the number of frames, 32 for each empty one.
     let most = (INDEX_BYTES_MAX - 8) / 32;
     assert_eq!(encode_index(&vec![frame.clone(); most]).map(|bytes| bytes.len()), Ok(8 + most * 32));
