@@ -28,7 +28,7 @@ pub struct Instance(pub [u8; 16]);
 pub enum HostRequest {
     /// First on every connection of an enrolled host.
     Hello {
-        /// [`PROTOCOL`].
+        /// The protocol that the host speaks ([`PROTOCOL`]); another one is refused.
         protocol: u16,
         /// Version of the host's `manager-fs`.
         #[serde(deserialize_with = "within::<_, Line<VERSION_BYTES_MAX>>")]
@@ -40,7 +40,7 @@ pub enum HostRequest {
     },
     /// The only request that needs no client certificate.
     Enroll {
-        /// [`PROTOCOL`].
+        /// The protocol that the host speaks ([`PROTOCOL`]); another one is refused.
         protocol: u16,
         /// The secret of the one-time token.
         #[serde(deserialize_with = "within::<_, Blob<SECRET_BYTES_MAX>>")]
@@ -59,7 +59,7 @@ pub enum HostRequest {
     Exports,
     /// The manifest of an exported tree: `Bulk` frames with its bytes (zstd), then the response.
     Manifest {
-        /// Which.
+        /// The tree; it must be exported to this host.
         tree: TreeId,
     },
     /// Chunks of objects of an exported tree: one `Bulk` frame a chunk ([`crate::bulk`]), in any order.
@@ -72,7 +72,7 @@ pub enum HostRequest {
     },
     /// What happened on the host, in order. The manager answers when it is durable.
     Report {
-        /// At least one.
+        /// What happened, the oldest first; at least one.
         #[serde(deserialize_with = "within::<_, List<Own<HostReport>, REPORTS_MAX>>")]
         reports: Vec<HostReport>,
     },
@@ -122,18 +122,28 @@ pub enum Role {
 /// Consecutive chunks of one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ChunkRange {
-    /// Of which object.
+    /// The object; it must be of the request's tree.
     pub object: ObjectId,
-    /// First chunk.
+    /// Index of the first into the chunks of the object.
     pub first: u32,
     /// How many, at least 1.
     pub count: u32,
 }
 
-/// The manager's answer.
+/// The chunks that a request names, in its order, each with the number under which it is answered
+/// ([`crate::bulk::ChunkHead::sequence`]), its object and its index in that.
+pub fn numbered(wants: &[ChunkRange]) -> impl Iterator<Item = (u32, ObjectId, u32)> + '_ {
+    let chunks = |want: &ChunkRange| {
+        let object = want.object;
+        (want.first..=u32::MAX).take(want.count as usize).map(move |index| (object, index))
+    };
+    (0..=u32::MAX).zip(wants.iter().flat_map(chunks)).map(|(sequence, (object, index))| (sequence, object, index))
+}
+
+/// What the manager answers a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ManagerReply {
-    /// To `Hello`.
+    /// To `Hello`: the host may go on asking.
     Welcome {
         /// The name in the certificate.
         host: HostName,
@@ -160,11 +170,11 @@ pub enum ManagerReply {
     Sent(u32),
     /// To `Report`; to `Profile`: it counts when another host tells the same.
     Done,
-    /// The request failed.
+    /// To any request: nothing of it was done.
     Fault(Fault),
-    /// To `Profile`.
+    /// To `Profile`: it counts, and this is the bundle that starts get from now on.
     Bundle(BundleFacts),
-    /// To `ExportList`.
+    /// To `ExportList`: all that is exported, and as many records as fit.
     ExportList {
         /// Grows with every change of the list. A host does not go back to a smaller one.
         number: u64,
@@ -197,20 +207,20 @@ pub enum ManagerRequest {
     ChangeOver(ChangeOver),
     /// Relay to the product's running agent. `Event`s carry [`Progress`], the response [`HostReply::Outcome`].
     Run {
-        /// Which agent.
+        /// The product whose agent is meant.
         product: Product,
-        /// The manager's number.
+        /// The manager's number of the job.
         job: JobId,
-        /// On whose behalf.
+        /// Whose snapshots it makes or means.
         origin: JobOrigin,
-        /// What to do.
+        /// What is done on the host.
         operation: Operation,
     },
     /// Relay to the product's running agent.
     Cancel {
-        /// Which agent.
+        /// The product whose agent is meant.
         product: Product,
-        /// The manager's number.
+        /// The manager's number of the job.
         job: JobId,
     },
     /// What runs here? Answered by [`HostReply::Agents`].
@@ -219,12 +229,12 @@ pub enum ManagerRequest {
     Alive,
     /// The manifest of a tree, if the host has it: one zstd frame in `Bulk` frames, then [`HostReply::Sent`].
     Manifest {
-        /// Which tree.
+        /// The tree whose manifest is wanted.
         tree: TreeId,
     },
     /// Those of these chunks that the host has, raw: one `Bulk` frame a chunk ([`crate::bulk`]), then [`HostReply::Sent`].
     Chunks {
-        /// In which tree.
+        /// The tree of whose objects they are.
         tree: TreeId,
         /// Which; at most [`CHUNKS_PER_REQUEST_MAX`] chunks in all.
         #[serde(deserialize_with = "within::<_, List<Own<ChunkRange>, CHUNKS_PER_REQUEST_MAX>>")]
@@ -235,9 +245,9 @@ pub enum ManagerRequest {
 /// What the manager tells a running agent, by way of its host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeOver {
-    /// The manager's number.
+    /// The manager's number of the change-over, which all reports on it bear.
     pub change: ChangeId,
-    /// Which agent.
+    /// The product whose agent changes over.
     pub product: Product,
     /// The signed record of the new generation (message A).
     #[serde(deserialize_with = "within::<_, Blob<RECORD_BYTES_MAX>>")]
@@ -246,22 +256,22 @@ pub struct ChangeOver {
     pub attach: TreeId,
     /// Change over before every object is local.
     pub lazy: bool,
-    /// Milliseconds (message C).
+    /// How long ongoing operations may take to finish, milliseconds (message C).
     pub drain_deadline_ms: u64,
     /// Try a generation that this host remembers as bad.
     pub retry_bad: bool,
 }
 
-/// A host's answer.
+/// What a host answers the manager.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostReply {
-    /// Accepted or done.
+    /// To every request that answers nothing else: it is taken, and reports tell what comes of it.
     Done,
-    /// To `Agents`.
+    /// To `Agents`: every agent of the host, also those that stand still.
     Agents(#[serde(deserialize_with = "within::<_, List<Own<AgentStatus>, AGENTS_MAX>>")] Vec<AgentStatus>),
-    /// To `Run`.
+    /// To `Run`: how the operation ended.
     Outcome(Outcome),
-    /// Refused or failed.
+    /// To any request: nothing of it was done.
     Fault(Fault),
     /// To `Manifest` and `Chunks`: how many bulk frames came before.
     Sent(u32),
@@ -276,29 +286,29 @@ pub enum HostReport {
     Agents(#[serde(deserialize_with = "within::<_, List<Own<AgentStatus>, AGENTS_MAX>>")] Vec<AgentStatus>),
     /// Progress of a job that was resumed after its `Run` had been cut off.
     JobProgress {
-        /// Which.
+        /// The manager's number of the job.
         job: JobId,
-        /// How far.
+        /// How far it is, of all its units.
         progress: Progress,
     },
     /// End of a job whose `Run` had been cut off.
     JobOutcome {
-        /// Which.
+        /// The manager's number of the job.
         job: JobId,
-        /// How.
+        /// How it ended; told until the manager has it.
         outcome: Outcome,
     },
     /// The trees attached on this host (all of them); `unexport` asks.
     Attached(#[serde(deserialize_with = "within::<_, List<Own<TreeId>, TREES_MAX>>")] Vec<TreeId>),
     /// Bytes came with a wrong hash; they were neither served nor kept.
     WrongHash {
-        /// Of what.
+        /// What the bytes should have been, and whence they came: a line for people.
         #[serde(deserialize_with = "within::<_, Line<WRONG_HASH_BYTES_MAX>>")]
         what: String,
     },
     /// What the first start of a generation touched that came without a bundle.
     Touched {
-        /// Which tree.
+        /// The tree whose manifest is wanted.
         tree: TreeId,
         /// In the order in which they were touched.
         #[serde(deserialize_with = "within::<_, List<Own<Touch>, TOUCHES_MAX>>")]

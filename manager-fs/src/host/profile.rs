@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::bulk::{ChunkHead, Encoding};
-use proto::message::ChunkRange;
+use proto::message::{ChunkRange, numbered};
 use proto::{Manifest, TreeId, codec};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -31,7 +31,7 @@ pub struct ProfileOptions {
     pub layout: Layout,
     /// The cache of the mount daemon, in which every object of the tree is local.
     pub source: PathBuf,
-    /// The tree.
+    /// The tree that the program was run from.
     pub tree: TreeId,
     /// Where the touches are written at the end.
     pub touches: PathBuf,
@@ -133,20 +133,16 @@ impl Upstream for LocalObjects {
     ) -> Result<(), UpstreamError> {
         let manifest = self.manifest(tree, deadline)?;
         let manifest = Manifest::decode(&manifest, tree).map_err(|fault| UpstreamError::Failed(fault.to_string()))?;
-        let mut sequence = 0;
-        for want in wants {
-            let path = self.path("local", want.object.to_shard());
+        for (sequence, object, index) in numbered(wants) {
+            let path = self.path("local", object.to_shard());
             let file = File::open(&path).map_err(failed(&path))?;
-            let object = manifest.object(&want.object);
-            for index in want.first..want.first + want.count {
-                let plain_bytes = object.and_then(|object| object.chunk_len(index, manifest.chunk_bytes));
-                let plain_bytes = plain_bytes.ok_or_else(|| UpstreamError::Failed(format!("no chunk {index}")))?;
-                let mut bytes = vec![0; plain_bytes as usize];
-                let offset = u64::from(index) * u64::from(manifest.chunk_bytes);
-                file.read_exact_at(&mut bytes, offset).map_err(failed(&path))?;
-                sink(ChunkHead { sequence, encoding: Encoding::Raw, plain_bytes }, bytes);
-                sequence += 1;
-            }
+            let object = manifest.object(&object);
+            let plain_bytes = object.and_then(|object| object.chunk_len(index, manifest.chunk_bytes));
+            let plain_bytes = plain_bytes.ok_or_else(|| UpstreamError::Failed(format!("no chunk {index}")))?;
+            let mut bytes = vec![0; plain_bytes as usize];
+            let offset = u64::from(index) * u64::from(manifest.chunk_bytes);
+            file.read_exact_at(&mut bytes, offset).map_err(failed(&path))?;
+            sink(ChunkHead { sequence, encoding: Encoding::Raw, plain_bytes }, bytes);
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ use manager_fs::manager::publish::{PublishOptions, publish};
 use manager_fs::manager::store::Store;
 use proto::bulk::{ChunkHead, Encoding};
 use proto::id::ChunkId;
-use proto::message::ChunkRange;
+use proto::message::{ChunkRange, numbered};
 use proto::{Manifest, TreeId};
 
 use crate::tree::make_tree;
@@ -107,21 +107,17 @@ impl Upstream for Origin {
         sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
     ) -> Result<(), UpstreamError> {
         let manifest = self.manifest(tree);
-        let mut sequence = 0;
-        for want in wants {
-            let object = manifest.object(&want.object).unwrap();
-            for index in want.first..want.first + want.count {
-                self.gate()?;
-                let mut stored = fs::read(self.chunk_path(&object.chunks[index as usize])).unwrap();
-                let encoding = Encoding::from_code(stored.remove(0)).unwrap();
-                if self.flag("lie").is_some() {
-                    let middle = stored.len() / 2;
-                    stored[middle] ^= 1;
-                }
-                let plain_bytes = object.chunk_len(index, manifest.chunk_bytes).unwrap();
-                sink(ChunkHead { sequence, encoding, plain_bytes }, stored);
-                sequence += 1;
+        for (sequence, object, index) in numbered(wants) {
+            self.gate()?;
+            let object = manifest.object(&object).unwrap();
+            let mut stored = fs::read(self.chunk_path(&object.chunks[index as usize])).unwrap();
+            let encoding = Encoding::from_code(stored.remove(0)).unwrap();
+            if self.flag("lie").is_some() {
+                let middle = stored.len() / 2;
+                stored[middle] ^= 1;
             }
+            let plain_bytes = object.chunk_len(index, manifest.chunk_bytes).unwrap();
+            sink(ChunkHead { sequence, encoding, plain_bytes }, stored);
         }
         Ok(())
     }

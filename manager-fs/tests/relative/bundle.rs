@@ -1,66 +1,38 @@
-//! A start-up bundle from the store of a manager to the pages of a host, through both halves' public faces.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+//! A start-up bundle: made of touches, sent as one stream, and read before the rest of the tree is here.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use manager_fs::host::cache::{Cache, CacheOptions};
-use manager_fs::host::fetch::{
-    ArrivedRange, FetchOptions, Fetcher, HydrateOptions, Upstream, UpstreamError, Urgency, Wanted,
-};
+use manager_fs::host::fetch::{ArrivedRange, FetchOptions, Fetcher, HydrateOptions, Wanted};
 use manager_fs::manager::bundle::{self, BundleError, BundleOrder};
 use manager_fs::manager::monitor::Quiet;
-use manager_fs::manager::publish::{PublishOptions, Published, publish};
-use manager_fs::manager::store::Store;
 use proptest::prelude::*;
-use proto::bulk::ChunkHead;
 use proto::bundle::Touch;
-use proto::message::ChunkRange;
-use proto::width;
-use proto::{GenerationRef, Manifest, TreeId};
+use proto::{TreeId, width};
 use tests::noise;
+
+use super::origin::{Origin, Pair, soon};
 
 const PAGE: u64 = 4096;
 
 /// Two versions of a program of a megabyte, with a library that stayed and one small file.
-struct Pair {
-    dir: tempfile::TempDir,
-    store: Store,
-    old: Published,
-    new: Published,
-}
-
 fn pair() -> Pair {
-    let dir = tempfile::tempdir().unwrap();
     let program = noise(1, 1_000_000);
     let mut next = [&program[400_000..], &noise(2, 3_001)[..], &program[..400_000]].concat();
     next.chunks_exact_mut(64).for_each(|line| line[9] = line[9].wrapping_add(16));
-    let store = Store::open(&dir.path().join("store")).unwrap();
-    let take_in = |name: &str, program: &[u8]| {
-        let root = dir.path().join(name);
-        fs::create_dir_all(root.join("bin")).unwrap();
-        fs::write(root.join("bin/run"), program).unwrap();
-        fs::set_permissions(root.join("bin/run"), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::write(root.join("library"), noise(3, 300_000)).unwrap();
-        fs::write(root.join("small"), format!("of {name}")).unwrap();
-        let options = PublishOptions { entry_point: Some("bin/run".into()), ..PublishOptions::default() };
-        publish(&store, &root, &options, &Quiet, &AtomicBool::new(false)).unwrap()
+    let files = |name: &str, program| {
+        [("bin/run", program), ("library", noise(3, 300_000)), ("small", format!("of {name}").into_bytes())]
     };
-    let (old, new) = (take_in("old", &program), take_in("new", &next));
-    Pair { dir, store, old, new }
+    Pair::of(&files("old", program), &files("new", next))
 }
 
 impl Pair {
-    fn manifest(&self) -> Manifest {
-        self.store.tree(&self.new.tree).unwrap()
-    }
-
     fn content(&self, path: &str) -> Vec<u8> {
         fs::read(self.dir.path().join("new").join(path)).unwrap()
     }
@@ -91,80 +63,8 @@ impl Pair {
     }
 }
 
-/// A manager without a network: its bundle goes out as far as the test lets it.
-struct InProcess {
-    pair: Pair,
-    bundle: Mutex<Vec<u8>>,
-    /// Bytes of the bundle that may go.
-    allowed: Mutex<usize>,
-    more: Condvar,
-    chunks: AtomicU64,
-    manifests: AtomicU64,
-}
-
-impl InProcess {
-    fn allow(&self, bytes: usize) {
-        *self.allowed.lock().unwrap() = bytes;
-        self.more.notify_all();
-    }
-}
-
-impl Upstream for InProcess {
-    fn manifest(&self, tree: &TreeId, _deadline: Instant) -> Result<Vec<u8>, UpstreamError> {
-        self.manifests.fetch_add(1, Ordering::Relaxed);
-        Ok(self.pair.store.manifest(tree).unwrap().unwrap())
-    }
-
-    fn chunks(
-        &self,
-        tree: &TreeId,
-        wants: &[ChunkRange],
-        _urgency: Urgency,
-        _deadline: Instant,
-        sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
-    ) -> Result<(), UpstreamError> {
-        let manifest = self.pair.store.tree(tree).unwrap();
-        let mut sequence = 0;
-        for want in wants {
-            for index in want.first..want.first + want.count {
-                let id = manifest.object(&want.object).unwrap().chunks[index as usize];
-                let chunk = self.pair.store.chunk(&id).unwrap().unwrap();
-                self.chunks.fetch_add(1, Ordering::Relaxed);
-                let head = ChunkHead { sequence, encoding: chunk.encoding, plain_bytes: chunk.plain_bytes };
-                sink(head, chunk.bytes);
-                sequence += 1;
-            }
-        }
-        Ok(())
-    }
-
-    fn start(
-        &self,
-        _generation: &GenerationRef,
-        _from: Option<&TreeId>,
-        _with_manifest: bool,
-        deadline: Instant,
-        sink: &mut dyn FnMut(&[u8]),
-    ) -> Result<(), UpstreamError> {
-        let bundle = self.bundle.lock().unwrap().clone();
-        let mut sent = 0;
-        while sent < bundle.len() {
-            let mut allowed = self.allowed.lock().unwrap();
-            while *allowed <= sent {
-                let left = deadline.checked_duration_since(Instant::now()).expect("the test allows more in time");
-                allowed = self.more.wait_timeout(allowed, left).unwrap().0;
-            }
-            let end = (*allowed).min(bundle.len()).min(sent + 1_000);
-            drop(allowed);
-            sink(&bundle[sent..end]);
-            sent = end;
-        }
-        Ok(())
-    }
-}
-
 struct Host {
-    upstream: Arc<InProcess>,
+    upstream: Arc<Origin>,
     fetcher: Arc<Fetcher>,
     arrived: Arc<Mutex<Vec<ArrivedRange>>>,
     wrong: Arc<AtomicU64>,
@@ -172,14 +72,7 @@ struct Host {
 }
 
 fn host(pair: Pair, bundle: Vec<u8>) -> Host {
-    let upstream = Arc::new(InProcess {
-        pair,
-        bundle: Mutex::new(bundle),
-        allowed: Mutex::new(usize::MAX),
-        more: Condvar::new(),
-        chunks: AtomicU64::new(0),
-        manifests: AtomicU64::new(0),
-    });
+    let upstream = Origin::new(pair, bundle);
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path(), CacheOptions::default()).unwrap();
     let (arrived, wrong) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicU64::new(0)));
@@ -194,10 +87,6 @@ fn host(pair: Pair, bundle: Vec<u8>) -> Host {
     };
     let fetcher = Fetcher::new(upstream.clone(), cache, options);
     Host { upstream, fetcher, arrived, wrong, _dir: dir }
-}
-
-fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(20)
 }
 
 impl Host {
@@ -279,7 +168,7 @@ fn a_host_with_the_old_tree_needs_a_fraction() {
     let manifest = host.fetcher.manifest(&old, soon()).unwrap();
     let quiet = AtomicBool::new(false);
     host.fetcher.make_local(&old, &manifest, HydrateOptions::default(), &quiet, &mut |_| ()).unwrap();
-    host.upstream.chunks.store(0, Ordering::Relaxed);
+    host.upstream.forget();
     host.begin(Some(old));
     host.fetcher.manifest(&host.upstream.pair.new.tree, soon()).unwrap();
     assert_eq!(host.read_touched(), 0, "the library is here, the rest came");
@@ -314,7 +203,7 @@ fn a_bundle_can_be_extended_and_is_collected_with_its_tree() {
     assert_eq!(store.gc(&keep, false, &Quiet).unwrap().bundles_removed, 1, "its old tree went");
 }
 
-fn walk(dir: &Path) -> std::path::PathBuf {
+fn walk(dir: &Path) -> PathBuf {
     let shard = fs::read_dir(dir).unwrap().next().unwrap().unwrap().path();
     fs::read_dir(shard).unwrap().next().unwrap().unwrap().path()
 }

@@ -1,82 +1,43 @@
-//! A delta from the store of a manager to the chunks of a host, through both halves' public faces.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+//! A delta: made of two trees, and the new one's chunks out of it and of what a host has.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use manager_fs::host::cache::{Cache, CacheOptions};
 use manager_fs::host::delta::{Arrived, DeltaError, Reader, make};
-use manager_fs::host::fetch::{
-    FetchOptions, Fetcher, FromOldOptions, HydrateOptions, TreeRef, Upstream, UpstreamError, Urgency,
-};
+use manager_fs::host::fetch::{FetchOptions, Fetcher, FromOldOptions, HydrateOptions, TreeRef};
 use manager_fs::manager::delta::{self, DeltaOptions};
 use manager_fs::manager::monitor::Quiet;
-use manager_fs::manager::publish::{PublishOptions, Published, publish};
 use manager_fs::manager::store::Store;
-use proto::bulk::ChunkHead;
 use proto::limits::CHUNK_BYTES;
 use proto::manifest::Object;
-use proto::message::ChunkRange;
-use proto::width;
-use proto::{Manifest, ObjectId, TreeId};
+use proto::{Manifest, ObjectId, TreeId, width};
 use tests::noise;
 
-fn write(root: &Path, files: &[(&str, Vec<u8>)]) {
-    for (path, content) in files {
-        let path = root.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
-    }
-}
-
-struct Pair {
-    _dir: tempfile::TempDir,
-    store: Store,
-    old: Published,
-    new: Published,
-}
+use super::origin::{Origin, Pair, soon};
 
 /// Two versions: a program whose functions moved and whose addresses changed, a library under a new name, a file that
 /// stayed, a file that is really new, and many small files that differ in their heads.
 fn pair() -> Pair {
-    let dir = tempfile::tempdir().unwrap();
     let program = noise(1, 900_000);
     let mut next = [&program[500_000..], &noise(2, 3_000)[..], &program[..500_000]].concat();
     next.chunks_exact_mut(64).for_each(|line| line[9] = line[9].wrapping_add(16));
     let library = noise(3, 150_000);
     let mut newer = library.clone();
     newer.splice(70_000..70_000, noise(4, 500));
+    let names: Vec<String> = (0..40).map(|at| format!("small/{at}.bin")).collect();
     let small = |version: u8| {
         let content = move |at: u64| [vec![version; 8], noise(100 + at, 2_000)].concat();
-        (0..40).map(move |at| (format!("small/{at}.bin"), content(at)))
+        names.iter().zip(0..).map(move |(name, at)| (name.as_str(), content(at)))
     };
-    let (old, new) = (dir.path().join("old"), dir.path().join("new"));
-    write(&old, &[("bin/run", program), ("lib/libx.so.1.2", library), ("same", noise(5, 200_000))]);
-    write(
-        &new,
-        &[("bin/run", next), ("lib/libx.so.1.10", newer), ("same", noise(5, 200_000)), ("new", noise(6, 300_000))],
-    );
-    for (root, version) in [(&old, 1), (&new, 2)] {
-        for (path, content) in small(version) {
-            write(root, &[(path.as_str(), content)]);
-        }
-    }
-    let store = Store::open(&dir.path().join("store")).unwrap();
-    let take_in = |source: &Path| {
-        let options = PublishOptions { entry_point: Some("bin/run".into()), ..PublishOptions::default() };
-        publish(&store, source, &options, &Quiet, &AtomicBool::new(false)).unwrap()
-    };
-    for root in [&old, &new] {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(root.join("bin/run"), fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    let (old, new) = (take_in(&old), take_in(&new));
-    Pair { _dir: dir, store, old, new }
+    let old = [("bin/run", program), ("lib/libx.so.1.2", library), ("same", noise(5, 200_000))];
+    let new =
+        [("bin/run", next), ("lib/libx.so.1.10", newer), ("same", noise(5, 200_000)), ("new", noise(6, 300_000))];
+    let (old, new): (Vec<_>, Vec<_>) =
+        (old.into_iter().chain(small(1)).collect(), new.into_iter().chain(small(2)).collect());
+    Pair::of(&old, &new)
 }
 
 fn make_delta(pair: &Pair) -> delta::DeltaStats {
@@ -195,7 +156,7 @@ fn a_damaged_delta_is_removed_and_a_useless_one_is_collected() {
 
     make_delta(&pair);
     let both = BTreeSet::from([from, to]);
-    let Pair { store, old, new, _dir } = pair;
+    let Pair { store, old, new, dir: _dir } = pair;
     drop((old, new));
     assert_eq!(store.gc(&both, false, &Quiet).unwrap().deltas_removed, 0);
     let report = store.gc(&BTreeSet::from([to]), false, &Quiet).unwrap();
@@ -204,80 +165,34 @@ fn a_damaged_delta_is_removed_and_a_useless_one_is_collected() {
     assert!(matches!(store.delta(&from, &to), Ok(None)));
 }
 
-/// A manager without a network, which counts what is fetched, and may damage its deltas.
-struct InProcess {
-    pair: Pair,
-    /// Plain bytes of chunks that were fetched as they are.
-    fetched_bytes: AtomicU64,
-    damage_at: Mutex<Option<usize>>,
-}
-
-impl Upstream for InProcess {
-    fn manifest(&self, tree: &TreeId, _deadline: Instant) -> Result<Vec<u8>, UpstreamError> {
-        Ok(self.pair.store.manifest(tree).unwrap().unwrap())
-    }
-
-    fn chunks(
-        &self,
-        tree: &TreeId,
-        wants: &[ChunkRange],
-        _urgency: Urgency,
-        _deadline: Instant,
-        sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
-    ) -> Result<(), UpstreamError> {
-        let manifest = self.pair.store.tree(tree).unwrap();
-        let mut sequence = 0;
-        for want in wants {
-            for index in want.first..want.first + want.count {
-                let id = manifest.object(&want.object).unwrap().chunks[index as usize];
-                let chunk = self.pair.store.chunk(&id).unwrap().unwrap();
-                self.fetched_bytes.fetch_add(u64::from(chunk.plain_bytes), Ordering::Relaxed);
-                let head = ChunkHead { sequence, encoding: chunk.encoding, plain_bytes: chunk.plain_bytes };
-                sink(head, chunk.bytes);
-                sequence += 1;
-            }
-        }
-        Ok(())
-    }
-
-    fn delta(
-        &self,
-        _from: &TreeId,
-        _to: &TreeId,
-        _deadline: Instant,
-        sink: &mut dyn FnMut(&[u8]),
-    ) -> Result<(), UpstreamError> {
-        let mut stream = stream(&self.pair);
-        if let Some(at) = *self.damage_at.lock().unwrap() {
-            stream[at] ^= 0xff;
-        }
-        stream.chunks(10_000).for_each(sink);
-        Ok(())
-    }
-}
-
-/// A host with the whole old tree, and its manager.
-fn host() -> (tempfile::TempDir, Arc<InProcess>, Arc<Fetcher>) {
-    let pair = pair();
-    make_delta(&pair);
-    let upstream = Arc::new(InProcess { pair, fetched_bytes: AtomicU64::new(0), damage_at: Mutex::default() });
+/// A host with the whole old tree of a pair, and its manager, which sends this stream as the delta.
+fn host(pair: Pair, stream: Vec<u8>) -> (tempfile::TempDir, Arc<Origin>, Arc<Fetcher>) {
+    let upstream = Origin::new(pair, stream);
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path(), CacheOptions::default()).unwrap();
     let options = FetchOptions { on_wrong_hash: Arc::new(|_| ()), ..FetchOptions::default() };
     let fetcher = Fetcher::new(upstream.clone(), cache, options);
     make_local(&fetcher, &upstream.pair.old.tree);
-    upstream.fetched_bytes.store(0, Ordering::Relaxed);
+    upstream.forget();
     (dir, upstream, fetcher)
 }
 
+/// A pair whose delta is made, with the delta's bytes.
+fn with_delta() -> (Pair, Vec<u8>) {
+    let pair = pair();
+    make_delta(&pair);
+    let stream = stream(&pair);
+    (pair, stream)
+}
+
 fn make_local(fetcher: &Arc<Fetcher>, tree: &TreeId) {
-    let manifest = fetcher.manifest(tree, Instant::now() + Duration::from_secs(20)).unwrap();
+    let manifest = fetcher.manifest(tree, soon()).unwrap();
     fetcher.make_local(tree, &manifest, HydrateOptions::default(), &AtomicBool::new(false), &mut |_| ()).unwrap();
 }
 
-fn upgrade(upstream: &InProcess, fetcher: &Arc<Fetcher>) {
+fn upgrade(upstream: &Origin, fetcher: &Arc<Fetcher>) {
     let (from, to) = (upstream.pair.old.tree, upstream.pair.new.tree);
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = soon();
     let manifest = fetcher.manifest(&to, deadline).unwrap();
     let options = FromOldOptions { deadline, bytes_per_second_max: None };
     fetcher.take_from_old(&from, TreeRef { id: &to, manifest: &manifest }, options, &AtomicBool::new(false));
@@ -290,7 +205,8 @@ fn upgrade(upstream: &InProcess, fetcher: &Arc<Fetcher>) {
 
 #[test]
 fn an_upgrade_fetches_only_what_is_new() {
-    let (_dir, upstream, fetcher) = host();
+    let (pair, stream) = with_delta();
+    let (_dir, upstream, fetcher) = host(pair, stream);
     upgrade(&upstream, &fetcher);
     let counts = fetcher.counts();
     assert_eq!(upstream.fetched_bytes.load(Ordering::Relaxed), 300_000, "the file that is really new: {counts:?}");
@@ -299,33 +215,20 @@ fn an_upgrade_fetches_only_what_is_new() {
 
 #[test]
 fn a_wrong_delta_costs_bytes_and_nothing_else() {
-    let (_dir, upstream, fetcher) = host();
-    let header = upstream.pair.store.delta(&upstream.pair.old.tree, &upstream.pair.new.tree).unwrap().unwrap();
-    *upstream.damage_at.lock().unwrap() = Some(width::index(header.front_bytes()) + 20);
+    let (pair, mut stream) = with_delta();
+    let header = pair.store.delta(&pair.old.tree, &pair.new.tree).unwrap().unwrap();
+    stream[width::index(header.front_bytes()) + 20] ^= 0xff;
+    let (_dir, upstream, fetcher) = host(pair, stream);
     upgrade(&upstream, &fetcher);
     assert!(upstream.fetched_bytes.load(Ordering::Relaxed) > 300_000);
 }
 
 #[test]
 fn equal_chunks_are_copied_and_no_delta_is_asked_for_a_little() {
-    let dir = tempfile::tempdir().unwrap();
-    let (old, new) = (dir.path().join("old"), dir.path().join("new"));
     let shared = 2 * u64::from(CHUNK_BYTES);
     let data = noise(1, width::index(shared) + 10_000);
     let longer = [&data[..], b"and one line more"].concat();
-    write(&old, &[("data", data)]);
-    write(&new, &[("data", longer)]);
-    let store = Store::open(&dir.path().join("store")).unwrap();
-    let take_in =
-        |source: &Path| publish(&store, source, &PublishOptions::default(), &Quiet, &AtomicBool::new(false)).unwrap();
-    let (old, new) = (take_in(&old), take_in(&new));
-    let pair = Pair { _dir: dir, store, old, new };
-    let upstream = Arc::new(InProcess { pair, fetched_bytes: AtomicU64::new(0), damage_at: Mutex::default() });
-    let cache_dir = tempfile::tempdir().unwrap();
-    let cache = Cache::open(cache_dir.path(), CacheOptions::default()).unwrap();
-    let fetcher = Fetcher::new(upstream.clone(), cache, FetchOptions::default());
-    make_local(&fetcher, &upstream.pair.old.tree);
-    upstream.fetched_bytes.store(0, Ordering::Relaxed);
+    let (_dir, upstream, fetcher) = host(Pair::of(&[("data", data)], &[("data", longer)]), Vec::new());
     upgrade(&upstream, &fetcher);
     assert_eq!(fetcher.counts().copied_bytes, shared);
     assert_eq!(upstream.fetched_bytes.load(Ordering::Relaxed), 10_017, "the last chunk");

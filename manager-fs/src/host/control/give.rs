@@ -8,7 +8,7 @@ use std::sync::Arc;
 use proto::bulk::{ChunkHead, Encoding};
 use proto::limits::{BULK_BYTES_MAX, CHUNKS_PER_REQUEST_MAX};
 use proto::manifest::Object;
-use proto::message::{ChunkRange, Fault, HostReply};
+use proto::message::{ChunkRange, Fault, HostReply, numbered};
 use proto::{ChunkId, TreeId, width};
 use tokio::sync::Mutex;
 
@@ -62,21 +62,17 @@ impl Giver {
         let loaded = blocking(move || Ok(objects.load_kept(&tree)));
         let not_here = || Fault::NotFound(format!("the manifest of tree {tree} is not here"));
         let loaded = loaded.await?.ok_or_else(not_here)?;
-        let (mut sequence, mut sent) = (0, 0);
-        for want in wants {
-            for index in (want.first..).take(want.count as usize) {
-                let (objects, tree, object) = (Arc::clone(&self.objects), Arc::clone(&loaded), want.object);
-                let read = blocking(move || {
-                    Ok(tree.manifest().object(&object).and_then(|object| here(&objects, &tree, object, index)))
-                });
-                if let Some(plain) = read.await? {
-                    let plain_bytes = width::count(plain.len());
-                    let head = ChunkHead { sequence, encoding: Encoding::Raw, plain_bytes };
-                    let passed = answer.bulk(&head.encode(), plain).await;
-                    passed.map_err(|error| Fault::Unavailable(error.to_string()))?;
-                    sent += 1;
-                }
-                sequence += 1;
+        let mut sent = 0;
+        for (sequence, object, index) in numbered(wants) {
+            let (objects, tree) = (Arc::clone(&self.objects), Arc::clone(&loaded));
+            let read = blocking(move || {
+                Ok(tree.manifest().object(&object).and_then(|object| here(&objects, &tree, object, index)))
+            });
+            if let Some(plain) = read.await? {
+                let head = ChunkHead { sequence, encoding: Encoding::Raw, plain_bytes: width::count(plain.len()) };
+                let passed = answer.bulk(&head.encode(), plain).await;
+                passed.map_err(|error| Fault::Unavailable(error.to_string()))?;
+                sent += 1;
             }
         }
         Ok(HostReply::Sent(sent))

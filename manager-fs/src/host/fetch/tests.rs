@@ -4,6 +4,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use proto::manifest::{Entry, Node, NodeKind};
+use proto::message::numbered;
 use proto::width;
 use proto::{ObjectId, TreePath};
 
@@ -86,24 +87,20 @@ impl Upstream for Memory {
         {
             barrier.wait();
         }
-        let mut sequence = 0;
-        for want in wants {
-            for index in want.first..want.first + want.count {
-                lock(&self.asked).push((want.object, index));
-                let chunk = self.contents[&want.object].chunks(CHUNK as usize).nth(index as usize).unwrap();
-                let mut plain = chunk.to_vec();
-                if self.lies.load(Ordering::Relaxed) > 0 {
-                    self.lies.fetch_sub(1, Ordering::Relaxed);
-                    plain[0] ^= 1;
-                }
-                let plain_bytes = width::count(plain.len());
-                let (encoding, stored) = match index % 2 {
-                    0 => (Encoding::Zstd, zstd::bulk::compress(&plain, 1).unwrap()),
-                    _ => (Encoding::Raw, plain),
-                };
-                sink(ChunkHead { sequence, encoding, plain_bytes }, stored);
-                sequence += 1;
+        for (sequence, object, index) in numbered(wants) {
+            lock(&self.asked).push((object, index));
+            let chunk = self.contents[&object].chunks(CHUNK as usize).nth(index as usize).unwrap();
+            let mut plain = chunk.to_vec();
+            if self.lies.load(Ordering::Relaxed) > 0 {
+                self.lies.fetch_sub(1, Ordering::Relaxed);
+                plain[0] ^= 1;
             }
+            let plain_bytes = width::count(plain.len());
+            let (encoding, stored) = match index % 2 {
+                0 => (Encoding::Zstd, zstd::bulk::compress(&plain, 1).unwrap()),
+                _ => (Encoding::Raw, plain),
+            };
+            sink(ChunkHead { sequence, encoding, plain_bytes }, stored);
         }
         Ok(())
     }
