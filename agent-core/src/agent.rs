@@ -42,7 +42,7 @@ pub enum AgentError {
     /// A variable of the stub means nothing.
     #[error("{name} is '{value}': {fault}")]
     Variable {
-        /// The variable.
+        /// The environment variable's name.
         name: &'static str,
         /// What it says.
         value: String,
@@ -289,7 +289,7 @@ impl Agent {
         self.core.status()
     }
 
-    /// As [`AgentConfig::inherited`].
+    /// What the program keeps over a change-over, as it was given in [`AgentConfig::inherited`].
     pub fn inherited(&self) -> &Inherited {
         &self.inherited
     }

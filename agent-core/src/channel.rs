@@ -54,7 +54,7 @@ pub enum StubMessage {
     },
     /// Nothing is to be held under this name any more.
     Forget {
-        /// Which.
+        /// The name under which it was kept; forgetting one that is not there is no error.
         name: DescriptorName,
     },
 }

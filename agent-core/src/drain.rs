@@ -24,7 +24,7 @@ const QUIESCE_MIN: Duration = Duration::from_secs(1);
 pub(crate) struct Drained {
     /// Jobs that go on under the next version.
     pub(crate) unfinished: Vec<JobId>,
-    /// For people.
+    /// How it ended, for the step's report: how many ended, stopped or go on.
     pub(crate) detail: String,
     /// When it was over, microseconds of `CLOCK_MONOTONIC`.
     pub(crate) at_us: u64,

@@ -48,7 +48,7 @@ pub enum IdentityFault {
     File(#[from] FileFault),
 }
 
-/// `STATE/identity`.
+/// Where a host keeps its key, its certificate and the publishers it believes: `STATE/identity`.
 pub fn directory(state: &Path) -> PathBuf {
     state.join("identity")
 }

@@ -49,7 +49,7 @@ macro_rules! moments {
 pub enum Process {
     /// The agent that leaves, or that came.
     Agent,
-    /// Its parent.
+    /// The stub, its parent, which starts it and returns to the version before.
     Stub,
 }
 

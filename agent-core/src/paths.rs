@@ -34,7 +34,7 @@ impl AgentPaths {
         &self.product
     }
 
-    /// `STATE/agents/<product>`.
+    /// Where all that an agent keeps on disk lies: `STATE/agents/<product>`.
     pub fn directory(&self) -> PathBuf {
         self.state.join("agents").join(self.product.as_str())
     }
@@ -84,7 +84,7 @@ impl AgentPaths {
         self.directory().join("events")
     }
 
-    /// `STATE/identity/publishers`.
+    /// The keys whose records are believed: `STATE/identity/publishers`.
     pub fn publishers(&self) -> PathBuf {
         self.state.join("identity").join("publishers")
     }

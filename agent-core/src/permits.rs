@@ -57,9 +57,9 @@ pub enum PermitsFault {
     /// The file system's.
     #[error("{path}: {source}; nothing is permitted here until it can be read", path = path.display())]
     Io {
-        /// The file.
+        /// Path of the permits file.
         path: PathBuf,
-        /// The fault.
+        /// What the file system said.
         source: io::Error,
     },
     /// A link, a directory, or too long.
@@ -68,7 +68,7 @@ pub enum PermitsFault {
         path = path.display()
     )]
     NoFile {
-        /// Its path.
+        /// Path of what should be the permits file.
         path: PathBuf,
     },
     /// Others could have written it.
@@ -78,7 +78,7 @@ pub enum PermitsFault {
         path = path.display()
     )]
     NotTrusted {
-        /// The file.
+        /// Path of the permits file.
         path: PathBuf,
         /// Number of its owner.
         owner: u32,
@@ -91,9 +91,9 @@ pub enum PermitsFault {
         path = path.display()
     )]
     Unclear {
-        /// The file.
+        /// Path of the permits file.
         path: PathBuf,
-        /// From 1.
+        /// Line of the file, counted from 1.
         line: usize,
         /// What is wrong.
         what: String,
@@ -109,11 +109,11 @@ pub enum NotPermitted {
     Line {
         /// What was ordered.
         what: String,
-        /// Why not.
+        /// The rule that forbids it, for people.
         why: &'static str,
-        /// The file.
+        /// Path of the permits file.
         file: PathBuf,
-        /// From 1.
+        /// Line of the file, counted from 1.
         line: usize,
         /// The key of the file that decides.
         key: &'static str,
@@ -126,9 +126,9 @@ pub enum NotPermitted {
     Default {
         /// What was ordered.
         what: String,
-        /// Why not.
+        /// The rule that forbids it, for people.
         why: &'static str,
-        /// The file.
+        /// Path of the permits file.
         file: PathBuf,
         /// The key of the file that can allow it.
         key: &'static str,

@@ -30,16 +30,16 @@ pub enum AgentRequest {
     Status,
     /// Message A: save this record ([`crate::SignedRecord::to_bytes`]) durably. Answered by `Done` once it is on disk.
     SaveMetadata {
-        /// Of which change-over.
+        /// The change-over that this message belongs to; messages B and C bear the number of their A.
         change: ChangeId,
-        /// The signed record.
+        /// The signed record's bytes; the agent verifies them itself.
         #[serde(deserialize_with = "within::<_, Blob<RECORD_BYTES_MAX>>")]
         record: Vec<u8>,
     },
     /// Message B: release the old attachment and attach the new one. Staging begins at once; the swap itself waits for
     /// message C. Answered by `Done` when staging has begun.
     Attach {
-        /// Of which change-over.
+        /// The change-over that this message belongs to; messages B and C bear the number of their A.
         change: ChangeId,
         /// What the manager believes is attached now; another tree is a refusal.
         release: Option<TreeId>,
@@ -53,7 +53,7 @@ pub enum AgentRequest {
     /// Message C: finish ongoing operations, then change over. Answered by `Done` when accepted; the steps come as
     /// [`StepEvent`]s through the mount daemon.
     Finish {
-        /// Of which change-over.
+        /// The change-over that this message belongs to; messages B and C bear the number of their A.
         change: ChangeId,
         /// How long operations may take to finish, milliseconds.
         drain_deadline_ms: u64,
@@ -62,16 +62,16 @@ pub enum AgentRequest {
     /// While the agent drains the answer is [`Fault::Draining`]. A job that the agent already knows (running, resumed
     /// after a change-over, or finished) is joined, not run again.
     Run {
-        /// The manager's number.
+        /// The manager's number of the job, under which it is joined, reported and cancelled.
         job: JobId,
-        /// On whose behalf.
+        /// Whose snapshots it makes or means.
         origin: JobOrigin,
-        /// What to do.
+        /// What is done, once; a job's number never names two operations.
         operation: Operation,
     },
     /// Stop this job at its next unit boundary.
     Cancel {
-        /// The manager's number.
+        /// The manager's number of the job, under which it is joined, reported and cancelled.
         job: JobId,
     },
 }
@@ -79,13 +79,13 @@ pub enum AgentRequest {
 /// An answer on the operations API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentReply {
-    /// Accepted or done.
+    /// To every request that answers nothing else: it is taken, and on disk where its request says so.
     Done,
     /// To [`AgentRequest::Status`].
     Status(AgentStatus),
     /// To [`AgentRequest::Run`].
     Outcome(Outcome),
-    /// Refused or failed.
+    /// To any request: nothing of it was done.
     Fault(Fault),
 }
 
@@ -94,39 +94,39 @@ pub enum AgentReply {
 pub enum Operation {
     /// Back up directories; one unit (one snapshot) for each source.
     Backup {
-        /// Where to.
+        /// Where the snapshots go.
         repository: Repository,
-        /// What; absolute paths.
+        /// Absolute paths of directories or files; each is one unit, and becomes one snapshot.
         #[serde(deserialize_with = "within::<_, Paths<SOURCES_MAX, SOURCES_BYTES_MAX>>")]
         sources: Vec<String>,
     },
     /// Restore a snapshot into a directory, which is made if need be.
     Restore {
-        /// Where from.
+        /// Where the snapshots are.
         repository: Repository,
-        /// Which.
+        /// The snapshots that are meant; more than one when several sources have a newest one.
         snapshot: SnapshotRef,
-        /// Absolute path.
+        /// Absolute path of that directory.
         #[serde(deserialize_with = "within::<_, PathText>")]
         target: String,
     },
     /// Compare snapshots with the directories that they were made of.
     Verify {
-        /// Where from.
+        /// Where the snapshots are.
         repository: Repository,
-        /// Which.
+        /// The snapshots that are meant; more than one when several sources have a newest one.
         snapshot: SnapshotRef,
     },
     /// Check a repository's structure and, if asked, every byte of it.
     Check {
-        /// Which.
+        /// The repository that it works on.
         repository: Repository,
         /// Also read all packs.
         read_data: bool,
     },
     /// Forget snapshots and free the space that nothing needs.
     Prune {
-        /// Which.
+        /// The repository that it works on.
         repository: Repository,
         /// How many of the newest snapshots of each source stay; at least 1.
         keep_last: u32,
@@ -134,7 +134,7 @@ pub enum Operation {
     /// Say which repository this is: the one entry of the summary's `snapshots` is its own id, 64 hex digits, which
     /// it has however it is reached. The manager asks when two of its jobs may be at one repository.
     Identify {
-        /// Which.
+        /// The repository that it works on.
         repository: Repository,
     },
 }
@@ -192,7 +192,7 @@ impl SnapshotRef {
 pub enum HostScope {
     /// Of the host that does the operation.
     Own,
-    /// Of another one.
+    /// Of this host of the manager, which need not be the one that does the operation.
     Host(crate::name::HostName),
     /// Of all, also of machines that are no hosts of the manager.
     Any,
@@ -238,9 +238,9 @@ impl Operation {
 /// How far an operation is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Units finished.
+    /// Units finished; none of them is done again after a change-over.
     pub units_done: u32,
-    /// Units in all.
+    /// Units in all, at least 1: of a backup one a source, of most other operations one.
     pub units: u32,
     /// Bytes done in the current unit.
     pub bytes_done: u64,
@@ -257,11 +257,11 @@ pub struct Progress {
 /// How an operation ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// Done.
+    /// Done to the end; the summary's problems say with what left over.
     Done(Summary),
     /// Stopped on request at a unit boundary.
     Cancelled(Summary),
-    /// Failed.
+    /// Broken off by an error: why, for people. What earlier units did stays.
     Failed(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
 }
 
@@ -288,7 +288,7 @@ pub struct Summary {
 /// What an agent is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentStatus {
-    /// Its product.
+    /// The product that it is an agent of; at most one of each runs on a host.
     pub product: Product,
     /// Its version, from its saved record.
     pub version: Version,
@@ -301,7 +301,7 @@ pub struct AgentStatus {
     pub started_unix_ms: Unix,
     /// What it is doing.
     pub state: AgentState,
-    /// Jobs under way.
+    /// Jobs under way, also those that wait for a change-over to end.
     #[serde(deserialize_with = "within::<_, List<Own<JobId>, JOBS_MAX>>")]
     pub jobs: Vec<JobId>,
     /// Why this version runs: `launched`, `changed over from X`, `returned from X: …`.
@@ -322,7 +322,7 @@ impl AgentStatus {
 pub enum AgentState {
     /// Started, not yet believed.
     Probation,
-    /// Takes operations.
+    /// Believed, and takes operations.
     Serving,
     /// Takes operations; a new generation is being staged beside it.
     Staging,
@@ -339,13 +339,13 @@ pub enum AgentState {
 pub struct StepEvent {
     /// Which change-over; 0 for a start or return that nobody ordered.
     pub change: ChangeId,
-    /// Of which product.
+    /// The product whose agent takes the step.
     pub product: Product,
     /// The tree it leaves.
     pub from: Option<TreeId>,
     /// The tree it goes to.
     pub to: TreeId,
-    /// What happened.
+    /// Which step ended, or in which way the change-over did.
     pub step: Step,
     /// When it ended, milliseconds since 1970.
     pub at_unix_ms: Unix,

@@ -12,9 +12,9 @@ pub const CHUNK_HEAD_BYTES: usize = 9;
 /// How a chunk's bytes are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Encoding {
-    /// As they are.
+    /// The plain bytes themselves, where compressing gains nothing.
     Raw,
-    /// One zstd frame.
+    /// One zstd frame, which decodes to exactly the plain length that stands beside it.
     Zstd,
 }
 
@@ -49,7 +49,7 @@ pub struct ChunkHead {
 }
 
 impl ChunkHead {
-    /// The head's bytes.
+    /// The bytes that stand before the chunk's stored bytes.
     pub fn encode(&self) -> [u8; CHUNK_HEAD_BYTES] {
         let mut bytes = [0; CHUNK_HEAD_BYTES];
         bytes[..4].copy_from_slice(&self.sequence.to_le_bytes());

@@ -20,9 +20,9 @@ pub enum CodecError {
     /// More bytes than this kind of value may have.
     #[error("{got} bytes where at most {max} are allowed")]
     TooLarge {
-        /// Bytes given.
+        /// How many bytes there are.
         got: usize,
-        /// Bytes allowed.
+        /// How many there may be.
         max: usize,
     },
 }

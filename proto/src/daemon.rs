@@ -19,28 +19,28 @@ pub enum DaemonRequest {
     Status,
     /// The record that this host would launch of a product: the newest exported one.
     Newest {
-        /// Which product.
+        /// The product, of which this host may be shown several versions.
         product: Product,
     },
     /// Attach a generation (lazily, if its objects are not local) and keep it until `Release`.
     Attach {
-        /// Which.
+        /// By name, tree id, or the start of one; it must be exported to this host.
         generation: GenerationRef,
     },
     /// Drop what `Attach` keeps.
     Release {
-        /// Which.
+        /// By name, tree id, or the start of one; it must be exported to this host.
         generation: GenerationRef,
     },
     /// Attach for as long as this connection stays open: `exec`, and the stub while it starts an agent.
     Hold {
-        /// Which.
+        /// By name, tree id, or the start of one; it must be exported to this host.
         generation: GenerationRef,
     },
     /// Make every object of these trees local, mount and warm the first. `Event`s carry [`StageProgress`], the response
     /// is `Attached`. What is staged stays until the change-over is over (the agents' journals tell).
     Stage {
-        /// The new tree.
+        /// The tree to change over to.
         tree: TreeId,
         /// The running tree, the future last-good.
         running: Option<TreeId>,
@@ -49,12 +49,12 @@ pub enum DaemonRequest {
     },
     /// Something happened to an agent: tell the manager, now or when it can be reached.
     Report {
-        /// What.
+        /// The step as it ended; kept on disk until the manager has it.
         event: StepEvent,
     },
     /// An agent swapped, started or ended: look at the journals and links again, collect what is no longer needed.
     Changed {
-        /// Which.
+        /// The product of that agent.
         product: Product,
     },
     /// End the daemon and unmount (`manager-fs unmount`).
@@ -62,7 +62,7 @@ pub enum DaemonRequest {
     /// Give the manager what a tree's entry point touches first; answered by `Bundle`, or by `Done` where that counts only
     /// when another host tells the same.
     Profile {
-        /// Which tree.
+        /// The tree that the program ran from.
         tree: TreeId,
         /// In the order in which they were touched.
         #[serde(deserialize_with = "within::<_, List<Own<Touch>, TOUCHES_MAX>>")]
@@ -76,31 +76,31 @@ pub enum DaemonRequest {
     },
 }
 
-/// The daemon's answer.
+/// What the mount daemon answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DaemonReply {
-    /// Done.
+    /// To every request that answers nothing else.
     Done,
-    /// To `Status`: JSON.
+    /// To `Status`: the JSON document of `docs/command-line.md`.
     Status(#[serde(deserialize_with = "within::<_, Exact<STATUS_BYTES_MAX>>")] String),
     /// To `Newest`: the signed record.
     Record(#[serde(deserialize_with = "within::<_, Blob<RECORD_BYTES_MAX>>")] Vec<u8>),
     /// To `Attach`, `Hold` and `Stage`.
     Attached(Attached),
-    /// Refused or failed.
+    /// To any request: nothing of it was done.
     Fault(Fault),
     /// To `Profile`: the bundle that the manager has made.
     Bundle(BundleFacts),
-    /// To `Check`.
+    /// To `Check`, after the last object.
     Checked(CacheReport),
 }
 
 /// What a check of the cache found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheReport {
-    /// Objects hashed.
+    /// Objects of the cache, each of which was hashed.
     pub objects: u64,
-    /// Their bytes.
+    /// Bytes of these objects.
     pub bytes: u64,
     /// Objects that were wrong; removed.
     pub wrong: u64,
@@ -114,7 +114,7 @@ pub struct CacheReport {
 /// A generation that is ready for use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attached {
-    /// The tree.
+    /// The tree that the generation's name led to.
     pub tree: TreeId,
     /// Absolute path of its root directory.
     #[serde(deserialize_with = "within::<_, PathText>")]

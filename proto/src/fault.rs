@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::bounded::{Line, within};
 use crate::limits::FAULT_BYTES_MAX;
 
-/// Milliseconds since 1970.
+/// Milliseconds since 1970, UTC, by the clock of whoever says it.
 pub type Unix = u64;
 
 /// Why a request failed, in a form that a machine can act on.
@@ -17,7 +17,7 @@ pub enum Fault {
     /// Authentication or authorisation failed.
     #[error("refused: {0}")]
     Refused(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
-    /// No such thing.
+    /// There is no such thing, said to those who may know it.
     #[error("not found: {0}")]
     NotFound(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
     /// The request makes no sense as it stands.

@@ -29,12 +29,12 @@ pub enum FrameKind {
     Cancel,
 }
 
-/// A frame's header.
+/// What a frame's first [`HEADER_BYTES`] bytes say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// What it carries.
+    /// What the body is.
     pub kind: FrameKind,
-    /// The requester's number.
+    /// The requester's number, under which every frame of the answer comes.
     pub request: u64,
     /// Bytes of the body.
     pub length: usize,
@@ -49,21 +49,21 @@ pub enum FrameFault {
     /// Unknown kind, or bits that must be zero.
     #[error("malformed frame: kind {kind}, flags {flags}, reserved {reserved}")]
     Malformed {
-        /// Kind byte.
+        /// The byte that should name a [`FrameKind`].
         kind: u8,
-        /// Flags byte.
+        /// The byte after it, which must be 0.
         flags: u8,
-        /// Reserved field.
+        /// The two bytes after that, which must be 0.
         reserved: u16,
     },
     /// Longer than its kind may be.
     #[error("a {kind:?} frame of {length} bytes; at most {max} are allowed")]
     TooLong {
-        /// What it carries.
+        /// What the frame carries, which decides how long it may be.
         kind: FrameKind,
-        /// Length claimed.
+        /// Bytes of the body that its header claims.
         length: usize,
-        /// Length allowed.
+        /// Bytes that a body of this kind may have.
         max: usize,
     },
 }
@@ -95,7 +95,7 @@ impl FrameKind {
 }
 
 impl FrameHeader {
-    /// The header's bytes.
+    /// The bytes that [`FrameHeader::decode`] reads.
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);

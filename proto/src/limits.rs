@@ -20,7 +20,7 @@ pub const RECORD_BYTES_MAX: usize = 8 << 20;
 /// Smallest and largest size of a chunk, bytes; always a power of two. Below a page the index outweighs the content,
 /// above 1 MiB one FUSE READ would wait for more than the kernel ever asks for at once.
 pub const CHUNK_BYTES_MIN: u32 = 4 << 10;
-/// See [`CHUNK_BYTES_MIN`].
+/// The largest size of a chunk, bytes: see [`CHUNK_BYTES_MIN`].
 pub const CHUNK_BYTES_MAX: u32 = 1 << 20;
 /// The size of a chunk unless a measurement says otherwise (`docs/decisions.md`).
 pub const CHUNK_BYTES: u32 = 256 << 10;
@@ -41,7 +41,7 @@ pub const TREE_BYTES_MAX: u64 = 256 << 30;
 
 /// Extended attributes of one file, and their bytes: the kernel's `XATTR_LIST_MAX` and `XATTR_SIZE_MAX`.
 pub const XATTRS_MAX: usize = 256;
-/// See [`XATTRS_MAX`].
+/// Bytes of one extended attribute's value: see [`XATTRS_MAX`].
 pub const XATTR_BYTES_MAX: usize = 65_536;
 
 /// Chunks that one request may name: 256 MiB at the default chunk size. A request is answered as a stream, so what it costs the
@@ -101,12 +101,12 @@ pub const STATUS_BYTES_MAX: usize = 8 << 20;
 
 /// Arguments of an entry point, and the bytes of one: the descriptor that names them has 64 KiB at most.
 pub const ARGUMENTS_MAX: usize = 4096;
-/// See [`ARGUMENTS_MAX`].
+/// Bytes of one argument: see [`ARGUMENTS_MAX`].
 pub const ARGUMENT_BYTES_MAX: usize = 64 << 10;
 /// Libraries that one ELF file needs, and bytes of each text in one: the largest programs have some hundred, and a text is a
 /// path or a list of a few.
 pub const NEEDED_MAX: usize = 1024;
-/// See [`NEEDED_MAX`].
+/// Bytes of one text out of an ELF file or a script: see [`NEEDED_MAX`].
 pub const ELF_TEXT_BYTES_MAX: usize = 16 << 10;
 /// Bytes of an ed25519 signature.
 pub const SIGNATURE_BYTES: usize = 64;

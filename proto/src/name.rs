@@ -17,7 +17,7 @@ pub struct NameError {
     pub kind: &'static str,
     /// The text, cut and made printable.
     pub text: String,
-    /// What is allowed.
+    /// What such a name may have, for people.
     pub rule: &'static str,
 }
 
@@ -114,7 +114,7 @@ checked_name!(
 /// A host, or every host of a group: what `--to` takes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Target {
-    /// One host.
+    /// The host of this name, enrolled or not yet.
     Host(HostName),
     /// All hosts of a group, now and later.
     Group(GroupName),
@@ -142,7 +142,7 @@ impl fmt::Display for Target {
 /// How people name a generation: `product@version`, a tree id, or the start of one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GenerationRef {
-    /// `product@version`.
+    /// `product@version`: one generation at most, since a version never changes.
     Named(Product, Version),
     /// 4 to 64 lowercase hex digits.
     TreePrefix(#[serde(deserialize_with = "hex_prefix")] String),

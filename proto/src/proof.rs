@@ -21,7 +21,7 @@ const _: () = assert!(PAGES_PER_CHUNK_MAX as u32 * PAGE_BYTES == CHUNK_BYTES_MAX
 /// Consecutive pages of one chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageRun {
-    /// First page.
+    /// First page, counted from the start of the chunk, of 4096 bytes each.
     pub first: u16,
     /// How many, at least 1.
     pub count: u16,

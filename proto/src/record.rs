@@ -16,13 +16,13 @@ use crate::path::TreePath;
 /// One generation, as its publisher signed it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerationRecord {
-    /// The named component.
+    /// The component that the tree is a version of.
     pub product: Product,
-    /// Its maker's version.
+    /// The version that its maker gave it; never compared, only named.
     pub version: Version,
     /// Grows by one with every record that the manager signs.
     pub sequence: u64,
-    /// The tree.
+    /// The id of the tree's manifest.
     pub tree: TreeId,
     /// Length of the manifest, bytes.
     pub manifest_bytes: u64,
@@ -73,10 +73,10 @@ pub struct Metadata {
     pub health: HealthContract,
 }
 
-/// One ELF file.
+/// What the manager read out of one ELF file; it was never run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ElfFile {
-    /// Where.
+    /// Its path in the tree.
     pub path: TreePath,
     /// Machine, such as `x86_64`.
     #[serde(deserialize_with = "within::<_, Line<VERSION_BYTES_MAX>>")]
@@ -84,13 +84,13 @@ pub struct ElfFile {
     /// `executable`, `shared object`, `relocatable` or `core`.
     #[serde(deserialize_with = "within::<_, Line<VERSION_BYTES_MAX>>")]
     pub kind: String,
-    /// `PT_INTERP`.
+    /// `PT_INTERP`, the dynamic loader that it asks for; `None`: linked statically, or a library.
     #[serde(deserialize_with = "within::<_, Option<Line<ELF_TEXT_BYTES_MAX>>>")]
     pub interpreter: Option<String>,
-    /// `DT_NEEDED`, in order.
+    /// `DT_NEEDED`, the libraries that the loader looks for, in its order.
     #[serde(deserialize_with = "within::<_, List<Line<ELF_TEXT_BYTES_MAX>, NEEDED_MAX>>")]
     pub needed: Vec<String>,
-    /// `DT_SONAME`.
+    /// `DT_SONAME`, the name under which others need it.
     #[serde(deserialize_with = "within::<_, Option<Line<ELF_TEXT_BYTES_MAX>>>")]
     pub soname: Option<String>,
     /// `DT_RUNPATH`, or `DT_RPATH` where there is none.
@@ -99,14 +99,14 @@ pub struct ElfFile {
     /// The GNU build id, hex.
     #[serde(deserialize_with = "within::<_, Option<Line<ELF_TEXT_BYTES_MAX>>>")]
     pub build_id: Option<String>,
-    /// File size, bytes.
+    /// Bytes of the file.
     pub bytes: u64,
 }
 
-/// One executable script.
+/// What the manager read out of one executable file that begins with `#!`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Script {
-    /// Where.
+    /// Its path in the tree.
     pub path: TreePath,
     /// What stands after `#!`, trimmed.
     #[serde(deserialize_with = "within::<_, Line<ELF_TEXT_BYTES_MAX>>")]
@@ -116,7 +116,7 @@ pub struct Script {
 /// The versions of an agent's state that a program reads, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SchemaRange {
-    /// Oldest.
+    /// The oldest that it reads.
     pub min: u32,
     /// Newest; what it writes.
     pub max: u32,
@@ -165,7 +165,7 @@ pub enum RecordFault {
 }
 
 impl SignedRecord {
-    /// Signs a record.
+    /// Signs a record with the publisher's key.
     pub fn sign(record: &GenerationRecord, key: &SigningKey) -> Result<Self, RecordFault> {
         let payload = codec::encode(record)?;
         let signature = key.sign(&[CONTEXT, &payload].concat()).to_bytes().to_vec();
@@ -219,7 +219,7 @@ pub struct Publishers(Vec<VerifyingKey>);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line} is not an ed25519 public key: want 64 lowercase hex digits")]
 pub struct PublishersFault {
-    /// Counted from 1.
+    /// The line, counted from 1; in a certificate's answer the key.
     pub line: usize,
 }
 
@@ -251,12 +251,12 @@ impl Publishers {
         Ok(Self(keys))
     }
 
-    /// The file's text.
+    /// The text of the file, which [`Publishers::parse`] reads.
     pub fn to_text(&self) -> String {
         self.0.iter().map(|key| hex(key.as_bytes()) + "\n").collect()
     }
 
-    /// For [`SignedRecord::verify`].
+    /// The keys, for [`SignedRecord::verify`].
     pub fn keys(&self) -> &[VerifyingKey] {
         &self.0
     }

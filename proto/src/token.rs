@@ -14,7 +14,7 @@ const PREFIX: &str = "mfs1-";
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const CHECKSUM_BYTES: usize = 3;
 
-/// A token.
+/// What a host needs for its enrolment: the right to it, and whom to tell the secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     /// Known to the token's holder alone; the manager keeps its hash.

@@ -33,7 +33,7 @@ impl DrainStage {
     }
 }
 
-/// One job.
+/// One operation under way: what is wanted of it, how far it is, and who waits for it.
 pub(crate) struct Job {
     id: JobId,
     /// As the order said; not on disk, where the operation itself may keep what it needs.

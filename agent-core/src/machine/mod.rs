@@ -33,7 +33,7 @@ pub use vocabulary::{
 pub enum State {
     /// Started, and not yet believed.
     Probation(Probation),
-    /// At work.
+    /// Believed and at work; no change-over is under way.
     Serving(Serving),
     /// At work; the new generation is being made ready.
     Staging(Staging),
@@ -45,7 +45,7 @@ pub enum State {
     Journaling(Leaving),
     /// The link is being renamed.
     Swapping(Leaving),
-    /// `execve`.
+    /// The link leads to the new tree; what is left is `execve`, or its return.
     Executing(Leaving),
 }
 
@@ -60,7 +60,7 @@ pub struct Probation {
     pub is_sick: bool,
 }
 
-/// At work.
+/// Believed and at work; what it remembers of messages that came before the next change-over.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Serving {
     /// The newest record that message A brought.

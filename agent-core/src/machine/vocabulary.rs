@@ -16,7 +16,7 @@ pub struct Facts {
     pub running: Entry,
     /// State schemas that the running program can write.
     pub writes: RangeInclusive<u32>,
-    /// `uname -m`.
+    /// The architecture of this machine, as `uname -m` says it.
     pub machine: String,
 }
 
@@ -183,7 +183,7 @@ pub enum Effect {
 /// How long a step took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Took {
-    /// Microseconds.
+    /// So many microseconds, which whoever took the step has measured.
     Us(u64),
     /// Since `execve`; the driver knows when that was.
     SinceExec,

@@ -57,7 +57,7 @@ pub enum EnrollError {
         path.display()
     )]
     Damaged {
-        /// Which file.
+        /// The file of the identity that is damaged.
         path: PathBuf,
         /// What is wrong with it.
         why: String,

@@ -88,9 +88,9 @@ pub enum ManagerError {
     /// Nobody can connect.
     #[error("cannot listen on {address}: {cause}")]
     Listen {
-        /// Where.
+        /// The address that should be listened on.
         address: String,
-        /// Why not.
+        /// What the system said.
         cause: std::io::Error,
     },
     /// The work was broken off.

@@ -39,7 +39,7 @@ pub enum SendError {
     /// The object has no such chunks.
     #[error("object {object} has {chunks} chunks")]
     NoSuchChunks {
-        /// Which.
+        /// The object of which a chunk was asked.
         object: ObjectId,
         /// How many it has.
         chunks: usize,
@@ -52,7 +52,7 @@ pub enum SendError {
     Manifest {
         /// Of which tree.
         tree: TreeId,
-        /// How.
+        /// What its reader says.
         fault: ManifestFault,
     },
     /// The store failed.

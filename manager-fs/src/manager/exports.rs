@@ -29,7 +29,7 @@ pub enum ExportError {
     Attached {
         /// Which, by name.
         generation: String,
-        /// Where.
+        /// The host on which it is attached.
         host: HostName,
     },
     /// No one generation is meant.

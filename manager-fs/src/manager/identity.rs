@@ -45,7 +45,7 @@ pub enum IdentityError {
     /// A key file is no key.
     #[error("{} is damaged: {reason}; put back a copy of the directory keys/ as it was", path.display())]
     Damaged {
-        /// Which.
+        /// The file of the manager's identity.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
@@ -85,7 +85,7 @@ pub struct ManagerIdentity {
 /// A certificate that has just been issued.
 #[derive(Debug, Clone)]
 pub struct HostCertificate {
-    /// The certificate.
+    /// The certificate, PEM.
     pub pem: String,
     /// Its serial number, hex.
     pub serial: String,

@@ -32,7 +32,7 @@ pub struct PublishOptions {
 /// A tree that lies in the store, durably, and that no generation names yet.
 #[derive(Debug)]
 pub struct Published {
-    /// Its id.
+    /// The id of the tree that was stored.
     pub tree: TreeId,
     /// Length of its manifest, bytes.
     pub manifest_bytes: u64,
@@ -71,7 +71,7 @@ pub enum PublishError {
     /// The metadata is larger than a record may be.
     #[error("the metadata has {bytes} bytes, and a record at most 8 MiB: the tree has too many executables")]
     MetadataTooLarge {
-        /// Encoded length.
+        /// How many bytes it has, encoded.
         bytes: usize,
     },
     /// A text or a list of the metadata is beyond its bound.

@@ -32,9 +32,9 @@ pub enum RecoverError {
     /// A file of the store cannot be read or written.
     #[error("{path}: {cause}")]
     Io {
-        /// Which.
+        /// The file of the store.
         path: PathBuf,
-        /// Why not.
+        /// What the system said.
         cause: io::Error,
     },
 }

@@ -29,7 +29,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub enum Incoming {
     /// An encoded message ([`codec::decode`] with [`MESSAGE_BYTES_MAX`]).
     Event(Vec<u8>),
-    /// Raw bytes.
+    /// Raw bytes on the way to the response, in the order in which they were sent.
     Bulk(Vec<u8>),
 }
 

@@ -46,9 +46,9 @@ pub enum NetError {
     /// A message of ours is larger than the peer would take.
     #[error("a message of {bytes} bytes is over the limit of {max}")]
     TooLarge {
-        /// Its size.
+        /// How many bytes it has.
         bytes: usize,
-        /// The limit.
+        /// How many it may have.
         max: usize,
     },
     /// The peer's handler gave up without an answer.
@@ -60,9 +60,9 @@ pub enum NetError {
     /// No connection could be made.
     #[error("cannot connect to {address}: {reason}")]
     Connect {
-        /// Where to.
+        /// The address that was dialled.
         address: String,
-        /// What happened.
+        /// Why there is no connection, for people.
         reason: String,
     },
     /// Keys or certificates cannot be used.

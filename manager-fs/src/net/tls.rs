@@ -36,7 +36,7 @@ const UNACKNOWLEDGED_MS_MAX: u32 = 20_000;
 /// A certificate with its key and the authority that signed it, PEM.
 #[derive(Clone)]
 pub struct TlsIdentity {
-    /// The certificate.
+    /// The certificate chain, PEM.
     pub certificate: String,
     /// Its private key, PKCS #8.
     pub key: String,

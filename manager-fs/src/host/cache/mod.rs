@@ -56,7 +56,7 @@ pub enum CacheError {
     /// The quota is used up by objects that must stay.
     #[error("cache: quota of {quota_bytes} bytes is used up by attached generations: raise it or release one")]
     OverQuota {
-        /// The quota.
+        /// Bytes that the cache may have in all.
         quota_bytes: u64,
     },
 }
@@ -91,9 +91,9 @@ pub struct CacheUsage {
     pub local_bytes: u64,
     /// Bytes of verified chunks of objects that are not whole.
     pub partial_bytes: u64,
-    /// The quota.
+    /// Bytes that the cache may have in all; `None`: as many as the disk.
     pub quota_bytes: Option<u64>,
-    /// Whole objects.
+    /// Objects of which every byte is here.
     pub objects: u64,
     /// Objects evicted since start.
     pub evicted_objects: u64,
@@ -106,7 +106,7 @@ pub struct CacheUsage {
 /// Where an object's bytes are.
 #[derive(Debug, Clone)]
 pub(crate) enum Place {
-    /// Whole.
+    /// All of it is here, verified, in this file.
     Local(Arc<File>),
     /// Some chunks may be missing.
     Partial(Arc<Partial>),

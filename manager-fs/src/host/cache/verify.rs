@@ -30,9 +30,9 @@ pub enum Look {
 /// What [`Cache::verify_local`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// Objects hashed.
+    /// Objects that were read and hashed.
     pub checked: u64,
-    /// Bytes hashed.
+    /// Bytes of these objects.
     pub checked_bytes: u64,
     /// Objects that were not what their name says; removed, to be fetched again.
     pub wrong: Vec<ObjectId>,

@@ -22,7 +22,7 @@ const DELTA_BYTES_MIN: u64 = 256 << 10;
 /// A tree, with its verified manifest.
 #[derive(Debug, Clone, Copy)]
 pub struct TreeRef<'a> {
-    /// Its id.
+    /// The tree's id, under which the manager is asked.
     pub id: &'a TreeId,
     /// What it consists of.
     pub manifest: &'a Manifest,

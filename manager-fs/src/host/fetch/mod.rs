@@ -82,7 +82,7 @@ pub struct ArrivedRange {
     pub object: ObjectId,
     /// From where on.
     pub offset: u64,
-    /// How many.
+    /// How many bytes from there on.
     pub bytes: u64,
 }
 

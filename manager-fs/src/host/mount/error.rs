@@ -22,7 +22,7 @@ pub enum MountError {
     /// Something else is mounted there.
     #[error("{} is already a mount point ({kind} from {from}): unmount that, or name another MOUNTPOINT", mountpoint.display())]
     Occupied {
-        /// Where.
+        /// The directory that should be mounted on.
         mountpoint: PathBuf,
         /// The file system's type.
         kind: String,

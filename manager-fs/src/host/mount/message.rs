@@ -52,9 +52,9 @@ pub(in crate::host) struct PageRange {
 /// A generation that is mounted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountedGeneration {
-    /// Which.
+    /// The tree that is mounted.
     pub tree: TreeId,
-    /// Where.
+    /// Absolute path of the mount.
     pub path: String,
     /// Whether its overlay has the FUSE layer; without it the generation does not depend on the daemon.
     pub with_fuse: bool,

@@ -190,7 +190,7 @@ impl ReadAhead {
 /// A generation that can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mounted {
-    /// Its root.
+    /// Absolute path of the tree's root directory.
     pub path: PathBuf,
     /// How its bytes come.
     pub data_path: DataPath,

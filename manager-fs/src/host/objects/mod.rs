@@ -29,21 +29,21 @@ pub use tree::Tree;
 /// What `stat` shows of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attributes {
-    /// Node.
+    /// The entry's number, the same for as long as the kernel knows it.
     pub ino: Ino,
-    /// Kind.
+    /// Directory, file or symbolic link.
     pub kind: Kind,
     /// Twelve permission bits.
     pub mode: u32,
-    /// Owner.
+    /// Number of its owner: as in the tree, or 0 where the mount is in a user namespace.
     pub uid: u32,
-    /// Group.
+    /// Number of its group, likewise.
     pub gid: u32,
-    /// Length, bytes.
+    /// Bytes of a file's content or a link's target.
     pub size: u64,
-    /// Names.
+    /// How many names it has in its tree.
     pub nlink: u32,
-    /// Modification time.
+    /// Modification time, as the tree has it.
     pub mtime: SystemTime,
     /// Whether this entry can never change, so that the kernel may keep it for ever.
     pub immutable: bool,
@@ -52,7 +52,7 @@ pub struct Attributes {
 /// Kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A directory.
+    /// A directory, of a tree or of the view above the trees.
     Directory,
     /// A regular file.
     File,
@@ -63,11 +63,11 @@ pub enum Kind {
 /// One entry of a directory listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listed<'a> {
-    /// Its node.
+    /// The entry's number.
     pub ino: Ino,
-    /// Its kind.
+    /// Directory, file or symbolic link.
     pub kind: Kind,
-    /// Its name.
+    /// One path component, without its directory.
     pub name: &'a [u8],
     /// Where the listing goes on after it: what [`Objects::list`] is called with next.
     pub next: u64,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// Paths listed; the counts are always of all.
 const ENTRIES_MAX: usize = 20_000;
 
-/// What differs.
+/// What differs between two trees, by path.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiffReport {
     /// Paths that only the second tree has.
@@ -32,9 +32,9 @@ pub struct DiffReport {
 /// One path that differs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiffEntry {
-    /// Where, printable.
+    /// The path in the trees, made printable.
     pub path: String,
-    /// How.
+    /// In which of the two trees it is.
     pub difference: Difference,
     /// What of it, such as `content, mode`.
     pub what: String,

@@ -17,7 +17,7 @@ use crate::manager::control::jobs::JobRecord;
 use crate::manager::store::GcReport;
 use crate::manager::upgrade::{UpgradeEvent, UpgradeOrder, UpgradeReport};
 
-/// A command.
+/// What a command asks of the manager over its local socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AdminRequest {
     /// One that is answered at once.
@@ -75,23 +75,23 @@ pub enum Quick {
     Export(GenerationRef, Vec<Target>),
     /// Take that back.
     Unexport {
-        /// Which.
+        /// The generation that they may see no longer.
         generation: GenerationRef,
-        /// From whom.
+        /// The hosts and groups that it is taken from.
         targets: Vec<Target>,
         /// Also while it is attached there.
         force: bool,
     },
     /// Take what a start of a tree touched, recorded by whoever has this socket: it counts at once.
     Record {
-        /// Which tree.
+        /// The tree that was started.
         tree: TreeId,
         /// In the order in which they were touched.
         touches: Vec<Touch>,
     },
     /// Forget what was recorded of a generation's starts.
     ResetProfile(GenerationRef),
-    /// Every host.
+    /// Every host that is enrolled, also those that are away or revoked.
     Hosts,
     /// Refuse a host from now on.
     Revoke(HostName),
@@ -105,7 +105,7 @@ pub enum Quick {
     GroupAdd(GroupName, Vec<HostName>),
     /// Remove hosts from a group.
     GroupRemove(GroupName, Vec<HostName>),
-    /// Every group.
+    /// Every group with its hosts, also those that are not enrolled.
     Groups,
     /// Delete a group and the exports to it.
     GroupDelete(GroupName),
@@ -124,7 +124,7 @@ pub enum Quick {
         host: HostName,
         /// By which agent.
         product: Product,
-        /// What.
+        /// What is done there; paths are those of the host.
         operation: Operation,
     },
     /// The newest jobs, oldest of them first.
@@ -132,7 +132,7 @@ pub enum Quick {
         /// How many at most.
         limit: u32,
     },
-    /// One job.
+    /// One job as it stands now.
     Job(JobId),
     /// Stop a job.
     JobCancel(JobId),
@@ -180,44 +180,44 @@ pub(super) fn path_of(bytes: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes.to_vec()))
 }
 
-/// An answer.
+/// What the manager answers over its local socket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum AdminReply {
-    /// Done.
+    /// To every request that answers nothing else: it is committed.
     Done,
-    /// To `Publish`.
+    /// To `Publish`: the record, and what it cost.
     Published(PublishReport),
-    /// To `Generations`.
+    /// To `Generations`: every one, or those of the product that was named.
     Generations(Vec<GenerationView>),
-    /// To `Show`.
+    /// To `Show`: all that is known of it.
     Generation(GenerationView),
-    /// To `Diff`.
+    /// To `Diff`: the entries that are not the same in both trees.
     Diff(DiffReport),
-    /// To `Verify`.
+    /// To `Verify`: what was read, and what is wrong.
     Verified(VerifyView),
-    /// To `Gc`.
+    /// To `Gc`: what was removed, or would be.
     Collected(GcReport),
     /// To `Export`, `Unexport`, `GroupAdd` and `GroupRemove`.
     Changed(ChangedView),
-    /// To `Hosts`.
+    /// To `Hosts`: by name.
     Hosts(Vec<HostView>),
-    /// To `Groups`.
+    /// To `Groups`: each with its hosts, by name.
     Groups(Vec<(GroupName, Vec<HostName>)>),
-    /// To `Token`.
+    /// To `Token`: the token's text, which the manager cannot show again.
     Token(String),
     /// To `Damaged`: keys, and what is wrong with their records.
     Damaged(Vec<(String, String)>),
-    /// To `Record`.
+    /// To `Record`: the bundle that starts get from now on.
     Recorded(BundleFacts),
-    /// To `Upgrade`.
+    /// To `Upgrade`: how it ended on each host.
     Upgraded(UpgradeReport),
-    /// To `Agents`.
+    /// To `Agents`: by host and product, as their hosts reported them last.
     Agents(Vec<AgentView>),
     /// To `JobRun`, `Job`, `JobWait` and `JobCancel`.
     Job(JobRecord),
-    /// To `Jobs`.
+    /// To `Jobs`: the newest, the oldest of them first.
     Jobs(Vec<JobRecord>),
-    /// It failed.
+    /// To any request: it was refused or failed, and why.
     Fault(Fault),
 }
 
@@ -228,7 +228,7 @@ pub enum AdminEvent {
     Progress {
         /// What is being done.
         task: String,
-        /// Units done.
+        /// Units done so far.
         done: u64,
         /// Units in all, 0 while unknown.
         total: u64,
@@ -270,7 +270,7 @@ pub struct ChangedView {
 /// A generation as an operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerationView {
-    /// Its record.
+    /// What its publisher signed.
     pub record: GenerationRecord,
     /// Who signed it, hex.
     pub publisher: String,
@@ -283,13 +283,13 @@ pub struct GenerationView {
 /// What `verify` found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyView {
-    /// Packs read.
+    /// Packs whose every byte was read.
     pub packs: u64,
-    /// Bytes read.
+    /// Bytes read, of everything in the store.
     pub bytes: u64,
     /// Chunks decoded and hashed.
     pub chunks: u64,
-    /// Manifests checked.
+    /// Manifests that were decoded and checked.
     pub manifests: u64,
     /// Distinct objects put together and hashed.
     pub objects: u64,
@@ -304,9 +304,9 @@ pub struct VerifyView {
 /// Something that `verify` found to be wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProblemView {
-    /// The thing.
+    /// The pack, chunk, manifest or record, for people.
     pub what: String,
-    /// The fault.
+    /// What is wrong with it, for people.
     pub fault: String,
     /// The generations that it touches.
     pub generations: Vec<String>,
@@ -317,7 +317,7 @@ pub struct ProblemView {
 /// A host as an operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostView {
-    /// Its name.
+    /// The name that its certificate bears.
     pub name: HostName,
     /// Since when it is connected; `None`: it is not.
     pub connected_since: Option<Unix>,
@@ -329,7 +329,7 @@ pub struct HostView {
     pub certificate_expires: Option<Unix>,
     /// When it was revoked.
     pub revoked: Option<Unix>,
-    /// Its groups.
+    /// The groups that it is in, by name.
     pub groups: Vec<GroupName>,
     /// Version of its `manager-fs`.
     pub software: String,
@@ -342,7 +342,7 @@ pub struct HostView {
 /// An agent as an operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentView {
-    /// Where.
+    /// The host that it runs on.
     pub host: HostName,
     /// Whether the host is connected now.
     pub connected: bool,

@@ -52,7 +52,7 @@ pub enum CatalogError {
     Exported {
         /// Product and version.
         name: String,
-        /// To whom.
+        /// The host or group that was named.
         target: Target,
     },
     /// A host still has it.
@@ -60,7 +60,7 @@ pub enum CatalogError {
     Attached {
         /// Product and version.
         name: String,
-        /// Where.
+        /// The host on which it is attached.
         host: HostName,
     },
 }

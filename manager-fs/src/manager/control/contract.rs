@@ -36,9 +36,9 @@ pub struct Revision(pub u64);
 /// A key with its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The key.
+    /// The key, such as `export/PRODUCT/VERSION/TARGET` (`docs/control-state.md`).
     pub key: String,
-    /// Its bytes.
+    /// The record's bytes, at most [`VALUE_BYTES_MAX`].
     pub value: Vec<u8>,
     /// When it was last written; [`Expect::At`] compares this.
     pub changed: Revision,
@@ -47,9 +47,9 @@ pub struct Entry {
 /// What a key must be for a commit to happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
-    /// Anything.
+    /// Whatever it is, there or not.
     Any,
-    /// Not there.
+    /// Not there: somebody makes it.
     Absent,
     /// Last written in this revision.
     At(Revision),
@@ -74,7 +74,7 @@ pub enum Act {
 /// One key of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// The key.
+    /// The key, such as `export/PRODUCT/VERSION/TARGET` (`docs/control-state.md`).
     pub key: String,
     /// On what condition. One that does not hold stops the whole commit.
     pub expect: Expect,
@@ -112,7 +112,7 @@ impl Change {
 pub struct Event {
     /// In which commit; events of one commit share it.
     pub revision: Revision,
-    /// Which key.
+    /// The key that was written or deleted.
     pub key: String,
     /// The new value; `None`: deleted.
     pub value: Option<Vec<u8>>,
@@ -123,7 +123,7 @@ pub struct Event {
 pub struct Events {
     /// Whatever happened up to and with this revision has now been told.
     pub through: Revision,
-    /// What happened.
+    /// The changes, in the order of their commits; may be empty.
     pub events: Vec<Event>,
 }
 
@@ -139,7 +139,7 @@ pub struct Cursor {
 /// Some of the keys under a prefix, in order, as of one revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    /// The keys.
+    /// The keys of this page, in ascending order, with their values.
     pub entries: Vec<Entry>,
     /// The revision of the whole listing, the same on all its pages: watch after it.
     pub revision: Revision,
@@ -173,7 +173,7 @@ pub enum ControlError {
     /// The value of a change is too long; nothing was written.
     #[error("the control state's record '{key}' would have {bytes} bytes; {VALUE_BYTES_MAX} are allowed")]
     TooLong {
-        /// Which.
+        /// The key whose value it is.
         key: String,
         /// How long its value is.
         bytes: usize,
@@ -181,9 +181,9 @@ pub enum ControlError {
     /// The value of a change could not be read again; nothing was written.
     #[error("the record '{key}' cannot be kept: {reason}")]
     Unfit {
-        /// Which.
+        /// The key whose value it is.
         key: String,
-        /// Why not.
+        /// What its reader says of it.
         reason: String,
     },
     /// The commit is too large as a whole; nothing was written.
@@ -204,19 +204,19 @@ pub enum ControlError {
     BadKey {
         /// Its first 80 characters.
         key: String,
-        /// Why not.
+        /// Which of these it is.
         fault: &'static str,
     },
     /// Another process has the database open.
     #[error("{path}: another manager has it open")]
     InUse {
-        /// The file.
+        /// Path of the database file.
         path: String,
     },
     /// The database is gone, and what it can be built from is there.
     #[error("the control state {path} is missing, and {copy} is there; `manager-fs recover` builds it anew")]
     Gone {
-        /// The file.
+        /// Path of the database file.
         path: String,
         /// What it can be built from.
         copy: String,
@@ -224,15 +224,15 @@ pub enum ControlError {
     /// The whole database is damaged.
     #[error("the control state {path} is damaged: {reason}; `manager-fs recover` builds it anew from the store")]
     Broken {
-        /// The file.
+        /// Path of the database file.
         path: String,
-        /// How.
+        /// What the database says of it.
         reason: String,
     },
     /// The database was written by a later version.
     #[error("the control state is of format {found}; this program knows {known}: use a newer manager-fs")]
     Newer {
-        /// Its format.
+        /// The format that it says.
         found: u64,
         /// The newest that this program knows.
         known: u64,
@@ -240,9 +240,9 @@ pub enum ControlError {
     /// A record cannot be read. It stays where it is, and everything else goes on without it.
     #[error("the record '{key}' cannot be read: {reason}; `manager-fs verify` lists such records")]
     Damaged {
-        /// Its key.
+        /// The key of the record.
         key: String,
-        /// Why not.
+        /// What its reader says of it.
         reason: String,
     },
     /// The database failed. A commit may have happened or not: read again.

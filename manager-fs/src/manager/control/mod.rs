@@ -34,7 +34,7 @@ pub(crate) const RECORDS: &str = "records";
 
 /// The files of a control state, opened.
 pub struct Files {
-    /// The decisions.
+    /// What was decided: it is never lost.
     pub store: Arc<LocalStore>,
     /// What hosts report.
     pub observations: Arc<LocalObservations>,

@@ -50,14 +50,14 @@ pub enum IngestError {
         /// What is wrong, and what to do.
         fault: String,
     },
-    /// Reading failed.
+    /// The source could not be read to its end.
     #[error("reading {}: {cause}", whereabouts(.place, .from))]
     Read {
         /// The directory or archive.
         from: String,
         /// The path in it.
         place: String,
-        /// Why.
+        /// What the system said.
         cause: io::Error,
     },
     /// The source as a whole cannot be taken in.

@@ -56,15 +56,15 @@ pub enum StoreError {
     /// The directory is something else.
     #[error("{path} is not a store: {fault}")]
     NotAStore {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// What is in it that a store does not have.
         fault: String,
     },
     /// Written by a later version.
     #[error("store {path} is of format '{found}'; this program knows 'manager-fs store 2': use a newer manager-fs")]
     Newer {
-        /// The store.
+        /// Path of the store.
         path: PathBuf,
         /// First line of its format file.
         found: String,
@@ -72,7 +72,7 @@ pub enum StoreError {
     /// Another process has it.
     #[error("store {path} is in use by another process: stop that manager first, or name another --store")]
     InUse {
-        /// The store.
+        /// Path of the store.
         path: PathBuf,
     },
     /// The disk has no room.
@@ -151,15 +151,15 @@ impl StoredChunk {
 /// How much the store holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Usage {
-    /// Packs.
+    /// How many packs there are.
     pub packs: u64,
     /// Bytes of the packs.
     pub pack_bytes: u64,
-    /// Distinct chunks.
+    /// Chunks, each counted once however many packs have it.
     pub chunks: u64,
     /// Bytes of the distinct chunks when decoded.
     pub plain_bytes: u64,
-    /// Manifests.
+    /// Manifests, one a tree.
     pub manifests: u64,
     /// Bytes of the manifests.
     pub manifest_bytes: u64,
@@ -167,7 +167,7 @@ pub struct Usage {
     pub deltas: u64,
     /// Bytes of the deltas.
     pub delta_bytes: u64,
-    /// Start-up bundles.
+    /// Start-up bundles, one for each pair of trees that asked.
     pub bundles: u64,
     /// Bytes of the start-up bundles.
     pub bundle_bytes: u64,
@@ -241,7 +241,7 @@ impl Store {
         })
     }
 
-    /// The directory.
+    /// Path of the store's directory.
     pub fn root(&self) -> &Path {
         &self.root
     }

@@ -32,11 +32,11 @@ pub enum BlobName {
 /// Which blobs to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlobKind {
-    /// All packs.
+    /// Packs of chunks; each is immutable, and named by its index's hash.
     Pack,
-    /// All manifests.
+    /// Manifests, named by the tree.
     Manifest,
-    /// All deltas.
+    /// Deltas, named by the trees that they are from and to.
     Delta,
     /// All start-up bundles.
     Bundle,
@@ -69,7 +69,7 @@ pub trait PackStore: Send + Sync {
 
 /// A blob that is being written. Dropping it leaves nothing behind.
 pub trait Draft: Send {
-    /// Appends.
+    /// Writes these bytes after what was appended before.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// Reads back what was appended.
     fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>>;

@@ -58,13 +58,13 @@ pub struct Problem {
 /// What was checked, and what was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// Packs read.
+    /// Packs whose every byte was read.
     pub packs: u64,
     /// Bytes of packs and manifests read.
     pub bytes: u64,
     /// Chunks decoded and hashed.
     pub chunks: u64,
-    /// Manifests checked.
+    /// Manifests that were decoded and checked.
     pub manifests: u64,
     /// Distinct objects put together and hashed.
     pub objects: u64,

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 /// What an operator wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpgradeOrder {
-    /// Which agent.
+    /// The product whose agents change over.
     pub product: Product,
     /// To which generation.
     pub generation: GenerationRef,
-    /// Where.
+    /// The hosts and groups whose agents change over.
     pub targets: Vec<Target>,
     /// Change over before every object is local.
     pub lazy: bool,
@@ -33,16 +33,16 @@ pub struct UpgradeOrder {
 pub enum UpgradeEvent {
     /// The host has accepted the change-over.
     Accepted {
-        /// Which host.
+        /// The host that it happened on.
         host: HostName,
         /// The manager's number of its change-over.
         change: ChangeId,
     },
-    /// A step.
+    /// A host has reported a step of its agent.
     Step {
-        /// Which host.
+        /// The host that it happened on.
         host: HostName,
-        /// What happened.
+        /// The step as the host reported it.
         event: StepEvent,
     },
     /// This host is through.
@@ -52,15 +52,15 @@ pub enum UpgradeEvent {
 /// How it ended on one host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostEnd {
-    /// Which host.
+    /// The host that was ordered to change over.
     pub host: HostName,
     /// The change-over, if there was one.
     pub change: Option<ChangeId>,
-    /// How.
+    /// How it ended there.
     pub verdict: Verdict,
     /// Why, for people.
     pub reason: String,
-    /// What happened.
+    /// The steps that its host reported, in order.
     pub steps: Vec<StepEvent>,
 }
 
@@ -95,7 +95,7 @@ impl Verdict {
 /// How it ended everywhere.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpgradeReport {
-    /// Which agent.
+    /// The product whose agents change over.
     pub product: Product,
     /// To which version.
     pub version: Version,

@@ -31,7 +31,7 @@ pub struct HostStatus {
     pub software: String,
     /// When it was last heard of.
     pub last_seen: Unix,
-    /// Its agents.
+    /// Its agents, as it reported them last.
     pub agents: Vec<AgentStatus>,
     /// The trees attached there.
     pub attached: Vec<TreeId>,
@@ -44,7 +44,7 @@ pub struct HostStatus {
 pub enum Observation {
     /// It was there.
     Seen {
-        /// When.
+        /// When the manager heard it.
         at: Unix,
         /// The version of its `manager-fs`, when it said so.
         software: Option<String>,
@@ -65,9 +65,9 @@ pub enum Observation {
     },
     /// Bytes came with a wrong hash.
     WrongHash {
-        /// Of what.
+        /// What the bytes should have been.
         what: String,
-        /// When.
+        /// When the manager heard it.
         at: Unix,
     },
     /// A step of a change-over or a start.
@@ -76,7 +76,7 @@ pub enum Observation {
     Progress {
         /// Which job.
         job: JobId,
-        /// How far.
+        /// How far it is, as its agent reported last.
         progress: Progress,
         /// When it was so.
         at: Unix,

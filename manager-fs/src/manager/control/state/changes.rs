@@ -21,7 +21,7 @@ const REASON_BYTES: usize = 20 << 10;
 pub struct ChangeOrder {
     /// On which host.
     pub host: HostName,
-    /// Which agent.
+    /// The product whose agent changes over.
     pub product: Product,
     /// To which version.
     pub version: Version,
@@ -32,7 +32,7 @@ pub struct ChangeOrder {
 /// One change-over of one agent on one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChangeRecord {
-    /// Its number.
+    /// The number that all reports on it bear.
     pub id: ChangeId,
     /// What was ordered.
     pub order: ChangeOrder,
@@ -47,7 +47,7 @@ pub struct ChangeRecord {
 pub struct ChangeEnd {
     /// Whether the new version is confirmed.
     pub confirmed: bool,
-    /// When.
+    /// When it was said, by the manager's clock.
     pub at: Unix,
     /// Why, when it is not.
     pub reason: String,
@@ -60,7 +60,7 @@ pub struct ChangeEnd {
 pub enum EndedBy {
     /// The manager, which had no answer.
     Manager,
-    /// The agent.
+    /// The agent itself, by its report.
     Agent,
 }
 

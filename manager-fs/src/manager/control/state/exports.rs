@@ -12,16 +12,16 @@ use super::super::contract::{CHANGES_MAX, Change, ControlError, Expect};
 use super::generations::Generation;
 use super::{Key, State, encode};
 
-/// One export.
+/// That a host or group may see and fetch a generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Export {
     /// Of which product.
     pub product: Product,
     /// Of which version.
     pub version: Version,
-    /// To whom.
+    /// The host, or the group with whoever is in it.
     pub target: Target,
-    /// Since when.
+    /// When it was exported first.
     pub since: Unix,
 }
 
@@ -52,7 +52,7 @@ impl State {
         }
     }
 
-    /// Every export.
+    /// Every export, of every generation.
     pub fn exports(&self) -> Vec<Export> {
         self.view.read().exports.values().flat_map(BTreeMap::values).cloned().collect()
     }

@@ -26,7 +26,7 @@ pub enum GenerationError {
         /// Among the generations of this product.
         product: Option<Product>,
     },
-    /// Several are.
+    /// It names several, so that the operator must say more.
     #[error("'{wanted}' could be any of{}\nname it as product@version", lines(.found))]
     Ambiguous {
         /// What was asked for.

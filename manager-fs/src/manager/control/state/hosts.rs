@@ -44,12 +44,12 @@ pub struct IssuedCertificate {
 }
 
 impl State {
-    /// Every host.
+    /// Every host that has enrolled, by name.
     pub fn hosts(&self) -> Vec<(HostName, Arc<HostRecord>)> {
         self.view.read().hosts.iter().map(|(host, record)| (host.clone(), Arc::clone(record))).collect()
     }
 
-    /// One host.
+    /// What is known of one host; `None`: it never enrolled, or was forgotten.
     pub fn host(&self, host: &HostName) -> Option<Arc<HostRecord>> {
         self.view.read().hosts.get(host).map(Arc::clone)
     }

@@ -22,7 +22,7 @@ pub enum JobRecordError {
     /// Nothing can be done about it any more.
     #[error("job {id} is over already: {state:?}")]
     Over {
-        /// Which.
+        /// The job that is over.
         id: JobId,
         /// How it ended.
         state: JobState,
@@ -35,13 +35,13 @@ pub enum JobRecordError {
 /// One storage operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRecord {
-    /// Its number.
+    /// The number under which everybody knows it; never given twice.
     pub id: JobId,
     /// On which host.
     pub host: HostName,
     /// Which agent does it.
     pub product: Product,
-    /// What.
+    /// What is done; paths are those of the host.
     pub operation: Operation,
     /// How far it is.
     pub state: JobState,
@@ -72,9 +72,9 @@ pub enum JobState {
     Queued,
     /// Taken by an agent.
     Running,
-    /// Done.
+    /// Done to the end, maybe with problems.
     Done,
-    /// Failed.
+    /// Broken off by an error, or never begun.
     Failed,
     /// Stopped on request.
     Cancelled,

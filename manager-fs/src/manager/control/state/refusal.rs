@@ -20,9 +20,9 @@ pub enum HostError {
          `manager-fs enroll --force` with that token on the host"
     )]
     ShutOut {
-        /// Which.
+        /// The host that is shut out.
         host: HostName,
-        /// Why.
+        /// What an operator has done to it.
         why: ShutOut,
     },
     /// The token enrols nobody.

@@ -16,7 +16,7 @@ const REMEMBERED_MS: u64 = 7 * 24 * 3600 * 1000;
 pub struct TokenRecord {
     /// Whom it enrols.
     pub host: HostName,
-    /// Until when.
+    /// When it ends, whether it was used or not.
     pub expires: Unix,
     /// When it was used.
     pub used: Option<Unix>,

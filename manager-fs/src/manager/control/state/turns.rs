@@ -14,7 +14,7 @@ use super::{Key, State, encode};
 pub struct KeptTurn {
     /// The repository's own id, 64 hex digits.
     pub repository: String,
-    /// Which job.
+    /// The job whose turn it is.
     pub job: JobId,
     /// When it lets go, if nothing is heard of it.
     pub until: Unix,
