@@ -1,6 +1,6 @@
 //! Which build this is, as it says on its local sockets.
 
-use proto::local::Greeting;
+use proto::local_greeting::Greeting;
 
 /// The program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -27,7 +27,7 @@ pub mod fault;
 pub mod frame;
 pub mod id;
 pub mod limits;
-pub mod local;
+pub mod local_greeting;
 pub mod manifest;
 pub mod message;
 pub mod name;

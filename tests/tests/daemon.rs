@@ -243,8 +243,8 @@ fn clients_of_every_version_are_heard_and_told_which_version_the_daemon_is() {
     let manager = Manager::start();
     let host = Host::mounted("host-1", &manager);
     let mut socket = std::os::unix::net::UnixStream::connect(host.path("run/mount.sock")).unwrap();
-    let older = proto::codec::encode(&proto::local::Greeting::new("0.0.7", [7; 16])).unwrap();
-    let greeting = proto::local::Greeting::read(&answered(&mut socket, 1, &older)).unwrap();
+    let older = proto::codec::encode(&proto::local_greeting::Greeting::new("0.0.7", [7; 16])).unwrap();
+    let greeting = proto::local_greeting::Greeting::read(&answered(&mut socket, 1, &older)).unwrap();
     assert_eq!(greeting.version, env!("CARGO_PKG_VERSION"));
     // A request of a later version, then one that is known.
     let refused = answered(&mut socket, 2, &u32::MAX.to_le_bytes());

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
-use proto::local::Greeting;
+use proto::local_greeting::Greeting;
 use proto::message::Fault;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};

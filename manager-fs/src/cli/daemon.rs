@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use agent_core::control::{Client, ControlError};
 use anyhow::{Context, Result, anyhow, bail};
 use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
-use proto::local::Greeting;
+use proto::local_greeting::Greeting;
 use proto::message::Fault;
 use proto::{GenerationRef, HostName};
 use serde_json::Value;

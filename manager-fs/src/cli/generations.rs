@@ -1,19 +1,14 @@
-//! `generations`, `show`, `diff`, `verify`, `gc`.
-
-use std::path::PathBuf;
+//! `generations` and `show`.
 
 use proto::record::Metadata;
 use proto::{GenerationRecord, GenerationRef, Product};
 use serde_json::{Value, json};
 
-use super::client::{ask, ask_once, unexpected};
+use super::client::{ask_once, unexpected};
 use super::out::{self, note, say};
-use super::progress::ProgressLine;
-use super::units::{bytes, count, moment, ms};
+use super::units::{bytes, moment, ms};
 use super::{Done, Here, Json, near};
-use crate::manager::admin::{
-    AdminReply, Difference, GenerationView, Long, ProblemView, PublishOrder, Quick, RepairOrder,
-};
+use crate::manager::admin::{AdminReply, GenerationView, Quick};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct GenerationsArgs {
@@ -27,40 +22,6 @@ pub(super) struct GenerationsArgs {
 pub(super) struct ShowArgs {
     /// product@version, or a tree id or its start
     generation: GenerationRef,
-    #[command(flatten)]
-    output: Json,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct DiffArgs {
-    /// product@version, or a tree id or its start
-    old: GenerationRef,
-    /// product@version, or a tree id or its start
-    new: GenerationRef,
-    #[command(flatten)]
-    output: Json,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct VerifyArgs {
-    /// Put back what is damaged or gone, out of other packs and from hosts that have it
-    #[arg(long)]
-    repair: bool,
-    /// Take it out of these files, too: a directory or archive that was published once
-    #[arg(long, value_name = "SOURCE", requires = "repair")]
-    from: Option<PathBuf>,
-    /// Check this host's cache instead of the manager's store; what is wrong is removed, with --repair fetched again
-    #[arg(long, conflicts_with = "from")]
-    host: bool,
-    #[command(flatten)]
-    output: Json,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct GcArgs {
-    /// Only say what would be removed
-    #[arg(long)]
-    dry_run: bool,
     #[command(flatten)]
     output: Json,
 }
@@ -127,112 +88,6 @@ pub(super) fn show(args: &ShowArgs, here: &Here) -> anyhow::Result<Done> {
         out::json(&document);
     } else {
         print_people(&view);
-    }
-    Ok(Done::Clean)
-}
-
-pub(super) fn diff(args: &DiffArgs, here: &Here) -> anyhow::Result<Done> {
-    let AdminReply::Diff(report) = ask_once(here, &Quick::Diff(args.old.clone(), args.new.clone()))? else {
-        return unexpected();
-    };
-    if args.output.json {
-        out::json(&serde_json::to_value(&report)?);
-        return Ok(Done::Clean);
-    }
-    for entry in &report.entries {
-        let sign = match entry.difference {
-            Difference::Added => '+',
-            Difference::Removed => '-',
-            Difference::Changed => '~',
-        };
-        let what = if entry.what.is_empty() { String::new() } else { format!("  ({})", entry.what) };
-        say!("{sign} {}{what}", entry.path);
-    }
-    let listed = report.entries.len() as u64;
-    let all = report.added + report.removed + report.changed;
-    if listed < all {
-        note!("{} more differences are not listed", all - listed);
-    }
-    say!(
-        "{} added, {} removed, {} changed, {} equal; new content {}, of it {} in chunks that the first does not have",
-        report.added,
-        report.removed,
-        report.changed,
-        report.equal,
-        bytes(report.new_object_bytes),
-        bytes(report.new_chunk_bytes)
-    );
-    Ok(Done::Clean)
-}
-
-pub(super) fn verify(args: &VerifyArgs, here: &Here) -> anyhow::Result<Done> {
-    if args.host {
-        return super::local::verify(args.repair, args.output, here);
-    }
-    let source =
-        args.from.as_deref().map(|path| std::path::absolute(path).map(|path| PublishOrder::source_bytes(&path)));
-    let repair = args.repair.then_some(RepairOrder { source: source.transpose()? });
-    let mut line = ProgressLine::new();
-    let interrupted = if args.repair { "what was put back by then stays" } else { "nothing was changed" };
-    let reply = ask(here, &Long::Verify { repair }, interrupted, |event| line.show(&event));
-    line.clear();
-    let AdminReply::Verified(view) = reply? else { return unexpected() };
-    let repaired = view.problems.iter().filter(|problem| problem.repaired.is_some()).count();
-    if args.output.json {
-        out::json(&json!({
-            "packs": view.packs, "bytes": view.bytes, "chunks": view.chunks, "manifests": view.manifests,
-            "objects": view.objects, "records": view.records, "problems": view.problems,
-            "repaired": repaired, "lost_chunks": view.lost_chunks,
-        }));
-    } else {
-        for ProblemView { what, fault, generations, repaired } in &view.problems {
-            let of = if generations.is_empty() { String::new() } else { format!(" (in {})", generations.join(", ")) };
-            let became = repaired.as_ref().map_or_else(String::new, |from| format!("; repaired: {from}"));
-            say!("{what}: {fault}{of}{became}");
-        }
-        let problems = count(view.problems.len() as u64, "problem");
-        say!(
-            "{}, {}, {}, {}, {}, {} read: {}",
-            count(view.packs, "pack"),
-            count(view.chunks, "chunk"),
-            count(view.objects, "object"),
-            count(view.manifests, "manifest"),
-            count(view.records, "record"),
-            bytes(view.bytes),
-            if args.repair { format!("{problems}, {repaired} repaired") } else { problems }
-        );
-    }
-    if view.lost_chunks > 0 {
-        note!(
-            "{} found nowhere: publish the same files again, or name them with --from",
-            count(view.lost_chunks, "chunk")
-        );
-    }
-    Ok(if repaired == view.problems.len() { Done::Clean } else { Done::WithProblems })
-}
-
-pub(super) fn gc(args: &GcArgs, here: &Here) -> anyhow::Result<Done> {
-    let mut line = ProgressLine::new();
-    let interrupted = "what was freed by then stays freed; `manager-fs gc` does the rest";
-    let reply = ask(here, &Long::Gc { dry_run: args.dry_run }, interrupted, |event| line.show(&event));
-    line.clear();
-    let AdminReply::Collected(view) = reply? else { return unexpected() };
-    if args.output.json {
-        let mut document = serde_json::to_value(&view)?;
-        document["dry_run"] = json!(args.dry_run);
-        out::json(&document);
-    } else {
-        say!(
-            "{}{}, {}, {} and {} removed, {} rewritten, {} freed; {} stay",
-            if args.dry_run { "dry run: " } else { "" },
-            count(view.manifests_removed, "manifest"),
-            count(view.packs_removed, "pack"),
-            count(view.deltas_removed, "delta"),
-            count(view.bundles_removed, "bundle"),
-            count(view.packs_rewritten, "pack"),
-            bytes(view.bytes_freed),
-            bytes(view.bytes_kept)
-        );
     }
     Ok(Done::Clean)
 }

@@ -4,19 +4,25 @@
 //! `client` asks the manager and `daemon` this host's mount daemon; `out`, `units` and `progress` are how it
 //! looks; `manual` makes help, man pages and `docs/command-line.md` out of one source.
 
+mod agents;
+mod attach;
 mod client;
 mod completions;
 mod daemon;
 mod demo;
+mod diff;
+mod enroll;
 mod exec;
 mod export;
+mod gc;
 mod generations;
+mod group;
 mod hosts;
 mod interrupt;
 mod job;
 mod launch;
-mod local;
 mod log;
+mod man;
 pub mod manual;
 mod mount;
 mod near;
@@ -27,12 +33,17 @@ mod profile;
 pub(crate) mod progress;
 mod publish;
 mod record;
+mod recover;
 mod rescue;
 mod serve;
 mod started;
+mod status;
 mod status_text;
+mod token;
 pub(crate) mod units;
+mod unmount;
 mod upgrade;
+mod verify;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -65,16 +76,16 @@ enum Command {
     /// Show one generation with its metadata
     Show(generations::ShowArgs),
     /// Show what differs between two generations
-    Diff(generations::DiffArgs),
+    Diff(diff::DiffArgs),
     /// Check every byte of the store
-    Verify(generations::VerifyArgs),
+    Verify(verify::VerifyArgs),
     /// Remove from the store what nothing needs
-    Gc(generations::GcArgs),
+    Gc(gc::GcArgs),
     /// Show and remove records of the manager that cannot be read
     #[command(subcommand)]
     Record(record::RecordCommand),
     /// Build the manager's control state anew when it is damaged or gone; no manager may run meanwhile
-    Recover(record::RecoverArgs),
+    Recover(recover::RecoverArgs),
     /// Let hosts see and fetch a generation
     Export(export::ExportArgs),
     /// Take an export back
@@ -85,13 +96,13 @@ enum Command {
     #[command(subcommand)]
     Host(hosts::HostCommand),
     /// Print a one-time token that enrols a host
-    Token(hosts::TokenArgs),
+    Token(token::TokenArgs),
     /// Enrol this host with a manager
-    Enroll(hosts::EnrollArgs),
+    Enroll(enroll::EnrollArgs),
     /// Tell running agents to change over to another generation, in either direction
     Upgrade(upgrade::UpgradeArgs),
     /// Show what runs where, since when, and why it last changed
-    Agents(upgrade::AgentsArgs),
+    Agents(agents::AgentsArgs),
     /// Run and follow storage operations
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -109,9 +120,9 @@ enum Command {
     #[command(name = "__helper", hide = true)]
     Helper(mount::MountArgs),
     /// Attach a generation on this host and keep it; prints the path of its tree
-    Attach(local::AttachArgs),
+    Attach(attach::AttachArgs),
     /// Drop what attach keeps
-    Release(local::ReleaseArgs),
+    Release(attach::ReleaseArgs),
     /// Run a program straight from a generation
     Exec(exec::ExecArgs),
     /// Record on this host what a start of a generation touches first, so that other hosts start faster
@@ -121,15 +132,15 @@ enum Command {
     #[command(name = "__profile-worker", hide = true)]
     ProfileWorker(profile::ProfileMountArgs),
     /// Show what the mount daemon of this host does; never blocks
-    Status(local::StatusArgs),
+    Status(status::StatusArgs),
     /// End the mount daemon of this host
-    Unmount(local::UnmountArgs),
+    Unmount(unmount::UnmountArgs),
     /// All of the other commands on this machine, in front of your eyes
     Demo(demo::DemoOptions),
     /// Print what makes a shell complete these commands
     Completions(completions::CompletionsArgs),
     /// Write the manual pages of all commands
-    Man(completions::ManArgs),
+    Man(man::ManArgs),
 }
 
 /// Where a command works, and how long it waits for others.
@@ -201,19 +212,19 @@ fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
         Command::Unpublish(args) => publish::unpublish(&args, here),
         Command::Generations(args) => generations::generations(&args, here),
         Command::Show(args) => generations::show(&args, here),
-        Command::Diff(args) => generations::diff(&args, here),
-        Command::Verify(args) => generations::verify(&args, here),
-        Command::Gc(args) => generations::gc(&args, here),
+        Command::Diff(args) => diff::diff(&args, here),
+        Command::Verify(args) => verify::verify(&args, here),
+        Command::Gc(args) => gc::gc(&args, here),
         Command::Record(command) => record::run(&command, here),
-        Command::Recover(args) => record::recover_store(&args, dirs),
+        Command::Recover(args) => recover::run(&args, dirs),
         Command::Export(args) => export::export(&args, here),
         Command::Unexport(args) => export::unexport(&args, here),
         Command::Hosts(args) => hosts::hosts(&args, here),
         Command::Host(command) => hosts::host(&command, here),
-        Command::Token(args) => hosts::token(&args, here),
-        Command::Enroll(args) => hosts::enroll(&args, dirs),
+        Command::Token(args) => token::token(&args, here),
+        Command::Enroll(args) => enroll::enroll(&args, dirs),
         Command::Upgrade(args) => upgrade::upgrade(&args, here),
-        Command::Agents(args) => upgrade::agents(&args, here),
+        Command::Agents(args) => agents::agents(&args, here),
         Command::Job(command) => job::run(&command, here),
         Command::Launch(args) => launch::run(&args, here),
         Command::Rescue(args) => rescue::run(&args, dirs),
@@ -221,16 +232,16 @@ fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
         Command::Mount(args) => mount::mount(&args, dirs),
         Command::Worker(args) => mount::worker(args, dirs),
         Command::Helper(args) => mount::helper(&args, dirs),
-        Command::Attach(args) => local::attach(&args, here),
-        Command::Release(args) => local::release(&args, here),
+        Command::Attach(args) => attach::attach(&args, here),
+        Command::Release(args) => attach::release(&args, here),
         Command::Exec(args) => exec::exec(&args, here),
         Command::Profile(args) => profile::run(&args, here),
         Command::ProfileMount(args) => profile::mount(&args, dirs),
         Command::ProfileWorker(args) => profile::worker(&args, dirs),
-        Command::Status(args) => local::status(&args, here),
-        Command::Unmount(args) => local::unmount(&args, here),
+        Command::Status(args) => status::status(&args, here),
+        Command::Unmount(args) => unmount::unmount(&args, here),
         Command::Demo(options) => demo::run(&options),
-        Command::Completions(args) => completions::completions(&args),
-        Command::Man(args) => completions::man(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     }
 }

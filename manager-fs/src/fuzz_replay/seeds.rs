@@ -90,7 +90,7 @@ fn snake(name: &str) -> String {
 fn samples(put: &mut Put<'_>) {
     let manifest = block("tree-format.md", "manifest");
     let record = block("tree-format.md", "generation record");
-    put("local_greeting", "sample", bytes_of(&proto::local::Greeting::new("1.4.0", [7; 16])));
+    put("local_greeting", "sample", bytes_of(&proto::local_greeting::Greeting::new("1.4.0", [7; 16])));
     put("frame", "sample", block("control-protocol.md", "frame"));
     put("chunk", "sample", block("control-protocol.md", "chunk"));
     put("manifest", "sample", manifest.clone());

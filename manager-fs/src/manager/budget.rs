@@ -40,7 +40,7 @@ pub enum BudgetError {
     /// It asks more than its share; nothing was done.
     #[error("too many {what} of this host: ask again in {} s", .wait.as_secs().max(1))]
     TooMany {
-        /// Of what.
+        /// What there is too much of, for people.
         what: &'static str,
         /// After how long one more is allowed.
         wait: Duration,

@@ -69,7 +69,7 @@ struct Connection {
 }
 
 impl Connections {
-    /// None yet.
+    /// Of a manager that has just started: no host is connected.
     pub(crate) fn new(state: Arc<State>, news: Arc<NewsBoard>) -> Self {
         Self { state, news, by_host: Mutex::default() }
     }

@@ -32,7 +32,7 @@ impl From<ControlError> for EnrolmentError {
     }
 }
 
-/// Issues certificates.
+/// Issues hosts their first certificate for a token, and later ones for the one that they have.
 pub(crate) struct Enrolment {
     pub(crate) state: Arc<State>,
     pub(crate) identity: Arc<ManagerIdentity>,

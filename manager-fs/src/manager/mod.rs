@@ -4,7 +4,7 @@
 //! know the whole.
 
 pub mod admin;
-mod ahead;
+mod admission;
 mod budget;
 pub mod bundle;
 mod connections;
@@ -20,6 +20,7 @@ mod exports;
 pub mod fuzzing;
 mod greeting;
 pub mod identity;
+mod idle_work;
 pub mod ingest;
 pub mod jobs;
 mod lists;
@@ -34,7 +35,6 @@ mod reports;
 mod server;
 mod session;
 pub mod store;
-mod strangers;
 pub mod upgrade;
 pub mod whole;
 mod worker;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use super::admission::Admission;
 use super::session::{Services, welcome};
-use super::strangers::Strangers;
 use crate::net;
 
 /// How long nothing is accepted after a failure: out of descriptors, most likely, and connections that end will help.
@@ -28,7 +28,7 @@ pub(crate) async fn accept_hosts(services: Arc<Services>, listener: TcpListener,
     let room = connections_max();
     let connections = Arc::new(Semaphore::new(room));
     // Half of the room is for those that have said who they are.
-    let strangers = Arc::new(Strangers::new(room / 2));
+    let admission = Arc::new(Admission::new(room / 2));
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -38,7 +38,7 @@ pub(crate) async fn accept_hosts(services: Arc<Services>, listener: TcpListener,
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 };
-                let stranger = strangers.admit(peer.ip());
+                let stranger = admission.admit(peer.ip());
                 let (services, config) = (Arc::clone(&services), Arc::clone(&config));
                 tokio::spawn(async move {
                     welcome(services, stream, peer, config, stranger).await;

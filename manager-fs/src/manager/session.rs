@@ -12,6 +12,7 @@ use proto::message::{Fault, HostRequest, ManagerReply, Unix};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
+use super::admission::Stranger;
 use super::budget::{Budget, BudgetError, Budgets, Work};
 use super::bundle::{Bundles, StartOrder};
 use super::connections::{Connections, Newcomer};
@@ -25,7 +26,6 @@ use super::greeting::{Greeting, GreetingError};
 use super::identity::{self, Peer};
 use super::now;
 use super::reports::Reports;
-use super::strangers::Stranger;
 use super::worker::BrokenOff;
 use crate::net::link::REQUESTS_MAX;
 use crate::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits, NetError};

@@ -10,7 +10,6 @@ use proto::HostName;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use super::ahead::Ahead;
 use super::budget::Budgets;
 use super::bundle::Bundles;
 use super::connections::Connections;
@@ -22,6 +21,7 @@ use super::error::ManagerError;
 use super::export::Exporter;
 use super::exports::Exports;
 use super::identity::ManagerIdentity;
+use super::idle_work::IdleWork;
 use super::jobs::Jobs;
 use super::news::{News, NewsBoard};
 use super::now;
@@ -54,7 +54,7 @@ pub struct Manager {
     pub(super) jobs: Arc<Jobs>,
     pub(super) upgrades: Arc<Upgrades>,
     pub(super) bundles: Arc<Bundles>,
-    pub(super) ahead: Arc<Ahead>,
+    pub(super) idle: Arc<IdleWork>,
     services: Arc<Services>,
     /// What its operator should be told of its opening.
     notices: Vec<String>,
@@ -119,7 +119,7 @@ impl Manager {
             },
             budgets: Budgets::default(),
         });
-        let ahead = Arc::new(Ahead::new(Arc::clone(&store), deltas));
+        let idle = Arc::new(IdleWork::new(Arc::clone(&store), deltas));
         Ok(Arc::new(Self {
             store,
             state,
@@ -130,7 +130,7 @@ impl Manager {
             jobs,
             upgrades,
             bundles,
-            ahead,
+            idle,
             services,
             notices,
             copying: tokio::spawn(control::backup::keep(Arc::clone(&files.store) as _, root.join(BACKUP_FILE))),
@@ -152,7 +152,7 @@ impl Manager {
         let _ = self.address.set(local);
         tokio::spawn(accept_hosts(Arc::clone(&self.services), listener, config));
         self.jobs.resume().await?;
-        self.ahead.work();
+        self.idle.work();
         let bundles = Arc::clone(&self.bundles);
         blocking(move || {
             bundles.resume();
@@ -207,7 +207,7 @@ impl Manager {
 
     /// Ends every host's connection; what they report from now on they keep and send again.
     pub fn close(&self) {
-        self.ahead.cancel();
+        self.idle.cancel();
         self.connections.close("the manager is ending");
     }
 }

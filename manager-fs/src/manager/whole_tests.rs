@@ -6,7 +6,7 @@ use proto::agent::{AgentState, AgentStatus, ChangeId, Step, StepEvent};
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::{HostReply, HostReport, Instance, ManagerRequest, Role};
-use proto::record::{HealthContract, Metadata, SchemaRange};
+use proto::record::Metadata;
 use proto::{GenerationRecord, SignedRecord, TreeId, TreePath};
 use rcgen::{CertificateParams, KeyPair};
 
@@ -118,20 +118,7 @@ impl Bench {
             tree: TreeId::of(tree.as_bytes()),
             manifest_bytes: 1,
             published_unix_ms: 1,
-            metadata: Metadata {
-                entry_point,
-                arguments: Vec::new(),
-                architecture: None,
-                elf_files: Vec::new(),
-                scripts: Vec::new(),
-                entry_count: 1,
-                file_count: 1,
-                content_bytes: 1,
-                object_bytes: 1,
-                state_schemas: SchemaRange { min: 1, max: 1 },
-                drain_deadline_ms: 1,
-                health: HealthContract { probation_ms: 1 },
-            },
+            metadata: Metadata { entry_point, ..Metadata::default() },
         };
         let sign = |sequence| {
             let record = GenerationRecord { sequence, ..record.clone() };

@@ -11,7 +11,7 @@ use manager_fs::version;
 use proto::codec;
 use proto::daemon::{DaemonReply, DaemonRequest};
 use proto::limits::MESSAGE_BYTES_MAX;
-use proto::local::Greeting;
+use proto::local_greeting::Greeting;
 use proto::message::Fault;
 use serde::Serialize;
 

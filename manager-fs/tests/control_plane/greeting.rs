@@ -5,7 +5,7 @@ use std::sync::Arc;
 use manager_fs::manager::admin::{AdminReply, AdminRequest, Long, Quick};
 use manager_fs::net::{self, Link, RefuseAll};
 use manager_fs::version;
-use proto::local::Greeting;
+use proto::local_greeting::Greeting;
 
 use crate::fixture::{Fixture, SOON};
 

@@ -62,7 +62,7 @@ fn plain<T: Serialize + DeserializeOwned>(name: &str, value: &T) -> Case {
 }
 
 fn cases() -> Vec<Case> {
-    use proto::{agent::*, bundle::Touch, daemon::*, local::Greeting, message::*, name::Target};
+    use proto::{agent::*, bundle::Touch, daemon::*, local_greeting::Greeting, message::*, name::Target};
     let mut cases = [
         choice::<HostRequest>(),
         choice::<ManagerReply>(),

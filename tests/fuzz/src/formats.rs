@@ -6,7 +6,7 @@ use std::str::FromStr;
 use manager_fs::host::{bundle as host_bundle, delta as host_delta};
 use proto::bulk::ChunkHead;
 use proto::frame::FrameHeader;
-use proto::local::Greeting;
+use proto::local_greeting::Greeting;
 use proto::manifest::{Entry, Manifest, Node, NodeKind, Object};
 use proto::name::Target as NamedTarget;
 use proto::proof::{PAGE_BYTES, PageRun, PageSet, proof_len, prove, verify};

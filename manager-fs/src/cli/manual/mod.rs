@@ -51,7 +51,9 @@ pub fn commands() -> Command {
 /// The parser: as [`commands`], with a help that lists them in groups.
 pub(super) fn parser() -> Command {
     let line = commands();
-    let columns = super::progress::columns_of(std::io::stdout()).unwrap_or(100).min(100);
+    // As clap: the terminal's width, or what the environment says of one that is not there.
+    let said = || std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let columns = super::progress::columns_of(std::io::stdout()).or_else(said).unwrap_or(100).min(100);
     let template = format!(
         "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{}\n{{all-args}}{{after-help}}",
         grouped(&line, columns)

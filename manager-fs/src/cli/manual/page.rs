@@ -33,7 +33,7 @@ Text that comes from hosts or archives is printed with its control characters es
 durations have at most two units (`2 min 5 s`); moments are UTC.
 ";
 
-/// The page.
+/// The text of `docs/command-line.md`.
 pub fn markdown() -> String {
     let line = commands();
     let mut text = format!("{PREFACE}\n| exit code | meaning |\n|---|---|\n");

@@ -14,10 +14,10 @@
 //! A put may fail without failing the read: over quota, or on a full or read-only disk, reads stream.
 
 mod evict;
-mod local;
 mod partial;
 mod stamps;
 mod verify;
+mod whole;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -171,7 +171,7 @@ impl Cache {
             pins: Mutex::default(),
             finishing: Mutex::default(),
             counts: Counts::default(),
-            verity: local::probe_verity(&dir.join("local")),
+            verity: whole::probe_verity(&dir.join("local")),
         };
         cache.count_contents()?;
         Ok(Arc::new(cache))

@@ -11,7 +11,7 @@ use proto::id::ChunkId;
 use proto::manifest::Object;
 
 use super::stamps::{Stamp, stamp};
-use super::{Cache, local, lower};
+use super::{Cache, lower, whole};
 use crate::sync::lock;
 
 /// Threads that hash for somebody who waits.
@@ -59,7 +59,7 @@ impl Cache {
             let path = self.local_path(&object.id);
             let Ok(found) = std::fs::symlink_metadata(&path) else { continue };
             let is_known = self.stamps.get(&object.id) == Some(Stamp::of(&found));
-            let is_kept = || self.verity && File::open(&path).is_ok_and(|file| local::is_protected(&file));
+            let is_kept = || self.verity && File::open(&path).is_ok_and(|file| whole::is_protected(&file));
             if is_known && (look == Look::Changed || is_kept()) {
                 continue;
             }
@@ -89,10 +89,10 @@ impl Cache {
 
     /// Has the kernel keep an object as it has just been found, where it can. Returns how the file looks then.
     fn protected(&self, object: &Object, file: &File, hashed: Stamp) -> Stamp {
-        if !self.verity || local::is_protected(file) {
+        if !self.verity || whole::is_protected(file) {
             return hashed;
         }
-        local::protect(&self.local_path(&object.id));
+        whole::protect(&self.local_path(&object.id));
         stamp(file).ok().filter(|now| now.has_bytes_of(&hashed)).unwrap_or(hashed)
     }
 

@@ -11,7 +11,7 @@ use proto::agent::StepEvent;
 use proto::codec;
 use proto::daemon::{Attached, DaemonReply, DaemonRequest, StageProgress};
 use proto::limits::MESSAGE_BYTES_MAX;
-use proto::local::Greeting;
+use proto::local_greeting::Greeting;
 use proto::message::{Fault, HostRequest, ManagerReply};
 use proto::{GenerationRef, Product, TreeId};
 use tokio::net::{UnixListener, UnixStream};
@@ -69,7 +69,7 @@ fn accept(stream: UnixStream, daemon: &Arc<Daemon>, connection: u64) {
     });
 }
 
-/// One connection.
+/// One connection of a command, an agent or a stub, and what its requests are answered out of.
 struct Serve {
     daemon: Arc<Daemon>,
     connection: u64,

@@ -28,7 +28,7 @@ pub(super) async fn answer(
             work(answer, move |monitor, cancelled| {
                 let published = Catalog(&whole).publish(&order, monitor, cancelled);
                 // Also after one that failed: what it has held up goes on.
-                whole.ahead.work();
+                whole.idle.work();
                 Ok(AdminReply::Published(published?))
             })
             .await

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
-use proto::local::Greeting;
+use proto::local_greeting::Greeting;
 use proto::message::Fault;
 use tokio::net::UnixListener;
 

@@ -34,7 +34,7 @@ pub(in crate::manager) fn records(bytes: &[u8]) -> bool {
         | stable::<HostStatus>(bytes)
         | stable::<JobSeen>(bytes)
         | stable::<StepEvent>(bytes)
-        | super::local::read_any_commit(bytes)
+        | super::database::read_any_commit(bytes)
 }
 
 /// A store of format 1: a key, a line end, and its value.

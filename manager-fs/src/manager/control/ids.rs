@@ -15,7 +15,7 @@ use proto::number::{NUMBER_LOW_BITS, NUMBERS_BEGIN_UNIX_MS};
 use crate::net::{NetError, tls};
 use crate::sync::lock;
 
-/// Draws numbers.
+/// Draws the numbers of jobs and change-overs (`docs/control-state.md`, "Numbers").
 #[derive(Debug, Default)]
 pub(super) struct Ids {
     last: Mutex<u64>,

@@ -10,11 +10,11 @@
 pub mod backup;
 mod bring_over;
 pub mod contract;
+mod database;
 mod disk;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzzing;
 mod ids;
-mod local;
 mod observations;
 mod rebuild;
 mod state;
@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 pub use bring_over::{BroughtOver, CONTROL_FILE, OBSERVATIONS_FILE};
 pub use contract::{ControlError, ControlStore};
-pub use local::LocalStore;
+pub use database::LocalStore;
 pub use observations::{HostStatus, JobSeen, LocalObservations, Noted, Observation, Observations};
 pub(crate) use rebuild::{add_record, names_without, raise_lists, raise_sequence};
 pub use state::{Key, State, changes, exports, generations, groups, hosts, jobs, tokens, turns};

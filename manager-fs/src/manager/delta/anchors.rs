@@ -21,7 +21,7 @@ const ANCHORS_MAX: u64 = 4 << 20;
 pub(in crate::manager) struct OldPlace {
     /// Index into the objects of its manifest.
     pub(in crate::manager) object: u32,
-    /// Byte offset.
+    /// Offset in the object, bytes.
     pub(in crate::manager) offset: u64,
 }
 
@@ -35,7 +35,7 @@ pub(in crate::manager) struct Anchors {
 }
 
 impl Anchors {
-    /// Finds nothing.
+    /// Of no tree: there is nothing to be found in it.
     pub(in crate::manager) fn none() -> Self {
         Self { places: Vec::new(), starts: Vec::new(), sample_bits: SAMPLE_BITS_MIN }
     }

@@ -17,7 +17,7 @@ pub(in crate::manager) const SMALL_BYTES: u64 = SPAN_BYTES / 8;
 /// Consecutive chunks that the old tree does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::manager) struct Piece {
-    /// Which.
+    /// The chunks, of the new tree.
     pub(in crate::manager) run: Run,
     /// The old object at the same path, or at one that differs in its digits only.
     pub(in crate::manager) namesake: Option<u32>,

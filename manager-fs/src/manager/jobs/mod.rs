@@ -72,7 +72,7 @@ impl JobError {
     }
 }
 
-/// All jobs.
+/// Every job of the manager: ordered, sent to its host until it is taken, followed to its end.
 pub(crate) struct Jobs {
     state: Arc<State>,
     connections: Arc<Connections>,

@@ -11,7 +11,7 @@ pub enum OperationFault {
     RelativePath {
         /// What it is for.
         what: &'static str,
-        /// The path.
+        /// The path as it was typed.
         path: String,
     },
     /// A backup without sources.

@@ -157,7 +157,7 @@ impl Index {
         frames
     }
 
-    /// Every pack.
+    /// Every pack whose frames are in the index.
     pub(super) fn packs(&self) -> BTreeSet<PackId> {
         self.packs.keys().copied().collect()
     }

@@ -14,7 +14,7 @@ pub(crate) enum Piece {
     Data(usize),
     /// So many zeros, at least one; nothing was read.
     Hole(u64),
-    /// Nothing.
+    /// The source has ended.
     End,
 }
 

@@ -11,8 +11,8 @@ use std::path::Path;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle};
 
 use super::contract::{ControlError, VALUE_BYTES_MAX};
+use super::database::LocalStore;
 use super::disk::{open_file, storage};
-use super::local::LocalStore;
 use super::observations::{Filling, LocalObservations};
 use super::state::{Key, encode};
 

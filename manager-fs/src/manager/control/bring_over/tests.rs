@@ -2,7 +2,7 @@ use proto::agent::{ChangeId, HostScope, JobId, Operation, Outcome, Step};
 use proto::name::Target;
 use proto::{HostName, Product, TreeId};
 
-use super::super::local::LocalStore;
+use super::super::database::LocalStore;
 use super::super::state::State;
 use super::super::state::changes::EndedBy;
 use super::super::state::jobs::JobState;

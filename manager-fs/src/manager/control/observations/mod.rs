@@ -16,13 +16,13 @@ use serde::{Deserialize, Serialize};
 use super::contract::Pending;
 
 mod bounds;
-mod local;
+mod database;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use bounds::cut;
-pub(super) use local::Filling;
-pub use local::LocalObservations;
+pub(super) use database::Filling;
+pub use database::LocalObservations;
 
 /// What a host last said.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ pub enum Observation {
     },
     /// All trees attached there.
     Attached {
-        /// Their ids.
+        /// All trees that are attached there, no others.
         trees: Vec<TreeId>,
         /// When it said so.
         at: Unix,
@@ -74,7 +74,7 @@ pub enum Observation {
     Step(StepEvent),
     /// How far a job is.
     Progress {
-        /// Which job.
+        /// The manager's number of the job.
         job: JobId,
         /// How far it is, as its agent reported last.
         progress: Progress,

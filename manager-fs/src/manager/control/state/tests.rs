@@ -3,11 +3,11 @@ use std::time::Duration;
 use ed25519_dalek::SigningKey;
 use proto::agent::{ChangeId, JobId, Operation, Outcome, Progress, Repository, Summary};
 use proto::name::Target;
-use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange};
+use proto::record::{ElfFile, Metadata};
 use proto::{GenerationRecord, GroupName, HostName, Product, SignedRecord, TreeId, Version};
 
 use super::super::contract::{Act, VALUE_BYTES_MAX};
-use super::super::local::LocalStore;
+use super::super::database::LocalStore;
 use super::super::observations::{LocalObservations, Observation};
 use super::changes::{ChangeEnd, ChangeOrder, EndedBy};
 use super::generations::Generation;
@@ -73,20 +73,7 @@ fn sign(version: &Version, sequence: u64, elf_files: usize) -> Vec<u8> {
         build_id: None,
         bytes: 1,
     };
-    let metadata = Metadata {
-        entry_point: None,
-        arguments: Vec::new(),
-        architecture: None,
-        elf_files: (0..elf_files).map(elf).collect(),
-        scripts: Vec::new(),
-        entry_count: 1,
-        file_count: 1,
-        content_bytes: 1,
-        object_bytes: 1,
-        state_schemas: SchemaRange { min: 1, max: 1 },
-        drain_deadline_ms: 1,
-        health: HealthContract { probation_ms: 1 },
-    };
+    let metadata = Metadata { elf_files: (0..elf_files).map(elf).collect(), ..Metadata::default() };
     let record = GenerationRecord {
         product: product(),
         version: version.clone(),

@@ -15,7 +15,7 @@ const NICE: i32 = 19;
 
 /// The work and whose turn it is. What is to be done is derived from what is stored, each time: nothing is forgotten by a
 /// restart, and nothing is done twice.
-pub(crate) struct Ahead {
+pub(crate) struct IdleWork {
     store: Arc<Store>,
     deltas: Arc<Deltas>,
     turn: Mutex<()>,
@@ -24,7 +24,7 @@ pub(crate) struct Ahead {
     cancelled: AtomicBool,
 }
 
-impl Ahead {
+impl IdleWork {
     /// Over a store and what is made ahead of it.
     pub(crate) fn new(store: Arc<Store>, deltas: Arc<Deltas>) -> Self {
         let (waiting, cancelled) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -34,17 +34,17 @@ impl Ahead {
     /// Begins in a thread of its own: after a publication, and at the start for what was left undone.
     pub(crate) fn work(self: &Arc<Self>) {
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        let ahead = Arc::clone(self);
-        let spawned = thread::Builder::new().name("ahead".into()).spawn(move || {
+        let idle = Arc::clone(self);
+        let spawned = thread::Builder::new().name("idle work".into()).spawn(move || {
             if let Err(error) = rustix::process::setpriority_process(None, NICE) {
                 tracing::debug!(%error, "work ahead runs at the priority of everything else");
             }
-            let turn = lock(&ahead.turn);
-            ahead.waiting.fetch_sub(1, Ordering::Relaxed);
-            ahead.deltas();
-            ahead.repack();
+            let turn = lock(&idle.turn);
+            idle.waiting.fetch_sub(1, Ordering::Relaxed);
+            idle.deltas();
+            idle.repack();
             drop(turn);
-            if ahead.waiting.load(Ordering::Relaxed) == 0 {
+            if idle.waiting.load(Ordering::Relaxed) == 0 {
                 crate::sys::give_memory_back();
             }
         });

@@ -32,7 +32,7 @@ const CROWD: usize = 4 * AT_ONCE_MAX;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// All of them.
-pub(crate) struct Strangers {
+pub(crate) struct Admission {
     addresses: Mutex<Addresses>,
     /// How many of all addresses together.
     all_max: usize,
@@ -48,7 +48,7 @@ struct Addresses {
 
 #[derive(Default)]
 struct OfAddress {
-    /// Oldest first.
+    /// Connections of the address that have not said `Hello`, the oldest first.
     strangers: VecDeque<Entry>,
     having_a_turn: usize,
     waiting: usize,
@@ -72,13 +72,13 @@ enum Place {
 
 /// One of them, until it is known or gone.
 pub(crate) struct Stranger {
-    all: Arc<Strangers>,
+    all: Arc<Admission>,
     address: IpAddr,
     number: u64,
     evict: Arc<Notify>,
 }
 
-impl Strangers {
+impl Admission {
     /// At most so many of all addresses together.
     pub(crate) fn new(all_max: usize) -> Self {
         Self { addresses: Mutex::default(), all_max }
@@ -208,7 +208,7 @@ impl Stranger {
     /// Waits until it is this connection's turn; `false` when that takes too long.
     pub(crate) async fn take_turn(&mut self) -> bool {
         let turn = Arc::new(Notify::new());
-        let lined_up = |all: &Strangers| {
+        let lined_up = |all: &Admission| {
             let mut addresses = all.addresses();
             addresses.of.get_mut(&self.address).is_some_and(|of| of.line_up(self.number, &turn))
         };
@@ -254,8 +254,8 @@ mod tests {
     const ONE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
     const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
 
-    fn strangers() -> Arc<Strangers> {
-        Arc::new(Strangers::new(2 * STRANGERS_MAX))
+    fn admission() -> Arc<Admission> {
+        Arc::new(Admission::new(2 * STRANGERS_MAX))
     }
 
     /// Whether it is its turn now.
@@ -269,31 +269,31 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_has_so_many_turns_and_whoever_leaves_gives_its_own_to_the_next() {
-        let strangers = strangers();
+        let admission = admission();
         let mut served = Vec::new();
         for _ in 0..AT_ONCE_MAX {
-            let mut stranger = strangers.admit(ONE);
+            let mut stranger = admission.admit(ONE);
             assert!(has_turn(&mut stranger).await);
             served.push(stranger);
         }
-        let mut waiting = strangers.admit(ONE);
+        let mut waiting = admission.admit(ONE);
         assert!(!has_turn(&mut waiting).await);
-        assert!(has_turn(&mut strangers.admit(OTHER)).await, "another address is not held up");
+        assert!(has_turn(&mut admission.admit(OTHER)).await, "another address is not held up");
         served.pop();
         assert!(has_turn(&mut waiting).await);
     }
 
     #[tokio::test]
     async fn a_slow_one_loses_its_turn_to_those_who_wait() {
-        let strangers = strangers();
+        let admission = admission();
         let mut slow = Vec::new();
         for _ in 0..AT_ONCE_MAX {
-            let mut stranger = strangers.admit(ONE);
+            let mut stranger = admission.admit(ONE);
             assert!(has_turn(&mut stranger).await);
             slow.push(stranger);
         }
         let begun = Instant::now();
-        let mut waiting = strangers.admit(ONE);
+        let mut waiting = admission.admit(ONE);
         // As the connection's task does: it ends, and with it its turn.
         let first = slow.remove(0);
         tokio::spawn(async move {
@@ -307,16 +307,16 @@ mod tests {
 
     #[tokio::test]
     async fn of_too_many_the_oldest_gives_way_and_nothing_is_kept_of_those_that_are_gone() {
-        let strangers = strangers();
-        let all: Vec<_> = (0..=STRANGERS_MAX).map(|_| strangers.admit(ONE)).collect();
+        let admission = admission();
+        let all: Vec<_> = (0..=STRANGERS_MAX).map(|_| admission.admit(ONE)).collect();
         assert!(is_evicted(&all[0]).await && !is_evicted(&all[1]).await);
-        let others: Vec<_> = (0..STRANGERS_MAX).map(|_| strangers.admit(OTHER)).collect();
-        assert_eq!(strangers.addresses().count, 2 * STRANGERS_MAX);
-        let third = strangers.admit("2001:db8::1".parse().unwrap());
+        let others: Vec<_> = (0..STRANGERS_MAX).map(|_| admission.admit(OTHER)).collect();
+        assert_eq!(admission.addresses().count, 2 * STRANGERS_MAX);
+        let third = admission.admit("2001:db8::1".parse().unwrap());
         assert!(is_evicted(&all[1]).await || is_evicted(&others[0]).await, "of all addresses together");
-        assert_eq!(strangers.addresses().count, 2 * STRANGERS_MAX);
+        assert_eq!(admission.addresses().count, 2 * STRANGERS_MAX);
         drop((all, others, third));
-        let addresses = strangers.addresses();
+        let addresses = admission.addresses();
         assert!(addresses.of.is_empty() && addresses.count == 0);
     }
 
@@ -324,13 +324,13 @@ mod tests {
     /// turn all the same.
     #[tokio::test]
     async fn in_a_flood_of_an_address_its_hosts_get_their_turns() {
-        let strangers = strangers();
+        let admission = admission();
         let flood: Vec<_> = (0..900)
             .map(|_| {
-                let strangers = Arc::clone(&strangers);
+                let admission = Arc::clone(&admission);
                 tokio::spawn(async move {
                     loop {
-                        let mut stranger = strangers.admit(ONE);
+                        let mut stranger = admission.admit(ONE);
                         let evicted = stranger.evicted();
                         tokio::select! {
                             _ = async {
@@ -345,7 +345,7 @@ mod tests {
             .collect();
         let begun = Instant::now();
         // As a host does: it dials again.
-        while !strangers.admit(ONE).take_turn().await {}
+        while !admission.admit(ONE).take_turn().await {}
         let took = begun.elapsed();
         assert!(took < Duration::from_secs(120), "a turn took {took:?}");
         flood.iter().for_each(tokio::task::JoinHandle::abort);

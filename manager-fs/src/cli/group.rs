@@ -1,0 +1,96 @@
+//! `host group …`.
+
+use clap::Subcommand;
+use proto::{GroupName, HostName};
+use serde_json::{Value, json};
+
+use super::client::{ask_once, unexpected};
+use super::out::{self, say};
+use super::{Done, Here, Json, export};
+use crate::manager::admin::{AdminReply, Quick};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum GroupCommand {
+    /// Add hosts to a group, which is made if need be
+    Add {
+        /// The group's name, without @
+        group: GroupName,
+        /// The hosts' names
+        #[arg(required = true, value_name = "HOST")]
+        hosts: Vec<HostName>,
+        #[command(flatten)]
+        output: Json,
+    },
+    /// Remove hosts from a group
+    Remove {
+        /// The group's name, without @
+        group: GroupName,
+        /// The hosts' names
+        #[arg(required = true, value_name = "HOST")]
+        hosts: Vec<HostName>,
+        #[command(flatten)]
+        output: Json,
+    },
+    /// Every group with its hosts
+    List {
+        #[command(flatten)]
+        output: Json,
+    },
+    /// Delete a group and the exports to it
+    Delete {
+        /// The group's name, without @
+        group: GroupName,
+        #[command(flatten)]
+        output: Json,
+    },
+}
+
+pub(super) fn run(command: &GroupCommand, here: &Here) -> anyhow::Result<Done> {
+    match command {
+        GroupCommand::Add { group, hosts, output } => {
+            changed(&Quick::GroupAdd(group.clone(), hosts.clone()), group, *output, here)
+        }
+        GroupCommand::Remove { group, hosts, output } => {
+            changed(&Quick::GroupRemove(group.clone(), hosts.clone()), group, *output, here)
+        }
+        GroupCommand::Delete { group, output } => {
+            ask_once(here, &Quick::GroupDelete(group.clone()))?;
+            if output.json {
+                out::json(&json!({ "group": group, "deleted": true }));
+            }
+            Ok(Done::Clean)
+        }
+        GroupCommand::List { output } => list(*output, here),
+    }
+}
+
+/// Changes a group, and shows it as it is then.
+fn changed(request: &Quick, group: &GroupName, output: Json, here: &Here) -> anyhow::Result<Done> {
+    let not_enrolled = match ask_once(here, request)? {
+        AdminReply::Changed(changed) => changed.not_enrolled,
+        _ => Vec::new(),
+    };
+    if !output.json {
+        export::tell_not_enrolled(&not_enrolled, here);
+    } else {
+        let AdminReply::Groups(groups) = ask_once(here, &Quick::Groups)? else { return unexpected() };
+        // Of a group whose last host was removed nothing may be left.
+        let hosts = groups.into_iter().find(|(name, _)| name == group).map(|(_, hosts)| hosts).unwrap_or_default();
+        out::json(&json!({ "group": group, "hosts": hosts, "not_enrolled": not_enrolled }));
+    }
+    Ok(Done::Clean)
+}
+
+fn list(output: Json, here: &Here) -> anyhow::Result<Done> {
+    let AdminReply::Groups(groups) = ask_once(here, &Quick::Groups)? else { return unexpected() };
+    if output.json {
+        let list: Vec<Value> = groups.iter().map(|(group, hosts)| json!({ "name": group, "hosts": hosts })).collect();
+        out::json(&json!({ "groups": list }));
+    } else {
+        for (group, hosts) in groups {
+            let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+            say!("@{group}: {}", hosts.join(" "));
+        }
+    }
+    Ok(Done::Clean)
+}
