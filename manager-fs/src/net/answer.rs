@@ -86,7 +86,7 @@ impl Drop for Answer {
     }
 }
 
-/// See [`Answer::cancellation`].
+/// Tells that the requester no longer wants the answer ([`Answer::cancellation`]).
 #[derive(Clone)]
 pub struct Cancellation(watch::Receiver<bool>);
 

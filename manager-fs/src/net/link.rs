@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use proto::codec;
-use proto::frame::{FrameHeader, FrameKind, HEADER_BYTES};
+use proto::frame::{FrameFault, FrameHeader, FrameKind, HEADER_BYTES};
 use proto::limits::{BULK_BYTES_MAX, MESSAGE_BYTES_MAX};
 use proto::width;
 use serde::Serialize;
@@ -23,6 +23,27 @@ const QUEUE_BYTES_MAX: usize = 4 << 20;
 const UNREAD_MESSAGES_MAX: usize = 32;
 /// How long a closing connection may take to write what was already answered.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Why a connection is over, as its reader found it.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("the peer closed it")]
+    Closed,
+    #[error("the peer closed it within a frame")]
+    CutOff,
+    #[error("{}", super::tls::explain(.0))]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Frame(#[from] FrameFault),
+    #[error("a request of {bytes} bytes; {max} are allowed")]
+    RequestTooLong { bytes: usize, max: usize },
+    #[error("the peer sent more than {0} requests at once")]
+    TooManyRequests(usize),
+    #[error("the peer used request number {0} twice")]
+    NumberTwice(u64),
+    #[error("the peer answered request {0}, which is not open")]
+    NotAsked(u64),
+}
 
 /// What comes before the response to a request.
 #[derive(Debug)]
@@ -332,28 +353,23 @@ async fn read_until_closed<R: AsyncRead>(shared: Arc<Shared>, reader: R, handler
     let mut closed = shared.closed.subscribe();
     let reader = std::pin::pin!(tokio::io::BufReader::with_capacity(64 << 10, reader));
     tokio::select! {
-        reason = read_frames(&shared, reader, &handler) => shared.end(&reason),
+        ended = read_frames(&shared, reader, &handler) => shared.end(&ended.to_string()),
         _ = closed.wait_for(Option::is_some) => {}
     }
 }
 
 /// Reads until the connection is over; returns why.
-async fn read_frames<R: AsyncRead + Unpin>(
-    shared: &Arc<Shared>,
-    mut reader: R,
-    handler: &Arc<dyn Handler>,
-) -> String {
+async fn read_frames<R: AsyncRead + Unpin>(shared: &Arc<Shared>, mut reader: R, handler: &Arc<dyn Handler>) -> Ended {
     loop {
         let (header, body) = match read_frame(&mut reader, &shared.limits).await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => return String::from("the peer closed it"),
-            Err(reason) => return reason,
+            Ok(frame) => frame,
+            Err(ended) => return ended,
         };
         let request = header.request;
         let delivered = match header.kind {
             FrameKind::Request => match serve(shared, request, body, handler) {
                 Ok(()) => continue,
-                Err(reason) => return reason,
+                Err(ended) => return ended,
             },
             FrameKind::Cancel => {
                 if let Some(serving) = shared.state().serving.get(&request) {
@@ -373,7 +389,7 @@ async fn read_frames<R: AsyncRead + Unpin>(
             };
             match pending {
                 Some(deliver) => deliver,
-                None => return format!("the peer answered request {request}, which is not open"),
+                None => return Ended::NotAsked(request),
             }
         };
         if let Some(deliver) = deliver {
@@ -383,15 +399,15 @@ async fn read_frames<R: AsyncRead + Unpin>(
     }
 }
 
-fn serve(shared: &Arc<Shared>, request: u64, body: Vec<u8>, handler: &Arc<dyn Handler>) -> Result<(), String> {
+fn serve(shared: &Arc<Shared>, request: u64, body: Vec<u8>, handler: &Arc<dyn Handler>) -> Result<(), Ended> {
     let (cancel, cancelled) = watch::channel(false);
     {
         let mut state = shared.state();
         if state.serving.len() >= shared.limits.requests_max {
-            return Err(format!("the peer sent more than {} requests at once", shared.limits.requests_max));
+            return Err(Ended::TooManyRequests(shared.limits.requests_max));
         }
         if state.serving.insert(request, cancel).is_some() {
-            return Err(format!("the peer used request number {request} twice"));
+            return Err(Ended::NumberTwice(request));
         }
     }
     let answer = Answer { shared: Arc::clone(shared), request, cancelled, finished: false };
@@ -399,31 +415,28 @@ fn serve(shared: &Arc<Shared>, request: u64, body: Vec<u8>, handler: &Arc<dyn Ha
     Ok(())
 }
 
-/// One frame; `None` at the end of the stream between two frames.
+/// One frame, with its body.
 async fn read_frame<R: AsyncRead + Unpin>(
     reader: &mut R,
     limits: &LinkLimits,
-) -> Result<Option<(FrameHeader, Vec<u8>)>, String> {
+) -> Result<(FrameHeader, Vec<u8>), Ended> {
     let mut header = [0; HEADER_BYTES];
     let mut have = 0;
     while have < HEADER_BYTES {
-        match reader.read(&mut header[have..]).await {
-            Ok(0) if have == 0 => return Ok(None),
-            Ok(0) => return Err(String::from("the peer closed it within a frame")),
-            Ok(count) => have += count,
-            Err(error) => return Err(super::tls::explain(&error)),
+        match reader.read(&mut header[have..]).await? {
+            0 if have == 0 => return Err(Ended::Closed),
+            0 => return Err(Ended::CutOff),
+            count => have += count,
         }
     }
-    let header = FrameHeader::decode(&header).map_err(|fault| fault.to_string())?;
-    let header = header.ok_or_else(|| String::from("incomplete frame header"))?;
+    let header = FrameHeader::decode(&header)?.ok_or(Ended::CutOff)?;
     if header.kind == FrameKind::Request && header.length > limits.request_bytes_max {
-        return Err(format!("a request of {} bytes; {} are allowed", header.length, limits.request_bytes_max));
+        return Err(Ended::RequestTooLong { bytes: header.length, max: limits.request_bytes_max });
     }
     // Grows as bytes arrive: a claimed length alone reserves little.
     let mut body = Vec::with_capacity(header.length.min(128 << 10));
-    match reader.take(header.length as u64).read_to_end(&mut body).await {
-        Ok(count) if count == header.length => Ok(Some((header, body))),
-        Ok(_) => Err(String::from("the peer closed it within a frame")),
-        Err(error) => Err(super::tls::explain(&error)),
+    match reader.take(header.length as u64).read_to_end(&mut body).await? {
+        count if count == header.length => Ok((header, body)),
+        _ => Err(Ended::CutOff),
     }
 }
