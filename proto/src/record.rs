@@ -73,6 +73,26 @@ pub struct Metadata {
     pub health: HealthContract,
 }
 
+/// Of an empty tree without a product file, with the values that `docs/product-file.md` has for one.
+impl Default for Metadata {
+    fn default() -> Self {
+        Self {
+            entry_point: None,
+            arguments: Vec::new(),
+            architecture: None,
+            elf_files: Vec::new(),
+            scripts: Vec::new(),
+            entry_count: 1,
+            file_count: 0,
+            content_bytes: 0,
+            object_bytes: 0,
+            state_schemas: SchemaRange { min: 1, max: 1 },
+            drain_deadline_ms: 60_000,
+            health: HealthContract { probation_ms: 10_000 },
+        }
+    }
+}
+
 /// What the manager read out of one ELF file; it was never run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ElfFile {

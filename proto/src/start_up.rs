@@ -102,7 +102,7 @@ fn within(origin: &TreePath, dir: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{HealthContract, SchemaRange, Script};
+    use crate::record::Script;
 
     fn elf(path: &str, needed: &[&str], runpath: Option<&str>) -> ElfFile {
         ElfFile {
@@ -121,17 +121,9 @@ mod tests {
     fn metadata(entry: &str, elf_files: Vec<ElfFile>, scripts: Vec<Script>) -> Metadata {
         Metadata {
             entry_point: Some(TreePath::parse(entry.as_bytes()).unwrap()),
-            arguments: vec![],
-            architecture: None,
             elf_files,
             scripts,
-            entry_count: 1,
-            file_count: 1,
-            content_bytes: 1,
-            object_bytes: 1,
-            state_schemas: SchemaRange { min: 1, max: 1 },
-            drain_deadline_ms: 1,
-            health: HealthContract { probation_ms: 1 },
+            ..Metadata::default()
         }
     }
 

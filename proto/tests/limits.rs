@@ -13,7 +13,7 @@ use proto::limits::*;
 use proto::message::{
     ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, ManagerReply, Role,
 };
-use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange, Script, SignedRecord};
+use proto::record::{ElfFile, Metadata, Script, SignedRecord};
 use proto::{ObjectId, TreeId, TreePath};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -323,23 +323,6 @@ fn what_the_daemon_says() {
     refused_beyond("record of a generation", RECORD_BYTES_MAX, |n| attached(1, n));
 }
 
-fn metadata() -> Metadata {
-    Metadata {
-        entry_point: None,
-        arguments: vec![],
-        architecture: None,
-        elf_files: vec![],
-        scripts: vec![],
-        entry_count: 0,
-        file_count: 0,
-        content_bytes: 0,
-        object_bytes: 0,
-        state_schemas: SchemaRange { min: 1, max: 1 },
-        drain_deadline_ms: 0,
-        health: HealthContract { probation_ms: 0 },
-    }
-}
-
 fn elf() -> ElfFile {
     ElfFile {
         path: TreePath::root(),
@@ -363,9 +346,12 @@ fn what_stands_in_a_record() {
     };
     refused_beyond("payload", RECORD_BYTES_MAX, |n| signed(n, 1));
     refused_beyond("signature", SIGNATURE_BYTES, |n| signed(1, n));
-    refused_beyond("arguments", ARGUMENTS_MAX, |n| Metadata { arguments: vec!["a".into(); n], ..metadata() });
-    refused_beyond("argument", ARGUMENT_BYTES_MAX, |n| Metadata { arguments: vec![text(n)], ..metadata() });
-    let architecture = |text| Metadata { architecture: Some(text), ..metadata() };
+    refused_beyond("arguments", ARGUMENTS_MAX, |n| Metadata {
+        arguments: vec!["a".into(); n],
+        ..Metadata::default()
+    });
+    refused_beyond("argument", ARGUMENT_BYTES_MAX, |n| Metadata { arguments: vec![text(n)], ..Metadata::default() });
+    let architecture = |text| Metadata { architecture: Some(text), ..Metadata::default() };
     cut_beyond("architecture", VERSION_BYTES_MAX, architecture, |got| got.architecture.unwrap());
     cut_beyond(
         "machine",

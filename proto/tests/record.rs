@@ -19,17 +19,18 @@ fn record() -> GenerationRecord {
             entry_point: Some(TreePath::parse(b"bin/agent").unwrap()),
             arguments: vec!["--role".into(), "data".into()],
             architecture: Some("x86_64".into()),
-            elf_files: vec![],
-            scripts: vec![],
-            entry_count: 3,
-            file_count: 1,
-            content_bytes: 10,
-            object_bytes: 10,
-            state_schemas: SchemaRange { min: 1, max: 2 },
-            drain_deadline_ms: 60_000,
-            health: HealthContract { probation_ms: 10_000 },
+            ..Metadata::default()
         },
     }
+}
+
+/// The same as in the table of `docs/product-file.md`.
+#[test]
+fn a_product_without_a_file_has_these_values() {
+    let metadata = Metadata::default();
+    assert_eq!(metadata.state_schemas, SchemaRange { min: 1, max: 1 });
+    assert_eq!((metadata.drain_deadline_ms, metadata.health), (60_000, HealthContract { probation_ms: 10_000 }));
+    assert_eq!((metadata.entry_point, metadata.arguments.len(), metadata.entry_count), (None, 0, 1));
 }
 
 #[test]

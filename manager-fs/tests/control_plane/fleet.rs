@@ -1,13 +1,14 @@
 use std::time::{Duration, Instant};
 
 use manager_fs::manager::admin::{AdminReply, AdminRequest, Long, Quick};
-use manager_fs::manager::upgrade::{UpgradeOrder, UpgradeReport, Verdict};
+use manager_fs::manager::upgrade::{UpgradeReport, Verdict};
 use proto::TreeId;
-use proto::agent::{AgentState, AgentStatus, Step, StepEvent};
-use proto::message::{ChangeOver, HostReply, HostReport, HostRequest, ManagerRequest};
+use proto::agent::Step;
+use proto::message::{HostReply, HostRequest, ManagerRequest};
 use tokio::task::JoinSet;
 
 use crate::fixture::{FakeHost, Fixture};
+use crate::played;
 
 /// Hosts of the test; `MANAGER_FS_TEST_HOSTS` says otherwise (2,000 take a minute or two, and `ulimit -n 16384`).
 const HOSTS: usize = 200;
@@ -51,7 +52,7 @@ async fn a_fleet_is_ordered_at_once_with_few_syncs_and_without_a_refusal() {
     }
     let (decisions, observations) = fixture.synced();
     let since = Instant::now();
-    let report = match ask(&fixture, Long::Upgrade(order())).await {
+    let report = match ask(&fixture, Long::Upgrade(played::order(&["@all"]))).await {
         AdminReply::Upgraded(report) => report,
         other => panic!("{other:?}"),
     };
@@ -79,57 +80,19 @@ fn check(report: &UpgradeReport, count: usize) {
 async fn play(mut host: FakeHost, old: TreeId) {
     while let Some((request, answer)) = host.asked.recv().await {
         match request {
-            ManagerRequest::Agents => answer.finish(&HostReply::Agents(vec![running(old)])).await.unwrap(),
+            ManagerRequest::Agents => {
+                answer.finish(&HostReply::Agents(vec![played::status("1.0", old)])).await.unwrap()
+            }
             ManagerRequest::ChangeOver(change) => {
                 answer.finish(&HostReply::Done).await.unwrap();
                 for step in STEPS {
-                    let request = HostRequest::Report { reports: vec![report(&change, step)] };
+                    let request = HostRequest::Report { reports: vec![played::step(&change, step, "played")] };
                     let _: proto::message::ManagerReply =
                         host.link.request(&request, |_| {}, PATIENCE).await.unwrap();
                 }
             }
             other => panic!("{other:?}"),
         }
-    }
-}
-
-fn report(change: &ChangeOver, step: Step) -> HostReport {
-    HostReport::Step(StepEvent {
-        change: change.change,
-        product: change.product.clone(),
-        from: None,
-        to: change.attach,
-        step,
-        at_unix_ms: 1000 + step as u64,
-        duration_us: 5,
-        detail: String::from("played"),
-    })
-}
-
-fn running(tree: TreeId) -> AgentStatus {
-    AgentStatus {
-        product: "data-agent".parse().unwrap(),
-        version: "1.0".parse().unwrap(),
-        tree,
-        pid: 7,
-        started_unix_ms: 1,
-        state: AgentState::Serving,
-        jobs: vec![],
-        reason: "launched".into(),
-    }
-}
-
-fn order() -> UpgradeOrder {
-    UpgradeOrder {
-        product: "data-agent".parse().unwrap(),
-        generation: "data-agent@2.0".parse().unwrap(),
-        targets: vec!["@all".parse().unwrap()],
-        lazy: false,
-        drain_deadline_ms: None,
-        retry_bad: false,
-        export: false,
-        wait: true,
-        timeout_ms: None,
     }
 }
 

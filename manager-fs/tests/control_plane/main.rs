@@ -11,6 +11,7 @@ mod greeting;
 mod hostile;
 mod jobs;
 mod memory;
+mod played;
 mod recovery;
 mod trust;
 mod upgrades;

@@ -23,9 +23,9 @@ use crate::sync::{self, lock};
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct KnownRecord {
     pub(crate) record: GenerationRecord,
-    /// [`SignedRecord::to_bytes`].
+    /// The record with its signature, as it lies on disk ([`SignedRecord::to_bytes`]).
     pub(crate) signed: Vec<u8>,
-    /// [`SignedRecord::id_of`] them.
+    /// The BLAKE3 of these bytes ([`SignedRecord::id_of`]).
     pub(crate) id: RecordId,
 }
 
@@ -270,7 +270,6 @@ pub(crate) mod tests {
     use super::*;
     use ed25519_dalek::SigningKey;
     use proto::Metadata;
-    use proto::record::{HealthContract, SchemaRange};
 
     /// A key, and a signed record of a made-up tree.
     pub(crate) fn key_of(seed: u8) -> SigningKey {
@@ -278,20 +277,6 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn signed(product: &str, version: &str, tree: TreeId, sequence: u64, key: &SigningKey) -> Vec<u8> {
-        let metadata = Metadata {
-            entry_point: None,
-            arguments: vec![],
-            architecture: None,
-            elf_files: vec![],
-            scripts: vec![],
-            entry_count: 1,
-            file_count: 0,
-            content_bytes: 0,
-            object_bytes: 0,
-            state_schemas: SchemaRange { min: 1, max: 1 },
-            drain_deadline_ms: 60_000,
-            health: HealthContract { probation_ms: 10_000 },
-        };
         let record = GenerationRecord {
             product: product.parse().unwrap(),
             version: version.parse().unwrap(),
@@ -299,7 +284,7 @@ pub(crate) mod tests {
             tree,
             manifest_bytes: 1,
             published_unix_ms: 1,
-            metadata,
+            metadata: Metadata::default(),
         };
         SignedRecord::sign(&record, key).unwrap().to_bytes().unwrap()
     }
