@@ -451,6 +451,21 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_takes_orders_as_long_as_it_or_its_stub_is_there() {
+        let status = |pid| AgentStatus {
+            product: "agent".parse().unwrap(),
+            version: "1".parse().unwrap(),
+            tree: TreeId::of(b"tree"),
+            pid,
+            started_unix_ms: 0,
+            state: AgentState::Stopped,
+            jobs: vec![],
+            reason: String::new(),
+        };
+        assert!(status(1).takes_orders() && !status(0).takes_orders());
+    }
+
+    #[test]
     fn a_persons_order_has_no_policy_and_no_history() {
         let origin = JobOrigin::new("host-1".parse().unwrap(), "agent".parse().unwrap());
         assert_eq!((origin.host.as_str(), origin.product.as_str()), ("host-1", "agent"));

@@ -324,6 +324,14 @@ mod tests {
         let all = PageSet::whole(CHUNK_BYTES_MAX);
         assert_eq!(verify(CHUNK_BYTES_MAX, &all, &largest, &[]), Some(ChunkId::of(&largest)));
         assert_eq!(verify(CHUNK_BYTES_MAX + 1, &all, &[largest.as_slice(), &[0]].concat(), &[]), None);
+        // Nor is one page of what is larger than a chunk.
+        let larger = [largest.as_slice(), &[0]].concat();
+        let (first, proof_of_first) = (set(&[0]), prove(&larger, &set(&[0])));
+        assert_eq!(verify(CHUNK_BYTES_MAX + 1, &first, &larger[..4096], &proof_of_first), None);
+        // The values of both halves are the chunk's id, but prove no page.
+        let two = bytes(2 * 4096);
+        let halves = [prove(&two, &set(&[1])), prove(&two, &set(&[0]))].concat();
+        assert_eq!(verify(2 * 4096, &PageSet::default(), &[], &halves), None);
         // A page is not proved by the values of another place.
         let mut swapped = proof.clone();
         swapped.swap(0, 1);

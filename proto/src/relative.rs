@@ -162,3 +162,17 @@ impl<'a> HeaderReader<'a> {
         Part { stored_bytes, plain_bytes: u32::from_le_bytes(self.take()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_has_its_bound_when_it_is_written() {
+        // Eight bytes for the number of frames; here each of them has one.
+        let frames = [7_u8; 100];
+        assert_eq!(encode_index(&frames, 108).map(|bytes| bytes.len()), Ok(108));
+        assert_eq!(encode_index(&frames, 107), Err(CodecError::TooLarge { got: 108, max: 107 }));
+        assert_eq!(encode_index::<u8>(&[], 8), Ok(vec![0; 8]));
+    }
+}

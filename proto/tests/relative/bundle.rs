@@ -4,7 +4,6 @@ use proto::bundle::{
     BundleFault, FRAME_BASE_BYTES_MAX, FRAME_PLAIN_BYTES_MAX, Frame, HEADER_BYTES, Header, INDEX_BYTES_MAX,
     PAGES_BYTES_MAX, Pages, decode_index, encode_index, trailer,
 };
-use proto::codec::CodecError;
 use proto::limits::MANIFEST_BYTES_MAX;
 use proto::manifest::Manifest;
 use proto::proof::{CHAINING_BYTES, PageRun};
@@ -184,14 +183,4 @@ fn sums_must_be_those_of_the_header() {
     for (frames_bytes, proofs_bytes) in [(29, 256), (31, 256), (30, 224), (30, 288), (0, 0)] {
         assert_eq!(fault(read(frames_bytes, proofs_bytes)), SUMS, "{frames_bytes} {proofs_bytes}");
     }
-}
-
-#[test]
-fn an_index_has_its_bound_when_it_is_written() {
-    let frame = Frame { makes: vec![], recipe: Recipe::default() };
-    // Eight bytes for the number of frames, 32 for each empty one.
-    let most = (INDEX_BYTES_MAX - 8) / 32;
-    assert_eq!(encode_index(&vec![frame.clone(); most]).map(|bytes| bytes.len()), Ok(8 + most * 32));
-    let got = 8 + (most + 1) * 32;
-    assert_eq!(encode_index(&vec![frame; most + 1]), Err(CodecError::TooLarge { got, max: INDEX_BYTES_MAX }));
 }

@@ -1,6 +1,5 @@
 //! What only a delta has: runs of chunks, between two trees.
 
-use proto::codec::CodecError;
 use proto::delta::{
     DeltaFault, FRAME_BASE_BYTES_MAX, Frame, HEADER_BYTES, Header, INDEX_BYTES_MAX, Run, decode_index, encode_index,
     trailer,
@@ -127,16 +126,6 @@ fn every_size_of_a_header_has_its_bound() {
     let endless = Header { frames_bytes: u64::MAX, ..header() };
     assert_eq!(Header::decode(&endless.encode()).unwrap().delta_bytes(), None, "no file has that many");
     assert_eq!(endless.front_bytes(), 106 + 1 + 3);
-}
-
-#[test]
-fn an_index_has_its_bound_when_it_is_written() {
-    let frame = Frame { makes: vec![], recipe: Recipe::default() };
-    // Eight bytes for the number of frames, 32 for each empty one.
-    let most = (INDEX_BYTES_MAX - 8) / 32;
-    assert_eq!(encode_index(&vec![frame.clone(); most]).map(|bytes| bytes.len()), Ok(8 + most * 32));
-    let got = 8 + (most + 1) * 32;
-    assert_eq!(encode_index(&vec![frame; most + 1]), Err(CodecError::TooLarge { got, max: INDEX_BYTES_MAX }));
 }
 
 #[test]
