@@ -56,11 +56,11 @@ pub enum ConfigError {
     /// A relative path cannot be made absolute.
     #[error("--{flag} {path} is relative, and the current directory cannot be told: {cause}", path = path.display())]
     Relative {
-        /// The flag.
+        /// The global flag, such as `--store`.
         flag: &'static str,
-        /// Its value.
+        /// The directory that it names.
         path: PathBuf,
-        /// Why.
+        /// What the system said of it.
         cause: std::io::Error,
     },
 }

@@ -43,7 +43,7 @@ pub struct ServeOptions {
     pub read_ahead_bytes: u32,
 }
 
-/// The adapter.
+/// What the FUSE library calls: requests of the kernel in, answers out of the object tree.
 pub(super) struct Adapter {
     objects: Arc<Objects>,
     counts: Arc<RequestCounts>,

@@ -31,7 +31,7 @@ struct Seen {
 }
 
 impl Recorder {
-    /// Begins anew.
+    /// Forgets what was touched so far, and records from now on.
     pub fn begin(&self) {
         *lock(&self.seen) = Seen::default();
         self.on.store(true, Ordering::Release);

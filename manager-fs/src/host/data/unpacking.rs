@@ -16,7 +16,7 @@ pub(super) struct Unpacking {
     decoder: io::Result<Decoder<'static, Plain>>,
     /// How many frames came.
     pub(super) frames: u32,
-    /// Their bytes.
+    /// Bytes of these frames, as they came.
     pub(super) packed: u64,
 }
 

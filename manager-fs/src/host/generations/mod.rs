@@ -101,7 +101,7 @@ pub(crate) struct Generations {
 /// A mounted tree.
 #[derive(Debug)]
 pub(crate) struct Live {
-    /// Its root.
+    /// Absolute path of the tree's root directory.
     pub(crate) path: PathBuf,
     /// Whether every object was local when it was mounted: then it does not depend on this daemon at all.
     pub(crate) whole_at_mount: bool,

@@ -27,7 +27,7 @@ pub(super) trait MetaStore {
     /// What could not be made, with the path in the tree. A half-made layer is never found later.
     fn make(&self, tree: &TreeId, manifest: &Manifest) -> io::Result<Layer>;
 
-    /// Removes it.
+    /// Removes a tree's layer; it is no error that there is none.
     fn remove(&self, tree: &TreeId) -> io::Result<()>;
 }
 

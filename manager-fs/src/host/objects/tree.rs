@@ -35,7 +35,7 @@ impl Tree {
         Self { id, manifest, view: OnceLock::new() }
     }
 
-    /// Its id.
+    /// The id that the manifest was checked against.
     pub fn id(&self) -> &TreeId {
         &self.id
     }
