@@ -25,7 +25,7 @@ pub(super) struct PublishArgs {
     product: Product,
     /// Its maker's version
     version: Version,
-    /// Directory, tar (plain, gzip, xz, zstd), .deb, wheel or zip
+    /// Directory, tar (plain, gzip, bzip2, xz, zstd), .deb, .rpm, wheel or zip
     source: PathBuf,
     /// SOURCE is a service pack: only the changed files, laid over this generation
     #[arg(long, value_name = "GENERATION")]

@@ -13,6 +13,7 @@ use proto::{GenerationRecord, TreeId, bundle, codec, delta};
 use serde::Serialize;
 
 use super::formats::{patch_base, tree};
+use crate::manager::ingest::rpm;
 use crate::manager::testing::{deb, gzip, xz};
 use crate::patch;
 
@@ -349,6 +350,9 @@ fn archives(put: &mut Put<'_>) {
     compressed(put, &plain);
     put("deb", "plain", deb("data.tar", &plain));
     put("deb", "xz", deb("data.tar.xz", &xz(&plain)));
+    for (compression, bytes) in rpm::SAMPLES {
+        put("rpm", compression, bytes.to_vec());
+    }
     put("zip", "sample", zip());
     put(
         "service_pack",

@@ -14,6 +14,7 @@ pub(super) const TARGETS: &[Target] = &[
     ("tar", archive),
     ("zip", archive),
     ("deb", archive),
+    ("rpm", archive),
     ("compressed", archive),
     ("service_pack", service_pack),
     ("descriptor", |bytes| fuzzing::descriptor(bytes)),

@@ -3,7 +3,7 @@
 //! ```text
 //! directory ─┐
 //! tar, zip  ─┼─> TreeBuilder ──(service pack: laid over an earlier tree)──> Manifest
-//! deb       ─┘        └ contents ──> ContentWriter
+//! deb, rpm  ─┘        └ contents ──> ContentWriter
 //! ```
 
 mod acl;
@@ -13,6 +13,7 @@ mod budget;
 mod deb;
 mod directory;
 mod gzip;
+pub(crate) mod rpm;
 mod service_pack;
 mod stream;
 mod tar;
@@ -103,6 +104,11 @@ impl Intake<'_, '_> {
 
     fn unfit(&self, fault: &str) -> IngestError {
         IngestError::Source { from: self.source_text(), fault: fault.to_owned() }
+    }
+
+    /// Tells the operator what is left out of the source, or taken otherwise than it stands there.
+    fn remark(&self, text: &str) {
+        self.writer.monitor().problem(text);
     }
 
     fn is_cancelled(&self) -> bool {

@@ -17,10 +17,10 @@ pub(super) fn read_tar(
 ) -> Result<(), IngestError> {
     let mut head = [0; 512];
     let got = read_head(&mut source, &mut head).map_err(|error| intake.unread(b"", error))?;
-    let plain = plain_stream(&head[..got], source).map_err(|error| intake.unread(b"", error))?;
+    let plain = plain_stream(&head[..got], source, tar::is_header).map_err(|error| intake.unread(b"", error))?;
     let Some(plain) = plain else {
         return Err(intake.unfit(
-            "it is no archive that can be taken in: want a directory, tar (plain, gzip, bzip2, xz or zstd), .deb, wheel or zip",
+            "it is no archive that can be taken in: want a directory, tar (plain, gzip, bzip2, xz or zstd), .deb, .rpm, wheel or zip",
         ));
     };
     tar::read(intake, Metered { inner: plain, budget: budget.clone() }, budget)
@@ -28,10 +28,15 @@ pub(super) fn read_tar(
 
 type Rejoined<R> = Chain<Cursor<Vec<u8>>, R>;
 
-/// The plain bytes of a stream that begins with `head`; `None` when they are no tar.
-fn plain_stream<'a, R: Read + 'a>(head: &[u8], rest: R) -> io::Result<Option<Box<dyn Read + 'a>>> {
+/// The plain bytes of a stream that begins with `head`; `None` when it is neither compressed nor `is_plain`.
+pub(super) fn plain_stream<'a, R: Read + 'a>(
+    head: &[u8],
+    rest: R,
+    is_plain: fn(&[u8]) -> bool,
+) -> io::Result<Option<Box<dyn Read + 'a>>> {
     let stream: Rejoined<R> = Cursor::new(head.to_vec()).chain(rest);
     Ok(Some(match head {
+        head if is_plain(head) => Box::new(stream),
         [0x1f, 0x8b, ..] => Box::new(GzipReader::new(BufReader::new(stream))),
         b if b.starts_with(b"BZh") => Box::new(bzip2::read::MultiBzDecoder::new(stream)),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
@@ -45,7 +50,11 @@ fn plain_stream<'a, R: Read + 'a>(head: &[u8], rest: R) -> io::Result<Option<Box
             decoder.window_log_max(DECODER_BYTES_MAX.ilog2())?;
             Box::new(decoder)
         }
-        head if tar::is_header(head) => Box::new(stream),
+        // The form before xz, which old packages have; it has no magic but the usual properties.
+        [0x5d, 0, 0, ..] => {
+            let decoder = liblzma::stream::Stream::new_lzma_decoder(DECODER_BYTES_MAX)?;
+            Box::new(liblzma::read::XzDecoder::new_stream(stream, decoder))
+        }
         _ => return Ok(None),
     }))
 }

@@ -75,6 +75,11 @@ pub(crate) struct ContentWriter<'a> {
 }
 
 impl ContentWriter<'_> {
+    /// Whom to tell of what is noticed on the way.
+    pub(crate) fn monitor(&self) -> &dyn Monitor {
+        self.monitor
+    }
+
     /// Reads `source` to its end, which must come after at most `bytes_max` bytes.
     pub(crate) fn add(&mut self, source: &mut dyn Source, bytes_max: u64) -> Result<Content, AddError> {
         let first = self.chunks;
