@@ -62,6 +62,7 @@ const COVERED: &[(&str, &str)] = &[
     ("manager-fs/src/manager/identity.rs", "certificate"),
     ("manager-fs/src/manager/ingest/acl.rs", "acl"),
     ("manager-fs/src/manager/ingest/gzip.rs", "compressed"),
+    ("manager-fs/src/manager/ingest/image/mod.rs", "container"),
     ("manager-fs/src/manager/ingest/rpm/header.rs", "rpm"),
     ("manager-fs/src/manager/ingest/stream.rs", "compressed"),
     ("manager-fs/src/manager/ingest/xattr.rs", "tar"),

@@ -25,7 +25,8 @@ pub(super) struct PublishArgs {
     product: Product,
     /// Its maker's version
     version: Version,
-    /// Directory, tar (plain, gzip, bzip2, xz, zstd), .deb, .rpm, wheel or zip
+    /// Directory, tar (plain, gzip, bzip2, lzma, xz, zstd), .deb, .rpm, wheel or zip; or an image: oci:DIRECTORY,
+    /// oci-archive:FILE or docker-archive:FILE, with :NAME behind it where there are several
     source: PathBuf,
     /// SOURCE is a service pack: only the changed files, laid over this generation
     #[arg(long, value_name = "GENERATION")]
@@ -57,7 +58,7 @@ pub(super) struct UnpublishArgs {
 
 pub(super) fn publish(args: &PublishArgs, here: &Here) -> anyhow::Result<Done> {
     // The manager has another working directory.
-    let source = std::path::absolute(&args.source)?;
+    let source = crate::manager::ingest::absolute(&args.source)?;
     let order = PublishOrder {
         product: args.product.clone(),
         version: args.version.clone(),

@@ -11,6 +11,7 @@ use proto::proof::{PageRun, PageSet};
 use proto::relative::{Recipe, Stretch};
 use proto::{GenerationRecord, TreeId, bundle, codec, delta};
 use serde::Serialize;
+use serde_json::json;
 
 use super::formats::{patch_base, tree};
 use crate::manager::ingest::rpm;
@@ -353,6 +354,8 @@ fn archives(put: &mut Put<'_>) {
     for (compression, bytes) in rpm::SAMPLES {
         put("rpm", compression, bytes.to_vec());
     }
+    let upper = whole(&[entry("bin/.wh.same", b'0', b"", ""), entry("bin/new", b'1', b"", "empty")]);
+    put("container", "saved", saved(&[gzip(&plain), gzip(&upper)]));
     put("zip", "sample", zip());
     put(
         "service_pack",
@@ -366,6 +369,19 @@ fn archives(put: &mut Put<'_>) {
             entry("readme/now", b'2', b"", "../bin"),
         ]),
     );
+}
+
+/// An image as `docker save` wrote it. Of compressed layers it states no sums, which would keep every change out.
+fn saved(layers: &[Vec<u8>]) -> Vec<u8> {
+    let names: Vec<String> = (0..layers.len()).map(|number| format!("{number}/layer.tar")).collect();
+    let sums = vec![format!("sha256:{}", "0".repeat(64)); layers.len()];
+    let config =
+        json!({ "config": { "Entrypoint": ["agent"], "Env": ["PATH=/bin"] }, "rootfs": { "diff_ids": sums } });
+    let manifest = json!([{ "Config": "config", "RepoTags": ["it:1"], "Layers": names }]).to_string();
+    let mut entries = vec![entry("manifest.json", b'0', manifest.as_bytes(), "")];
+    entries.push(entry("config", b'0', config.to_string().as_bytes(), ""));
+    entries.extend(names.iter().zip(layers).map(|(name, layer)| entry(name, b'0', layer, "")));
+    whole(&entries)
 }
 
 fn zip() -> Vec<u8> {

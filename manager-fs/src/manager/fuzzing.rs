@@ -14,12 +14,19 @@ use super::{control, elf, identity, ingest, metadata, store};
 
 /// Reads an archive into a draft, which is dropped; with a base it is a service pack. A MiB is a bomb here.
 pub fn archive(bytes: &[u8], base: Option<&Manifest>, path: &Path, to: &Store) -> bool {
-    if std::fs::write(path, bytes).is_err() {
-        return false;
-    }
+    std::fs::write(path, bytes).is_ok() && source(path, base, to)
+}
+
+/// Reads a container image in an archive, as [`archive`] does.
+pub fn container(bytes: &[u8], path: &Path, to: &Store) -> bool {
+    let named = format!("docker-archive:{}", path.display());
+    std::fs::write(path, bytes).is_ok() && source(Path::new(&named), None, to)
+}
+
+fn source(source: &Path, base: Option<&Manifest>, to: &Store) -> bool {
     let guard = to.guard();
     let read = to.write_contents(4096, &guard, &Quiet, &AtomicBool::new(false), |writer| {
-        ingest::read_small_source(path, base, writer)
+        ingest::read_small_source(source, base, writer)
     });
     read.is_ok_and(|(tree, contents)| {
         let manifest = tree.into_manifest(4096, |id| contents.objects.get(id).cloned());

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::content::{ObjectReader, ReadChunk, resolve};
 use super::elf;
+use super::ingest::Start;
 use super::monitor::{Monitor, Task};
 use super::store::StoreError;
 
@@ -86,14 +87,15 @@ pub(crate) struct Inspection<'a> {
 }
 
 impl Inspection<'_> {
-    /// Extracts the metadata. `entry_point` is what the operator named.
+    /// Extracts the metadata. `entry_point` is what the operator named, `start` what an image says.
     ///
     /// # Errors
     /// See [`MetadataError`].
-    pub(crate) fn run(&self, entry_point: Option<&str>) -> Result<Metadata, MetadataError> {
+    pub(crate) fn run(&self, entry_point: Option<&str>, start: Option<&Start>) -> Result<Metadata, MetadataError> {
         let descriptor = self.descriptor()?;
         let (elf_files, scripts) = self.programs()?;
         let candidates = self.candidates(&elf_files, &scripts);
+        let started = start.and_then(|start| self.started(start));
         let named = match (entry_point, &descriptor.entrypoint) {
             (Some(path), _) => Some((path, "named by --entrypoint")),
             (None, Some(path)) => Some((path.as_str(), "named by manager-fs.toml")),
@@ -104,7 +106,14 @@ impl Inspection<'_> {
                 let (path, candidates) = (path.to_owned(), candidates.clone());
                 MetadataError::EntryPoint { path, named_by, fault, candidates }
             })?),
-            None => obvious(&candidates),
+            None => started.clone().or_else(|| obvious(&candidates)),
+        };
+        // What an image's program is started with says nothing to another program.
+        let arguments = match start {
+            Some(start) if descriptor.arguments.is_empty() && named.is_none() && started.is_some() => {
+                start.arguments.clone()
+            }
+            _ => descriptor.arguments.clone(),
         };
         let architecture = entry_point.as_ref().and_then(|path| self.architecture(path, &elf_files, &scripts));
         let bytes_of = |node: &Node| match &node.kind {
@@ -114,7 +123,7 @@ impl Inspection<'_> {
         let nodes = || self.manifest.entries.iter().map(|entry| self.manifest.node(entry));
         Ok(Metadata {
             entry_point,
-            arguments: descriptor.arguments.clone(),
+            arguments,
             architecture,
             elf_files,
             scripts,
@@ -219,6 +228,21 @@ impl Inspection<'_> {
             NodeKind::Directory => Err("is a directory".into()),
             NodeKind::Symlink(_) => Err("is a symlink that leads nowhere".into()),
         }
+    }
+
+    /// The program that an image starts; told, where the tree has it not.
+    fn started(&self, start: &Start) -> Option<TreePath> {
+        let inside = |path: &str| self.checked_entry_point(path.trim_start_matches('/'));
+        let found = if start.program.contains('/') {
+            inside(&start.program)
+        } else {
+            let mut places = start.path.iter().map(|directory| inside(&format!("{directory}/{}", start.program)));
+            places.find_map(Result::ok).ok_or_else(|| format!("is in none of {}", start.path.join(":")))
+        };
+        let told = |fault: String| {
+            self.monitor.problem(&format!("the image starts '{}', which {fault}", start.program));
+        };
+        found.map_err(told).ok()
     }
 
     /// The machine of a program; of a script, that of its interpreter if that is in the tree.

@@ -23,6 +23,7 @@ pub mod identity;
 mod idle_work;
 pub mod ingest;
 pub mod jobs;
+mod libraries;
 mod lists;
 pub mod metadata;
 pub mod monitor;

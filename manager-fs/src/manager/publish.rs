@@ -12,9 +12,13 @@ use proto::record::{Metadata, RecordFault};
 use proto::{Manifest, TreeId};
 
 use super::ingest::{self, IngestError};
+use super::libraries;
 use super::metadata::{Inspection, MetadataError};
 use super::monitor::Monitor;
 use super::store::{PublishGuard, Store, StoreError};
+
+/// Missing libraries that are told one by one.
+const MISSING_SHOWN: usize = 8;
 
 /// What may be chosen at a publication.
 #[derive(Debug, Clone, Default)]
@@ -116,18 +120,19 @@ pub fn publish(
     let guard = store.guard();
     let base = options.onto.map(|tree| base_tree(store, tree, &guard)).transpose()?;
     let chunk_bytes = chunk_bytes(options, base.as_ref())?;
-    let (tree, contents) = store.write_contents(chunk_bytes, &guard, monitor, cancelled, |writer| {
+    let (received, contents) = store.write_contents(chunk_bytes, &guard, monitor, cancelled, |writer| {
         ingest::read_source(source, base.as_ref(), options.strict, writer)
     })?;
     let object = |id: &_| {
         let earlier = || base.as_ref().and_then(|base| base.object(id).cloned());
         contents.objects.get(id).cloned().or_else(earlier)
     };
-    let manifest = tree.into_manifest(chunk_bytes, object);
+    let manifest = received.tree.into_manifest(chunk_bytes, object);
     let manifest = manifest.map_err(|id| StoreError::Missing { what: format!("object {id}") })?;
     let chunk = |id: &_| contents.plain_chunk(store, id);
     let inspection = Inspection { manifest: &manifest, heads: &contents.heads, chunk: &chunk, monitor, cancelled };
-    let metadata = inspection.run(options.entry_point.as_deref())?;
+    let metadata = inspection.run(options.entry_point.as_deref(), received.start.as_ref())?;
+    tell_missing_libraries(&manifest, &metadata, monitor);
     if metadata.entry_point.is_none() {
         let what = if manifest.entries.len() == 1 { "the tree is empty" } else { "no program to start was found" };
         monitor.problem(&format!("{what}: it cannot be launched, or upgraded to; name one with --entrypoint PATH"));
@@ -143,6 +148,18 @@ pub fn publish(
     contents.commit(store, &guard)?;
     store.put_manifest(&tree, &bytes, &guard)?;
     Ok(Published { tree, manifest_bytes: bytes.len() as u64, metadata, stats, guard })
+}
+
+/// Tells what no host's loader will find, before any host tries.
+fn tell_missing_libraries(manifest: &Manifest, metadata: &Metadata, monitor: &dyn Monitor) {
+    let Some(entry) = &metadata.entry_point else { return };
+    let missing = libraries::missing(manifest, &metadata.elf_files, entry, &[]);
+    for library in missing.iter().take(MISSING_SHOWN) {
+        monitor.problem(&format!("{library}: only hosts that have it can start this version"));
+    }
+    if missing.len() > MISSING_SHOWN {
+        monitor.problem(&format!("{} more libraries are missing in the same way", missing.len() - MISSING_SHOWN));
+    }
 }
 
 /// The metadata within the bounds of its fields: texts from inside the files are cleaned, and what a host would refuse is

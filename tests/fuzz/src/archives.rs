@@ -15,6 +15,7 @@ pub(super) const TARGETS: &[Target] = &[
     ("zip", archive),
     ("deb", archive),
     ("rpm", archive),
+    ("container", container),
     ("compressed", archive),
     ("service_pack", service_pack),
     ("descriptor", |bytes| fuzzing::descriptor(bytes)),
@@ -27,6 +28,11 @@ pub(super) const TARGETS: &[Target] = &[
 /// What it is is told by its first bytes; the targets differ by their seeds.
 fn archive(bytes: &[u8]) -> bool {
     read(bytes, None)
+}
+
+/// As `docker save` writes an image.
+fn container(bytes: &[u8]) -> bool {
+    store(|dir, store| fuzzing::container(bytes, &dir.join("source"), store))
 }
 
 /// Over a tree with a directory and some files.
@@ -59,6 +65,11 @@ fn tree_of(paths: &[&str]) -> Manifest {
 }
 
 fn read(bytes: &[u8], base: Option<&Manifest>) -> bool {
+    store(|dir, store| fuzzing::archive(bytes, base, &dir.join("source"), store))
+}
+
+/// Does something with a store, and a directory for what it takes in.
+fn store(work: impl FnOnce(&Path, &Store) -> bool) -> bool {
     thread_local! {
         static STORE: RefCell<Option<(tempfile::TempDir, Store)>> = const { RefCell::new(None) };
     }
@@ -70,6 +81,6 @@ fn read(bytes: &[u8], base: Option<&Manifest>) -> bool {
             let store = Store::open(&dir.path().join("store")).unwrap();
             (dir, store)
         });
-        fuzzing::archive(bytes, base, &dir.path().join("source"), store)
+        work(dir.path(), store)
     })
 }

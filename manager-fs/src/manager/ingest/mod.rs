@@ -3,7 +3,8 @@
 //! ```text
 //! directory ─┐
 //! tar, zip  ─┼─> TreeBuilder ──(service pack: laid over an earlier tree)──> Manifest
-//! deb, rpm  ─┘        └ contents ──> ContentWriter
+//! deb, rpm  ─┤        └ contents ──> ContentWriter
+//! image     ─┘ layers, each laid over those before
 //! ```
 
 mod acl;
@@ -13,6 +14,9 @@ mod budget;
 mod deb;
 mod directory;
 mod gzip;
+mod hashed;
+mod image;
+mod location;
 pub(crate) mod rpm;
 mod service_pack;
 mod stream;
@@ -33,6 +37,9 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use attributes::Attributes;
 use budget::BombLimit;
+use location::Location;
+pub use location::absolute;
+use service_pack::Absent;
 use tree::{Repeated, TreeBuilder};
 
 use super::store::{AddError, ContentWriter, Source, StoreError};
@@ -81,6 +88,32 @@ fn whereabouts(place: &str, from: &str) -> String {
     if place.is_empty() { from.to_owned() } else { format!("'{place}' in {from}") }
 }
 
+/// Received files, as far as they say what they are.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) tree: TreeBuilder,
+    /// What an image starts.
+    pub(crate) start: Option<Start>,
+}
+
+/// What a container image starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Start {
+    /// A path, or a name that is looked for.
+    pub(crate) program: String,
+    pub(crate) arguments: Vec<String>,
+    /// The directories to look in.
+    pub(crate) path: Vec<String>,
+}
+
+/// What becomes of devices, sockets and pipes, which no tree has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Devices {
+    Refused,
+    /// As many have been left out: a container has others over them.
+    LeftOut(u64),
+}
+
 /// A source on its way into a tree: names what is wrong, and counts what comes in.
 pub(crate) struct Intake<'a, 'b> {
     from: PathBuf,
@@ -90,6 +123,8 @@ pub(crate) struct Intake<'a, 'b> {
     base: Option<&'a Manifest>,
     /// Nothing is taken in whose meaning is in any doubt.
     strict: bool,
+    devices: Devices,
+    start: Option<Start>,
     bytes: u64,
 }
 
@@ -158,7 +193,7 @@ impl Intake<'_, '_> {
     }
 }
 
-/// Reads a source into a tree; its contents go to `writer`. With a `base` the source is a service pack, and the tree is
+/// Reads a source into a tree; its contents go to `writer`. `source` is a path, or names an image (`location.rs`). With a `base` the source is a service pack, and the tree is
 /// that of both. `strict` refuses a tar archive that has a path twice; otherwise the later entry counts, as for tar itself.
 ///
 /// # Errors
@@ -168,7 +203,7 @@ pub(crate) fn read_source(
     base: Option<&Manifest>,
     strict: bool,
     writer: &mut ContentWriter<'_>,
-) -> Result<TreeBuilder, IngestError> {
+) -> Result<Received, IngestError> {
     read_source_within(source, base, strict, writer, BombLimit::DEFAULT)
 }
 
@@ -178,29 +213,41 @@ fn read_source_within(
     strict: bool,
     writer: &mut ContentWriter<'_>,
     limit: BombLimit,
-) -> Result<TreeBuilder, IngestError> {
+) -> Result<Received, IngestError> {
+    let location = Location::parse(source);
     let mut intake = Intake {
-        from: source.to_path_buf(),
+        from: location.path().to_path_buf(),
         writer,
         tree: TreeBuilder::new(Repeated::Refused),
         base,
         strict,
+        devices: Devices::Refused,
+        start: None,
         bytes: 0,
     };
+    match &location {
+        Location::Files(path) => files(&mut intake, path, limit)?,
+        Location::Image { path, reference } => image::read(&mut intake, path, reference.as_deref(), limit)?,
+    }
+    let start = intake.start.take();
+    let tree = match base {
+        None => intake.tree,
+        Some(base) => service_pack::lay(base, &intake.tree, Absent::Refused)
+            .map_err(|(place, fault)| intake.refused(place.as_bytes(), fault))?,
+    };
+    Ok(Received { tree, start })
+}
+
+/// Reads a directory or an archive.
+fn files(intake: &mut Intake<'_, '_>, source: &Path, limit: BombLimit) -> Result<(), IngestError> {
     // The source itself may be named by a symlink: the operator typed it. NONBLOCK: it may be a pipe.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = rustix::fs::open(source, flags, Mode::empty()).map_err(|error| intake.unread(b"", error))?;
     let stat = rustix::fs::fstat(&fd).map_err(|error| intake.unread(b"", error))?;
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => directory::read(&mut intake, &fd)?,
-        FileType::RegularFile => archive::read(&mut intake, File::from(fd), limit)?,
-        _ => return Err(intake.unfit("it is neither a directory nor a file")),
-    }
-    match base {
-        None => Ok(intake.tree),
-        Some(base) => {
-            service_pack::lay(base, &intake.tree).map_err(|(place, fault)| intake.refused(place.as_bytes(), fault))
-        }
+        FileType::Directory => directory::read(intake, &fd),
+        FileType::RegularFile => archive::read(intake, File::from(fd), limit),
+        _ => Err(intake.unfit("it is neither a directory nor a file")),
     }
 }
 
@@ -212,7 +259,7 @@ pub(crate) fn read_small_source(
     writer: &mut ContentWriter<'_>,
 ) -> Result<TreeBuilder, IngestError> {
     let limit = BombLimit { floor_bytes: 1 << 20, holes_floor_bytes: 1 << 20, ratio: 16 };
-    read_source_within(source, base, false, writer, limit)
+    Ok(read_source_within(source, base, false, writer, limit)?.tree)
 }
 
 /// For `tests/fuzz`: an access control list in tar's text.

@@ -14,13 +14,22 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// A service pack that does not fit the tree: where, and why.
 pub(crate) type Misfit = (TreePath, String);
 
+/// What a whiteout of something that is not there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Absent {
+    /// A sign that the pack is for another version.
+    Refused,
+    /// Nothing: layers of images have such (image-spec, layer.md).
+    Ignored,
+}
+
 /// Lays `upper` over `base`.
 ///
 /// # Errors
 /// A whiteout deletes what is not there, or is no empty file; or the pack would put files below something that is no
 /// directory.
-pub(super) fn lay(base: &Manifest, upper: &TreeBuilder) -> Result<TreeBuilder, Misfit> {
-    let marks = Marks::read(base, upper)?;
+pub(super) fn lay(base: &Manifest, upper: &TreeBuilder, absent: Absent) -> Result<TreeBuilder, Misfit> {
+    let marks = Marks::read(base, upper, absent)?;
     let mut merged = TreeBuilder::new(Repeated::Refused);
     let mut base_nodes: HashMap<u32, u32> = HashMap::new();
     // Entries are in order, so what is below a removed directory follows it at once.
@@ -64,7 +73,7 @@ struct Marks {
 }
 
 impl Marks {
-    fn read(base: &Manifest, upper: &TreeBuilder) -> Result<Self, Misfit> {
+    fn read(base: &Manifest, upper: &TreeBuilder, absent: Absent) -> Result<Self, Misfit> {
         let mut marks =
             Self { names: HashSet::new(), removed: HashSet::new(), opaque: HashSet::new(), replaced: HashSet::new() };
         for Described { path, node, implied, .. } in upper.described() {
@@ -78,7 +87,7 @@ impl Marks {
                     marks.opaque.insert(parent);
                 } else {
                     let target = parent.join(name).map_err(|error| (path.clone(), error.fault.to_owned()))?;
-                    if base.entry(&target).is_none() {
+                    if absent == Absent::Refused && base.entry(&target).is_none() {
                         return misfit("there is nothing of this name to delete: is the pack for another version?");
                     }
                     marks.removed.insert(target);

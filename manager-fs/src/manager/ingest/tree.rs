@@ -246,6 +246,22 @@ impl TreeBuilder {
         Ok(())
     }
 
+    /// The tree without the objects of its files, for what is laid over it.
+    pub(super) fn into_shape(self) -> Manifest {
+        let mut nodes: Vec<Option<Node>> = self.nodes.into_iter().map(Some).collect();
+        let mut numbers: HashMap<u32, u32> = HashMap::with_capacity(nodes.len());
+        let mut ordered = Vec::new();
+        let mut entries = Vec::with_capacity(self.entries.len());
+        for (path, slot) in self.entries {
+            let number = *numbers.entry(slot.node).or_insert_with(|| {
+                ordered.extend(nodes[slot.node as usize].take());
+                width::count(ordered.len()) - 1
+            });
+            entries.push(Entry { path, node: number });
+        }
+        Manifest { chunk_bytes: 0, objects: Vec::new(), nodes: ordered, entries }
+    }
+
     /// The manifest: nodes in the order of first use, and of the objects those that files have.
     ///
     /// # Errors
@@ -255,25 +271,17 @@ impl TreeBuilder {
         chunk_bytes: u32,
         mut object: impl FnMut(&ObjectId) -> Option<Object>,
     ) -> Result<Manifest, ObjectId> {
-        let mut nodes: Vec<Option<Node>> = self.nodes.into_iter().map(Some).collect();
-        let mut numbers: HashMap<u32, u32> = HashMap::with_capacity(nodes.len());
-        let (mut ordered, mut objects) = (Vec::new(), BTreeMap::new());
-        let mut entries = Vec::with_capacity(self.entries.len());
-        for (path, slot) in self.entries {
-            let number = *numbers.entry(slot.node).or_insert_with(|| {
-                ordered.extend(nodes[slot.node as usize].take());
-                width::count(ordered.len()) - 1
-            });
-            entries.push(Entry { path, node: number });
-        }
-        for node in &ordered {
+        let mut manifest = self.into_shape();
+        let mut objects = BTreeMap::new();
+        for node in &manifest.nodes {
             if let NodeKind::File(id) = node.kind
                 && !objects.contains_key(&id)
             {
                 objects.insert(id, object(&id).ok_or(id)?);
             }
         }
-        Ok(Manifest { chunk_bytes, objects: objects.into_values().collect(), nodes: ordered, entries })
+        (manifest.chunk_bytes, manifest.objects) = (chunk_bytes, objects.into_values().collect());
+        Ok(manifest)
     }
 }
 

@@ -10,9 +10,9 @@ use std::io::{self, Read};
 use proto::limits::PATH_BYTES_MAX;
 use proto::manifest::NodeKind;
 use proto::path::printable;
-use sha2::{Digest, Sha256};
 
 use super::budget::{Budget, Metered};
+use super::hashed::{Hashed, hex};
 use super::stream::{plain_stream, read_head};
 use super::tar::tree_path;
 use super::{IngestError, Intake};
@@ -69,7 +69,7 @@ pub(super) fn read(intake: &mut Intake<'_, '_>, mut source: impl Read, budget: B
             .remark(&format!("{} of its files have capabilities in the package, which are left out", listed.capable));
     }
 
-    let mut payload = Hashed { inner: source, hash: Sha256::new() };
+    let mut payload = Hashed::new(source);
     let mut head = [0; 512];
     let got = read_head(&mut payload, &mut head).map_err(|error| intake.unread(b"", error))?;
     let plain = plain_stream(&head[..got], &mut payload, cpio::is_header);
@@ -78,10 +78,9 @@ pub(super) fn read(intake: &mut Intake<'_, '_>, mut source: impl Read, budget: B
     let mut archive = Unpacking { names: vec![Names::default(); listed.names.len()], listed: &listed };
     archive.run(intake, cpio::Reader::new(Metered { inner: plain, budget }))?;
 
-    // To the end, of which the sum knows.
-    io::copy(&mut payload, &mut io::sink()).map_err(|error| intake.unread(b"", error))?;
+    let sum = payload.finish().map_err(|error| intake.unread(b"", error))?;
     match digest {
-        Some(digest) if digest != hex(&payload.hash.finalize()) => {
+        Some(digest) if digest != sum => {
             Err(intake.unfit("its archive is damaged: it has another SHA-256 than the header says"))
         }
         _ => Ok(()),
@@ -127,10 +126,6 @@ fn described(header: &Header) -> Result<(PackagedFiles, Option<String>), HeaderF
     let is_sha256 = header.numbers(PAYLOAD_DIGEST_ALGORITHM)?.first() == Some(&SHA256);
     let digest = header.text(PAYLOAD_DIGEST)?.filter(|_| is_sha256).map(printable);
     Ok((PackagedFiles::read(header)?, digest))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The names of one file: those that came before its content, and then the node.
@@ -247,19 +242,5 @@ impl Unpacking<'_> {
             self.names[number].node = Some(node);
         }
         Ok(())
-    }
-}
-
-/// A stream that sums up what went through it.
-struct Hashed<R> {
-    inner: R,
-    hash: Sha256,
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.inner.read(buffer)?;
-        self.hash.update(&buffer[..got]);
-        Ok(got)
     }
 }

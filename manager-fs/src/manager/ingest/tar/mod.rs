@@ -10,7 +10,7 @@ use proto::width;
 
 use super::budget::Budget;
 use super::tree::Repeated;
-use super::{IngestError, Intake};
+use super::{Devices, IngestError, Intake};
 use crate::manager::store::Dense;
 
 mod described;
@@ -179,9 +179,10 @@ impl<R: Read> Reader<R> {
                 })?;
                 intake.link_to(path, &target)?;
             }
-            b'3' | b'4' | b'6' => {
-                return refused(intake, "devices, sockets and pipes do not belong into a tree");
-            }
+            b'3' | b'4' | b'6' => match &mut intake.devices {
+                Devices::Refused => return refused(intake, "devices, sockets and pipes do not belong into a tree"),
+                Devices::LeftOut(devices) => *devices += 1,
+            },
             other => return refused(intake, &format!("an entry of the unknown type '{}'", other.escape_ascii())),
         }
         Ok(entry.name)

@@ -1,0 +1,307 @@
+//! A container image as a tree: the layers of an OCI layout (a directory, or a tar archive of one) or of `docker save`, one
+//! over the other, and what its configuration starts.
+//!
+//! ```text
+//! index.json ──> manifest ──┬─> configuration ──> Start
+//! (manifest.json) ──────────┴─> layers: tar, each laid over those before ──> TreeBuilder
+//! ```
+//! Every blob is compared with the digest by which the image names it. What a container has and a tree has not, devices
+//! and an environment, is told.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use proto::manifest::Manifest as Tree;
+use rustix::fs::{FileType, Mode, OFlags};
+use serde::de::DeserializeOwned;
+
+use super::budget::{BombLimit, Budget};
+use super::hashed::Hashed;
+use super::service_pack::{self, Absent};
+use super::stream::{read_head, read_tar};
+use super::tree::{Repeated, TreeBuilder};
+use super::{Devices, IngestError, Intake, Start, tar};
+
+mod blobs;
+mod documents;
+#[cfg(test)]
+mod tests;
+
+use blobs::Blobs;
+use documents::{Configuration, Descriptor, Execution, Index, Manifest, Platform, Saved};
+
+/// Layers of one image: container runtimes take no more (moby, `layer.MaxLayerDepth` of overlay2: 125 and a few).
+const LAYERS_MAX: usize = 128;
+/// An index may hold indexes; deeper than this is nothing that anybody writes.
+const DEPTH_MAX: usize = 3;
+const REFERENCE: &str = "org.opencontainers.image.ref.name";
+
+/// A layer, and by which digest it is named.
+struct Layer {
+    name: String,
+    /// Hexadecimal digits.
+    sha256: Option<Sum>,
+}
+
+/// A digest, of a blob as it lies or of its plain bytes.
+enum Sum {
+    Stored(String),
+    Plain(String),
+}
+
+/// Reads an image into the intake.
+pub(super) fn read(
+    intake: &mut Intake<'_, '_>,
+    path: &Path,
+    reference: Option<&str>,
+    limit: BombLimit,
+) -> Result<(), IngestError> {
+    if intake.base.is_some() {
+        return Err(intake.unfit("an image is whole: it cannot be laid over an earlier generation"));
+    }
+    let (blobs, bytes) = open(path).map_err(|error| intake.unread(b"", error))?;
+    let (configuration, layers) = found(intake, &blobs, reference)?;
+    if layers.len() > LAYERS_MAX {
+        return Err(intake.unfit("it has more than 128 layers"));
+    }
+    let budget = limit.budget(bytes);
+    intake.devices = Devices::LeftOut(0);
+    for layer in &layers {
+        lay(intake, &blobs, layer, budget.clone())?;
+    }
+    if let Devices::LeftOut(devices @ 1..) = intake.devices {
+        intake.remark(&format!("{devices} devices, sockets and pipes of the image are left out"));
+    }
+    intake.start = start(intake, configuration.config);
+    Ok(())
+}
+
+/// The image's files, and how many bytes it has at least.
+fn open(path: &Path) -> io::Result<(Blobs, u64)> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = rustix::fs::open(path, flags, Mode::empty())?;
+    match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+        FileType::Directory => Ok((Blobs::Directory(fd), 0)),
+        FileType::RegularFile => {
+            let file = File::from(fd);
+            let bytes = file.metadata()?.len();
+            Ok((Blobs::of_archive(file)?, bytes))
+        }
+        _ => Err(io::Error::other("it is neither a directory nor a file")),
+    }
+}
+
+/// The configuration and the layers of the image that is meant.
+fn found(
+    intake: &Intake<'_, '_>,
+    blobs: &Blobs,
+    reference: Option<&str>,
+) -> Result<(Configuration, Vec<Layer>), IngestError> {
+    match blobs.document("index.json") {
+        Ok(bytes) => {
+            let index: Index = parsed(intake, "index.json", &bytes)?;
+            let descriptor = chosen(intake, blobs, index, reference)?;
+            let manifest: Manifest = blob_document(intake, blobs, &descriptor)?;
+            let configuration = blob_document(intake, blobs, &manifest.config)?;
+            let layers = manifest.layers.iter().map(|layer| {
+                let sha256 = sha256_of(intake, &layer.digest)?;
+                Ok(Layer { name: blob_name(&sha256), sha256: Some(Sum::Stored(sha256)) })
+            });
+            Ok((configuration, layers.collect::<Result<_, IngestError>>()?))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => saved(intake, blobs, reference),
+        Err(error) => Err(intake.unread(b"index.json", error)),
+    }
+}
+
+/// As `docker save` wrote it before it wrote OCI layouts.
+fn saved(
+    intake: &Intake<'_, '_>,
+    blobs: &Blobs,
+    reference: Option<&str>,
+) -> Result<(Configuration, Vec<Layer>), IngestError> {
+    let bytes = blobs.document("manifest.json").map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => intake.unfit("it is no image: it has neither 'index.json' nor 'manifest.json'"),
+        _ => intake.unread(b"manifest.json", error),
+    })?;
+    let images: Vec<Saved> = parsed(intake, "manifest.json", &bytes)?;
+    let tags = |image: &Saved| image.repo_tags.clone().unwrap_or_default();
+    let named = |image: &Saved| reference.is_none_or(|wanted| tags(image).iter().any(|tag| tag == wanted));
+    let names: Vec<String> = images.iter().flat_map(tags).collect();
+    let image = only(intake, images.into_iter().filter(named).collect(), &names)?;
+    let bytes = blobs.document(&image.config).map_err(|error| intake.unread(image.config.as_bytes(), error))?;
+    let configuration: Configuration = parsed(intake, &image.config, &bytes)?;
+    let sums = &configuration.rootfs.diff_ids;
+    if sums.len() != image.layers.len() {
+        return Err(intake.unfit("its configuration has another number of layers than its manifest"));
+    }
+    let layers = image
+        .layers
+        .into_iter()
+        .zip(sums)
+        .map(|(name, sum)| Ok(Layer { name, sha256: Some(Sum::Plain(sha256_of(intake, sum)?)) }));
+    let layers = layers.collect::<Result<_, IngestError>>()?;
+    Ok((configuration, layers))
+}
+
+/// The manifest that is meant: by its reference, and of several platforms that of this machine.
+fn chosen(
+    intake: &Intake<'_, '_>,
+    blobs: &Blobs,
+    index: Index,
+    reference: Option<&str>,
+) -> Result<Descriptor, IngestError> {
+    let name = |descriptor: &Descriptor| descriptor.annotations.get(REFERENCE).cloned();
+    let names: Vec<String> = index.manifests.iter().filter_map(name).collect();
+    let named = |descriptor: &Descriptor| reference.is_none_or(|wanted| name(descriptor).as_deref() == Some(wanted));
+    let mut manifests: Vec<Descriptor> = index.manifests.into_iter().filter(named).collect();
+    for _ in 0..DEPTH_MAX {
+        // What is told of a build (`unknown/unknown`) is no image.
+        manifests.retain(|manifest| manifest.platform.as_ref().is_none_or(|platform| platform.os != "unknown"));
+        if manifests.len() > 1 && manifests.iter().all(|manifest| manifest.platform.is_some()) {
+            manifests = of_this_platform(intake, manifests)?;
+        }
+        let manifest = only(intake, manifests, &names)?;
+        if !manifest.media_type.contains("index") && !manifest.media_type.contains("manifest.list") {
+            return Ok(manifest);
+        }
+        let inner: Index = blob_document(intake, blobs, &manifest)?;
+        manifests = inner.manifests;
+    }
+    Err(intake.unfit("its indexes hold indexes, deeper than any image"))
+}
+
+fn of_this_platform(intake: &Intake<'_, '_>, manifests: Vec<Descriptor>) -> Result<Vec<Descriptor>, IngestError> {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let wanted = Platform { os: "linux".into(), architecture: architecture.into() };
+    let platforms: Vec<Platform> = manifests.iter().filter_map(|manifest| manifest.platform.clone()).collect();
+    let fitting: Vec<Descriptor> =
+        manifests.into_iter().filter(|manifest| manifest.platform.as_ref() == Some(&wanted)).collect();
+    let listed: Vec<String> = platforms.iter().map(Platform::to_string).collect();
+    let listed = listed.join(", ");
+    if fitting.is_empty() {
+        return Err(intake.unfit(&format!("it has no image for {wanted}, but for {listed}")));
+    }
+    intake.remark(&format!("of the image's platforms ({listed}) that of this machine is taken, {wanted}"));
+    Ok(fitting)
+}
+
+/// The only one of what was found.
+fn only<T>(intake: &Intake<'_, '_>, found: Vec<T>, names: &[String]) -> Result<T, IngestError> {
+    let names = if names.is_empty() { String::new() } else { format!(" (it has {})", names.join(", ")) };
+    let mut found = found.into_iter();
+    match (found.next(), found.next()) {
+        (Some(only), None) => Ok(only),
+        (None, _) => Err(intake.unfit(&format!("it has no image of this name{names}"))),
+        (Some(_), Some(_)) => {
+            Err(intake.unfit(&format!("it has several images{names}: say which, as in oci:PATH:NAME")))
+        }
+    }
+}
+
+fn parsed<T: DeserializeOwned>(intake: &Intake<'_, '_>, name: &str, bytes: &[u8]) -> Result<T, IngestError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| intake.refused(name.as_bytes(), format!("is not what it should be: {error}")))
+}
+
+/// A document that is named by its digest.
+fn blob_document<T: DeserializeOwned>(
+    intake: &Intake<'_, '_>,
+    blobs: &Blobs,
+    descriptor: &Descriptor,
+) -> Result<T, IngestError> {
+    let sha256 = sha256_of(intake, &descriptor.digest)?;
+    let name = blob_name(&sha256);
+    let bytes = blobs.document(&name).map_err(|error| intake.unread(name.as_bytes(), error))?;
+    let sum = Hashed::new(bytes.as_slice()).finish().map_err(|error| intake.unread(name.as_bytes(), error))?;
+    if sum != sha256 || bytes.len() as u64 != descriptor.size {
+        return Err(intake.refused(name.as_bytes(), DAMAGED));
+    }
+    parsed(intake, &name, &bytes)
+}
+
+const DAMAGED: &str = "is damaged: its bytes do not have the SHA-256 by which the image names it";
+
+fn blob_name(sha256: &str) -> String {
+    format!("blobs/sha256/{sha256}")
+}
+
+/// The digits of a digest, which become part of a path.
+fn sha256_of(intake: &Intake<'_, '_>, digest: &str) -> Result<String, IngestError> {
+    let digits = digest.strip_prefix("sha256:").filter(|digits| digits.len() == 64);
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    match digits.filter(|digits| digits.bytes().all(is_digit)) {
+        Some(digits) => Ok(digits.to_owned()),
+        None => Err(intake.unfit(&format!("'{}' is no SHA-256 digest", proto::path::printable(digest.as_bytes())))),
+    }
+}
+
+/// Lays one layer over those before.
+fn lay(intake: &mut Intake<'_, '_>, blobs: &Blobs, layer: &Layer, budget: Budget) -> Result<(), IngestError> {
+    let unread = |intake: &Intake<'_, '_>, error: io::Error| intake.unread(layer.name.as_bytes(), error);
+    let mut stored = Hashed::new(blobs.open(&layer.name).map_err(|error| unread(intake, error))?);
+    let mut head = [0; 512];
+    let got = read_head(&mut stored, &mut head).map_err(|error| unread(intake, error))?;
+    let is_plain = tar::is_header(&head[..got]);
+
+    let below: Tree = std::mem::replace(&mut intake.tree, TreeBuilder::new(Repeated::LaterWins)).into_shape();
+    let mut upper = Intake {
+        from: intake.from.clone(),
+        writer: &mut *intake.writer,
+        tree: TreeBuilder::new(Repeated::LaterWins),
+        base: Some(&below),
+        strict: intake.strict,
+        devices: intake.devices,
+        start: None,
+        bytes: intake.bytes,
+    };
+    read_tar(&mut upper, (&head[..got]).chain(&mut stored), budget)?;
+    let laid = service_pack::lay(&below, &upper.tree, Absent::Ignored);
+    let laid = laid.map_err(|(place, fault)| upper.refused(place.as_bytes(), fault))?;
+    (intake.devices, intake.bytes) = (upper.devices, upper.bytes);
+    intake.tree = laid;
+
+    let sum = stored.finish().map_err(|error| unread(intake, error))?;
+    match &layer.sha256 {
+        Some(Sum::Stored(expected)) if *expected != sum => Err(intake.refused(layer.name.as_bytes(), DAMAGED)),
+        // Of a compressed one the checksum of its compression has been checked.
+        Some(Sum::Plain(expected)) if is_plain && *expected != sum => {
+            Err(intake.refused(layer.name.as_bytes(), DAMAGED))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the image starts; what else a container would have is told.
+fn start(intake: &Intake<'_, '_>, execution: Execution) -> Option<Start> {
+    let Execution { entrypoint, cmd, env, working_dir, user } = execution;
+    let env = env.unwrap_or_default();
+    let said = |text: &Option<String>| text.as_deref().is_some_and(|text| !matches!(text, "" | "/" | "root" | "0"));
+    let mut left = Vec::new();
+    let own: Vec<&str> = env.iter().filter_map(|variable| variable.split_once('=')).map(|(name, _)| name).collect();
+    let own: Vec<&str> = own.into_iter().filter(|name| *name != "PATH").collect();
+    if !own.is_empty() {
+        left.push(format!("the environment ({})", own.join(", ")));
+    }
+    if said(&working_dir) {
+        left.push(format!("the working directory {}", working_dir.unwrap_or_default()));
+    }
+    if said(&user) {
+        left.push(format!("the user {}", user.unwrap_or_default()));
+    }
+    if !left.is_empty() {
+        intake.remark(&format!("a generation has none, so what the image sets is left out: {}", left.join(", ")));
+    }
+    let mut words = entrypoint.unwrap_or_default().into_iter().chain(cmd.unwrap_or_default());
+    let program = words.next()?;
+    let path = env.iter().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    Some(Start { program, arguments: words.collect(), path: path.split(':').map(str::to_owned).collect() })
+}
+
+/// Where a container looks without a PATH of its own (moby, `DefaultPathEnv`).
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
