@@ -25,12 +25,11 @@ use crate::journal::{Entry, Journal, Phase};
 use crate::machine::{Facts, Origin, State};
 use crate::operations::{Operations, StateRefused};
 use crate::paths::AgentPaths;
-use crate::permits::Permits;
 use crate::program::Program;
 use crate::records::{self, RecordError, Verified};
 use crate::report::{Reporter, unix_ms};
 use crate::serve::{Server, Service};
-use crate::{generation, sys};
+use crate::{generation, permits, sys};
 
 /// A program cannot become an agent.
 #[derive(Debug, thiserror::Error)]
@@ -332,10 +331,7 @@ impl Service for Core {
 
     fn message(&self, request: AgentRequest) -> Result<(), Fault> {
         if matches!(request, AgentRequest::SaveMetadata { .. } | AgentRequest::Attach { .. }) {
-            // Before anything is saved or fetched for it.
-            let refused = |why: String| Fault::Refused(why);
-            let permits = Permits::read(self.paths.state(), self.paths.run()).map_err(|e| refused(e.to_string()))?;
-            permits.change_over(self.paths.product()).map_err(|e| refused(e.to_string()))?;
+            permits::may_change_over(&self.paths).map_err(|e| Fault::Refused(e.to_string()))?;
         }
         let (reply, answer) = mpsc::sync_channel(1);
         let inputs = self.inputs.lock().unwrap_or_else(PoisonError::into_inner).clone();

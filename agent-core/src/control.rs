@@ -146,10 +146,28 @@ impl Client {
         Event: DeserializeOwned,
         Reply: DeserializeOwned,
     {
+        self.send(request, silence)?;
+        self.receive(silence, &mut on_event)
+    }
+
+    /// Sends a request whose response [`Client::receive`] takes; until then there is no other one on this connection.
+    pub(crate) fn send(&mut self, request: &impl Serialize, silence: Option<Duration>) -> Result<(), ControlError> {
         self.requests += 1;
-        self.stream.set_read_timeout(silence).map_err(ControlError::Broken)?;
         self.stream.set_write_timeout(silence).map_err(ControlError::Broken)?;
-        write_frame(&self.stream, FrameKind::Request, self.requests, request)?;
+        write_frame(&self.stream, FrameKind::Request, self.requests, request)
+    }
+
+    /// The rest of [`Client::request`].
+    pub(crate) fn receive<Event, Reply>(
+        &mut self,
+        silence: Option<Duration>,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Reply, ControlError>
+    where
+        Event: DeserializeOwned,
+        Reply: DeserializeOwned,
+    {
+        self.stream.set_read_timeout(silence).map_err(ControlError::Broken)?;
         loop {
             let frame = match read_frame(&mut self.stream) {
                 Ok(Some(frame)) => frame,

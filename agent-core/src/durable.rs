@@ -72,7 +72,8 @@ pub fn create_dir(path: &Path) -> Result<(), FileFault> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| FileFault::io(path, e))
 }
 
-/// Replaces `path` by a file with these bytes, all or nothing.
+/// Replaces `path` by a file with these bytes, all or nothing. A directory that has gone since it was made is made anew:
+/// whoever removed it did not want this host to be without its agent's word.
 ///
 /// # Errors
 /// The file system's; the old file is still there then.
@@ -83,7 +84,14 @@ pub fn write(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), Fi
     // The name is of this process and thread, since stub and agent may write to the same directory.
     let thread = rustix::thread::gettid().as_raw_nonzero();
     let temporary = dir.join(format!(".{}.{thread}.tmp", name.to_string_lossy()));
-    let written = write_new(&temporary, bytes, durability).and_then(|()| fs::rename(&temporary, path));
+    let written = match write_new(&temporary, bytes, durability) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            create_dir(dir)?;
+            write_new(&temporary, bytes, durability)
+        }
+        written => written,
+    };
+    let written = written.and_then(|()| fs::rename(&temporary, path));
     if let Err(e) = written {
         drop(fs::remove_file(&temporary));
         return Err(FileFault::io(path, e));
@@ -176,6 +184,10 @@ mod tests {
         write(&path, b"old", Durability::PowerCut).unwrap();
         write(&path, b"new", Durability::ProcessDeath).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
+        let lost = dir.path().join("lost/with it/file");
+        write(&lost, b"anew", Durability::PowerCut).unwrap();
+        assert_eq!(fs::read(&lost).unwrap(), b"anew");
+        fs::remove_dir_all(dir.path().join("lost")).unwrap();
         fs::create_dir(dir.path().join("directory")).unwrap();
         fs::write(dir.path().join("directory/in it"), b"").unwrap();
         assert!(write(&dir.path().join("directory"), b"", Durability::PowerCut).is_err());

@@ -130,6 +130,10 @@ fn read_copy(path: &Path) -> Result<Option<Journal>, FileFault> {
     match fs::read(path) {
         Ok(bytes) => Journal::from_bytes(&bytes, path).map(Some),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        // In the way of the file that is written next.
+        Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
+            Err(FileFault::Damaged { path: path.to_owned(), what: "journal", detail: e.to_string() })
+        }
         Err(e) => Err(FileFault::io(path, e)),
     }
 }
@@ -315,6 +319,15 @@ mod tests {
             journal.write(&path).unwrap();
             let copies = [read_copy(&path).unwrap(), read_copy(&second(&path)).unwrap()];
             assert!(copies.contains(&before) && copies.contains(&Some(journal.clone())));
+        }
+        // Something else in its place is put out of the way of the next write.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("file"), b"").unwrap();
+        assert!(Copies::read(&path).set_aside(78)[0].contains("journal.damaged-78"));
+        for _ in 0..2 {
+            journal.write(&path).unwrap();
+            assert_eq!(Journal::read(&path).unwrap(), Some(journal.clone()));
         }
         fs::write(&path, b"").unwrap();
         fs::write(second(&path), b"").unwrap();

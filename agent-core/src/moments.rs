@@ -62,6 +62,8 @@ moments! {
     LinkPrepare = "link-prepare" by Agent,
     /// The journal forgets what was staged.
     JournalUnstaged = "journal-unstaged" by Agent,
+    /// The record of message A takes its place among those that versions are started from.
+    RecordPlace = "record-place" by Agent,
     /// The intent to change over is written.
     JournalIntent = "journal-intent" by Agent,
     /// The link is renamed.
@@ -100,6 +102,8 @@ moments! {
     StubRecord = "stub-record" by Stub,
     /// The journal names what is made ready for an order.
     StubStaged = "stub-staged" by Stub,
+    /// The record of an order takes its place among those that versions are started from.
+    StubPlace = "stub-place" by Stub,
     /// The intent to change over, as an order says, is written.
     StubIntent = "stub-intent" by Stub,
     /// The return is written.

@@ -64,6 +64,11 @@ impl AgentPaths {
         self.records().join(format!("{version}.record.2"))
     }
 
+    /// The record of the last order, until that is carried out.
+    pub fn ordered(&self) -> PathBuf {
+        self.directory().join("ordered")
+    }
+
     /// Evidence against versions that failed here.
     pub fn bad(&self) -> PathBuf {
         self.directory().join("bad")

@@ -16,6 +16,8 @@ use rustix::fs::OFlags;
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::paths::AgentPaths;
+
 /// The file's name in STATE.
 pub const FILE: &str = "permits.toml";
 /// A file that somebody writes by hand is never longer.
@@ -98,6 +100,24 @@ pub enum PermitsFault {
         /// What is wrong.
         what: String,
     },
+}
+
+/// A product stays what it is.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Stays {
+    #[error(transparent)]
+    Fault(#[from] PermitsFault),
+    #[error(transparent)]
+    Pinned(#[from] NotPermitted),
+}
+
+/// Whether this product may become another version without its host's administrator. Asked before anything is saved or
+/// fetched for it, by whoever takes an order.
+///
+/// # Errors
+/// It is pinned, or nobody can say.
+pub(crate) fn may_change_over(paths: &AgentPaths) -> Result<(), Stays> {
+    Ok(Permits::read(paths.state(), paths.run())?.change_over(paths.product())?)
 }
 
 /// The host does not permit what was ordered.

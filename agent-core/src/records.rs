@@ -3,6 +3,9 @@
 //! Nothing in a record file is believed before its signature has been checked against `STATE/identity/publishers`, at
 //! every reading. Which file is read is the journal's word; what the file says is the publisher's. Each record is there
 //! twice, `V.record` and `V.record.2`; the second one counts where the first cannot be believed.
+//!
+//! What an order brings lies beside them, in `ordered`, until the order is carried out: only what is started, or has been,
+//! has a place among the records.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -70,6 +73,11 @@ pub enum RecordError {
         /// The tree that is in use under that name.
         needed: TreeId,
     },
+    /// The version is in use here, and is started in another way.
+    #[error(
+        "{0} has other metadata (arguments?) than on this host, where it is in use; publish it as another version"
+    )]
+    OtherMetadata(String),
     /// The tree has no program to start.
     #[error("{0} has no entry point: it can be looked at, and not be launched")]
     NoEntryPoint(String),
@@ -115,20 +123,54 @@ impl Verified {
     }
 }
 
-/// Checks a record that came from elsewhere (message A, or the mount daemon's answer) and saves it. When this returns
-/// the file survives a power cut. `needed` are the versions that a start may need: their files are not replaced by
-/// records of other trees, which nobody has staged.
+/// Checks a record that came from elsewhere: message A, or the mount daemon's answer.
 ///
 /// # Errors
-/// The record is not believed, of another product, or in the place of a needed one; or the file cannot be written.
-pub fn save(paths: &AgentPaths, bytes: &[u8], needed: &[&Entry]) -> Result<Verified, RecordError> {
-    let verified = check(paths, bytes, "the record that was sent")?;
-    let entry = verified.entry();
-    if let Some(other) = needed.iter().find(|needed| needed.version == entry.version && needed.tree != entry.tree) {
-        return Err(RecordError::OtherTree { name: verified.record.name(), tree: entry.tree, needed: other.tree });
+/// The record is not believed, or of another product.
+pub fn believe(paths: &AgentPaths, bytes: &[u8]) -> Result<Verified, RecordError> {
+    check(paths, bytes, "the record that was sent")
+}
+
+/// Checks the record of message A and saves it where it disturbs nobody. When this returns the file survives a power cut.
+/// A name that is in use here (the current version's, or that of the one to return to) goes on standing for what it stands
+/// for: the journal knows no more of a version than its name and its tree.
+///
+/// # Errors
+/// The record is not believed, of another product, or has another meaning than a version in use; or the file cannot be
+/// written.
+pub fn order(paths: &AgentPaths, bytes: &[u8], journal: &Journal) -> Result<Verified, RecordError> {
+    let ordered = believe(paths, bytes)?;
+    let (tree, name) = (ordered.record.tree, ordered.record.name());
+    let in_use = std::iter::once(&journal.current).chain(&journal.last_good);
+    for used in in_use.filter(|used| used.version == ordered.record.version) {
+        let other_tree = || RecordError::OtherTree { name: name.clone(), tree, needed: used.tree };
+        match load(paths, &used.version) {
+            Ok(saved) if saved.record.tree != tree => return Err(other_tree()),
+            Ok(saved) if saved.record.metadata != ordered.record.metadata => {
+                return Err(RecordError::OtherMetadata(name));
+            }
+            Ok(_) => {}
+            // Its own record is lost: this one is of the very tree.
+            Err(_) if used.tree == tree => save(paths, &ordered)?,
+            Err(_) if *used == journal.current => return Err(other_tree()),
+            // Nobody can return to what cannot be believed any more.
+            Err(_) => {}
+        }
     }
-    write(paths, &verified)?;
-    Ok(verified)
+    durable::create_dir(&paths.directory())?;
+    durable::write(&paths.ordered(), &ordered.signed, Durability::PowerCut)?;
+    Ok(ordered)
+}
+
+/// Gives the record of an order that is carried out its place among those that versions are started from.
+///
+/// # Errors
+/// The file system's; the order cannot be carried out then.
+pub(crate) fn place(paths: &AgentPaths, ordered: &Verified) -> Result<(), FileFault> {
+    save(paths, ordered)?;
+    // One that stays says nothing to anybody.
+    drop(durable::remove(&paths.ordered(), Durability::ProcessDeath));
+    Ok(())
 }
 
 /// Saves a record again of which both copies have gone since it was checked: what is started reads it.
@@ -140,10 +182,14 @@ pub(crate) fn keep(paths: &AgentPaths, verified: &Verified) -> Result<(), FileFa
     if paths.record(version).exists() || paths.record_copy(version).exists() {
         return Ok(());
     }
-    write(paths, verified)
+    save(paths, verified)
 }
 
-fn write(paths: &AgentPaths, verified: &Verified) -> Result<(), FileFault> {
+/// Saves a checked record, twice. When this returns it survives a power cut.
+///
+/// # Errors
+/// The file system's.
+pub fn save(paths: &AgentPaths, verified: &Verified) -> Result<(), FileFault> {
     let version = &verified.record.version;
     durable::create_dir(&paths.records())?;
     durable::write(&paths.record(version), &verified.signed, Durability::PowerCut)?;
@@ -222,6 +268,12 @@ pub fn mend(paths: &AgentPaths, version: &Version, now_unix_ms: u64) -> Vec<Stri
     let Some(good) = found.iter().position(Result::is_ok) else { return Vec::new() };
     let Ok(bytes) = fs::read(&copies[good]) else { return Vec::new() };
     let mut said = Vec::new();
+    if let [Ok(first), Ok(second)] = &found
+        && first != second
+    {
+        // Whoever wrote them ended between the two. The first is what is started.
+        drop(durable::write(&copies[1], &bytes, Durability::PowerCut));
+    }
     for (path, found) in copies.iter().zip(&found) {
         let Err(fault) = found else { continue };
         let is_there = path.exists();

@@ -66,7 +66,7 @@ struct Sending {
     in_flight: bool,
     /// Reports that the disk did not take: they last as long as this process.
     unsaved: VecDeque<StepEvent>,
-    /// Sent, but the disk does not let go of them.
+    /// What the disk does not give, or not let go of after it was sent.
     stuck: BTreeSet<PathBuf>,
 }
 
@@ -215,6 +215,7 @@ fn spool(paths: &AgentPaths, number: u64, event: &StepEvent, durability: Durabil
 /// What became of a report's file.
 enum Sent {
     Gone,
+    /// It stays, and is looked at again at the next start.
     Stuck,
 }
 
@@ -249,7 +250,11 @@ fn send_one(paths: &AgentPaths, client: &mut Option<Client>, path: &Path) -> Res
     });
     match event {
         Ok(event) => ask(paths, client, &DaemonRequest::Report { event })?,
-        Err(e) if e.is_io() => return Err(e.into()),
+        // It may be readable another time; meanwhile it must not stop those behind it.
+        Err(e) if e.is_io() => {
+            tracing::warn!("a report stays where it is: {e}");
+            return Ok(Sent::Stuck);
+        }
         // Cut short by a power cut: it can never be sent, and must not stop those behind it.
         Err(e) => tracing::warn!("a report is dropped: {e}"),
     }
@@ -340,6 +345,8 @@ mod tests {
         let paths = AgentPaths::new(dir.path(), dir.path(), "agent".parse().unwrap());
         durable::create_dir(&paths.events()).unwrap();
         fs::write(paths.events().join("0000-cut-short"), b"MFSEVT").unwrap();
+        // As a sector that cannot be read.
+        fs::create_dir(paths.events().join("0001-unreadable")).unwrap();
         let first = Reporter::start(&paths).unwrap();
         for change in 1..=4 {
             first.report(&event(change), Durability::ProcessDeath);
@@ -353,7 +360,7 @@ mod tests {
         came.sort_unstable();
         assert_eq!(came, [1, 2, 3, 4]);
         assert!(first.flush(Duration::from_secs(20)) && second.flush(Duration::from_secs(20)));
-        assert_eq!(fs::read_dir(paths.events()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(paths.events()).unwrap().count(), 1, "what cannot be read is kept");
         assert!(taken.try_recv().is_err(), "one came twice");
         // Paused: kept, and sent afterwards.
         first.pause();

@@ -17,6 +17,7 @@ use crate::journal::{Copies, Entry, Journal, Phase};
 use crate::paths::AgentPaths;
 use crate::records::{self, RecordError, Verified};
 use crate::report::unix_ms;
+use crate::stub;
 
 /// The mount daemon is only asked what it has.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -104,8 +105,9 @@ fn lock(paths: &AgentPaths) -> Result<File, RescueError> {
     let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
     let file = file.map_err(|e| FileFault::io(&path, e))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(_) => Err(RescueError::Running(paths.product().clone())),
+        // The file of a lock that is held may have been removed, and made anew.
+        Ok(()) if !stub::is_served(paths) => Ok(file),
+        Ok(()) | Err(_) => Err(RescueError::Running(paths.product().clone())),
     }
 }
 
@@ -133,7 +135,11 @@ fn find(paths: &AgentPaths, wanted: &GenerationRef) -> Result<Verified, RescueEr
     }
     let request = DaemonRequest::Hold { generation: wanted.clone() };
     match Client::ask(&paths.daemon_socket(), &request, SILENCE) {
-        Ok(DaemonReply::Attached(Attached { record: Some(record), .. })) => Ok(records::save(paths, &record, &[])?),
+        Ok(DaemonReply::Attached(Attached { record: Some(record), .. })) => {
+            let verified = records::believe(paths, &record)?;
+            records::save(paths, &verified)?;
+            Ok(verified)
+        }
         _ => Err(RescueError::NotHere { wanted: wanted.clone(), saved: names(&saved) }),
     }
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use agent_core::bad;
+use agent_core::control::Client;
 use agent_core::journal::Phase;
 use common::{Host, Order, Spec, script, tree};
 use proto::agent::{ChangeId, Outcome, Step};
@@ -94,7 +95,78 @@ fn a_version_that_dies_between_its_confirmation_and_its_report_ends_its_order_al
     // The next report is the one of the confirmation.
     host.set_faults("report kill\n");
     host.wait_step(change, Step::Confirmed);
-    host.wait_serving("2.0");
+    let pid = host.wait_serving("2.0").pid;
+    assert_eq!(fs::read_link(format!("/proc/{pid}/exe")).unwrap(), host.program("2.0"), "and is itself");
+}
+
+/// Removes a directory in which somebody may be writing.
+fn lose(path: &Path) {
+    while let Err(e) = fs::remove_dir_all(path) {
+        if e.kind() == std::io::ErrorKind::NotFound {
+            return;
+        }
+        assert_eq!(e.kind(), std::io::ErrorKind::DirectoryNotEmpty, "{e}");
+    }
+}
+
+/// The arguments of the agent that serves as this version.
+fn arguments(host: &Host, version: &str) -> String {
+    let pid = host.wait_serving(version).pid;
+    assert_eq!(fs::read_link(format!("/proc/{pid}/exe")).unwrap(), host.program(version));
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    String::from_utf8(line).unwrap().split('\0').skip(1).collect::<Vec<_>>().join(" ").trim_end().to_owned()
+}
+
+#[test]
+fn an_order_leaves_what_runs_and_what_ran_their_own_records() {
+    let mut host = Host::with_first(&quick("1.0", &["--unit-ms", "1"]));
+    for (version, ms) in [("2.0", "2"), ("3.0", "3")] {
+        let record = host.publish(&quick(version, &["--unit-ms", ms]));
+        host.upgrade(&record);
+    }
+    // Names that are in use go on standing for what they stand for.
+    for version in ["2.0", "3.0"] {
+        let other = host.sign(&quick(version, &["--exit-at-once", "3"]), tree(version));
+        let (_, told) = host.tell(&other, &Order::default());
+        let why = "has other metadata (arguments?) than on this host, where it is in use";
+        assert!(matches!(told, Err(Fault::Refused(said)) if said.contains(why)));
+        let elsewhere = host.sign(&quick(version, &[]), tree("1.0"));
+        let (_, told) = host.tell(&elsewhere, &Order::default());
+        assert!(matches!(told, Err(Fault::Refused(said)) if said.contains("which is in use")));
+    }
+    // One that is neither: refused at B, or nobody is there any more to carry it out.
+    let record = host.paths.record(&"1.0".parse().unwrap());
+    let before = fs::read(&record).unwrap();
+    let other = host.sign(&quick("1.0", &["--unit-ms", "11"]), tree("1.0"));
+    bad::remember(&host.paths, &tree("1.0"), "it was bad once").unwrap();
+    let (_, told) = host.tell(&other, &Order::default());
+    assert!(matches!(told, Err(Fault::Refused(why)) if why.contains("it was bad once")));
+    bad::withdraw(&host.paths, &tree("1.0"), "it is good").unwrap();
+    assert_eq!(fs::read(host.paths.ordered()).unwrap(), other, "its own place");
+    for moment in ["journal-staged", "record-place", "journal-intent"] {
+        assert_eq!(fs::read(&record).unwrap(), before, "before {moment}");
+        host.faults().forget_reached();
+        host.set_faults(&format!("{moment} kill\n"));
+        let (_, _) = host.try_tell(&other, &Order::default());
+        let until = Instant::now() + common::PATIENCE;
+        while !host.faults().reached().contains(moment) {
+            assert!(Instant::now() < until, "{moment} is not reached");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        host.set_faults("");
+        host.stub().wait_for("starting it again in");
+        assert_eq!(arguments(&host, "3.0"), "--unit-ms 3");
+        host.terminate();
+        comes_up(&mut host, "3.0");
+        assert_eq!(arguments(&host, "3.0"), "--unit-ms 3", "cold, after {moment}");
+    }
+    // Carried out, it is started as it says, again and again.
+    host.upgrade(&other);
+    assert_eq!(arguments(&host, "1.0"), "--unit-ms 11");
+    assert!(!host.paths.ordered().exists());
+    host.terminate();
+    comes_up(&mut host, "1.0");
+    assert_eq!(arguments(&host, "1.0"), "--unit-ms 11");
 }
 
 #[test]
@@ -359,12 +431,127 @@ fn a_host_is_put_on_a_version_by_hand() {
 }
 
 #[test]
+fn a_lock_whose_file_is_gone_keeps_others_out_all_the_same() {
+    use agent_core::rescue::{RescueError, rescue};
+    type Spoil = fn(&Host);
+    let removed: Spoil = |host| lose(&host.paths.directory());
+    let moved: Spoil = |host| fs::rename(host.paths.directory(), host.dir().join("elsewhere")).unwrap();
+    let file: Spoil = |host| fs::remove_file(host.paths.lock()).unwrap();
+    for spoil in [removed, moved, file] {
+        let mut host = Host::with_first(&quick("1.0", &["--unit-ms", "2000"]));
+        let pid = host.wait_serving("1.0").pid;
+        spoil(&host);
+        host.launch_refused();
+        assert!(matches!(rescue(&host.paths, &"tiny@1.0".parse().unwrap()), Err(RescueError::Running(_))));
+        assert_eq!(host.wait_serving("1.0").pid, pid, "and it works on");
+        // Its stub is killed: the next one waits for the agent's end, which comes at the end of a unit.
+        let mut client = Client::connect(&host.paths.socket()).unwrap();
+        let job = std::thread::spawn(move || {
+            let begun = |_: proto::agent::Progress| {};
+            drop(client.request::<_, _, proto::agent::AgentReply>(&Host::backup(1, 9), None, begun));
+        });
+        host.wait_status("at work", |status| !status.jobs.is_empty());
+        host.stub().child.kill().unwrap();
+        host.stub().child.wait().unwrap();
+        lose(&host.dir().join("elsewhere"));
+        spoil(&host);
+        host.launch().wait_for("waiting for the agent that an earlier stub left to end");
+        host.stub().wait_for("stub: ready");
+        let status = host.wait_serving("1.0");
+        assert_ne!(status.pid, pid);
+        let gone = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        assert!(gone.is_empty(), "it has ended, whoever reaps it");
+        assert_eq!(host.processes(), 2, "the new stub, and its agent");
+        job.join().unwrap();
+    }
+}
+
+#[test]
+fn a_tree_that_is_lost_while_its_version_runs_gives_way_to_one_that_is_here() {
+    let mut host = Host::with_first(&quick("1.0", &[]));
+    let two = host.publish(&quick("2.0", &[]));
+    host.upgrade(&two);
+    let pid = host.wait_serving("2.0").pid;
+    let path = host.paths.generation(&tree("2.0"));
+    fs::rename(&path, path.with_extension("gone")).unwrap();
+    host.set_absent("2.0", true);
+    let began = Instant::now();
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    let status = host.wait_status("another one", |s| s.version.as_str() == "1.0");
+    assert!(began.elapsed() < COLD_FALLBACK, "{:?}", began.elapsed());
+    assert_eq!(status.reason, "fell back from 2.0: unavailable: the manager is away");
+    assert_eq!(host.journal().current.tree, tree("1.0"));
+}
+
+#[test]
+fn a_stub_that_waits_for_a_daemon_that_does_not_speak_ends_when_it_is_told_to() {
+    let ends = |host: &mut Host| {
+        // Whoever waits for its own question cannot hear anything else.
+        let until = Instant::now() + common::PATIENCE;
+        while Client::connect(&host.paths.stub_socket()).is_err() {
+            assert!(Instant::now() < until, "no stub");
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let began = Instant::now();
+        assert_eq!(host.terminate().code(), Some(0));
+        assert!(began.elapsed() < COLD_FALLBACK, "{:?}", began.elapsed());
+    };
+    // At the first start, at a later one, and when a version is started again.
+    let mut host = Host::new();
+    let one = host.publish(&quick("1.0", &[]));
+    host.set_newest(&one);
+    host.set_stopped(true);
+    host.launch();
+    ends(&mut host);
+    host.set_stopped(false);
+    host.launch().wait_for("stub: ready");
+    host.terminate();
+    host.set_stopped(true);
+    host.launch();
+    ends(&mut host);
+    host.set_stopped(false);
+    host.launch().wait_for("stub: ready");
+    let pid = host.wait_serving("1.0").pid;
+    host.set_stopped(true);
+    fs::rename(host.paths.generation(&tree("1.0")), host.dir().join("gone")).unwrap();
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    host.stub().wait_for("starting it again in");
+    ends(&mut host);
+}
+
+#[test]
+fn a_version_that_closes_what_it_was_given_is_not_waited_for() {
+    let mut host = Host::with_first(&quick("1.0", &[]));
+    let two = host.publish(&Spec { probation_ms: 25_000, ..Spec::new("2.0", &[]) });
+    let close =
+        "for fd in /proc/self/fd/*; do fd=${fd##*/}; [ $fd -le 2 ] || [ $fd = 255 ] || eval \"exec $fd>&-\"; done";
+    script(&host.program("2.0"), &format!("#!/bin/bash\n{close}\nexec sleep 1000\n"));
+    host.wait_serving("1.0");
+    let began = Instant::now();
+    let (change, told) = host.tell(&two, &Order::default());
+    told.unwrap();
+    let failed = host.wait_step(change, Step::ProbationFailed);
+    assert!(failed.detail.starts_with("it closed the channel to its stub"), "{}", failed.detail);
+    host.wait_step(change, Step::Returned);
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+#[test]
 fn what_is_lost_of_the_state_while_an_agent_runs_is_written_again() {
     let mut host = Host::with_first(&quick("1.0", &[]));
     let pid = host.wait_serving("1.0").pid;
     host.stub().wait_for("has confirmed");
-    let lock = fs::read(host.paths.lock()).unwrap();
-    fs::remove_dir_all(host.paths.directory()).unwrap();
+    lose(&host.paths.directory());
+    // The agent works on, and takes an order.
+    let done = host.finish(&Host::backup(4, 2)).0;
+    assert!(matches!(done, Outcome::Done(_)), "{done:?}");
+    let zero = host.publish(&quick("0.9", &[]));
+    host.upgrade(&zero);
+    assert_eq!(host.journal().current.tree, tree("0.9"));
+    let one = host.sign(&quick("1.0", &[]), tree("1.0"));
+    host.upgrade(&one);
+    assert_eq!(host.wait_serving("1.0").pid, pid);
+    lose(&host.paths.directory());
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
     host.wait_status("started again", |s| s.pid != pid && s.version.as_str() == "1.0");
     host.wait_serving("1.0");
@@ -372,5 +559,4 @@ fn what_is_lost_of_the_state_while_an_agent_runs_is_written_again() {
     let two = host.publish(&quick("2.0", &[]));
     host.upgrade(&two);
     assert_eq!(host.journal().current.tree, tree("2.0"));
-    drop(lock);
 }

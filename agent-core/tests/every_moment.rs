@@ -44,10 +44,11 @@ fn scenario(moment: Moment) -> Scenario {
         Moment::LinkBack | Moment::JournalBack | Moment::AgentBad => Scenario::NotExecuted,
         Moment::StubBad | Moment::StubReturn => Scenario::Crash,
         Moment::JobCancel => Scenario::Cancel,
-        Moment::StubRecord | Moment::StubStaged | Moment::StubIntent => Scenario::Ordered,
+        Moment::StubRecord | Moment::StubStaged | Moment::StubPlace | Moment::StubIntent => Scenario::Ordered,
         Moment::RecordSave
         | Moment::JournalStaged
         | Moment::LinkPrepare
+        | Moment::RecordPlace
         | Moment::JournalIntent
         | Moment::LinkSwap
         | Moment::ChildrenEnd

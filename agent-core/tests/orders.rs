@@ -205,6 +205,43 @@ fn every_order_at_the_stub_ends_with_its_reason() {
 }
 
 #[test]
+fn a_pinned_product_takes_no_order_at_the_stub_either() {
+    let (mut host, bad_world) = failing();
+    let two = host.publish(&quick("2.0", &[]));
+    let permits = host.paths.state().join("permits.toml");
+    fs::write(&permits, "[change-over]\npinned = [\"tiny\"]\n").unwrap();
+    let (_, told) = host.tell_stub(&two);
+    assert!(matches!(told, Err(Fault::Refused(why)) if why.contains("it is pinned") && why.contains("line 2")));
+    assert!(!host.paths.ordered().exists(), "nothing is saved for it");
+    // Pinned between A and B.
+    fs::remove_file(&permits).unwrap();
+    let change = ChangeId(900);
+    let ask = |request: &AgentRequest| Client::ask(&host.paths.stub_socket(), request, PATIENCE).unwrap();
+    assert_eq!(ask(&AgentRequest::SaveMetadata { change, record: two.clone() }), AgentReply::Done);
+    fs::write(&permits, "nonsense").unwrap();
+    let attach = AgentRequest::Attach { change, release: None, attach: tree("2.0"), lazy: false, retry_bad: false };
+    let reply: AgentReply = ask(&attach);
+    let why = "nothing is permitted here until that is mended";
+    assert!(matches!(reply, AgentReply::Fault(Fault::Refused(said)) if said.contains(why)));
+    assert_eq!(host.wait_end(change).step, Step::Refused);
+    // A first version that never came up does not give way to a newer one either.
+    fs::write(&permits, "[change-over]\npinned = [\"tiny\"]\n").unwrap();
+    fs::remove_file(&bad_world).unwrap();
+    works(&host, "1.0");
+    host.terminate();
+    let mut host = Host::new();
+    fs::write(host.paths.state().join("permits.toml"), "[change-over]\npinned = [\"tiny\"]\n").unwrap();
+    let one = host.publish(&quick("1.0", &[]));
+    script(&host.program("1.0"), "#!/bin/sh\nexit 5\n");
+    host.set_newest(&one);
+    host.launch().wait_for("starting it again in 400 ms");
+    let two = host.publish(&quick("2.0", &[]));
+    host.set_newest(&two);
+    host.stub().wait_for("starting it again in 3200 ms");
+    assert_eq!(host.stub_status().version.as_str(), "1.0");
+}
+
+#[test]
 fn a_first_version_that_never_came_up_is_left_by_an_order() {
     let mut host = Host::new();
     let one = host.publish(&quick("1.0", &["--hang"]));

@@ -74,6 +74,12 @@ pub enum DaemonRequest {
         /// Fetch again what was wrong.
         repair: bool,
     },
+    /// As `Hold`, of a tree whose manifest is on this host. Nobody waits for the manager: of any other tree the answer is
+    /// `Unavailable`, at once. For the stub, which has something else to start then.
+    HoldLocal {
+        /// The tree, by its whole id.
+        tree: TreeId,
+    },
 }
 
 /// What the mount daemon answers.
@@ -85,7 +91,7 @@ pub enum DaemonReply {
     Status(#[serde(deserialize_with = "within::<_, Exact<STATUS_BYTES_MAX>>")] String),
     /// To `Newest`: the signed record.
     Record(#[serde(deserialize_with = "within::<_, Blob<RECORD_BYTES_MAX>>")] Vec<u8>),
-    /// To `Attach`, `Hold` and `Stage`.
+    /// To `Attach`, `Hold`, `HoldLocal` and `Stage`.
     Attached(Attached),
     /// To any request: nothing of it was done.
     Fault(Fault),

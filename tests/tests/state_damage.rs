@@ -8,6 +8,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use tests::command::until;
 use tests::tree::files_below;
@@ -114,6 +115,48 @@ fn whatever_file_of_the_state_is_damaged_the_agent_starts_as_what_it_was() {
             fs::write(file, &bytes).unwrap();
         }
     }
+}
+
+/// The promise of `docs/reliability.md`, from the start of `launch`. `TRIALS=20` says how long it takes.
+#[test]
+fn a_tree_whose_manifest_is_lost_gives_way_to_the_last_good_version_in_time() {
+    let trials = std::env::var("TRIALS").map_or(2, |text| text.parse().unwrap());
+    let (_manager, mut host) = asleep();
+    let link = fs::read_link(host.path(&format!("run/agents/{PRODUCT}/current"))).unwrap();
+    let tree = link.file_name().unwrap().to_str().unwrap().to_owned();
+    let first = host.path("cache/manifests").join(&tree[..2]).join(&tree[2..]);
+    let copies = [first.clone(), first.with_extension("2")];
+    let (state, kept) = (host.path("state"), host.path("state.kept"));
+    copy(&state, &kept);
+    let whole = copies.each_ref().map(|path| fs::read(path).unwrap());
+    let mut took = Vec::new();
+    for trial in 0..trials {
+        for (path, bytes) in copies.iter().zip(&whole) {
+            if trial % 2 == 0 {
+                fs::remove_file(path).unwrap()
+            } else {
+                fs::write(path, &bytes[..bytes.len() / 2]).unwrap()
+            }
+        }
+        host.mount(&[]);
+        let began = Instant::now();
+        host.launch(PRODUCT);
+        let agent = until("the agent serves", || {
+            let agent = host.status()["agents"][0].clone();
+            (agent["state"] == "serving").then_some(agent)
+        });
+        took.push(began.elapsed());
+        assert_eq!(agent["version"], "1.0", "{agent}");
+        let reason = agent["reason"].as_str().unwrap();
+        assert!(reason.starts_with("fell back from 2.0") && reason.contains("manifest"), "{reason}");
+        sleep(&mut host);
+        copy(&kept, &state);
+        copies.iter().zip(&whole).for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+    }
+    wakes_up(&mut host, "the manifest is back");
+    took.sort();
+    println!("{trials} trials: median {:?}, worst {:?}", took[took.len() / 2], took[took.len() - 1]);
+    assert!(took[took.len() - 1] < Duration::from_secs(5), "{took:?}");
 }
 
 #[test]

@@ -26,8 +26,10 @@ impl Driver {
                 (Moment::JournalIntent, true, true)
             }
             JournalWrite::Back => {
-                if let Some(before) = self.work.journal_before.take() {
-                    next = Journal { sequence: next.sequence, ..before };
+                match self.work.journal_before.take() {
+                    Some(before) => next = Journal { sequence: next.sequence, ..before },
+                    // The intent was never written.
+                    None => next.staged = None,
                 }
                 (Moment::JournalBack, false, false)
             }

@@ -27,7 +27,7 @@ use crate::machine::{Effect, Event, Facts, Reason, Saved, StageDone, State, Took
 use crate::moments::{self, Moment};
 use crate::paths::AgentPaths;
 use crate::program::Program;
-use crate::records::{self, RecordError};
+use crate::records::{self, RecordError, Verified};
 use crate::report::{Reporter, unix_ms};
 use crate::serve::Server;
 use crate::stage::{Order, StageHandle, stage};
@@ -94,6 +94,8 @@ pub(crate) struct Driver {
 #[derive(Default)]
 pub(crate) struct Work {
     reply: Option<SyncSender<Result<(), Fault>>>,
+    /// The record of the last message A.
+    ordered: Option<Verified>,
     staging: Option<StageHandle>,
     ready: BTreeMap<TreeId, PathBuf>,
     /// Where `current` led before the swap.
@@ -208,7 +210,11 @@ impl Driver {
                     staging.cancel();
                 }
             }
-            Effect::Drain { change, deadline_ms } => self.drain(change, deadline_ms),
+            Effect::Drain { change, deadline_ms } => {
+                // Before anybody waits for the new version: it is two files, each of them synced.
+                self.place_record()?;
+                self.drain(change, deadline_ms);
+            }
             Effect::Resume => {
                 self.work.drained = None;
                 self.reporter.resume();
@@ -241,14 +247,20 @@ impl Driver {
 
     fn save(&mut self, change: ChangeId, record: &[u8]) -> Event {
         let begun = Instant::now();
-        let on_probation = matches!(self.journal.phase, Phase::Probation { .. });
-        let last_good = self.journal.last_good.as_ref().filter(|_| on_probation);
-        let needed: Vec<_> = std::iter::once(&self.journal.current).chain(last_good).collect();
         let reached = reach(Moment::RecordSave, &self.paths.records()).map_err(RecordError::from);
-        let result = reached
-            .and_then(|()| records::save(&self.paths, record, &needed))
-            .map(|verified| Box::new(verified.candidate(&self.paths)));
+        let result = reached.and_then(|()| records::order(&self.paths, record, &self.journal)).map(|verified| {
+            let candidate = verified.clone().candidate(&self.paths);
+            self.work.ordered = Some(verified);
+            Box::new(candidate)
+        });
         Event::Saved { change, result: result.map_err(|e| Reason::of(&e)), took_us: micros(begun) }
+    }
+
+    /// What is started next is read from its place by the new version, and by whoever starts it again.
+    fn place_record(&mut self) -> Result<(), EffectFault> {
+        let Some(ordered) = self.work.ordered.take() else { return Ok(()) };
+        reach(Moment::RecordPlace, &self.paths.records())?;
+        Ok(records::place(&self.paths, &ordered)?)
     }
 
     fn stage(&mut self, target: &Saved, running: TreeId, lazy: bool) {

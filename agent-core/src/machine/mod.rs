@@ -341,9 +341,7 @@ impl Leaving {
                 ];
                 (State::Journaling(self), effects)
             }
-            Event::Failed { what } => {
-                self.undo(Step::Refused, format!("the drain cannot be waited for: {what}"), facts)
-            }
+            Event::Failed { what } => self.undo(Step::Refused, format!("it cannot be left: {what}"), facts),
             event => self.busy(event, State::Draining),
         }
     }

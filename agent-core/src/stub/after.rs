@@ -1,5 +1,6 @@
 //! What follows an end: the journal, the verdict, the evidence, and what is started next.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use proto::agent::{ChangeId, Step};
@@ -9,11 +10,13 @@ use super::evidence::{self, Tail};
 use super::running::Running;
 use super::verdict::{Cause, History, Verdict, judge};
 use super::watch::{Program, Returning, Stub, micros};
-use super::{StubError, begin};
+use super::{StubError, begin, wanted};
 use crate::bad;
+use crate::control::Client;
 use crate::durable::{self, FileFault};
 use crate::journal::{Entry, Journal, Phase, Staged};
 use crate::moments::{self, Moment};
+use crate::{permits, records};
 
 /// A first version that failed so often is looked for anew: the manager may have a better one by now.
 const LOOK_ANEW: u32 = 3;
@@ -71,7 +74,7 @@ impl Stub<'_> {
                 match choose::to_return(&self.paths, &self.journal, &reason, at_fault) {
                     Some(choice) => {
                         self.end_change(Ends { change, bad, reason, at_fault }, &choice.journal.current, program);
-                        self.take(choice)
+                        self.take(choice, None)
                     }
                     None => {
                         let reason = format!("{reason}, and there is nothing to return to");
@@ -108,16 +111,17 @@ impl Stub<'_> {
         self.returning = Some(Returning { change, bad, reason, since: Instant::now(), is_told: false });
     }
 
-    /// Starts this instead of what ran.
-    pub(super) fn take(&mut self, choice: Choice) -> Result<(), StubError> {
+    /// Starts this instead of what ran; `held` is its tree, if it is attached already.
+    pub(super) fn take(&mut self, choice: Choice, held: Option<(PathBuf, Client)>) -> Result<(), StubError> {
         self.observer.say(&format!("starting {}", choice.verified.record.name()));
         self.held.give_up();
         let sequence = self.journal.sequence;
         self.journal = Journal { sequence, ..choice.journal };
         self.write_journal(Moment::StubReturn);
-        self.path = self.paths.generation(&choice.verified.record.tree);
+        let (path, hold) = held.unzip();
+        self.path = path.unwrap_or_else(|| self.paths.generation(&choice.verified.record.tree));
         self.verified = choice.verified;
-        self.hold = None;
+        self.hold = hold;
         self.history = History::default();
         self.start()
     }
@@ -147,15 +151,31 @@ impl Stub<'_> {
     }
 
     /// The tree of what is to be started cannot be had just now. It is looked for again in a moment, and meanwhile the
-    /// stub does its other work.
-    pub(super) fn wait_for_tree(&mut self, why: &str) {
+    /// stub does its other work. If that takes long, a version whose tree is here is started instead.
+    pub(super) fn wait_for_tree(&mut self, why: Option<&str>) -> Result<(), StubError> {
+        self.program = Program::Waiting(Instant::now() + begin::LOOK_EVERY);
+        let Some(why) = why else { return Ok(()) };
         let line = format!("waiting for the mount daemon to give tree {}: {why}", self.verified.record.tree);
         if self.why != line {
             self.observer.say(&line);
             self.why = line;
         }
         self.end_returning(&format!("cannot be started just now: {why}"));
-        self.program = Program::Waiting(Instant::now() + begin::LOOK_EVERY);
+        if self.missing_since.is_none_or(|since| since.elapsed() < begin::FALL_BACK_AFTER) {
+            return Ok(());
+        }
+        let others = choose::others(&self.paths, &self.journal, why).into_iter();
+        let mut here = others.filter_map(|other| {
+            let held = wanted::held_here(&self.paths, other.verified.record.tree)?;
+            Some((other, held))
+        });
+        let Some((choice, (attached, hold))) = here.next() else { return Ok(()) };
+        if let Some(ends) = choice.ends.clone() {
+            self.end_change(ends, &choice.journal.current, None);
+        }
+        self.observer.say(&choice.journal.reason);
+        self.missing_since = None;
+        self.take(choice, Some((PathBuf::from(attached.path), hold)))
     }
 
     /// The version that was returned to does not work at once: whoever waits for the end of the change-over need not
@@ -178,11 +198,19 @@ impl Stub<'_> {
         if self.journal.phase != Phase::Launching || self.history.failures < LOOK_ANEW {
             return Ok(());
         }
+        if let Err(stays) = permits::may_change_over(&self.paths) {
+            tracing::debug!("no newer version is looked for: {stays}");
+            return Ok(());
+        }
         let Some(verified) = begin::newest_now(&self.paths) else { return Ok(()) };
         if verified.entry() == self.journal.current {
             return Ok(());
         }
         self.observer.say(&format!("starting {}, which is newer", verified.record.name()));
+        if let Err(e) = records::save(&self.paths, &verified) {
+            self.observer.say(&format!("its metadata cannot be saved: {e}"));
+            return Ok(());
+        }
         self.journal.current = verified.entry();
         self.write_journal(Moment::StubJournal);
         self.path = self.paths.generation(&verified.record.tree);

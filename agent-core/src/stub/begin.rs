@@ -4,33 +4,32 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use proto::TreeId;
 use proto::agent::{AgentReply, AgentState, AgentStatus, StepEvent};
 use proto::daemon::{Attached, DaemonReply, DaemonRequest};
 use proto::message::Fault;
-use proto::{GenerationRef, TreeId};
 
 use super::choose::{self, Choice, Ends};
 use super::door::Door;
 use super::lock::Lock;
 use super::order::{self, Desk, Here, Next};
 use super::pause::pause;
+use super::wanted::{Heard, Question, Stand, Wanted, unexpected};
 use super::{Observer, StubError, io_error};
 use crate::AgentPaths;
-use crate::control::{Client, ControlError};
+use crate::control::Client;
 use crate::durable;
 use crate::journal::{Journal, Staged};
 use crate::records::{self, Verified};
 use crate::sys::signal::SignalFd;
 use crate::sys::{namespace, socket};
 
-/// How long the mount daemon may be silent: a first attach fetches the manifest.
-const SILENCE: Duration = Duration::from_secs(60);
 /// How long it may be silent when it is only asked what it has.
 const QUICK_SILENCE: Duration = Duration::from_secs(2);
 /// Between two looks for a daemon that is not there.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A daemon that is there has this long to give the tree that the journal names, before another one is started.
-const FALL_BACK_AFTER: Duration = Duration::from_secs(2);
+pub(super) const FALL_BACK_AFTER: Duration = Duration::from_secs(2);
 
 /// All that the first program needs.
 pub(super) struct Begun {
@@ -123,7 +122,7 @@ pub(super) fn newest_now(paths: &AgentPaths) -> Option<Verified> {
     let request = DaemonRequest::Newest { product: paths.product().clone() };
     let reply = Client::ask(&paths.daemon_socket(), &request, QUICK_SILENCE).ok()?;
     match reply {
-        DaemonReply::Record(bytes) => records::save(paths, &bytes, &[]).ok(),
+        DaemonReply::Record(bytes) => records::believe(paths, &bytes).ok(),
         DaemonReply::Done
         | DaemonReply::Status(_)
         | DaemonReply::Attached(_)
@@ -133,17 +132,6 @@ pub(super) fn newest_now(paths: &AgentPaths) -> Option<Verified> {
     }
 }
 
-/// What the daemon made of a request.
-pub(super) enum Answer<Reply> {
-    Reply(Reply, Client),
-    /// It is there, and cannot just now.
-    NotNow(String),
-    /// It says no for good.
-    No(StubError),
-    /// It is not there, or does not speak.
-    Away(ControlError),
-}
-
 impl Waiting<'_> {
     /// A first start: the newest record that the mount daemon knows. `None`: told to end meanwhile.
     fn newest(&mut self) -> Result<Option<Verified>, StubError> {
@@ -151,43 +139,37 @@ impl Waiting<'_> {
         let what = format!("the newest version of {}", self.paths.product());
         let Some((reply, _)) = self.ask(&request, &what)? else { return Ok(None) };
         match reply {
-            DaemonReply::Record(bytes) => Ok(Some(records::save(self.paths, &bytes, &[])?)),
+            DaemonReply::Record(bytes) => {
+                let verified = records::believe(self.paths, &bytes)?;
+                records::save(self.paths, &verified)?;
+                Ok(Some(verified))
+            }
             other => Err(unexpected(&what, &other)),
         }
     }
 
     /// Has the daemon attach the first of these that it can. The first has some time for itself. `None`: told to end
     /// meanwhile.
-    fn hold_best(&mut self, mut ways: Vec<Choice>) -> Result<Option<(Choice, Attached, Client)>, StubError> {
+    fn hold_best(&mut self, choices: Vec<Choice>) -> Result<Option<(Choice, Attached, Client)>, StubError> {
+        let mut ways: Vec<Way> = choices.into_iter().map(Way::of).collect();
         let mut tries = Tries::of(&ways);
         // The first of the ways is an order's, and the next one is what was to be started without it.
         let mut is_ordered = false;
         loop {
             let mut at = 0;
             while at < if tries.is_patient() { 1 } else { ways.len() } {
-                let tree = ways[at].verified.record.tree;
-                let why = match hold(self.paths, tree) {
-                    Answer::Reply(attached, hold) => {
-                        let mut choice = ways.swap_remove(at);
+                let tree = ways[at].wanted.tree();
+                let why = match self.look(&mut ways[at], is_ordered && at == 0) {
+                    Stand::Attached(attached, hold) => {
                         let why = tries.why_not_first.filter(|_| tree != tries.first);
-                        match why {
-                            Some(why) if is_ordered => self.give_up_order(&choice.journal, &why),
-                            Some(why) => {
-                                choice.because(&why);
-                                self.observer.say(&choice.journal.reason);
-                            }
-                            None => {
-                                let order = self.desk.take_complete();
-                                self.carried = order.map(|order| order.steps).unwrap_or_default();
-                            }
-                        }
+                        let choice = self.chosen(ways.swap_remove(at).choice, why.as_deref(), is_ordered);
                         return Ok(Some((choice, attached, hold)));
                     }
-                    Answer::No(error) => {
+                    Stand::No(error) => {
                         let why = error.to_string();
                         let way = ways.remove(at);
                         if at == 0 && std::mem::take(&mut is_ordered) {
-                            self.give_up_order(&way.journal, &why);
+                            self.give_up_order(&way.choice.journal, &why);
                             tries = Tries::of(&ways);
                         }
                         if ways.is_empty() {
@@ -197,11 +179,15 @@ impl Waiting<'_> {
                         tries.why_not_first.get_or_insert(why);
                         continue;
                     }
-                    Answer::NotNow(why) => {
+                    Stand::Asked => {
+                        at += 1;
+                        continue;
+                    }
+                    Stand::Without(why) => {
                         tries.there_since.get_or_insert_with(Instant::now);
                         why
                     }
-                    Answer::Away(e) => {
+                    Stand::Away(e) => {
                         tries.there_since = None;
                         e.to_string()
                     }
@@ -209,25 +195,55 @@ impl Waiting<'_> {
                 if at == 0 {
                     let line = format!("waiting for the mount daemon to give tree {tree}: {why}");
                     tries.why_not_first = Some(why);
-                    if line != tries.said {
+                    // What the manager is asked for is often there in a moment.
+                    let is_slow = tries.there_since.is_none_or(|since| since.elapsed() >= LOOK_EVERY);
+                    if is_slow && line != tries.said {
                         self.observer.say(&line);
                         tries.said = line;
                     }
                 }
                 at += 1;
             }
-            if pause(self.signals, self.door.iter().flat_map(Door::fds), LOOK_EVERY) {
+            let answers = ways.iter().filter_map(|way| way.wanted.fd());
+            if pause(self.signals, self.door.iter().flat_map(Door::fds).chain(answers), LOOK_EVERY) {
                 return Ok(None);
             }
             let now = ways.get(usize::from(is_ordered)).unwrap_or(&ways[0]);
-            if let Some(ordered) = self.hear_visitors(now, &tries.said) {
+            if let Some(ordered) = self.hear_visitors(&now.choice, &tries.said) {
                 // What was to be started goes on being what there is to return to.
                 if std::mem::replace(&mut is_ordered, true) {
                     ways.remove(0);
                 }
-                ways.insert(0, ordered);
+                ways.insert(0, Way::of(ordered));
                 tries = Tries::of(&ways);
             }
+        }
+    }
+
+    /// This one is started; `why_not_first` is why no better one is.
+    fn chosen(&mut self, mut choice: Choice, why_not_first: Option<&str>, is_ordered: bool) -> Choice {
+        match why_not_first {
+            Some(why) if is_ordered => self.give_up_order(&choice.journal, why),
+            Some(why) => {
+                choice.because(why);
+                self.observer.say(&choice.journal.reason);
+            }
+            None => {
+                let order = self.desk.take_complete();
+                self.carried = order.map(|order| order.steps).unwrap_or_default();
+            }
+        }
+        choice
+    }
+
+    /// Where the daemon stands with this one. An order whose record has no place cannot be carried out.
+    fn look(&self, way: &mut Way, is_ordered: bool) -> Stand {
+        match way.wanted.look(self.paths) {
+            Stand::Attached(attached, hold) if is_ordered => match order::place(self.paths, &way.choice.verified) {
+                Ok(()) => Stand::Attached(attached, hold),
+                Err(e) => Stand::No(e.into()),
+            },
+            stand => stand,
         }
     }
 
@@ -286,18 +302,32 @@ impl Waiting<'_> {
     /// Asks the daemon, waiting for it to be there and able. `None`: told to end meanwhile.
     fn ask(&mut self, request: &DaemonRequest, what: &str) -> Result<Option<(DaemonReply, Client)>, StubError> {
         let mut said = String::new();
+        let mut asked = None;
         loop {
-            let why = match ask_once(self.paths, request, what) {
-                Answer::Reply(reply, client) => return Ok(Some((reply, client))),
-                Answer::No(error) => return Err(error),
-                Answer::NotNow(why) => why,
-                Answer::Away(e) => e.to_string(),
+            let heard = match asked.take() {
+                Some(question) => Question::hear(question),
+                None => Question::ask(self.paths, request).map_or_else(Heard::Away, Heard::Nothing),
             };
-            if why != said {
+            let why = match heard {
+                Heard::Nothing(question) => {
+                    asked = Some(question);
+                    None
+                }
+                Heard::Reply(DaemonReply::Fault(fault @ (Fault::Unavailable(_) | Fault::Failed(_))), _) => {
+                    Some(fault.to_string())
+                }
+                Heard::Reply(DaemonReply::Fault(fault), _) => {
+                    return Err(StubError::Daemon { what: what.to_owned(), fault: fault.to_string() });
+                }
+                Heard::Reply(reply, client) => return Ok(Some((reply, client))),
+                Heard::Away(e) => Some(e.to_string()),
+            };
+            if let Some(why) = why.filter(|why| *why != said) {
                 self.observer.say(&format!("waiting for the mount daemon to give {what}: {why}"));
                 said = why;
             }
-            if pause(self.signals, self.door.iter().flat_map(Door::fds), LOOK_EVERY) {
+            let answer = asked.as_ref().map(Question::fd);
+            if pause(self.signals, self.door.iter().flat_map(Door::fds).chain(answer), LOOK_EVERY) {
                 return Ok(None);
             }
             let first = Fault::Unavailable(format!(
@@ -313,6 +343,18 @@ impl Waiting<'_> {
     }
 }
 
+/// One of the ways to start.
+struct Way {
+    choice: Choice,
+    wanted: Wanted,
+}
+
+impl Way {
+    fn of(choice: Choice) -> Self {
+        Self { wanted: Wanted::new(choice.verified.record.tree), choice }
+    }
+}
+
 /// How it has gone so far with the first of the ways to start.
 struct Tries {
     first: TreeId,
@@ -323,8 +365,8 @@ struct Tries {
 }
 
 impl Tries {
-    fn of(ways: &[Choice]) -> Self {
-        let first = ways.first().map_or(TreeId::of(&[]), |way| way.verified.record.tree);
+    fn of(ways: &[Way]) -> Self {
+        let first = ways.first().map_or(TreeId::of(&[]), |way| way.wanted.tree());
         Self { first, said: String::new(), there_since: None, why_not_first: None }
     }
 
@@ -346,49 +388,4 @@ pub(super) fn stopped(paths: &AgentPaths, journal: &Journal, why: &str) -> Agent
         jobs: Vec::new(),
         reason: why.to_owned(),
     }
-}
-
-/// Has the daemon attach a tree for as long as the connection is open, if it can just now.
-pub(super) fn hold(paths: &AgentPaths, tree: TreeId) -> Answer<Attached> {
-    let what = format!("tree {tree}");
-    let request = DaemonRequest::Hold { generation: GenerationRef::TreePrefix(tree.to_hex()) };
-    match ask_once(paths, &request, &what) {
-        Answer::Reply(DaemonReply::Attached(attached), hold) if attached.tree == tree => {
-            Answer::Reply(attached, hold)
-        }
-        Answer::Reply(other, _) => Answer::No(unexpected(&what, &other)),
-        Answer::NotNow(why) => Answer::NotNow(why),
-        Answer::No(error) => Answer::No(error),
-        Answer::Away(e) => Answer::Away(e),
-    }
-}
-
-fn ask_once(paths: &AgentPaths, request: &DaemonRequest, what: &str) -> Answer<DaemonReply> {
-    let reply = Client::connect(&paths.daemon_socket()).and_then(|mut client| {
-        let reply: DaemonReply = client.request(request, Some(SILENCE), |_: ()| {})?;
-        Ok((reply, client))
-    });
-    match reply {
-        Ok((DaemonReply::Fault(fault @ (Fault::Unavailable(_) | Fault::Failed(_))), _)) => {
-            Answer::NotNow(fault.to_string())
-        }
-        Ok((DaemonReply::Fault(fault), _)) => {
-            Answer::No(StubError::Daemon { what: what.to_owned(), fault: fault.to_string() })
-        }
-        Ok((reply, client)) => Answer::Reply(reply, client),
-        Err(e) => Answer::Away(e),
-    }
-}
-
-fn unexpected(what: &str, reply: &DaemonReply) -> StubError {
-    let kind = match reply {
-        DaemonReply::Done => "Done",
-        DaemonReply::Status(_) => "a status",
-        DaemonReply::Record(_) => "a record",
-        DaemonReply::Attached(_) => "another tree",
-        DaemonReply::Bundle(_) => "a bundle",
-        DaemonReply::Checked(_) => "a check",
-        DaemonReply::Fault(_) => "a fault",
-    };
-    StubError::Daemon { what: what.to_owned(), fault: format!("it answered with {kind}") }
 }

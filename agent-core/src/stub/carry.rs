@@ -160,6 +160,11 @@ impl Stub<'_> {
         if !is_ready || !matches!(self.program, Program::Waiting(_)) || order::closed_by(&self.journal).is_some() {
             return Ok(());
         }
+        let placed = self.desk.order.as_ref().map(|order| order::place(&self.paths, &order.verified));
+        if let Some(Err(e)) = placed {
+            self.end_order(&e.to_string());
+            return Ok(());
+        }
         let (Some(mut order), Some(ready)) = (self.desk.take_complete(), self.ready.take()) else { return Ok(()) };
         let from = self.journal.current.clone();
         self.journal = order::intended(&self.journal, &order);

@@ -175,6 +175,15 @@ pub(super) fn to_return(paths: &AgentPaths, journal: &Journal, reason: &str, at_
     Some(choice)
 }
 
+/// What else can be started while the tree of the version that the journal names cannot be had, best first.
+pub(super) fn others(paths: &AgentPaths, journal: &Journal, why: &str) -> Vec<Choice> {
+    let good = journal.last_good.as_ref().and_then(|good| records::load_vouched(paths, good).ok());
+    let good: Vec<_> = good.map(|(verified, _)| verified).into_iter().collect();
+    let known: Vec<_> = good.iter().map(Verified::entry).chain([journal.current.clone()]).collect();
+    let others = by_records(paths, &known).into_iter().map(|other| other.verified);
+    good.into_iter().chain(others).map(|verified| instead(journal, verified, Some(why), false)).collect()
+}
+
 /// Versions whose records can be believed and that are not known to be bad: first the one that was attached last, then
 /// those that were saved last.
 fn by_records(paths: &AgentPaths, but: &[Entry]) -> Vec<Choice> {

@@ -1,18 +1,22 @@
 //! One stub and one agent for a product: a lock that both hold, so that it outlives a stub that was killed until its
-//! agent has ended, too.
+//! agent has ended, too. The file of the lock can be removed, or moved away with the directory that it is in, while it is
+//! held; then their sockets in RUN tell of both.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
+use proto::agent::{AgentReply, AgentRequest};
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, Signal};
 
 use super::pause::pause;
 use super::{Observer, StubError, io_error, strays};
 use crate::AgentPaths;
+use crate::control::Client;
 use crate::sys::signal::SignalFd;
+use crate::sys::socket;
 
 /// How long an agent without its stub may take to end by itself; an agent of ours does so within its stop patience.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(20);
@@ -76,6 +80,9 @@ impl Lock {
                 return Ok(None);
             }
         }
+        if !wait_for_unlocked(paths, signals, observer)? {
+            return Ok(None);
+        }
         lock.note(None);
         Ok(Some(lock))
     }
@@ -113,6 +120,69 @@ impl Known {
     fn is_alive(&self) -> bool {
         start_time(self.pid) == Some(self.started)
     }
+}
+
+/// Whoever works here without the lock that is there now.
+enum Unlocked {
+    Stub(u32),
+    /// Its process id, if it says so.
+    Agent(Option<u32>),
+}
+
+impl Unlocked {
+    fn find(paths: &AgentPaths) -> Option<Self> {
+        if let Ok(stream) = socket::connect(&paths.stub_socket()) {
+            // Who listens there: nobody but a stub has its socket.
+            let pid = socket::peer(&stream).map_or(0, |peer| peer.pid);
+            return Some(Self::Stub(pid.unsigned_abs()));
+        }
+        let mut client = Client::connect(&paths.socket()).ok()?;
+        let reply = client.request(&AgentRequest::Status, Some(STRAY_PATIENCE), |_: ()| {});
+        Some(Self::Agent(match reply {
+            Ok(AgentReply::Status(status)) => Some(status.pid),
+            Ok(_) | Err(_) => None,
+        }))
+    }
+}
+
+/// Whether a stub or its agent works here although nobody holds the lock.
+pub(crate) fn is_served(paths: &AgentPaths) -> bool {
+    Unlocked::find(paths).is_some()
+}
+
+/// Waits for the end of an agent whose stub and whose lock are gone. `false`: told to end meanwhile.
+fn wait_for_unlocked(
+    paths: &AgentPaths,
+    signals: &mut SignalFd,
+    observer: &mut dyn Observer,
+) -> Result<bool, StubError> {
+    let since = Instant::now();
+    let mut said = None;
+    while let Some(found) = Unlocked::find(paths) {
+        match found {
+            // One that is just ending closes its lock before its socket.
+            Unlocked::Stub(pid) if since.elapsed() > STRAY_PATIENCE => {
+                return Err(StubError::Running { product: paths.product().to_string(), pid });
+            }
+            Unlocked::Stub(_) => {}
+            Unlocked::Agent(pid) => {
+                if said.replace(pid) != Some(pid) {
+                    let pid = pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+                    observer.say(&format!(
+                        "waiting for the agent that an earlier stub left to end: process {pid} serves here, and its lock is gone"
+                    ));
+                }
+                if let Some(pid) = pid.filter(|_| since.elapsed() > ORPHAN_PATIENCE) {
+                    observer.say(&format!("killing process {pid}, which has not ended by itself"));
+                    kill_group(pid);
+                }
+            }
+        }
+        if pause(signals, [], LOOK_EVERY) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Kills an agent and everything that it started and that stayed in its process group.

@@ -31,6 +31,7 @@ mod spawn;
 mod staging;
 mod strays;
 mod verdict;
+mod wanted;
 mod watch;
 
 use std::io;
@@ -40,6 +41,7 @@ use crate::durable::FileFault;
 use crate::generation::ProgramFault;
 use crate::records::RecordError;
 
+pub(crate) use lock::is_served;
 pub use outlet::Outlet;
 pub use verdict::{Cause, History, Verdict, judge};
 

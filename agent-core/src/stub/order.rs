@@ -15,6 +15,7 @@ use crate::generation;
 use crate::journal::{Entry, Journal, Phase};
 use crate::machine::{Asked, Facts, judge};
 use crate::moments::{self, Moment};
+use crate::permits;
 use crate::records::{self, Verified};
 use crate::report::unix_ms;
 
@@ -146,11 +147,12 @@ impl Desk {
         if let Some(fault) = &here.closed {
             return Err(fault.clone());
         }
+        permits::may_change_over(&here.paths).map_err(|e| Fault::Refused(e.to_string()))?;
         let begun = Instant::now();
         let path = here.paths.records();
         let reached = moments::reach(Moment::StubRecord, &path);
         let saved = reached.map_err(|e| FileFault::io(&path, e).into());
-        let saved = saved.and_then(|()| records::save(&here.paths, &record, &needed(&here.journal)));
+        let saved = saved.and_then(|()| records::order(&here.paths, &record, &here.journal));
         let verified = saved.map_err(|e| Fault::Refused(e.to_string()))?;
         let newer = "a newer change-over took its place";
         if let Some(event) = self.end(&here.paths, &here.journal.current, newer) {
@@ -178,7 +180,8 @@ impl Desk {
         if order.attach.is_some() {
             return Ok(());
         }
-        if let Err(refusal) = may_be_started(&order.verified, asked, here) {
+        let permitted = permits::may_change_over(&here.paths).map_err(|e| e.to_string());
+        if let Err(refusal) = permitted.and_then(|()| may_be_started(&order.verified, asked, here)) {
             if let Some(event) = self.end(&here.paths, &here.journal.current, &refusal) {
                 heard.reports.push(event);
             }
@@ -252,9 +255,11 @@ pub(super) fn closed_by(journal: &Journal) -> Option<Fault> {
     }
 }
 
-/// Versions whose saved records a start may need.
-fn needed(journal: &Journal) -> Vec<&Entry> {
-    std::iter::once(&journal.current).chain(&journal.last_good).collect()
+/// Gives the record of an order that the stub carries out its place: what is started reads it there.
+pub(super) fn place(paths: &AgentPaths, verified: &Verified) -> Result<(), FileFault> {
+    let path = paths.records();
+    moments::reach(Moment::StubPlace, &path).map_err(|e| FileFault::io(&path, e))?;
+    records::place(paths, verified)
 }
 
 fn may_be_started(verified: &Verified, asked: &Asked, here: &Here) -> Result<(), String> {

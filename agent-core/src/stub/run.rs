@@ -60,13 +60,11 @@ impl Stub<'_> {
     pub(super) fn start(&mut self) -> Result<(), StubError> {
         match self.spawn() {
             Ok(running) => {
+                self.missing_since = None;
                 self.program = Program::Running(running);
                 Ok(())
             }
-            Err(Cause::NoTree { why }) => {
-                self.wait_for_tree(&why);
-                Ok(())
-            }
+            Err(Cause::NoTree { why }) => self.wait_for_tree(why.as_deref()),
             Err(cause) => self.failed(&cause, None),
         }
     }
@@ -77,7 +75,7 @@ impl Stub<'_> {
             Program::Running(running) => {
                 let probation = running.probation.map(|(until, _)| until);
                 let serving = running.serving_by.map(|(until, _)| until);
-                [probation, serving, running.stopping].into_iter().flatten().min()
+                [probation, serving, running.mute_by(), running.stopping].into_iter().flatten().min()
             }
             Program::Over => return Ok(()),
         };
@@ -88,9 +86,8 @@ impl Stub<'_> {
         fds.extend(self.door.iter().flat_map(Door::fds));
         fds.extend(self.staging.iter().map(|staging| PollFd::new(staging, PollFlags::IN)));
         if let Program::Running(running) = &self.program {
-            fds.push(PollFd::from_borrowed_fd(running.channel.as_fd(), PollFlags::IN));
-            if running.channel_is_over() {
-                fds.pop();
+            if running.mute_since.is_none() {
+                fds.push(PollFd::from_borrowed_fd(running.channel.as_fd(), PollFlags::IN));
             }
             fds.extend(running.stderr.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
         }
@@ -174,6 +171,7 @@ impl Stub<'_> {
         let cause = match running.overdue {
             Some(Overdue::Confirming(probation_ms)) => Cause::Overdue { probation_ms },
             Some(Overdue::Serving(serving_ms)) => Cause::Silent { serving_ms },
+            Some(Overdue::Mute) => Cause::Mute,
             None if on_probation && !running.is_new => Cause::EndedBefore { how },
             None => Cause::Ended { how },
         };
@@ -198,7 +196,12 @@ impl Stub<'_> {
             match running.channel.receive_with() {
                 Ok(Some((Received::Known(message), descriptor))) => self.heard(message, descriptor),
                 Ok(Some((Received::Unknown, _))) => {}
-                Ok(None) | Err(_) => return,
+                Ok(None) => return,
+                Err(_) => {
+                    // Polling it would spin.
+                    running.mute_since.get_or_insert_with(Instant::now);
+                    return;
+                }
             }
         }
     }
@@ -339,6 +342,10 @@ impl Stub<'_> {
                     running.probation = None;
                     running.overdue = Some(Overdue::Confirming(probation_ms));
                     // Whether it confirmed at the last moment is for the journal to say, after its end.
+                    kill_group(running.pid.as_raw_nonzero().get().unsigned_abs());
+                }
+                if running.mute_by().is_some_and(|until| until <= now) {
+                    running.overdue = Some(Overdue::Mute);
                     kill_group(running.pid.as_raw_nonzero().get().unsigned_abs());
                 }
                 if let Some((until, serving_ms)) = running.serving_by

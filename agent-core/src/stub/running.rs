@@ -1,22 +1,25 @@
 //! A program that runs, as its parent sees it.
 
 use std::io::PipeReader;
-use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proto::agent::{ChangeId, StepEvent};
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Pid;
 
 use super::evidence::Tail;
 use crate::channel::Channel;
 use crate::journal::Entry;
 
+/// A program that has closed its channel and does not end can be watched no more: nobody would hear that it becomes
+/// another version.
+const MUTE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Which time was up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Overdue {
     Confirming(u64),
     Serving(u64),
+    Mute,
 }
 
 /// The agent, as its parent sees it.
@@ -36,6 +39,8 @@ pub(super) struct Running {
     pub(super) change: Option<Box<(ChangeId, Entry, Entry)>>,
     /// By then it must serve, and how long it had, milliseconds; `None` once it has said so.
     pub(super) serving_by: Option<(Instant, u64)>,
+    /// Since when its end of the channel is closed.
+    pub(super) mute_since: Option<Instant>,
     /// Its time was up, and it was killed.
     pub(super) overdue: Option<Overdue>,
     /// SIGTERM has been passed on; by then it must have ended.
@@ -43,10 +48,10 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// A program that is not an agent closes the channel; polling it would spin.
-    pub(super) fn channel_is_over(&self) -> bool {
-        let mut fds = [PollFd::from_borrowed_fd(self.channel.as_fd(), PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        rustix::event::poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+    /// By when a program that has closed its channel must have ended: one that is told to end, or is being killed, may
+    /// take its time.
+    pub(super) fn mute_by(&self) -> Option<Instant> {
+        let since = self.mute_since.filter(|_| self.overdue.is_none() && self.stopping.is_none());
+        since.map(|since| since + MUTE_PATIENCE)
     }
 }

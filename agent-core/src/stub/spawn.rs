@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
-use super::begin::{self, Answer};
 use super::evidence::Tail;
 use super::running::Running;
 use super::verdict::Cause;
+use super::wanted::{Stand, Wanted};
 use super::watch::Stub;
 use crate::channel::Channel;
 use crate::durable::FileFault;
@@ -18,7 +18,7 @@ use crate::generation::Attachment;
 use crate::handoff::{self, variable};
 use crate::journal::Phase;
 use crate::moments::{self, Moment};
-use crate::records;
+use crate::records::{self, RecordError};
 use crate::{exec, swap, sys};
 
 /// How long a version that is not on probation may take to serve, at least.
@@ -28,6 +28,7 @@ impl Stub<'_> {
     /// Starts the current version's program.
     pub(super) fn spawn(&mut self) -> Result<Running, Cause> {
         let world = |fault: String| Cause::NotStarted { fault, of_the_version: false };
+        self.follow_journal().map_err(|e| world(e.to_string()))?;
         let program = self.program()?;
         if let Err(e) = records::keep(&self.paths, &self.verified) {
             self.observer.say(&format!("the saved metadata has gone, and cannot be saved again: {e}"));
@@ -90,9 +91,23 @@ impl Stub<'_> {
             is_new: matches!(self.journal.phase, Phase::Probation { .. }),
             change: None,
             serving_by,
+            mute_since: None,
             overdue: None,
             stopping: None,
         })
+    }
+
+    /// An agent may have become another version, and have ended before it said so to anybody but its journal.
+    fn follow_journal(&mut self) -> Result<(), RecordError> {
+        if self.verified.entry() == self.journal.current {
+            return Ok(());
+        }
+        let (verified, doubt) = records::load_vouched(&self.paths, &self.journal.current)?;
+        doubt.iter().for_each(|said| self.observer.say(said));
+        self.path = self.paths.generation(&verified.record.tree);
+        self.verified = verified;
+        self.hold = None;
+        Ok(())
     }
 
     /// The program to start, attaching its tree anew if it is not there.
@@ -108,14 +123,27 @@ impl Stub<'_> {
             return Err(reason(fault.to_string(), true));
         }
         // The daemon may have been away since: a mount point without its mount looks like a tree without its program.
-        match begin::hold(&self.paths, tree) {
-            Answer::Reply(held, client) => {
+        let mut wanted =
+            self.wanted.take().filter(|wanted| wanted.tree() == tree).unwrap_or_else(|| Wanted::new(tree));
+        match wanted.look(&self.paths) {
+            Stand::Attached(held, client) => {
                 self.path = PathBuf::from(held.path);
                 self.hold = Some(client);
             }
-            Answer::NotNow(why) => return Err(Cause::NoTree { why }),
-            Answer::Away(e) => return Err(Cause::NoTree { why: e.to_string() }),
-            Answer::No(error) => return Err(reason(error.to_string(), false)),
+            Stand::Asked => {
+                self.wanted = Some(wanted);
+                return Err(Cause::NoTree { why: None });
+            }
+            Stand::Without(why) => {
+                self.wanted = Some(wanted);
+                self.missing_since.get_or_insert_with(Instant::now);
+                return Err(Cause::NoTree { why: Some(why) });
+            }
+            Stand::Away(e) => {
+                self.missing_since = None;
+                return Err(Cause::NoTree { why: Some(e.to_string()) });
+            }
+            Stand::No(error) => return Err(reason(error.to_string(), false)),
         }
         look(&self.path).map_err(|fault| reason(fault.to_string(), fault.is_of_the_version()))
     }

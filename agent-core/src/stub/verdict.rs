@@ -36,10 +36,12 @@ pub enum Cause {
         /// How long it had, milliseconds.
         serving_ms: u64,
     },
+    /// It runs, and has closed the channel to the stub. It has been killed.
+    Mute,
     /// Its tree cannot be had just now.
     NoTree {
-        /// What the mount daemon said.
-        why: String,
+        /// What the mount daemon said, if it has said anything yet.
+        why: Option<String>,
     },
 }
 
@@ -85,7 +87,8 @@ impl Cause {
             Cause::Overdue { probation_ms } => format!("did not confirm within {probation_ms} ms"),
             Cause::NotStarted { fault, .. } => format!("cannot be started: {fault}"),
             Cause::Silent { serving_ms } => format!("did not serve within {serving_ms} ms"),
-            Cause::NoTree { why } => format!("its tree cannot be had: {why}"),
+            Cause::Mute => "it closed the channel to its stub, which could not watch it any more".to_owned(),
+            Cause::NoTree { why } => format!("its tree cannot be had: {}", why.as_deref().unwrap_or("no answer yet")),
         }
     }
 }
@@ -136,6 +139,7 @@ pub fn judge(journal: &Journal, cause: &Cause, history: History) -> Verdict {
         | Cause::Overdue { .. }
         | Cause::NotStarted { .. }
         | Cause::Silent { .. }
+        | Cause::Mute
         | Cause::NoTree { .. } => Verdict::Return {
             change,
             bad: journal.current.clone(),

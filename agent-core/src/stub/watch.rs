@@ -16,6 +16,7 @@ use super::order::{Desk, Ready};
 use super::running::Running;
 use super::staging::Staging;
 use super::verdict::History;
+use super::wanted::Wanted;
 use super::{Observer, StubError, io_error};
 use crate::AgentPaths;
 use crate::control::Client;
@@ -38,6 +39,10 @@ pub(super) struct Stub<'a> {
     pub(super) verified: Verified,
     pub(super) path: PathBuf,
     pub(super) hold: Option<Client>,
+    /// The tree of what is to be started, while the daemon has to ask for it.
+    pub(super) wanted: Option<Wanted>,
+    /// Since when the daemon is there and does not have that tree.
+    pub(super) missing_since: Option<Instant>,
     pub(super) ends: Option<Ends>,
     pub(super) staged: Option<Staged>,
     pub(super) program: Program,
@@ -103,6 +108,8 @@ impl<'a> Stub<'a> {
             verified: begun.verified,
             path: begun.path,
             hold: Some(begun.hold),
+            wanted: None,
+            missing_since: None,
             ends: begun.ends,
             staged: begun.staged,
             program: Program::Over,

@@ -64,6 +64,8 @@ struct DaemonState {
     stage_fault: Option<Fault>,
     stage_held: bool,
     namespace_pid: Option<u32>,
+    /// It takes questions and answers none, as one that was stopped.
+    stopped: bool,
     /// Trees that cannot be given just now.
     absent: std::collections::BTreeSet<TreeId>,
     /// Records that the daemon knows by name.
@@ -211,6 +213,12 @@ impl Host {
         } else {
             state.absent.remove(&tree(version))
         };
+    }
+
+    /// The daemon answers nobody while it is stopped.
+    pub fn set_stopped(&self, stopped: bool) {
+        self.shared.state.lock().unwrap().stopped = stopped;
+        self.shared.news.notify_all();
     }
 
     /// The daemon gives this record to whoever asks for it by name.
@@ -541,6 +549,7 @@ impl Shared {
     }
 
     fn answer(&self, request: DaemonRequest, stream: &UnixStream, number: u64) -> DaemonReply {
+        drop(self.news.wait_while(self.state.lock().unwrap(), |state| state.stopped).unwrap());
         match request {
             DaemonRequest::Newest { product } => match &self.state.lock().unwrap().newest {
                 Some(record) => DaemonReply::Record(record.clone()),
@@ -549,6 +558,10 @@ impl Shared {
             DaemonRequest::Hold { generation: GenerationRef::TreePrefix(hex) } => {
                 let namespace_pid = self.state.lock().unwrap().namespace_pid;
                 self.attached(hex.parse().unwrap(), 0, namespace_pid)
+            }
+            DaemonRequest::HoldLocal { tree } => {
+                let namespace_pid = self.state.lock().unwrap().namespace_pid;
+                self.attached(tree, 0, namespace_pid)
             }
             DaemonRequest::Hold { generation: GenerationRef::Named(_, version) } => {
                 let record = self.state.lock().unwrap().records.get(version.as_str()).cloned();

@@ -1,58 +1,15 @@
-//! Finds files of a tree and reads them out of the store.
+//! Reads files of a tree out of the store.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
-use proto::manifest::{NodeKind, Object};
+use proto::ChunkId;
+use proto::manifest::Object;
 use proto::width;
-use proto::{ChunkId, Manifest, TreePath};
 
 use super::store::StoreError;
 
-/// Symlinks on the way to a file: the kernel's own bound.
-const SYMLINKS_MAX: usize = 40;
-
 /// Reads a chunk's plain, checked bytes.
 pub(crate) type ReadChunk<'a> = dyn Fn(&ChunkId) -> Result<Vec<u8>, StoreError> + 'a;
-
-/// Follows symlinks inside the tree; returns the index of the entry.
-pub(crate) fn resolve(tree: &Manifest, path: &TreePath) -> Result<usize, String> {
-    let mut left: Vec<Vec<u8>> = path.components().map(<[u8]>::to_vec).collect();
-    left.reverse();
-    let mut at = TreePath::root();
-    let mut links = 0;
-    let find = |at: &TreePath| tree.entries.binary_search_by(|entry| entry.path.cmp(at));
-    while let Some(name) = left.pop() {
-        match name.as_slice() {
-            b"" | b"." => continue,
-            b".." => {
-                at = at.parent().ok_or("leads out of the tree")?;
-                continue;
-            }
-            _ => {}
-        }
-        let next = at.join(&name).map_err(|error| error.fault.to_owned())?;
-        let index = find(&next).map_err(|_| {
-            if &next == path {
-                "is not in the tree".to_owned()
-            } else {
-                format!("leads to '{next}', which is not in the tree")
-            }
-        })?;
-        if let NodeKind::Symlink(target) = &tree.node(&tree.entries[index]).kind {
-            links += 1;
-            if target.starts_with(b"/") {
-                return Err(format!("leads out of the tree, to '{}'", proto::path::printable(target)));
-            }
-            if links > SYMLINKS_MAX {
-                return Err("leads through more than 40 symlinks".into());
-            }
-            left.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
-        } else {
-            at = next;
-        }
-    }
-    find(&at).map_err(|_| "is not in the tree".to_owned())
-}
 
 /// An object's content out of chunks; holds one chunk at a time.
 pub(crate) struct ObjectReader<'a> {

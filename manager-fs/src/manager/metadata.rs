@@ -10,7 +10,7 @@ use proto::width;
 use proto::{Manifest, ObjectId, TreePath};
 use serde::Deserialize;
 
-use super::content::{ObjectReader, ReadChunk, resolve};
+use super::content::{ObjectReader, ReadChunk};
 use super::elf;
 use super::ingest::Start;
 use super::monitor::{Monitor, Task};
@@ -218,7 +218,8 @@ impl Inspection<'_> {
     fn checked_entry_point(&self, text: &str) -> Result<TreePath, String> {
         let path =
             TreePath::parse(text.trim_start_matches("./").as_bytes()).map_err(|error| error.fault.to_owned())?;
-        let node = self.manifest.node(&self.manifest.entries[resolve(self.manifest, &path)?]);
+        let at = self.manifest.resolve(&path).map_err(|error| error.to_string())?;
+        let node = self.manifest.node(&self.manifest.entries[at]);
         match node.kind {
             NodeKind::File(_) | NodeKind::EmptyFile if node.mode & 0o111 == 0 => {
                 Err(format!("is not executable (mode {:04o})", node.mode))
@@ -247,7 +248,7 @@ impl Inspection<'_> {
 
     /// The machine of a program; of a script, that of its interpreter if that is in the tree.
     fn architecture(&self, path: &TreePath, elf_files: &[ElfFile], scripts: &[Script]) -> Option<String> {
-        let mut path = self.manifest.entries.get(resolve(self.manifest, path).ok()?)?.path.clone();
+        let mut path = self.manifest.entries.get(self.manifest.resolve(path).ok()?)?.path.clone();
         // An interpreter may be a script itself; the kernel follows at most five.
         for _ in 0..5 {
             if let Some(file) = elf_files.iter().find(|file| file.path == path) {
@@ -256,7 +257,7 @@ impl Inspection<'_> {
             let script = scripts.iter().find(|script| script.path == path)?;
             let interpreter = script.interpreter.split_whitespace().next()?;
             let inside = TreePath::parse(interpreter.trim_start_matches('/').as_bytes()).ok()?;
-            path = self.manifest.entries.get(resolve(self.manifest, &inside).ok()?)?.path.clone();
+            path = self.manifest.entries.get(self.manifest.resolve(&inside).ok()?)?.path.clone();
         }
         None
     }

@@ -63,6 +63,7 @@ pub(crate) fn action(fault: Fault) -> Action {
 
 /// Runs the cell in a world that is sound, and leaves it so.
 pub(crate) fn run(world: &mut World, step: Step, fault: Fault) {
+    let before = world.version;
     let orders = orders(world, step.scenario);
     world.faults.arm(step.name, action(fault));
     let said = std::thread::scope(|scope| {
@@ -75,7 +76,10 @@ pub(crate) fn run(world: &mut World, step: Step, fault: Fault) {
     });
     world.faults.disarm();
     mend(world, &orders, &said);
-    world.set_bad(false);
+    world.set_bad(before, false);
+    if world.serve.is_none() {
+        world.start_serve();
+    }
     if step.name == "link-back" {
         // A link that the disk did not take is put right by the next start.
         let again = order::relaunch(world);
@@ -127,7 +131,8 @@ pub(crate) fn strike(world: &World, step: Step, fault: Fault) {
 
 pub(crate) fn orders(world: &mut World, scenario: Scenario) -> Vec<Order> {
     match scenario {
-        Scenario::Begin | Scenario::Change => order::change(world),
+        Scenario::Begin | Scenario::Change | Scenario::Copy => order::change(world),
+        Scenario::Recover => order::recover(world),
         Scenario::Enrol => order::enrol(world),
         Scenario::Group => order::group(world),
         Scenario::Collect => order::collect(world),

@@ -73,16 +73,21 @@ fn work(cells: &Mutex<Vec<(Step, Fault)>>, failures: &Mutex<BTreeMap<String, Str
                 }
                 let mut world = begin(step, fault);
                 cell::run_without_fault(&mut world, step.scenario);
-                world
+                Some(world)
+            }
+            Scenario::Copy => {
+                let mut world = World::begin(|_| {}).with_copies().complete();
+                cell::run(&mut world, step, fault);
+                here
             }
             _ => {
                 let mut world = here.unwrap_or_else(|| World::begin(|_| {}).complete());
                 cell::run(&mut world, step, fault);
-                world
+                Some(world)
             }
         }));
         match done {
-            Ok(sound) => world = Some(sound),
+            Ok(sound) => world = sound,
             Err(panic) => drop(failures.lock().unwrap().insert(name.clone(), text_of(&*panic))),
         }
         let how = if failures.lock().unwrap().contains_key(&name) { "FAILED" } else { "held" };

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use tests::command::Output;
 use tests::{Host, TreeFixture};
 
-use crate::unit::signal;
+use crate::unit::{Unit, signal};
 use crate::world::{HOST, PRODUCT, World, generation};
 
 type Run = Box<dyn Fn(&World) -> Output>;
@@ -152,12 +152,19 @@ pub(crate) fn learn(world: &mut World) -> Vec<Order> {
 
 /// The agent that runs ends at every start, and the order for another version comes to the stub.
 pub(crate) fn ordered(world: &mut World) -> Vec<Order> {
-    let tree = world.tree(&["--unit-ms", "5"]);
+    let now = world.version;
+    let tree = world.tree(&world.good().each_ref().map(String::as_str));
     let (version, mut orders) = publish(world, tree);
-    let run = |world: &World| {
-        world.set_bad(true);
+    let run = move |world: &World| {
+        world.set_bad(now, true);
         let pid = world.agent().and_then(|agent| agent["pid"].as_i64()).unwrap_or_default();
         signal(i32::try_from(pid).unwrap_or_default(), Signal::KILL);
+        // An order that comes before the host knows that waits for an agent that ends, and ends with it.
+        world.until("the host knows that its agent does not run", |world| {
+            let status = world.local(&["status", "--json"]).stdout;
+            let status: serde_json::Value = serde_json::from_str(&status).unwrap_or_default();
+            status["agents"][0]["state"] == "stopped"
+        });
         Output { line: String::from("kill"), code: Some(0), stdout: String::new(), stderr: String::new() }
     };
     orders.push(Order::new("the agent ends", run, |_| true));
@@ -176,6 +183,22 @@ pub(crate) fn ordered(world: &mut World) -> Vec<Order> {
     orders.push(Order::new(what, again, holds));
     world.version = version.parse().unwrap();
     orders
+}
+
+/// The manager has ended, and its control state is damaged.
+pub(crate) fn recover(world: &mut World) -> Vec<Order> {
+    let store = world.manager.store();
+    // What was decided is copied at each start, and once a minute.
+    let copied = || fs::metadata(store.join("control.backup")).and_then(|facts| facts.modified()).ok();
+    let before = copied();
+    world.serve.as_ref().unwrap().restart();
+    world.until("what was decided is copied", |_| copied().is_some_and(|at| Some(at) != before));
+    assert_eq!(world.serve.take().and_then(Unit::end), Some(0), "the manager ends in good order");
+    let control = store.join("control.redb");
+    let length = fs::metadata(&control).unwrap().len();
+    fs::File::options().write(true).open(&control).unwrap().set_len(length / 2).unwrap();
+    let whole = |world: &World| world.admin(&["recover"]).stderr.contains("there is nothing to recover");
+    vec![Order::admin(&["recover"], whole)]
 }
 
 /// A job that is cancelled.

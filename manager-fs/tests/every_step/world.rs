@@ -19,7 +19,7 @@ const COMMAND_MAX: Duration = Duration::from_secs(100);
 /// How long a condition may take to come true.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Probation and drain short enough for some hundred cells.
-const DESCRIPTOR: &str = "drain_deadline = \"300ms\"\nprobation = \"1500ms\"\n";
+const DESCRIPTOR: &str = "drain_deadline = \"300ms\"\nprobation = \"2500ms\"\n";
 
 pub(crate) struct World {
     pub(crate) faults: Faults,
@@ -32,6 +32,8 @@ pub(crate) struct World {
     /// The number of the version that runs, and of those that were published since.
     pub(crate) version: u32,
     pub(crate) published: u32,
+    /// Nothing may be mounted on the host.
+    copies: bool,
     pub(crate) dir: TempDir,
 }
 
@@ -51,12 +53,19 @@ impl World {
             launch: None,
             version: 0,
             published: 0,
+            copies: false,
             manager,
             faults,
             dir,
         };
         world.start_serve();
         world
+    }
+
+    /// On a host where nothing may be mounted.
+    pub(crate) fn with_copies(mut self) -> Self {
+        self.copies = true;
+        self
     }
 
     /// Everything runs: version 1 serves.
@@ -71,7 +80,10 @@ impl World {
             move || copy(&command)
         };
         let logs = self.dir.path();
-        self.mount = Some(Unit::start("mount", logs, command(&self.host, &["mount", "--read-deadline", "2s"])));
+        let mount = command(&self.host, &["mount", "--read-deadline", "2s"]);
+        let copies = self.copies;
+        let mount = move || if copies { without_mounts(&mount()) } else { mount() };
+        self.mount = Some(Unit::start("mount", logs, mount));
         self.until("the mount daemon answers", |world| world.host.run(&["status"]).code == Some(0));
         let tree = self.tree(&self.good().each_ref().map(String::as_str));
         self.published = 1;
@@ -116,15 +128,20 @@ impl World {
         tree
     }
 
-    /// Whether versions that were not made for it end at their start in this world.
-    pub(crate) fn set_bad(&self, bad: bool) {
-        let file = self.path("bad-world");
-        if bad { fs::write(file, "").unwrap() } else { drop(fs::remove_file(file)) }
+    /// Whether this version ends at its start, and all before it, to which it would give way.
+    pub(crate) fn set_bad(&self, version: u32, bad: bool) {
+        for file in (1..=version).map(|version| self.bad_world(version)) {
+            if bad { fs::write(file, "").unwrap() } else { drop(fs::remove_file(file)) }
+        }
     }
 
-    /// Arguments of the agent that works, as long as the world is not bad.
+    fn bad_world(&self, version: u32) -> PathBuf {
+        self.path(&format!("bad-world-{version}"))
+    }
+
+    /// Arguments of the next agent, which works as long as the world is not bad for it.
     pub(crate) fn good(&self) -> [String; 4] {
-        let file = self.path("bad-world").to_string_lossy().into_owned();
+        let file = self.bad_world(self.published + 1).to_string_lossy().into_owned();
         ["--unit-ms", "5", "--exit-if", &file].map(str::to_owned)
     }
 
@@ -210,6 +227,18 @@ impl Drop for World {
 
 pub(crate) fn generation(version: impl std::fmt::Display) -> String {
     format!("{PRODUCT}@{version}")
+}
+
+/// Root without the right to mount anything, in a user namespace where this is not root.
+fn without_mounts(command: &Command) -> Command {
+    let setpriv = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", "--"];
+    let unshare = ["unshare", "--user", "--map-root-user"];
+    let is_root = rustix::process::geteuid().is_root();
+    let words: Vec<&str> = unshare.into_iter().filter(|_| !is_root).chain(setpriv).collect();
+    let mut lesser = Command::new(words[0]);
+    lesser.args(&words[1..]).arg(command.get_program()).args(command.get_args());
+    environment(command, &mut lesser);
+    lesser
 }
 
 fn copy(command: &Command) -> Command {

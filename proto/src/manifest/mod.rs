@@ -9,10 +9,12 @@
 //! [`Manifest::decode`] accepts only the canonical form, so equal trees have equal ids.
 
 mod bytes;
+mod resolve;
 mod validate;
 
 use serde::{Deserialize, Serialize};
 
+pub use resolve::Unresolved;
 pub use validate::{ManifestFault, xattr_fault};
 
 use crate::id::{ChunkId, ObjectId};

@@ -378,6 +378,7 @@ pub(crate) fn daemon_request() -> impl Strategy<Value = DaemonRequest> {
         Just(DaemonRequest::Unmount),
         (tree(), vec(touch(), 0..4)).prop_map(|(tree, touches)| DaemonRequest::Profile { tree, touches }),
         any::<bool>().prop_map(|repair| DaemonRequest::Check { repair }),
+        tree().prop_map(|tree| DaemonRequest::HoldLocal { tree }),
     ]
 }
 

@@ -294,6 +294,7 @@ choice!(Step {
 
 choice!(DaemonRequest {
     Status = 0, Newest = 1, Attach = 2, Release = 3, Hold = 4, Stage = 5, Report = 6, Changed = 7, Unmount = 8, Profile = 9, Check = 10,
+    HoldLocal = 11,
 } vec![
     DaemonRequest::Status,
     DaemonRequest::Newest { product: product() },
@@ -306,6 +307,7 @@ choice!(DaemonRequest {
     DaemonRequest::Unmount,
     DaemonRequest::Profile { tree: tree(), touches: vec![touch()] },
     DaemonRequest::Check { repair: true },
+    DaemonRequest::HoldLocal { tree: tree() },
 ]);
 
 choice!(DaemonReply { Done = 0, Status = 1, Record = 2, Attached = 3, Fault = 4, Bundle = 5, Checked = 6 } vec![

@@ -178,8 +178,9 @@ mod tests {
         object
     }
 
-    /// How long the last look before a change-over's exec takes: not a promise, so it is only printed. More rounds with
-    /// `TRIALS=30 cargo test --release --workspace --lib hashing_what_a_start_touches -- --nocapture`
+    /// How long the last look before a change-over's exec takes: not a promise, so it is only printed. More rounds, and with
+    /// cores that nobody else takes: `TRIALS=100 chrt -f 50 PROGRAM hashing_what_a_start_touches --nocapture`, where PROGRAM
+    /// is what `cargo test --release --workspace --lib --no-run` has built.
     #[test]
     fn hashing_what_a_start_touches() {
         let dir = tempfile::tempdir().unwrap();

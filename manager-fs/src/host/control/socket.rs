@@ -126,6 +126,9 @@ async fn answer_simple(
             let resolved = daemon.exports.resolve(&generation).await?;
             blocking(move || daemon.generations.hold(&resolved, connection, pid)).await.map(DaemonReply::Attached)
         }
+        DaemonRequest::HoldLocal { tree } => {
+            blocking(move || daemon.generations.hold_local(&tree, connection, pid)).await.map(DaemonReply::Attached)
+        }
         DaemonRequest::Report { event } => {
             report(daemon, event).await?;
             Ok(DaemonReply::Done)

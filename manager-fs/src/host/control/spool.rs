@@ -4,13 +4,14 @@
 //! file   = magic "MFSSPL\0\x01" | record*
 //! record = length u32 | first 16 bytes of BLAKE3(body) | body (bincode of HostReport)
 //! ```
-//! A record that a power cut tore is cut off; so is everything after it, because reports only mean something in order.
+//! A record that a power cut tore is cut off. One that is damaged, wherever it stands, is left out, and what is behind it
+//! is found by its checksum: what a host did last says most about its state.
 //! Delivery is at least once: the manager may see a report again when the host loses power between its answer and the
 //! truncation here.
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
@@ -30,6 +31,9 @@ const HEAD_BYTES: usize = 4 + 16;
 /// Bytes of reports kept for a manager that stays away: some ten thousand steps. The oldest give way to the newest, because
 /// what a host did last says most about its state.
 const SPOOL_BYTES_MAX: usize = 8 << 20;
+
+/// Bytes that are hashed in search of what is behind damaged records.
+const SEARCH_BYTES_MAX: usize = 256 << 20;
 
 /// The reports that wait. Who only looks at them never waits for the disk.
 #[derive(Debug)]
@@ -221,23 +225,41 @@ fn decode(body: &[u8]) -> Option<HostReport> {
     }
 }
 
-/// The whole records of a spool file, and whether that was all of it.
+/// The whole records of a spool file, in their order, and whether that was all of it.
 fn parse(bytes: &[u8]) -> (VecDeque<Vec<u8>>, bool) {
     let mut reports = VecDeque::new();
     let Some(mut rest) = bytes.strip_prefix(MAGIC.as_slice()) else { return (reports, false) };
+    let (mut whole, mut budget) = (true, SEARCH_BYTES_MAX);
     while !rest.is_empty() {
-        let mut head = [0; HEAD_BYTES];
-        let Ok(()) = rest.read_exact(&mut head) else { return (reports, false) };
-        let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
-        let Some((body, after)) = rest.split_at_checked(length) else { return (reports, false) };
-        let known = decode(body).is_some() && blake3::hash(body).as_bytes()[..16] == head[4..];
-        if !known {
-            return (reports, false);
+        match first(rest, &mut budget) {
+            Some((body, after)) => {
+                reports.push_back(body.to_vec());
+                rest = after;
+            }
+            None if budget == 0 => return (reports, false),
+            None => {
+                whole = false;
+                rest = &rest[1..];
+            }
         }
-        reports.push_back(body.to_vec());
-        rest = after;
     }
-    (reports, true)
+    (reports, whole)
+}
+
+/// The record that begins here, and what is behind it. `budget` are bytes that may still be hashed of what is none.
+fn first<'b>(bytes: &'b [u8], budget: &mut usize) -> Option<(&'b [u8], &'b [u8])> {
+    let (head, rest) = bytes.split_first_chunk::<HEAD_BYTES>()?;
+    let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
+    let (body, after) = rest.split_at_checked(length)?;
+    // No report is empty, and any place would do for one.
+    if length == 0 || length > MESSAGE_BYTES_MAX {
+        return None;
+    }
+    if blake3::hash(body).as_bytes()[..16] == head[4..] && decode(body).is_some() {
+        return Some((body, after));
+    }
+    *budget = budget.saturating_sub(length);
+    None
 }
 
 /// For `tests/fuzz`: bytes as one report and as a whole file.
@@ -315,6 +337,38 @@ mod tests {
         assert_eq!(Spool::open(&path).len(), 2);
         fs::write(&path, b"something else").unwrap();
         assert_eq!(Spool::open(&path).len(), 0);
+    }
+
+    #[test]
+    fn a_damaged_record_hides_none_of_those_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        let spool = Spool::open(&path);
+        (0..4).for_each(|n| spool.push(&report(n)));
+        drop(spool);
+        let whole = fs::read(&path).unwrap();
+        let each = (whole.len() - MAGIC.len()) / 4;
+        // Any bit of the second record: of its length, its checksum or its body.
+        for bit in 0..each * 8 {
+            let mut changed = whole.clone();
+            changed[MAGIC.len() + each + bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, &changed).unwrap();
+            let spool = Spool::open(&path);
+            assert_eq!(spool.oldest(9).reports, [report(0), report(2), report(3)], "bit {bit}");
+            spool.push(&report(7));
+            drop(spool);
+            assert_eq!(Spool::open(&path).oldest(9).reports, [report(0), report(2), report(3), report(7)]);
+        }
+        // Bytes are gone from the middle of it, and the last one is torn.
+        let torn = [&whole[..MAGIC.len() + each + 7], &whole[MAGIC.len() + 2 * each - 3..whole.len() - 1]].concat();
+        fs::write(&path, torn).unwrap();
+        assert_eq!(Spool::open(&path).oldest(9).reports, [report(0), report(2)]);
+        // What looks like records without an end costs a bounded search.
+        let nonsense = [MAGIC.as_slice(), &0x0000_ffff_u32.to_le_bytes().repeat(1 << 18)].concat();
+        fs::write(&path, nonsense).unwrap();
+        let begun = std::time::Instant::now();
+        assert_eq!(Spool::open(&path).len(), 0);
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
     }
 
     #[test]

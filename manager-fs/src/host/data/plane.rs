@@ -237,6 +237,19 @@ impl Trees for DataPlane {
         self.verify_objects(&loaded, loaded.manifest().objects.iter(), Look::Changed)
     }
 
+    fn has_manifest(&self, tree: &TreeId) -> bool {
+        self.objects.load_kept(tree).is_some()
+    }
+
+    fn real(&self, tree: &TreeId, path: &TreePath) -> TreePath {
+        let loaded = self.objects.load_kept(tree);
+        let real = loaded.and_then(|loaded| {
+            let at = loaded.manifest().resolve(path).ok()?;
+            Some(loaded.manifest().entries[at].path.clone())
+        });
+        real.unwrap_or_else(|| path.clone())
+    }
+
     fn verify_files(&self, tree: &TreeId, files: &[TreePath], all: bool) -> bool {
         if self.layout.copy(tree).exists() {
             return self.verify(tree);

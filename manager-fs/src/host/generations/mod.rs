@@ -18,7 +18,7 @@ use proto::daemon::{Attached, StageProgress};
 use proto::message::Fault;
 use proto::start_up::start_up_files;
 use proto::width;
-use proto::{GenerationRef, Metadata, TreeId, TreePath};
+use proto::{GenerationRef, TreeId, TreePath};
 
 use crate::sync::lock;
 use leases::{Kept, Leases};
@@ -42,6 +42,10 @@ pub(crate) trait Trees: Send + Sync + 'static {
     /// Hashes those local objects of a tree again that do not look as they did when they were hashed last: after a boot all.
     /// Returns whether any was wrong; those are gone then, and will be fetched again.
     fn verify(&self, tree: &TreeId) -> bool;
+    /// Whether a tree's manifest is on this host, whole.
+    fn has_manifest(&self, tree: &TreeId) -> bool;
+    /// The file that a path of a tree leads to, as far as that is known here.
+    fn real(&self, tree: &TreeId, path: &TreePath) -> TreePath;
     /// As `verify`, of what these files of the tree consist of; with `all` also those that look as they did.
     fn verify_files(&self, tree: &TreeId, files: &[TreePath], all: bool) -> bool;
     /// Mounts a prepared tree; returns its path, and whether it can be read without this daemon from now on.
@@ -242,6 +246,17 @@ impl Generations {
         Ok(self.answer(resolved, &live, Duration::ZERO))
     }
 
+    /// As `hold`, if the tree can be mounted without the manager.
+    pub(crate) fn hold_local(&self, tree: &TreeId, connection: u64, pid: Option<u32>) -> Result<Attached, Fault> {
+        let reference = GenerationRef::TreePrefix(tree.to_hex());
+        let resolved = self.resolve(&reference)?;
+        if !self.trees.has_manifest(tree) {
+            return Err(Fault::Unavailable(format!("the manifest of tree {tree} is not on this host")));
+        }
+        self.begin(&reference);
+        self.hold(&resolved, connection, pid)
+    }
+
     /// Makes a tree (and the running one) local, then mounts and warms it.
     pub(crate) fn stage(
         &self,
@@ -438,14 +453,16 @@ impl Generations {
     }
 
     fn warm_list(&self, resolved: &Resolved) -> Vec<TreePath> {
-        let records = self.records.all();
-        let metadata: Option<&Metadata> = match &resolved.record {
-            Some(known) => Some(&known.record.metadata),
-            None => {
-                records.iter().find(|known| known.record.tree == resolved.tree).map(|known| &known.record.metadata)
-            }
+        let mut records = match &resolved.record {
+            Some(known) => vec![Arc::clone(known)],
+            None => self.records.all(),
         };
-        metadata.map(|metadata| start_up_files(metadata, &|path| Some(path.clone()))).unwrap_or_default()
+        // Under each of its names it may be started in another way.
+        records.retain(|known| known.record.tree == resolved.tree);
+        let real = |path: &TreePath| Some(self.trees.real(&resolved.tree, path));
+        let files = records.iter().flat_map(|known| start_up_files(&known.record.metadata, &real));
+        let mut seen = BTreeSet::new();
+        files.filter(|path| seen.insert(path.clone())).collect()
     }
 
     fn turn(&self, tree: &TreeId) -> Arc<Mutex<()>> {

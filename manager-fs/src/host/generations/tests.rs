@@ -62,7 +62,11 @@ impl Trees for Fake {
         damaged
     }
 
-    fn verify_files(&self, tree: &TreeId, _files: &[TreePath], _all: bool) -> bool {
+    fn verify_files(&self, tree: &TreeId, files: &[TreePath], all: bool) -> bool {
+        if !files.is_empty() {
+            let files: Vec<_> = files.iter().map(ToString::to_string).collect();
+            self.state().log.push(format!("hash {}{}", files.join(" "), if all { " however they look" } else { "" }));
+        }
         let damaged = self.state().damaged.contains(tree);
         damaged && self.verify(tree)
     }
@@ -95,6 +99,15 @@ impl Trees for Fake {
 
     fn mounted(&self) -> Vec<(TreeId, bool)> {
         self.state().mounted.iter().map(|tree| (*tree, true)).collect()
+    }
+
+    fn has_manifest(&self, tree: &TreeId) -> bool {
+        self.state().local.contains_key(tree)
+    }
+
+    fn real(&self, _tree: &TreeId, path: &TreePath) -> TreePath {
+        let real = path.to_string().replace("link", "program");
+        TreePath::parse(real.as_bytes()).unwrap()
     }
 
     fn warm(&self, _tree: &TreeId, files: &[TreePath]) -> Result<(), Fault> {
@@ -292,6 +305,42 @@ fn staging_makes_both_trees_local_before_it_mounts_and_warms() {
     generations.leases.stage_over(&tree(2));
     generations.collect();
     assert!(fake.state().mounted.is_empty());
+}
+
+#[test]
+fn what_is_hashed_before_an_exec_is_where_links_lead_and_of_every_name_of_the_tree() {
+    let Fixture { dir: _dir, fake, generations } = fixture();
+    let of = |version: &str, sequence, entry: &str| {
+        let entry_point = Some(TreePath::parse(entry.as_bytes()).unwrap());
+        let record = proto::GenerationRecord {
+            product: "p".parse().unwrap(),
+            version: version.parse().unwrap(),
+            sequence,
+            tree: tree(2),
+            manifest_bytes: 1,
+            published_unix_ms: 1,
+            metadata: proto::Metadata { entry_point, ..proto::Metadata::default() },
+        };
+        proto::SignedRecord::sign(&record, &key_of(1)).unwrap().to_bytes().unwrap()
+    };
+    let records = vec![of("2", 3, "bin/link"), of("3", 4, "bin/other-link"), of("4", 5, "bin/program")];
+    generations.records.set_exports(records);
+    generations.stage(tree(2), None, true, &AtomicBool::new(false), &mut |_| ()).unwrap();
+    let log = fake.state().log.clone();
+    assert!(log.contains(&"hash bin/program bin/other-program however they look".to_owned()), "{log:?}");
+    assert!(log.contains(&"warm 2".to_owned()), "{log:?}");
+}
+
+#[test]
+fn what_is_held_without_the_manager_has_its_manifest_here() {
+    let Fixture { dir: _dir, fake, generations } = fixture();
+    let held = generations.hold_local(&tree(2), 1, None).unwrap();
+    assert_eq!(held.tree, tree(2));
+    fake.state().local.remove(&tree(1));
+    let fault = generations.hold_local(&tree(1), 2, None).unwrap_err();
+    assert!(matches!(&fault, Fault::Unavailable(why) if why.contains("is not on this host")), "{fault:?}");
+    assert!(generations.hold_local(&tree(3), 3, None).is_err(), "what nobody exports or keeps");
+    assert!(generations.leases.connection_ended(1) && !generations.leases.connection_ended(2));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use proto::start_up::start_up_files;
 use proto::width;
 use proto::{Manifest, Metadata, TreePath};
 
-use crate::manager::content::{ObjectReader, resolve};
+use crate::manager::content::ObjectReader;
 use crate::manager::elf::loaded;
 use crate::manager::store::Store;
 
@@ -26,7 +26,7 @@ pub(super) fn touches<'a>(
     tree: &Manifest,
     records: impl IntoIterator<Item = &'a Metadata>,
 ) -> Vec<Touch> {
-    let real = |path: &TreePath| resolve(tree, path).ok().map(|at| tree.entries[at].path.clone());
+    let real = |path: &TreePath| tree.resolve(path).ok().map(|at| tree.entries[at].path.clone());
     let (mut touches, mut seen) = (Vec::new(), BTreeSet::new());
     let mut left = width::index(GUESS_BYTES_MAX / u64::from(PAGE_BYTES));
     let files = records.into_iter().flat_map(|record| start_up_files(record, &real));
