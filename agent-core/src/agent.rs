@@ -22,6 +22,7 @@ use crate::inherited::{Inherited, Table};
 use crate::intake::Gate;
 use crate::jobs::{Job, Jobs};
 use crate::journal::{Entry, Journal, Phase};
+use crate::kinds::{KindFault, Kinds};
 use crate::machine::{Facts, Origin, State};
 use crate::operations::{Operations, StateRefused};
 use crate::paths::AgentPaths;
@@ -74,6 +75,9 @@ pub enum AgentError {
     /// The embedding program cannot take over what the version before it left.
     #[error("the previous version's state cannot be taken over: {0}")]
     State(#[from] StateRefused),
+    /// An operation of its own cannot be registered.
+    #[error(transparent)]
+    Kind(#[from] KindFault),
     /// The host is out of something.
     #[error("{what}: {source}")]
     Io {
@@ -104,6 +108,7 @@ pub struct AgentConfig {
     start: Option<OwnedFd>,
     inherited: Inherited,
     gates: Vec<Gate>,
+    kinds: Kinds,
     stop_patience: Duration,
 }
 
@@ -135,6 +140,7 @@ impl AgentConfig {
             operations: UnixListener::from(operations),
             inherited: Inherited::new(table, stub.clone()),
             gates: Vec::new(),
+            kinds: Kinds::new(),
             stub,
             lock: descriptor(variable::LOCK_FD)?,
             handoff: descriptor(variable::HANDOFF_FD)?,
@@ -158,6 +164,13 @@ impl AgentConfig {
     #[must_use]
     pub fn gate(mut self, gate: Gate) -> Self {
         self.gates.push(gate);
+        self
+    }
+
+    /// The operations that the program brings itself, in the place of what was given here before.
+    #[must_use]
+    pub fn kinds(mut self, kinds: Kinds) -> Self {
+        self.kinds = kinds;
         self
     }
 
@@ -214,6 +227,7 @@ impl Agent {
     /// See [`AgentError`]. The program should print it and exit with 1: the stub returns to the version before.
     pub fn start(config: AgentConfig, operations: impl Operations) -> Result<Self, AgentError> {
         let began_us = sys::monotonic_us();
+        config.kinds.check()?;
         let terminated = catch_termination()?;
         let operations: Arc<dyn Operations> = Arc::new(operations);
         let paths = config.paths.clone();
@@ -230,7 +244,7 @@ impl Agent {
         }
         let schemas = verified.record.metadata.state_schemas;
         let probation_ms = verified.record.metadata.health.probation_ms;
-        let jobs = Jobs::open(&paths, verified.record.version.clone(), schemas, operations.clone());
+        let jobs = Jobs::open(&paths, verified.record.version.clone(), schemas, operations.clone(), config.kinds);
         if let Some(handoff) = &handoff {
             look_for_lost(handoff, &jobs);
         }

@@ -127,8 +127,10 @@ mod inherited;
 mod intake;
 mod jobs;
 pub mod journal;
+mod kinds;
 pub mod machine;
 pub mod moments;
+mod near;
 pub mod operations;
 pub mod paths;
 pub mod permits;
@@ -141,11 +143,13 @@ mod stage;
 pub mod stub;
 pub mod swap;
 pub mod sys;
+mod typed;
 
 pub use agent::{Agent, AgentConfig, AgentError, Stop};
 pub use descriptor_name::{DescriptorName, NotAName};
 pub use inherited::{Inherited, InheritedError};
 pub use intake::{Gate, Intake, Listen, Pass};
+pub use kinds::{Halt, KindFault, Kinds, Results};
 pub use operations::{Demand, Ended, NotHealthy, OperationContext, Operations, StateRefused};
 pub use paths::AgentPaths;
 /// The vocabulary of operations: what is asked, how far it is, what came of it.

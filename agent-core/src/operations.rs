@@ -16,7 +16,7 @@ pub trait Operations: Send + Sync + 'static {
     /// Look at [`OperationContext::demand`] at every unit boundary, and after every unit that need not be done again
     /// call [`OperationContext::checkpoint`]. An operation that was interrupted (change-over, crash, power cut) is
     /// called again under the same job with what it last gave there. A program that has only work of its own knows no
-    /// operations, which is what this says unless it is written.
+    /// operations, which is what this says unless it is written; those of its own kinds are [`crate::Kinds`].
     fn run(&self, operation: &Operation, _context: &OperationContext) -> Ended {
         Ended::Outcome(Outcome::Failed(format!("this agent performs no {}", operation.kind())))
     }
@@ -163,5 +163,45 @@ impl OperationContext {
     /// Tells whoever watches. `version` is filled in. Cheap; watchers get the newest, at a bounded rate.
     pub fn progress(&self, progress: Progress) {
         self.job.progress(progress);
+    }
+
+    /// As [`OperationContext::progress`], where nobody counts bytes: so many units of so many are done, and what is
+    /// being done, for people.
+    pub fn units(&self, units_done: u32, units: u32, activity: &str) {
+        let (activity, version) = (activity.to_owned(), String::new());
+        self.progress(Progress { units_done, units, bytes_done: 0, bytes: 0, activity, version });
+    }
+}
+
+/// An operation of which something is asked, without a job.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    #[derive(Debug)]
+    pub(crate) struct Asked(pub(crate) Demand);
+
+    impl Underlying for Asked {
+        fn id(&self) -> JobId {
+            JobId(1)
+        }
+
+        fn origin(&self) -> Option<&JobOrigin> {
+            None
+        }
+
+        fn demand(&self) -> Demand {
+            self.0
+        }
+
+        fn checkpoint(&self, _state: &[u8]) -> Result<(), FileFault> {
+            Ok(())
+        }
+
+        fn progress(&self, _progress: Progress) {}
+    }
+
+    pub(crate) fn context(asked: Asked) -> OperationContext {
+        OperationContext { job: Arc::new(asked), resume: None }
     }
 }

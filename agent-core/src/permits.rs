@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use proto::Product;
+use proto::{OperationKind, Product};
 use rustix::fs::OFlags;
 use serde::Deserialize;
 use toml::Spanned;
@@ -185,6 +185,7 @@ struct Rules {
     backup: Backup,
     restore: Restore,
     repository: RepositoryRules,
+    operations: OperationRules,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -211,6 +212,12 @@ struct RepositoryRules {
     places: Option<Places>,
     prune: Option<Spanned<bool>>,
     keep_last: Option<Spanned<u32>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct OperationRules {
+    kinds: Option<Spanned<Vec<OperationKind>>>,
 }
 
 impl Permits {
@@ -315,6 +322,20 @@ impl Permits {
             Some(least) => {
                 let what = format!("prune to {keep_last} snapshots of each source");
                 Err(self.line(least.span(), what, "more must stay", "repository.keep-last"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether operations of this kind of a program's own may be ordered here.
+    ///
+    /// # Errors
+    /// The file names kinds, and this is none of them.
+    pub fn own(&self, kind: &OperationKind) -> Result<(), NotPermitted> {
+        match self.rules.operations.kinds.as_ref().filter(|kinds| !kinds.get_ref().contains(kind)) {
+            Some(kinds) => {
+                let what = format!("operations of the kind {kind}");
+                Err(self.line(kinds.span(), what, "it is none of these", "operations.kinds"))
             }
             None => Ok(()),
         }
@@ -534,7 +555,12 @@ mod tests {
         line(permits.repository(Path::new("/mnt"), true), 13);
         line(permits.prune(6), 14);
         permits.prune(7).unwrap();
+        let kinds = Bench::new("[operations]\nkinds = [\"rotate\"]\n").read().unwrap();
+        kinds.own(&"rotate".parse().unwrap()).unwrap();
+        let refused = kinds.own(&"wipe".parse().unwrap()).unwrap_err().to_string();
+        assert!(refused.contains("operations of the kind wipe") && refused.contains("line 2: operations.kinds"));
         let none = Bench::new("[repository]\nprune = false\n").read().unwrap();
+        none.own(&"wipe".parse().unwrap()).unwrap();
         assert!(none.prune(100).unwrap_err().to_string().contains("line 2: repository.prune"));
     }
 

@@ -13,7 +13,8 @@ use crate::limits::{
     PROBLEMS_MAX, REASON_BYTES_MAX, RECORD_BYTES_MAX, SNAPSHOT_BYTES_MAX, SOURCES_BYTES_MAX, SOURCES_MAX,
     VERSION_BYTES_MAX, VERSIONS_MAX,
 };
-use crate::name::{Product, Version};
+use crate::name::{OperationKind, Product, Version};
+use crate::own::{Arguments, OwnSummary};
 
 /// The manager's number of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -137,6 +138,13 @@ pub enum Operation {
         /// The repository that it works on.
         repository: Repository,
     },
+    /// One that the agent's program brings itself.
+    Own {
+        /// As the program calls it; none of [`Operation::KINDS`].
+        kind: OperationKind,
+        /// What the program reads them as is its own affair.
+        arguments: Arguments,
+    },
 }
 
 /// On whose behalf an operation is done. The manager says it with the job, because only it knows: a machine's own name
@@ -210,8 +218,11 @@ pub struct Repository {
 }
 
 impl Operation {
-    /// `backup`, `restore`, `verify`, `check`, `prune` or `identify`.
-    pub fn kind(&self) -> &'static str {
+    /// The kinds that every program means the same by, and none brings itself.
+    pub const KINDS: [&str; 6] = ["backup", "restore", "verify", "check", "prune", "identify"];
+
+    /// One of [`Operation::KINDS`], or the program's own.
+    pub fn kind(&self) -> &str {
         match self {
             Operation::Backup { .. } => "backup",
             Operation::Restore { .. } => "restore",
@@ -219,18 +230,20 @@ impl Operation {
             Operation::Check { .. } => "check",
             Operation::Prune { .. } => "prune",
             Operation::Identify { .. } => "identify",
+            Operation::Own { kind, .. } => kind.as_str(),
         }
     }
 
-    /// The repository that it works on.
-    pub fn repository(&self) -> &Repository {
+    /// The repository that it works on; `None`: that is known to the program alone.
+    pub fn repository(&self) -> Option<&Repository> {
         match self {
             Operation::Backup { repository, .. }
             | Operation::Restore { repository, .. }
             | Operation::Verify { repository, .. }
             | Operation::Check { repository, .. }
             | Operation::Prune { repository, .. }
-            | Operation::Identify { repository } => repository,
+            | Operation::Identify { repository } => Some(repository),
+            Operation::Own { .. } => None,
         }
     }
 }
@@ -263,6 +276,40 @@ pub enum Outcome {
     Cancelled(Summary),
     /// Broken off by an error: why, for people. What earlier units did stays.
     Failed(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
+    /// An operation of the program's own kind is done.
+    OwnDone(OwnSummary),
+}
+
+impl Outcome {
+    /// Errors passed over, each one line; none of one that failed.
+    pub fn problems(&self) -> &[String] {
+        match self {
+            Outcome::Done(Summary { problems, .. })
+            | Outcome::Cancelled(Summary { problems, .. })
+            | Outcome::OwnDone(OwnSummary { problems, .. }) => problems,
+            Outcome::Failed(_) => &[],
+        }
+    }
+
+    /// The versions that took part; none of one that failed.
+    pub fn versions(&self) -> &[String] {
+        match self {
+            Outcome::Done(Summary { versions, .. })
+            | Outcome::Cancelled(Summary { versions, .. })
+            | Outcome::OwnDone(OwnSummary { versions, .. }) => versions,
+            Outcome::Failed(_) => &[],
+        }
+    }
+
+    /// Says which versions took part, where there is room for it.
+    pub fn set_versions(&mut self, taking_part: Vec<String>) {
+        match self {
+            Outcome::Done(Summary { versions, .. })
+            | Outcome::Cancelled(Summary { versions, .. })
+            | Outcome::OwnDone(OwnSummary { versions, .. }) => *versions = taking_part,
+            Outcome::Failed(_) => {}
+        }
+    }
 }
 
 /// What an operation did.
@@ -427,9 +474,12 @@ mod tests {
             (Operation::Prune { repository: at("/e"), keep_last: 1 }, "prune", "/e"),
             (Operation::Identify { repository: at("/f") }, "identify", "/f"),
         ];
-        for (operation, kind, path) in operations {
-            assert_eq!((operation.kind(), operation.repository()), (kind, &repository(path)));
+        for ((operation, kind, path), listed) in operations.into_iter().zip(Operation::KINDS) {
+            assert_eq!((operation.kind(), operation.repository()), (kind, Some(&repository(path))));
+            assert_eq!(kind, listed);
         }
+        let own = Operation::Own { kind: "rotate".parse().unwrap(), arguments: Arguments::default() };
+        assert_eq!((own.kind(), own.repository()), ("rotate", None));
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub mod manifest;
 pub mod message;
 pub mod name;
 pub mod number;
+pub mod own;
 pub mod path;
 pub mod preamble;
 pub mod proof;
@@ -44,6 +45,6 @@ pub mod width;
 
 pub use id::{ChunkId, ObjectId, TreeId};
 pub use manifest::Manifest;
-pub use name::{GenerationRef, GroupName, HostName, Product, Version};
+pub use name::{ArgumentName, GenerationRef, GroupName, HostName, OperationKind, Product, Version};
 pub use path::TreePath;
 pub use record::{GenerationRecord, Metadata, Publishers, SignedRecord};

@@ -76,6 +76,15 @@ pub const EARLIER_JOBS_MAX: usize = 10_000;
 /// Versions that took part in one operation, as reported; each is one change-over.
 pub const VERSIONS_MAX: usize = 64;
 
+/// Arguments of one operation of a program's own kind: more than a person types, or a form has fields.
+pub const OWN_ARGUMENTS_MAX: usize = 64;
+/// Bytes of the text of one: a path ([`PATH_BYTES_MAX`]), and so a job's record stays below 1 MiB.
+pub const ARGUMENT_VALUE_BYTES_MAX: usize = 4096;
+/// Lines of what one such operation did: a screen.
+pub const OWN_RESULTS_MAX: usize = 64;
+/// Bytes of one of them.
+pub const RESULT_BYTES_MAX: usize = 1024;
+
 /// Agents of one host: one a product, and no product is many of the dozens that a large site has.
 pub const AGENTS_MAX: usize = 64;
 /// Jobs under way that one agent tells of; `agent-core` takes 64 at once.

@@ -110,6 +110,18 @@ checked_name!(
     |b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'),
     "want 1 to 64 letters, digits, '.', '_', '-', starting with a letter or digit"
 );
+checked_name!(
+    /// A kind of operation that a program brings itself, such as `rotate`.
+    OperationKind, "kind of operation", 32,
+    |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-',
+    "want 1 to 32 lowercase letters, digits, '-', starting with a letter or digit"
+);
+checked_name!(
+    /// What an argument, or a result, of such an operation is called.
+    ArgumentName, "argument name", 64,
+    |b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'),
+    "want 1 to 64 letters, digits, '.', '_', '-', starting with a letter or digit"
+);
 
 /// A host, or every host of a group: what `--to` takes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

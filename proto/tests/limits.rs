@@ -13,6 +13,7 @@ use proto::limits::*;
 use proto::message::{
     ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, ManagerReply, Role,
 };
+use proto::own::{Finding, OwnSummary};
 use proto::record::{ElfFile, Metadata, Script, SignedRecord};
 use proto::{ObjectId, TreeId, TreePath};
 use serde::Serialize;
@@ -23,7 +24,7 @@ use serde::de::DeserializeOwned;
 fn the_bounds_are_these_numbers() {
     let kib = 1024;
     let mib = 1024 * kib;
-    let bytes: [(usize, usize); 27] = [
+    let bytes: [(usize, usize); 29] = [
         (MESSAGE_BYTES_MAX, 16 * mib),
         (HOST_REQUEST_BYTES_MAX, 1088 * kib),
         (BULK_BYTES_MAX, mib + 64),
@@ -50,10 +51,12 @@ fn the_bounds_are_these_numbers() {
         (STATUS_BYTES_MAX, 8 * mib),
         (ARGUMENT_BYTES_MAX, 64 * kib),
         (ELF_TEXT_BYTES_MAX, 16 * kib),
+        (ARGUMENT_VALUE_BYTES_MAX, 4 * kib),
+        (RESULT_BYTES_MAX, kib),
         (SIGNATURE_BYTES, 64),
     ];
     assert_eq!(bytes.map(|(is, _)| is), bytes.map(|(_, should)| should));
-    let counts: [(usize, usize); 16] = [
+    let counts: [(usize, usize); 18] = [
         (PATH_DEPTH_MAX, 128),
         (ENTRIES_MAX, 1_000_000),
         (XATTRS_MAX, 256),
@@ -70,6 +73,8 @@ fn the_bounds_are_these_numbers() {
         (PUBLISHERS_MAX, 64),
         (ARGUMENTS_MAX, 4096),
         (NEEDED_MAX, 1024),
+        (OWN_ARGUMENTS_MAX, 64),
+        (OWN_RESULTS_MAX, 64),
     ];
     assert_eq!(counts.map(|(is, _)| is), counts.map(|(_, should)| should));
     assert_eq!((FILE_BYTES_MAX, TREE_BYTES_MAX), (64 << 30, 256 << 30));
@@ -85,6 +90,8 @@ fn the_bounds_fit_each_other() {
     const { assert!(TOUCHES_MAX * size_of::<Touch>() < HOST_REQUEST_BYTES_MAX) };
     const { assert!(STDERR_TAIL_BYTES_MAX < DETAIL_BYTES_MAX) };
     const { assert!(CHUNKS_PER_REQUEST_MAX * 40 < HOST_REQUEST_BYTES_MAX) };
+    const { assert!(OWN_ARGUMENTS_MAX * (ARGUMENT_VALUE_BYTES_MAX + 64 + 16) < 512 << 10) };
+    const { assert!(OWN_RESULTS_MAX * (RESULT_BYTES_MAX + 64) < SOURCES_BYTES_MAX) };
     const { assert!(PROBLEMS_MAX * PROBLEM_BYTES_MAX + SOURCES_BYTES_MAX + DETAIL_BYTES_MAX < 1 << 20) };
 }
 
@@ -173,6 +180,18 @@ fn what_an_agent_is_told() {
         snapshot: snapshot(1, 1),
         target: text(n),
     });
+    let own = |arguments: Vec<(String, String)>| ("rotate".to_owned(), arguments);
+    let named = |n: usize| own((0..n).map(|n| (format!("a{n:03}"), String::new())).collect());
+    let arrives = |own: &(String, Vec<(String, String)>)| {
+        // The number of `Operation::Own`, then what it carries.
+        let bytes = [&6_u32.to_le_bytes()[..], &codec::encode(own).unwrap()].concat();
+        codec::decode::<Operation, MESSAGE_BYTES_MAX>(&bytes).is_ok()
+    };
+    assert!(arrives(&named(OWN_ARGUMENTS_MAX)) && !arrives(&named(OWN_ARGUMENTS_MAX + 1)));
+    let valued = |n: usize| own(vec![("a".into(), text(n))]);
+    assert!(arrives(&valued(ARGUMENT_VALUE_BYTES_MAX)) && !arrives(&valued(ARGUMENT_VALUE_BYTES_MAX + 1)));
+    let called = |n: usize| (text(n), Vec::new());
+    assert!(arrives(&called(32)) && !arrives(&called(33)));
     refused_beyond("repository", PATH_BYTES_MAX, |n| Repository { path: text(n), password_file: None });
     refused_beyond("password", PATH_BYTES_MAX, |n| Repository { password_file: Some(text(n)), ..repository() });
 }
@@ -197,6 +216,10 @@ fn what_an_agent_tells() {
     assert_eq!(counted(PROBLEMS_MAX, VERSIONS_MAX), ("p".into(), "v".into(), PROBLEMS_MAX));
     let more = || "… and 2 more".to_owned();
     assert_eq!(counted(PROBLEMS_MAX + 1, VERSIONS_MAX + 1), (more(), more(), PROBLEMS_MAX));
+    let finding = |text| Finding { name: "rotated".parse().unwrap(), text };
+    cut_beyond("result", RESULT_BYTES_MAX, finding, |got| got.text);
+    let own = OwnSummary::default;
+    refused_beyond("results", OWN_RESULTS_MAX, |n| OwnSummary { results: vec![finding("3".into()); n], ..own() });
     let failed = |got| match got {
         Outcome::Failed(why) => why,
         other => panic!("{other:?}"),

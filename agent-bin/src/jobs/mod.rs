@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use agent_core::durable::FileFault;
 use agent_core::permits::{NotPermitted, Permits, PermitsFault};
 use agent_core::{Demand, Ended, OperationContext};
+use proto::OperationKind;
 use proto::agent::{JobOrigin, Operation, Outcome, Progress, Repository, SnapshotRef, Summary};
 use serde::{Deserialize, Serialize};
 
@@ -91,7 +92,9 @@ impl Host for OperationContext {
 #[derive(Debug, thiserror::Error)]
 enum JobFault {
     #[error("a {role} agent does {does}; {kind} is done by a {other} agent")]
-    OtherRole { role: Role, does: &'static str, kind: &'static str, other: Role },
+    OtherRole { role: Role, does: &'static str, kind: String, other: Role },
+    #[error("the reference agent brings no operations of its own, and so no {0}")]
+    NotOurs(OperationKind),
     #[error(transparent)]
     NotPermitted(#[from] NotPermitted),
     #[error(transparent)]
@@ -174,33 +177,38 @@ enum Unit {
     Identify,
 }
 
-/// Refuses what the role does not do; the exhaustive match makes a new operation someone's decision.
-fn accept(role: Role, operation: &Operation) -> Result<(), JobFault> {
+/// Refuses what the role does not do; the exhaustive match makes a new operation someone's decision. Returns what it
+/// works on.
+fn accept(role: Role, operation: &Operation) -> Result<&Repository, JobFault> {
     let other = match operation {
         Operation::Backup { .. } | Operation::Restore { .. } | Operation::Verify { .. } => Role::Data,
         Operation::Check { .. } | Operation::Prune { .. } => Role::Media,
         // Either may be at a repository that the other is at, too.
-        Operation::Identify { .. } => return Ok(()),
+        Operation::Identify { repository } => return Ok(repository),
+        // The library performs those itself, and this program brings none.
+        Operation::Own { kind, .. } => return Err(JobFault::NotOurs(kind.clone())),
     };
-    if other == role {
-        return Ok(());
+    if let Some(repository) = operation.repository().filter(|_| other == role) {
+        return Ok(repository);
     }
     let does = match role {
         Role::Data => "backup, restore and verify",
         Role::Media => "check and prune",
     };
-    Err(JobFault::OtherRole { role, does, kind: operation.kind(), other })
+    Err(JobFault::OtherRole { role, does, kind: operation.kind().to_owned(), other })
 }
 
 /// Refuses what the host's administrator does not allow.
-fn permit(permits: &Permits, operation: &Operation) -> Result<(), NotPermitted> {
-    let repository = Path::new(&operation.repository().path);
+fn permit(permits: &Permits, repository: &Repository, operation: &Operation) -> Result<(), NotPermitted> {
+    let repository = Path::new(&repository.path);
     permits.repository(repository, repository.join("config").is_file())?;
     match operation {
         Operation::Backup { sources, .. } => sources.iter().try_for_each(|source| permits.backup(Path::new(source))),
         Operation::Restore { target, .. } => permits.restore(Path::new(target)),
         Operation::Prune { keep_last, .. } => permits.prune(*keep_last),
-        Operation::Verify { .. } | Operation::Check { .. } | Operation::Identify { .. } => Ok(()),
+        Operation::Verify { .. } | Operation::Check { .. } | Operation::Identify { .. } | Operation::Own { .. } => {
+            Ok(())
+        }
     }
 }
 
@@ -216,6 +224,7 @@ fn units(operation: &Operation) -> Result<Vec<Unit>, JobFault> {
         Operation::Prune { keep_last: 0, .. } => return Err(JobFault::KeepsNothing),
         Operation::Prune { keep_last, .. } => vec![Unit::Forget { keep_last: *keep_last }, Unit::Reclaim],
         Operation::Identify { .. } => vec![Unit::Identify],
+        Operation::Own { kind, .. } => return Err(JobFault::NotOurs(kind.clone())),
     })
 }
 
@@ -240,8 +249,8 @@ fn try_run(
     operation: &Operation,
     host: &dyn Host,
 ) -> Result<Ended, JobFault> {
-    accept(role, operation)?;
-    permit(&permits?, operation)?;
+    let repository = accept(role, operation)?;
+    permit(&permits?, repository, operation)?;
     let units = units(operation)?;
     let resumed = host.saved();
     let look = resumed.is_some();
@@ -262,7 +271,7 @@ fn try_run(
         }
         let meter = SharedMeter::default();
         let place = Place { unit: &unit, units_done: state.units_done, units: total };
-        let work = start(engine, operation.repository(), &unit, &mark, &meter);
+        let work = start(engine, repository, &unit, &mark, &meter);
         let (work, asked) = watched(&work, &meter, host, &place);
         match work {
             Ok(work) => state.summary.add(work, meter.take_problems()),

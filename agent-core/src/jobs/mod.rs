@@ -22,9 +22,11 @@ use proto::message::Fault;
 use proto::record::SchemaRange;
 
 use crate::durable::{self, Durability};
+use crate::kinds::Kinds;
 use crate::moments::Moment;
 use crate::operations::{Ended, OperationContext, Operations};
 use crate::paths::AgentPaths;
+use crate::permits::Permits;
 pub(crate) use job::{Job, News};
 pub(crate) use record::JobRecord;
 use table::{Admitted, CameBack, Table};
@@ -43,6 +45,7 @@ pub(crate) struct Jobs {
     version: Version,
     schemas: SchemaRange,
     operations: Arc<dyn Operations>,
+    kinds: Kinds,
     table: Mutex<Table>,
     idle: Condvar,
 }
@@ -56,12 +59,13 @@ impl Jobs {
         version: Version,
         schemas: SchemaRange,
         operations: Arc<dyn Operations>,
+        kinds: Kinds,
     ) -> Arc<Self> {
         if let Err(e) = durable::create_dir(&paths.jobs()) {
             tracing::warn!("no job can be kept: {e}");
         }
         let table = Mutex::new(Table::default());
-        let jobs = Self { paths: paths.clone(), version, schemas, operations, table, idle: Condvar::new() };
+        let jobs = Self { paths: paths.clone(), version, schemas, operations, kinds, table, idle: Condvar::new() };
         let jobs = Arc::new(jobs);
         let interrupted = {
             let mut table = jobs.lock();
@@ -180,7 +184,7 @@ impl Jobs {
             Err(refused) => Some(refused),
             Ok(resume) => {
                 let context = OperationContext { job: job.clone(), resume };
-                let call = AssertUnwindSafe(|| self.operations.run(job.operation(), &context));
+                let call = AssertUnwindSafe(|| self.perform(job.operation(), &context));
                 match catch_unwind(call) {
                     Ok(Ended::Outcome(outcome)) => Some(outcome),
                     Ok(Ended::Checkpointed) => None,
@@ -189,6 +193,17 @@ impl Jobs {
             }
         };
         self.ended(&job, outcome);
+    }
+
+    fn perform(&self, operation: &Operation, context: &OperationContext) -> Ended {
+        let Operation::Own { kind, arguments } = operation else { return self.operations.run(operation, context) };
+        // Also one that goes on: what was forbidden meanwhile ends here.
+        let permitted = Permits::read(self.paths.state(), self.paths.run()).map_err(|fault| fault.to_string());
+        let permitted = permitted.and_then(|permits| permits.own(kind).map_err(|fault| fault.to_string()));
+        match permitted {
+            Ok(()) => self.kinds.run(kind, arguments, context),
+            Err(why) => Ended::Outcome(Outcome::Failed(why)),
+        }
     }
 
     /// Notes the start, and refuses one that came too often. Returns what it goes on from.
@@ -243,9 +258,7 @@ impl Jobs {
     fn keep_outcome(&self, job: &Job, mut outcome: Outcome) {
         {
             let mut paper = job.paper();
-            if let Outcome::Done(summary) | Outcome::Cancelled(summary) = &mut outcome {
-                summary.versions = paper.record.versions.iter().map(Version::to_string).collect();
-            }
+            outcome.set_versions(paper.record.versions.iter().map(Version::to_string).collect());
             paper.record.resume = None;
             // The cancel may still wait for this record.
             paper.record.cancelled |= job.is_cancelled();

@@ -1,5 +1,6 @@
 use super::record::{Paper, read};
 use super::*;
+use crate::kinds::Results;
 use crate::moments::testing;
 use crate::operations::Demand;
 use proto::agent::{Repository, SnapshotRef, Summary};
@@ -49,8 +50,27 @@ impl Fixture {
         let (begun, receiver) = mpsc::channel();
         let operations = Arc::new(Scripted { begun: Mutex::new(begun) });
         let schemas = SchemaRange { min: schemas.0, max: schemas.1 };
-        (Jobs::open(&self.paths, version.parse().unwrap(), schemas, operations), receiver)
+        (Jobs::open(&self.paths, version.parse().unwrap(), schemas, operations, kinds()), receiver)
     }
+}
+
+/// `step` checkpoints once and then waits to be stopped; called again, it says from where it went on.
+fn kinds() -> Kinds {
+    Kinds::new().on("step", |(): (), context| {
+        if let Some(from) = context.resume() {
+            return Ok(Results::new().with("from", String::from_utf8_lossy(from)));
+        }
+        context.checkpoint(b"here")?;
+        context.units(0, 1, "begun");
+        loop {
+            context.go_on()?;
+            std::thread::yield_now();
+        }
+    })
+}
+
+fn own(kind: &str) -> Operation {
+    Operation::Own { kind: kind.parse().unwrap(), arguments: Default::default() }
 }
 
 fn origin() -> JobOrigin {
@@ -72,9 +92,13 @@ fn long() -> Operation {
 }
 
 fn outcome(job: &Job) -> Outcome {
-    match job.wait(0, Duration::from_secs(20)) {
-        News::Ended(outcome) => outcome,
-        other => panic!("{other:?}"),
+    let mut known = 0;
+    loop {
+        match job.wait(known, Duration::from_secs(20)) {
+            News::Ended(outcome) => return outcome,
+            News::Progress(number, _) => known = number,
+            other => panic!("{other:?}"),
+        }
     }
 }
 
@@ -271,4 +295,33 @@ fn a_job_whose_record_cannot_be_written_is_not_begun_and_may_be_asked_for_again(
     assert!(jobs.under_way().is_empty() && begun.try_recv().is_err());
     full.store(false, std::sync::atomic::Ordering::Relaxed);
     outcome(&jobs.run(JobId(1), origin(), short()).unwrap());
+}
+
+#[test]
+fn an_operation_of_its_own_goes_on_under_the_next_version_where_it_was() {
+    let fixture = fixture();
+    let (jobs, _begun) = fixture.open("1.0", (1, 1));
+    jobs.run(JobId(1), origin(), own("step")).unwrap();
+    jobs.begin_drain();
+    jobs.demand_checkpoint();
+    assert!(jobs.wait_idle(Instant::now() + Duration::from_secs(20)));
+    assert_eq!(jobs.suspend().0, [JobId(1)]);
+    let (jobs, _begun) = fixture.open("2.0", (1, 1));
+    let Outcome::OwnDone(summary) = outcome(&jobs.run(JobId(1), origin(), own("step")).unwrap()) else { panic!() };
+    assert_eq!((summary.results[0].text.as_str(), summary.versions), ("here", vec!["1.0".into(), "2.0".into()]));
+    let Outcome::Failed(why) = outcome(&jobs.run(JobId(2), origin(), own("stpe")).unwrap()) else { panic!() };
+    assert!(why.contains("did you mean step"), "{why}");
+}
+
+#[test]
+fn a_kind_that_the_host_does_not_permit_is_not_begun_and_not_gone_on_with() {
+    let fixture = fixture();
+    let (jobs, _begun) = fixture.open("1.0", (1, 1));
+    let job = jobs.run(JobId(1), origin(), own("step")).unwrap();
+    assert!(matches!(job.wait(0, Duration::from_secs(20)), News::Progress(..)));
+    fs::write(fixture.paths.state().join("permits.toml"), "[operations]\nkinds = [\"other\"]\n").unwrap();
+    let Outcome::Failed(why) = outcome(&jobs.run(JobId(2), origin(), own("step")).unwrap()) else { panic!() };
+    assert!(why.contains("line 2: operations.kinds"), "{why}");
+    jobs.cancel(JobId(1)).unwrap();
+    assert!(matches!(outcome(&job), Outcome::Cancelled(_)), "one that runs is stopped as any other");
 }

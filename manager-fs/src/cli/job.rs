@@ -1,9 +1,13 @@
-//! `job`: storage operations on agents.
+//! `job`: operations of agents.
+
+use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
 use proto::agent::{HostScope, JobId, Operation, Outcome, Progress, Repository, SnapshotRef};
-use proto::{HostName, Product};
-use serde_json::{Value, json};
+use proto::name::NameError;
+use proto::own::Arguments;
+use proto::{ArgumentName, HostName, OperationKind, Product};
+use serde_json::{Map, Value, json};
 
 use super::client::{ask, ask_once, unexpected};
 use super::out::{self, note, say};
@@ -62,6 +66,15 @@ pub(super) enum JobCommand {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         keep_last: u32,
     },
+    /// Run an operation of an agent's own kind
+    Run {
+        /// Which agent does it
+        product: Product,
+        /// What its program calls the operation
+        kind: OperationKind,
+        #[command(flatten)]
+        own: Own,
+    },
     /// List the newest jobs
     List {
         /// How many at most
@@ -107,12 +120,37 @@ struct Order {
     /// File on the host with the repository's password; by default one in the host's state directory
     #[arg(long, value_name = "FILE")]
     password_file: Option<String>,
+    #[command(flatten)]
+    watch: Watch,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Own {
+    /// On which host
+    #[arg(long)]
+    host: HostName,
+    /// An argument of the operation; may be given several times
+    #[arg(long = "arg", value_name = "NAME=VALUE", value_parser = argument)]
+    arguments: Vec<(ArgumentName, String)>,
+    #[command(flatten)]
+    watch: Watch,
+}
+
+/// How the job is followed.
+#[derive(Debug, Args)]
+struct Watch {
     /// Print the job's number and do not wait
     #[arg(long)]
     detach: bool,
     /// Print one JSON line for each progress, and the job as the last line
     #[arg(long)]
     json: bool,
+}
+
+/// `NAME=VALUE`; the value may hold further `=`.
+fn argument(text: &str) -> Result<(ArgumentName, String), String> {
+    let (name, value) = text.split_once('=').ok_or("want NAME=VALUE")?;
+    Ok((name.parse().map_err(|fault: NameError| fault.to_string())?, value.to_owned()))
 }
 
 /// Whose snapshots are meant; by default those of the host itself.
@@ -171,6 +209,11 @@ pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
             let operation = Operation::Prune { repository: common.order.repository(), keep_last: *keep_last };
             order(&common.product, &common.order, operation, here)
         }
+        JobCommand::Run { product, kind, own } => {
+            let mut arguments = Arguments::default();
+            own.arguments.iter().try_for_each(|(name, value)| arguments.add(name.clone(), value))?;
+            follow(product, &own.host, &own.watch, Operation::Own { kind: kind.clone(), arguments }, here)
+        }
         JobCommand::List { limit, output } => list(*limit, output.json, here),
         JobCommand::Show(one) => {
             let record = job(ask_once(here, &Quick::Job(one.job))?)?;
@@ -193,13 +236,23 @@ impl Order {
 }
 
 fn order(product: &Product, order: &Order, operation: Operation, here: &Here) -> anyhow::Result<Done> {
-    let request = Quick::JobRun { host: order.host.clone(), product: product.clone(), operation };
+    follow(product, &order.host, &order.watch, operation, here)
+}
+
+fn follow(
+    product: &Product,
+    host: &HostName,
+    watch: &Watch,
+    operation: Operation,
+    here: &Here,
+) -> anyhow::Result<Done> {
+    let request = Quick::JobRun { host: host.clone(), product: product.clone(), operation };
     let record = job(ask_once(here, &request)?)?;
-    if !order.detach {
+    if !watch.detach {
         note!("job {}", record.id);
-        return wait(record.id, order.json, here);
+        return wait(record.id, watch.json, here);
     }
-    if order.json {
+    if watch.json {
         out::json_line(&job_json(&record));
     } else {
         say!("{}", record.id);
@@ -240,10 +293,7 @@ fn wait(id: JobId, json: bool, here: &Here) -> anyhow::Result<Done> {
     } else {
         print(&record, false);
     }
-    let problems = match &record.outcome {
-        Some(Outcome::Done(summary) | Outcome::Cancelled(summary)) => !summary.problems.is_empty(),
-        _ => false,
-    };
+    let problems = record.outcome.as_ref().is_some_and(|outcome| !outcome.problems().is_empty());
     Ok(match record.state {
         JobState::Done if !problems => Done::Clean,
         JobState::Done => Done::WithProblems,
@@ -292,17 +342,25 @@ fn job(reply: AdminReply) -> anyhow::Result<JobRecord> {
 }
 
 fn job_json(record: &JobRecord) -> Value {
-    let (summary, error) = match &record.outcome {
-        Some(Outcome::Done(summary) | Outcome::Cancelled(summary)) => (Some(summary), None),
-        Some(Outcome::Failed(error)) => (None, Some(error)),
-        None => (None, None),
+    let (summary, error, results) = match &record.outcome {
+        Some(Outcome::Done(summary) | Outcome::Cancelled(summary)) => (Some(summary), None, &[][..]),
+        Some(Outcome::OwnDone(own)) => (None, None, &own.results[..]),
+        Some(Outcome::Failed(error)) => (None, Some(error), &[][..]),
+        None => (None, None, &[][..]),
     };
+    let arguments: BTreeMap<_, _> = match &record.operation {
+        Operation::Own { arguments, .. } => arguments.iter().collect(),
+        _ => BTreeMap::new(),
+    };
+    let results: Map<String, Value> =
+        results.iter().map(|finding| (finding.name.to_string(), finding.text.clone().into())).collect();
     json!({
         "job": record.id,
         "host": record.host,
         "product": record.product,
         "operation": record.operation.kind(),
-        "repository": record.operation.repository().path,
+        "repository": record.operation.repository().map(|repository| &repository.path),
+        "arguments": arguments,
         "state": record.state,
         "created_unix_ms": record.created,
         "started_unix_ms": record.started,
@@ -315,8 +373,9 @@ fn job_json(record: &JobRecord) -> Value {
         "files": summary.map(|summary| summary.files),
         "bytes": summary.map(|summary| summary.bytes),
         "repository_bytes": summary.map(|summary| summary.repository_bytes),
-        "problems": summary.map_or(&[][..], |summary| &summary.problems),
-        "versions": summary.map_or(&[][..], |summary| &summary.versions),
+        "results": results,
+        "problems": record.outcome.as_ref().map_or(&[][..], Outcome::problems),
+        "versions": record.outcome.as_ref().map_or(&[][..], Outcome::versions),
     })
 }
 
@@ -330,13 +389,17 @@ fn print(record: &JobRecord, json: bool) {
         state_name(record.state),
         Some(doing(record)).filter(|text| !text.is_empty()).map_or_else(String::new, |text| format!(", {text}"))
     );
-    if let Some(Outcome::Done(summary) | Outcome::Cancelled(summary)) = &record.outcome {
-        for snapshot in &summary.snapshots {
-            say!("snapshot {snapshot}");
+    match &record.outcome {
+        Some(Outcome::Done(summary) | Outcome::Cancelled(summary)) => {
+            summary.snapshots.iter().for_each(|snapshot| say!("snapshot {snapshot}"));
         }
-        for problem in &summary.problems {
-            say!("problem: {problem}");
+        Some(Outcome::OwnDone(own)) => {
+            own.results.iter().for_each(|finding| say!("{}: {}", finding.name, finding.text));
         }
+        Some(Outcome::Failed(_)) | None => {}
+    }
+    for problem in record.outcome.as_ref().map_or(&[][..], Outcome::problems) {
+        say!("problem: {problem}");
     }
 }
 
@@ -346,15 +409,23 @@ fn doing(record: &JobRecord) -> String {
         (Some(Outcome::Failed(error)), _, _) => error.clone(),
         (Some(Outcome::Done(summary) | Outcome::Cancelled(summary)), _, _) => {
             let versions = summary.versions.join(", ");
-            format!("{}, {}, by version {versions}", count(summary.files, "file"), bytes(summary.bytes))
+            match record.operation.repository() {
+                Some(_) => {
+                    format!("{}, {}, by version {versions}", count(summary.files, "file"), bytes(summary.bytes))
+                }
+                None => format!("by version {versions}"),
+            }
         }
+        (Some(Outcome::OwnDone(own)), _, _) => format!("by version {}", own.versions.join(", ")),
         (None, Some(waiting), _) => format!("waits: {waiting}"),
         (None, None, Some(progress)) => {
-            let amount = match progress.bytes {
-                0 => bytes(progress.bytes_done),
-                all => bytes_of(progress.bytes_done, all),
+            let amount = match (progress.bytes, record.operation.repository()) {
+                // A program that counts no bytes says nothing of them.
+                (0, None) => String::new(),
+                (0, Some(_)) => format!("{}, ", bytes(progress.bytes_done)),
+                (all, _) => format!("{}, ", bytes_of(progress.bytes_done, all)),
             };
-            format!("{}, {amount}, {}", unit(progress), progress.activity)
+            format!("{}, {amount}{}", unit(progress), progress.activity)
         }
         (None, None, None) => String::new(),
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use agent_core::permits::Permits;
 use clap::Subcommand;
+use proto::OperationKind;
 use serde_json::json;
 
 use super::out::{self, say};
@@ -20,16 +21,20 @@ pub(super) enum PermitsCommand {
         /// Also ask whether something may be restored to here; absolute
         #[arg(long, value_name = "DIR")]
         restore: Vec<PathBuf>,
+        /// Also ask whether an operation of a program's own kind may be ordered
+        #[arg(long, value_name = "KIND")]
+        operation: Vec<OperationKind>,
         #[command(flatten)]
         output: Json,
     },
 }
 
 pub(super) fn run(command: &PermitsCommand, dirs: &Dirs) -> anyhow::Result<Done> {
-    let PermitsCommand::Check { backup, restore, output } = command;
+    let PermitsCommand::Check { backup, restore, operation, output } = command;
     let permits = Permits::read(&dirs.state, &dirs.run)?;
     let asked = backup.iter().map(|source| permits.backup(source));
     let asked = asked.chain(restore.iter().map(|target| permits.restore(target)));
+    let asked = asked.chain(operation.iter().map(|kind| permits.own(kind)));
     let refused: Vec<String> = asked.filter_map(|answer| Some(answer.err()?.to_string())).collect();
     if output.json {
         out::json(&json!({ "file": permits.file(), "there": permits.is_there(), "refused": refused }));

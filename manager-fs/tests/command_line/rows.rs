@@ -44,6 +44,7 @@ const ROWS: &[(&str, &[&str], Asks)] = &[
     ("job verify", &["--host", "h", "--repository", "/r"], Asks::Manager),
     ("job check", &["--host", "h", "--repository", "/r"], Asks::Manager),
     ("job prune", &["--host", "h", "--repository", "/r", "--keep-last", "1"], Asks::Manager),
+    ("job run", &["p", "k", "--host", "h", "--arg", "a=b"], Asks::Manager),
     ("job list", &[], Asks::Manager),
     ("job show", &["1"], Asks::Manager),
     ("job wait", &["1"], Asks::Manager),

@@ -1,6 +1,6 @@
 //! Values of every message, within their bounds: what an honest peer may send.
 
-use proptest::collection::vec;
+use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
 use proto::agent::{
@@ -14,6 +14,7 @@ use proto::message::{
     ManagerRequest, Role,
 };
 use proto::name::Target;
+use proto::own::{Arguments, Finding, OwnSummary};
 use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange, Script};
 use proto::{GenerationRecord, GenerationRef, GroupName, HostName, ObjectId, Product, TreeId, TreePath, Version};
 
@@ -94,7 +95,26 @@ pub(crate) fn operation() -> impl Strategy<Value = Operation> {
         (repository(), any::<bool>()).prop_map(|(repository, read_data)| Operation::Check { repository, read_data }),
         (repository(), any::<u32>()).prop_map(|(repository, keep_last)| Operation::Prune { repository, keep_last }),
         repository().prop_map(|repository| Operation::Identify { repository }),
+        ("[a-z0-9][a-z0-9-]{0,31}", own_arguments())
+            .prop_map(|(kind, arguments)| Operation::Own { kind: kind.parse().unwrap(), arguments }),
     ]
+}
+
+fn own_arguments() -> impl Strategy<Value = Arguments> {
+    btree_map("[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}", "[^\0]{0,40}", 0..5).prop_map(|pairs| {
+        let mut arguments = Arguments::default();
+        pairs.iter().for_each(|(name, value)| arguments.add(name.parse().unwrap(), value).unwrap());
+        arguments
+    })
+}
+
+fn own_summary() -> impl Strategy<Value = OwnSummary> {
+    let finding = ("[a-z]{1,8}", line()).prop_map(|(name, text)| Finding { name: name.parse().unwrap(), text });
+    (vec(finding, 0..4), vec(line(), 0..4), vec(line(), 0..4)).prop_map(|(results, problems, versions)| OwnSummary {
+        results,
+        problems,
+        versions,
+    })
 }
 
 fn origin() -> impl Strategy<Value = JobOrigin> {
@@ -131,6 +151,7 @@ fn summary() -> impl Strategy<Value = Summary> {
 pub(crate) fn outcome() -> impl Strategy<Value = Outcome> {
     prop_oneof![
         summary().prop_map(Outcome::Done),
+        own_summary().prop_map(Outcome::OwnDone),
         summary().prop_map(Outcome::Cancelled),
         line().prop_map(Outcome::Failed),
     ]

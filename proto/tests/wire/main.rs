@@ -62,7 +62,9 @@ fn plain<T: Serialize + DeserializeOwned>(name: &str, value: &T) -> Case {
 }
 
 fn cases() -> Vec<Case> {
-    use proto::{agent::*, bundle::Touch, daemon::*, local_greeting::Greeting, message::*, name::Target};
+    use proto::{
+        agent::*, bundle::Touch, daemon::*, local_greeting::Greeting, message::*, name::Target, own::Finding,
+    };
     let mut cases = [
         choice::<HostRequest>(),
         choice::<ManagerReply>(),
@@ -96,6 +98,7 @@ fn cases() -> Vec<Case> {
         plain::<SnapshotRef>("SnapshotRef", &samples::snapshot()),
         plain::<Progress>("Progress", &samples::progress()),
         plain::<Summary>("Summary", &samples::summary()),
+        plain::<Finding>("Finding", &samples::finding()),
         plain::<AgentStatus>("AgentStatus", &samples::status()),
         plain::<StepEvent>("StepEvent", &samples::step()),
         plain::<Attached>("Attached", &samples::attached()),

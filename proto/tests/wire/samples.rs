@@ -12,6 +12,7 @@ use proto::message::{
     ManagerRequest, Role,
 };
 use proto::name::Target;
+use proto::own::{Arguments, Finding, OwnSummary};
 use proto::{GenerationRef, ObjectId, Product, TreeId, Version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -92,6 +93,21 @@ pub(crate) fn summary() -> Summary {
         problems: vec!["lost".into()],
         versions: vec!["1.0".into(), "2.0".into()],
     }
+}
+
+fn arguments() -> Arguments {
+    let mut arguments = Arguments::default();
+    arguments.add("keep".parse().unwrap(), "7").unwrap();
+    arguments.add("log".parse().unwrap(), "/l").unwrap();
+    arguments
+}
+
+pub(crate) fn finding() -> Finding {
+    Finding { name: "rotated".parse().unwrap(), text: "3".into() }
+}
+
+fn own_summary() -> OwnSummary {
+    OwnSummary { results: vec![finding()], problems: vec!["lost".into()], versions: vec!["1.0".into()] }
 }
 
 pub(crate) fn status() -> AgentStatus {
@@ -260,23 +276,25 @@ choice!(AgentReply { Done = 0, Status = 1, Outcome = 2, Fault = 3 } vec![
     AgentReply::Fault(Fault::Draining),
 ]);
 
-choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, Identify = 5 } vec![
+choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, Identify = 5, Own = 6 } vec![
     Operation::Backup { repository: repository(), sources: vec!["/data".into()] },
     Operation::Restore { repository: repository(), snapshot: snapshot(), target: "/back".into() },
     Operation::Verify { repository: repository(), snapshot: SnapshotRef::latest() },
     operation(),
     Operation::Prune { repository: repository(), keep_last: 7 },
     Operation::Identify { repository: repository() },
+    Operation::Own { kind: "rotate".parse().unwrap(), arguments: arguments() },
 ]);
 
 choice!(HostScope { Own = 0, Host = 1, Any = 2 } vec![
     HostScope::Own, HostScope::Host("host-2".parse().unwrap()), HostScope::Any,
 ]);
 
-choice!(Outcome { Done = 0, Cancelled = 1, Failed = 2 } vec![
+choice!(Outcome { Done = 0, Cancelled = 1, Failed = 2, OwnDone = 3 } vec![
     Outcome::Done(summary()),
     Outcome::Cancelled(Summary::default()),
     Outcome::Failed("why".into()),
+    Outcome::OwnDone(own_summary()),
 ]);
 
 choice!(AgentState { Probation = 0, Serving = 1, Staging = 2, Draining = 3, Swapping = 4, Stopped = 5 } vec![

@@ -168,6 +168,13 @@ const EXAMPLES: &[(&str, Examples)] = &[
             "seven of each source stay",
         )],
     ),
+    (
+        "job run",
+        &[(
+            "manager-fs job run worker digest --host host-17 --arg pause_ms=50",
+            "an operation that the program of worker brings itself",
+        )],
+    ),
     ("job list", &[("manager-fs job list --limit 20", "the newest twenty")]),
     ("job show", &[("manager-fs job show 7", "its state, snapshots and problems")]),
     ("job wait", &[("manager-fs job wait 7", "follow it; Ctrl-C leaves it running")]),

@@ -77,8 +77,9 @@ const JOB: &[(&str, &str)] = &[
     ("job", "its number"),
     ("host", "where"),
     ("product", "by which agent"),
-    ("operation", "backup, restore, verify, check or prune"),
-    ("repository", "the repository's directory on the host"),
+    ("operation", "backup, restore, verify, check or prune, or a program's own kind"),
+    ("repository?", "the repository's directory on the host; null: an operation of a program's own"),
+    ("arguments.*?", "what such an operation was given"),
     ("state", "queued, running, done, failed or cancelled"),
     ("created_unix_ms", "when it was ordered"),
     ("started_unix_ms?", "when an agent began"),
@@ -96,6 +97,7 @@ const JOB: &[(&str, &str)] = &[
     ("files?", "files read or written"),
     ("bytes?", "their bytes"),
     ("repository_bytes?", "bytes that the repository grew by"),
+    ("results.*?", "what an operation of a program's own says that it did, for people"),
     ("problems[]?", "what went wrong without ending it"),
     ("versions[]?", "the versions that took part, in order"),
 ];
@@ -409,6 +411,7 @@ const DOCUMENTS: &[Document] = &[
     Document { command: "job verify", what: "As job backup", fields: &[] },
     Document { command: "job check", what: "As job backup", fields: &[] },
     Document { command: "job prune", what: "As job backup", fields: &[] },
+    Document { command: "job run", what: "As job backup", fields: &[] },
     Document { command: "job wait", what: "As job backup", fields: &[] },
     Document {
         command: "job list",

@@ -152,7 +152,7 @@ async fn try_drive(jobs: &Arc<Jobs>, ordered: &JobRecord, turn: &Turn) -> Result
 async fn identified(jobs: &Arc<Jobs>, ordered: &JobRecord) {
     let mut asked = std::pin::pin!(identify(jobs, ordered.id));
     if tokio::time::timeout(ASKED_SOON, &mut asked).await.is_err() {
-        let path = &ordered.operation.repository().path;
+        let path = ordered.operation.repository().map_or("", |repository| &repository.path);
         jobs.waits(ordered, &format!("agents are asked whether their repositories are the same one as {path}"));
         asked.await;
     }
@@ -313,6 +313,15 @@ async fn answered(
         Ok(HostReply::Outcome(outcome)) => (outcome, EndedBy::Agent),
         Ok(HostReply::Fault(fault)) => match fault {
             Fault::Draining | Fault::Unavailable(_) => return Ok(Some(Interruption::Wait(fault.to_string()))),
+            // What a host, or an agent, of an earlier version says to a request that it cannot read.
+            Fault::BadRequest(_) if record.operation.repository().is_none() => {
+                let text = format!(
+                    "the agent of {}, or its host's mount daemon, is of a version that knows no operations of a program's \
+                     own ({fault}); upgrade it",
+                    record.product
+                );
+                (Outcome::Failed(text), EndedBy::Manager)
+            }
             Fault::NotExported(_)
             | Fault::Refused(_)
             | Fault::NotFound(_)

@@ -57,12 +57,13 @@ async fn ask(jobs: &Jobs, link: &Link, job: JobId) -> Option<RepositoryId> {
 }
 
 async fn ask_agent(jobs: &Jobs, link: &Link, record: JobRecord) -> Result<HostReply, String> {
+    let repository = record.operation.repository().ok_or("the job is at no repository")?.clone();
     let request = ManagerRequest::Run {
         origin: JobOrigin::new(record.host, record.product.clone()),
         product: record.product,
         // No job of anybody's: the agent wants a number.
         job: jobs.state.draw_job(now()).map_err(|error| error.to_string())?,
-        operation: Operation::Identify { repository: record.operation.repository().clone() },
+        operation: Operation::Identify { repository },
     };
     link.request::<_, HostReply>(&request, |_| {}, DEADLINE).await.map_err(|error| error.to_string())
 }

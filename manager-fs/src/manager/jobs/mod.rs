@@ -307,7 +307,7 @@ impl Jobs {
 
 fn word(outcome: &Outcome) -> &'static str {
     match outcome {
-        Outcome::Done(_) => "done",
+        Outcome::Done(_) | Outcome::OwnDone(_) => "done",
         Outcome::Cancelled(_) => "cancelled",
         Outcome::Failed(_) => "failed",
     }

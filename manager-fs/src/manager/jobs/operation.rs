@@ -1,5 +1,6 @@
 //! Which operations make sense, and which must be alone.
 
+use proto::OperationKind;
 use proto::agent::Operation;
 
 /// What is wrong with an operation.
@@ -20,6 +21,9 @@ pub enum OperationFault {
     /// A prune that would leave nothing.
     #[error("prune keeps at least one snapshot of each source")]
     NothingKept,
+    /// A kind that no program brings itself.
+    #[error("'{0}' is no operation of a program's own: order it with `manager-fs job {0}`")]
+    NotOwn(OperationKind),
 }
 
 /// Whether an operation makes sense.
@@ -28,17 +32,23 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
         let relative = || OperationFault::RelativePath { what, path: path.clone() };
         path.starts_with('/').then_some(()).ok_or_else(relative)
     };
-    let repository = operation.repository();
-    absolute("repository", &repository.path)?;
-    repository.password_file.iter().try_for_each(|path| absolute("password file", path))?;
+    if let Some(repository) = operation.repository() {
+        absolute("repository", &repository.path)?;
+        repository.password_file.iter().try_for_each(|path| absolute("password file", path))?;
+    }
     match operation {
         Operation::Backup { sources, .. } if sources.is_empty() => Err(OperationFault::NothingToBackUp),
         Operation::Backup { sources, .. } => sources.iter().try_for_each(|path| absolute("source", path)),
         Operation::Restore { target, .. } => absolute("target", target),
         Operation::Prune { keep_last: 0, .. } => Err(OperationFault::NothingKept),
-        Operation::Verify { .. } | Operation::Check { .. } | Operation::Prune { .. } | Operation::Identify { .. } => {
-            Ok(())
+        Operation::Own { kind, .. } if Operation::KINDS.contains(&kind.as_str()) => {
+            Err(OperationFault::NotOwn(kind.clone()))
         }
+        Operation::Verify { .. }
+        | Operation::Check { .. }
+        | Operation::Prune { .. }
+        | Operation::Identify { .. }
+        | Operation::Own { .. } => Ok(()),
     }
 }
 
@@ -50,6 +60,7 @@ pub(super) fn is_exclusive(operation: &Operation) -> bool {
         | Operation::Restore { .. }
         | Operation::Verify { .. }
         | Operation::Check { .. }
-        | Operation::Identify { .. } => false,
+        | Operation::Identify { .. }
+        | Operation::Own { .. } => false,
     }
 }

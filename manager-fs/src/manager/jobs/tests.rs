@@ -19,6 +19,10 @@ fn prune(path: &str) -> Operation {
     Operation::Prune { repository: at(path), keep_last: 1 }
 }
 
+fn own(kind: &str) -> Operation {
+    Operation::Own { kind: kind.parse().unwrap(), arguments: proto::own::Arguments::default() }
+}
+
 fn done() -> HostReply {
     HostReply::Outcome(Outcome::Done(Summary::default()))
 }
@@ -60,6 +64,7 @@ async fn an_operation_that_makes_no_sense_is_refused_and_no_job() {
         (Operation::Backup { repository: at("/r"), sources: vec!["/a".into(), "b".into()] }, "source 'b' is not"),
         (Operation::Restore { repository: at("/r"), snapshot: latest(), target: ".".into() }, "target '.' is not"),
         (Operation::Prune { repository: at("/r"), keep_last: 0 }, "prune keeps at least one snapshot"),
+        (own("backup"), "order it with `manager-fs job backup`"),
         (Operation::Verify { repository: at(""), snapshot: latest() }, "repository '' is not an absolute path"),
     ];
     for (operation, words) in operations {
@@ -87,6 +92,31 @@ async fn a_job_that_no_agent_has_heard_of_is_cancelled_at_once_and_once() {
     // It does not come up when the host does.
     bench.connect(&web, at_once(|request| panic!("{request:?}"))).await;
     assert_eq!(ended(&bench, id).await.sent, 0);
+}
+
+#[tokio::test]
+async fn an_operation_of_a_programs_own_waits_for_no_turn_and_an_old_host_is_named() {
+    let bench = Bench::open().await;
+    let web = bench.enrol("web").await;
+    let says = |request| match request {
+        // Is never over, and keeps everybody else out of its repository.
+        ManagerRequest::Run { operation: Operation::Prune { .. }, .. } => {
+            HostReply::Fault(Fault::Unavailable("busy".into()))
+        }
+        ManagerRequest::Run { operation: Operation::Own { kind, .. }, .. } if kind.as_str() == "rotate" => {
+            HostReply::Outcome(Outcome::OwnDone(proto::own::OwnSummary::default()))
+        }
+        ManagerRequest::Run { .. } => HostReply::Fault(Fault::BadRequest("not understood".into())),
+        _ => HostReply::Done,
+    };
+    bench.connect(&web, at_once(says)).await;
+    let alone = add(&bench, &web, &prune("/r")).await.unwrap().id;
+    until(&bench, alone, |record| record.sent > 0).await;
+    let rotated = add(&bench, &web, &own("rotate")).await.unwrap().id;
+    assert_eq!(ended(&bench, rotated).await.state, JobState::Done);
+    let old = add(&bench, &web, &own("compact")).await.unwrap().id;
+    let Some(Outcome::Failed(why)) = ended(&bench, old).await.outcome else { panic!("it cannot have been done") };
+    assert!(why.contains("knows no operations of a program's own") && why.contains("upgrade it"), "{why}");
 }
 
 /// Prunes are alone at their repository, backups are beside each other, all end, each runs once.

@@ -45,7 +45,7 @@ impl RepositoryId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Holder {
     job: JobId,
-    what: &'static str,
+    what: String,
     host: HostName,
     path: String,
     held: bool,
@@ -62,7 +62,7 @@ impl fmt::Display for Holder {
 /// A job that is at a repository, or wants to be.
 #[derive(Debug, Clone)]
 struct Entry {
-    what: &'static str,
+    what: String,
     host: HostName,
     path: String,
     alone: bool,
@@ -181,10 +181,13 @@ impl Repositories {
     /// there.
     pub(super) fn enter(self: &Arc<Self>, record: &JobRecord, known: Option<(RepositoryId, Duration)>) -> Turn {
         let now = Instant::now();
-        let path = record.operation.repository().path.trim_end_matches('/').to_owned();
+        let turn = Turn { repositories: Arc::clone(self), job: record.id };
+        // A program's own work is its own affair: it is nowhere, and in nobody's way.
+        let Some(repository) = record.operation.repository() else { return turn };
+        let path = repository.path.trim_end_matches('/').to_owned();
         let (id, left) = known.map_or((None, LEASE), |(id, left)| (Some(id), left));
         let entry = Entry {
-            what: record.operation.kind(),
+            what: record.operation.kind().to_owned(),
             host: record.host.clone(),
             path,
             alone: is_exclusive(&record.operation),
@@ -196,7 +199,7 @@ impl Repositories {
             asking: false,
         };
         lock(&self.table).0.insert(record.id, entry);
-        Turn { repositories: Arc::clone(self), job: record.id }
+        turn
     }
 
     /// The jobs, and their hosts, whose repositories must be asked for their ids before it is a job's turn.
@@ -255,8 +258,9 @@ impl Drop for Asking {
 }
 
 impl Turn {
+    /// Whether it is the job's turn, or it needs none.
     pub(super) fn is_held(&self) -> bool {
-        lock(&self.repositories.table).0.get(&self.job).is_some_and(|entry| entry.until.is_some())
+        lock(&self.repositories.table).0.get(&self.job).is_none_or(|entry| entry.until.is_some())
     }
 
     /// For whom to wait, whatever is still to be asked.
@@ -315,7 +319,7 @@ mod tests {
         /// Jobs 1, 2, … at these hosts and paths; `!` before the host: they must be alone.
         fn new(jobs: &[(&str, &str)]) -> Self {
             let entry = |(host, path): &(&str, &str)| Entry {
-                what: if host.starts_with('!') { "prune" } else { "backup" },
+                what: if host.starts_with('!') { "prune" } else { "backup" }.to_owned(),
                 host: host.trim_start_matches('!').parse().unwrap(),
                 path: (*path).to_owned(),
                 alone: host.starts_with('!'),

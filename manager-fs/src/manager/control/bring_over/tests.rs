@@ -220,11 +220,11 @@ async fn jobs_of_every_kind_are_brought_over_with_what_they_were_to_do() {
     let mut brought = Vec::new();
     for id in 11..16 {
         let operation = state.job(JobId(id)).await.unwrap().operation;
-        assert_eq!(operation.repository().path, "/r");
+        assert_eq!(operation.repository().unwrap().path, "/r");
         if let Operation::Restore { snapshot, .. } | Operation::Verify { snapshot, .. } = &operation {
             assert_eq!((&snapshot.of, &snapshot.source), (&HostScope::Own, &None));
         }
-        brought.push(operation.kind());
+        brought.push(operation.kind().to_owned());
     }
     assert_eq!(brought, ["backup", "restore", "verify", "check", "prune"]);
     let Operation::Restore { snapshot, target, .. } = state.job(JobId(12)).await.unwrap().operation else { panic!() };

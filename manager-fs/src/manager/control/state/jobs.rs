@@ -32,7 +32,7 @@ pub enum JobRecordError {
     Control(#[from] ControlError),
 }
 
-/// One storage operation.
+/// One operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRecord {
     /// The number under which everybody knows it; never given twice.
@@ -117,7 +117,7 @@ impl StoredJob {
         let state = match &self.end {
             None => JobState::Queued,
             Some(end) => match end.outcome {
-                Outcome::Done(_) => JobState::Done,
+                Outcome::Done(_) | Outcome::OwnDone(_) => JobState::Done,
                 Outcome::Cancelled(_) => JobState::Cancelled,
                 Outcome::Failed(_) => JobState::Failed,
             },
