@@ -29,6 +29,21 @@ pub(crate) enum Asked {
     Version,
 }
 
+/// The process was told nothing that it could be.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AskedFault {
+    #[error("--role needs data or media")]
+    NoRole,
+    #[error("unknown argument {0:?}; see --help")]
+    UnknownArgument(String),
+    #[error("unknown role {0:?}; there are data and media")]
+    UnknownRole(String),
+    #[error("the product name {0:?} says neither data nor media; give --role in its arguments")]
+    NoRoleOfProduct(String),
+    #[error("neither --role nor MANAGER_FS_PRODUCT says what to be; start agents with `manager-fs launch PRODUCT`")]
+    Nothing,
+}
+
 pub(crate) const HELP: &str = "\
 The reference storage agent of manager-fs: a data agent (backup, restore, verify) or a media agent (check, prune).
 Started by `manager-fs launch PRODUCT`, never by hand.
@@ -47,30 +62,27 @@ impl Asked {
     /// Reads the command line (without the program's name) and the environment.
     ///
     /// # Errors
-    /// Text for people; the process then ends with code 2.
+    /// The process then ends with code 2.
     pub(crate) fn read(
         arguments: impl IntoIterator<Item = OsString>,
         variable: impl Fn(&str) -> Option<OsString>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, AskedFault> {
         let mut role = None;
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             match argument.to_str() {
                 Some("--help" | "-h") => return Ok(Asked::Help),
                 Some("--version" | "-V") => return Ok(Asked::Version),
-                Some("--role") => role = Some(role_of(&text(arguments.next().ok_or("--role needs data or media")?))?),
+                Some("--role") => role = Some(role_of(&text(arguments.next().ok_or(AskedFault::NoRole)?))?),
                 Some(flag) if flag.starts_with("--role=") => role = Some(role_of(&flag["--role=".len()..])?),
-                _ => return Err(format!("unknown argument {:?}; see --help", text(argument))),
+                _ => return Err(AskedFault::UnknownArgument(text(argument))),
             }
         }
         let role = match (role, variable("MANAGER_FS_ROLE"), variable("MANAGER_FS_PRODUCT")) {
             (Some(role), _, _) => role,
             (None, Some(role), _) => role_of(&text(role))?,
             (None, None, Some(product)) => role_of_product(&text(product))?,
-            (None, None, None) => return Err(
-                "neither --role nor MANAGER_FS_PRODUCT says what to be; start agents with `manager-fs launch PRODUCT`"
-                    .to_owned(),
-            ),
+            (None, None, None) => return Err(AskedFault::Nothing),
         };
         Ok(Asked::Run(role))
     }
@@ -80,19 +92,19 @@ fn text(argument: OsString) -> String {
     argument.to_string_lossy().into_owned()
 }
 
-fn role_of(role: &str) -> Result<Role, String> {
+fn role_of(role: &str) -> Result<Role, AskedFault> {
     match role {
         "data" => Ok(Role::Data),
         "media" => Ok(Role::Media),
-        other => Err(format!("unknown role {other:?}; there are data and media")),
+        other => Err(AskedFault::UnknownRole(other.to_owned())),
     }
 }
 
-fn role_of_product(product: &str) -> Result<Role, String> {
+fn role_of_product(product: &str) -> Result<Role, AskedFault> {
     match (product.contains("data"), product.contains("media")) {
         (true, false) => Ok(Role::Data),
         (false, true) => Ok(Role::Media),
-        _ => Err(format!("the product name {product:?} says neither data nor media; give --role in its arguments")),
+        _ => Err(AskedFault::NoRoleOfProduct(product.to_owned())),
     }
 }
 
@@ -100,12 +112,12 @@ fn role_of_product(product: &str) -> Result<Role, String> {
 mod tests {
     use super::*;
 
-    fn read(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Asked, String> {
+    fn read(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Asked, AskedFault> {
         let variable = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
         Asked::read(arguments.iter().map(OsString::from), variable)
     }
 
-    fn role(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Role, String> {
+    fn role(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Role, AskedFault> {
         match read(arguments, variables)? {
             Asked::Run(role) => Ok(role),
             other => panic!("{other:?}"),
@@ -131,7 +143,7 @@ mod tests {
             (&[], &[("MANAGER_FS_PRODUCT", "index")], "index"),
             (&[], &[], "MANAGER_FS_PRODUCT"),
         ] {
-            let error = role(arguments, variables).expect_err("must be refused");
+            let error = role(arguments, variables).expect_err("must be refused").to_string();
             assert!(error.contains(named), "{error} does not name {named}");
         }
     }
