@@ -33,6 +33,7 @@ pub(super) struct Session {
     pub(super) key: Key,
     pub(super) files: Arc<Files>,
     pub(super) lock: Option<Lock>,
+    /// Where there is no lock that has it.
     _old_lock: Option<File>,
 }
 
@@ -53,10 +54,10 @@ impl Session {
         let files = Arc::new(Files::new(&path));
         let broken = || EngineError::Library { path: path.clone(), what: "its key has parts of wrong length".into() };
         let key = Key::new(&repository.key()).ok_or_else(broken)?;
-        let old_lock = old_lock(&path, access, meter)?;
+        let mut old_lock = old_lock(&path, access, meter)?;
         let me =
             Me { host: mark.origin.host.to_string(), what: format!("{}, job {}", mark.origin.product, mark.job) };
-        let lock = match Lock::take(&files, &key, me, access, meter) {
+        let lock = match Lock::take(&files, &key, me, access, &mut old_lock, meter) {
             Ok(lock) => Some(lock),
             Err(LockFault::Stopped(_)) => return Err(EngineError::Stopped),
             // Who cannot write cannot harm; what is removed meanwhile will be missed and named.

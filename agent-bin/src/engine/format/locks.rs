@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -155,6 +156,8 @@ struct Shared {
     meter: SharedMeter,
     state: Mutex<Held>,
     change: Condvar,
+    /// What is let go with the lock.
+    beside: Mutex<Option<File>>,
 }
 
 #[derive(Debug)]
@@ -166,7 +169,8 @@ struct Held {
 }
 
 impl Lock {
-    /// Takes a lock, waiting for whoever does not go together with it; the meter says for whom.
+    /// Takes a lock, waiting for whoever does not go together with it; the meter says for whom. `beside` is the lock of
+    /// earlier versions, which is let go with this one: also of an operation that was given up, whose threads never end.
     ///
     /// # Errors
     /// The operation was stopped meanwhile, the wait was too long, or the repository takes no lock.
@@ -175,6 +179,7 @@ impl Lock {
         key: &Key,
         me: Me,
         access: Access,
+        beside: &mut Option<File>,
         meter: &SharedMeter,
     ) -> Result<Self, LockFault> {
         let until = Instant::now() + PATIENCE;
@@ -196,6 +201,7 @@ impl Lock {
                                 meter: meter.clone(),
                                 state,
                                 change: Condvar::new(),
+                                beside: Mutex::new(beside.take()),
                             };
                             return Ok(Self::kept(Arc::new(shared)));
                         }
@@ -304,6 +310,7 @@ impl Shared {
     }
 
     fn release(&self) {
+        drop(lock(&self.beside).take());
         let id = lock(&self.state).id;
         if let Err(fault) = remove(&self.files, &id) {
             tracing::warn!(
@@ -403,7 +410,7 @@ mod tests {
     use super::*;
 
     struct Bench {
-        _dir: tempfile::TempDir,
+        dir: tempfile::TempDir,
         files: Arc<Files>,
         key: Key,
     }
@@ -412,11 +419,11 @@ mod tests {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let files = Arc::new(Files::new(dir.path()));
-            Self { _dir: dir, files, key: Key::new(&MasterKey::new()).unwrap() }
+            Self { dir, files, key: Key::new(&MasterKey::new()).unwrap() }
         }
 
         fn take(&self, access: Access, meter: &SharedMeter) -> Result<Lock, LockFault> {
-            Lock::take(&self.files, &self.key, me("host-1"), access, meter)
+            Lock::take(&self.files, &self.key, me("host-1"), access, &mut None, meter)
         }
 
         fn strange(&self, alter: impl FnOnce(&mut LockFile)) -> Id {
@@ -518,11 +525,16 @@ mod tests {
     fn an_abandoned_operation_lets_its_lock_go_and_writes_nothing_more() {
         let bench = Bench::new();
         let meter = SharedMeter::default();
-        let held = bench.take(Access::Shared, &meter).unwrap();
+        let directory = || File::open(bench.dir.path()).unwrap();
+        let beside = directory();
+        beside.lock_shared().unwrap();
+        let (access, mut beside) = (Access::Shared, Some(beside));
+        let held = Lock::take(&bench.files, &bench.key, me("host-1"), access, &mut beside, &meter).unwrap();
         meter.abandon();
         while bench.count() > 0 {
             std::thread::yield_now();
         }
+        directory().try_lock().expect("the lock of earlier versions goes, too");
         assert!(bench.files.write(FileKind::Pack, b"late").is_err());
         assert!(held.is_held().is_err());
     }
