@@ -60,6 +60,7 @@ fn writable(state: &Path) -> io::Result<()> {
 }
 
 fn round_trip() -> RusticResult<()> {
+    crate::engine::ready();
     let backends = RepositoryBackends::new(Arc::new(Memory::default()), None);
     let options = RepositoryOptions::default().no_cache(true);
     // A master key instead of a password saves the half second that deriving a key takes on purpose.

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Ok(Asked::Version) => println!("agent-bin {}", env!("CARGO_PKG_VERSION")),
         Ok(Asked::Run(role)) => {
             log_to_stderr();
+            engine::tell_panics();
             match serve(role) {
                 Ok(why) => tracing::info!("ending: {why:?}"),
                 Err(error) => {
@@ -76,8 +77,7 @@ impl Operations for StorageAgent {
     }
 }
 
-/// Logs to stderr, which the stub keeps the end of as evidence. A panic in a thread of the engine is a line of the log:
-/// it becomes the operation's error, or nothing when the operation was to be stopped.
+/// Logs to stderr, which the stub keeps the end of as evidence.
 fn log_to_stderr() {
     let filter =
         std::env::var("MANAGER_FS_LOG").unwrap_or_else(|_| "info,rustic_core=warn,rustic_backend=warn".into());
@@ -88,8 +88,4 @@ fn log_to_stderr() {
     // The stub's pipe is no terminal: colours would stand in service logs and in the evidence against a version.
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    std::panic::set_hook(Box::new(|panic| {
-        let text = panic.to_string();
-        if engine::was_stopped(&text) { tracing::debug!("{text}") } else { tracing::error!("{text}") }
-    }));
 }

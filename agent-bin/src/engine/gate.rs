@@ -1,17 +1,41 @@
 //! The place between the engine's library and the repository's files where check and prune are stopped.
 //!
+//! A panic in a thread of the library's ends the operation that the thread works for, which is told here.
+//!
 //! The library has no cancel. Once stopped, nothing is read, written or removed any more, as if the process had died: the
 //! order in which prune writes and removes makes that harmless at every point.
 
-use std::sync::Arc;
+use std::cell::RefCell;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use rustic_core::{BytesList, ErrorKind, FileType, Id, ReadBackend, RusticError, RusticResult, WriteBackend};
 
 use super::SharedMeter;
+use super::meter::Meter;
 
 /// The text by which a stop is told from other failures in a log.
 pub(super) const STOPPED: &str = "the operation was stopped on request";
+
+thread_local! {
+    /// The operation for which a thread of the library's last asked for a file.
+    static WORKS_FOR: RefCell<Weak<Meter>> = const { RefCell::new(Weak::new()) };
+}
+
+/// A thread panics. If it is one of the library's, its operation is told: whoever waits for that thread may wait for ever,
+/// or take what came before the panic for all.
+pub(super) fn panicked(panic: &str) {
+    // While it ends, a thread has none any more.
+    let meter = WORKS_FOR.try_with(|meter| meter.try_borrow().ok().and_then(|meter| meter.upgrade()));
+    if let Ok(Some(meter)) = meter {
+        meter.break_off(panic);
+    }
+}
+
+/// What this thread does from now on is not the library's.
+pub(super) fn left() {
+    WORKS_FOR.set(Weak::new());
+}
 
 /// A repository's files, as seen by one operation.
 #[derive(Debug)]
@@ -26,7 +50,15 @@ impl Gate {
     }
 
     fn go_on(&self) -> RusticResult<()> {
-        if self.meter.is_stopped() { Err(RusticError::new(ErrorKind::Other, STOPPED)) } else { Ok(()) }
+        WORKS_FOR.set(Arc::downgrade(&self.meter));
+        #[cfg(test)]
+        self.meter.panic_if_told();
+        match self.meter.broken() {
+            // Nothing may be removed that only looks superfluous because a part of the index was not read.
+            Some(panic) => Err(RusticError::new(ErrorKind::Other, panic)),
+            None if self.meter.is_stopped() => Err(RusticError::new(ErrorKind::Other, STOPPED)),
+            None => Ok(()),
+        }
     }
 }
 

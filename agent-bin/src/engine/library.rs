@@ -13,7 +13,7 @@ use rustic_core::{
 };
 
 use super::fault::{EngineError, Refusal, panic_text};
-use super::gate::Gate;
+use super::gate::{self, Gate};
 use super::meter::{SharedMeter, one_line};
 
 /// An open repository, as the library has it.
@@ -98,18 +98,30 @@ fn connect(path: &Path, meter: &SharedMeter) -> RusticResult<Repository<()>> {
     Repository::new_with_progress(&options, &backends, Bars(meter.clone()))
 }
 
-/// Runs a call of the library, which fails in three ways: by an error, by a panic in one of its threads (it unwraps
-/// what a full disk or a damaged pack returns), and in either way because it was stopped.
+/// Runs a call of the library, which fails in four ways: by an error, by a panic (it unwraps what a full disk or a
+/// damaged pack returns), by taking what came before a panic in one of its threads for all, and in either way because
+/// it was stopped.
 fn guarded<T>(path: &Path, meter: &SharedMeter, call: impl FnOnce() -> RusticResult<T>) -> Result<T, EngineError> {
-    let what = match catch_unwind(AssertUnwindSafe(call)) {
+    super::ready();
+    let ended = catch_unwind(AssertUnwindSafe(call));
+    gate::left();
+    if let Some(panic) = meter.broken().filter(|_| !meter.is_stopped()) {
+        return Err(EngineError::Library { path: path.to_owned(), what: broken(&panic) });
+    }
+    let what = match ended {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => one_line(error.display_log().trim_start_matches("Error: ")),
-        Err(panic) => format!("the engine's library failed: {}", panic_text(&*panic)),
+        Err(panic) => broken(&panic_text(&*panic)),
     };
     if meter.is_stopped() {
         return Err(EngineError::Stopped);
     }
     Err(EngineError::Library { path: path.to_owned(), what })
+}
+
+/// How an operation ends in which a thread of the library's panicked.
+pub(super) fn broken(panic: &str) -> String {
+    format!("the engine's library failed: {panic}")
 }
 
 /// The library's progress, turned into a meter's counters.

@@ -19,8 +19,13 @@ pub(crate) struct Meter {
     bytes: AtomicU64,
     stop: AtomicBool,
     abandoned: AtomicBool,
+    /// What a thread of a library's panicked with.
+    broken: Mutex<Option<String>>,
     activity: Mutex<String>,
     problems: Mutex<Problems>,
+    /// How many calls of the library's are left until one panics; 0: none does.
+    #[cfg(test)]
+    pub(super) panics_after: AtomicU64,
 }
 
 /// What went wrong without ending an operation.
@@ -59,6 +64,23 @@ impl Meter {
 
     pub(crate) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// A thread of a library's panicked. What it was to do is not done, and nobody may take the rest for the whole.
+    pub(crate) fn break_off(&self, panic: &str) {
+        lock(&self.broken).get_or_insert_with(|| one_line(panic));
+    }
+
+    /// What a thread of a library's panicked with, if one did.
+    pub(crate) fn broken(&self) -> Option<String> {
+        lock(&self.broken).clone()
+    }
+
+    #[cfg(test)]
+    pub(super) fn panic_if_told(&self) {
+        let less = |left: u64| left.checked_sub(1);
+        let before = self.panics_after.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        assert!(before != Ok(1), "as told");
     }
 
     /// Nobody waits for the operation any more, whose threads may be stuck in a file system that does not answer: its
@@ -117,22 +139,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a library has to say, as a line for people: no line breaks, no backtrace, no more than can be read.
+/// What a library has to say, as a line for people: no line breaks, no backtrace, no more than can be read. Of a long one
+/// the middle is left out: what it is about stands at its beginning, why at its end.
 pub(super) fn one_line(text: &str) -> String {
     let text = match text.find("Backtrace:").or_else(|| text.find("stack backtrace:")) {
         Some(at) => &text[..at],
         None => text,
     };
-    let mut line = String::with_capacity(text.len().min(LINE_CHARS_MAX));
-    for (count, character) in text.trim().chars().enumerate() {
-        if count == LINE_CHARS_MAX {
-            line.push('…');
-            break;
-        }
-        // A name may hold anything, and a line must stay one on every terminal.
-        line.push(if character.is_control() { ' ' } else { character });
-    }
-    line
+    // A name may hold anything, and a line must stay one on every terminal.
+    let characters: Vec<_> = text.trim().chars().map(|char| if char.is_control() { ' ' } else { char }).collect();
+    let Some(more) = characters.len().checked_sub(LINE_CHARS_MAX).filter(|more| *more > 0) else {
+        return characters.into_iter().collect();
+    };
+    let (head, rest) = characters.split_at(LINE_CHARS_MAX * 2 / 3);
+    head.iter().chain(&['…']).chain(rest.get(more..).unwrap_or_default()).collect()
 }
 
 #[cfg(test)]
@@ -163,9 +183,12 @@ mod tests {
     fn a_problem_is_one_line_without_a_backtrace() {
         let meter = Meter::default();
         meter.problem("a\nb\x1b[31m\n\nBacktrace:\n   0: std::backtrace");
-        meter.problem("x".repeat(10_000));
+        meter.problem(format!("/srv/{}: no", "x".repeat(10_000)));
+        meter.problem("x".repeat(LINE_CHARS_MAX));
         let lines = meter.take_problems().lines;
         assert_eq!(lines[0], "a b [31m");
         assert_eq!(lines[1].chars().count(), LINE_CHARS_MAX + 1);
+        assert!(lines[1].starts_with("/srv/x") && lines[1].ends_with("x: no"), "{}", lines[1]);
+        assert_eq!(lines[2].chars().count(), LINE_CHARS_MAX);
     }
 }

@@ -22,6 +22,7 @@ mod unfinished;
 use std::path::Path;
 
 use proto::agent::{JobOrigin, Repository, SnapshotRef};
+use std::sync::{Arc, Once};
 
 pub(crate) use fault::EngineError;
 pub(crate) use meter::{Problems, SharedMeter};
@@ -92,7 +93,28 @@ pub(crate) trait BackupEngine: Send + Sync {
     fn identify(&self, at: &Repository, meter: &SharedMeter) -> Result<Work, EngineError>;
 }
 
-/// Whether a panic in one of the engine's threads is how a stopped operation ends there.
-pub(crate) fn was_stopped(panic: &str) -> bool {
-    panic.contains(gate::STOPPED)
+/// From now on a panic in a thread of a library's is told to the operation that it belongs to, and is a line of the log.
+pub(crate) fn tell_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let text = panic.to_string();
+        // How a stopped operation ends in the library's threads.
+        if text.contains(gate::STOPPED) {
+            return tracing::debug!("{text}");
+        }
+        tracing::error!("{text}");
+        gate::panicked(panic.payload_as_str().unwrap_or(&text));
+    }));
+}
+
+/// Makes what the library's threads have in common, once, before it is used.
+pub(crate) fn ready() {
+    static READY: Once = Once::new();
+    // Otherwise a panic in what the library leaves to this pool would end the process, and every operation with it. A pool
+    // that is there already is somebody else's, who has decided that.
+    READY.call_once(|| drop(rayon::ThreadPoolBuilder::new().panic_handler(|_| {}).build_global()));
+}
+
+/// How an operation ends in which a thread of the library's panicked.
+pub(crate) fn broken(panic: &str) -> EngineError {
+    EngineError::GivenUp(library::broken(panic))
 }

@@ -14,7 +14,7 @@ use proto::agent::{JobOrigin, Operation, Outcome, Progress, Repository, Snapshot
 use serde::{Deserialize, Serialize};
 
 use crate::config::Role;
-use crate::engine::{BackupEngine, EngineError, Mark, Problems, SharedMeter, Work};
+use crate::engine::{self, BackupEngine, EngineError, Mark, Problems, SharedMeter, Work};
 
 /// How often a running operation reports and asks whether it shall go on. People read it; ten lines a second are not
 /// more telling than four.
@@ -24,6 +24,9 @@ const BEAT: Duration = Duration::from_millis(250);
 /// that anybody wants; one that goes on in the next version has read data to store.
 const CANCEL_PATIENCE: Duration = Duration::from_millis(600);
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many beats an operation has to end by itself after one of its threads is gone.
+const BROKEN_BEATS: u32 = 20;
 
 /// A walk goes as deep as the directories do.
 const STACK_BYTES: usize = 32 << 20;
@@ -370,6 +373,7 @@ fn watched(
     let mut last = None;
     let mut asked: Option<(Wanted, Instant)> = None;
     loop {
+    let mut broken = 0;
         let progress = place.progress(meter);
         if last.as_ref() != Some(&progress) {
             host.report(progress.clone());
@@ -387,6 +391,14 @@ fn watched(
             Err(RecvTimeoutError::Disconnected) => return (Err(EngineError::Silent), so_far),
         }
         let patience = match so_far {
+        if let Some(panic) = meter.broken() {
+            // It ends with the panic, unless it waits for the very thread that is gone.
+            broken += 1;
+            if broken > BROKEN_BEATS {
+                meter.abandon();
+                return (Err(engine::broken(&panic)), so_far);
+            }
+        }
             Wanted::GoOn => continue,
             Wanted::Checkpoint => CHECKPOINT_PATIENCE,
             Wanted::Cancel => CANCEL_PATIENCE,

@@ -14,6 +14,8 @@ struct FakeEngine {
     /// Never comes back from this unit, whatever is asked.
     stuck_at: Option<&'static str>,
     panics_at: Option<&'static str>,
+    /// One of its threads panics in this unit, which then waits for it for ever.
+    breaks_at: Option<&'static str>,
 }
 
 impl FakeEngine {
@@ -25,6 +27,12 @@ impl FakeEngine {
             return Err(EngineError::Library { path: "/repo".into(), what: "is damaged".into() });
         }
         assert!(!self.panics_at.is_some_and(|at| what.contains(at)), "as told");
+        if self.breaks_at.is_some_and(|at| what.contains(at)) {
+            meter.break_off("index still in use");
+            loop {
+                std::thread::park();
+            }
+        }
         while self.stuck_at.is_some_and(|at| what.contains(at)) {
             std::thread::park();
         }
@@ -402,4 +410,14 @@ fn what_the_host_does_not_permit_is_refused_by_its_line_before_anything_is_done(
     std::fs::write(state.path().join("permits.toml"), "[backup\n").unwrap();
     let unclear = refusal(Role::Data, &backup(&["/srv/a"]));
     assert!(unclear.contains("permits.toml, line 1"), "{unclear}");
+}
+
+#[test]
+fn an_operation_that_waits_for_a_thread_that_panicked_is_given_up_with_its_words() {
+    let engine = Arc::new(FakeEngine { breaks_at: Some("/b"), ..FakeEngine::default() });
+    let host = FakeHost::new(&[Wanted::GoOn], None);
+    let Ended::Outcome(Outcome::Failed(what)) = run(&engine, Role::Data, &backup(&["/a", "/b"]), &host) else {
+        panic!("it did not fail");
+    };
+    assert!(what.contains("index still in use") && what.contains("done before: snapshot backup /a"), "{what}");
 }

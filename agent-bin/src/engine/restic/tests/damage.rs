@@ -2,6 +2,7 @@
 //! wrong.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::engine::format::files::Files;
@@ -306,4 +307,64 @@ fn a_backup_stores_again_what_a_lost_pack_took_away() {
     assert_eq!(problems, Vec::<String>::new());
     assert!(again.repository_bytes > 3_000_000, "{again:?}");
     assert_eq!(bench.verify(&again.snapshots[0]), Vec::<String>::new());
+}
+
+type Operation = fn(&Restic, &Location, &SharedMeter) -> Result<Work, EngineError>;
+
+/// How an operation ends in which the library panics when it asks for its n-th file; `None`: it asks for fewer. One that
+/// waits for ever for the thread that is gone is given up, as `jobs` does.
+fn ends_with_a_panic_at(bench: &Bench, n: u64, operation: Operation) -> Option<Result<Vec<String>, String>> {
+    let (meter, at) = (SharedMeter::default(), bench.at());
+    meter.panics_after.store(n, Ordering::Relaxed);
+    let (end, ended) = std::sync::mpsc::channel();
+    let (engine, shared) = (Restic::new(&bench.path("state")), meter.clone());
+    std::thread::spawn(move || drop(end.send(operation(&engine, &at, &shared))));
+    loop {
+        let ended = ended.recv_timeout(Duration::from_secs(1));
+        let told = meter.panics_after.load(Ordering::Relaxed) == 0;
+        match ended {
+            Ok(Ok(_)) if !told => return None,
+            Ok(Ok(_)) => return Some(Ok(meter.take_problems().into_lines())),
+            Ok(Err(error)) => return Some(Err(error.to_string())),
+            Err(_) => {
+                if let Some(panic) = meter.broken() {
+                    meter.abandon();
+                    return Some(Err(crate::engine::broken(&panic).to_string()));
+                }
+            }
+        }
+    }
+}
+
+/// A panic in any thread of the library, at every place where it asks for a file: the operation ends and says so.
+#[test]
+fn a_panic_of_the_library_ends_the_operation_with_a_name_wherever_it_comes() {
+    crate::engine::tell_panics();
+    let operations: [(&str, Operation); 3] = [
+        ("identify", |engine, at, meter| engine.identify(at, meter)),
+        ("check", |engine, at, meter| engine.check(at, true, &mark(false), meter)),
+        ("reclaim", |engine, at, meter| engine.reclaim(at, &mark(false), meter)),
+    ];
+    let bench = Bench::new();
+    let source = bench.path("source");
+    fs::create_dir(&source).unwrap();
+    for round in 0..2 {
+        fs::write(source.join("file"), noise(round, 100_000)).unwrap();
+        bench.backup(&source);
+    }
+    for (name, operation) in operations {
+        let mut asked = 1;
+        while let Some(ended) = ends_with_a_panic_at(&bench, asked, operation) {
+            let said = match ended {
+                // What a check finds out is what it is for.
+                Ok(problems) => problems.concat(),
+                Err(error) => error,
+            };
+            assert!(said.contains("library failed: as told"), "{name}, file {asked}: {said}");
+            asked += 1 + asked / 2;
+        }
+        assert!(asked > 1, "{name} never asked for a file");
+    }
+    restic(&bench, &["check", "--read-data"]);
+    assert_eq!(bench.verify("latest"), Vec::<String>::new());
 }
