@@ -6,21 +6,24 @@
 //! to, compared, and given its owner.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
+
+use super::facts::Facts;
 
 /// Only what is looked at, never read: also of a FIFO or a device, which nobody waits for.
 const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// `openat2` says so when somebody renames directories meanwhile; then it is asked again, this often.
 const TRIES: usize = 64;
+/// What the kernel tells of a directory at once.
+const NAMES_BYTES: usize = 32 << 10;
 
 /// The kernel has no `openat2`, or a sandbox hides it.
 static WITHOUT_OPENAT2: AtomicBool = AtomicBool::new(false);
@@ -38,7 +41,7 @@ pub(super) struct Beneath {
 #[derive(Debug)]
 pub(super) struct Looked {
     file: OwnedFd,
-    pub(super) metadata: Metadata,
+    pub(super) facts: Facts,
 }
 
 /// A directory cannot be had without following a link.
@@ -85,9 +88,13 @@ impl Beneath {
         Ok(Self { directory, path: here, mounts: false })
     }
 
-    /// A directory that is there, by a path in which links are followed: for what is only read.
-    pub(super) fn existing(path: &Path) -> io::Result<Self> {
-        let directory = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    /// A directory that is there, and what is mounted below it: for what is only read. Its absolute path has no link in
+    /// it.
+    pub(super) fn at(path: &Path) -> io::Result<Self> {
+        let root = rustix::fs::open("/", LOOK | OFlags::DIRECTORY, Mode::empty())?;
+        let root = Self { directory: root, path: PathBuf::from("/"), mounts: true };
+        let below = path.strip_prefix("/").map_err(|_| io::ErrorKind::InvalidInput)?;
+        let directory = root.open(below, LOOK | OFlags::DIRECTORY, 0)?;
         Ok(Self { directory, path: path.to_owned(), mounts: true })
     }
 
@@ -116,16 +123,7 @@ impl Beneath {
 
     /// The names in a directory.
     pub(super) fn names(&self, below: &Path) -> io::Result<Vec<OsString>> {
-        let directory = self.open(below, OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
-        let mut names = Vec::new();
-        for entry in rustix::fs::Dir::new(directory)? {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if !matches!(name, b"." | b"..") {
-                names.push(OsStr::from_bytes(name).to_owned());
-            }
-        }
-        Ok(names)
+        names_in(self.open(below, OFlags::RDONLY | OFlags::DIRECTORY, 0)?)
     }
 
     /// Makes a directory with mode 0700.
@@ -190,9 +188,7 @@ impl Beneath {
 
 impl Looked {
     fn of(file: OwnedFd) -> io::Result<Self> {
-        let file = File::from(file);
-        let metadata = file.metadata()?;
-        Ok(Self { file: file.into(), metadata })
+        Ok(Self { facts: Facts::of(&file)?, file })
     }
 
     /// Where it leads, if it is a symbolic link.
@@ -201,14 +197,15 @@ impl Looked {
         Ok(PathBuf::from(OsStr::from_bytes(target.as_bytes())))
     }
 
-    /// Device and number of the file.
-    pub(super) fn identity(&self) -> (u64, u64) {
-        (self.metadata.dev(), self.metadata.ino())
-    }
-
     /// A path that leads to this very file, for calls that take no descriptor of what is only looked at.
     pub(super) fn by_descriptor(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+}
+
+impl AsFd for Beneath {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
     }
 }
 
@@ -216,6 +213,27 @@ impl AsFd for Looked {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+impl From<Looked> for OwnedFd {
+    fn from(looked: Looked) -> Self {
+        looked.file
+    }
+}
+
+/// The names in a directory that is open for reading, from where it stands.
+pub(super) fn names_in(directory: impl AsFd) -> io::Result<Vec<OsString>> {
+    let mut buffer = Vec::with_capacity(NAMES_BYTES);
+    let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
+    let mut names = Vec::new();
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    Ok(names)
 }
 
 fn open_beneath(

@@ -2,19 +2,18 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::OFlags;
 
 use super::SharedMeter;
 use super::beneath::{Beneath, Looked};
+use super::facts::Facts;
 use super::format::blobs::{BlobFault, Blobs};
 use super::format::index::BlobKind;
 use super::format::tree::{Attribute, Node, NodeKind};
-use super::live::{attribute, attribute_names, kind_of, time};
+use super::live::{attribute, attribute_names, time};
+use super::source::READ;
 
 /// How much is compared.
 #[derive(Debug, Clone, Copy)]
@@ -97,8 +96,8 @@ impl Comparison<'_> {
                 return Ok(());
             }
         };
-        let metadata = &looked.metadata;
-        let (kept, found) = (node.kind, kind_of(metadata));
+        let facts = &looked.facts;
+        let (kept, found) = (node.kind, facts.kind);
         if kept != found {
             self.differs(below, &format!("is a {}, in the snapshot a {}", found.word(), kept.word()));
             return Ok(());
@@ -106,7 +105,7 @@ impl Comparison<'_> {
         self.metadata(node, below, &looked);
         match node.kind {
             NodeKind::Dir => return self.directory(node, below, sum),
-            NodeKind::File => self.file(node, below, metadata, sum),
+            NodeKind::File => self.file(node, below, facts, sum),
             NodeKind::Symlink => match looked.link_target() {
                 Ok(target) if target == node.link_target() => {}
                 Ok(target) => {
@@ -118,8 +117,8 @@ impl Comparison<'_> {
                 }
                 Err(error) => self.differs(below, &error.to_string()),
             },
-            NodeKind::Dev | NodeKind::Chardev if metadata.rdev() != node.device => {
-                self.differs(below, &format!("is device {}, in the snapshot {}", metadata.rdev(), node.device));
+            NodeKind::Dev | NodeKind::Chardev if facts.device != node.device => {
+                self.differs(below, &format!("is device {}, in the snapshot {}", facts.device, node.device));
             }
             NodeKind::Dev | NodeKind::Chardev | NodeKind::Fifo | NodeKind::Socket | NodeKind::Other => {}
         }
@@ -127,24 +126,24 @@ impl Comparison<'_> {
     }
 
     fn metadata(&self, node: &Node, below: &Path, looked: &Looked) {
-        let metadata = &looked.metadata;
+        let facts = &looked.facts;
         // A symbolic link has no mode of its own, and other programs store only the name of directories above sources.
         if let Some(kept) = node.mode().filter(|_| node.kind != NodeKind::Symlink && node.mtime.is_some()) {
-            let found = metadata.mode() & 0o7777;
+            let found = facts.mode & 0o7777;
             if kept != found {
                 self.differs(below, &format!("has mode {found:04o}, in the snapshot {kept:04o}"));
             }
         }
         if let Some(kept) = node.mtime
-            && time(metadata.mtime(), metadata.mtime_nsec()) != Some(kept)
+            && time(facts.mtime) != Some(kept)
         {
             self.differs(below, &format!("was modified at another time than in the snapshot ({kept})"));
         }
         if self.depth.ownership
             && let (Some(user), Some(group)) = (node.uid, node.gid)
-            && (user, group) != (metadata.uid(), metadata.gid())
+            && (user, group) != facts.owner
         {
-            let (uid, gid) = (metadata.uid(), metadata.gid());
+            let (uid, gid) = facts.owner;
             self.differs(below, &format!("belongs to {uid}:{gid}, in the snapshot to {user}:{group}"));
         }
         if node.mtime.is_some() {
@@ -215,12 +214,12 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    fn file(&self, node: &Node, below: &Path, metadata: &Metadata, sum: &mut Compared) {
+    fn file(&self, node: &Node, below: &Path, facts: &Facts, sum: &mut Compared) {
         sum.files += 1;
         sum.bytes += node.size;
         let stored = self.stored_size(node);
-        if metadata.len() != stored {
-            let found = metadata.len();
+        if facts.size != stored {
+            let found = facts.size;
             return self.differs(below, &format!("has {found} bytes, in the snapshot {stored}"));
         }
         if self.depth.contents
@@ -239,8 +238,7 @@ impl Comparison<'_> {
     }
 
     fn contents(&self, node: &Node, below: &Path) -> Result<(), ContentFault> {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let open = self.live.open(below, flags, 0);
+        let open = self.live.open(below, READ, 0);
         let mut file = File::from(open.map_err(|error| ContentFault::Live(error, 0))?);
         let (mut found, mut offset) = (Vec::new(), 0u64);
         for piece in node.content.iter().flatten() {

@@ -4,6 +4,8 @@ use std::any::Any;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use agent_core::permits::NotPermitted;
+
 use super::format::blobs::BlobFault;
 use super::format::chunker::ChunkerFault;
 use super::format::files::FileFault;
@@ -32,6 +34,9 @@ pub(crate) enum EngineError {
     /// A path that was named in the order is none that the agent takes.
     #[error("{path}: {why}", path = path.display())]
     Refused { path: PathBuf, why: Refusal },
+    /// The host's administrator does not allow it to be read.
+    #[error(transparent)]
+    NotPermitted(#[from] NotPermitted),
     /// The password file could not be read or made.
     #[error("password file {path}: {why}", path = path.display())]
     Password { path: PathBuf, why: PasswordFault },

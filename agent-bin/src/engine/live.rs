@@ -2,12 +2,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
-use std::fs::{self, Metadata};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rustic_core::jiff::Timestamp;
@@ -15,6 +13,7 @@ use rustix::fs::{AtFlags, Mode, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use super::beneath::{Looked, change_mode};
+use super::facts::Facts;
 use super::format::tree::{Attribute, Node, NodeKind};
 
 /// What fits without a second call: most files have no attributes, the others short ones.
@@ -43,67 +42,97 @@ impl Owners {
     }
 }
 
-/// What a file is.
-pub(super) fn kind_of(metadata: &Metadata) -> NodeKind {
-    let kind = metadata.file_type();
-    match () {
-        () if kind.is_dir() => NodeKind::Dir,
-        () if kind.is_symlink() => NodeKind::Symlink,
-        () if kind.is_block_device() => NodeKind::Dev,
-        () if kind.is_char_device() => NodeKind::Chardev,
-        () if kind.is_fifo() => NodeKind::Fifo,
-        () if kind.is_socket() => NodeKind::Socket,
-        () => NodeKind::File,
-    }
+/// A file that is described.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum At<'a> {
+    /// An entry of an open directory. It is not opened, so that a FIFO or a device cannot block it, and not followed if
+    /// it is a link.
+    Entry(BorrowedFd<'a>, &'a OsStr),
+    /// Open, perhaps only to be looked at.
+    Open(BorrowedFd<'a>),
 }
 
-/// A file's node, without its content. Never opens the file, so that a FIFO or a device cannot block it.
+/// A file's node, without its content.
 ///
 /// # Errors
-/// The target of a symbolic link cannot be read. Attributes that cannot be read are told to `problem`.
+/// The target of a symbolic link cannot be read. Attributes that cannot be read are told to `problem`, with the path
+/// that people know the file by.
 pub(super) fn node_of(
+    at: At<'_>,
     path: &Path,
-    name: &OsStr,
-    metadata: &Metadata,
+    facts: &Facts,
     owners: &Owners,
     problem: impl Fn(String),
 ) -> io::Result<Node> {
-    let mut node = Node::new(name, kind_of(metadata));
-    node.set_mode(metadata.mode());
-    node.mtime = time(metadata.mtime(), metadata.mtime_nsec());
+    let mut node = Node::new(path.file_name().unwrap_or_default(), facts.kind);
+    node.set_mode(facts.mode);
+    node.mtime = time(facts.mtime);
     // Reading a file changes its access time: kept, it would make every backup new.
     node.atime = node.mtime;
-    node.ctime = time(metadata.ctime(), metadata.ctime_nsec());
-    (node.uid, node.gid) = (Some(metadata.uid()), Some(metadata.gid()));
-    (node.user, node.group) = (owners.user(metadata.uid()), owners.group(metadata.gid()));
-    node.inode = metadata.ino();
+    node.ctime = time(facts.ctime);
+    let (user, group) = facts.owner;
+    (node.uid, node.gid) = (Some(user), Some(group));
+    (node.user, node.group) = (owners.user(user), owners.group(group));
+    node.inode = facts.identity.1;
     match node.kind {
         NodeKind::Dir => {}
-        NodeKind::File => node.size = metadata.size(),
-        NodeKind::Symlink => node.set_link_target(&fs::read_link(path)?),
-        NodeKind::Dev | NodeKind::Chardev => node.device = metadata.rdev(),
+        NodeKind::File => node.size = facts.size,
+        NodeKind::Symlink => node.set_link_target(&at.link_target()?),
+        NodeKind::Dev | NodeKind::Chardev => node.device = facts.device,
         NodeKind::Fifo | NodeKind::Socket | NodeKind::Other => {}
     }
     if node.kind != NodeKind::Dir {
-        node.links = metadata.nlink();
-        node.device_id = if metadata.nlink() > 1 { metadata.dev() } else { 0 };
+        node.links = facts.links;
+        node.device_id = if facts.links > 1 { facts.identity.0 } else { 0 };
     }
-    match attributes(path) {
+    match at.attributes() {
         Ok(attributes) => node.extended_attributes = attributes,
         Err(error) => problem(format!("{}: its extended attributes are not backed up: {error}", path.display())),
     }
     Ok(node)
 }
 
-/// `None` for a time that a repository cannot express (beyond the year 9999).
-pub(super) fn time(seconds: i64, nanoseconds: i64) -> Option<Timestamp> {
-    Timestamp::new(seconds, i32::try_from(nanoseconds).ok()?).ok()
+impl At<'_> {
+    fn link_target(self) -> io::Result<PathBuf> {
+        let target = match self {
+            At::Entry(directory, name) => rustix::fs::readlinkat(directory, name, Vec::new())?,
+            At::Open(file) => rustix::fs::readlinkat(file, "", Vec::new())?,
+        };
+        Ok(PathBuf::from(OsStr::from_bytes(target.as_bytes())))
+    }
+
+    fn attributes(self) -> io::Result<Vec<Attribute>> {
+        let path = self.by_descriptor();
+        let (of_entry, path) = (matches!(self, At::Entry(..)), path.as_path());
+        let list = |buffer: &mut [u8]| match of_entry {
+            true => rustix::fs::llistxattr(path, buffer),
+            false => rustix::fs::listxattr(path, buffer),
+        };
+        let value = |name: &OsStr, buffer: &mut [u8]| match of_entry {
+            true => rustix::fs::lgetxattr(path, name, buffer),
+            false => rustix::fs::getxattr(path, name, buffer),
+        };
+        let names = names_of(grown(list))?;
+        let attribute =
+            |name: &Vec<u8>| Ok(Attribute::new(name, grown(|buffer| value(OsStr::from_bytes(name), buffer))?));
+        names.iter().map(attribute).collect()
+    }
+
+    /// A path that leads to this very file, for calls that take no descriptor of what is only looked at, and no name in
+    /// a directory. Only its last part could be a link of somebody else's.
+    fn by_descriptor(self) -> PathBuf {
+        match self {
+            At::Entry(directory, name) => {
+                PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name)
+            }
+            At::Open(file) => PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())),
+        }
+    }
 }
 
-fn attributes(path: &Path) -> io::Result<Vec<Attribute>> {
-    let names = names_of(grown(|buffer| rustix::fs::llistxattr(path, buffer)))?;
-    let value = |name: &[u8]| grown(|buffer| rustix::fs::lgetxattr(path, OsStr::from_bytes(name), buffer));
-    names.iter().map(|name| Ok(Attribute::new(name, value(name)?))).collect()
+/// `None` for a time that a repository cannot express (beyond the year 9999).
+pub(super) fn time((seconds, nanoseconds): (i64, i64)) -> Option<Timestamp> {
+    Timestamp::new(seconds, i32::try_from(nanoseconds).ok()?).ok()
 }
 
 /// Names of a file's extended attributes; none where the file system has none.

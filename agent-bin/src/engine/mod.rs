@@ -7,6 +7,7 @@
 mod archive;
 mod beneath;
 mod compare;
+mod facts;
 mod fault;
 mod format;
 mod gate;
@@ -17,12 +18,14 @@ pub(crate) mod restic;
 mod restore;
 mod session;
 mod snapshots;
+mod source;
 mod unfinished;
 
 use std::path::Path;
-
-use proto::agent::{JobOrigin, Repository, SnapshotRef};
 use std::sync::{Arc, Once};
+
+use agent_core::permits::Permits;
+use proto::agent::{JobOrigin, Repository, SnapshotRef};
 
 pub(crate) use fault::EngineError;
 pub(crate) use meter::{Problems, SharedMeter};
@@ -40,7 +43,7 @@ pub(crate) struct Work {
     pub(crate) repository_bytes: u64,
 }
 
-/// On whose behalf an operation is done; its snapshots say so.
+/// On whose behalf an operation is done, which its snapshots say, and what the host permits it.
 #[derive(Debug, Clone)]
 pub(crate) struct Mark {
     /// The manager's number.
@@ -51,6 +54,8 @@ pub(crate) struct Mark {
     pub(crate) since_unix_ms: u64,
     /// Whether an earlier run of the job may have finished the unit already.
     pub(crate) look: bool,
+    /// What may be read of the host, and where.
+    pub(crate) permits: Arc<Permits>,
 }
 
 /// Storage operations on one repository. Every call blocks until it is done, has failed or was stopped through `meter`,

@@ -52,7 +52,7 @@ impl Unfinished {
             PathFault::Link(link) => EngineError::refused(target, Refusal::TargetBehindLink(link)),
             PathFault::Io { path, source } => EngineError::Io { path, source },
         })?;
-        let (device, inode) = beneath.look(Path::new("")).map_err(fault)?.identity();
+        let (device, inode) = beneath.look(Path::new("")).map_err(fault)?.facts.identity;
         let own = Record { target: target.into(), device, inode, snapshot };
         let record = state.join("restores").join(Id::of(target.as_os_str().as_bytes()).to_string());
         let before = fs::read(&record).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());

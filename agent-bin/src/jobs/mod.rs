@@ -253,7 +253,8 @@ fn try_run(
     host: &dyn Host,
 ) -> Result<Ended, JobFault> {
     let repository = accept(role, operation)?;
-    permit(&permits?, repository, operation)?;
+    let permits = permits?;
+    permit(&permits, repository, operation)?;
     let units = units(operation)?;
     let resumed = host.saved();
     let look = resumed.is_some();
@@ -264,7 +265,7 @@ fn try_run(
     state.origin = host.origin().cloned().or(state.origin.take());
     keep(&state, host)?;
     let origin = state.origin.clone().ok_or(JobFault::NoOrigin { job: host.job() })?;
-    let mark = Mark { job: host.job(), origin, since_unix_ms: state.began_unix_ms, look };
+    let mark = Mark { job: host.job(), origin, since_unix_ms: state.began_unix_ms, look, permits: Arc::new(permits) };
     let total = u32::try_from(units.len()).unwrap_or(u32::MAX);
     for unit in units.into_iter().skip(usize::try_from(state.units_done).unwrap_or(usize::MAX)) {
         match host.wanted() {
@@ -372,8 +373,8 @@ fn watched(
 ) -> (Result<Work, EngineError>, Wanted) {
     let mut last = None;
     let mut asked: Option<(Wanted, Instant)> = None;
-    loop {
     let mut broken = 0;
+    loop {
         let progress = place.progress(meter);
         if last.as_ref() != Some(&progress) {
             host.report(progress.clone());
@@ -390,7 +391,6 @@ fn watched(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return (Err(EngineError::Silent), so_far),
         }
-        let patience = match so_far {
         if let Some(panic) = meter.broken() {
             // It ends with the panic, unless it waits for the very thread that is gone.
             broken += 1;
@@ -399,6 +399,7 @@ fn watched(
                 return (Err(engine::broken(&panic)), so_far);
             }
         }
+        let patience = match so_far {
             Wanted::GoOn => continue,
             Wanted::Checkpoint => CHECKPOINT_PATIENCE,
             Wanted::Cancel => CANCEL_PATIENCE,

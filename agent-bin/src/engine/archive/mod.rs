@@ -10,7 +10,6 @@ mod sources;
 mod walk;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -24,16 +23,18 @@ use super::format::id::Id;
 use super::format::index::BlobKind;
 use super::format::packs::{Packs, StoreFault};
 use super::live::Owners;
+use super::source::Source;
 use folder::{Complete, Folder};
 use queue::{Queue, Work};
 use read::{FileTask, Piece};
+use sources::Branch;
 
 /// Threads that read, hash and compress: one a processor, but two at least, so that one can wait for the disk.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=16;
 
 /// What is backed up.
 pub(super) struct Order<'a> {
-    pub(super) sources: &'a [PathBuf],
+    pub(super) sources: &'a [Source],
     pub(super) parent: Option<Parent>,
 }
 
@@ -79,7 +80,7 @@ struct Archive<'a> {
     meter: &'a SharedMeter,
     owners: Owners,
     parent: Option<Parent>,
-    queue: Queue<FileTask, Piece>,
+    queue: Queue<FileTask<'a>, Piece<'a>>,
     ended: Mutex<Option<Result<Id, ArchiveFault>>>,
     end: Condvar,
     counts: Counts,
@@ -101,12 +102,12 @@ struct Counts {
 /// # Errors
 /// It was stopped, or the repository does not take what is to be stored. What of a source cannot be read is a problem of
 /// the meter's and no error.
-pub(super) fn archive(
-    blobs: &Blobs<'_>,
-    packs: &Packs<'_>,
-    chunker: &Chunker,
-    order: &Order<'_>,
-    meter: &SharedMeter,
+pub(super) fn archive<'a>(
+    blobs: &'a Blobs<'a>,
+    packs: &'a Packs<'a>,
+    chunker: &'a Chunker,
+    order: &'a Order<'a>,
+    meter: &'a SharedMeter,
 ) -> Result<(Id, Seen), ArchiveFault> {
     let archive = Archive {
         blobs,
@@ -126,7 +127,8 @@ pub(super) fn archive(
             scope.spawn(|| archive.work());
         }
         let root = Folder::root(order.parent.map(|parent| parent.tree));
-        archive.guarded(|| archive.walk(&root, &sources::Branch::of(order.sources)));
+        let branches = Branch::of(order.sources.iter().map(|source| (source.path(), source)));
+        archive.guarded(|| archive.walk(&root, &branches));
         let root = archive.wait();
         archive.queue.close();
         root

@@ -1,19 +1,23 @@
 //! The walk: every entry's metadata, and whether it must be read.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::ffi::OsString;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustic_core::jiff::SignedDuration;
+use rustix::fs::OFlags;
 
+use super::super::beneath::{Beneath, names_in};
+use super::super::facts::Facts;
 use super::super::format::id::Id;
 use super::super::format::index::BlobKind;
 use super::super::format::tree::{Node, NodeKind};
-use super::super::live::node_of;
+use super::super::live::{At, node_of};
+use super::super::source::Source;
 use super::folder::Folder;
 use super::read::FileTask;
 use super::sources::Branch;
@@ -25,28 +29,39 @@ const TICK: SignedDuration = SignedDuration::from_secs(2);
 /// A directory's entries in the parent snapshot, by their stored names.
 type Before = HashMap<String, Node>;
 
-impl Archive<'_> {
-    pub(super) fn walk(&self, root: &Arc<Folder>, branch: &Branch) -> Result<(), ArchiveFault> {
+impl<'a> Archive<'a> {
+    pub(super) fn walk(&self, root: &Arc<Folder>, branch: &Branch<&'a Source>) -> Result<(), ArchiveFault> {
         match branch {
-            Branch::Source => self.directory(root),
+            Branch::Source(source) => self.directory(source, root),
             Branch::Above(entries) => self.above(root, entries),
         }
     }
 
     /// A directory above the sources: only what leads to them.
-    fn above(&self, folder: &Arc<Folder>, entries: &BTreeMap<OsString, Branch>) -> Result<(), ArchiveFault> {
+    fn above(
+        &self,
+        folder: &Arc<Folder>,
+        entries: &BTreeMap<OsString, Branch<&'a Source>>,
+    ) -> Result<(), ArchiveFault> {
         let mut before = self.before(folder.before.as_ref());
         for (name, branch) in entries {
             let path = folder.path.join(name);
             match branch {
-                Branch::Source => self.entry(folder, name, path, &mut before)?,
+                Branch::Source(source) => {
+                    let found = source
+                        .look()
+                        .and_then(|(file, facts)| Ok((self.node(At::Open(file.as_fd()), &path, &facts)?, facts)));
+                    if let Some(below) = self.entry(source, folder, path, found, &mut before)? {
+                        self.directory(source, &below)?;
+                    }
+                }
                 Branch::Above(entries) => {
-                    // Its metadata lets a restore make it again; that it cannot be read matters little.
-                    let node = fs::symlink_metadata(&path)
-                        .and_then(|metadata| node_of(&path, name, &metadata, &self.owners, |_| {}))
-                        .ok()
-                        .filter(|node| node.kind == NodeKind::Dir)
-                        .unwrap_or_else(|| Node::new(name, NodeKind::Dir));
+                    // Its metadata lets a restore make it again; that it cannot be read, or is a link, matters little.
+                    let node = Beneath::at(&path).and_then(|directory| {
+                        let facts = Facts::of(&directory)?;
+                        node_of(At::Open(directory.as_fd()), &path, &facts, &self.owners, |_| {})
+                    });
+                    let node = node.unwrap_or_else(|_| Node::new(name, NodeKind::Dir));
                     let was = before.remove(node.stored_name()).and_then(|node| node.subtree);
                     let place = folder.reserve();
                     self.above(&Folder::below(folder, place, path, node, was), entries)?;
@@ -56,38 +71,61 @@ impl Archive<'_> {
         self.complete(folder.leave())
     }
 
-    fn directory(&self, folder: &Arc<Folder>) -> Result<(), ArchiveFault> {
-        match names(&folder.path) {
-            Ok(names) => {
-                let mut before = self.before(folder.before.as_ref());
-                for name in names {
-                    self.entry(folder, &name, folder.path.join(&name), &mut before)?;
-                }
-            }
-            Err(error) => {
-                self.not_backed_up(&folder.path, &format!("what is in it cannot be listed: {error}"));
-            }
+    /// All that is in a directory. It is open only until its own entries have been looked at: a tree may be deeper than
+    /// a process may have descriptors.
+    fn directory(&self, source: &'a Source, folder: &Arc<Folder>) -> Result<(), ArchiveFault> {
+        for below in self.entries(source, folder)? {
+            self.directory(source, &below)?;
         }
         self.complete(folder.leave())
     }
 
+    /// Looks at each entry; returns the directories among them.
+    fn entries(&self, source: &'a Source, folder: &Arc<Folder>) -> Result<Vec<Arc<Folder>>, ArchiveFault> {
+        let mut directories = Vec::new();
+        let listed = source.read(&folder.path, OFlags::DIRECTORY).and_then(|directory| {
+            let mut names = names_in(&directory)?;
+            // In the order of their bytes, which is restic's.
+            names.sort_unstable();
+            Ok((directory, names))
+        });
+        let (directory, names) = match listed {
+            Ok(listed) => listed,
+            Err(error) => {
+                self.not_backed_up(&folder.path, &format!("what is in it cannot be listed: {error}"));
+                return Ok(directories);
+            }
+        };
+        let mut before = self.before(folder.before.as_ref());
+        for name in names {
+            let path = folder.path.join(&name);
+            let at = At::Entry(directory.as_fd(), &name);
+            let found =
+                Facts::of_entry(&directory, &name).and_then(|facts| Ok((self.node(at, &path, &facts)?, facts)));
+            directories.extend(self.entry(source, folder, path, found, &mut before)?);
+        }
+        Ok(directories)
+    }
+
+    fn node(&self, at: At<'_>, path: &Path, facts: &Facts) -> io::Result<Node> {
+        node_of(at, path, facts, &self.owners, |problem| self.meter.problem(problem))
+    }
+
+    /// Takes note of one entry, which was `found` to be something; returns it if it is a directory.
     fn entry(
         &self,
+        source: &'a Source,
         folder: &Arc<Folder>,
-        name: &OsStr,
         path: PathBuf,
+        found: io::Result<(Node, Facts)>,
         before: &mut Before,
-    ) -> Result<(), ArchiveFault> {
+    ) -> Result<Option<Arc<Folder>>, ArchiveFault> {
         self.go_on()?;
-        let found = fs::symlink_metadata(&path).and_then(|metadata| {
-            let node = node_of(&path, name, &metadata, &self.owners, |problem| self.meter.problem(problem))?;
-            Ok((node, metadata))
-        });
-        let (mut node, metadata) = match found {
+        let (mut node, facts) = match found {
             Ok(found) => found,
             Err(error) => {
                 self.not_backed_up(&path, &error.to_string());
-                return Ok(());
+                return Ok(None);
             }
         };
         let was = before.remove(node.stored_name());
@@ -95,7 +133,7 @@ impl Archive<'_> {
         match node.kind {
             NodeKind::Dir => {
                 let was = was.and_then(|node| node.subtree);
-                self.directory(&Folder::below(folder, place, path, node, was))
+                return Ok(Some(Folder::below(folder, place, path, node, was)));
             }
             NodeKind::File => {
                 if let Some(content) = was.as_ref().and_then(|was| self.unchanged(&node, was)) {
@@ -103,11 +141,11 @@ impl Archive<'_> {
                     self.counts.bytes.fetch_add(node.size, Ordering::Relaxed);
                     self.meter.advance(node.size);
                     node.content = Some(content);
-                    return self.complete(folder.settle(place, Some(node)));
+                    self.complete(folder.settle(place, Some(node)))?;
+                } else {
+                    let folder = Arc::clone(folder);
+                    self.queue.put(FileTask { source, path, node, facts, folder, place, is_new: was.is_none() });
                 }
-                let folder = Arc::clone(folder);
-                self.queue.put(FileTask { path, node, metadata, folder, place, is_new: was.is_none() });
-                Ok(())
             }
             // A FIFO, a socket, a device: what it is, never what comes out of it.
             _ => {
@@ -118,9 +156,10 @@ impl Archive<'_> {
                     Some(_) => &self.counts.files_changed,
                 };
                 count.fetch_add(1, Ordering::Relaxed);
-                self.complete(folder.settle(place, Some(node)))
+                self.complete(folder.settle(place, Some(node)))?;
             }
         }
+        Ok(None)
     }
 
     /// The content that a file had in the parent snapshot, if it has it still and the repository does too.
@@ -148,14 +187,4 @@ impl Archive<'_> {
     pub(super) fn not_backed_up(&self, path: &Path, why: &str) {
         self.meter.problem(format!("not backed up: {}: {why}", path.display()));
     }
-}
-
-/// In the order of their bytes, which is restic's.
-fn names(directory: &Path) -> io::Result<Vec<OsString>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        names.push(entry?.file_name());
-    }
-    names.sort_unstable();
-    Ok(names)
 }

@@ -2,9 +2,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use proto::agent::{Repository as Location, SnapshotRef};
@@ -12,9 +10,8 @@ use rustic_core::repofile::{SnapshotFile, SnapshotSummary};
 use rustic_core::{SnapshotOptions, jiff};
 
 use super::archive::{self, ArchiveFault, Parent, Seen, archive};
-use super::beneath::Beneath;
 use super::compare::{Compared, Comparison, Depth};
-use super::fault::{EngineError, Refusal};
+use super::fault::EngineError;
 use super::format::blobs::{BlobFault, Blobs};
 use super::format::chunker::Chunker;
 use super::format::files::FileKind;
@@ -27,6 +24,7 @@ use super::library::{self, Opened};
 use super::restore::{self, RestoreFault};
 use super::session::Session;
 use super::snapshots::{OURS, Snapshot, Snapshots};
+use super::source::Source;
 use super::unfinished::Unfinished;
 use super::{BackupEngine, Mark, SharedMeter, Work};
 
@@ -51,7 +49,10 @@ impl BackupEngine for Restic {
         mark: &Mark,
         meter: &SharedMeter,
     ) -> Result<Work, EngineError> {
-        let mut sources = sources.iter().map(|source| checked_source(source)).collect::<Result<Vec<_>, _>>()?;
+        let open = |path: &&Path| Source::open(path, &mark.permits);
+        let opened = sources.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        opened.iter().try_for_each(Source::must_be_readable)?;
+        let mut sources: Vec<_> = opened.iter().map(|source| source.path().to_owned()).collect();
         sources.sort();
         sources.dedup();
         let session = Session::open(&self.state, at, Access::Shared, true, mark, meter)?;
@@ -65,7 +66,7 @@ impl BackupEngine for Restic {
         let parent = snapshots.parent(host, &sources);
         let mut file = new_snapshot(mark, &sources, parent);
         let index = session.index(meter)?;
-        let (tree, seen, added) = session.store(&sources, parent, &index, meter)?;
+        let (tree, seen, added) = session.store(&opened, parent, &index, meter)?;
         finish_snapshot(&mut file, &tree, &seen, &added);
         // The lock is what kept others from removing what this snapshot needs.
         if let Some(lock) = &session.lock {
@@ -115,7 +116,7 @@ impl BackupEngine for Restic {
         for snapshot in &found {
             for source in snapshot.sources() {
                 match node_at(&blobs, snapshot, &source) {
-                    Ok(node) => sum.add(compare_source(&blobs, &node, &source, meter)?),
+                    Ok(node) => sum.add(compare_source(&blobs, &node, &source, mark, meter)?),
                     Err(fault) => meter.problem(format!("{}: cannot be compared: {fault}", source.display())),
                 }
             }
@@ -205,7 +206,7 @@ impl Session {
     /// Everything of a backup but its snapshot.
     fn store(
         &self,
-        sources: &[PathBuf],
+        sources: &[Source],
         parent: Option<&Snapshot>,
         index: &Index,
         meter: &SharedMeter,
@@ -218,7 +219,8 @@ impl Session {
         meter.expect(parent.map_or(0, total_bytes));
         let parent = parent.and_then(|parent| Some(Parent { tree: parent.tree()?, began: parent.at() }));
         let order = archive::Order { sources, parent };
-        let archived = archive(&self.blobs(index), &packs, &chunker, &order, meter);
+        let blobs = self.blobs(index);
+        let archived = archive(&blobs, &packs, &chunker, &order, meter);
         let stopped = matches!(archived, Err(ArchiveFault::Stopped));
         // Also of a backup that was stopped: what is stored and indexed need not be stored again.
         let added = if stopped || archived.is_ok() { packs.finish() } else { Ok(Added::default()) };
@@ -350,48 +352,27 @@ fn compare_source(
     blobs: &Blobs<'_>,
     node: &Node,
     source: &Path,
+    mark: &Mark,
     meter: &SharedMeter,
 ) -> Result<Compared, EngineError> {
-    let (above, name) = match (source.parent(), source.file_name()) {
-        (Some(above), Some(name)) => (above, Path::new(name)),
-        _ => (source, Path::new("")),
-    };
-    match Beneath::existing(above) {
-        Ok(live) => {
-            let depth = Depth { contents: true, ownership: true };
-            let comparison = Comparison { blobs, live: &live, depth, known: &HashSet::new(), meter };
+    match Source::open(source, &mark.permits) {
+        Ok(source) => {
+            let ((live, name), depth) = (source.place(), Depth { contents: true, ownership: true });
+            let comparison = Comparison { blobs, live, depth, known: &HashSet::new(), meter };
             comparison.run(node, name).map_err(|_| EngineError::Stopped)
         }
         Err(error) => {
-            let what = match error.kind() {
-                io::ErrorKind::NotFound => "is in the snapshot and not in the directory".to_owned(),
-                _ => format!("cannot be compared: {error}"),
+            let what = match error {
+                EngineError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                    "is in the snapshot and not in the directory".to_owned()
+                }
+                EngineError::Io { source, .. } => format!("cannot be compared: {source}"),
+                other => format!("cannot be compared: {other}"),
             };
             meter.problem(format!("{}: {what}", source.display()));
             Ok(Compared::default())
         }
     }
-}
-
-/// A source that can be backed up under the path that it was named by.
-fn checked_source(source: &Path) -> Result<PathBuf, EngineError> {
-    let fault = |error| EngineError::io(source, error);
-    if !source.is_absolute() || source.components().any(|part| part == Component::ParentDir) {
-        return Err(EngineError::refused(source, Refusal::SourceNotAbsolute));
-    }
-    let kind = fs::symlink_metadata(source).map_err(fault)?.file_type();
-    if kind.is_symlink() {
-        let to = fs::canonicalize(source).map_err(fault)?;
-        return Err(EngineError::refused(source, Refusal::SourceIsLink(to)));
-    }
-    // Neither a FIFO nor a device is opened, here or later: that would wait for somebody at its other end.
-    if kind.is_dir() {
-        fs::read_dir(source).map_err(fault)?;
-    } else if kind.is_file() {
-        let flags = (rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW).bits().cast_signed();
-        OpenOptions::new().read(true).custom_flags(flags).open(source).map_err(fault)?;
-    }
-    Ok(source.components().collect())
 }
 
 #[cfg(test)]

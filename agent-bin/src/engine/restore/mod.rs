@@ -15,7 +15,6 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,11 +24,12 @@ use rustix::fs::{FileType, OFlags};
 
 use super::SharedMeter;
 use super::beneath::{Beneath, Looked, change_mode};
+use super::facts::Facts;
 use super::fault::panic_text;
 use super::format::blobs::Blobs;
 use super::format::id::Id;
 use super::format::tree::{Node, NodeKind};
-use super::live::{kind_of, set_metadata, set_metadata_of_special};
+use super::live::{set_metadata, set_metadata_of_special};
 use folder::Folder;
 
 /// Threads that decrypt and write.
@@ -147,7 +147,7 @@ impl Restore<'_> {
     fn begin(&self) -> Result<(), RestoreFault> {
         let Order { root, target, .. } = self.order;
         let identity = match target.look(Path::new("")) {
-            Ok(looked) => looked.identity(),
+            Ok(looked) => looked.facts.identity,
             Err(error) => return self.failed(Path::new(""), error),
         };
         if root.kind == NodeKind::Dir {
@@ -221,12 +221,12 @@ impl Restore<'_> {
         match target.make_directory(below) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && self.order.continued => {
                 let found = target.look(below)?;
-                if !found.metadata.is_dir() || !self.is_ours(&found, node) {
+                if found.facts.kind != NodeKind::Dir || !self.is_ours(&found, node) {
                     return Err(error);
                 }
                 // An earlier run may have finished it already, also with a mode that lets nothing in.
                 change_mode(&found, 0o700)?;
-                Ok(found.identity())
+                Ok(found.facts.identity)
             }
             made => {
                 made?;
@@ -234,7 +234,7 @@ impl Restore<'_> {
                 if !self.is_own(&found) {
                     return Err(exchanged());
                 }
-                Ok(found.identity())
+                Ok(found.facts.identity)
             }
         }
     }
@@ -271,7 +271,7 @@ impl Restore<'_> {
         }
         let made = target.look(below)?;
         // Another file of the same kind that was put in its place has another owner, or another name beside this one.
-        if kind_of(&made.metadata) != node.kind || !self.is_own(&made) || made.metadata.nlink() != 1 {
+        if made.facts.kind != node.kind || !self.is_own(&made) || made.facts.links != 1 {
             return Err(exchanged());
         }
         Ok(made)
@@ -279,12 +279,12 @@ impl Restore<'_> {
 
     /// Whether it is what this process just made.
     fn is_own(&self, found: &Looked) -> bool {
-        found.metadata.uid() == self.user
+        found.facts.owner.0 == self.user
     }
 
     /// Whether it can be what an earlier run of this restore made, and perhaps gave to its owner.
     fn is_ours(&self, found: &Looked, node: &Node) -> bool {
-        self.is_own(found) || (self.privileged && node.uid == Some(found.metadata.uid()))
+        self.is_own(found) || (self.privileged && node.uid == Some(found.facts.owner.0))
     }
 
     /// Keeps further names of one file for the end; gives the first one back.
@@ -385,8 +385,7 @@ impl Restore<'_> {
     fn reopen(&self, folder: &Folder) -> io::Result<File> {
         let directory = self.order.target.open(&folder.below, OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
         let directory = File::from(directory);
-        let metadata = directory.metadata()?;
-        if (metadata.dev(), metadata.ino()) == folder.identity { Ok(directory) } else { Err(exchanged()) }
+        if Facts::of(&directory)?.identity == folder.identity { Ok(directory) } else { Err(exchanged()) }
     }
 
     fn guarded(&self, below: &Path, act: impl FnOnce() -> Result<(), RestoreFault>) {

@@ -21,7 +21,7 @@ impl Other {
             password_file: Some(bench.path("state/repository.password").display().to_string()),
         };
         let origin = JobOrigin::new("host-2".parse().unwrap(), "media-agent".parse().unwrap());
-        let mark = Mark { job: 2, origin, since_unix_ms: 0, look: false };
+        let mark = Mark { job: 2, origin, ..mark(false) };
         Self { engine: Restic::new(&bench.path("state-2")), at, mark }
     }
 }

@@ -1,4 +1,5 @@
 //! A restore into a directory that somebody else changes meanwhile: nothing outside of it is written, read or given away.
+//! A backup of such a directory: nothing outside of it is read.
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,6 +8,7 @@ use std::time::Instant;
 use rustix::fs::{CWD, RenameFlags};
 
 use super::*;
+use crate::engine::format::index::BlobKind;
 
 /// What a directory is, with all that is in it.
 fn all_of(directory: &Path) -> Vec<String> {
@@ -95,6 +97,102 @@ fn a_directory_that_is_exchanged_for_a_link_again_and_again_leads_nowhere() {
         ended.store(true, Ordering::Relaxed);
         assert!(troubled > 0, "the exchange was never met; it was made {exchanged:?} times");
     });
+}
+
+/// Exchanges each entry for the decoy and back, as fast as it can, until `ended`.
+fn exchange(entries: &[(PathBuf, PathBuf)], ended: &AtomicBool) {
+    while !ended.load(Ordering::Relaxed) {
+        for (entry, decoy) in entries {
+            let exchange = || rustix::fs::renameat_with(CWD, entry, CWD, decoy, RenameFlags::EXCHANGE);
+            if exchange().is_ok() {
+                std::thread::sleep(Duration::from_micros(100));
+                exchange().unwrap();
+            }
+        }
+    }
+}
+
+/// Says when it is dropped that something has ended, so that nobody goes on after a failed test.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether a file with just this content is in the bench's repository.
+fn is_stored(bench: &Bench, content: &[u8]) -> bool {
+    let meter = SharedMeter::default();
+    let access = Access::Shared;
+    let session = Session::open(&bench.path("state"), &bench.at(), access, false, &mark(false), &meter).unwrap();
+    session.index(&meter).unwrap().has(BlobKind::Data, &Id::of(content))
+}
+
+#[test]
+fn a_backup_is_led_out_of_its_source_by_no_link_that_is_put_there_meanwhile() {
+    let bench = Bench::new();
+    // The user's own: what is backed up, and the directory above it.
+    let (home, source) = (bench.path("allowed/home"), bench.path("allowed/home/source"));
+    // Nobody else's, with the same names.
+    let (outside, secret) = (bench.path("outside"), bench.path("outside/source"));
+    for directory in ["a", "a/deep", "b"] {
+        for (place, content) in [(&source, "own"), (&secret, "precious")] {
+            fs::create_dir_all(place.join(directory)).unwrap();
+            for number in 0..20 {
+                fs::write(place.join(directory).join(format!("file-{number}")), content).unwrap();
+            }
+        }
+    }
+    let mut entries = vec![(home.clone(), bench.path("decoy"))];
+    symlink(&outside, bench.path("decoy")).unwrap();
+    for (number, below) in ["a", "b", "a/deep", "b/file-3"].into_iter().enumerate() {
+        let decoy = bench.path(&format!("decoy-{number}"));
+        symlink(secret.join(below), &decoy).unwrap();
+        entries.push((source.join(below), decoy));
+    }
+    fs::create_dir(bench.path("state")).unwrap();
+    let allowed = format!("[backup]\nsources = [{:?}]\n", bench.path("allowed"));
+    fs::write(bench.path("state").join(agent_core::permits::FILE), allowed).unwrap();
+    let permits = Permits::read(&bench.path("state"), &bench.path("run")).unwrap();
+    let mark = Mark { permits: Arc::new(permits), ..mark(false) };
+
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| exchange(&entries, &ended));
+        let _ended = Ends(&ended);
+        let begun = Instant::now();
+        let (mut refused, mut troubled) = (0, 0);
+        while (refused < 2 || troubled < 5) && begun.elapsed() < Duration::from_secs(60) {
+            let meter = SharedMeter::default();
+            match bench.engine.backup(&bench.at(), &[&source], &mark, &meter) {
+                Ok(_) => troubled += usize::from(!meter.take_problems().into_lines().is_empty()),
+                Err(error) => {
+                    let error = error.to_string();
+                    assert!(error.contains("does not permit") || error.contains("symbolic link"), "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 0 && troubled > 0, "the exchange was never met: {refused} refused, {troubled} troubled");
+    });
+    assert!(is_stored(&bench, b"own"));
+    assert!(!is_stored(&bench, b"precious"), "a file of somebody else is in the repository");
+}
+
+#[test]
+fn what_may_not_be_backed_up_is_not_compared_either() {
+    let bench = Bench::new();
+    let source = source(&bench);
+    bench.backup(&source);
+    fs::write(bench.path("state").join(agent_core::permits::FILE), "[backup]\nsources = [\"/srv\"]\n").unwrap();
+    let permits = Permits::read(&bench.path("state"), &bench.path("run")).unwrap();
+    let mark = Mark { permits: Arc::new(permits), ..mark(false) };
+    let meter = SharedMeter::default();
+    let work = bench.engine.verify(&bench.at(), &reference("latest"), &mark, &meter).unwrap();
+    let problems = meter.take_problems().into_lines();
+    assert!(problems.len() == 1 && problems[0].contains("line 2: backup.sources"), "{problems:?}");
+    assert_eq!(work.files, 0);
 }
 
 #[test]

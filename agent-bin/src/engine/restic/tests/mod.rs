@@ -1,9 +1,11 @@
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ::tests::noise;
+use agent_core::permits::Permits;
 use proto::agent::{HostScope, JobOrigin};
 
 use super::*;
@@ -99,7 +101,8 @@ fn restic(bench: &Bench, arguments: &[&str]) -> String {
 
 fn mark(look: bool) -> Mark {
     let origin = JobOrigin::new("host-1".parse().unwrap(), "data-agent".parse().unwrap());
-    Mark { job: 1, origin, since_unix_ms: 0, look }
+    let nowhere = Path::new("/nowhere");
+    Mark { job: 1, origin, since_unix_ms: 0, look, permits: Arc::new(Permits::read(nowhere, nowhere).unwrap()) }
 }
 
 fn reference(snapshot: &str) -> SnapshotRef {

@@ -9,6 +9,7 @@ use std::time::Instant;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
 use super::*;
+use crate::engine::beneath::Beneath;
 
 /// Backs up while `meanwhile` runs, which is told when the first bytes have been read.
 fn backup_while(bench: &Bench, source: &Path, meanwhile: impl FnOnce(&AtomicBool) + Send) -> (Work, Vec<String>) {
@@ -160,7 +161,7 @@ fn names_of_files_and_attributes_that_nobody_expects_come_back() {
     for name in names {
         assert_eq!(fs::read(target.join(OsStr::from_bytes(name))).unwrap(), name);
     }
-    let latest = Beneath::existing(&target).unwrap().look(Path::new("latest")).unwrap();
+    let latest = Beneath::at(&target).unwrap().look(Path::new("latest")).unwrap();
     let found = crate::engine::live::attribute_names(&latest).unwrap();
     assert!(found.contains(&b"user.\xff\xfe"[..]) && found.len() == 3, "{found:?}");
     let value = crate::engine::live::attribute(&latest, b"user.\xff\xfe").unwrap();
@@ -197,4 +198,18 @@ fn pieces_are_cut_where_restic_cuts_them() {
     let summary = added.lines().last().unwrap();
     let summary: serde_json::Value = serde_json::from_str(summary).unwrap();
     assert_eq!(summary["data_blobs"], 0, "{summary}");
+}
+
+#[test]
+fn a_tree_that_is_deeper_than_a_process_has_descriptors_is_backed_up_as_deep_as_paths_go() {
+    let bench = Bench::new();
+    let source = bench.path("source");
+    fs::create_dir(&source).unwrap();
+    let mut here = rustix::fs::open(&source, rustix::fs::OFlags::PATH, Mode::empty()).unwrap();
+    for _ in 0..2_500 {
+        rustix::fs::mkdirat(&here, "d", Mode::RWXU).unwrap();
+        here = rustix::fs::openat(&here, "d", rustix::fs::OFlags::PATH, Mode::empty()).unwrap();
+    }
+    let (_, problems) = bench.backup(&source);
+    assert!(problems.len() == 1 && problems[0].contains("too long"), "{problems:?}");
 }
