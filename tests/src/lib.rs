@@ -4,6 +4,7 @@
 // A test fails by panicking; here a message with the cause is the way to report it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod choices;
 pub mod command;
 pub mod damage;
 pub mod faults;

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use ::tests::choices::explore;
 use proto::agent::{Outcome, Repository, Summary};
 
 use super::job::DrainStage;
@@ -10,37 +11,6 @@ use super::*;
 use crate::operations::{Demand, Underlying};
 
 const ID: JobId = JobId(1);
-
-/// Goes through all sequences of choices, the last choice first.
-#[derive(Default)]
-struct Choices {
-    made: Vec<(usize, usize)>,
-    at: usize,
-}
-
-impl Choices {
-    fn pick(&mut self, of: usize) -> usize {
-        if self.at == self.made.len() {
-            self.made.push((0, of));
-        }
-        let (chosen, among) = self.made[self.at];
-        assert_eq!(among, of, "the same choices lead to the same place");
-        self.at += 1;
-        chosen
-    }
-
-    /// Whether there is another sequence.
-    fn next(&mut self) -> bool {
-        self.at = 0;
-        while let Some((chosen, of)) = self.made.pop() {
-            if chosen + 1 < of {
-                self.made.push((chosen + 1, of));
-                return true;
-            }
-        }
-        false
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Act {
@@ -252,29 +222,21 @@ impl World {
 
 #[test]
 fn in_every_order_a_cancel_stands_and_idle_is_idle() {
-    let (mut choices, mut schedules) = (Choices::default(), 0u64);
-    loop {
+    let schedules = explore(|choices| {
         let mut world = World::new();
         loop {
             let possible = world.possible();
             if possible.is_empty() {
-                break;
+                return world.check_end();
             }
             // A look that finds work changes nothing; taking it for ever is no schedule.
-            let act = possible[choices.pick(possible.len())];
+            let act = choices.pick(&possible);
             if act == Act::LookIdle && !world.table.is_idle() {
-                break;
+                return;
             }
             world.take(act);
         }
-        if world.possible().is_empty() {
-            world.check_end();
-        }
-        schedules += 1;
-        if !choices.next() {
-            break;
-        }
-    }
+    });
     println!("{schedules} schedules");
     assert!(schedules > 1000, "{schedules}");
 }

@@ -4,39 +4,10 @@
 
 use std::collections::BTreeMap;
 
+use ::tests::choices::explore;
+
 use super::tests::{Bench, CHUNK, content};
 use super::*;
-
-/// Goes through all sequences of choices, the last choice first.
-#[derive(Default)]
-struct Choices {
-    made: Vec<(usize, usize)>,
-    at: usize,
-}
-
-impl Choices {
-    fn pick(&mut self, of: usize) -> usize {
-        if self.at == self.made.len() {
-            self.made.push((0, of));
-        }
-        let (chosen, among) = self.made[self.at];
-        assert_eq!(among, of, "the same choices lead to the same place");
-        self.at += 1;
-        chosen
-    }
-
-    /// Whether there is another sequence.
-    fn next(&mut self) -> bool {
-        self.at = 0;
-        while let Some((chosen, of)) = self.made.pop() {
-            if chosen + 1 < of {
-                self.made.push((chosen + 1, of));
-                return true;
-            }
-        }
-        false
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Act {
@@ -236,40 +207,41 @@ const CHUNKS: u32 = 1024;
 
 /// Returns how many schedules there are, and in how many somebody asked again after another.
 fn all_orders(urgencies: &[Urgency], left: Budget, with_room: bool) -> BTreeMap<bool, u64> {
-    let (mut choices, mut seen) = (Choices::default(), BTreeMap::new());
-    'objects: loop {
-        let bytes = content(1, (CHUNKS * CHUNK) as usize);
-        let bench = Bench::new(std::slice::from_ref(&bytes), None);
+    let (mut seen, mut chunks) = (BTreeMap::new(), 0..0);
+    let bytes = content(1, (CHUNKS * CHUNK) as usize);
+    let mut bench = None;
+    explore(|choices| {
+        let index = chunks.next().unwrap_or_else(|| {
+            bench = Some(Bench::new(std::slice::from_ref(&bytes), None));
+            chunks = 1..CHUNKS;
+            0
+        });
+        let bench = bench.as_ref().unwrap();
         let wanted = bench.wanted(&bytes);
         let Ok(Place::Partial(partial)) = bench.fetcher.cache.place(wanted.object, CHUNK) else { panic!("no place") };
-        for index in 0..CHUNKS {
-            let asker = |urgency: &Urgency| Asker { urgency: *urgency, at: At::Looking, faults: 0 };
-            let mut world = World {
-                bench: &bench,
-                bytes: &bytes,
-                wanted,
-                partial: with_room.then_some(&*partial),
-                index,
-                askers: urgencies.iter().map(asker).collect(),
-                left,
-                led: 0,
-                asked_again: false,
-            };
-            loop {
-                let possible = world.possible();
-                if possible.is_empty() {
-                    break;
-                }
-                let (n, act) = possible[choices.pick(possible.len())];
-                world.take(n, act);
+        let asker = |urgency: &Urgency| Asker { urgency: *urgency, at: At::Looking, faults: 0 };
+        let mut world = World {
+            bench,
+            bytes: &bytes,
+            wanted,
+            partial: with_room.then_some(&*partial),
+            index,
+            askers: urgencies.iter().map(asker).collect(),
+            left,
+            led: 0,
+            asked_again: false,
+        };
+        loop {
+            let possible = world.possible();
+            if possible.is_empty() {
+                break;
             }
-            world.check_end();
-            *seen.entry(world.asked_again).or_default() += 1;
-            if !choices.next() {
-                break 'objects;
-            }
+            let (n, act) = choices.pick(&possible);
+            world.take(n, act);
         }
-    }
+        world.check_end();
+        *seen.entry(world.asked_again).or_default() += 1;
+    });
     println!("{seen:?}");
     seen
 }
