@@ -1,6 +1,7 @@
 //! The generations' background: what must be mounted after a boot, what can be collected, what is still to be fetched.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -66,8 +67,7 @@ impl Generations {
                 }
             }
         }
-        self.follow_pins(&kept);
-        self.forget(&kept);
+        let kept = self.tidy();
         (self.tell)(kept.mounted.keys().copied().collect());
         *lock(&self.kept) = kept;
         busy
@@ -76,6 +76,10 @@ impl Generations {
     fn unmount(&self, tree: &TreeId) -> Result<bool, Fault> {
         let turn = self.turn(tree);
         let _turn = lock(&turn);
+        self.unmount_in_turn(tree)
+    }
+
+    pub(super) fn unmount_in_turn(&self, tree: &TreeId) -> Result<bool, Fault> {
         // Someone may have taken a lease while we waited for our turn.
         if self.leases.kept().keeps(tree) {
             return Ok(true);
@@ -88,14 +92,24 @@ impl Generations {
         Ok(true)
     }
 
-    fn follow_pins(&self, kept: &Kept) {
+    /// Pins what stays, and gives up what does not: pins, and what is noted of trees that are neither exported to this host
+    /// nor in use on it. Returns why each tree stays.
+    ///
+    /// Nobody takes another tree in hand meanwhile, and whoever has one in hand had a reason to keep it before: so nothing
+    /// is taken away from somebody who is about to mount it.
+    pub(super) fn tidy(&self) -> Kept {
+        let mut turns = lock(&self.turns);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        let mut pinned = lock(&self.pinned);
+        let kept = self.leases.kept();
         if kept.uncertain.is_some() {
-            return;
+            return kept;
         }
         let mut wanted = kept.all();
         wanted.extend(lock(&self.live).keys());
-        let mut pinned = lock(&self.pinned);
-        let gone: Vec<_> = pinned.difference(&wanted).copied().collect();
+        let mut spared = wanted.clone();
+        spared.extend(turns.keys());
+        let gone: Vec<_> = pinned.difference(&spared).copied().collect();
         for tree in gone {
             self.trees.unpin(&tree);
             pinned.remove(&tree);
@@ -105,17 +119,12 @@ impl Generations {
                 pinned.insert(tree);
             }
         }
-    }
-
-    /// Drops the manifests of trees that are neither exported to this host nor in use on it.
-    fn forget(&self, kept: &Kept) {
-        let mut wanted = kept.all();
-        wanted.extend(lock(&self.live).keys());
-        wanted.extend(self.records.trees());
-        if kept.uncertain.is_none() && *lock(&self.remembered) != wanted {
-            self.trees.forget_all_but(&wanted);
-            *lock(&self.remembered) = wanted;
+        spared.extend(self.records.trees());
+        if *lock(&self.remembered) != spared {
+            self.trees.forget_all_but(&spared);
+            *lock(&self.remembered) = spared;
         }
+        kept
     }
 
     pub(super) fn hydrate_for_ever(&self) {

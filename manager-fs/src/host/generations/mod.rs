@@ -88,7 +88,7 @@ pub(crate) struct Generations {
     records: Arc<Records>,
     pub(crate) leases: Leases,
     live: Mutex<BTreeMap<TreeId, Arc<Live>>>,
-    /// One at a time for mounting and unmounting a tree.
+    /// One at a time for mounting and unmounting a tree. Whoever has a part in one has it in hand.
     turns: Mutex<HashMap<TreeId, Arc<Mutex<()>>>>,
     pinned: Mutex<BTreeSet<TreeId>>,
     wake: Wake,
@@ -268,6 +268,7 @@ impl Generations {
     ) -> Result<Attached, Fault> {
         let resolved = self.resolve(&GenerationRef::TreePrefix(tree.to_hex()))?;
         self.leases.stage(tree);
+        let _in_hand = self.turn(&tree);
         let deadline = self.deadline();
         if lazy {
             self.begin(&GenerationRef::TreePrefix(tree.to_hex()));
@@ -399,9 +400,18 @@ impl Generations {
     fn mount_in_turn(&self, tree: &TreeId) -> Result<Arc<Live>, Fault> {
         self.trees.prepare(tree, self.deadline())?;
         self.trees.verify(tree);
-        if lock(&self.pinned).insert(*tree) && !self.trees.pin(tree) {
-            lock(&self.pinned).remove(tree);
+        self.pin(tree);
+        self.mount_prepared(tree)
+    }
+
+    fn pin(&self, tree: &TreeId) {
+        let mut pinned = lock(&self.pinned);
+        if !pinned.contains(tree) && self.trees.pin(tree) {
+            pinned.insert(*tree);
         }
+    }
+
+    fn mount_prepared(&self, tree: &TreeId) -> Result<Arc<Live>, Fault> {
         let (path, whole_at_mount) = self.trees.mount(tree)?;
         let (local, all) = self.trees.sizes(tree).unwrap_or((0, 0));
         let live = Arc::new(Live { path, whole_at_mount, local_bytes: AtomicU64::new(local), object_bytes: all });
@@ -439,9 +449,7 @@ impl Generations {
         let live =
             Live { path, whole_at_mount: !needs_daemon, local_bytes: AtomicU64::new(local), object_bytes: all };
         lock(&self.live).insert(tree, Arc::new(live));
-        if self.trees.pin(&tree) {
-            lock(&self.pinned).insert(tree);
-        }
+        self.pin(&tree);
     }
 
     fn count(&self, tree: &TreeId) -> Option<(u64, u64)> {
@@ -474,5 +482,7 @@ impl Generations {
     }
 }
 
+#[cfg(test)]
+mod schedules;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use crate::host::generations::records::tests::{key_of, signed};
 
 /// Trees in memory: sizes, what is mounted, what is in use.
 #[derive(Default)]
-struct Fake {
+pub(super) struct Fake {
     state: Mutex<State>,
 }
 
@@ -22,6 +22,8 @@ struct State {
     pinned: Vec<TreeId>,
     log: Vec<String>,
     begun: Vec<String>,
+    /// Those with a manifest here.
+    prepared: BTreeSet<TreeId>,
     remembered: Option<BTreeSet<TreeId>>,
     fail_mount: bool,
     /// How often a busy tree was to be unmounted.
@@ -39,6 +41,19 @@ impl Fake {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
+
+    pub(super) fn is_mounted(&self, tree: &TreeId) -> bool {
+        self.state().mounted.contains(tree)
+    }
+
+    pub(super) fn is_pinned(&self, tree: &TreeId) -> bool {
+        self.state().pinned.contains(tree)
+    }
+
+    /// Whether what was noted of it has not been forgotten since.
+    pub(super) fn is_known(&self, tree: &TreeId) -> bool {
+        self.state().prepared.contains(tree)
+    }
 }
 
 impl Trees for Fake {
@@ -48,7 +63,11 @@ impl Trees for Fake {
     }
 
     fn prepare(&self, tree: &TreeId, _deadline: Instant) -> Result<(), Fault> {
-        let known = self.state().local.contains_key(tree);
+        let mut state = self.state();
+        let known = state.local.contains_key(tree);
+        if known {
+            state.prepared.insert(*tree);
+        }
         if known { Ok(()) } else { Err(Fault::Unavailable("no manifest".to_owned())) }
     }
 
@@ -153,7 +172,9 @@ impl Trees for Fake {
     }
 
     fn forget_all_but(&self, trees: &BTreeSet<TreeId>) {
-        self.state().remembered = Some(trees.clone());
+        let mut state = self.state();
+        state.prepared.retain(|tree| trees.contains(tree));
+        state.remembered = Some(trees.clone());
     }
 
     fn directory(&self) -> PathBuf {
@@ -169,7 +190,7 @@ impl Trees for Fake {
     }
 }
 
-fn tree(name: u8) -> TreeId {
+pub(super) fn tree(name: u8) -> TreeId {
     TreeId::of(&[name])
 }
 
@@ -177,14 +198,14 @@ fn short(name: u8) -> String {
     tree(name).to_hex()[..4].to_owned()
 }
 
-struct Fixture {
-    dir: tempfile::TempDir,
-    fake: Arc<Fake>,
-    generations: Arc<Generations>,
+pub(super) struct Fixture {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) fake: Arc<Fake>,
+    pub(super) generations: Arc<Generations>,
 }
 
 /// Trees 1 (nothing local) and 2 (all local), exported as p@1 and p@2.
-fn fixture() -> Fixture {
+pub(super) fn fixture() -> Fixture {
     let fake = Fake::with(&[(tree(1), 0, 100), (tree(2), 50, 50)]);
     let dir = tempfile::tempdir().unwrap();
     let generations = generations(dir.path(), &fake);
