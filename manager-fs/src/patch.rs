@@ -284,6 +284,20 @@ pub(crate) fn decompress(stored: &[u8], prefix: &[u8], plain_bytes: usize) -> Re
     }
 }
 
+/// A manifest may have so many bytes whatever it is compressed to: some 150,000 entries.
+pub(crate) const MANIFEST_BYTES_FREE: usize = 16 << 20;
+/// And so many more for each byte that came. Names in order and hashes of nothing come to some 30.
+pub(crate) const MANIFEST_FOR_PACKED: usize = 64;
+
+/// As [`decompress`], of a manifest out of an older one, if there is one: a small part cannot be a large manifest, unless
+/// the old one was large.
+pub(crate) fn decompress_manifest(stored: &[u8], old: &[u8], plain_bytes: usize) -> Result<Vec<u8>, PatchError> {
+    if plain_bytes > MANIFEST_BYTES_FREE + MANIFEST_FOR_PACKED * stored.len() + 2 * old.len() {
+        return Err(PatchError::Malformed("a manifest that unpacks to more than one of its size can have"));
+    }
+    decompress(stored, old, plain_bytes)
+}
+
 /// Joins neighbours of the same shift when most bytes between them agree under it.
 fn bridge(segments: &mut Vec<Segment>, base: &[u8], plain: &[u8]) {
     segments.dedup_by(|next, last| {

@@ -16,11 +16,14 @@ use manager_fs::manager::identity::{HOST_CERTIFICATE_LIFETIME, ManagerIdentity};
 use manager_fs::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits};
 use proto::agent::{ChangeId, JobId, JobOrigin, Operation, Repository};
 use proto::bulk::{ChunkHead, Encoding};
+use proto::bundle::{Header, encode_index};
 use proto::codec;
+use proto::delta::Part;
 use proto::limits::{EXPORTS_MAX, MESSAGE_BYTES_MAX};
 use proto::message::{ChangeOver, Fault, HostReply, HostRequest, ManagerReply, ManagerRequest};
-use proto::{HostName, TreeId, width};
+use proto::{HostName, SignedRecord, TreeId, width};
 use tests::{Host, Manager, TreeFixture, noise};
+use tokio::io::AsyncWriteExt;
 
 /// What any one peer may cost, bytes.
 const MORE_BYTES_MAX: u64 = 64 << 20;
@@ -58,11 +61,19 @@ enum Attack {
     OldList,
     /// Text that takes over a terminal.
     Escapes,
+    /// A list of exports that always has more records, of nobody, than it has sent.
+    EndlessList,
+    /// A start-up bundle whose manifest unpacks to 250 MiB of nothing.
+    BundleBomb,
+    /// A start-up bundle that goes on behind its end.
+    BundleBehind,
+    /// No frame of its ever ends: a byte now and then.
+    Trickle,
     /// Orders for products that are not here, with records of nobody, into places of the system; and very many.
     Orders,
 }
 
-const ATTACKS: [Attack; 14] = [
+const ATTACKS: [Attack; 18] = [
     Attack::Endless,
     Attack::Bomb,
     Attack::WrongBytes,
@@ -76,6 +87,10 @@ const ATTACKS: [Attack; 14] = [
     Attack::Unsigned,
     Attack::OldList,
     Attack::Escapes,
+    Attack::EndlessList,
+    Attack::BundleBomb,
+    Attack::BundleBehind,
+    Attack::Trickle,
     Attack::Orders,
 ];
 
@@ -85,6 +100,8 @@ struct Evil {
     attack: Mutex<Attack>,
     store: PathBuf,
     host: HostName,
+    /// The tree that the host knows of and does not have.
+    second: TreeId,
     links: Mutex<Vec<Link>>,
     asked: AtomicU64,
 }
@@ -96,11 +113,15 @@ impl Evil {
         self.links.lock().unwrap().drain(..).for_each(|link| link.close("again"));
     }
 
-    /// As the store has it, and as it is sent.
-    fn manifest(&self, tree: &TreeId) -> Vec<u8> {
+    /// As the store has it.
+    fn plain_manifest(&self, tree: &TreeId) -> Vec<u8> {
         let hex = tree.to_string();
-        let bytes = fs::read(self.store.join("manifests").join(&hex[..2]).join(&hex[2..])).unwrap();
-        zstd::encode_all(bytes.as_slice(), 1).unwrap()
+        fs::read(self.store.join("manifests").join(&hex[..2]).join(&hex[2..])).unwrap()
+    }
+
+    /// As it is sent.
+    fn manifest(&self, tree: &TreeId) -> Vec<u8> {
+        zstd::encode_all(self.plain_manifest(tree).as_slice(), 1).unwrap()
     }
 
     async fn answer(self: Arc<Self>, request: HostRequest, answer: Answer) {
@@ -124,7 +145,16 @@ impl Evil {
             (Attack::Escapes, _) => {
                 drop(answer.finish(&ManagerReply::Fault(Fault::Failed(ESCAPES.repeat(40)))).await);
             }
+            (Attack::EndlessList, HostRequest::ExportList { .. }) => {
+                let seed = self.asked.load(Ordering::SeqCst) * 100;
+                let records: Vec<_> = (seed..seed + 14).map(|seed| noise(seed, 1 << 20)).collect();
+                let ids = records.iter().map(|record| SignedRecord::id_of(record)).chain([[7; 32]]).collect();
+                drop(answer.finish(&ManagerReply::ExportList { number: 10_000, ids, records }).await);
+            }
             (attack, HostRequest::ExportList { .. }) => drop(answer.finish(&list(attack)).await),
+            (Attack::BundleBomb | Attack::BundleBehind, HostRequest::Start { manifest: true, .. }) => {
+                self.bundle(attack == Attack::BundleBomb, answer).await;
+            }
             (Attack::Bomb, HostRequest::Manifest { .. }) => {
                 let bomb = zstd::encode_all(std::io::Read::take(std::io::repeat(0), 1 << 30), 1).unwrap();
                 let (mut sent, mut all) = (0, bomb.chunks(1 << 20));
@@ -161,6 +191,36 @@ impl Evil {
             (_, HostRequest::Report { .. }) => drop(answer.finish(&ManagerReply::Done).await),
             _ => drop(answer.finish(&ManagerReply::Fault(Fault::NotFound(String::from("nothing")))).await),
         }
+    }
+
+    /// A bundle of the second tree that brings its manifest, or says so, and no pages.
+    async fn bundle(&self, is_bomb: bool, answer: Answer) {
+        let plain = if is_bomb { vec![0; 250 << 20] } else { self.plain_manifest(&self.second) };
+        let stored = zstd::encode_all(plain.as_slice(), 1).unwrap();
+        let index = encode_index(&[]).unwrap();
+        let stored_index = zstd::encode_all(index.as_slice(), 1).unwrap();
+        let part = |stored: &[u8], plain: &[u8]| Part {
+            stored_bytes: width::count(stored.len()),
+            plain_bytes: width::count(plain.len()),
+        };
+        let header = Header {
+            tree: self.second,
+            from: None,
+            guessed: false,
+            fast: true,
+            manifest: part(&stored, &plain),
+            index: part(&stored_index, &index),
+            proofs_bytes: 0,
+            frames_bytes: 0,
+        };
+        drop(plain);
+        for bytes in [header.encode().to_vec(), stored, stored_index] {
+            for part in bytes.chunks(1 << 20) {
+                drop(answer.bulk(&[], part.to_vec()).await);
+            }
+        }
+        while !is_bomb && !answer.is_cancelled() && answer.bulk(&[], vec![7; 1 << 20]).await.is_ok() {}
+        drop(answer.finish(&ManagerReply::Sent(3)).await);
     }
 
     /// What it asks by itself.
@@ -232,7 +292,7 @@ impl Handler for Answers {
 }
 
 /// Takes the place of a manager that has ended, with its keys.
-fn stand_in(store: &Path, address: &str, host: &str) -> (tokio::runtime::Runtime, Arc<Evil>) {
+fn stand_in(store: &Path, address: &str, host: &str, second: TreeId) -> (tokio::runtime::Runtime, Arc<Evil>) {
     let identity = ManagerIdentity::open(store, HOST_CERTIFICATE_LIFETIME).unwrap();
     let config = net::server_config(identity.server()).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -240,6 +300,7 @@ fn stand_in(store: &Path, address: &str, host: &str) -> (tokio::runtime::Runtime
         attack: Mutex::new(ATTACKS[0]),
         store: store.to_owned(),
         host: host.parse().unwrap(),
+        second,
         links: Mutex::default(),
         asked: AtomicU64::new(0),
     });
@@ -249,7 +310,19 @@ fn stand_in(store: &Path, address: &str, host: &str) -> (tokio::runtime::Runtime
         while let Ok((stream, _)) = listener.accept().await {
             let (evil, config) = (Arc::clone(&shared), Arc::clone(&config));
             tokio::spawn(async move {
-                let Ok((stream, _)) = net::accept(stream, config).await else { return };
+                let Ok((mut stream, _)) = net::accept(stream, config).await else { return };
+                if *evil.attack.lock().unwrap() == Attack::Trickle {
+                    evil.asked.fetch_add(1, Ordering::SeqCst);
+                    // The head of a frame of 16 MiB, which nobody lives to see.
+                    let head = [b"MFS\x01\x02\0\0\0".as_slice(), &1_u64.to_le_bytes(), &(16_u32 << 20).to_le_bytes()];
+                    for byte in head.concat() {
+                        if stream.write_all(&[byte]).await.is_err() || stream.flush().await.is_err() {
+                            return;
+                        }
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                    return std::future::pending().await;
+                }
                 let handler = Arc::new(Answers(Arc::clone(&evil)));
                 let link = net::start_with(stream, LinkLimits::default(), |_| handler);
                 evil.links.lock().unwrap().push(link.clone());
@@ -308,9 +381,8 @@ fn whatever_a_manager_does_a_host_serves_what_it_has_and_nothing_else() {
         );
         tree
     };
-    for version in 1..=2 {
-        manager.publish("sample", &version.to_string(), tree(version).path());
-    }
+    let publish = |version: u64| manager.publish("sample", &version.to_string(), tree(version).path());
+    let second = [1, 2].map(publish)[1].parse().unwrap();
     let mut host = Host::new("host-1");
     host.enroll(&manager, &manager.address());
     host.mount(&["--read-deadline", "2s"]);
@@ -322,7 +394,7 @@ fn whatever_a_manager_does_a_host_serves_what_it_has_and_nothing_else() {
     tests::command::until("the second is known", || host.status().to_string().contains("sample@2").then_some(()));
     let (address, store) = (manager.address(), manager.store());
     manager.stop();
-    let (runtime, evil) = stand_in(&store, &address, "host-1");
+    let (runtime, evil) = stand_in(&store, &address, "host-1", second);
 
     let holder = host.holder_pid();
     let before = resident(holder);

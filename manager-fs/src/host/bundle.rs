@@ -150,7 +150,13 @@ impl Reader {
             return Ok(Some(Arrived::Index));
         }
         let Some(stored_bytes) = self.frames().first().map(|frame| frame.recipe.stored_bytes()) else {
-            return Ok(Some(Arrived::End));
+            // It would be kept for as long as it comes.
+            let ended = self.buffer.is_empty();
+            return if ended {
+                Ok(Some(Arrived::End))
+            } else {
+                Err(BundleFault::Malformed("more than it says").into())
+            };
         };
         let Some(stored) = self.take(width::index(stored_bytes)) else { return Ok(None) };
         Ok(self.frames.as_mut().and_then(Iterator::next).map(|frame| Arrived::Frame(frame, stored)))
@@ -159,7 +165,7 @@ impl Reader {
     fn manifest(&mut self, header: &Header) -> Result<Option<Arrived>, BundleError> {
         let Some(stored) = self.take(header.manifest.stored_bytes as usize) else { return Ok(None) };
         let prefix = self.old.as_ref().filter(|_| header.from.is_some()).map_or(&[][..], |old| &old.bytes);
-        let bytes = patch::decompress(&stored, prefix, header.manifest.plain_bytes as usize)?;
+        let bytes = patch::decompress_manifest(&stored, prefix, header.manifest.plain_bytes as usize)?;
         self.tree = Some(Manifest::decode(&bytes, &header.tree)?);
         if let Some(header) = &mut self.header {
             header.manifest = Default::default();

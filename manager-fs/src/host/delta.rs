@@ -115,7 +115,8 @@ impl Reader {
         };
         let Some(new) = &self.new else {
             let Some(stored) = self.take(header.manifest.stored_bytes as usize) else { return Ok(None) };
-            let bytes = patch::decompress(&stored, &self.old_bytes, header.manifest.plain_bytes as usize)?;
+            let plain_bytes = header.manifest.plain_bytes as usize;
+            let bytes = patch::decompress_manifest(&stored, &self.old_bytes, plain_bytes)?;
             self.new = Some(Manifest::decode(&bytes, &self.to)?);
             self.old_bytes = Vec::new();
             return Ok(Some(Arrived::Manifest(bytes)));
@@ -130,7 +131,15 @@ impl Reader {
             self.buffer.drain(..header.index.stored_bytes as usize);
         }
         let next = self.frames.as_ref().and_then(|frames| frames.as_slice().first());
-        let Some(stored_bytes) = next.map(|frame| frame.recipe.stored_bytes()) else { return Ok(Some(Arrived::End)) };
+        let Some(stored_bytes) = next.map(|frame| frame.recipe.stored_bytes()) else {
+            // It would be kept for as long as it comes.
+            let ended = self.buffer.is_empty();
+            return if ended {
+                Ok(Some(Arrived::End))
+            } else {
+                Err(DeltaFault::Malformed("more than it says").into())
+            };
+        };
         let Some(stored) = self.take(width::index(stored_bytes)) else { return Ok(None) };
         Ok(self.frames.as_mut().and_then(Iterator::next).map(|frame| Arrived::Frame(frame, stored)))
     }

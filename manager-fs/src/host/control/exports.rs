@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use proto::limits::EXPORTS_MAX;
 use proto::message::{Fault, HostRequest, ManagerReply};
 use proto::{GenerationRef, SignedRecord};
 use tokio::sync::MutexGuard;
@@ -15,7 +16,7 @@ use crate::host::blocking;
 use crate::host::data::link::ManagerLink;
 use crate::host::data::plane::DataPlane;
 use crate::host::generations::Generations;
-use crate::host::generations::records::{RecordId, Records, Resolved};
+use crate::host::generations::records::{KnownRecord, RecordId, Records, Resolved};
 
 /// How long a question to the manager that somebody waits for may take.
 pub(super) const ASK_DEADLINE: Duration = Duration::from_secs(10);
@@ -124,9 +125,11 @@ impl Exports {
         self.manager.clock()
     }
 
-    /// The manager's list, and the records of it that are not here.
-    async fn list(&self, deadline: Instant) -> Result<(Vec<RecordId>, Vec<Vec<u8>>), Fault> {
+    /// The manager's list, and the records of it that are not here. Every answer is looked through before the next is asked
+    /// for, so that no more is held than one of them and what publishers have signed.
+    async fn list(&self, deadline: Instant) -> Result<(Vec<RecordId>, Vec<KnownRecord>), Fault> {
         let (mut have, mut all) = (self.records.have(), Vec::new());
+        let mut here: BTreeSet<_> = have.iter().copied().collect();
         loop {
             let request = HostRequest::ExportList { have: have.clone() };
             let (number, ids, records) = match self.manager.ask(&request, deadline).await? {
@@ -140,12 +143,23 @@ impl Exports {
                      not taken"
                 )));
             }
-            have.extend(records.iter().map(|bytes| SignedRecord::id_of(bytes)));
-            let (is_done, here) = (records.is_empty(), have.iter().collect::<BTreeSet<_>>());
-            let is_done = is_done || ids.iter().all(|id| here.contains(id));
-            all.extend(records);
+            let listed: BTreeSet<_> = ids.iter().collect();
+            let mut fresh = Vec::new();
+            for record in records {
+                let id = SignedRecord::id_of(&record);
+                if listed.contains(&id) && here.insert(id) {
+                    have.push(id);
+                    fresh.push(record);
+                }
+            }
+            let is_done = fresh.is_empty() || ids.iter().all(|id| here.contains(id));
+            let records = Arc::clone(&self.records);
+            all.extend(blocking(move || Ok(records.believe_all(fresh))).await?);
             if is_done {
                 return Ok((ids, all));
+            }
+            if have.len() > 2 * EXPORTS_MAX {
+                return Err(Fault::Failed("the manager's list of exports has no end".to_owned()));
             }
         }
     }

@@ -5,10 +5,7 @@ use std::io::{self, Write};
 use proto::limits::MANIFEST_BYTES_MAX;
 use zstd::stream::write::Decoder;
 
-/// A manifest may have so many bytes whatever it is compressed to: some 150,000 entries.
-const PLAIN_BYTES_FREE: usize = 16 << 20;
-/// And so many more for each byte that came. Names in order and hashes of nothing come to some 30.
-const PLAIN_FOR_PACKED: usize = 64;
+use crate::patch::{MANIFEST_BYTES_FREE, MANIFEST_FOR_PACKED};
 
 /// Takes frames, and has the plain bytes in the end.
 pub(super) struct Unpacking {
@@ -44,7 +41,7 @@ impl Write for Plain {
 
 impl Unpacking {
     pub(super) fn begin() -> io::Result<Self> {
-        let plain = Plain { bytes: Vec::new(), max: PLAIN_BYTES_FREE };
+        let plain = Plain { bytes: Vec::new(), max: MANIFEST_BYTES_FREE };
         Ok(Self { decoder: Ok(Decoder::new(plain)?), frames: 0, packed: 0 })
     }
 
@@ -53,7 +50,7 @@ impl Unpacking {
         self.packed += frame.len() as u64;
         let Ok(decoder) = &mut self.decoder else { return };
         let plain = decoder.get_mut();
-        plain.max = plain.max.saturating_add(frame.len().saturating_mul(PLAIN_FOR_PACKED));
+        plain.max = plain.max.saturating_add(frame.len().saturating_mul(MANIFEST_FOR_PACKED));
         // What was unpacked goes with the decoder.
         if let Err(fault) = decoder.write_all(frame) {
             self.decoder = Err(fault);

@@ -113,24 +113,27 @@ impl Records {
         known.into_iter().chain(lock(&self.unbelieved).iter().copied()).collect()
     }
 
+    /// Those of the manager's records that a publisher of this host has signed. That of the others nothing is kept but that
+    /// they came: they need not be sent again.
+    pub(crate) fn believe_all(&self, sent: Vec<Vec<u8>>) -> Vec<KnownRecord> {
+        let one = |signed: Vec<u8>| {
+            let id = SignedRecord::id_of(&signed);
+            let believed = self.believe(signed).inspect_err(|fault| {
+                tracing::error!(fault, "the manager sent a record that is not believed");
+                lock(&self.unbelieved).insert(id);
+            });
+            believed.ok()
+        };
+        sent.into_iter().filter_map(one).collect()
+    }
+
     /// Replaces what is exported to this host by the manager's list, of which it sent what was not here.
-    pub(crate) fn set_list(&self, ids: &[RecordId], sent: Vec<Vec<u8>>) -> Changes {
+    pub(crate) fn set_list(&self, ids: &[RecordId], sent: Vec<KnownRecord>) -> Changes {
         let known: BTreeMap<RecordId, Arc<KnownRecord>> =
             self.read().values().map(|known| (known.id, Arc::clone(known))).collect();
         let kept = ids.iter().filter_map(|id| known.get(id).cloned());
         let listed: BTreeSet<&RecordId> = ids.iter().collect();
-        let fresh = sent.into_iter().filter_map(|signed| {
-            let id = SignedRecord::id_of(&signed);
-            match self.believe(signed) {
-                Ok(known) if listed.contains(&id) => Some(Arc::new(known)),
-                Ok(_) => None,
-                Err(fault) => {
-                    tracing::error!(fault, "the manager sent a record that is not believed");
-                    lock(&self.unbelieved).insert(id);
-                    None
-                }
-            }
-        });
+        let fresh = sent.into_iter().filter(|known| listed.contains(&known.id)).map(Arc::new);
         let all: Vec<_> = kept.chain(fresh).collect();
         lock(&self.unbelieved).retain(|id| listed.contains(id));
         self.replace(all.into_iter().map(|known| (key(&known.record), known)).collect())
@@ -297,7 +300,7 @@ pub(crate) mod tests {
         /// As a manager that sends all its records.
         pub(crate) fn set_exports(&self, records: Vec<Vec<u8>>) -> Changes {
             let ids: Vec<_> = records.iter().map(|bytes| SignedRecord::id_of(bytes)).collect();
-            self.set_list(&ids, records)
+            self.set_list(&ids, self.believe_all(records))
         }
     }
 
@@ -309,9 +312,9 @@ pub(crate) mod tests {
         let (one, two) = (signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key));
         let foreign = signed("p", "3", tree(3), 3, &key_of(2));
         let ids = [&one, &two, &foreign].map(|bytes| SignedRecord::id_of(bytes));
-        assert_eq!(known.set_list(&ids[..1], vec![one]).added.len(), 1);
+        assert_eq!(known.set_list(&ids[..1], known.believe_all(vec![one])).added.len(), 1);
         assert_eq!(
-            known.set_list(&ids, vec![two, foreign]).added.len(),
+            known.set_list(&ids, known.believe_all(vec![two, foreign])).added.len(),
             1,
             "the other is here, the third not believed"
         );
