@@ -18,16 +18,19 @@ use crate::sync::lock;
 
 /// Connections of one address that shake hands and say `Hello` at the same time; others wait.
 const AT_ONCE_MAX: usize = 64;
+/// The same in a crowd. Each costs some 50 KiB meanwhile.
+const AT_ONCE_IN_A_CROWD: usize = 256;
 /// Connections of one address that are not known yet, those that wait included.
 const STRANGERS_MAX: usize = 1024;
 /// A host that has waited for longer dials again.
 const TURN_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a turn is safe: some round trips around the world, and the handshakes of all others that have a turn.
 const TURN_SAFE: Duration = Duration::from_secs(2);
-/// The same where more wait than sites have hosts: a flood, most likely, in which every turn counts.
-const TURN_SAFE_IN_A_CROWD: Duration = Duration::from_secs(1);
-/// How many wait in a crowd.
-const CROWD: usize = 4 * AT_ONCE_MAX;
+/// The same in a crowd: a flood, most likely, in which every turn counts. A round trip around the world, and the
+/// handshakes of all others that have a turn.
+const TURN_SAFE_IN_A_CROWD: Duration = Duration::from_millis(500);
+/// How many are more than that: those that have a turn, and those that wait.
+const CROWD: usize = 2 * AT_ONCE_MAX;
 /// How often somebody who waits looks for a turn that takes too long.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -117,10 +120,14 @@ impl Addresses {
         self.evict(address, silent.or(any));
     }
 
-    /// Takes the turn of one that has had it for too long, if others of its address wait.
+    /// Gives a turn to one that waits: where there is room for one more since a crowd has come, or that of one that has
+    /// had it for too long.
     fn hurry(&mut self, address: &IpAddr) {
         let Some(of) = self.of.get(address) else { return };
-        let safe = if of.waiting > CROWD { TURN_SAFE_IN_A_CROWD } else { TURN_SAFE };
+        if of.has_room() {
+            return self.give_turn(address);
+        }
+        let safe = if of.is_crowded() { TURN_SAFE_IN_A_CROWD } else { TURN_SAFE };
         let slow = |entry: &Entry| matches!(entry.place, Place::Turn(since) if since.elapsed() > safe);
         let at = of.strangers.iter().position(slow);
         self.evict(address, at);
@@ -142,15 +149,22 @@ impl Addresses {
             Place::Waiting(_) => of.waiting -= 1,
             Place::Turn(_) => {
                 of.having_a_turn -= 1;
-                let lot = of.waiting;
-                let lot = self.draw(lot);
-                self.of.get_mut(address)?.give_turn(lot);
+                self.give_turn(address);
             }
         }
         if self.of.get(address).is_some_and(|of| of.strangers.is_empty()) {
             self.of.remove(address);
         }
         Some(entry)
+    }
+
+    /// Gives a turn to one of those that wait, whichever the lot falls on, if there is room.
+    fn give_turn(&mut self, address: &IpAddr) {
+        let waiting = self.of.get(address).filter(|of| of.has_room()).map_or(0, |of| of.waiting);
+        let lot = self.draw(waiting);
+        if let Some(of) = self.of.get_mut(address) {
+            of.give_turn(lot);
+        }
     }
 
     /// Any number below this one.
@@ -161,6 +175,14 @@ impl Addresses {
 }
 
 impl OfAddress {
+    fn is_crowded(&self) -> bool {
+        self.having_a_turn + self.waiting > CROWD
+    }
+
+    fn has_room(&self) -> bool {
+        self.having_a_turn < if self.is_crowded() { AT_ONCE_IN_A_CROWD } else { AT_ONCE_MAX }
+    }
+
     /// Gives a turn to one of those that wait.
     fn give_turn(&mut self, lot: Option<usize>) {
         let mut waiting = self.strangers.iter_mut().filter(|entry| matches!(entry.place, Place::Waiting(_)));
@@ -179,7 +201,7 @@ impl OfAddress {
 
     /// Puts one into line, or gives it its turn at once. `false`: it is gone.
     fn line_up(&mut self, number: u64, notify: &Arc<Notify>) -> bool {
-        let free = self.having_a_turn < AT_ONCE_MAX;
+        let free = self.has_room();
         let Some(entry) = self.entry(number) else { return false };
         match &mut entry.place {
             // It has asked before, and its turn came meanwhile.
@@ -320,8 +342,8 @@ mod tests {
         assert!(addresses.of.is_empty() && addresses.count == 0);
     }
 
-    /// A thousand that never say who they are, and come back whenever they have lost their turn: one host among them gets a
-    /// turn all the same.
+    /// Nine hundred that begin to say who they are, never end, and come back whenever they have lost their turn: hosts among
+    /// them get theirs soon all the same.
     #[tokio::test]
     async fn in_a_flood_of_an_address_its_hosts_get_their_turns() {
         let admission = admission();
@@ -343,11 +365,23 @@ mod tests {
                 })
             })
             .collect();
-        let begun = Instant::now();
-        // As a host does: it dials again.
-        while !admission.admit(ONE).take_turn().await {}
-        let took = begun.elapsed();
-        assert!(took < Duration::from_secs(120), "a turn took {took:?}");
+        tokio::time::sleep(TURN_SAFE).await;
+        let mut hosts = tokio::task::JoinSet::new();
+        for _ in 0..51 {
+            let admission = Arc::clone(&admission);
+            hosts.spawn(async move {
+                let begun = Instant::now();
+                // As a host does: it dials again.
+                while !admission.admit(ONE).take_turn().await {}
+                begun.elapsed()
+            });
+        }
+        let mut took = hosts.join_all().await;
+        took.sort();
+        let (median, most) = (took[25], took[50]);
+        println!("a turn among 900: {median:?} at the median of 51, {most:?} at most");
+        // Two seconds are what is promised; the machine that runs the tests may be busy.
+        assert!(median < Duration::from_secs(4), "{median:?}");
         flood.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }

@@ -5,7 +5,7 @@ use manager_fs::host::enroll::Identity;
 use manager_fs::net::{self, Link, RefuseAll, tls};
 use proto::message::{Instance, ManagerReply, PROTOCOL, Role};
 use std::sync::Arc;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
@@ -54,6 +54,36 @@ async fn a_flood_of_silent_connections_locks_no_other_address_out() {
         silent.push(slow);
     }
     greet(connect_from("127.0.0.2:0", &fixture.address).await, &identity).await.unwrap();
+}
+
+/// Begins a handshake, never goes on, and comes back whenever it was thrown out.
+async fn half_greets(local: &str, address: String) {
+    loop {
+        let mut stream = connect_from(local, &address).await;
+        // The first bytes of a handshake record that promises more.
+        drop(stream.write_all(&[22, 3, 1, 2, 0, 1]).await);
+        drop(stream.read(&mut [0]).await);
+    }
+}
+
+#[tokio::test]
+async fn hosts_get_in_soon_beside_nine_hundred_half_greetings_of_their_address() {
+    let fixture = Fixture::new().await;
+    let identity = fixture.enrolled("web-1").await;
+    let mut flood = JoinSet::new();
+    for _ in 0..900 {
+        flood.spawn(half_greets("127.0.0.2:0", fixture.address.clone()));
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut took = Vec::new();
+    for _ in 0..7 {
+        let begun = Instant::now();
+        while greet(connect_from("127.0.0.2:0", &fixture.address).await, &identity).await.is_err() {}
+        took.push(begun.elapsed());
+    }
+    took.sort();
+    println!("beside 900 half greetings: {took:?}");
+    assert!(took[3] < Duration::from_secs(5), "promised are two seconds, on a machine that is not busy: {took:?}");
 }
 
 async fn connect_from(local: &str, address: &str) -> TcpStream {
