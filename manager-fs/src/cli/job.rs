@@ -308,7 +308,8 @@ fn show(line: &mut ProgressLine, progress: &Progress) {
 
 /// `unit 2 of 4`
 fn unit(progress: &Progress) -> String {
-    format!("unit {} of {}", (progress.units_done + 1).min(progress.units), progress.units)
+    // A host may say any numbers.
+    format!("unit {} of {}", progress.units_done.saturating_add(1).min(progress.units), progress.units)
 }
 
 fn list(limit: u32, json: bool, here: &Here) -> anyhow::Result<Done> {
@@ -440,4 +441,23 @@ fn state_name(state: JobState) -> String {
         JobState::Cancelled => "cancelled",
     }
     .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_make_no_sense_are_shown_as_they_are() {
+        let absurd = Progress {
+            units_done: u32::MAX,
+            units: u32::MAX,
+            bytes_done: u64::MAX,
+            bytes: 1,
+            activity: String::new(),
+            version: String::new(),
+        };
+        assert_eq!(unit(&absurd), "unit 4294967295 of 4294967295");
+        assert_eq!(unit(&Progress { units: 3, ..absurd }), "unit 3 of 3");
+    }
 }

@@ -69,10 +69,14 @@ pub(crate) fn ms(milliseconds: u64) -> String {
     duration(Duration::from_millis(milliseconds))
 }
 
-/// A moment in UTC, `2026-01-31T08:15:00Z`; 0 is `never`.
+/// The beginning of the year 10000, which no form of a date has room for.
+const MOMENTS_END: Unix = 253_402_300_800_000;
+
+/// A moment in UTC, `2026-01-31T08:15:00Z`; 0 is `never`. Hosts may say anything.
 pub(crate) fn moment(at: Unix) -> String {
     match at {
         0 => String::from("never"),
+        MOMENTS_END.. => String::from("after 9999"),
         at => humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(at)).to_string(),
     }
 }
@@ -181,6 +185,9 @@ mod tests {
     fn moments_and_how_long_ago_they_were() {
         assert_eq!(moment(0), "never");
         assert_eq!(moment(1_700_000_000_000), "2023-11-14T22:13:20Z");
+        assert_eq!(moment(MOMENTS_END - 1), "9999-12-31T23:59:59Z");
+        assert_eq!(moment(u64::MAX), "after 9999");
+        assert_eq!(ago(u64::MAX), "just now");
         let now = proto::width::millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap());
         assert_eq!(ago(now), "just now");
         // In the future by a clock that was set back.

@@ -10,6 +10,7 @@ mod fleet;
 mod greeting;
 mod hostile;
 mod jobs;
+mod lies;
 mod memory;
 mod played;
 mod recovery;
