@@ -124,7 +124,7 @@ fn a_backup_stops_in_the_middle_of_a_large_file_and_loses_no_work() {
     let meter = SharedMeter::default();
     let (stopped, took) = std::thread::scope(|scope| {
         let backup = scope.spawn(|| bench.engine.backup(&bench.at(), &[&source], &mark(false), &meter));
-        while meter.read().0 < 20 << 20 {
+        while meter.read().0 < 400 << 20 {
             std::thread::yield_now();
         }
         let asked = Instant::now();
