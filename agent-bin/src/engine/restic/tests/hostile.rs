@@ -133,7 +133,7 @@ fn is_stored(bench: &Bench, content: &[u8]) -> bool {
 fn a_backup_is_led_out_of_its_source_by_no_link_that_is_put_there_meanwhile() {
     let bench = Bench::new();
     // The user's own: what is backed up, and the directory above it.
-    let (home, source) = (bench.path("allowed/home"), bench.path("allowed/home/source"));
+    let (own, source) = (bench.path("allowed/own"), bench.path("allowed/own/source"));
     // Nobody else's, with the same names.
     let (outside, secret) = (bench.path("outside"), bench.path("outside/source"));
     for directory in ["a", "a/deep", "b"] {
@@ -144,7 +144,7 @@ fn a_backup_is_led_out_of_its_source_by_no_link_that_is_put_there_meanwhile() {
             }
         }
     }
-    let mut entries = vec![(home.clone(), bench.path("decoy"))];
+    let mut entries = vec![(own, bench.path("decoy"))];
     symlink(&outside, bench.path("decoy")).unwrap();
     for (number, below) in ["a", "b", "a/deep", "b/file-3"].into_iter().enumerate() {
         let decoy = bench.path(&format!("decoy-{number}"));
