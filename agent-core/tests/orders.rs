@@ -149,7 +149,8 @@ fn every_order_at_the_stub_ends_with_its_reason() {
     // What cannot be staged.
     host.set_stage_fault(Some(Fault::Failed("no network".to_owned())));
     let (change, told) = host.tell_stub(&two);
-    told.unwrap();
+    // It may be over before message C has come.
+    assert!(matches!(told, Ok(()) | Err(Fault::Refused(_))), "{told:?}");
     assert!(host.wait_end(change).detail.contains("no network"));
     host.set_stage_fault(None);
     // What runs here already, or would.
@@ -168,7 +169,7 @@ fn every_order_at_the_stub_ends_with_its_reason() {
     let empty = host.publish(&quick("5.0", &[]));
     fs::remove_file(host.program("5.0")).unwrap();
     let (change, told) = host.tell_stub(&empty);
-    told.unwrap();
+    assert!(matches!(told, Ok(()) | Err(Fault::Refused(_))), "{told:?}");
     assert!(host.wait_end(change).detail.contains("is not in the tree"));
     assert!(bad::reason(&host.paths, &tree("5.0")).is_some());
     let mut changed = host.publish(&quick("6.0", &[]));
