@@ -315,3 +315,18 @@ pub enum HostReport {
         touches: Vec<Touch>,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_numbered_through_all_that_a_request_names() {
+        let object = |name: &[u8]| ObjectId::of(name);
+        let range = |name, first, count| ChunkRange { object: object(name), first, count };
+        let wants = [range(b"a", 2, 2), range(b"b", 7, 0), range(b"c", 0, 1), range(b"d", u32::MAX, 9)];
+        let wanted = [(0, object(b"a"), 2), (1, object(b"a"), 3), (2, object(b"c"), 0), (3, object(b"d"), u32::MAX)];
+        assert_eq!(numbered(&wants).collect::<Vec<_>>(), wanted, "and none past the last that there can be");
+        assert_eq!(numbered(&[]).count(), 0);
+    }
+}
