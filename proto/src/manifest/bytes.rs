@@ -16,9 +16,7 @@ impl Manifest {
     pub fn encode(&self) -> Result<(Vec<u8>, TreeId), ManifestFault> {
         self.validate()?;
         let bytes = [PREAMBLE.encode(0).as_slice(), &codec::encode(self)?].concat();
-        if bytes.len() > MANIFEST_BYTES_MAX {
-            return Err(ManifestFault::TooLarge(bytes.len()));
-        }
+        check_length(bytes.len())?;
         let id = TreeId::of(&bytes);
         Ok((bytes, id))
     }
@@ -28,9 +26,7 @@ impl Manifest {
     /// # Errors
     /// The bytes do not hash to `id`, are of a newer format, or do not describe a well-formed tree.
     pub fn decode(bytes: &[u8], id: &TreeId) -> Result<Self, ManifestFault> {
-        if bytes.len() > MANIFEST_BYTES_MAX {
-            return Err(ManifestFault::TooLarge(bytes.len()));
-        }
+        check_length(bytes.len())?;
         let got = TreeId::of(bytes);
         if got != *id {
             return Err(ManifestFault::WrongId { want: *id, got });
@@ -40,5 +36,21 @@ impl Manifest {
         let manifest: Manifest = codec::decode::<_, MANIFEST_BYTES_MAX>(body)?;
         manifest.validate()?;
         Ok(manifest)
+    }
+}
+
+/// Refuses what has more bytes than a manifest may have.
+fn check_length(bytes: usize) -> Result<(), ManifestFault> {
+    if bytes > MANIFEST_BYTES_MAX { Err(ManifestFault::TooLarge(bytes)) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_may_have_all_of_its_256_mib_and_no_more() {
+        assert_eq!(check_length(MANIFEST_BYTES_MAX), Ok(()));
+        assert_eq!(check_length(MANIFEST_BYTES_MAX + 1), Err(ManifestFault::TooLarge(MANIFEST_BYTES_MAX + 1)));
     }
 }
