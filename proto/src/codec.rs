@@ -43,16 +43,21 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
 
 /// Decodes a value that takes all of `bytes`, which may be at most `LIMIT` long.
 pub fn decode<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<T, CodecError> {
+    match decode_first::<_, LIMIT>(bytes)? {
+        (value, []) => Ok(value),
+        (_, rest) => Err(CodecError::Trailing(rest.len())),
+    }
+}
+
+/// Decodes the value at the beginning of `bytes`, which may be at most `LIMIT` long; returns what stands behind it.
+pub fn decode_first<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<(T, &[u8]), CodecError> {
     if bytes.len() > LIMIT {
         return Err(CodecError::TooLarge { got: bytes.len(), max: LIMIT });
     }
     // Out of the bytes themselves: a reader of its own would first make room for what a text or a blob claims to have.
     let read = bincode::serde::borrow_decode_from_slice(bytes, config::<LIMIT>());
     let (value, used) = read.map_err(|e| CodecError::Decode(e.to_string()))?;
-    if used != bytes.len() {
-        return Err(CodecError::Trailing(bytes.len() - used));
-    }
-    Ok(value)
+    Ok((value, bytes.get(used..).unwrap_or_default()))
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adapter;
+mod address;
 pub mod agent;
 pub mod bounded;
 pub mod bulk;
@@ -25,6 +27,7 @@ pub mod daemon;
 pub mod delta;
 pub mod fault;
 pub mod frame;
+pub mod health;
 pub mod id;
 pub mod limits;
 pub mod local_greeting;
@@ -40,6 +43,7 @@ pub mod record;
 pub mod relative;
 pub mod start_up;
 pub mod text;
+mod text_form;
 pub mod token;
 pub mod width;
 

@@ -112,6 +112,14 @@ pub const STATUS_BYTES_MAX: usize = 8 << 20;
 pub const ARGUMENTS_MAX: usize = 4096;
 /// Bytes of one argument: see [`ARGUMENTS_MAX`].
 pub const ARGUMENT_BYTES_MAX: usize = 64 << 10;
+/// Variables that an adapter adds to a program's environment.
+pub const ENVIRONMENT_MAX: usize = 256;
+/// Sockets of an adapter: a program with more of them than a large web server has ports.
+pub const LISTEN_MAX: usize = 64;
+/// Bytes of a socket's name (`FileDescriptorName=` of systemd is as long), and of a variable's.
+pub const LISTEN_NAME_BYTES_MAX: usize = 64;
+/// Bytes of a path that a socket is bound to: `sun_path` less its NUL.
+pub const UNIX_PATH_BYTES_MAX: usize = 107;
 /// Libraries that one ELF file needs, and bytes of each text in one: the largest programs have some hundred, and a text is a
 /// path or a list of a few.
 pub const NEEDED_MAX: usize = 1024;

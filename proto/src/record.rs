@@ -3,8 +3,10 @@
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::Adapter;
 use crate::bounded::{Blob, Exact, Line, List, Own, within};
 use crate::codec::{self, CodecError};
+use crate::health::HealthCheck;
 use crate::id::TreeId;
 use crate::limits::{
     ARGUMENT_BYTES_MAX, ARGUMENTS_MAX, ELF_TEXT_BYTES_MAX, ENTRIES_MAX, NEEDED_MAX, RECORD_BYTES_MAX,
@@ -71,6 +73,45 @@ pub struct Metadata {
     pub drain_deadline_ms: u64,
     /// What the program must do to be believed.
     pub health: HealthContract,
+    /// What makes a program an agent that does not know that it is one. In records of format 2 ([`Format`]).
+    #[serde(skip)]
+    pub adapter: Option<Adapter>,
+}
+
+impl Metadata {
+    /// All of its fields, those of format 2 last.
+    ///
+    /// # Errors
+    /// Never within its bounds.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, CodecError> {
+        let mut bytes = codec::encode(self)?;
+        if Format::of(self) == Format::Two {
+            bytes.extend(codec::encode(&(&self.adapter, &self.health.check))?);
+        }
+        Ok(bytes)
+    }
+
+    /// Reads such bytes.
+    ///
+    /// # Errors
+    /// They are none, or beyond a bound.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        let (mut metadata, rest) = codec::decode_first::<Self, RECORD_BYTES_MAX>(bytes)?;
+        if !rest.is_empty() {
+            metadata.supplement(rest)?;
+        }
+        Ok(metadata)
+    }
+
+    /// Reads the fields of format 2.
+    fn supplement(&mut self, bytes: &[u8]) -> Result<(), CodecError> {
+        (self.adapter, self.health.check) = codec::decode::<_, RECORD_BYTES_MAX>(bytes)?;
+        // One thing has one form.
+        match Format::of(self) {
+            Format::Two => Ok(()),
+            Format::One => Err(CodecError::Decode("neither an adapter nor a health check in format 2".into())),
+        }
+    }
 }
 
 /// Of an empty tree without a product file, with the values that `docs/product-file.md` has for one.
@@ -88,7 +129,8 @@ impl Default for Metadata {
             object_bytes: 0,
             state_schemas: SchemaRange { min: 1, max: 1 },
             drain_deadline_ms: 60_000,
-            health: HealthContract { probation_ms: 10_000 },
+            health: HealthContract { probation_ms: 10_000, check: None },
+            adapter: None,
         }
     }
 }
@@ -147,11 +189,49 @@ pub struct SchemaRange {
 pub struct HealthContract {
     /// From exec to confirmation at most this long, milliseconds.
     pub probation_ms: u64,
+    /// How it is asked from outside. In records of format 2 ([`Format`]).
+    #[serde(skip)]
+    pub check: Option<HealthCheck>,
+}
+
+/// Which fields a signed record has. What no host needs to know stays in the format that all hosts read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Format {
+    /// Those that [`GenerationRecord`] serialises.
+    #[default]
+    One,
+    /// Behind them [`Metadata::adapter`] and [`HealthContract::check`], at least one of the two.
+    Two,
+}
+
+impl Format {
+    fn of(metadata: &Metadata) -> Self {
+        if metadata.adapter.is_some() || metadata.health.check.is_some() { Self::Two } else { Self::One }
+    }
+
+    /// What a file of this format begins with.
+    fn magic(self) -> &'static [u8; 8] {
+        match self {
+            Self::One => b"MFSREC\0\x01",
+            Self::Two => b"MFSREC\0\x02",
+        }
+    }
+
+    /// Keeps a signature of a record from being taken for one of something else.
+    fn context(self) -> &'static [u8] {
+        match self {
+            Self::One => b"manager-fs generation record 1\0",
+            Self::Two => b"manager-fs generation record 2\0",
+        }
+    }
 }
 
 /// A record with its signature, as it is stored, sent and saved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedRecord {
+    /// What the payload has; the beginning of the file says it.
+    #[serde(skip)]
+    pub format: Format,
     /// The publisher's ed25519 public key.
     pub publisher: [u8; 32],
     /// The encoded record: exactly the bytes that are signed.
@@ -162,16 +242,12 @@ pub struct SignedRecord {
     pub signature: Vec<u8>,
 }
 
-/// Keeps a signature of a record from being taken for one of something else.
-const CONTEXT: &[u8] = b"manager-fs generation record 1\0";
-const MAGIC: &[u8; 8] = b"MFSREC\0\x01";
-
 /// Why a record is not believed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecordFault {
     /// The bytes begin with something else, or are of a later format.
-    #[error("these bytes are not a generation record of format 1")]
+    #[error("these bytes are not a generation record of format 1 or 2")]
     NotARecord,
     /// The bytes do not decode.
     #[error("the generation record is damaged: {0}")]
@@ -187,9 +263,13 @@ pub enum RecordFault {
 impl SignedRecord {
     /// Signs a record with the publisher's key.
     pub fn sign(record: &GenerationRecord, key: &SigningKey) -> Result<Self, RecordFault> {
-        let payload = codec::encode(record)?;
-        let signature = key.sign(&[CONTEXT, &payload].concat()).to_bytes().to_vec();
-        Ok(Self { publisher: key.verifying_key().to_bytes(), payload, signature })
+        let format = Format::of(&record.metadata);
+        let mut payload = codec::encode(record)?;
+        if format == Format::Two {
+            payload.extend(codec::encode(&(&record.metadata.adapter, &record.metadata.health.check))?);
+        }
+        let signature = key.sign(&[format.context(), &payload].concat()).to_bytes().to_vec();
+        Ok(Self { format, publisher: key.verifying_key().to_bytes(), payload, signature })
     }
 
     /// Returns the record if one of the trusted publishers signed it.
@@ -197,8 +277,19 @@ impl SignedRecord {
         let key = trusted.iter().find(|key| key.as_bytes() == &self.publisher);
         let key = key.ok_or_else(|| RecordFault::UnknownPublisher(hex(&self.publisher)))?;
         let signature = Signature::from_slice(&self.signature).map_err(|_| RecordFault::BadSignature)?;
-        key.verify_strict(&[CONTEXT, &self.payload].concat(), &signature).map_err(|_| RecordFault::BadSignature)?;
-        Ok(codec::decode::<_, RECORD_BYTES_MAX>(&self.payload)?)
+        let signed = [self.format.context(), &self.payload].concat();
+        key.verify_strict(&signed, &signature).map_err(|_| RecordFault::BadSignature)?;
+        self.decode()
+    }
+
+    fn decode(&self) -> Result<GenerationRecord, RecordFault> {
+        let (mut record, rest) = codec::decode_first::<GenerationRecord, RECORD_BYTES_MAX>(&self.payload)?;
+        match self.format {
+            Format::One if rest.is_empty() => {}
+            Format::One => return Err(CodecError::Trailing(rest.len()).into()),
+            Format::Two => record.metadata.supplement(rest)?,
+        }
+        Ok(record)
     }
 
     /// Returns the record if the publisher that it names itself has signed it: it is as it was made. Whether that
@@ -213,7 +304,7 @@ impl SignedRecord {
 
     /// The bytes of a record file.
     pub fn to_bytes(&self) -> Result<Vec<u8>, RecordFault> {
-        Ok([MAGIC.as_slice(), &codec::encode(self)?].concat())
+        Ok([self.format.magic(), codec::encode(self)?.as_slice()].concat())
     }
 
     /// What a record is called where its bytes need not be said again: their BLAKE3.
@@ -223,8 +314,9 @@ impl SignedRecord {
 
     /// Reads a record file. Nothing in it is believed before [`SignedRecord::verify`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, RecordFault> {
-        let body = bytes.strip_prefix(MAGIC.as_slice()).ok_or(RecordFault::NotARecord)?;
-        Ok(codec::decode::<_, RECORD_BYTES_MAX>(body)?)
+        let after = |format: Format| Some((format, bytes.strip_prefix(format.magic().as_slice())?));
+        let (format, body) = after(Format::One).or_else(|| after(Format::Two)).ok_or(RecordFault::NotARecord)?;
+        Ok(Self { format, ..codec::decode::<_, RECORD_BYTES_MAX>(body)? })
     }
 }
 

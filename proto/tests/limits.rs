@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use proto::adapter::{Adapter, Drain, DrainSignal, Handover, Listen, ListenAddress, Variable};
 use proto::agent::{
     AgentReply, AgentRequest, AgentState, AgentStatus, ChangeId, HostScope, JobId, JobOrigin, Operation, Outcome,
     Progress, Repository, SnapshotRef, Step, StepEvent, Summary,
@@ -9,6 +10,7 @@ use proto::agent::{
 use proto::bundle::{TOUCHES_MAX, Touch};
 use proto::codec;
 use proto::daemon::{Attached, DaemonReply, DaemonRequest};
+use proto::health::HealthProbe;
 use proto::limits::*;
 use proto::message::{
     ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, ManagerReply, Role,
@@ -24,7 +26,7 @@ use serde::de::DeserializeOwned;
 fn the_bounds_are_these_numbers() {
     let kib = 1024;
     let mib = 1024 * kib;
-    let bytes: [(usize, usize); 29] = [
+    let bytes: [(usize, usize); 31] = [
         (MESSAGE_BYTES_MAX, 16 * mib),
         (HOST_REQUEST_BYTES_MAX, 1088 * kib),
         (BULK_BYTES_MAX, mib + 64),
@@ -54,9 +56,11 @@ fn the_bounds_are_these_numbers() {
         (ARGUMENT_VALUE_BYTES_MAX, 4 * kib),
         (RESULT_BYTES_MAX, kib),
         (SIGNATURE_BYTES, 64),
+        (LISTEN_NAME_BYTES_MAX, 64),
+        (UNIX_PATH_BYTES_MAX, 107),
     ];
     assert_eq!(bytes.map(|(is, _)| is), bytes.map(|(_, should)| should));
-    let counts: [(usize, usize); 18] = [
+    let counts: [(usize, usize); 20] = [
         (PATH_DEPTH_MAX, 128),
         (ENTRIES_MAX, 1_000_000),
         (XATTRS_MAX, 256),
@@ -75,6 +79,8 @@ fn the_bounds_are_these_numbers() {
         (NEEDED_MAX, 1024),
         (OWN_ARGUMENTS_MAX, 64),
         (OWN_RESULTS_MAX, 64),
+        (LISTEN_MAX, 64),
+        (ENVIRONMENT_MAX, 256),
     ];
     assert_eq!(counts.map(|(is, _)| is), counts.map(|(_, should)| should));
     assert_eq!((FILE_BYTES_MAX, TREE_BYTES_MAX), (64 << 30, 256 << 30));
@@ -363,6 +369,7 @@ fn elf() -> ElfFile {
 #[test]
 fn what_stands_in_a_record() {
     let signed = |payload: usize, signature: usize| SignedRecord {
+        format: proto::record::Format::One,
         publisher: [7; 32],
         payload: vec![7; payload],
         signature: vec![7; signature],
@@ -409,4 +416,31 @@ fn what_stands_in_a_record() {
     );
     let script = |interpreter| Script { path: TreePath::root(), interpreter };
     cut_beyond("script", ELF_TEXT_BYTES_MAX, script, |got| got.interpreter);
+}
+
+#[test]
+fn what_stands_in_an_adapter() {
+    let listen = |name: String| Listen { name, at: ListenAddress::Unix("/s".into()) };
+    let variable = |name: String, value: String| Variable { name, value };
+    let adapter = |sockets: usize, variables: usize| Adapter {
+        handover: Handover::Sockets,
+        listen: vec![listen("a".into()); sockets],
+        drain: Drain { signal: DrainSignal::Term, deadline_ms: 1 },
+        environment: vec![variable("A".into(), String::new()); variables],
+    };
+    refused_beyond("sockets", LISTEN_MAX, |n| adapter(n, 0));
+    refused_beyond("variables", ENVIRONMENT_MAX, |n| adapter(0, n));
+    refused_beyond("name of a socket", LISTEN_NAME_BYTES_MAX, |n| listen("a".repeat(n)));
+    refused_beyond("name of a variable", LISTEN_NAME_BYTES_MAX, |n| variable("a".repeat(n), String::new()));
+    refused_beyond("value", ARGUMENT_BYTES_MAX, |n| variable("a".into(), text(n)));
+    refused_beyond("path of a socket", UNIX_PATH_BYTES_MAX, |n| ListenAddress::Unix(text(n)));
+    refused_beyond("words of a command", ARGUMENTS_MAX, |n| HealthProbe::Command(vec!["a".into(); n]));
+    refused_beyond("word of a command", ARGUMENT_BYTES_MAX, |n| HealthProbe::Command(vec![text(n)]));
+    let address = "127.0.0.1:80".parse().unwrap();
+    refused_beyond("path of a URL", PATH_BYTES_MAX, |n| HealthProbe::Http { address, path: text(n) });
+    // Nothing but the names of signals, and addresses, is read as one.
+    let bytes = proto::codec::encode(&("SIGKILL", 1_u64)).unwrap();
+    assert!(proto::codec::decode::<Drain, 64>(&bytes).unwrap_err().to_string().contains("SIGTERM"));
+    let bytes = proto::codec::encode(&(0_u32, "example.org:80")).unwrap();
+    assert!(proto::codec::decode::<ListenAddress, 64>(&bytes).is_err());
 }

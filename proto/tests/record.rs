@@ -4,7 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use ed25519_dalek::{Signer, SigningKey};
-use proto::record::{GenerationRecord, HealthContract, Metadata, Publishers, RecordFault, SchemaRange, SignedRecord};
+use proto::adapter::{Adapter, Drain, DrainSignal, Handover};
+use proto::record::{
+    Format, GenerationRecord, HealthContract, Metadata, Publishers, RecordFault, SchemaRange, SignedRecord,
+};
 use proto::{TreeId, TreePath};
 
 fn record() -> GenerationRecord {
@@ -77,13 +80,45 @@ fn a_record_file_has_its_magic_its_name_and_its_id() {
         assert_eq!(SignedRecord::from_bytes(&bytes[..cut]), Err(RecordFault::NotARecord));
     }
     let mut newer = bytes.clone();
-    newer[7] = 2;
+    newer[7] = 3;
     assert_eq!(SignedRecord::from_bytes(&newer), Err(RecordFault::NotARecord));
     for cut in 8..bytes.len() {
         assert!(matches!(SignedRecord::from_bytes(&bytes[..cut]), Err(RecordFault::Damaged(_))), "{cut} bytes");
     }
     let longer = [bytes.as_slice(), &[0]].concat();
     assert!(matches!(SignedRecord::from_bytes(&longer), Err(RecordFault::Damaged(_))));
+}
+
+#[test]
+fn an_adapter_makes_it_a_record_of_format_2_and_nothing_else_does() {
+    let key = SigningKey::from_bytes(&[7; 32]);
+    let trusted = [key.verifying_key()];
+    let mut adapted = record();
+    adapted.metadata.adapter = Some(Adapter {
+        handover: Handover::Restart,
+        listen: vec![],
+        drain: Drain { signal: DrainSignal::Int, deadline_ms: 1 },
+        environment: vec![],
+    });
+    let signed = SignedRecord::sign(&adapted, &key).unwrap();
+    let bytes = signed.to_bytes().unwrap();
+    assert_eq!(&bytes[..8], b"MFSREC\0\x02");
+    let read = SignedRecord::from_bytes(&bytes).unwrap();
+    assert_eq!(read.verify(&trusted), Ok(adapted.clone()));
+    assert_eq!(Metadata::from_bytes(&adapted.metadata.to_bytes().unwrap()), Ok(adapted.metadata));
+    // The same payload is of one format only: the signature says which.
+    let mut as_one = bytes;
+    as_one[7] = 1;
+    let as_one = SignedRecord::from_bytes(&as_one).unwrap();
+    assert_eq!(as_one.verify(&trusted), Err(RecordFault::BadSignature));
+    for (format, rest) in [(Format::One, vec![0_u8, 0]), (Format::Two, vec![]), (Format::Two, vec![0, 0])] {
+        let number = if format == Format::One { 1 } else { 2 };
+        let payload = [proto::codec::encode(&record()).unwrap(), rest].concat();
+        let context = format!("manager-fs generation record {number}\0");
+        let signature = key.sign(&[context.as_bytes(), &payload].concat()).to_bytes().to_vec();
+        let forged = SignedRecord { format, publisher: trusted[0].to_bytes(), payload, signature };
+        assert!(matches!(forged.verify(&trusted), Err(RecordFault::Damaged(_))), "{format:?}");
+    }
 }
 
 #[test]

@@ -153,7 +153,8 @@ impl Host {
             object_bytes: 1,
             state_schemas: spec.schemas,
             drain_deadline_ms: 1000,
-            health: HealthContract { probation_ms: spec.probation_ms },
+            health: HealthContract { probation_ms: spec.probation_ms, check: None },
+            adapter: None,
         };
         let record = GenerationRecord {
             product: self.paths.product().clone(),

@@ -462,7 +462,8 @@ fn metadata() -> impl Strategy<Value = Metadata> {
                 object_bytes,
                 state_schemas: SchemaRange { min, max },
                 drain_deadline_ms: drain,
-                health: HealthContract { probation_ms },
+                health: HealthContract { probation_ms, check: None },
+                adapter: None,
             }
         },
     )

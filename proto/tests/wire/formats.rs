@@ -1,14 +1,18 @@
 //! Samples of what is not one message: frames, chunks, manifest, records, deltas, bundles.
 
 use ed25519_dalek::SigningKey;
+use proto::adapter::{Adapter, Drain, DrainSignal, Handover, Listen, ListenAddress, Variable};
 use proto::bulk::{ChunkHead, Encoding};
 use proto::delta::Run;
 use proto::frame::{FrameHeader, FrameKind};
+use proto::health::{HealthCheck, HealthProbe};
 use proto::manifest::{Entry, Manifest, Node, NodeKind, Object, Xattr};
 use proto::proof::PageRun;
 use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange, Script};
 use proto::relative::{Part, Recipe, Stretch};
 use proto::{ChunkId, GenerationRecord, ObjectId, SignedRecord, TreeId, TreePath, bundle, codec, delta};
+
+use serde::{Deserialize, Serialize};
 
 use crate::Case;
 use crate::annotate::{self, Line};
@@ -24,6 +28,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let frame = FrameHeader { kind: FrameKind::Request, request: 7, length: 44 };
     let chunk = ChunkHead { sequence: 3, encoding: Encoding::Zstd, plain_bytes: 262_144 };
     let signed = SignedRecord::sign(&record(), &key()).unwrap();
+    let adapted = SignedRecord::sign(&adapted_record(), &key()).unwrap();
     let (manifest, _) = manifest().encode().unwrap();
     vec![
         case("control-protocol.md", "frame", &frame.encode(), read_frame),
@@ -31,6 +36,8 @@ pub(crate) fn cases() -> Vec<Case> {
         case("tree-format.md", "manifest", &manifest, read_manifest),
         case("tree-format.md", "generation record", &codec::encode(&record()).unwrap(), read_record),
         case("tree-format.md", "signed record", &signed.to_bytes().unwrap(), read_signed),
+        case("tree-format.md", "adapter and health check", &codec::encode(&supplement()).unwrap(), read_supplement),
+        case("tree-format.md", "signed record of format 2", &adapted.to_bytes().unwrap(), read_adapted),
         case("delta-format.md", "delta header", &delta_header().encode(), read_delta),
         case("delta-format.md", "delta index", &delta_index(), read_delta_index),
         case("bundle-format.md", "bundle header", &bundle_header().encode(), read_bundle),
@@ -143,7 +150,8 @@ fn record() -> GenerationRecord {
             object_bytes: 4106,
             state_schemas: SchemaRange { min: 1, max: 2 },
             drain_deadline_ms: 60_000,
-            health: HealthContract { probation_ms: 10_000 },
+            health: HealthContract { probation_ms: 10_000, check: None },
+            adapter: None,
         },
     }
 }
@@ -156,6 +164,50 @@ fn read_signed(bytes: &[u8]) -> Vec<Line> {
     let signed = SignedRecord::from_bytes(bytes).unwrap();
     assert_eq!(signed.verify(&[key().verifying_key()]).unwrap(), record(), "the sample's signature");
     let mut lines = vec![Line::new(&signed.to_bytes().unwrap()[..8], "magic \"MFSREC\\0\\x01\"")];
+    lines.extend(annotate::lines(&signed));
+    lines
+}
+
+/// What stands behind the record in format 2.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Supplement {
+    adapter: Option<Adapter>,
+    health_check: Option<HealthCheck>,
+}
+
+fn supplement() -> Supplement {
+    let at = "0.0.0.0:80".parse().unwrap();
+    Supplement {
+        adapter: Some(Adapter {
+            handover: Handover::Sockets,
+            listen: vec![Listen { name: "http".into(), at: ListenAddress::Tcp(at) }],
+            drain: Drain { signal: DrainSignal::Quit, deadline_ms: 30_000 },
+            environment: vec![Variable { name: "NGINX".into(), value: "3;".into() }],
+        }),
+        health_check: Some(HealthCheck {
+            probe: HealthProbe::Http { address: "127.0.0.1:8081".parse().unwrap(), path: "/".into() },
+            interval_ms: 1000,
+            timeout_ms: 2000,
+        }),
+    }
+}
+
+fn read_supplement(bytes: &[u8]) -> Vec<Line> {
+    let read: Supplement = codec::decode::<_, { 8 << 20 }>(bytes).unwrap();
+    assert_eq!(read, supplement());
+    annotate::lines(&read)
+}
+
+fn adapted_record() -> GenerationRecord {
+    let (plain, more) = (record(), supplement());
+    let health = HealthContract { check: more.health_check, ..plain.metadata.health.clone() };
+    GenerationRecord { metadata: Metadata { adapter: more.adapter, health, ..plain.metadata }, ..plain }
+}
+
+fn read_adapted(bytes: &[u8]) -> Vec<Line> {
+    let signed = SignedRecord::from_bytes(bytes).unwrap();
+    assert_eq!(signed.verify(&[key().verifying_key()]).unwrap(), adapted_record(), "the sample's signature");
+    let mut lines = vec![Line::new(&signed.to_bytes().unwrap()[..8], "magic \"MFSREC\\0\\x02\"")];
     lines.extend(annotate::lines(&signed));
     lines
 }
