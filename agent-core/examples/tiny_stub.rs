@@ -35,7 +35,7 @@ fn main() {
             std::process::exit(2);
         }
     };
-    if let Err(e) = run(&AgentPaths::new(state, run_dir, product), &mut Stderr(Outlet::stderr())) {
+    if let Err(e) = run(&AgentPaths::new(state, run_dir, product), None, &mut Stderr(Outlet::stderr())) {
         eprintln!("tiny_stub: {e}");
         std::process::exit(1);
     }

@@ -204,9 +204,21 @@ pub struct Agent {
     reporter: Reporter,
 }
 
+/// What the program adds to the reason that `status` shows: how it is, in a line. A handle that may be cloned.
+#[derive(Debug, Clone)]
+pub struct Remark(Arc<Mutex<String>>);
+
+impl Remark {
+    /// Says this from now on; an empty line says nothing.
+    pub fn set(&self, line: impl Into<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = line.into();
+    }
+}
+
 struct Core {
     paths: AgentPaths,
     status: AgentStatus,
+    remark: Remark,
     state: Arc<Mutex<AgentState>>,
     jobs: Arc<Jobs>,
     inputs: Mutex<Sender<Input>>,
@@ -243,6 +255,9 @@ impl Agent {
             operations.restore_state(handoff.schema, &handoff.state)?;
         }
         let schemas = verified.record.metadata.state_schemas;
+        let metadata = &verified.record.metadata;
+        // An adapter asks the program that it runs by itself: it knows which one may answer.
+        let check = metadata.health.check.clone().filter(|_| metadata.adapter.is_none());
         let probation_ms = verified.record.metadata.health.probation_ms;
         let jobs = Jobs::open(&paths, verified.record.version.clone(), schemas, operations.clone(), config.kinds);
         if let Some(handoff) = &handoff {
@@ -256,6 +271,7 @@ impl Agent {
         let core = Arc::new(Core {
             paths: paths.clone(),
             status,
+            remark: Remark(Arc::default()),
             state: shown.clone(),
             jobs: jobs.clone(),
             inputs: Mutex::new(inputs.clone()),
@@ -276,7 +292,7 @@ impl Agent {
             facts: Facts { running, writes: operations.writes_schemas(schemas), machine: generation::machine() },
             paths,
             journal,
-            program: Arc::new(Program::new(operations, config.gates)),
+            program: Arc::new(Program::new(operations, config.gates, check)),
             inherited: config.inherited.clone(),
             jobs,
             server,
@@ -305,6 +321,11 @@ impl Agent {
     /// What the program keeps over a change-over, as it was given in [`AgentConfig::inherited`].
     pub fn inherited(&self) -> &Inherited {
         &self.inherited
+    }
+
+    /// For what the program itself has to say to whoever asks for the status.
+    pub fn remark(&self) -> Remark {
+        self.core.remark.clone()
     }
 
     /// Waits until the program is to end, then lets operations stop at their next unit boundary. The program should
@@ -340,7 +361,13 @@ impl Agent {
 impl Service for Core {
     fn status(&self) -> AgentStatus {
         let state = *self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        AgentStatus { state, jobs: self.jobs.under_way(), ..self.status.clone() }
+        let mut status = AgentStatus { state, jobs: self.jobs.under_way(), ..self.status.clone() };
+        let remark = self.remark.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !remark.is_empty() {
+            status.reason = format!("{}; {remark}", status.reason);
+        }
+        drop(remark);
+        status
     }
 
     fn message(&self, request: AgentRequest) -> Result<(), Fault> {

@@ -34,18 +34,18 @@ pub(crate) struct Crossing<'a> {
 /// drained: another try begins with another drain.
 pub(crate) fn become_program(
     program: &Path,
-    arguments: &[String],
+    arguments: Vec<OsString>,
     paths: &AgentPaths,
     handoff: &mut Handoff,
     crossing: &Crossing<'_>,
     _drained: Drained,
 ) -> io::Error {
-    // Children that still live belong to operations that are over or abandoned.
+    // Children that still live belong to operations that are over or abandoned, unless they are kept.
     let _no_new_children = CHILDREN.write().unwrap_or_else(PoisonError::into_inner);
     if let Err(e) = moments::reach(Moment::ChildrenEnd, program) {
         return e;
     }
-    sys::exec::end_children();
+    sys::exec::end_children(&crossing.inherited.processes());
     handoff.exec_us = sys::monotonic_us();
     let memory = match handoff.write() {
         Ok(memory) => memory,
@@ -59,10 +59,7 @@ pub(crate) fn become_program(
         Err(e) => return e,
     };
     fds.push((variable::INHERITED_FD, list.as_fd()));
-    let invocation = sys::exec::Invocation {
-        arguments: arguments.iter().map(OsString::from).collect(),
-        environment: environment(paths, &fds),
-    };
+    let invocation = sys::exec::Invocation { arguments, environment: environment(paths, &fds) };
     let directory = leave_tree(paths);
     let changed = match sys::fd::close_all_on_exec() {
         Ok(changed) => changed,

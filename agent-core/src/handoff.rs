@@ -38,6 +38,8 @@ pub mod variable {
     pub const HANDOFF_FD: &str = "MANAGER_FS_HANDOFF_FD";
     /// Descriptor of the list of what is inherited under names ([`crate::Inherited`]).
     pub const INHERITED_FD: &str = "MANAGER_FS_INHERITED_FD";
+    /// Path of the program that runs unchanged programs; it is not set where there is none.
+    pub const ADAPTER: &str = "MANAGER_FS_ADAPTER";
     /// Descriptor of what the stub decided, in the journal's format; set by a start by the stub alone.
     pub const START_FD: &str = "MANAGER_FS_START_FD";
 }

@@ -6,6 +6,8 @@
 //!  program <── take("http") ───────────── table <── execve, or a start by the stub, or socket activation
 //! ```
 //!
+//! A process whose pidfd is kept lives on: neither a change-over nor the crash of a version ends it.
+//!
 //! Every process that is started or executed finds one sealed memory file with the names and numbers of what it
 //! inherits; the descriptors themselves keep their numbers.
 
@@ -18,6 +20,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::codec;
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{Channel, StubMessage};
@@ -199,6 +202,11 @@ impl Table {
         self.by_name.values().map(|descriptor| descriptor.as_fd())
     }
 
+    /// Living processes of which it has a pidfd.
+    pub(crate) fn processes(&self) -> Vec<Pid> {
+        self.descriptors().filter_map(sys::fd::process_of).collect()
+    }
+
     /// The memory file that names them.
     pub(crate) fn to_memory(&self) -> io::Result<OwnedFd> {
         let named = self.by_name.iter();
@@ -307,6 +315,20 @@ mod tests {
         let list = to_bytes(&[named("stdin", 0), named("gone", 9_999_999)]).unwrap();
         let table = Table::from_memory(handoff::seal_in_memory("x", &list).unwrap()).unwrap();
         assert_eq!(table.descriptors().count(), 0);
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_pidfd_until_it_has_ended() {
+        let inherited = alone();
+        inherited.keep("null", std::fs::File::open("/dev/null").unwrap()).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        inherited.keep("child", pidfd).unwrap();
+        assert_eq!(inherited.table().processes(), [pid]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(inherited.table().processes(), []);
     }
 
     #[test]

@@ -105,6 +105,7 @@
 //! manager; [`stub`] watches from outside. [`control`] speaks over local sockets; [`sys`] has every call that `rustix`
 //! does not make safe, and every `unsafe` block.
 
+mod adapter;
 mod agent;
 pub mod bad;
 pub mod channel;
@@ -122,6 +123,7 @@ pub mod fuzzing;
 pub mod generation;
 mod given;
 pub mod handoff;
+pub mod health;
 pub mod identity;
 mod inherited;
 mod intake;
@@ -145,7 +147,7 @@ pub mod swap;
 pub mod sys;
 mod typed;
 
-pub use agent::{Agent, AgentConfig, AgentError, Stop};
+pub use agent::{Agent, AgentConfig, AgentError, Remark, Stop};
 pub use descriptor_name::{DescriptorName, NotAName};
 pub use inherited::{Inherited, InheritedError};
 pub use intake::{Gate, Intake, Listen, Pass};

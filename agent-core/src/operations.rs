@@ -53,6 +53,10 @@ pub trait Operations: Send + Sync + 'static {
         Ok(())
     }
 
+    /// This version has proved itself and is believed; called once, after every start, on a thread of its own. What the
+    /// version before would need to return may be let go from here on.
+    fn confirmed(&self) {}
+
     /// Whether the program is fit to work: called while it serves, again and again during its probation until it
     /// says yes once. Check what operations need (a repository that answers, a configuration that parses).
     ///

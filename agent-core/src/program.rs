@@ -7,6 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use proto::health::HealthCheck;
+
+use crate::health::{self, Answering};
 use crate::intake::Gate;
 use crate::operations::{NotHealthy, Operations};
 
@@ -85,6 +88,7 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
 pub(crate) struct Program {
     operations: Arc<dyn Operations>,
     gates: Vec<Gate>,
+    check: Option<HealthCheck>,
     quiesce: Call,
     resume: Call,
     save_state: Call,
@@ -92,10 +96,11 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    pub(crate) fn new(operations: Arc<dyn Operations>, gates: Vec<Gate>) -> Self {
+    pub(crate) fn new(operations: Arc<dyn Operations>, gates: Vec<Gate>, check: Option<HealthCheck>) -> Self {
         Self {
             operations,
             gates,
+            check,
             quiesce: Call::new("quiesce"),
             resume: Call::new("resume"),
             save_state: Call::new("save_state"),
@@ -132,9 +137,23 @@ impl Program {
         self.save_state.within(SAVE_PATIENCE, move || operations.save_state(schema))
     }
 
-    pub(crate) fn healthy(&self) -> Result<(), NotHealthy> {
+    /// It is believed, which it is told without anybody waiting for what it makes of that.
+    pub(crate) fn confirmed(&self) {
         let operations = self.operations.clone();
-        match self.healthy.within(HEALTH_PATIENCE, move || operations.healthy()) {
+        let thread = std::thread::Builder::new().name("confirmed".to_owned());
+        if let Err(e) = thread.spawn(move || operations.confirmed()) {
+            tracing::error!("the program cannot be told that it is believed: {e}");
+        }
+    }
+
+    pub(crate) fn healthy(&self) -> Result<(), NotHealthy> {
+        let (operations, check) = (self.operations.clone(), self.check.clone());
+        let patience = HEALTH_PATIENCE + Duration::from_millis(check.as_ref().map_or(0, |check| check.timeout_ms));
+        let ask = move || {
+            operations.healthy()?;
+            check.map_or(Ok(()), |check| health::ask(&check, &Answering::Anyone))
+        };
+        match self.healthy.within(patience, ask) {
             Ok(answer) => answer,
             Err(fault) => Err(NotHealthy(fault.to_string())),
         }
@@ -178,7 +197,7 @@ mod tests {
     #[test]
     fn what_is_left_undone_is_named() {
         let gate = Gate::new().unwrap();
-        let program = Program::new(Arc::new(Own), vec![gate.clone()]);
+        let program = Program::new(Arc::new(Own), vec![gate.clone()], None);
         let pass = gate.enter();
         let left = program.quiesce(Duration::from_millis(1));
         assert!(left.contains("quiesce panicked: cannot") && left.contains("1 of the program's requests"), "{left}");

@@ -115,6 +115,7 @@ impl Verified {
             entry,
             entry_point: self.entry_point,
             arguments: metadata.arguments,
+            is_adapted: metadata.adapter.is_some(),
             reads: metadata.state_schemas,
             architecture: metadata.architecture,
             probation_ms: metadata.health.probation_ms,

@@ -32,7 +32,10 @@ fn record() -> GenerationRecord {
 fn a_product_without_a_file_has_these_values() {
     let metadata = Metadata::default();
     assert_eq!(metadata.state_schemas, SchemaRange { min: 1, max: 1 });
-    assert_eq!((metadata.drain_deadline_ms, metadata.health), (60_000, HealthContract { probation_ms: 10_000 }));
+    assert_eq!(
+        (metadata.drain_deadline_ms, metadata.health),
+        (60_000, HealthContract { probation_ms: 10_000, check: None })
+    );
     assert_eq!((metadata.entry_point, metadata.arguments.len(), metadata.entry_count), (None, 0, 1));
 }
 

@@ -14,12 +14,13 @@ use proto::TreeId;
 use proto::agent::{AgentRequest, AgentState, ChangeId, Step, StepEvent};
 use proto::message::Fault;
 
+use crate::adapter::Start;
 use crate::channel::{Channel, StubMessage};
 use crate::drain::Drained;
 use crate::durable::{Durability, FileFault};
 use crate::exec::{self, Crossing};
 use crate::generation::Attachment;
-use crate::handoff::Handoff;
+use crate::handoff::{Handoff, variable};
 use crate::inherited::Inherited;
 use crate::jobs::Jobs;
 use crate::journal::{Journal, Phase};
@@ -239,7 +240,10 @@ impl Driver {
                 self.report(change, from, to, step, duration_us, detail);
             }
             Effect::CheckHealth { after_ms } => self.check_health(Duration::from_millis(after_ms)),
-            Effect::TellConfirmed => self.tell(&StubMessage::Confirmed),
+            Effect::TellConfirmed => {
+                self.tell(&StubMessage::Confirmed);
+                self.program.confirmed();
+            }
             Effect::TellExecReturned => self.tell(&StubMessage::ExecReturned),
         }
         Ok(None)
@@ -330,6 +334,12 @@ impl Driver {
             Ok(program) => program,
             Err(e) => return Event::ExecReturned { of_the_version: e.is_of_the_version(), fault: e.to_string() },
         };
+        let start = Start::of(program, &target.candidate.arguments);
+        let adapter = std::env::var_os(variable::ADAPTER).map(PathBuf::from);
+        let start = match start.by(adapter.as_deref(), target.candidate.is_adapted, &path) {
+            Ok(start) => start,
+            Err(e) => return Event::ExecReturned { of_the_version: false, fault: e.to_string() },
+        };
         // The newest schema that one writes and the other reads; that there is one was checked before the drain.
         let schema = target.candidate.reads.max.min(*self.facts.writes.end());
         let state = match self.program.save_state(schema) {
@@ -362,12 +372,13 @@ impl Driver {
             stub: self.stub.as_ref().map(|stub| stub.as_fd()),
             lock: self.lock.as_ref().map(|lock| lock.as_fd()),
         };
-        let arguments = &target.candidate.arguments;
+        let Start { program, arguments } = start;
         let fault = exec::become_program(&program, arguments, &self.paths, &mut handoff, &crossing, drained);
         if let Err(e) = self.server.resume() {
             tracing::error!("the operations API cannot be served again: {e}");
         }
-        let of_the_version = exec::is_of_the_version(&fault);
+        // What cannot be executed of an adapter is this host's.
+        let of_the_version = !target.candidate.is_adapted && exec::is_of_the_version(&fault);
         Event::ExecReturned { fault: format!("{}: {fault}", program.display()), of_the_version }
     }
 

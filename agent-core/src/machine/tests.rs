@@ -24,6 +24,7 @@ fn facts() -> Facts {
 
 fn candidate(n: u8) -> Candidate {
     Candidate {
+        is_adapted: false,
         entry: entry(n),
         entry_point: TreePath::parse(b"bin/agent").unwrap(),
         arguments: vec![],

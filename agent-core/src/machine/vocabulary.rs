@@ -29,6 +29,8 @@ pub struct Candidate {
     pub entry_point: TreePath,
     /// The program's arguments, after its own name.
     pub arguments: Vec<String>,
+    /// Its program is unchanged, and run by an adapter.
+    pub is_adapted: bool,
     /// State schemas that it reads.
     pub reads: SchemaRange,
     /// Machine of its entry point; `None` when it runs on any.

@@ -5,6 +5,8 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::process::Pid;
+
 use crate::descriptor_name::DescriptorName;
 use crate::inherited::{InheritedError, Table};
 use crate::sys;
@@ -59,6 +61,12 @@ impl Held {
 
     pub(super) fn forget(&mut self, name: &DescriptorName) {
         self.current_mut().remove(name);
+    }
+
+    /// Processes that outlive the one that has ended: those that the believed version keeps. What one on trial had
+    /// started ends with it.
+    pub(super) fn processes(&self) -> Vec<Pid> {
+        self.believed.processes()
     }
 
     /// What the version that is started now inherits.

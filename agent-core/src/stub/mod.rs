@@ -35,6 +35,7 @@ mod wanted;
 mod watch;
 
 use std::io;
+use std::path::Path;
 
 use crate::AgentPaths;
 use crate::durable::FileFault;
@@ -102,13 +103,14 @@ pub enum StubError {
     },
 }
 
-/// Runs the product's agent until SIGTERM or SIGINT, which ends the agent in good order first.
+/// Runs the product's agent until SIGTERM or SIGINT, which ends the agent in good order first. `adapter` is the program
+/// that is started, with `__adapter` and the path of the tree, for versions whose programs are no agents by themselves.
 ///
 /// # Errors
 /// The agent cannot be started, for a reason that waiting does not cure: the metadata is missing or not believed, the
 /// product is not exported to this host, another stub runs. An agent that ends by itself is no error; it is started
 /// again.
-pub fn run(paths: &AgentPaths, observer: &mut dyn Observer) -> Result<(), StubError> {
+pub fn run(paths: &AgentPaths, adapter: Option<&Path>, observer: &mut dyn Observer) -> Result<(), StubError> {
     // Before anything else: signals are blocked before the first thread, and what the caller left open is not for the
     // agent.
     let signals = crate::sys::signal::SignalFd::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD]);
@@ -117,7 +119,7 @@ pub fn run(paths: &AgentPaths, observer: &mut dyn Observer) -> Result<(), StubEr
     crate::sys::fd::close_all_on_exec().map_err(io_error("/proc/self/fd cannot be listed"))?;
     crate::sys::exec::adopt_orphans().map_err(io_error("orphans cannot be adopted"))?;
     match begin::begin(paths, &mut signals, observer)? {
-        Some(begun) => watch::Stub::new(paths, observer, signals, held, begun)?.run(),
+        Some(begun) => watch::Stub::new(paths, adapter, observer, signals, held, begun)?.run(),
         // Told to end while it waited.
         None => Ok(()),
     }

@@ -89,8 +89,8 @@ impl Stub<'_> {
             if running.mute_since.is_none() {
                 fds.push(PollFd::from_borrowed_fd(running.channel.as_fd(), PollFlags::IN));
             }
-            fds.extend(running.stderr.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
         }
+        fds.push(PollFd::new(&self.stderr.0, PollFlags::IN));
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(e) => Err(io_error("poll")(e.into())),
@@ -147,7 +147,8 @@ impl Stub<'_> {
         self.read_stderr();
         let Program::Running(running) = std::mem::replace(&mut self.program, Program::Over) else { return Ok(()) };
         self.lock.note(None);
-        for stray in strays::end_all() {
+        let kept = if running.stopping.is_some() { Vec::new() } else { self.held.processes() };
+        for stray in strays::end_all(&kept) {
             self.observer.say(&format!("killed what {} left behind: {stray}", self.verified.record.name()));
         }
         // The agent writes the journal while it runs; its word counts.
@@ -303,18 +304,15 @@ impl Stub<'_> {
     }
 
     fn read_stderr(&mut self) {
-        let Program::Running(running) = &mut self.program else { return };
-        let Some(pipe) = &mut running.stderr else { return };
         let mut bytes = [0; 16 << 10];
         // Bounded, so that a program that floods it does not keep the stub from its other work.
         for _ in 0..64 {
-            match pipe.read(&mut bytes) {
-                Ok(0) => {
-                    running.stderr = None;
-                    return;
-                }
+            match self.stderr.0.read(&mut bytes) {
+                // Never 0: the stub has its other end as well.
                 Ok(n) => {
-                    running.tail.push(&bytes[..n]);
+                    if let Program::Running(running) = &mut self.program {
+                        running.tail.push(&bytes[..n]);
+                    }
                     // Nobody reads it perhaps; the end of it is kept all the same.
                     self.observer.agent_wrote(&bytes[..n]);
                 }

@@ -1,6 +1,5 @@
 //! A program that runs, as its parent sees it.
 
-use std::io::PipeReader;
 use std::time::{Duration, Instant};
 
 use proto::agent::{ChangeId, StepEvent};
@@ -26,7 +25,6 @@ pub(super) enum Overdue {
 pub(super) struct Running {
     pub(super) pid: Pid,
     pub(super) channel: Channel,
-    pub(super) stderr: Option<PipeReader>,
     pub(super) tail: Tail,
     pub(super) since: Instant,
     /// When the probation is over, and how long it was.

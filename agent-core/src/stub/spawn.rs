@@ -1,5 +1,6 @@
 //! Starting a program.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use super::running::Running;
 use super::verdict::Cause;
 use super::wanted::{Stand, Wanted};
 use super::watch::Stub;
+use crate::adapter::Start;
 use crate::channel::Channel;
 use crate::durable::FileFault;
 use crate::generation::Attachment;
@@ -42,8 +44,7 @@ impl Stub<'_> {
         }
         let io = |e: io::Error| world(e.to_string());
         let (ours, theirs) = Channel::pair().map_err(io)?;
-        let (stderr, write) = io::pipe().map_err(io)?;
-        rustix::io::ioctl_fionbio(&stderr, true).map_err(|e| io(e.into()))?;
+        let stderr = self.stderr.1.try_clone().map_err(io)?;
         let decided = self.journal.to_bytes(&self.paths.journal()).map_err(|e| world(e.to_string()))?;
         let start = handoff::seal_in_memory("start", &decided).map_err(io)?;
         if matches!(self.journal.phase, Phase::Probation { .. }) {
@@ -58,14 +59,22 @@ impl Stub<'_> {
             (variable::STUB_FD, theirs.as_fd()),
             (variable::LOCK_FD, self.lock.as_fd()),
         ];
-        let invocation = sys::exec::Invocation {
-            arguments: self.verified.record.metadata.arguments.iter().map(Into::into).collect(),
-            environment: exec::environment(&self.paths, &fds),
-        };
+        let metadata = &self.verified.record.metadata;
+        let is_adapted = metadata.adapter.is_some();
+        let start = Start::of(program, &metadata.arguments);
+        let start = start.by(self.adapter.as_deref(), is_adapted, &self.path).map_err(|e| world(e.to_string()))?;
+        let Start { program, arguments } = start;
+        let mut environment = exec::environment(&self.paths, &fds);
+        environment.remove(OsStr::new(variable::ADAPTER));
+        environment.extend(self.adapter.iter().map(|adapter| (variable::ADAPTER.into(), adapter.into())));
+        let invocation = sys::exec::Invocation { arguments, environment };
         let inherited: Vec<_> = fds.iter().map(|(_, fd)| *fd).chain(held.descriptors()).collect();
         moments::reach(Moment::StubSpawn, &program).map_err(io)?;
-        let child = sys::exec::spawn(&program, &invocation, write.into(), &inherited)
-            .map_err(|e| Cause::NotStarted { of_the_version: exec::is_of_the_version(&e), fault: e.to_string() })?;
+        let child = sys::exec::spawn(&program, &invocation, stderr.into(), &inherited).map_err(|e| {
+            // What cannot be executed of an adapter is this host's.
+            let of_the_version = !is_adapted && exec::is_of_the_version(&e);
+            Cause::NotStarted { of_the_version, fault: e.to_string() }
+        })?;
         self.lock.note(Some(child.id()));
         let probation = match self.journal.phase {
             Phase::Probation { probation_ms, .. } => {
@@ -81,7 +90,6 @@ impl Stub<'_> {
         Ok(Running {
             pid: Pid::from_child(&child),
             channel: ours,
-            stderr: Some(stderr),
             tail: Tail::default(),
             since: Instant::now(),
             probation,

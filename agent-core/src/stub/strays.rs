@@ -31,13 +31,14 @@ impl std::fmt::Display for Stray {
     }
 }
 
-/// Kills and reaps every child of this process, and what falls to it when they die: the stub has no other children than
-/// the program that has ended, so all of them were that program's. Returns whom it killed.
-pub(super) fn end_all() -> Vec<Stray> {
+/// Kills and reaps every child of this process but for these, and what falls to it when they die: the stub has no other
+/// children than the program that has ended, so all of them were that program's. Returns whom it killed.
+pub(super) fn end_all(but: &[Pid]) -> Vec<Stray> {
     let mut ended: Vec<Stray> = Vec::new();
     let until = Instant::now() + PATIENCE;
     loop {
-        let left = sys::exec::children();
+        let mut left = sys::exec::children();
+        left.retain(|pid| !but.contains(pid));
         for pid in &left {
             if !ended.iter().any(|stray| stray.pid == *pid) && !is_zombie(*pid) {
                 ended.push(Stray { pid: *pid, name: name(*pid), took_lock: false });

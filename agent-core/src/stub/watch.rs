@@ -1,8 +1,9 @@
 //! The stub at work: what it has in its hands. What it does with that stands beside: `run.rs` is the loop, `spawn.rs`
 //! starts a program, `after.rs` follows an end and `carry.rs` an order.
 
+use std::io::{PipeReader, PipeWriter};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use proto::agent::{ChangeId, Step, StepEvent};
@@ -29,6 +30,10 @@ use crate::sys::signal::SignalFd;
 /// The stub at work.
 pub(super) struct Stub<'a> {
     pub(super) paths: AgentPaths,
+    /// What runs programs that are no agents by themselves.
+    pub(super) adapter: Option<PathBuf>,
+    /// What programs write to their standard error: one pipe for all of them, since some outlive their agent.
+    pub(super) stderr: (PipeReader, PipeWriter),
     pub(super) observer: &'a mut dyn Observer,
     pub(super) signals: SignalFd,
     pub(super) lock: Lock,
@@ -86,6 +91,7 @@ pub(super) struct Returning {
 impl<'a> Stub<'a> {
     pub(super) fn new(
         paths: &AgentPaths,
+        adapter: Option<&Path>,
         observer: &'a mut dyn Observer,
         signals: SignalFd,
         held: Held,
@@ -96,8 +102,12 @@ impl<'a> Stub<'a> {
         for event in begun.untold {
             reporter.report(&event, Durability::PowerCut);
         }
+        let stderr = std::io::pipe().map_err(io_error("no pipe for what programs say"))?;
+        rustix::io::ioctl_fionbio(&stderr.0, true).map_err(|e| io_error("a pipe")(e.into()))?;
         Ok(Self {
             paths: paths.clone(),
+            adapter: adapter.map(Path::to_owned),
+            stderr,
             observer,
             signals,
             lock: begun.lock,

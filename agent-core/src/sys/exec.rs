@@ -82,6 +82,58 @@ pub fn spawn(
     command.spawn()
 }
 
+/// Starts a program that listens on `sockets`, which it finds as descriptors 3, 4, …, with `LISTEN_PID` naming it
+/// (`sd_listen_fds(3)`). Both its outputs go where this process's errors go; it is killed when this process ends, is in a
+/// process group of its own, and has `/dev/null` as its input.
+///
+/// To be called by a process with a single thread: between `fork` and `execve` the program's environment is made.
+///
+/// # Errors
+/// Whatever `fork` or `execve` says, or no descriptor is left.
+pub fn spawn_listening(
+    program: &Path,
+    mut invocation: Invocation,
+    sockets: &[BorrowedFd<'_>],
+    directory: &Path,
+) -> io::Result<Child> {
+    let first = libc::STDERR_FILENO + 1;
+    let count = RawFd::try_from(sockets.len()).map_err(io::Error::other)?;
+    // Out of the way of the numbers that they are to have.
+    let aside = |socket: &BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(socket, first + count);
+    let aside = sockets.iter().map(aside).collect::<Result<Vec<OwnedFd>, _>>()?;
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).stdout(io::stderr()).stderr(Stdio::inherit()).current_dir(directory);
+    command.process_group(0);
+    let program = program.to_owned();
+    let parent = rustix::process::getpid();
+    // SAFETY: this process has one thread (see above), so the child may allocate; the calls change only the child's own
+    // signal mask and descriptors. A number from `first` on that is replaced here belongs to nothing that the child
+    // uses before it becomes the program: what the standard library has opened meanwhile is closed by `execve`, and it
+    // learns of a failure by the return of this closure.
+    unsafe {
+        command.pre_exec(move || {
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            if rustix::process::getppid() != Some(parent) {
+                return Err(io::Error::other("whoever started it has ended"));
+            }
+            for (number, socket) in (first..).zip(&aside) {
+                if libc::dup2(socket.as_raw_fd(), number) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            if !aside.is_empty() {
+                let pid = std::process::id().to_string();
+                invocation.environment.insert("LISTEN_PID".into(), pid.into());
+            }
+            Err(execve(&program, &invocation))
+        });
+    }
+    command.spawn()
+}
+
 /// Makes orphaned descendants children of this process, so that it can reap them.
 ///
 /// # Errors
@@ -90,25 +142,42 @@ pub fn adopt_orphans() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
-/// Kills and reaps every child process of this one.
-pub fn end_children() {
-    for child in children() {
+/// Kills and reaps every child process of this one but for these.
+pub fn end_children(but: &[rustix::process::Pid]) {
+    let others = || children().into_iter().filter(|child| !but.contains(child)).collect::<Vec<_>>();
+    for child in others() {
         let _ = rustix::process::kill_process(child, rustix::process::Signal::KILL);
     }
-    // A killed child ends soon, and ECHILD ends the loop; one in a system call that cannot be interrupted would hold
-    // the change-over up, so the wait is bounded.
+    // A killed child ends soon; one in a system call that cannot be interrupted would hold the change-over up, so the
+    // wait is bounded.
     for _ in 0..200 {
-        match rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
-            Ok(Some(_)) => {}
-            Ok(None) => std::thread::sleep(std::time::Duration::from_millis(1)),
-            Err(_) => return,
+        while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
+        if others().is_empty() {
+            return;
         }
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
+}
+
+/// Every process that descends from this one, and it itself.
+pub fn descendants(of: rustix::process::Pid) -> Vec<rustix::process::Pid> {
+    let mut found = vec![of];
+    let mut next = 0;
+    while let Some(pid) = found.get(next) {
+        next += 1;
+        let children = children_of(&pid.as_raw_nonzero().to_string());
+        found.extend(children.into_iter().filter(|child| !found.contains(child)).collect::<Vec<_>>());
+    }
+    found
 }
 
 /// The children of this process, zombies among them.
 pub fn children() -> Vec<rustix::process::Pid> {
-    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
+    children_of("self")
+}
+
+fn children_of(process: &str) -> Vec<rustix::process::Pid> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
     let lists = threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
     let numbers: Vec<i32> =
         lists.flat_map(|list| list.split_whitespace().flat_map(str::parse).collect::<Vec<_>>()).collect();

@@ -63,6 +63,14 @@ pub fn keep_again(changed: &[RawFd]) {
     }
 }
 
+/// The process that a pidfd is of; `None` where the descriptor is none, or the process has ended.
+pub fn process_of(fd: BorrowedFd<'_>) -> Option<rustix::process::Pid> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
+    // -1 when it has ended, 0 when it is in another namespace.
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+    if number > 0 { rustix::process::Pid::from_raw(number) } else { None }
+}
+
 /// The number under which a descriptor is named in the environment of the next program.
 pub fn number(fd: &impl AsRawFd) -> String {
     fd.as_raw_fd().to_string()
