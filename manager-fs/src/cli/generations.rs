@@ -83,6 +83,12 @@ pub(super) fn show(args: &ShowArgs, here: &Here) -> anyhow::Result<Done> {
     if args.output.json {
         let mut document = record_json(&view.record);
         document["publisher"] = json!(view.publisher);
+        if let Some(adapter) = &view.adapter {
+            document["adapter"] = json!(adapter.handover);
+        }
+        if let Some(check) = &view.health_check {
+            document["health_check"] = json!(check.probe.to_string());
+        }
         document["exported_to"] = json!(targets(&view));
         document["attached_on"] = json!(view.attached);
         out::json(&document);
@@ -138,6 +144,14 @@ fn print_people(view: &GenerationView) {
     line("state schemas", format!("{} to {}", metadata.state_schemas.min, metadata.state_schemas.max));
     line("drain deadline", ms(metadata.drain_deadline_ms));
     line("probation", ms(metadata.health.probation_ms));
+    if let Some(check) = &view.health_check {
+        line("health check", format!("{}, every {}", check.probe, ms(check.interval_ms)));
+    }
+    if let Some(adapter) = &view.adapter {
+        let listen = adapter.listen.iter().map(|listen| format!(", {} at {}", listen.name, listen.at));
+        let drain = format!("; {}, then {}", adapter.drain.signal, ms(adapter.drain.deadline_ms));
+        line("adapter", format!("{}{}{drain}", adapter.handover, listen.collect::<String>()));
+    }
     line("exported to", or_none(targets(view).join(" ")));
     line("attached on", or_none(view.attached.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")));
     print_executables(metadata);

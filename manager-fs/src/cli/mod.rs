@@ -4,6 +4,7 @@
 //! `client` asks the manager and `daemon` this host's mount daemon; `out`, `units` and `progress` are how it
 //! looks; `manual` makes help, man pages and `docs/command-line.md` out of one source.
 
+mod adapter;
 mod agents;
 mod attach;
 mod client;
@@ -51,6 +52,7 @@ use std::time::Duration;
 use clap::{FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Dirs, GlobalFlags};
+use crate::host::adapter::Keep;
 use out::note;
 
 /// Serves versioned executable trees to hosts, and changes their running agents' versions.
@@ -115,6 +117,10 @@ enum Command {
     Permits(permits::PermitsCommand),
     /// Run the mount daemon of this host; it shows every generation that is exported to it
     Mount(mount::MountArgs),
+    #[command(name = "__adapter", hide = true)]
+    Adapter(adapter::AdapterArgs),
+    #[command(name = "__keep", hide = true)]
+    Keep(Keep),
     #[command(name = "__worker", hide = true)]
     Worker(mount::MountArgs),
     #[command(name = "__helper", hide = true)]
@@ -230,6 +236,8 @@ fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
         Command::Rescue(args) => rescue::run(&args, dirs),
         Command::Permits(command) => permits::run(&command, dirs),
         Command::Mount(args) => mount::mount(&args, dirs),
+        Command::Adapter(args) => adapter::adapter(&args),
+        Command::Keep(args) => adapter::keep(&args),
         Command::Worker(args) => mount::worker(args, dirs),
         Command::Helper(args) => mount::helper(&args, dirs),
         Command::Attach(args) => attach::attach(&args, here),

@@ -7,6 +7,7 @@
 //! ```
 //! [`worker`] puts both together; nothing below it knows the whole.
 
+pub mod adapter;
 pub mod bundle;
 pub mod cache;
 pub mod control;

@@ -2,18 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use proto::manifest::{Node, NodeKind, Object};
-use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange, Script};
+use proto::record::{ElfFile, HealthContract, Metadata, Script};
 use proto::width;
 use proto::{Manifest, ObjectId, TreePath};
-use serde::Deserialize;
 
 use super::content::{ObjectReader, ReadChunk};
 use super::elf;
 use super::ingest::Start;
 use super::monitor::{Monitor, Task};
+use super::product_file::ProductFile;
 use super::store::StoreError;
 
 /// The descriptor, in the root of a tree.
@@ -22,9 +21,6 @@ pub const DESCRIPTOR: &str = "manager-fs.toml";
 const DESCRIPTOR_BYTES_MAX: u64 = 64 << 10;
 /// Bytes of a `#!` line: what Linux reads of it (`BINPRM_BUF_SIZE`).
 const SCRIPT_LINE_BYTES_MAX: usize = 256;
-
-const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
-const PROBATION: Duration = Duration::from_secs(10);
 
 /// Why a tree has no usable metadata.
 #[derive(Debug, thiserror::Error)]
@@ -64,18 +60,6 @@ fn candidates_text(candidates: &[TreePath]) -> String {
     }
 }
 
-/// `manager-fs.toml`: what a product says about itself.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Descriptor {
-    entrypoint: Option<String>,
-    #[serde(default)]
-    arguments: Vec<String>,
-    state_schemas: Option<[u32; 2]>,
-    drain_deadline: Option<String>,
-    probation: Option<String>,
-}
-
 /// A tree, and the means to look into its files.
 pub(crate) struct Inspection<'a> {
     pub(crate) manifest: &'a Manifest,
@@ -92,11 +76,11 @@ impl Inspection<'_> {
     /// # Errors
     /// See [`MetadataError`].
     pub(crate) fn run(&self, entry_point: Option<&str>, start: Option<&Start>) -> Result<Metadata, MetadataError> {
-        let descriptor = self.descriptor()?;
+        let said = self.product_file()?;
         let (elf_files, scripts) = self.programs()?;
         let candidates = self.candidates(&elf_files, &scripts);
         let started = start.and_then(|start| self.started(start));
-        let named = match (entry_point, &descriptor.entrypoint) {
+        let named = match (entry_point, &said.entrypoint) {
             (Some(path), _) => Some((path, "named by --entrypoint")),
             (None, Some(path)) => Some((path.as_str(), "named by manager-fs.toml")),
             (None, None) => None,
@@ -110,11 +94,15 @@ impl Inspection<'_> {
         };
         // What an image's program is started with says nothing to another program.
         let arguments = match start {
-            Some(start) if descriptor.arguments.is_empty() && named.is_none() && started.is_some() => {
+            Some(start) if said.arguments.is_empty() && named.is_none() && started.is_some() => {
                 start.arguments.clone()
             }
-            _ => descriptor.arguments.clone(),
+            _ => said.arguments.clone(),
         };
+        if said.adapter.is_some() && entry_point.is_none() {
+            let executables = candidates_text(&candidates);
+            return Err(MetadataError::Descriptor(format!("[adapter] without an entry point to run; {executables}")));
+        }
         let architecture = entry_point.as_ref().and_then(|path| self.architecture(path, &elf_files, &scripts));
         let bytes_of = |node: &Node| match &node.kind {
             NodeKind::File(id) => self.manifest.object(id).map_or(0, |object| object.bytes),
@@ -131,29 +119,30 @@ impl Inspection<'_> {
             file_count: nodes().filter(|n| matches!(n.kind, NodeKind::File(_) | NodeKind::EmptyFile)).count() as u64,
             content_bytes: nodes().map(bytes_of).sum(),
             object_bytes: self.manifest.object_bytes(),
-            state_schemas: descriptor.state_schemas()?,
-            drain_deadline_ms: duration_ms("drain_deadline", &descriptor.drain_deadline, DRAIN_DEADLINE)?,
-            health: HealthContract { probation_ms: duration_ms("probation", &descriptor.probation, PROBATION)? },
+            state_schemas: said.state_schemas,
+            drain_deadline_ms: said.drain_deadline_ms,
+            health: HealthContract { probation_ms: said.probation_ms, check: said.health },
+            adapter: said.adapter,
         })
     }
 
-    fn descriptor(&self) -> Result<Descriptor, MetadataError> {
-        let Ok(path) = TreePath::parse(DESCRIPTOR.as_bytes()) else { return Ok(Descriptor::default()) };
-        let Some(entry) = self.manifest.entry(&path) else { return Ok(Descriptor::default()) };
+    fn product_file(&self) -> Result<ProductFile, MetadataError> {
+        let path = TreePath::parse(DESCRIPTOR.as_bytes()).ok();
+        let entry = path.and_then(|path| self.manifest.entry(&path));
         let refused = |fault: &str| Err(MetadataError::Descriptor(fault.to_owned()));
-        let bytes = match &self.manifest.node(entry).kind {
-            NodeKind::EmptyFile => Vec::new(),
-            NodeKind::File(id) => {
+        let bytes = match entry.map(|entry| &self.manifest.node(entry).kind) {
+            None | Some(NodeKind::EmptyFile) => Vec::new(),
+            Some(NodeKind::File(id)) => {
                 let Some(object) = self.manifest.object(id) else { return refused("its content is missing") };
                 if object.bytes > DESCRIPTOR_BYTES_MAX {
                     return refused("it is larger than 64 KiB");
                 }
                 self.start_of(object, width::index(DESCRIPTOR_BYTES_MAX))?
             }
-            _ => return refused("it is not a regular file"),
+            Some(_) => return refused("it is not a regular file"),
         };
         let text = String::from_utf8(bytes).map_err(|error| MetadataError::Descriptor(error.to_string()))?;
-        toml::from_str(&text).map_err(|error| MetadataError::Descriptor(error.to_string().trim_end().to_owned()))
+        ProductFile::parse(&text).map_err(MetadataError::Descriptor)
     }
 
     /// Every ELF file, and every executable script, in the order of the tree.
@@ -278,36 +267,10 @@ fn obvious(candidates: &[TreePath]) -> Option<TreePath> {
     None
 }
 
-impl Descriptor {
-    fn state_schemas(&self) -> Result<SchemaRange, MetadataError> {
-        match self.state_schemas {
-            None => Ok(SchemaRange { min: 1, max: 1 }),
-            Some([min, max]) if min <= max => Ok(SchemaRange { min, max }),
-            Some([min, max]) => Err(MetadataError::Descriptor(format!(
-                "state_schemas = [{min}, {max}]: want the oldest and the newest, in this order"
-            ))),
-        }
-    }
-}
-
 /// For `tests/fuzz`: a `manager-fs.toml`.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn read_any_descriptor(text: &str) -> bool {
-    let Ok(descriptor) = toml::from_str::<Descriptor>(text) else { return false };
-    descriptor.state_schemas().is_ok()
-        & duration_ms("drain_deadline", &descriptor.drain_deadline, DRAIN_DEADLINE).is_ok()
-        & duration_ms("probation", &descriptor.probation, PROBATION).is_ok()
-}
-
-fn duration_ms(key: &str, text: &Option<String>, default: Duration) -> Result<u64, MetadataError> {
-    let duration = match text {
-        None => default,
-        Some(text) => humantime::parse_duration(text).map_err(|error| {
-            MetadataError::Descriptor(format!("{key} = \"{text}\": {error}; want such as \"60s\""))
-        })?,
-    };
-    u64::try_from(duration.as_millis())
-        .map_err(|_| MetadataError::Descriptor(format!("{key} is longer than a program can run")))
+    ProductFile::parse(text).is_ok()
 }
 
 #[cfg(test)]
@@ -316,6 +279,7 @@ mod tests {
     use crate::manager::monitor::Quiet;
     use crate::manager::publish::PublishOptions;
     use crate::manager::testing::{Fixture, Item, Kind, Model, tree_path};
+    use proto::record::SchemaRange;
 
     fn script() -> Item {
         Item::file("#!/bin/sh\nexit 0\n")

@@ -28,6 +28,7 @@ mod lists;
 pub mod metadata;
 pub mod monitor;
 mod news;
+mod product_file;
 pub mod publish;
 mod record_files;
 pub mod recover;

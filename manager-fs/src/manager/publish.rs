@@ -165,11 +165,11 @@ fn tell_missing_libraries(manifest: &Manifest, metadata: &Metadata, monitor: &dy
 /// The metadata within the bounds of its fields: texts from inside the files are cleaned, and what a host would refuse is
 /// refused here.
 fn as_hosts_read(metadata: &Metadata) -> Result<Metadata, PublishError> {
-    let encoded = proto::codec::encode(metadata)?;
+    let encoded = metadata.to_bytes()?;
     // Room for the rest of the record and its signature.
     match encoded.len() {
         bytes if bytes > RECORD_BYTES_MAX - 4096 => Err(PublishError::MetadataTooLarge { bytes }),
-        _ => Ok(proto::codec::decode::<_, RECORD_BYTES_MAX>(&encoded)?),
+        _ => Ok(Metadata::from_bytes(&encoded)?),
     }
 }
 

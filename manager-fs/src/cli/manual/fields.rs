@@ -159,6 +159,8 @@ const DOCUMENTS: &[Document] = &[
         what: "And beside them",
         fields: &[
             ("publisher", "the publisher's public key, hex"),
+            ("adapter?", "how an unchanged program is handed over: sockets, overlap or restart"),
+            ("health_check?", "how the program is asked from outside: a URL, an address or a command"),
             ("exported_to[]?", "hosts, and @groups"),
             ("attached_on[]?", "hosts on which its tree is attached"),
         ],

@@ -14,7 +14,9 @@ use crate::config::Dirs;
 /// See [`stub::run`].
 pub fn launch(product: &Product, dirs: &Dirs, stderr: Outlet) -> Result<(), StubError> {
     let paths = AgentPaths::new(&dirs.state, &dirs.run, product.clone());
-    stub::run(&paths, &mut Terminal { product, stderr })
+    // This program is also what runs unchanged programs.
+    let adapter = std::env::current_exe().ok();
+    stub::run(&paths, adapter.as_deref(), &mut Terminal { product, stderr })
 }
 
 /// People and the service manager. Nobody may read what is written for people, and nothing here waits for them.

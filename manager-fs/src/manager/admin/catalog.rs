@@ -220,6 +220,7 @@ fn view(
     attached: &BTreeMap<TreeId, BTreeSet<HostName>>,
 ) -> GenerationView {
     let record = generation.record.clone();
+    let (adapter, health_check) = (record.metadata.adapter.clone(), record.metadata.health.check.clone());
     let publisher = SignedRecord::from_bytes(&generation.signed).map(|signed| signed.publisher).unwrap_or_default();
     let of_this = exports.iter().filter(|e| e.product == record.product && e.version == record.version);
     GenerationView {
@@ -227,5 +228,7 @@ fn view(
         attached: attached.get(&record.tree).into_iter().flatten().cloned().collect(),
         publisher: blake3::Hash::from_bytes(publisher).to_hex().to_string(),
         record,
+        adapter,
+        health_check,
     }
 }

@@ -4,8 +4,10 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use proto::adapter::Adapter;
 use proto::agent::{AgentStatus, JobId, Operation, StepEvent};
 use proto::bundle::Touch;
+use proto::health::HealthCheck;
 use proto::message::{BundleFacts, Fault, Unix};
 use proto::name::Target;
 use proto::{GenerationRecord, GenerationRef, GroupName, HostName, Product, TreeId, Version};
@@ -272,6 +274,10 @@ pub struct ChangedView {
 pub struct GenerationView {
     /// What its publisher signed.
     pub record: GenerationRecord,
+    /// Its adapter, which the record has in format 2 alone.
+    pub adapter: Option<Adapter>,
+    /// Its health check, likewise.
+    pub health_check: Option<HealthCheck>,
     /// Who signed it, hex.
     pub publisher: String,
     /// To whom it is exported.

@@ -1,0 +1,26 @@
+//! `__adapter TREE` and `__keep …`: an unchanged program as an agent. Neither is for people; the stub and the adapter
+//! start them.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Done;
+use crate::host::adapter::{self, Keep};
+
+/// What the stub gives to an adapter.
+#[derive(Debug, Args)]
+pub(super) struct AdapterArgs {
+    /// The attached tree
+    tree: PathBuf,
+}
+
+pub(super) fn adapter(args: &AdapterArgs) -> anyhow::Result<Done> {
+    super::log::start();
+    adapter::run(&args.tree)?;
+    Ok(Done::Clean)
+}
+
+pub(super) fn keep(args: &Keep) -> anyhow::Result<Done> {
+    Ok(Done::Code(adapter::keep(args)?))
+}

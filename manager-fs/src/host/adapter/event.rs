@@ -1,0 +1,16 @@
+//! What the adapter at work is told, by whatever runs beside it.
+
+use std::time::Duration;
+
+/// What the watch is told.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A keeper has ended.
+    Ended { name: String, how: String },
+    /// The program was asked for its health.
+    Health(Result<(), String>),
+    /// This version is believed.
+    Confirmed,
+    /// The agent is to end; if nobody is there after it, what has not ended in time is killed.
+    End { patience: Duration, is_last: bool },
+}

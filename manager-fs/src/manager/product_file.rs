@@ -1,0 +1,297 @@
+//! `manager-fs.toml`: what a product says about itself (`docs/product-file.md`).
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use proto::adapter::{Adapter, Drain, Handover, Listen, ListenAddress, NotASignal, Variable};
+use proto::health::{HealthCheck, HealthProbe};
+use proto::limits::{ARGUMENTS_MAX, ENVIRONMENT_MAX, LISTEN_MAX, LISTEN_NAME_BYTES_MAX, UNIX_PATH_BYTES_MAX};
+use proto::record::SchemaRange;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
+const PROBATION: Duration = Duration::from_secs(10);
+/// How long a program that knows nothing of a drain has between the signal and its end.
+const ADAPTER_DEADLINE: Duration = Duration::from_secs(30);
+const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a product says about itself.
+#[derive(Debug)]
+pub(super) struct ProductFile {
+    pub(super) entrypoint: Option<String>,
+    pub(super) arguments: Vec<String>,
+    pub(super) state_schemas: SchemaRange,
+    pub(super) drain_deadline_ms: u64,
+    pub(super) probation_ms: u64,
+    pub(super) health: Option<HealthCheck>,
+    pub(super) adapter: Option<Adapter>,
+}
+
+/// As it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    entrypoint: Option<String>,
+    #[serde(default)]
+    arguments: Vec<String>,
+    state_schemas: Option<[u32; 2]>,
+    drain_deadline: Option<String>,
+    probation: Option<String>,
+    health: Option<HealthText>,
+    adapter: Option<AdapterText>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HealthText {
+    http: Option<String>,
+    socket: Option<String>,
+    command: Option<Vec<String>>,
+    interval: Option<String>,
+    timeout: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AdapterText {
+    handover: Handover,
+    #[serde(default)]
+    listen: Vec<ListenText>,
+    drain: Option<DrainText>,
+    #[serde(default)]
+    environment: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListenText {
+    name: String,
+    tcp: Option<String>,
+    udp: Option<String>,
+    unix: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DrainText {
+    signal: Option<String>,
+    deadline: Option<String>,
+}
+
+impl ProductFile {
+    /// Reads the file; an empty text is a product that says nothing.
+    ///
+    /// # Errors
+    /// What is wrong and where, for people.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let text: Text = read(text)?;
+        let state_schemas = match text.state_schemas {
+            None => SchemaRange { min: 1, max: 1 },
+            Some([min, max]) if min <= max => SchemaRange { min, max },
+            Some([min, max]) => {
+                return Err(format!("state_schemas = [{min}, {max}]: want the oldest and the newest, in this order"));
+            }
+        };
+        Ok(Self {
+            entrypoint: text.entrypoint,
+            arguments: text.arguments,
+            state_schemas,
+            drain_deadline_ms: duration_ms("drain_deadline", text.drain_deadline.as_deref(), DRAIN_DEADLINE)?,
+            probation_ms: duration_ms("probation", text.probation.as_deref(), PROBATION)?,
+            health: text.health.map(HealthText::check).transpose()?,
+            adapter: text.adapter.map(AdapterText::adapter).transpose()?,
+        })
+    }
+}
+
+/// A key that is not known is answered with the one that is near to it.
+fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    toml::from_str(text).map_err(|error| {
+        let fault = error.to_string();
+        let mut quoted =
+            fault.split("unknown field `").nth(1).into_iter().flat_map(|rest| rest.split('`')).step_by(2);
+        let typed = quoted.next().unwrap_or_default().to_owned();
+        let near = quoted.map(|known| (strsim::damerau_levenshtein(&typed, known), known));
+        let near = near.filter(|(slips, _)| *slips <= 1 + typed.len() / 4).min();
+        let near = near.map(|(_, known)| format!("\n(did you mean '{known}'?)")).unwrap_or_default();
+        fault.trim_end().to_owned() + &near
+    })
+}
+
+impl HealthText {
+    fn check(self) -> Result<HealthCheck, String> {
+        let probe = match (self.http, self.socket, self.command) {
+            (Some(url), None, None) => http(&url)?,
+            (None, Some(text), None) => HealthProbe::Socket(address("health.socket", &text)?),
+            (None, None, Some(command)) if command.is_empty() => return Err("health.command is empty".to_owned()),
+            (None, None, Some(command)) => HealthProbe::Command(bounded("health.command", command, ARGUMENTS_MAX)?),
+            _ => return Err("[health] wants one of http, socket and command".to_owned()),
+        };
+        let of = |key: &str, text: Option<String>, default| {
+            let ms = duration_ms(key, text.as_deref(), default)?;
+            if ms < 10 { Err(format!("{key} is shorter than 10 ms")) } else { Ok(ms) }
+        };
+        let interval_ms = of("health.interval", self.interval, HEALTH_INTERVAL)?;
+        let timeout_ms = of("health.timeout", self.timeout, HEALTH_TIMEOUT)?;
+        if timeout_ms > 60_000 {
+            return Err("health.timeout is longer than 60s: whoever waits for the answer would not".to_owned());
+        }
+        Ok(HealthCheck { probe, interval_ms, timeout_ms })
+    }
+}
+
+/// `http://ADDRESS:PORT/PATH`, of this host.
+fn http(url: &str) -> Result<HealthProbe, String> {
+    let want = || format!("health.http = \"{url}\": want such as \"http://127.0.0.1:8080/\"");
+    let rest = url.strip_prefix("http://").ok_or_else(want)?;
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    if path.bytes().any(|byte| !byte.is_ascii_graphic()) || path.len() > 1024 {
+        return Err(want());
+    }
+    let with_port = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
+    let address = address("health.http", &with_port).map_err(|_| want())?;
+    Ok(HealthProbe::Http { address, path: if path.is_empty() { "/".to_owned() } else { path.to_owned() } })
+}
+
+impl AdapterText {
+    fn adapter(self) -> Result<Adapter, String> {
+        let drain = self.drain.unwrap_or(DrainText { signal: None, deadline: None });
+        let signal = drain.signal.as_deref().unwrap_or("SIGTERM");
+        let signal = signal.parse().map_err(|fault: NotASignal| format!("drain.signal = \"{signal}\": {fault}"))?;
+        let deadline_ms = duration_ms("drain.deadline", drain.deadline.as_deref(), ADAPTER_DEADLINE)?;
+        let listen = self.listen.into_iter().map(ListenText::listen).collect::<Result<Vec<_>, _>>()?;
+        let listen = bounded("adapter.listen", listen, LISTEN_MAX)?;
+        if let Some(twice) = listen.iter().enumerate().find(|(i, l)| listen.iter().take(*i).any(|o| o.name == l.name))
+        {
+            return Err(format!("adapter.listen has the name '{}' twice", twice.1.name));
+        }
+        if self.handover == Handover::Sockets && listen.is_empty() {
+            return Err(
+                "handover = \"sockets\" without a socket in adapter.listen; a program that binds for itself \
+                        is handed over by \"overlap\" or \"restart\""
+                    .to_owned(),
+            );
+        }
+        let environment = self.environment.into_iter().map(|(name, value)| {
+            let fits = name.len() <= LISTEN_NAME_BYTES_MAX && !name.is_empty();
+            let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+            if fits && plain && !value.contains('\0') {
+                Ok(Variable { name, value })
+            } else {
+                Err(format!("adapter.environment: '{name}' is no variable"))
+            }
+        });
+        let environment = environment.collect::<Result<Vec<_>, _>>()?;
+        let environment = bounded("adapter.environment", environment, ENVIRONMENT_MAX)?;
+        Ok(Adapter { handover: self.handover, listen, drain: Drain { signal, deadline_ms }, environment })
+    }
+}
+
+impl ListenText {
+    fn listen(self) -> Result<Listen, String> {
+        let name = self.name;
+        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+        if name.is_empty() || name.len() > LISTEN_NAME_BYTES_MAX || !plain {
+            return Err(format!("'{name}' is no name for a socket: want 1 to 64 letters, digits, '.', '-' or '_'"));
+        }
+        let at = match (self.tcp, self.udp, self.unix) {
+            (Some(text), None, None) => ListenAddress::Tcp(address(&format!("tcp of socket '{name}'"), &text)?),
+            (None, Some(text), None) => ListenAddress::Udp(address(&format!("udp of socket '{name}'"), &text)?),
+            (None, None, Some(path)) if path.starts_with('/') && path.len() <= UNIX_PATH_BYTES_MAX => {
+                ListenAddress::Unix(path)
+            }
+            (None, None, Some(_)) => {
+                return Err(format!("unix of socket '{name}': want an absolute path of at most 107 bytes"));
+            }
+            _ => return Err(format!("socket '{name}' wants one of tcp, udp and unix")),
+        };
+        Ok(Listen { name, at })
+    }
+}
+
+fn address(key: &str, text: &str) -> Result<SocketAddr, String> {
+    let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    let fault = |_| format!("{key} = \"{text}\": want an address and a port, such as \"0.0.0.0:80\" or \"[::]:80\"");
+    numeric.as_deref().unwrap_or(text).parse().map_err(fault)
+}
+
+fn bounded<T>(key: &str, list: Vec<T>, max: usize) -> Result<Vec<T>, String> {
+    if list.len() > max { Err(format!("{key} has {} entries, at most {max}", list.len())) } else { Ok(list) }
+}
+
+fn duration_ms(key: &str, text: Option<&str>, default: Duration) -> Result<u64, String> {
+    let duration = match text {
+        None => default,
+        Some(text) => humantime::parse_duration(text)
+            .map_err(|error| format!("{key} = \"{text}\": {error}; want such as \"60s\""))?,
+    };
+    u64::try_from(duration.as_millis()).map_err(|_| format!("{key} is longer than a program can run"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NGINX: &str = r#"
+        [health]
+        http = "http://127.0.0.1:8081"
+        interval = "250ms"
+        [adapter]
+        handover = "sockets"
+        listen = [
+            { name = "http", tcp = "0.0.0.0:80" },
+            { name = "dns", udp = "[::1]:53" },
+            { name = "app", unix = "/run/app.sock" },
+        ]
+        drain = { signal = "SIGQUIT", deadline = "1m" }
+        environment = { NGINX = "3;" }
+    "#;
+
+    #[test]
+    fn an_adapter_is_read_whole() {
+        let file = ProductFile::parse(NGINX).unwrap();
+        let adapter = file.adapter.unwrap();
+        let shown: Vec<_> = adapter.listen.iter().map(|l| format!("{} {}", l.name, l.at)).collect();
+        assert_eq!(shown, ["http tcp 0.0.0.0:80", "dns udp [::1]:53", "app unix /run/app.sock"]);
+        assert_eq!((adapter.drain.signal.to_string().as_str(), adapter.drain.deadline_ms), ("SIGQUIT", 60_000));
+        assert_eq!(adapter.environment, [Variable { name: "NGINX".into(), value: "3;".into() }]);
+        let health = file.health.unwrap();
+        assert_eq!(health.probe.to_string(), "http://127.0.0.1:8081/");
+        assert_eq!((health.interval_ms, health.timeout_ms), (250, 2000));
+        let least = ProductFile::parse("[adapter]\nhandover = 'restart'").unwrap().adapter.unwrap();
+        assert_eq!((least.drain.signal.to_string().as_str(), least.drain.deadline_ms), ("SIGTERM", 30_000));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let restart = |more: &str| format!("[adapter]\nhandover = 'restart'\n{more}");
+        let many: String = (0..65).map(|n| format!("{{ name = 'n{n}', tcp = '[::]:{n}' }},")).collect();
+        for (text, fault) in [
+            ("[adapter]\nhandovr = 'restart'".to_owned(), "did you mean 'handover'?"),
+            ("[heath]".to_owned(), "did you mean 'health'?"),
+            ("[adapter]".to_owned(), "missing field `handover`"),
+            ("[adapter]\nhandover = 'magic'".to_owned(), "unknown variant `magic`"),
+            ("[adapter]\nhandover = 'sockets'".to_owned(), "without a socket"),
+            (restart("listen = [{ name = 'a b', tcp = '[::]:1' }]"), "'a b' is no name"),
+            (restart("listen = [{ name = 'a' }]"), "one of tcp, udp and unix"),
+            (restart("listen = [{ name = 'a', tcp = 'example.org:80' }]"), "tcp of socket 'a' = \"example.org:80\""),
+            (restart("listen = [{ name = 'a', unix = 'run' }]"), "an absolute path"),
+            (restart("listen = [{ name = 'a', tcp = '[::]:1' }, { name = 'a', tcp = '[::]:2' }]"), "'a' twice"),
+            (restart(&format!("listen = [{many}]")), "65 entries, at most 64"),
+            (restart("drain = { signal = 'SIGKILL' }"), "SIGTERM, SIGINT, SIGQUIT"),
+            (restart("drain = { deadline = 'late' }"), "drain.deadline = \"late\""),
+            (restart("environment = { 'A=B' = '' }"), "'A=B' is no variable"),
+            ("[health]".to_owned(), "one of http, socket and command"),
+            ("[health]\nhttp = 'https://x/'".to_owned(), "http://127.0.0.1:8080/"),
+            ("[health]\ncommand = []".to_owned(), "is empty"),
+            ("[health]\nsocket = '80'".to_owned(), "health.socket = \"80\""),
+            ("[health]\nsocket = '[::]:80'\ninterval = '0s'".to_owned(), "health.interval is shorter"),
+            ("[health]\nsocket = '[::]:80'\ntimeout = '1h'".to_owned(), "health.timeout is longer"),
+        ] {
+            let error = ProductFile::parse(&text).unwrap_err();
+            assert!(error.contains(fault), "{text}: {error}");
+        }
+    }
+}
