@@ -1,3 +1,3 @@
 //! The address of a socket, which is a value as any other: nothing here opens one.
 
-pub use core::net::SocketAddr;
+pub(crate) use core::net::SocketAddr;
