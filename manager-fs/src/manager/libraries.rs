@@ -6,8 +6,6 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use proto::record::ElfFile;
 use proto::{Manifest, TreePath};
 
-use super::content::resolve;
-
 /// What every host with a C library has: glibc's own libraries, and those of the compiler that come with it everywhere.
 const OF_EVERY_HOST: [&str; 12] = [
     "libc.so.6",
@@ -57,7 +55,7 @@ pub(super) fn missing(
     of_the_host: &[String],
 ) -> Vec<MissingLibrary> {
     let by_path: HashMap<&TreePath, &ElfFile> = files.iter().map(|file| (&file.path, file)).collect();
-    let real = |path: &TreePath| resolve(tree, path).ok().map(|index| &tree.entries[index].path);
+    let real = |path: &TreePath| tree.resolve(path).ok().map(|index| &tree.entries[index].path);
     let Some(program) = real(entry).and_then(|path| by_path.get(path)) else { return Vec::new() };
     let is_there = |name: &str| OF_EVERY_HOST.contains(&name) || of_the_host.iter().any(|known| known == name);
     let mut missing = Vec::new();
