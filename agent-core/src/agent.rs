@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use proto::agent::{AgentRequest, AgentState, AgentStatus, ChangeId, JobId, JobOrigin, Operation, Step, StepEvent};
+use proto::health::HealthCheck;
 use proto::message::Fault;
 use proto::{Product, TreeId};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
@@ -255,9 +256,6 @@ impl Agent {
             operations.restore_state(handoff.schema, &handoff.state)?;
         }
         let schemas = verified.record.metadata.state_schemas;
-        let metadata = &verified.record.metadata;
-        // An adapter asks the program that it runs by itself: it knows which one may answer.
-        let check = metadata.health.check.clone().filter(|_| metadata.adapter.is_none());
         let probation_ms = verified.record.metadata.health.probation_ms;
         let jobs = Jobs::open(&paths, verified.record.version.clone(), schemas, operations.clone(), config.kinds);
         if let Some(handoff) = &handoff {
@@ -292,7 +290,7 @@ impl Agent {
             facts: Facts { running, writes: operations.writes_schemas(schemas), machine: generation::machine() },
             paths,
             journal,
-            program: Arc::new(Program::new(operations, config.gates, check)),
+            program: Arc::new(Program::new(operations, config.gates, check_of(&verified))),
             inherited: config.inherited.clone(),
             jobs,
             server,
@@ -426,6 +424,12 @@ fn first_status(paths: &AgentPaths, journal: &Journal, running: &Entry) -> Agent
         jobs: Vec::new(),
         reason: journal.reason.clone(),
     }
+}
+
+/// How the program is asked from outside. An adapter asks the one that it runs by itself: it knows who may answer.
+fn check_of(verified: &Verified) -> Option<HealthCheck> {
+    let metadata = &verified.record.metadata;
+    metadata.health.check.clone().filter(|_| metadata.adapter.is_none())
 }
 
 fn look_for_lost(handoff: &Handoff, jobs: &Jobs) {

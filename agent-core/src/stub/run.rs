@@ -85,10 +85,10 @@ impl Stub<'_> {
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         fds.extend(self.door.iter().flat_map(Door::fds));
         fds.extend(self.staging.iter().map(|staging| PollFd::new(staging, PollFlags::IN)));
-        if let Program::Running(running) = &self.program {
-            if running.mute_since.is_none() {
-                fds.push(PollFd::from_borrowed_fd(running.channel.as_fd(), PollFlags::IN));
-            }
+        if let Program::Running(running) = &self.program
+            && running.mute_since.is_none()
+        {
+            fds.push(PollFd::from_borrowed_fd(running.channel.as_fd(), PollFlags::IN));
         }
         fds.push(PollFd::new(&self.stderr.0, PollFlags::IN));
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
