@@ -11,6 +11,7 @@ use proto::{Manifest, ObjectId, TreePath};
 use super::content::{ObjectReader, ReadChunk};
 use super::elf;
 use super::ingest::Start;
+use super::libraries;
 use super::monitor::{Monitor, Task};
 use super::product_file::ProductFile;
 use super::store::StoreError;
@@ -21,6 +22,9 @@ pub const DESCRIPTOR: &str = "manager-fs.toml";
 const DESCRIPTOR_BYTES_MAX: u64 = 64 << 10;
 /// Bytes of a `#!` line: what Linux reads of it (`BINPRM_BUF_SIZE`).
 const SCRIPT_LINE_BYTES_MAX: usize = 256;
+
+/// Missing libraries that are told one by one.
+const MISSING_SHOWN: usize = 8;
 
 /// Why a tree has no usable metadata.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +107,9 @@ impl Inspection<'_> {
             let executables = candidates_text(&candidates);
             return Err(MetadataError::Descriptor(format!("[adapter] without an entry point to run; {executables}")));
         }
+        if let Some(entry) = &entry_point {
+            self.tell_missing_libraries(&elf_files, entry, &said.host_libraries);
+        }
         let architecture = entry_point.as_ref().and_then(|path| self.architecture(path, &elf_files, &scripts));
         let bytes_of = |node: &Node| match &node.kind {
             NodeKind::File(id) => self.manifest.object(id).map_or(0, |object| object.bytes),
@@ -124,6 +131,18 @@ impl Inspection<'_> {
             health: HealthContract { probation_ms: said.probation_ms, check: said.health },
             adapter: said.adapter,
         })
+    }
+
+    /// Tells what no host's loader will find, before any host tries.
+    fn tell_missing_libraries(&self, files: &[ElfFile], entry: &TreePath, of_the_host: &[String]) {
+        let missing = libraries::missing(self.manifest, files, entry, of_the_host);
+        for library in missing.iter().take(MISSING_SHOWN) {
+            self.monitor.problem(&format!("{library}: only hosts that have it can start this version"));
+        }
+        if missing.len() > MISSING_SHOWN {
+            let more = missing.len() - MISSING_SHOWN;
+            self.monitor.problem(&format!("{more} more libraries are missing in the same way"));
+        }
     }
 
     fn product_file(&self) -> Result<ProductFile, MetadataError> {

@@ -27,6 +27,8 @@ pub(super) struct ProductFile {
     pub(super) probation_ms: u64,
     pub(super) health: Option<HealthCheck>,
     pub(super) adapter: Option<Adapter>,
+    /// Libraries that its hosts have, beside those that every host has.
+    pub(super) host_libraries: Vec<String>,
 }
 
 /// As it is written.
@@ -41,6 +43,8 @@ struct Text {
     probation: Option<String>,
     health: Option<HealthText>,
     adapter: Option<AdapterText>,
+    #[serde(default)]
+    host_libraries: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -102,6 +106,7 @@ impl ProductFile {
             probation_ms: duration_ms("probation", text.probation.as_deref(), PROBATION)?,
             health: text.health.map(HealthText::check).transpose()?,
             adapter: text.adapter.map(AdapterText::adapter).transpose()?,
+            host_libraries: text.host_libraries,
         })
     }
 }

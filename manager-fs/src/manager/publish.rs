@@ -12,13 +12,9 @@ use proto::record::{Metadata, RecordFault};
 use proto::{Manifest, TreeId};
 
 use super::ingest::{self, IngestError};
-use super::libraries;
 use super::metadata::{Inspection, MetadataError};
 use super::monitor::Monitor;
 use super::store::{PublishGuard, Store, StoreError};
-
-/// Missing libraries that are told one by one.
-const MISSING_SHOWN: usize = 8;
 
 /// What may be chosen at a publication.
 #[derive(Debug, Clone, Default)]
@@ -132,7 +128,6 @@ pub fn publish(
     let chunk = |id: &_| contents.plain_chunk(store, id);
     let inspection = Inspection { manifest: &manifest, heads: &contents.heads, chunk: &chunk, monitor, cancelled };
     let metadata = inspection.run(options.entry_point.as_deref(), received.start.as_ref())?;
-    tell_missing_libraries(&manifest, &metadata, monitor);
     if metadata.entry_point.is_none() {
         let what = if manifest.entries.len() == 1 { "the tree is empty" } else { "no program to start was found" };
         monitor.problem(&format!("{what}: it cannot be launched, or upgraded to; name one with --entrypoint PATH"));
@@ -148,18 +143,6 @@ pub fn publish(
     contents.commit(store, &guard)?;
     store.put_manifest(&tree, &bytes, &guard)?;
     Ok(Published { tree, manifest_bytes: bytes.len() as u64, metadata, stats, guard })
-}
-
-/// Tells what no host's loader will find, before any host tries.
-fn tell_missing_libraries(manifest: &Manifest, metadata: &Metadata, monitor: &dyn Monitor) {
-    let Some(entry) = &metadata.entry_point else { return };
-    let missing = libraries::missing(manifest, &metadata.elf_files, entry, &[]);
-    for library in missing.iter().take(MISSING_SHOWN) {
-        monitor.problem(&format!("{library}: only hosts that have it can start this version"));
-    }
-    if missing.len() > MISSING_SHOWN {
-        monitor.problem(&format!("{} more libraries are missing in the same way", missing.len() - MISSING_SHOWN));
-    }
 }
 
 /// The metadata within the bounds of its fields: texts from inside the files are cleaned, and what a host would refuse is

@@ -295,7 +295,10 @@ fn start(intake: &Intake<'_, '_>, execution: Execution) -> Option<Start> {
         left.push(format!("the user {}", user.unwrap_or_default()));
     }
     if !left.is_empty() {
-        intake.remark(&format!("a generation has none, so what the image sets is left out: {}", left.join(", ")));
+        intake.remark(&format!(
+            "what the image sets beside its program is left out: {}; see [adapter] of manager-fs.toml",
+            left.join(", ")
+        ));
     }
     let mut words = entrypoint.unwrap_or_default().into_iter().chain(cmd.unwrap_or_default());
     let program = words.next()?;
