@@ -7,6 +7,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tests::command::program;
 use tests::sources::hostile;
 use tests::{Host, Manager, Output, TreeFixture, files_below};
@@ -180,6 +181,32 @@ fn a_version_is_published_once() {
     let output = manager.run(&["publish", "known", "1.0", &other.path().to_string_lossy()]).expect(1);
     assert!(output.stderr.contains("known@1.0"), "{}", output.stderr);
     assert_eq!(manager.run(&["show", "known@1.0", "--json"]).expect(0).json()["tree_id"], id);
+}
+
+/// As `docker save` wrote it, named from the directory in which it lies; and what only a container has is told.
+#[test]
+fn a_container_image_is_published_by_its_name() {
+    let manager = Manager::start();
+    let tree = TreeFixture::script("exit 0", "");
+    fs::remove_file(tree.path().join("manager-fs.toml")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let tar =
+        |args: &[&str]| assert!(Command::new("tar").args(args).current_dir(dir.path()).status().unwrap().success());
+    tar(&["czf", "layer.tar", "-C", &tree.path().to_string_lossy(), "."]);
+    let sums = [format!("sha256:{}", "0".repeat(64))];
+    let start = json!({ "Entrypoint": ["agent"], "Cmd": ["--serve"], "Env": ["PATH=/bin", "MODE=fast"] });
+    let config = json!({ "config": start, "rootfs": { "diff_ids": sums } });
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let manifest = json!([{ "Config": "config.json", "RepoTags": ["it:1.0"], "Layers": ["layer.tar"] }]);
+    fs::write(dir.path().join("manifest.json"), manifest.to_string()).unwrap();
+    tar(&["cf", "saved.tar", "manifest.json", "config.json", "layer.tar"]);
+
+    let mut command = manager.command(&["publish", "image", "1.0", "docker-archive:saved.tar:it:1.0"]);
+    let output = command.current_dir(dir.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("the environment (MODE)"), "{said}");
+    let shown = manager.run(&["show", "image@1.0"]).expect(0).stdout;
+    assert!(shown.contains("entry point     bin/agent") && shown.contains("--serve"), "{shown}");
 }
 
 #[test]

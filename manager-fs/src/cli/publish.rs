@@ -25,8 +25,7 @@ pub(super) struct PublishArgs {
     product: Product,
     /// Its maker's version
     version: Version,
-    /// Directory, tar (plain, gzip, bzip2, lzma, xz, zstd), .deb, .rpm, wheel or zip; or an image: oci:DIRECTORY,
-    /// oci-archive:FILE or docker-archive:FILE, with :NAME behind it where there are several
+    /// Directory, tar (plain or compressed), .deb, .rpm, wheel, zip, or image (oci:DIR, docker-archive:FILE)
     source: PathBuf,
     /// SOURCE is a service pack: only the changed files, laid over this generation
     #[arg(long, value_name = "GENERATION")]

@@ -17,6 +17,7 @@ use crate::manager::control::exports::Export;
 use crate::manager::control::generations::Generation;
 use crate::manager::error::ManagerError;
 use crate::manager::exports::Changed;
+use crate::manager::ingest;
 use crate::manager::now;
 use crate::manager::publish::{self, PublishError, PublishOptions, Published};
 use crate::manager::store::GcReport;
@@ -41,7 +42,7 @@ impl Catalog<'_> {
         cancelled: &AtomicBool,
     ) -> Result<PublishReport, ManagerError> {
         let source = order.source_path();
-        if !source.is_absolute() {
+        if !ingest::is_absolute(&source) {
             return Err(CatalogError::RelativeSource(source).into());
         }
         let onto = order.onto.as_ref().map(|base| self.0.state.resolve_tree(base)).transpose()?;

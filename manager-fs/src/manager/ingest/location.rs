@@ -57,6 +57,11 @@ pub fn absolute(source: &Path) -> io::Result<PathBuf> {
     Ok(std::ffi::OsString::from_vec([transport.as_bytes(), &absolute].concat()).into())
 }
 
+/// Whether a source is the same wherever a program works.
+pub(crate) fn is_absolute(source: &Path) -> bool {
+    transport(source).map_or(source, |(_, image)| image).is_absolute()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,5 +86,8 @@ mod tests {
         let here = std::env::current_dir().unwrap();
         assert_eq!(absolute(Path::new("oci:x:y")).unwrap(), Path::new(&format!("oci:{}/x:y", here.display())));
         assert_eq!(absolute(Path::new("x")).unwrap(), here.join("x"));
+        for (source, expected) in [("oci:/x", true), ("oci:x", false), ("/x", true), ("x", false), ("oci:", false)] {
+            assert_eq!(is_absolute(Path::new(source)), expected, "{source}");
+        }
     }
 }

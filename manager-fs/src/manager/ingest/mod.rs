@@ -39,6 +39,7 @@ use attributes::Attributes;
 use budget::BombLimit;
 use location::Location;
 pub use location::absolute;
+pub(crate) use location::is_absolute;
 use service_pack::Absent;
 use tree::{Repeated, TreeBuilder};
 
