@@ -130,9 +130,10 @@ impl Kinds {
         if let Some(near) = near(kind.as_str(), all.iter().copied()) {
             text.push_str(&format!("; did you mean {near}?"));
         }
-        match all.is_empty() {
-            true => text.push_str("; its program brings no operations of its own"),
-            false => text.push_str(&format!("; it performs {}", all.join(", "))),
+        if all.is_empty() {
+            text.push_str("; its program brings no operations of its own");
+        } else {
+            text.push_str(&format!("; it performs {}", all.join(", ")));
         }
         text
     }

@@ -104,13 +104,15 @@ impl At<'_> {
     fn attributes(self) -> io::Result<Vec<Attribute>> {
         let path = self.by_descriptor();
         let (of_entry, path) = (matches!(self, At::Entry(..)), path.as_path());
-        let list = |buffer: &mut [u8]| match of_entry {
-            true => rustix::fs::llistxattr(path, buffer),
-            false => rustix::fs::listxattr(path, buffer),
+        let list = |buffer: &mut [u8]| {
+            if of_entry { rustix::fs::llistxattr(path, buffer) } else { rustix::fs::listxattr(path, buffer) }
         };
-        let value = |name: &OsStr, buffer: &mut [u8]| match of_entry {
-            true => rustix::fs::lgetxattr(path, name, buffer),
-            false => rustix::fs::getxattr(path, name, buffer),
+        let value = |name: &OsStr, buffer: &mut [u8]| {
+            if of_entry {
+                rustix::fs::lgetxattr(path, name, buffer)
+            } else {
+                rustix::fs::getxattr(path, name, buffer)
+            }
         };
         let names = names_of(grown(list))?;
         let attribute =

@@ -260,7 +260,9 @@ fn what_only_a_container_has_is_told() {
     header.set_entry_type(::tar::EntryType::Char);
     header.set_mode(0o666);
     header.set_size(0);
-    (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header.set_cksum();
     let layer = [header.as_bytes().as_slice(), &base()].concat();
     let config = json!({ "config": { "Entrypoint": ["/bin/none"] } });

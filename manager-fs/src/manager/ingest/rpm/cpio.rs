@@ -11,7 +11,7 @@ const NEWC_SUMMED: &[u8; 6] = b"070702";
 const NUMBERED: &[u8; 6] = b"07070X";
 const TRAILER: &[u8] = b"TRAILER!!!";
 /// Everything begins at a multiple of this many bytes.
-const ALIGNMENT: u64 = 4;
+const ALIGNMENT: usize = 4;
 
 /// Whether these bytes begin such an archive.
 pub(super) fn is_header(head: &[u8]) -> bool {
@@ -77,8 +77,8 @@ impl<R: Read> Reader<R> {
     }
 
     fn align(&mut self) -> io::Result<()> {
-        let padding = (ALIGNMENT - self.at % ALIGNMENT) % ALIGNMENT;
-        self.read_exact(&mut [0; ALIGNMENT as usize][..width::index(padding)])
+        let over = width::index(self.at % ALIGNMENT as u64);
+        self.read_exact(&mut [0; ALIGNMENT][..(ALIGNMENT - over) % ALIGNMENT])
     }
 }
 
