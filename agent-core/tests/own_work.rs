@@ -112,7 +112,7 @@ impl Service {
 impl Seen {
     #[track_caller]
     fn nobody_was_let_down(&self) {
-        assert!(self.answered > 50, "{self:?}");
+        assert!(self.answered > 10, "hardly anybody asked: {self:?}");
         assert_eq!((self.refused, self.cut, self.empty), (0, 0, 0), "{self:?}");
     }
 }
