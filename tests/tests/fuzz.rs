@@ -86,7 +86,6 @@ const NOT_OF_ITS_OWN: &[(&str, &str)] = &[
     ("manager-fs/src/host/objects/mod.rs", "an id as a number"),
     ("manager-fs/src/manager/control/ids.rs", "random bytes"),
     ("manager-fs/src/manager/delta/anchors.rs", "any eight bytes of a chunk are a number"),
-    ("manager-fs/src/manager/publish.rs", "what the line before wrote"),
     ("manager-fs/src/patch.rs", "the target patch; any eight bytes are a number"),
 ];
 
