@@ -21,6 +21,9 @@ use crate::sync::lock;
 const QUEUE_BYTES_MAX: usize = 4 << 20;
 /// Messages of one request that wait for its `on` before the connection is no longer read.
 const UNREAD_MESSAGES_MAX: usize = 32;
+/// Bytes of all requests together that wait for their `on` before the connection is no longer read: what a peer may make
+/// this side keep, however many requests are under way.
+const UNREAD_BYTES_MAX: usize = 16 << 20;
 /// How long a closing connection may take to write what was already answered.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -102,6 +105,8 @@ pub(super) struct Shared {
     budget: Arc<Semaphore>,
     /// Requests that may still be sent.
     slots: Arc<Semaphore>,
+    /// Bytes that may still come before somebody has looked at those that have.
+    unread: Arc<Semaphore>,
     state: Mutex<State>,
     /// The reason, once the connection is over.
     pub(super) closed: watch::Sender<Option<String>>,
@@ -119,7 +124,7 @@ pub(super) struct State {
 
 struct Pending {
     /// `None` once nobody waits for the answer.
-    deliver: Option<mpsc::Sender<Delivered>>,
+    deliver: Option<mpsc::Sender<(Delivered, OwnedSemaphorePermit)>>,
     /// Held until the response, also of a cancelled request, so that the peer's limit is never passed.
     _slot: OwnedSemaphorePermit,
 }
@@ -153,6 +158,7 @@ where
         outgoing,
         budget: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
         slots: Arc::new(Semaphore::new(REQUESTS_MAX)),
+        unread: Arc::new(Semaphore::new(UNREAD_BYTES_MAX)),
         state: Mutex::default(),
         closed: watch::Sender::new(None),
         limits,
@@ -219,7 +225,7 @@ impl Link {
         let mut wanted = Wanted::register(shared, Pending { deliver: Some(deliver), _slot: slot })?;
         shared.send(FrameKind::Request, wanted.request, &[], body).await?;
         wanted.sent = true;
-        while let Some(message) = delivered.recv().await {
+        while let Some((message, _unread)) = delivered.recv().await {
             match message {
                 Delivered::Before(incoming) => on(incoming),
                 Delivered::Response(body) => return Ok(body),
@@ -393,8 +399,10 @@ async fn read_frames<R: AsyncRead + Unpin>(shared: &Arc<Shared>, mut reader: R, 
             }
         };
         if let Some(deliver) = deliver {
+            let cost = width::count(header.length.min(UNREAD_BYTES_MAX));
+            let Ok(unread) = Arc::clone(&shared.unread).acquire_many_owned(cost).await else { return Ended::Closed };
             // Fails only when the requester has just gone away.
-            let _ = deliver.send(delivered).await;
+            let _ = deliver.send((delivered, unread)).await;
         }
     }
 }

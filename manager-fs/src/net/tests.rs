@@ -88,6 +88,54 @@ async fn many_requests_at_once_and_in_both_directions() {
     assert_eq!(server.request::<_, u32>(&Ask::Double(4), |_| {}, SOON).await, Ok(8));
 }
 
+/// As many requests as there may be, whose answers nobody looks at yet: the peer may make this side keep 16 MiB.
+#[tokio::test]
+async fn what_nobody_has_looked_at_is_bounded_however_many_requests_it_answers() {
+    const MIB: usize = 1 << 20;
+    struct Counted(Arc<std::sync::atomic::AtomicUsize>);
+    impl Handler for Counted {
+        fn handle(&self, _body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
+            let sent = Arc::clone(&self.0);
+            Box::pin(async move {
+                for _ in 0..10 {
+                    answer.bulk(&[], vec![7; MIB]).await.unwrap();
+                    sent.fetch_add(1, Ordering::SeqCst);
+                }
+                answer.finish(&10_u32).await.unwrap();
+            })
+        }
+    }
+    let (near, far) = tokio::io::duplex(64 << 10);
+    let sent = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let _server = start(far, Arc::new(Counted(Arc::clone(&sent))));
+    let client = start(near, Arc::new(RefuseAll));
+    let got = std::cell::Cell::new(0);
+    let asks = (0..8).map(|n| {
+        let (client, got) = (client.clone(), &got);
+        Box::pin(async move {
+            let count = |_| got.set(got.get() + 1);
+            client.request::<_, u32>(&Ask::Double(n), count, SOON).await.unwrap()
+        })
+    });
+    let mut asks: Vec<_> = asks.collect();
+    for ask in &mut asks {
+        std::future::poll_fn(|context| std::task::Poll::Ready(ask.as_mut().poll(context).is_ready())).await;
+    }
+    let mut before = usize::MAX;
+    while before != sent.load(Ordering::SeqCst) {
+        before = sent.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // What waits here, what waits there to be written, and one on the way.
+    assert!((16..=22).contains(&before), "{before} MiB");
+    let all = std::future::poll_fn(|context| {
+        asks.retain_mut(|ask| ask.as_mut().poll(context).is_pending());
+        if asks.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    });
+    tokio::time::timeout(SOON, all).await.unwrap();
+    assert_eq!(got.get(), 80);
+}
+
 #[tokio::test]
 async fn a_stream_larger_than_every_buffer_arrives_in_order() {
     let (client, _server, _cancelled) = pair();
