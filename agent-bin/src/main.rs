@@ -13,7 +13,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use agent_core::permits::Permits;
+use agent_core::Permits;
 use agent_core::{Agent, AgentConfig, AgentError, AgentPaths, Ended, NotHealthy, OperationContext, Operations, Stop};
 use proto::agent::Operation;
 use tracing_subscriber::EnvFilter;

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use agent_core::{
-    Agent, AgentConfig, Demand, Ended, NotHealthy, OperationContext, Operations, StateRefused, moments,
+    Agent, AgentConfig, Demand, Ended, NotHealthy, OperationContext, Operations, StateRefused, internal::moments,
 };
 use proto::agent::{Operation, Outcome, Progress, Summary};
 

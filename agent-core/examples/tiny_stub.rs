@@ -2,8 +2,9 @@
 //!
 //! `tiny_stub STATE RUN PRODUCT`
 
-use agent_core::stub::{Observer, Outlet, run};
-use agent_core::{AgentPaths, moments};
+use agent_core::AgentPaths;
+use agent_core::internal::moments;
+use agent_core::internal::stub::{Observer, Outlet, run};
 
 struct Stderr(Outlet);
 

@@ -57,19 +57,16 @@ pub enum AgentError {
     #[error("{}: the journal is not there: start this program with `manager-fs launch PRODUCT`", .0.display())]
     NoJournal(PathBuf),
     /// The saved metadata was replaced since this program was started.
-    #[error(
-        "started as {} (tree {}), but its saved metadata is of {} (tree {})",
-        started.version, started.tree, found.version, found.tree
-    )]
+    #[error("started as {started}, but its saved metadata is of {found}")]
     OtherVersion {
-        /// As whoever started it said.
-        started: Entry,
+        /// As whoever started it said: version and tree.
+        started: String,
         /// As the metadata says now.
-        found: Entry,
+        found: String,
     },
     /// The saved metadata cannot be used.
     #[error(transparent)]
-    Record(#[from] RecordError),
+    Record(Box<dyn std::error::Error + Send + Sync>),
     /// A file cannot be used.
     #[error(transparent)]
     File(#[from] FileFault),
@@ -87,6 +84,12 @@ pub enum AgentError {
         /// What the operating system said.
         source: std::io::Error,
     },
+}
+
+impl From<RecordError> for AgentError {
+    fn from(fault: RecordError) -> Self {
+        AgentError::Record(fault.into())
+    }
 }
 
 impl From<GivenFault> for AgentError {
@@ -250,7 +253,7 @@ impl Agent {
         let verified = metadata(&paths, &journal.current)?;
         let running = verified.entry();
         if running.tree != journal.current.tree {
-            return Err(AgentError::OtherVersion { started: journal.current, found: running });
+            return Err(other_version(&journal.current, &running));
         }
         if let Some(handoff) = &handoff {
             operations.restore_state(handoff.schema, &handoff.state)?;
@@ -401,6 +404,11 @@ fn metadata(paths: &AgentPaths, started: &Entry) -> Result<Verified, RecordError
         tracing::warn!("{doubt}");
     }
     Ok(verified)
+}
+
+fn other_version(started: &Entry, found: &Entry) -> AgentError {
+    let name = |entry: &Entry| format!("{} (tree {})", entry.version, entry.tree);
+    AgentError::OtherVersion { started: name(started), found: name(found) }
 }
 
 /// The change-over that the running version is on probation for, and the tree that it left.

@@ -75,14 +75,14 @@ impl StubMessage {
 
 /// One end of the channel.
 #[derive(Debug)]
-pub struct Channel(OwnedFd);
+pub(crate) struct Channel(OwnedFd);
 
 impl Channel {
     /// Both ends, closed by `execve`: the stub's and the agent's.
     ///
     /// # Errors
     /// No descriptor left.
-    pub fn pair() -> io::Result<(Self, Self)> {
+    pub(crate) fn pair() -> io::Result<(Self, Self)> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         Ok((Self(ours), Self(theirs)))
@@ -92,7 +92,7 @@ impl Channel {
     ///
     /// # Errors
     /// The other end is gone, or does not read.
-    pub fn send(&self, message: &StubMessage) -> io::Result<()> {
+    pub(crate) fn send(&self, message: &StubMessage) -> io::Result<()> {
         self.send_bytes(&message.to_bytes().map_err(io::Error::other)?)
     }
 
@@ -120,15 +120,16 @@ impl Channel {
         Ok(())
     }
 
-    /// Receives what is there; never waits. `Ok(None)`: nothing now.
-    ///
-    /// # Errors
-    /// `UnexpectedEof` when the other end is gone.
-    pub fn receive(&self) -> io::Result<Option<Received>> {
+    /// [`Channel::receive_with`] without the descriptor.
+    #[cfg(test)]
+    pub(crate) fn receive(&self) -> io::Result<Option<Received>> {
         Ok(self.receive_with()?.map(|(received, _)| received))
     }
 
-    /// As [`Channel::receive`], with the descriptor that came along.
+    /// Receives what is there, with the descriptor that came along; never waits. `Ok(None)`: nothing now.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the other end is gone.
     pub(crate) fn receive_with(&self) -> io::Result<Option<(Received, Option<OwnedFd>)>> {
         let mut bytes = vec![0; BYTES_MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -150,7 +151,7 @@ impl Channel {
 
 /// A message as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Received {
+pub(crate) enum Received {
     /// One of ours.
     Known(StubMessage),
     /// Of a later format.

@@ -1,16 +1,15 @@
 //! A generation as an agent sees it: one tree held open, and the program in it.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use proto::{TreeId, TreePath};
+use proto::TreePath;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
 /// The root of one tree, held open. The descriptor is closed by `execve`, or the mount would be busy for ever.
 #[derive(Debug)]
-pub struct Attachment {
-    tree: TreeId,
+pub(crate) struct Attachment {
     path: PathBuf,
     root: OwnedFd,
 }
@@ -57,22 +56,12 @@ impl Attachment {
     ///
     /// # Errors
     /// Nothing is attached there.
-    pub fn open(tree: TreeId, path: &Path) -> Result<Self, ProgramFault> {
+    pub(crate) fn open(path: &Path) -> Result<Self, ProgramFault> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::open(path, flags, Mode::empty()) {
-            Ok(root) => Ok(Self { tree, path: path.to_owned(), root }),
+            Ok(root) => Ok(Self { path: path.to_owned(), root }),
             Err(e) => Err(ProgramFault::NotAttached { path: path.display().to_string(), source: e.into() }),
         }
-    }
-
-    /// The id under which it was opened.
-    pub fn tree(&self) -> TreeId {
-        self.tree
-    }
-
-    /// Its root directory.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// The path to execute: below the tree's own path and not below `current`, so that `/proc/self/exe` and `$ORIGIN`
@@ -80,7 +69,7 @@ impl Attachment {
     ///
     /// # Errors
     /// It is not there, not a file, or not executable.
-    pub fn program(&self, entry: &TreePath) -> Result<PathBuf, ProgramFault> {
+    pub(crate) fn program(&self, entry: &TreePath) -> Result<PathBuf, ProgramFault> {
         let not = |fault| Err(ProgramFault::NotAProgram { entry: entry.clone(), fault });
         let stat = match rustix::fs::statat(&self.root, entry.as_path(), AtFlags::empty()) {
             Ok(stat) => stat,
@@ -98,14 +87,8 @@ impl Attachment {
     }
 }
 
-impl AsFd for Attachment {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
-    }
-}
-
 /// Whether a program for `architecture` runs on a machine that calls itself `machine` (as `uname -m` does).
-pub fn runs_on(architecture: &str, machine: &str) -> bool {
+pub(crate) fn runs_on(architecture: &str, machine: &str) -> bool {
     let is_x86 = |name: &str| matches!(name, "x86" | "i386" | "i486" | "i586" | "i686");
     architecture == machine
         || machine == "x86_64" && is_x86(architecture)
@@ -114,7 +97,7 @@ pub fn runs_on(architecture: &str, machine: &str) -> bool {
 }
 
 /// What this machine calls itself.
-pub fn machine() -> String {
+pub(crate) fn machine() -> String {
     rustix::system::uname().machine().to_string_lossy().into_owned()
 }
 
@@ -126,9 +109,8 @@ mod tests {
     #[test]
     fn what_cannot_be_a_program_is_the_versions_fault() {
         let dir = tempfile::tempdir().unwrap();
-        let tree = TreeId::of(b"tree");
-        assert!(!Attachment::open(tree, &dir.path().join("no")).unwrap_err().is_of_the_version());
-        let attachment = Attachment::open(tree, dir.path()).unwrap();
+        assert!(!Attachment::open(&dir.path().join("no")).unwrap_err().is_of_the_version());
+        let attachment = Attachment::open(dir.path()).unwrap();
         std::fs::create_dir(dir.path().join("bin")).unwrap();
         let program = dir.path().join("bin/agent");
         let entry = TreePath::parse(b"bin/agent").unwrap();

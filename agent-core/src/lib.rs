@@ -98,61 +98,88 @@
 //! - Every callback has an end: one that does not come back is left behind, or ends the change-over (`docs/swap.md`).
 //! - Standard error is read by the stub; its last 16 KiB are the evidence when the program fails.
 //!
+//! # What is promised
+//! Everything a program needs stands here at the root, and stays compatible within a major version; `internal` is for
+//! this project's own programs and is not promised. The list of all names is `agent-core/interface.txt`, which a test
+//! compares with the sources.
+//!
 //! # Modules, in the order of a change-over
-//! [`operations`] is what the program brings, [`Inherited`] what crosses, [`Intake`] and [`Gate`] what is waited for.
-//! [`permits`] is what the host allows; [`records`] saves message A; [`machine`] decides, and the driver performs;
-//! [`journal`] makes intents durable; [`swap`] renames the link; [`handoff`] and [`exec`] carry over; [`report`] tells the
-//! manager; [`stub`] watches from outside. [`control`] speaks over local sockets; [`sys`] has every call that `rustix`
-//! does not make safe, and every `unsafe` block.
+//! `operations` is what the program brings, `inherited` what crosses, `intake` what is waited for. `permits` is what the
+//! host allows; `records` saves message A; `machine` decides, and `driver` performs; `journal` makes intents durable;
+//! `swap` renames the link; `handoff` and `exec` carry over; `report` tells the manager; `stub` watches from outside.
+//! `control` speaks over local sockets; `sys` has every call that `rustix` does not make safe, and every `unsafe` block.
 
 mod adapter;
 mod agent;
-pub mod bad;
-pub mod channel;
+mod bad;
+mod channel;
 mod confirm;
-pub mod control;
+mod control;
 mod descriptor_name;
 mod drain;
 mod driver;
-pub mod durable;
+mod durable;
 pub mod exec;
 #[cfg(test)]
 mod formats;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-pub mod generation;
+mod generation;
 mod given;
-pub mod handoff;
-pub mod health;
-pub mod identity;
+mod handoff;
+mod health;
+mod identity;
 mod inherited;
 mod intake;
+#[doc(hidden)]
+pub mod internal;
 mod jobs;
-pub mod journal;
+mod journal;
 mod kinds;
-pub mod machine;
-pub mod moments;
+mod machine;
+mod moments;
 mod near;
-pub mod operations;
-pub mod paths;
-pub mod permits;
+mod operations;
+mod paths;
+mod permits;
 mod program;
-pub mod records;
-pub mod report;
-pub mod rescue;
+mod records;
+mod report;
+mod rescue;
 mod serve;
 mod stage;
-pub mod stub;
-pub mod swap;
-pub mod sys;
+mod stub;
+mod swap;
+mod sys;
 mod typed;
 
 pub use agent::{Agent, AgentConfig, AgentError, Remark, Stop};
 pub use descriptor_name::{DescriptorName, NotAName};
+pub use durable::FileFault;
 pub use inherited::{Inherited, InheritedError};
 pub use intake::{Gate, Intake, Listen, Pass};
 pub use kinds::{Halt, KindFault, Kinds, Results};
 pub use operations::{Demand, Ended, NotHealthy, OperationContext, Operations, StateRefused};
 pub use paths::AgentPaths;
+pub use permits::{NotPermitted, Permits, PermitsFault};
+
 /// The vocabulary of operations: what is asked, how far it is, what came of it.
-pub use proto;
+pub mod proto {
+    pub use ::proto::{Product, TreeId, Version};
+
+    /// What agents are asked, and what they answer.
+    pub mod agent {
+        pub use ::proto::agent::{
+            AgentState, AgentStatus, HostScope, JobId, JobOrigin, Operation, Outcome, Progress, Repository,
+            SnapshotRef, Summary,
+        };
+    }
+    /// Operations of a program's own.
+    pub mod own {
+        pub use ::proto::own::{Finding, OwnSummary};
+    }
+    /// What a generation's record says.
+    pub mod record {
+        pub use ::proto::record::SchemaRange;
+    }
+}

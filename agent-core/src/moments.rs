@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 
 /// Makes `enum Moment`: `/// What happens next.` `Name = "as-it-is-spelled" by Process,` ..., where `Process` is an enum that
 /// the caller has.
+#[doc(hidden)]
 #[macro_export]
 macro_rules! moments {
     ($($(#[doc = $text:literal])+ $name:ident = $spelled:literal by $who:ident,)+) => {

@@ -128,7 +128,7 @@ impl Verified {
 ///
 /// # Errors
 /// The record is not believed, or of another product.
-pub fn believe(paths: &AgentPaths, bytes: &[u8]) -> Result<Verified, RecordError> {
+pub(crate) fn believe(paths: &AgentPaths, bytes: &[u8]) -> Result<Verified, RecordError> {
     check(paths, bytes, "the record that was sent")
 }
 
@@ -139,7 +139,7 @@ pub fn believe(paths: &AgentPaths, bytes: &[u8]) -> Result<Verified, RecordError
 /// # Errors
 /// The record is not believed, of another product, or has another meaning than a version in use; or the file cannot be
 /// written.
-pub fn order(paths: &AgentPaths, bytes: &[u8], journal: &Journal) -> Result<Verified, RecordError> {
+pub(crate) fn order(paths: &AgentPaths, bytes: &[u8], journal: &Journal) -> Result<Verified, RecordError> {
     let ordered = believe(paths, bytes)?;
     let (tree, name) = (ordered.record.tree, ordered.record.name());
     let in_use = std::iter::once(&journal.current).chain(&journal.last_good);
@@ -190,7 +190,7 @@ pub(crate) fn keep(paths: &AgentPaths, verified: &Verified) -> Result<(), FileFa
 ///
 /// # Errors
 /// The file system's.
-pub fn save(paths: &AgentPaths, verified: &Verified) -> Result<(), FileFault> {
+pub(crate) fn save(paths: &AgentPaths, verified: &Verified) -> Result<(), FileFault> {
     let version = &verified.record.version;
     durable::create_dir(&paths.records())?;
     durable::write(&paths.record(version), &verified.signed, Durability::PowerCut)?;
@@ -206,7 +206,7 @@ pub fn save(paths: &AgentPaths, verified: &Verified) -> Result<(), FileFault> {
 ///
 /// # Errors
 /// Both copies are missing, changed, of another product, or not readable; the fault is the first one's.
-pub fn load(paths: &AgentPaths, version: &Version) -> Result<Verified, RecordError> {
+pub(crate) fn load(paths: &AgentPaths, version: &Version) -> Result<Verified, RecordError> {
     load_with(paths, version, &|bytes, origin| check(paths, bytes, origin))
 }
 
@@ -262,7 +262,7 @@ fn load_file(paths: &AgentPaths, version: &Version, path: &Path, check: Check<'_
 
 /// Makes both copies of a saved record whole again, if one of them is. A damaged one is kept aside. Returns what was found,
 /// for people.
-pub fn mend(paths: &AgentPaths, version: &Version, now_unix_ms: u64) -> Vec<String> {
+pub(crate) fn mend(paths: &AgentPaths, version: &Version, now_unix_ms: u64) -> Vec<String> {
     let copies = [paths.record(version), paths.record_copy(version)];
     let whole = |path: &PathBuf| load_file(paths, version, path, &|bytes, origin| check(paths, bytes, origin));
     let found = copies.each_ref().map(whole);
@@ -295,7 +295,7 @@ pub fn mend(paths: &AgentPaths, version: &Version, now_unix_ms: u64) -> Vec<Stri
 }
 
 /// Versions of which anything is saved, and when it was saved last.
-pub fn saved(paths: &AgentPaths) -> BTreeMap<Version, SystemTime> {
+pub(crate) fn saved(paths: &AgentPaths) -> BTreeMap<Version, SystemTime> {
     let mut versions = BTreeMap::new();
     for file in fs::read_dir(paths.records()).into_iter().flatten().flatten() {
         let name = file.file_name();
@@ -311,7 +311,7 @@ pub fn saved(paths: &AgentPaths) -> BTreeMap<Version, SystemTime> {
 
 /// Removes saved records that the journal does not name, but for the newest few: going back to one of them needs no
 /// message then, and nothing grows for ever.
-pub fn prune(paths: &AgentPaths, journal: &Journal) {
+pub(crate) fn prune(paths: &AgentPaths, journal: &Journal) {
     let named = std::iter::once(&journal.current).chain(&journal.last_good);
     let named = named.chain(journal.staged.as_ref().map(|staged| &staged.entry));
     let kept: Vec<&Version> = named.map(|entry| &entry.version).collect();

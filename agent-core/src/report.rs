@@ -46,7 +46,7 @@ enum Unsent {
 
 /// Sends reports from a thread of its own.
 #[derive(Debug, Clone)]
-pub struct Reporter(Arc<Shared>);
+pub(crate) struct Reporter(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -75,7 +75,7 @@ impl Reporter {
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn start(paths: &AgentPaths) -> io::Result<Self> {
+    pub(crate) fn start(paths: &AgentPaths) -> io::Result<Self> {
         if let Err(e) = durable::create_dir(&paths.events()) {
             tracing::warn!("reports cannot be kept on disk: {e}");
         }
@@ -89,7 +89,7 @@ impl Reporter {
     }
 
     /// Keeps a report, and sends it as soon as that is possible.
-    pub fn report(&self, event: &StepEvent, durability: Durability) {
+    pub(crate) fn report(&self, event: &StepEvent, durability: Durability) {
         let spooled = spool(&self.0.paths, self.0.count.fetch_add(1, Ordering::Relaxed), event, durability);
         let mut state = self.lock();
         if let Err(e) = spooled {
@@ -102,14 +102,14 @@ impl Reporter {
     }
 
     /// Has the daemon look at journals and links again, when it can be reached.
-    pub fn changed(&self) {
+    pub(crate) fn changed(&self) {
         self.lock().changed = true;
         self.0.wake.notify_all();
     }
 
     /// Sends nothing more until [`Reporter::resume`]; waits a moment for what is on its way, so that an exec right
     /// after does not make it come twice.
-    pub fn pause(&self) {
+    pub(crate) fn pause(&self) {
         let mut state = self.lock();
         state.paused = true;
         let at_most = Duration::from_millis(20);
@@ -117,13 +117,13 @@ impl Reporter {
     }
 
     /// Sends again, after [`Reporter::pause`].
-    pub fn resume(&self) {
+    pub(crate) fn resume(&self) {
         self.lock().paused = false;
         self.0.wake.notify_all();
     }
 
     /// Waits until everything is sent, at most this long; whether it is. For a program that is about to end.
-    pub fn flush(&self, at_most: Duration) -> bool {
+    pub(crate) fn flush(&self, at_most: Duration) -> bool {
         let wait = |s: &mut Sending| s.news || s.changed || s.in_flight;
         let (_state, result) =
             self.0.wake.wait_timeout_while(self.lock(), at_most, wait).unwrap_or_else(PoisonError::into_inner);

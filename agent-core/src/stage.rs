@@ -71,7 +71,7 @@ pub(crate) fn stage(
 ) -> Result<(StageDone, PathBuf), StageFault> {
     let attached = ask(paths, order, handle).map_err(|e| StageFault::OfTheWorld(e.to_string()))?;
     let path = PathBuf::from(&attached.path);
-    let program = Attachment::open(order.tree, &path).and_then(|tree| tree.program(&order.entry_point));
+    let program = Attachment::open(&path).and_then(|tree| tree.program(&order.entry_point));
     match program {
         Ok(_) => {
             let detail = match (order.lazy, order.running) {

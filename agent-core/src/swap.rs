@@ -24,7 +24,7 @@ pub fn swap(paths: &AgentPaths, tree: &TreeId, path: &Path) -> Result<(), FileFa
 ///
 /// # Errors
 /// The file system's.
-pub fn prepare(paths: &AgentPaths, tree: &TreeId, path: &Path) -> Result<(), FileFault> {
+pub(crate) fn prepare(paths: &AgentPaths, tree: &TreeId, path: &Path) -> Result<(), FileFault> {
     make(&beside(paths), &target(paths, tree, path))
 }
 
@@ -32,7 +32,7 @@ pub fn prepare(paths: &AgentPaths, tree: &TreeId, path: &Path) -> Result<(), Fil
 ///
 /// # Errors
 /// The file system's; the link leads where it led before then.
-pub fn point(paths: &AgentPaths, target: &Path) -> Result<(), FileFault> {
+pub(crate) fn point(paths: &AgentPaths, target: &Path) -> Result<(), FileFault> {
     let (link, temporary) = (paths.link(), beside(paths));
     if !fs::read_link(&temporary).is_ok_and(|prepared| prepared == target) {
         make(&temporary, target)?;

@@ -10,9 +10,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agent_core::bad;
-use agent_core::control::Client;
-use agent_core::journal::Phase;
+use agent_core::internal::bad;
+use agent_core::internal::control::Client;
+use agent_core::internal::journal::Phase;
 use common::{Host, Order, Spec, script, tree};
 use proto::agent::{ChangeId, Outcome, Step};
 use proto::message::Fault;
@@ -403,7 +403,7 @@ fn an_order_ends_with_the_agent_that_had_taken_it() {
 
 #[test]
 fn a_host_is_put_on_a_version_by_hand() {
-    use agent_core::rescue::{RescueError, rescue};
+    use agent_core::internal::rescue::{RescueError, rescue};
     let mut host = Host::with_first(&quick("1.0", &[]));
     let wanted = |version: &str| format!("tiny@{version}").parse().unwrap();
     assert!(matches!(rescue(&host.paths, &wanted("1.0")), Err(RescueError::Running(_))));
@@ -432,7 +432,7 @@ fn a_host_is_put_on_a_version_by_hand() {
 
 #[test]
 fn a_lock_whose_file_is_gone_keeps_others_out_all_the_same() {
-    use agent_core::rescue::{RescueError, rescue};
+    use agent_core::internal::rescue::{RescueError, rescue};
     type Spoil = fn(&Host);
     let removed: Spoil = |host| lose(&host.paths.directory());
     let moved: Spoil = |host| fs::rename(host.paths.directory(), host.dir().join("elsewhere")).unwrap();

@@ -8,8 +8,8 @@ mod common;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use agent_core::bad;
-use agent_core::journal::Phase;
+use agent_core::internal::bad;
+use agent_core::internal::journal::Phase;
 use common::{Host, Order, Spec, patch, script, tree};
 use proto::agent::{ChangeId, Outcome, Step};
 use proto::message::Fault;
@@ -34,7 +34,7 @@ fn meet(bad: &Spec<'_>, spoil: impl FnOnce(&Path)) -> (Host, Vec<u8>, ChangeId, 
 fn check_remembered(host: &mut Host, record: &[u8], word: &str) {
     let (Outcome::Done(summary), _) = host.finish(&Host::backup(99, 2)) else { panic!("not done") };
     assert_eq!(summary.versions, ["1.0"]);
-    assert_eq!(agent_core::swap::current(&host.paths), Some(tree("1.0")));
+    assert_eq!(agent_core::internal::swap::current(&host.paths), Some(tree("1.0")));
     let journal = host.journal();
     assert_eq!((journal.phase, journal.current.tree), (Phase::Confirmed, tree("1.0")));
     let evidence = bad::evidence(&host.paths, &tree("2.0")).expect("no evidence was kept");

@@ -8,8 +8,8 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use agent_core::control::Client;
-use agent_core::journal::Phase;
+use agent_core::internal::control::Client;
+use agent_core::internal::journal::Phase;
 use common::{Host, Order, PATIENCE, Spec, is_no_refusal, tree};
 use proto::agent::{AgentReply, AgentRequest, Outcome, Step};
 use proto::message::Fault;
@@ -72,7 +72,7 @@ fn up_and_down_in_one_process_and_nobody_is_refused() {
     }
     let status = host.wait_serving("2.0");
     assert_eq!((status.pid, status.reason.as_str()), (pid, "changed over from 1.0"));
-    assert_eq!(agent_core::swap::current(&host.paths), Some(tree("2.0")));
+    assert_eq!(agent_core::internal::swap::current(&host.paths), Some(tree("2.0")));
     let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
     assert_eq!(exe, host.program("2.0"), "the versioned path, not the link");
     let journal = host.journal();

@@ -14,9 +14,9 @@ mod common;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use agent_core::control::Client;
-use agent_core::journal::Journal;
-use agent_core::moments::{Moment, Process};
+use agent_core::internal::control::Client;
+use agent_core::internal::journal::Journal;
+use agent_core::internal::moments::{Moment, Process};
 use common::{Host, Order, PATIENCE, Spec};
 use proto::agent::{AgentReply, AgentRequest, ChangeId, JobId, Outcome, Progress, Step};
 use proto::message::Fault;
@@ -146,7 +146,7 @@ fn cell(moment: Moment, action: &str) -> String {
         host.launch();
         insist(&mut host, &AgentRequest::Status);
     }
-    assert_eq!(agent_core::swap::current(&host.paths), Some(status.tree), "the link follows");
+    assert_eq!(agent_core::internal::swap::current(&host.paths), Some(status.tree), "the link follows");
     assert_eq!(host.terminate().code(), Some(0));
     assert_eq!(host.processes(), 0, "something was left behind");
     status.version.to_string()

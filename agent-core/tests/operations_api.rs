@@ -7,8 +7,8 @@ mod common;
 
 use std::io::{Read, Write};
 
-use agent_core::control::{Client, read_frame, write_frame};
-use agent_core::sys::socket;
+use agent_core::internal::control::{Client, read_frame, write_frame};
+use agent_core::internal::sys::socket;
 use common::{Host, PATIENCE, Spec, tree};
 use proto::agent::{AgentReply, AgentRequest, ChangeId, JobId, Outcome, Progress};
 use proto::codec;

@@ -9,9 +9,9 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 
-use agent_core::bad;
-use agent_core::control::Client;
-use agent_core::journal::Phase;
+use agent_core::internal::bad;
+use agent_core::internal::control::Client;
+use agent_core::internal::journal::Phase;
 use common::{Host, Order, PATIENCE, Spec, script, tree};
 use proto::agent::{AgentReply, AgentRequest, AgentState, ChangeId, Outcome, Step};
 use proto::message::Fault;
@@ -60,7 +60,7 @@ fn a_version_that_fails_at_every_start_is_left_by_an_order() {
     let journal = host.journal();
     assert_eq!((journal.current.tree, journal.phase, journal.staged), (tree("2.0"), Phase::Confirmed, None));
     assert_eq!(journal.last_good.unwrap().tree, tree("1.0"), "it had confirmed once");
-    assert_eq!(agent_core::swap::current(&host.paths), Some(tree("2.0")));
+    assert_eq!(agent_core::internal::swap::current(&host.paths), Some(tree("2.0")));
     // From here on the agent takes its orders itself, and the stub sends there whoever asks it.
     let three = host.publish(&quick("3.0", &[]));
     let (_, told) = host.tell_stub(&three);

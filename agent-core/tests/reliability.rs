@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use agent_core::control::Client;
+use agent_core::internal::control::Client;
 use common::{Host, Order, PATIENCE, Spec, tree};
 use proto::agent::{AgentReply, AgentRequest, ChangeId, Step};
 
@@ -105,7 +105,7 @@ fn a_cold_start_that_falls_back_takes_five_seconds_at_most() {
     let spoil_journals = |host: &Host| {
         let journals = ["journal", "journal.2"].map(|name| host.paths.directory().join(name));
         journals.iter().for_each(|path| fs::write(path, b"MFSJRN\0\x01nonsense").unwrap());
-        agent_core::swap::swap(&host.paths, &tree("1.0"), &host.paths.generation(&tree("1.0"))).unwrap();
+        agent_core::internal::swap::swap(&host.paths, &tree("1.0"), &host.paths.generation(&tree("1.0"))).unwrap();
     };
     let no_tree = |host: &Host| host.set_absent("2.0", true);
     let nothing = |_: &Host| {};

@@ -7,8 +7,8 @@ mod common;
 
 use std::fs;
 
-use agent_core::bad;
-use agent_core::journal::{Entry, Journal, Phase};
+use agent_core::internal::bad;
+use agent_core::internal::journal::{Entry, Journal, Phase};
 use common::{Host, PATIENCE, Spec, tree};
 use proto::agent::{ChangeId, Outcome, Step};
 use rustix::process::{Pid, Signal, kill_process};
@@ -159,12 +159,12 @@ fn a_power_cut_leaves_the_old_version_or_the_new() {
     };
     // Cut after the intent was written, wherever the link led: the new one gets its second chance, and confirms.
     for link in ["1.0", "2.0"] {
-        agent_core::swap::swap(&host.paths, &tree(link), &host.paths.generation(&tree(link))).unwrap();
+        agent_core::internal::swap::swap(&host.paths, &tree(link), &host.paths.generation(&tree(link))).unwrap();
         journal("2.0", probation(1)).write(&host.paths.journal()).unwrap();
         host.launch().wait_for("stub: ready: tiny@2.0");
         host.wait_step(ChangeId(71), Step::Confirmed);
         host.wait_serving("2.0");
-        assert_eq!(agent_core::swap::current(&host.paths), Some(tree("2.0")));
+        assert_eq!(agent_core::internal::swap::current(&host.paths), Some(tree("2.0")));
         host.terminate();
     }
     // Cut in the second try as well: it had its chance.
@@ -176,7 +176,7 @@ fn a_power_cut_leaves_the_old_version_or_the_new() {
     host.terminate();
     // Cut while something was being staged: forgotten.
     let mut staging = journal("1.0", Phase::Confirmed);
-    staging.staged = Some(agent_core::journal::Staged { change: ChangeId(80), entry: entry("2.0") });
+    staging.staged = Some(agent_core::internal::journal::Staged { change: ChangeId(80), entry: entry("2.0") });
     staging.write(&host.paths.journal()).unwrap();
     host.launch().wait_for("stub: ready: tiny@1.0");
     host.wait_serving("1.0");
@@ -213,7 +213,7 @@ fn an_agent_that_is_told_to_end_keeps_its_work_for_the_next() {
     let socket = host.paths.socket();
     let (sent, request) = (std::time::Instant::now(), run.clone());
     let watch = std::thread::spawn(move || {
-        let mut client = agent_core::control::Client::connect(&socket).unwrap();
+        let mut client = agent_core::internal::control::Client::connect(&socket).unwrap();
         client.request::<_, proto::agent::Progress, proto::agent::AgentReply>(&request, Some(PATIENCE), |_| {})
     });
     host.wait_status("at work", |s| s.jobs.len() == 1);
@@ -241,7 +241,7 @@ fn whatever_moment_everything_dies_at_one_of_the_versions_comes_up() {
         let socket = host.paths.socket();
         let sent = work.clone();
         let watch = std::thread::spawn(move || {
-            let client = agent_core::control::Client::connect(&socket);
+            let client = agent_core::internal::control::Client::connect(&socket);
             drop(client.and_then(|mut client| {
                 client.request::<_, proto::agent::Progress, proto::agent::AgentReply>(&sent, None, |_| {})
             }));

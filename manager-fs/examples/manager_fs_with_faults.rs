@@ -3,6 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    agent_core::moments::watch(|moment, _| tests::faults::at(moment));
+    agent_core::internal::moments::watch(|moment, _| tests::faults::at(moment));
     manager_fs::cli::run()
 }

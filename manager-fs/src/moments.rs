@@ -1,5 +1,5 @@
 //! Every moment at which the manager or a host's daemon makes something durable, or does what cannot be undone: one list.
-//! What it is for, and what it costs, stands in [`mod@agent_core::moments`], whose hook these have too.
+//! What it is for, and what it costs, stands in [`mod@agent_core::internal::moments`], whose hook these have too.
 //!
 //! `tests/tests/walls.rs` finds what makes anything durable without a moment.
 
@@ -114,7 +114,7 @@ agent_core::moments! {
 /// # Errors
 /// What a test wants the disk to say.
 pub(crate) fn reach(moment: Moment, path: &Path) -> io::Result<()> {
-    agent_core::moments::at(moment.name(), path)
+    agent_core::internal::moments::at(moment.name(), path)
 }
 
 #[cfg(test)]
@@ -126,7 +126,7 @@ mod tests {
         let names: std::collections::BTreeSet<_> = Moment::ALL.iter().map(|moment| moment.name()).collect();
         assert_eq!(names.len(), Moment::ALL.len());
         assert!(Moment::ALL.iter().all(|moment| moment.text().ends_with('.')));
-        let agents = agent_core::moments::Moment::ALL;
+        let agents = agent_core::internal::moments::Moment::ALL;
         assert!(agents.iter().all(|moment| !names.contains(moment.name())), "one hook has them all");
     }
 }

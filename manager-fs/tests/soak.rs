@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use agent_core::control::Client;
+use agent_core::internal::control::Client;
 use proto::agent::{AgentReply, AgentRequest};
 use tests::command::program;
 use tests::{Host, Manager, TreeFixture, noise};

@@ -1,4 +1,4 @@
-//! What a test makes of a moment (`agent_core::moments`, `manager_fs::moments`): both sides of the file by which a test
+//! What a test makes of a moment (`agent_core::internal::moments`, `manager_fs::moments`): both sides of the file by which a test
 //! tells the programs under test, which are examples that hand every moment to [`at`].
 //!
 //! ```text

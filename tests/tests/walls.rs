@@ -325,5 +325,5 @@ fn whatever_makes_something_durable_comes_to_a_moment_first() {
             found.push(source.path.display().to_string());
         }
     }
-    none("made durable without a moment (agent_core::moments, manager_fs::moments)", found);
+    none("made durable without a moment (agent_core::internal::moments, manager_fs::moments)", found);
 }

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use agent_core::permits::NotPermitted;
+use agent_core::NotPermitted;
 
 use super::format::blobs::BlobFault;
 use super::format::chunker::ChunkerFault;

@@ -24,7 +24,7 @@ mod unfinished;
 use std::path::Path;
 use std::sync::{Arc, Once};
 
-use agent_core::permits::Permits;
+use agent_core::Permits;
 use proto::agent::{JobOrigin, Repository, SnapshotRef};
 
 pub(crate) use fault::EngineError;

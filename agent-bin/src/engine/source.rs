@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
-use agent_core::permits::Permits;
+use agent_core::Permits;
 use rustix::fs::OFlags;
 
 use super::beneath::Beneath;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use agent_core::durable::FileFault;
-use agent_core::permits::{NotPermitted, Permits, PermitsFault};
+use agent_core::FileFault;
 use agent_core::{Demand, Ended, OperationContext};
+use agent_core::{NotPermitted, Permits, PermitsFault};
 use proto::OperationKind;
 use proto::agent::{JobOrigin, Operation, Outcome, Progress, Repository, SnapshotRef, Summary};
 use serde::{Deserialize, Serialize};

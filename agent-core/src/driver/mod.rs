@@ -329,7 +329,7 @@ impl Driver {
         };
         let entry = &target.candidate.entry;
         let path = self.work.ready.get(&entry.tree).cloned().unwrap_or_else(|| self.paths.generation(&entry.tree));
-        let program = Attachment::open(entry.tree, &path).and_then(|t| t.program(&target.candidate.entry_point));
+        let program = Attachment::open(&path).and_then(|t| t.program(&target.candidate.entry_point));
         let program = match program {
             Ok(program) => program,
             Err(e) => return Event::ExecReturned { of_the_version: e.is_of_the_version(), fault: e.to_string() },

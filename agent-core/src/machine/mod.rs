@@ -24,13 +24,13 @@ use proto::agent::{AgentState, ChangeId, Step};
 use proto::message::Fault;
 
 pub(crate) use judge::{Asked, judge};
-pub use vocabulary::{
+pub(crate) use vocabulary::{
     Candidate, Effect, Event, Facts, JournalWrite, Origin, Reason, Saved, StageDone, StageFault, Took, Verdict,
 };
 
 /// Where a change-over stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// Started, and not yet believed.
     Probation(Probation),
     /// Believed and at work; no change-over is under way.
@@ -51,7 +51,7 @@ pub enum State {
 
 /// Started, and not yet believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Probation {
+pub(crate) struct Probation {
     /// `None` for a start of a version that is believed.
     pub change: Option<Origin>,
     /// A record that came meanwhile.
@@ -62,7 +62,7 @@ pub struct Probation {
 
 /// Believed and at work; what it remembers of messages that came before the next change-over.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Serving {
+pub(crate) struct Serving {
     /// The newest record that message A brought.
     pub saved: Option<Saved>,
     /// The last change-over that ended here: a message C that is on its way is answered by it.
@@ -71,7 +71,7 @@ pub struct Serving {
 
 /// The new generation is being made ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Staging {
+pub(crate) struct Staging {
     /// The generation, as message A brought it.
     pub target: Saved,
     /// The drain deadline of message C, milliseconds, when it has come.
@@ -80,14 +80,14 @@ pub struct Staging {
 
 /// The new generation is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Staged {
+pub(crate) struct Staged {
     /// The generation, as message A brought it.
     pub target: Saved,
 }
 
 /// On the way out.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Leaving {
+pub(crate) struct Leaving {
     /// The generation that is left for.
     pub target: Saved,
 }
@@ -95,7 +95,7 @@ pub struct Leaving {
 impl State {
     /// The state of a program that has just begun. `change`: see [`Probation::change`]; `probation_ms` is that of its
     /// record.
-    pub fn begin(change: Option<Origin>, probation_ms: u64) -> (Self, Vec<Effect>) {
+    pub(crate) fn begin(change: Option<Origin>, probation_ms: u64) -> (Self, Vec<Effect>) {
         // A version that crashes after a while is as bad as one that does not come up: a new one works for the first
         // half of its probation before it may be believed, and has the second half to show its health.
         let after_ms = if change.is_some() { probation_ms / 2 } else { 0 };
@@ -103,7 +103,7 @@ impl State {
     }
 
     /// As `status` shows it.
-    pub fn shown(&self) -> AgentState {
+    pub(crate) fn shown(&self) -> AgentState {
         match self {
             State::Probation(_) => AgentState::Probation,
             State::Serving(_) => AgentState::Serving,
@@ -114,7 +114,7 @@ impl State {
     }
 
     /// The one function: what follows from an event.
-    pub fn on(self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
+    pub(crate) fn on(self, event: Event, facts: &Facts) -> (State, Vec<Effect>) {
         match self {
             State::Probation(state) => state.on(event, facts),
             State::Serving(state) => state.on(event, facts),

@@ -11,7 +11,7 @@ use crate::journal::Entry;
 
 /// What does not change while this program runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// The version that this program is.
     pub running: Entry,
     /// State schemas that the running program can write.
@@ -22,7 +22,7 @@ pub struct Facts {
 
 /// A version to change over to, as its verified record describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// Its name and tree.
     pub entry: Entry,
     /// Path of the program in its tree.
@@ -43,7 +43,7 @@ pub struct Candidate {
 
 /// What message A brought.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Saved {
+pub(crate) struct Saved {
     /// The change-over that message A was of.
     pub change: ChangeId,
     /// The version that its record describes.
@@ -53,7 +53,7 @@ pub struct Saved {
 /// Something that happened. Durations are in microseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // The fields are what the line of their variant speaks of.
-pub enum Event {
+pub(crate) enum Event {
     /// Message A came.
     SaveAsked { change: ChangeId, record: Vec<u8> },
     /// [`Effect::SaveRecord`] is done: the record is on disk, or is refused.
@@ -82,18 +82,18 @@ pub enum Event {
 /// on and never looks into it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Reason(String);
+pub(crate) struct Reason(String);
 
 impl Reason {
     /// Of any error.
-    pub fn of(error: &dyn std::error::Error) -> Self {
+    pub(crate) fn of(error: &dyn std::error::Error) -> Self {
         Self(error.to_string())
     }
 }
 
 /// The change-over that brought a version, and what it came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// The manager's number of it.
     pub change: ChangeId,
     /// The tree that it left.
@@ -102,7 +102,7 @@ pub struct Origin {
 
 /// A change-over that ended in this program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     /// The manager's number of it.
     pub change: ChangeId,
     /// What a message of it that comes late is answered.
@@ -111,26 +111,26 @@ pub struct Verdict {
 
 impl Verdict {
     /// Nothing is left to do.
-    pub fn done(change: ChangeId) -> Self {
+    pub(crate) fn done(change: ChangeId) -> Self {
         Self { change, reply: Ok(()) }
     }
 
     /// It was refused, or came to nothing.
-    pub fn refused(change: ChangeId, reason: String) -> Self {
+    pub(crate) fn refused(change: ChangeId, reason: String) -> Self {
         Self { change, reply: Err(Fault::Refused(reason)) }
     }
 }
 
 impl Event {
     /// Whether it is one of the three messages, which must be answered.
-    pub fn is_message(&self) -> bool {
+    pub(crate) fn is_message(&self) -> bool {
         matches!(self, Event::SaveAsked { .. } | Event::AttachAsked { .. } | Event::FinishAsked { .. })
     }
 }
 
 /// A generation is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StageDone {
+pub(crate) struct StageDone {
     /// How long warming took, microseconds.
     pub warm_us: u64,
     /// What was made ready, for people.
@@ -139,7 +139,7 @@ pub struct StageDone {
 
 /// A generation cannot be made ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StageFault {
+pub(crate) enum StageFault {
     /// The tree has no program that can run: the version's own fault.
     OfTheVersion(String),
     /// It could not be fetched or mounted.
@@ -149,7 +149,7 @@ pub enum StageFault {
 /// What the driver is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // The fields are what the line of their variant speaks of.
-pub enum Effect {
+pub(crate) enum Effect {
     /// Answer the message that is being handled.
     Answer(Result<(), Fault>),
     /// Verify and save, then [`Event::Saved`].
@@ -184,7 +184,7 @@ pub enum Effect {
 
 /// How long a step took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Took {
+pub(crate) enum Took {
     /// So many microseconds, which whoever took the step has measured.
     Us(u64),
     /// Since `execve`; the driver knows when that was.
@@ -193,7 +193,7 @@ pub enum Took {
 
 /// What is written to the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum JournalWrite {
+pub(crate) enum JournalWrite {
     /// This generation is staged. No event.
     Staged(ChangeId, Entry),
     /// Nothing is staged. A failure is a warning. No event.

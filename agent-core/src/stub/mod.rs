@@ -44,7 +44,6 @@ use crate::records::RecordError;
 
 pub(crate) use lock::is_served;
 pub use outlet::Outlet;
-pub use verdict::{Cause, History, Verdict, judge};
 
 /// Whoever watches the stub: its messages are for people, one line each.
 pub trait Observer {

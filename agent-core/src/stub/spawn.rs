@@ -121,7 +121,7 @@ impl Stub<'_> {
     /// The program to start, attaching its tree anew if it is not there.
     fn program(&mut self) -> Result<PathBuf, Cause> {
         let (tree, entry) = (self.verified.record.tree, self.verified.entry_point.clone());
-        let look = |path: &Path| Attachment::open(tree, path).and_then(|t| t.program(&entry));
+        let look = |path: &Path| Attachment::open(path).and_then(|t| t.program(&entry));
         let fault = match look(&self.path) {
             Ok(program) => return Ok(program),
             Err(fault) => fault,

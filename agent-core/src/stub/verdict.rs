@@ -8,7 +8,7 @@ use crate::journal::{Entry, Journal, Phase};
 
 /// What happened to the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cause {
+pub(crate) enum Cause {
     /// It ended by itself.
     Ended {
         /// `exit status 1`, `SIGSEGV`.
@@ -47,7 +47,7 @@ pub enum Cause {
 
 /// What follows from an end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Return to the last good version.
     Return {
         /// The manager's number of the change-over that fails by it; 0 if nobody ordered one.
@@ -80,7 +80,7 @@ impl Cause {
     }
 
     /// The cause in words, for people.
-    pub fn reason(&self) -> String {
+    pub(crate) fn reason(&self) -> String {
         match self {
             Cause::Ended { how } => how.clone(),
             Cause::EndedBefore { how } => format!("the version before it ended on the way to it: {how}"),
@@ -99,7 +99,7 @@ pub(super) const COLD_MAX: u32 = 3;
 
 /// How it went before.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct History {
+pub(crate) struct History {
     /// How often the current version has ended in a row without having worked for a while.
     pub failures: u32,
     /// How often of these it had not even confirmed, this time included.
@@ -111,7 +111,7 @@ pub struct History {
 /// A version on probation is bad when it ends. One that could not be started for a reason that is not its own (no
 /// memory, an unreadable disk) is tried again, for as long as its second chance lasts. One that was believed is started
 /// again and again; after three times without a sign of life the last good one takes its place, if there is one.
-pub fn judge(journal: &Journal, cause: &Cause, history: History) -> Verdict {
+pub(crate) fn judge(journal: &Journal, cause: &Cause, history: History) -> Verdict {
     let failures = history.failures;
     let reason = cause.reason();
     let again = |reason: String| {

@@ -21,7 +21,7 @@ pub struct Invocation {
 
 /// `execve(2)` in this process. All other threads end; what is not close-on-exec stays open. Comes back only with the
 /// reason why it failed, and then nothing has changed.
-pub fn execve(program: &Path, invocation: &Invocation) -> io::Error {
+pub(crate) fn execve(program: &Path, invocation: &Invocation) -> io::Error {
     let path = program.as_os_str().to_owned();
     let arguments = std::iter::once(path.clone()).chain(invocation.arguments.iter().cloned());
     let environment = invocation.environment.iter().map(|(name, value)| {

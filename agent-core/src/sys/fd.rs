@@ -25,7 +25,7 @@ pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// `EBADF`, never for a borrowed descriptor.
-pub fn set_close_on_exec(fd: BorrowedFd<'_>, close: bool) -> io::Result<()> {
+pub(crate) fn set_close_on_exec(fd: BorrowedFd<'_>, close: bool) -> io::Result<()> {
     let flags = if close { rustix::io::FdFlags::CLOEXEC } else { rustix::io::FdFlags::empty() };
     Ok(rustix::io::fcntl_setfd(fd, flags)?)
 }
@@ -35,7 +35,7 @@ pub fn set_close_on_exec(fd: BorrowedFd<'_>, close: bool) -> io::Result<()> {
 ///
 /// # Errors
 /// `/proc/self/fd` cannot be listed.
-pub fn close_all_on_exec() -> io::Result<Vec<RawFd>> {
+pub(crate) fn close_all_on_exec() -> io::Result<Vec<RawFd>> {
     let mut changed = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()) else { continue };
@@ -56,7 +56,7 @@ pub fn close_all_on_exec() -> io::Result<Vec<RawFd>> {
 }
 
 /// Undoes [`close_all_on_exec`] after an `execve` that failed.
-pub fn keep_again(changed: &[RawFd]) {
+pub(crate) fn keep_again(changed: &[RawFd]) {
     for number in changed {
         // SAFETY: as above; the flag is set back to what it was.
         unsafe { libc::fcntl(*number, libc::F_SETFD, 0) };
@@ -69,9 +69,4 @@ pub fn process_of(fd: BorrowedFd<'_>) -> Option<rustix::process::Pid> {
     // -1 when it has ended, 0 when it is in another namespace.
     let number = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
     if number > 0 { rustix::process::Pid::from_raw(number) } else { None }
-}
-
-/// The number under which a descriptor is named in the environment of the next program.
-pub fn number(fd: &impl AsRawFd) -> String {
-    fd.as_raw_fd().to_string()
 }

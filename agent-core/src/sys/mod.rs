@@ -3,14 +3,14 @@
 
 #![allow(unsafe_code)]
 
-pub mod exec;
-pub mod fd;
-pub mod namespace;
-pub mod signal;
-pub mod socket;
+pub(crate) mod exec;
+pub(crate) mod fd;
+pub(crate) mod namespace;
+pub(crate) mod signal;
+pub(crate) mod socket;
 
 /// Microseconds of `CLOCK_MONOTONIC`, which goes on across `execve` and is the same for all processes.
-pub fn monotonic_us() -> u64 {
+pub(crate) fn monotonic_us() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a valid place for one timespec, and the kernel writes nothing else.
     let failed = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };

@@ -30,7 +30,7 @@ pub fn enter(pid: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// The process is gone or another user's.
-pub fn is_inside(pid: u32) -> io::Result<bool> {
+pub(crate) fn is_inside(pid: u32) -> io::Result<bool> {
     for kind in ["user", "mnt"] {
         let theirs = std::fs::read_link(format!("/proc/{pid}/ns/{kind}"))?;
         if theirs != std::fs::read_link(format!("/proc/self/ns/{kind}"))? {

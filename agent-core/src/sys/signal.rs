@@ -97,14 +97,14 @@ pub fn wake_on_terminate(event: OwnedFd) -> io::Result<()> {
 }
 
 /// Mask and dispositions as they were before [`reset`].
-pub struct SavedSignals {
+pub(crate) struct SavedSignals {
     mask: libc::sigset_t,
     actions: Vec<(i32, libc::sigaction)>,
 }
 
 /// Gives every signal its default disposition and unblocks all: `execve` keeps ignored signals ignored and blocked ones
 /// blocked, and the next program does not expect that.
-pub fn reset() -> SavedSignals {
+pub(crate) fn reset() -> SavedSignals {
     let mut actions = Vec::new();
     // SAFETY: zeroed sigset_t and sigaction are valid places to write to; each call reads or writes only those. The
     // numbers run over all signals; SIGKILL, SIGSTOP and those that libc keeps for itself give EINVAL and stay.
@@ -130,7 +130,7 @@ pub fn reset() -> SavedSignals {
 
 impl SavedSignals {
     /// Undoes [`reset`] after an `execve` that failed.
-    pub fn restore(self) {
+    pub(crate) fn restore(self) {
         // SAFETY: mask and actions are what the kernel gave out for this process, and handlers live as long as it.
         unsafe {
             libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.mask, ptr::null_mut());
@@ -142,7 +142,7 @@ impl SavedSignals {
 }
 
 /// The name of a signal as people know it.
-pub fn name(signal: i32) -> String {
+pub(crate) fn name(signal: i32) -> String {
     let known = match signal {
         libc::SIGHUP => "SIGHUP",
         libc::SIGINT => "SIGINT",

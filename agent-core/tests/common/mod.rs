@@ -13,9 +13,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use agent_core::AgentPaths;
-use agent_core::control::{Client, ControlError, read_frame, write_frame};
-use agent_core::journal::Journal;
-use agent_core::sys::socket;
+use agent_core::internal::control::{Client, ControlError, read_frame, write_frame};
+use agent_core::internal::journal::Journal;
+use agent_core::internal::sys::socket;
 use ed25519_dalek::SigningKey;
 use proto::agent::{
     AgentReply, AgentRequest, AgentState, AgentStatus, ChangeId, JobId, JobOrigin, Operation, Outcome, Progress,

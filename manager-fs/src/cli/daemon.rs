@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use agent_core::control::{Client, ControlError};
+use agent_core::internal::control::{Client, ControlError};
 use anyhow::{Context, Result, anyhow, bail};
 use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
 use proto::local_greeting::Greeting;

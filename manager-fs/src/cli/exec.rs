@@ -33,7 +33,7 @@ pub(super) fn exec(args: &ExecArgs, here: &Here) -> Result<Done> {
     let (lease, tree) = daemon::hold(here, &args.generation)?;
     let root = PathBuf::from(&tree.path);
     if let Some(pid) = tree.namespace_pid {
-        agent_core::sys::namespace::enter(pid).context("entering the mount daemon's namespaces")?;
+        agent_core::internal::sys::namespace::enter(pid).context("entering the mount daemon's namespaces")?;
     }
     let (program, arguments) = program(&args.generation, &tree, &root, &args.command, &here.dirs)?;
     // The connection is the lease: it stays open in the program, and ends with it.

@@ -1,6 +1,6 @@
 //! `launch PRODUCT`.
 
-use agent_core::stub::Outlet;
+use agent_core::internal::stub::Outlet;
 use clap::Args;
 use proto::Product;
 

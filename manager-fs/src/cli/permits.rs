@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use agent_core::permits::Permits;
+use agent_core::Permits;
 use clap::Subcommand;
 use proto::OperationKind;
 use serde_json::json;

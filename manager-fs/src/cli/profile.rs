@@ -237,7 +237,7 @@ impl Work {
         let mut mount = Mount::start(&self.dir, &tree.tree, tree.namespace_pid.is_some(), dirs)?;
         let (pid, root) = mount.wait_until_ready()?;
         if let Some(pid) = pid {
-            agent_core::sys::namespace::enter(pid).context("entering the profile mount's namespaces")?;
+            agent_core::internal::sys::namespace::enter(pid).context("entering the profile mount's namespaces")?;
         }
         let (path, arguments) = program(generation, tree, &root, command, dirs)?;
         let mut child = Command::new(&path);

@@ -1,7 +1,7 @@
 //! `rescue PRODUCT --to GENERATION`, on the host, offline.
 
 use agent_core::AgentPaths;
-use agent_core::rescue::rescue;
+use agent_core::internal::rescue::rescue;
 use clap::Args;
 use proto::{GenerationRef, Product};
 

@@ -6,16 +6,16 @@
 //!                  manager                      its address, HOST:PORT
 //! ```
 //! The directory is always replaced as a whole, so that key, certificate and trust root never come apart, and holds every
-//! file twice ([`agent_core::identity`]).
+//! file twice ([`agent_core::internal::identity`]).
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use agent_core::durable::FileFault;
-use agent_core::identity::{self, IdentityFault, directory};
-use agent_core::report::unix_ms;
+use agent_core::FileFault;
+use agent_core::internal::identity::{self, IdentityFault, directory};
+use agent_core::internal::report::unix_ms;
 use ed25519_dalek::VerifyingKey;
 use proto::HostName;
 use proto::message::{Fault, HostRequest, ManagerReply, PROTOCOL, Unix};

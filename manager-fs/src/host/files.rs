@@ -7,7 +7,8 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use crate::moments::{self, Moment};
-use agent_core::durable::{self, Durability, FileFault};
+use agent_core::FileFault;
+use agent_core::internal::durable::{self, Durability};
 
 /// A system call failed while something was done.
 #[derive(Debug, thiserror::Error)]

@@ -40,7 +40,7 @@ fn clear_dir(dir: &Path) {
     }
 }
 
-/// The process or thread whose temporary file has this name: `.NAME.THREAD.tmp` of [`agent_core::durable`], `identity.PROCESS`
+/// The process or thread whose temporary file has this name: `.NAME.THREAD.tmp` of [`agent_core::internal::durable`], `identity.PROCESS`
 /// of an enrolment, `.PROCESS.TREE` of a manifest.
 fn maker(name: &str) -> Option<u32> {
     if let Some(process) = name.strip_prefix("identity.") {

@@ -16,7 +16,7 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }
-    let listener = agent_core::sys::socket::bind(path)?;
+    let listener = agent_core::internal::sys::socket::bind(path)?;
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
 }

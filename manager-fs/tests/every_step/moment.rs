@@ -1,6 +1,6 @@
 //! Every moment of every process, each with what comes to it.
 
-use agent_core::moments as agents;
+use agent_core::internal::moments as agents;
 use manager_fs::moments as ours;
 
 /// What an operator does, so that somebody comes to a moment.

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use agent_core::channel::StubMessage;
-use agent_core::handoff::Handoff;
-use agent_core::journal::Journal;
-use agent_core::permits::Permits;
+use agent_core::Permits;
+use agent_core::internal::channel::StubMessage;
+use agent_core::internal::handoff::Handoff;
+use agent_core::internal::journal::Journal;
 use manager_fs::manager::admin::{AdminEvent, AdminReply, AdminRequest};
 use manager_fs::manager::fuzzing;
 use proto::agent::{AgentReply, AgentRequest, Progress, StepEvent};
@@ -61,7 +61,7 @@ fn permits(bytes: &[u8]) -> bool {
         static STATE: tempfile::TempDir = tempfile::tempdir().unwrap();
     }
     STATE.with(|state| {
-        std::fs::write(state.path().join(agent_core::permits::FILE), bytes).unwrap();
+        std::fs::write(state.path().join(agent_core::internal::PERMITS_FILE), bytes).unwrap();
         let Ok(permits) = Permits::read(state.path(), state.path()) else { return false };
         let path = Path::new("/srv/data/../x");
         drop(permits.change_over(&"agent".parse().unwrap()));

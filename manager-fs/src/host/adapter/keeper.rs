@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use agent_core::sys::exec::{Invocation, adopt_orphans, children, end_children, spawn_listening};
-use agent_core::sys::signal::SignalFd;
+use agent_core::internal::sys::exec::{Invocation, adopt_orphans, children, end_children, spawn_listening};
+use agent_core::internal::sys::signal::SignalFd;
 use clap::Args;
 use proto::adapter::DrainSignal;
 use rustix::event::{PollFd, PollFlags, Timespec};

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 
-use agent_core::sys::exec::{Invocation, descendants, spawn};
-use agent_core::sys::fd::process_of;
+use agent_core::internal::sys::exec::{Invocation, descendants, spawn};
+use agent_core::internal::sys::fd::process_of;
 use agent_core::{Inherited, exec};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};

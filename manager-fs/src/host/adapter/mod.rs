@@ -26,10 +26,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use agent_core::handoff::variable;
-use agent_core::journal::Entry;
+use agent_core::internal::handoff::variable;
+use agent_core::internal::journal::Entry;
+use agent_core::internal::records::{self, RecordError, Verified};
 use agent_core::proto::agent::{Operation, Outcome};
-use agent_core::records::{self, RecordError, Verified};
 use agent_core::{Agent, AgentConfig, AgentError, Ended, NotHealthy, OperationContext, Operations, Stop};
 
 use event::Event;

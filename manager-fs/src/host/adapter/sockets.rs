@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
 use agent_core::Inherited;
-use agent_core::health::who_listens;
+use agent_core::internal::health::who_listens;
 use proto::adapter::{Listen, ListenAddress};
 
 use super::AdapterError;

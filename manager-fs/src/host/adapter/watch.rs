@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use agent_core::health::{self, Answering};
+use agent_core::internal::health::{self, Answering};
 use agent_core::{Inherited, Remark};
 use proto::adapter::Handover;
 use proto::health::{HealthCheck, HealthProbe};

@@ -1,8 +1,8 @@
-//! `manager-fs launch PRODUCT`: the stub of [`agent_core::stub`] with this program's directories, its messages on
+//! `manager-fs launch PRODUCT`: the stub of [`agent_core::internal::stub`] with this program's directories, its messages on
 //! stderr, and its readiness for the service manager.
 
 use agent_core::AgentPaths;
-use agent_core::stub::{self, Observer, Outlet, StubError};
+use agent_core::internal::stub::{self, Observer, Outlet, StubError};
 use proto::Product;
 
 use crate::config::Dirs;

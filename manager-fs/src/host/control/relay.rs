@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_core::journal::{self, Journal};
+use agent_core::internal::journal::{self, Journal};
 use proto::agent::{AgentReply, AgentRequest, AgentState, AgentStatus, StepEvent};
 use proto::message::{ChangeOver, Fault, HostReply, HostReport, HostRequest};
 use proto::{Product, TreeId};

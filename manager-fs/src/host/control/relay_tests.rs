@@ -1,7 +1,7 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
-use agent_core::journal::Entry;
+use agent_core::internal::journal::Entry;
 use proto::agent::{ChangeId, JobId, Step};
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use agent_core::journal;
-use agent_core::report::unix_ms;
+use agent_core::internal::journal;
+use agent_core::internal::report::unix_ms;
 use proto::{Product, TreeId};
 
 use crate::clock::Clock;
@@ -255,7 +255,7 @@ fn write_attached(path: &Path, attached: &BTreeMap<TreeId, String>) -> io::Resul
 mod tests {
     use super::*;
     use crate::clock::testing::Manual;
-    use agent_core::journal::{Entry, Journal};
+    use agent_core::internal::journal::{Entry, Journal};
     use std::fs;
 
     fn tree(name: u8) -> TreeId {

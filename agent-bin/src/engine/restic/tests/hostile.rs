@@ -153,7 +153,7 @@ fn a_backup_is_led_out_of_its_source_by_no_link_that_is_put_there_meanwhile() {
     }
     fs::create_dir(bench.path("state")).unwrap();
     let allowed = format!("[backup]\nsources = [{:?}]\n", bench.path("allowed"));
-    fs::write(bench.path("state").join(agent_core::permits::FILE), allowed).unwrap();
+    fs::write(bench.path("state").join(agent_core::internal::PERMITS_FILE), allowed).unwrap();
     let permits = Permits::read(&bench.path("state"), &bench.path("run")).unwrap();
     let mark = Mark { permits: Arc::new(permits), ..mark(false) };
 
@@ -185,7 +185,8 @@ fn what_may_not_be_backed_up_is_not_compared_either() {
     let bench = Bench::new();
     let source = source(&bench);
     bench.backup(&source);
-    fs::write(bench.path("state").join(agent_core::permits::FILE), "[backup]\nsources = [\"/srv\"]\n").unwrap();
+    fs::write(bench.path("state").join(agent_core::internal::PERMITS_FILE), "[backup]\nsources = [\"/srv\"]\n")
+        .unwrap();
     let permits = Permits::read(&bench.path("state"), &bench.path("run")).unwrap();
     let mark = Mark { permits: Arc::new(permits), ..mark(false) };
     let meter = SharedMeter::default();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ::tests::noise;
-use agent_core::permits::Permits;
+use agent_core::Permits;
 use proto::agent::{HostScope, JobOrigin};
 
 use super::*;
