@@ -63,16 +63,29 @@ impl Blobs {
     ///
     /// # Errors
     /// `NotFound`, or it cannot be read.
-    pub(super) fn open(&self, name: &str) -> io::Result<Box<dyn Read>> {
+    pub(super) fn open(&self, name: &str) -> io::Result<BufReader<Stretch>> {
+        Ok(BufReader::with_capacity(256 << 10, self.stretch(name)?))
+    }
+
+    /// How many bytes a file of the image has.
+    ///
+    /// # Errors
+    /// Those of [`Blobs::open`].
+    pub(super) fn bytes(&self, name: &str) -> io::Result<u64> {
+        Ok(self.stretch(name)?.left)
+    }
+
+    fn stretch(&self, name: &str) -> io::Result<Stretch> {
         match self {
             Blobs::Directory(directory) => {
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
                 let fd = rustix::fs::openat2(directory, name, flags, Mode::empty(), ResolveFlags::BENEATH)?;
                 let file = File::from(fd);
-                if !file.metadata()?.is_file() {
+                let metadata = file.metadata()?;
+                if !metadata.is_file() {
                     return Err(io::Error::other("it is not a regular file"));
                 }
-                Ok(Box::new(BufReader::with_capacity(256 << 10, file)))
+                Ok(Stretch { file: Arc::new(file), at: 0, left: metadata.len() })
             }
             Blobs::Archive { file, members } => {
                 let mut name = name.as_bytes();
@@ -81,8 +94,7 @@ impl Blobs {
                     match members.get(name) {
                         Some(Member::Link(target)) => name = target,
                         Some(Member::Stretch { at, bytes }) => {
-                            let stretch = Stretch { file: Arc::clone(file), at: *at, left: *bytes };
-                            return Ok(Box::new(BufReader::with_capacity(256 << 10, stretch)));
+                            return Ok(Stretch { file: Arc::clone(file), at: *at, left: *bytes });
                         }
                         None => break,
                     }
@@ -124,7 +136,7 @@ fn beside(name: &[u8], target: &[u8]) -> Vec<u8> {
 }
 
 /// A part of a file.
-struct Stretch {
+pub(super) struct Stretch {
     file: Arc<File>,
     at: u64,
     left: u64,

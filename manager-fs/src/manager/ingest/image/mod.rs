@@ -60,10 +60,15 @@ pub(super) fn read(
     if intake.base.is_some() {
         return Err(intake.unfit("an image is whole: it cannot be laid over an earlier generation"));
     }
-    let (blobs, bytes) = open(path).map_err(|error| intake.unread(b"", error))?;
+    let blobs = open(path).map_err(|error| intake.unread(b"", error))?;
     let (configuration, layers) = found(intake, &blobs, reference)?;
     if layers.len() > LAYERS_MAX {
         return Err(intake.unfit("it has more than 128 layers"));
+    }
+    let mut bytes: u64 = 0;
+    for layer in &layers {
+        let more = blobs.bytes(&layer.name).map_err(|error| intake.unread(layer.name.as_bytes(), error))?;
+        bytes = bytes.saturating_add(more);
     }
     let budget = limit.budget(bytes);
     intake.devices = Devices::LeftOut(0);
@@ -77,17 +82,13 @@ pub(super) fn read(
     Ok(())
 }
 
-/// The image's files, and how many bytes it has at least.
-fn open(path: &Path) -> io::Result<(Blobs, u64)> {
+/// The image's files.
+fn open(path: &Path) -> io::Result<Blobs> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = rustix::fs::open(path, flags, Mode::empty())?;
     match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
-        FileType::Directory => Ok((Blobs::Directory(fd), 0)),
-        FileType::RegularFile => {
-            let file = File::from(fd);
-            let bytes = file.metadata()?.len();
-            Ok((Blobs::of_archive(file)?, bytes))
-        }
+        FileType::Directory => Ok(Blobs::Directory(fd)),
+        FileType::RegularFile => Blobs::of_archive(File::from(fd)),
         _ => Err(io::Error::other("it is neither a directory nor a file")),
     }
 }

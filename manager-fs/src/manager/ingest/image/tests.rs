@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use proto::manifest::NodeKind;
 use serde_json::{Value, json};
 
+use super::super::read_source_within;
 use super::*;
 use crate::manager::monitor::Monitor;
 use crate::manager::publish::{PublishError, PublishOptions, Published, publish};
@@ -274,4 +275,23 @@ fn what_only_a_container_has_is_told() {
     let source = format!("oci:{}", layout.root.display());
     let error = layout.fixture.publish_with(Path::new(&source), &onto, &crate::manager::monitor::Quiet);
     assert!(error.unwrap_err().to_string().contains("cannot be laid over"));
+}
+
+#[test]
+fn an_image_in_a_directory_is_as_large_as_its_layers() {
+    let layout = Layout::new();
+    let noise: Vec<u8> =
+        (0u32..1 << 18).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..8].to_vec()).collect();
+    let large = tar_of(&[("noise", Item::file(noise))]);
+    let bomb = gzip(&tar_of(&[("zeros", Item::file(vec![0; 2 << 20]))]));
+    let limit = BombLimit { floor_bytes: 1 << 10, holes_floor_bytes: 1 << 10, ratio: 2 };
+    for (layer, fits) in [(large, true), (bomb, false)] {
+        layout.index(&[layout.manifest(&config(), &[&layer])]);
+        let source = format!("oci:{}", layout.root.display());
+        let (guard, cancelled) = (layout.fixture.store.guard(), std::sync::atomic::AtomicBool::new(false));
+        let read = layout.fixture.store.write_contents(65536, &guard, &Told::default(), &cancelled, |writer| {
+            read_source_within(Path::new(&source), None, false, writer, limit)
+        });
+        assert_eq!(read.is_ok(), fits, "{:?}", read.err().map(|error| error.to_string()));
+    }
 }
