@@ -95,7 +95,6 @@ fn free() -> SocketAddr {
 }
 
 #[test]
-#[ignore = "needs packages from the network: tests/products/run"]
 fn nginx() {
     let mut lab = Lab::new("nginx");
     let health = free();
@@ -128,7 +127,6 @@ fn nginx() {
 }
 
 #[test]
-#[ignore = "needs packages from the network: tests/products/run"]
 fn node() {
     let mut lab = Lab::new("node");
     let file = "entrypoint = 'bin/node'\narguments = ['${tree}/app/server.js']\nprobation = '10s'\n\
@@ -152,7 +150,6 @@ fn node() {
 }
 
 #[test]
-#[ignore = "needs packages from the network: tests/products/run"]
 fn python() {
     let mut lab = Lab::new("python");
     let file = "entrypoint = 'usr/bin/python3.11'\narguments = ['${tree}/app/server.py']\nprobation = '10s'\n\
@@ -199,7 +196,6 @@ fn ask_postgresql(address: SocketAddr) -> io::Result<String> {
 }
 
 #[test]
-#[ignore = "needs packages from the network: tests/products/run"]
 fn postgresql() {
     let mut lab = Lab::new("postgresql");
     let data = tempfile::Builder::new().prefix("postgresql").tempdir().unwrap();
