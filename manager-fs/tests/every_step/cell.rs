@@ -68,7 +68,7 @@ pub(crate) fn run(world: &mut World, step: Step, fault: Fault) {
     world.faults.arm(step.name, action(fault));
     let said = std::thread::scope(|scope| {
         let saboteur = scope.spawn(|| strike(world, step, fault));
-        let said: Vec<_> = orders.iter().map(|order| once(world, order)).collect();
+        let said: Vec<_> = orders.iter().map(|order| until_struck(world, order)).collect();
         if let Err(panic) = saboteur.join() {
             std::panic::resume_unwind(panic);
         }
@@ -162,6 +162,20 @@ pub(crate) fn orders(world: &mut World, scenario: Scenario) -> Vec<Order> {
 struct Said {
     code: Option<i32>,
     text: String,
+}
+
+/// An order that is refused before the fault has struck was given too early (the host still had what is taken from it,
+/// a delta was being made): an operator gives it again, and nobody would come to the moment otherwise.
+fn until_struck(world: &World, order: &Order) -> Said {
+    let since = Instant::now();
+    loop {
+        let said = once(world, order);
+        let early = said.code != Some(0) && !order.fails && !order.settles && world.faults.struck().is_none();
+        if !early || since.elapsed() > PATIENCE {
+            return said;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 fn once(world: &World, order: &Order) -> Said {

@@ -52,6 +52,8 @@ fn plan() -> Vec<(Step, Fault)> {
             }
         }
     }
+    // A worker that has been replaced keeps what it found mounted for a minute, and a collection would wait for that.
+    cells.sort_by_key(|(step, _)| step.scenario != Scenario::Collect);
     cells
 }
 

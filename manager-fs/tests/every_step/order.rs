@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tests::command::Output;
@@ -264,7 +265,19 @@ pub(crate) fn collect(world: &mut World) -> Vec<Order> {
     };
     orders.push(Order::admin(&["unexport", &old, "--from", HOST, "--force"], gone));
     orders.push(Order::admin(&["unpublish", &old], move |world| !world.is_published(&number)));
-    orders.push(Order::admin(&["gc"], |_| true));
+    // What is being made or sent at this very moment stays until the next collection.
+    let collect = |world: &World| {
+        let since = Instant::now();
+        loop {
+            let output = world.admin(&["gc"]);
+            if output.code != Some(0) || world.faults.struck().is_some() || since.elapsed() > Duration::from_secs(10)
+            {
+                return output;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    };
+    orders.push(Order::new("gc", collect, |_| true));
     orders
 }
 

@@ -16,8 +16,9 @@ pub(crate) const PRODUCT: &str = "data-agent";
 pub(crate) const HOST: &str = "host-1";
 /// No command takes longer, whatever happens: the longest wait of one is for a host to accept an order (60 s).
 const COMMAND_MAX: Duration = Duration::from_secs(100);
-/// How long a condition may take to come true.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a condition may take to come true. What a replaced worker found mounted stays for a minute, and keeps a
+/// generation from being taken back for as long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(150);
 /// Probation and drain short enough for some hundred cells.
 const DESCRIPTOR: &str = "drain_deadline = \"300ms\"\nprobation = \"2500ms\"\n";
 
