@@ -32,6 +32,10 @@ wants_to_test() {
     wants mount mount "puts a full disk under a store, in a namespace"
     wants diff diffutils "compares what was restored"
     wants strace strace "records what is written, for power cuts"
+    wants make make "builds the example in C"
+    wants pkg-config pkg-config "finds the C library for it"
+    wants valgrind valgrind "watches the memory of a program in C"
+    wants python3 python3 "runs the example in Python"
     wants unshare util-linux "makes the namespaces in which tests without root mount"
 }
 

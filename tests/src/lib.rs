@@ -9,6 +9,7 @@ pub mod command;
 pub mod damage;
 pub mod faults;
 pub mod fleet;
+pub mod languages;
 pub mod load;
 pub mod needs;
 pub mod noise;

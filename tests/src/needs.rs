@@ -24,16 +24,19 @@ pub enum Lack {
     Verity,
     /// This user may not trace processes that run.
     Tracing,
+    /// A program is not installed.
+    Program(&'static str),
 }
 
 impl std::fmt::Display for Lack {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        to.write_str(match self {
+        to.write_str(match *self {
             Lack::Fuse => "/dev/fuse",
             Lack::UserNamespaces => "user namespaces",
             Lack::Root => "root",
             Lack::Verity => "fs-verity",
             Lack::Tracing => "tracing (ptrace)",
+            Lack::Program(name) => name,
         })
     }
 }
@@ -69,6 +72,22 @@ pub fn tracing() -> Result<(), Lack> {
         _ => false,
     };
     if allowed { Ok(()) } else { Err(Lack::Tracing) }
+}
+
+/// Whether a program is on the PATH.
+pub fn program(name: &'static str) -> Result<(), Lack> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
+    if is_there { Ok(()) } else { Err(Lack::Program(name)) }
+}
+
+/// Whether the C compiler has its sanitizers for addresses and undefined behaviour.
+pub fn sanitizers() -> Result<(), Lack> {
+    let mut cc = Command::new("sh");
+    let script = "echo 'int main(void) { return 0; }' | cc -fsanitize=address,undefined -x c -o /dev/null -";
+    let status = cc.args(["-c", script]).stderr(Stdio::null()).status();
+    let is_there = status.is_ok_and(|status| status.success());
+    if is_there { Ok(()) } else { Err(Lack::Program("cc -fsanitize=address,undefined")) }
 }
 
 /// Demands one of these for the test that calls it.
