@@ -23,6 +23,19 @@ fn published(tree: &TreeFixture) -> Manager {
     manager
 }
 
+/// The next version: something new stands before what is read.
+fn later() -> TreeFixture {
+    const NEW: usize = 10_000;
+    let (tree, mut large) = (TreeFixture::new(), noise(0, 6 << 20));
+    large.splice(0..0, noise(1, NEW));
+    let script = format!(
+        "#!/bin/sh\ndd if=\"$MANAGER_FS_TREE/share/large\" bs=4096 iflag=skip_bytes skip={} count=2 2>/dev/null | cksum\n",
+        300 * 4096 + NEW
+    );
+    tree.file("bin/start", 0o755, script).file("share/large", 0o644, large);
+    tree
+}
+
 #[track_caller]
 fn right_output() -> String {
     let tree = sample();
@@ -38,16 +51,21 @@ fn count(status: &Value, name: &str) -> u64 {
 /// The start's pages come to a host that then loses its manager, and the program runs.
 #[track_caller]
 fn starts_from_the_bundle_alone(manager: &Manager, name: &str, plain_bytes: u64) {
+    generation_starts_from_the_bundle_alone(manager, "sample@1.0", name, plain_bytes);
+}
+
+#[track_caller]
+fn generation_starts_from_the_bundle_alone(manager: &Manager, generation: &str, name: &str, plain_bytes: u64) {
     let proxy = Proxy::start(&manager.address());
     let mut host = Host::new(name);
     host.enroll(manager, &proxy.address());
     // Nothing but the start is fetched: a byte a second of the rest, once its first request has been answered.
     host.mount(&["--hydrate-rate", "1", "--read-deadline", "1s"]);
-    manager.export("sample@1.0", name);
-    host.attach("sample@1.0");
+    manager.export(generation, name);
+    host.attach(generation);
     until("the bundle is here", || (count(&host.status(), "bundle_plain_bytes") == plain_bytes).then_some(()));
     proxy.cut();
-    assert_eq!(host.run(&["exec", "sample@1.0"]).expect(0).text(), right_output());
+    assert_eq!(host.run(&["exec", generation]).expect(0).text(), right_output());
     let status = host.status();
     assert_eq!((count(&status, "wrong_hashes"), count(&status, "retries")), (0, 0), "{}", status["fetch"]);
 }
@@ -80,6 +98,28 @@ fn a_start_that_was_recorded_on_one_host_is_one_answer_on_another() {
     );
     starts_from_the_bundle_alone(&manager, "fast", plain_bytes);
     assert_eq!(manager.run(&["verify"]).code, Some(0));
+}
+
+#[test]
+fn what_was_recorded_of_one_version_brings_the_start_of_the_next() {
+    let manager = published(&sample());
+    let recorder = Host::mounted("recorder", &manager);
+    manager.run(&["host", "group", "add", "recorders", "recorder"]).expect(0);
+    manager.export("sample@1.0", "recorder");
+    until("the export arrives", || (recorder.run(&["attach", "sample@1.0"]).code == Some(0)).then_some(()));
+    recorder.run(&["profile", "sample@1.0"]).expect(0);
+    let next = later();
+    let source = next.path().to_str().unwrap();
+    manager.run(&["publish", "sample", "2.0", source, "--entrypoint", "bin/start"]).expect(0);
+    until("it is carried over", || manager.log().contains("a recorded start was carried over").then_some(()));
+    // Two pages that no longer begin with one are three; the script is guessed whole.
+    let script = std::fs::metadata(next.path().join("bin/start")).unwrap().len();
+    generation_starts_from_the_bundle_alone(&manager, "sample@2.0", "fast", 3 * 4096 + script);
+    // What is recorded takes its place, without what only the version before touched.
+    manager.export("sample@2.0", "recorder");
+    until("the export arrives", || (recorder.run(&["attach", "sample@2.0"]).code == Some(0)).then_some(()));
+    let recorded = recorder.run(&["profile", "sample@2.0", "--json", "--", "/bin/sh", "-c", READ_FIRST_PAGE]);
+    assert_eq!(recorded.expect(0).json()["bundle"]["plain_bytes"], 4096);
 }
 
 const READ_FIRST_PAGE: &str = "head -c 10 \"$MANAGER_FS_TREE/share/large\" >/dev/null";

@@ -29,7 +29,9 @@ pub(super) async fn answer(
                 let published = Catalog(&whole).publish(&order, monitor, cancelled);
                 // Also after one that failed: what it has held up goes on.
                 whole.idle.work();
-                Ok(AdminReply::Published(published?))
+                let published = published?;
+                whole.bundles.published(published.record.tree);
+                Ok(AdminReply::Published(published))
             })
             .await
         }

@@ -21,6 +21,8 @@ pub(super) enum Wish {
     From(TreeId, TreeId),
     /// Out of what several hosts have touched.
     Learned(TreeId, Vec<Touch>),
+    /// Out of what was recorded of another tree.
+    Carried(TreeId),
 }
 
 /// What waits to be made.

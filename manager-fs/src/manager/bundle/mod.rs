@@ -9,6 +9,7 @@
 
 mod agreement;
 mod background;
+mod carried;
 mod guess;
 mod recorded;
 mod serve;

@@ -3,7 +3,8 @@
 //! ```text
 //! profile (the operator, a host that is believed) ┐
 //! profile, first starts ──told──> two hosts agree ┴──> record: fast, stored, served ──Wish::Best──> made well
-//!                                                                    └──Wish::From──> for hosts that have another tree
+//!                                                                    ├──Wish::From──> for hosts that have another tree
+//!                                                                    └──Wish::Carried──> for generations without one
 //! ```
 //! A recording adds to what was recorded before, and never takes its place.
 
@@ -14,12 +15,12 @@ use proto::bundle::Touch;
 use proto::message::BundleFacts;
 use proto::proof::PAGE_BYTES;
 use proto::width;
-use proto::{GroupName, HostName, TreeId};
+use proto::{GenerationRecord, GroupName, HostName, TreeId};
 
 use super::agreement::cut;
 use super::background::Wish;
 use super::serve::{Bundles, Key, LEVEL_GUESS, SendStartError, served};
-use super::{BundleError, BundleOrder, LEVEL, make, parts, touches_of};
+use super::{BundleError, BundleOrder, LEVEL, carried, make, parts, touches_of};
 use crate::manager::worker::blocking;
 use crate::sync::lock;
 
@@ -103,7 +104,8 @@ impl Bundles {
         for record in records {
             match self.store.bundle_header(&record.tree) {
                 Ok(Some(header)) if header.fast && !header.guessed => self.wish(Wish::Best(record.tree)),
-                Ok(_) => {}
+                Ok(Some(_)) => {}
+                Ok(None) => self.wish(Wish::Carried(record.tree)),
                 Err(error) => tracing::warn!(%error, "whether a start-up bundle could be smaller is not known"),
             }
         }
@@ -125,6 +127,7 @@ impl Bundles {
                 Wish::From(from, tree) => (tree, bundles.make_from(&from, &tree)),
                 Wish::Learned(tree, _) if bundles.is_recorded(&tree) => (tree, Ok(())),
                 Wish::Learned(tree, touches) => (tree, bundles.record_learned(&tree, &touches)),
+                Wish::Carried(tree) => (tree, bundles.carry_over(&tree)),
             };
             if let Err(error) = made {
                 tracing::warn!(%tree, %error, "a start-up bundle was not made; hosts get the one that there is");
@@ -146,7 +149,19 @@ impl Bundles {
         };
         all.extend_from_slice(touches);
         let all = cut(&all, self.recorded_pages_max(tree)?);
-        let (bytes, facts) = self.made(None, tree, &all, LEVEL_GUESS)?;
+        let order = BundleOrder { tree, from: None, touches: &all, guessed: false, level: LEVEL_GUESS };
+        let (bytes, facts) = self.made(order)?;
+        let bases = self.replace(tree, bytes)?;
+        drop(alone);
+        self.wish(Wish::Best(*tree));
+        bases.into_iter().for_each(|from| self.wish(Wish::From(from, *tree)));
+        self.unrecorded_after(tree).into_iter().for_each(|tree| self.wish(Wish::Carried(tree)));
+        Ok(facts)
+    }
+
+    /// Puts a bundle for any host in the place of the one that was there; the trees from which others shall follow it. The
+    /// caller stores alone.
+    fn replace(&self, tree: &TreeId, bytes: Vec<u8>) -> Result<Vec<TreeId>, SendStartError> {
         self.put((None, *tree), bytes)?;
         // What there is for hosts with other trees is out of date; they get this one until theirs is made.
         let bases = self.bundle_bases(tree);
@@ -154,10 +169,57 @@ impl Bundles {
             self.store.remove_bundle(from, tree)?;
             self.served().pop(&(Some(*from), *tree));
         }
+        Ok(bases)
+    }
+
+    /// A generation has been published: what was recorded of the one before tells how it will start.
+    pub(crate) fn published(self: &Arc<Self>, tree: TreeId) {
+        self.wish(Wish::Carried(tree));
+    }
+
+    /// Makes a bundle of a tree that nobody has recorded out of what was recorded of another, and of the guess. It stays a
+    /// guess: what first hosts touch takes its place.
+    fn carry_over(self: &Arc<Self>, tree: &TreeId) -> Result<(), SendStartError> {
+        if self.is_recorded(tree) {
+            return Ok(());
+        }
+        let generations = self.state.generations();
+        let records: Vec<_> = generations.iter().map(|generation| &generation.record).collect();
+        let Some(source) = carried::source(&self.store, tree, &records, |tree| self.is_recorded(tree)) else {
+            return Ok(());
+        };
+        let Some((header, recorded)) = self.store.bundle(None, &source)? else { return Ok(()) };
+        let recorded = touches_of(&recorded, &header, &self.store)?;
+        let (old, new) = (self.store.tree(&source)?, self.store.tree(tree)?);
+        let mut touches = carried::touches(&self.store, &old, &recorded, &new).map_err(BundleError::from)?;
+        touches.extend(self.guess(tree)?);
+        let touches = cut(&touches, self.recorded_pages_max(tree)?);
+        let (bytes, _) =
+            self.made(BundleOrder { tree, from: None, touches: &touches, guessed: true, level: LEVEL })?;
+        let alone = lock(&self.storing);
+        if self.is_recorded(tree) {
+            return Ok(());
+        }
+        let bases = self.replace(tree, bytes)?;
         drop(alone);
-        self.wish(Wish::Best(*tree));
+        tracing::info!(%tree, %source, "a recorded start was carried over");
         bases.into_iter().for_each(|from| self.wish(Wish::From(from, *tree)));
-        Ok(facts)
+        Ok(())
+    }
+
+    /// The generations of its products after a tree, whose starts nobody has recorded.
+    fn unrecorded_after(&self, tree: &TreeId) -> Vec<TreeId> {
+        let generations = self.state.generations();
+        let records = || generations.iter().map(|generation| &generation.record);
+        let after = |record: &&GenerationRecord| {
+            let precedes = |this: &GenerationRecord| {
+                this.tree == *tree && this.product == record.product && this.sequence < record.sequence
+            };
+            record.tree != *tree && records().any(precedes)
+        };
+        let mut later: Vec<_> = records().filter(after).collect();
+        later.sort_by_key(|record| record.sequence);
+        later.into_iter().map(|record| record.tree).filter(|tree| !self.is_recorded(tree)).collect()
     }
 
     fn record_learned(self: &Arc<Self>, tree: &TreeId, touches: &[Touch]) -> Result<(), SendStartError> {
@@ -172,7 +234,8 @@ impl Bundles {
             return Ok(());
         };
         let touches = touches_of(&base, &header, &self.store)?;
-        let (bytes, _) = self.made(None, tree, &touches, LEVEL)?;
+        let order = BundleOrder { tree, from: None, touches: &touches, guessed: header.guessed, level: LEVEL };
+        let (bytes, _) = self.made(order)?;
         self.put_if_still(&base, (None, *tree), bytes)
     }
 
@@ -183,7 +246,8 @@ impl Bundles {
         }
         let Some((header, base)) = self.store.bundle(None, tree)? else { return Ok(()) };
         let touches = touches_of(&base, &header, &self.store)?;
-        let (bytes, _) = self.made(Some(from), tree, &touches, LEVEL)?;
+        let order = BundleOrder { tree, from: Some(from), touches: &touches, guessed: header.guessed, level: LEVEL };
+        let (bytes, _) = self.made(order)?;
         self.put_if_still(&base, (Some(*from), *tree), bytes)
     }
 
@@ -204,17 +268,11 @@ impl Bundles {
         Ok(())
     }
 
-    fn made(
-        &self,
-        from: Option<&TreeId>,
-        tree: &TreeId,
-        touches: &[Touch],
-        level: i32,
-    ) -> Result<(Vec<u8>, BundleFacts), BundleError> {
-        let order = BundleOrder { tree, from, touches, guessed: false, level };
+    fn made(&self, order: BundleOrder<'_>) -> Result<(Vec<u8>, BundleFacts), BundleError> {
         let (bytes, facts) = make(&self.store, order, &AtomicBool::new(false))?;
         let (pages, size) = (facts.plain_bytes, facts.bundle_bytes);
-        tracing::info!(%tree, ?from, pages, bytes = size, level, "start-up bundle made");
+        let BundleOrder { tree, from, guessed, level, .. } = order;
+        tracing::info!(%tree, ?from, pages, bytes = size, guessed, level, "start-up bundle made");
         Ok((bytes, facts))
     }
 

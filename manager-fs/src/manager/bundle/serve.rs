@@ -155,6 +155,7 @@ impl Bundles {
         if let Some(served) = self.stored_bundle((None, tree))? {
             return Ok(served);
         }
+        self.wish(Wish::Carried(tree));
         self.guessed_bundle(tree)
     }
 

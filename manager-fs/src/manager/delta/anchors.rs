@@ -49,15 +49,29 @@ impl Anchors {
         manifest: &Manifest,
         cancelled: &AtomicBool,
     ) -> Result<Self, DeltaError> {
-        let total = manifest.object_bytes();
+        Self::of_some(store, manifest, |_| true, cancelled)
+    }
+
+    /// Reads the objects of a tree that are wanted, by their number.
+    ///
+    /// # Errors
+    /// Those of [`Anchors::of`].
+    pub(in crate::manager) fn of_some(
+        store: &Store,
+        manifest: &Manifest,
+        wanted: impl Fn(u32) -> bool,
+        cancelled: &AtomicBool,
+    ) -> Result<Self, DeltaError> {
+        let numbered = || (0_u32..).zip(&manifest.objects);
+        let total = numbered().filter(|(number, _)| wanted(*number)).map(|(_, object)| object.bytes).sum::<u64>();
         let sample_bits = (SAMPLE_BITS_MIN..32).find(|bits| total >> bits <= ANCHORS_MAX).unwrap_or(32);
         let (mut places, mut starts, mut start) = (Vec::new(), Vec::with_capacity(manifest.objects.len()), 0_u64);
         let mut window: Vec<u8> = Vec::new();
-        for object in &manifest.objects {
+        for (number, object) in numbered() {
             starts.push(start);
             let mut at = start;
             window.clear();
-            for chunk in &object.chunks {
+            for chunk in object.chunks.iter().filter(|_| wanted(number)) {
                 if cancelled.load(Ordering::Relaxed) {
                     return Err(DeltaError::Cancelled);
                 }
@@ -76,13 +90,18 @@ impl Anchors {
         Ok(Self { places: unique(places), starts, sample_bits })
     }
 
-    /// Positions in `plain` whose content stands in one place of the old tree, with that place.
-    pub(in crate::manager) fn hits(&self, plain: &[u8]) -> Vec<OldPlace> {
-        let found = sampled(plain, self.sample_bits).filter_map(|(_, hash)| {
+    /// Positions in `plain`, ascending, whose content stands in one place of the tree, with that place.
+    pub(in crate::manager) fn found(&self, plain: &[u8]) -> Vec<(usize, OldPlace)> {
+        let found = sampled(plain, self.sample_bits).filter_map(|(position, hash)| {
             let at = self.places.binary_search_by_key(&hash, |place| place.0).ok()?;
-            Some(self.place(self.places[at].1))
+            Some((position, self.place(self.places[at].1)))
         });
-        let mut hits: Vec<OldPlace> = found.collect();
+        found.collect()
+    }
+
+    /// Where content of `plain` stands in the tree, if in one place, in the order of these places.
+    pub(in crate::manager) fn hits(&self, plain: &[u8]) -> Vec<OldPlace> {
+        let mut hits: Vec<OldPlace> = self.found(plain).into_iter().map(|(_, place)| place).collect();
         hits.sort_unstable();
         hits
     }
