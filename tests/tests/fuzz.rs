@@ -69,9 +69,9 @@ const COVERED: &[(&str, &str)] = &[
     ("manager-fs/src/manager/ingest/zip/header.rs", "zip"),
     ("manager-fs/src/manager/ingest/zip/mod.rs", "zip"),
     ("manager-fs/src/manager/jobs/drive.rs", "events"),
-    ("manager-fs/src/manager/product_file.rs", "descriptor"),
     ("manager-fs/src/manager/session.rs", "host_request"),
     ("manager-fs/src/manager/store/pack.rs", "pack_index"),
+    ("manager-fs/src/manager/toml_text.rs", "descriptor"),
     ("manager-fs/src/net/link.rs", "host_reply"),
 ];
 

@@ -122,6 +122,11 @@ fn texts(put: &mut Put<'_>) {
     let descriptor = "entrypoint = \"bin/agent\"\narguments = [\"--role\", \"data\"]\nstate_schemas = [1, 2]\n\
                       drain_deadline = \"2min 30s\"\nprobation = \"10s\"\n";
     put("descriptor", "whole", descriptor.as_bytes().to_vec());
+    let plan = "product = \"a\"\ngeneration = \"a@2\"\nrollback = true\nrollback-to = \"a@1\"\nmax-failures = 7\n\
+                patience = \"5m\"\n[gates]\nmax-restarts = 4\njobs = { min = 20, success = \"90%\" }\n\
+                [[ring]]\nname = \"lab\"\nto = [\"@lab\", \"host-7\"]\ncanaries = 2\ncanary-soak = \"10m\"\n\
+                in-flight = \"25%\"\nmin-hosts = 3\n[[ring]]\nname = \"rest\"\nto = [\"@all\"]\nwait = \"1d\"\n";
+    put("rollout_plan", "whole", plan.as_bytes().to_vec());
     let permits = "[change-over]\npinned = [\"data-agent\"]\n[backup]\nsources = [\"/home\", \"/srv\"]\n\
                    [restore]\ntargets = [\"/srv/restored\"]\n[repository]\nplaces = [\"/mnt\"]\nprune = true\nkeep-last = 7\n";
     put("permits", "whole", permits.as_bytes().to_vec());

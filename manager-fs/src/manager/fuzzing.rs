@@ -9,6 +9,7 @@ use proto::relative::Part;
 use proto::{Manifest, TreePath};
 
 use super::monitor::Quiet;
+use super::rollout::Plan;
 use super::store::Store;
 use super::{control, elf, identity, ingest, metadata, store};
 
@@ -65,6 +66,11 @@ pub fn patch(base: &[u8], patch: Part, literals: Part, stored: &[u8], plain_byte
 /// What `manager-fs.toml` of a product says.
 pub fn descriptor(bytes: &[u8]) -> bool {
     metadata::read_any_descriptor(&String::from_utf8_lossy(bytes))
+}
+
+/// A plan of a rollout.
+pub fn rollout_plan(bytes: &[u8]) -> bool {
+    Plan::parse(&String::from_utf8_lossy(bytes)).is_ok()
 }
 
 /// A certificate request, and a certificate.

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::toml_text::{self, read};
 use proto::adapter::{Adapter, Drain, Handover, Listen, ListenAddress, NotASignal, Variable};
 use proto::health::{HealthCheck, HealthProbe};
 use proto::limits::{ARGUMENTS_MAX, ENVIRONMENT_MAX, LISTEN_MAX, LISTEN_NAME_BYTES_MAX, UNIX_PATH_BYTES_MAX};
 use proto::record::SchemaRange;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
 const PROBATION: Duration = Duration::from_secs(10);
@@ -109,20 +109,6 @@ impl ProductFile {
             host_libraries: text.host_libraries,
         })
     }
-}
-
-/// A key that is not known is answered with the one that is near to it.
-fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    toml::from_str(text).map_err(|error| {
-        let fault = error.to_string();
-        let mut quoted =
-            fault.split("unknown field `").nth(1).into_iter().flat_map(|rest| rest.split('`')).step_by(2);
-        let typed = quoted.next().unwrap_or_default().to_owned();
-        let near = quoted.map(|known| (strsim::damerau_levenshtein(&typed, known), known));
-        let near = near.filter(|(slips, _)| *slips <= 1 + typed.len() / 4).min();
-        let near = near.map(|(_, known)| format!("\n(did you mean '{known}'?)")).unwrap_or_default();
-        fault.trim_end().to_owned() + &near
-    })
 }
 
 impl HealthText {
@@ -227,12 +213,10 @@ fn bounded<T>(key: &str, list: Vec<T>, max: usize) -> Result<Vec<T>, String> {
 }
 
 fn duration_ms(key: &str, text: Option<&str>, default: Duration) -> Result<u64, String> {
-    let duration = match text {
-        None => default,
-        Some(text) => humantime::parse_duration(text)
-            .map_err(|error| format!("{key} = \"{text}\": {error}; want such as \"60s\""))?,
-    };
-    u64::try_from(duration.as_millis()).map_err(|_| format!("{key} is longer than a program can run"))
+    match text {
+        None => Ok(u64::try_from(default.as_millis()).unwrap_or(u64::MAX)),
+        Some(text) => toml_text::duration_ms(text).map_err(|fault| format!("{key} = {fault}")),
+    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ pub(super) const TARGETS: &[Target] = &[
     ("compressed", archive),
     ("service_pack", service_pack),
     ("descriptor", |bytes| fuzzing::descriptor(bytes)),
+    ("rollout_plan", |bytes| fuzzing::rollout_plan(bytes)),
     ("certificate", |bytes| fuzzing::certificate(bytes)),
     ("acl", |bytes| fuzzing::acl(bytes)),
     ("elf", |bytes| fuzzing::elf(bytes)),
