@@ -1,6 +1,5 @@
 //! The generation record: what a generation is called, and everything that is needed to start it. Signed.
 
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
@@ -14,6 +13,7 @@ use crate::limits::{
 };
 use crate::name::{Product, Version};
 use crate::path::TreePath;
+use crate::publisher::{PublisherKey, hex};
 
 /// One generation, as its publisher signed it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -262,24 +262,23 @@ pub enum RecordFault {
 
 impl SignedRecord {
     /// Signs a record with the publisher's key.
-    pub fn sign(record: &GenerationRecord, key: &SigningKey) -> Result<Self, RecordFault> {
+    #[cfg(feature = "signing")]
+    pub fn sign(record: &GenerationRecord, key: &ed25519_dalek::SigningKey) -> Result<Self, RecordFault> {
         let format = Format::of(&record.metadata);
         let mut payload = codec::encode(record)?;
         if format == Format::Two {
             payload.extend(codec::encode(&(&record.metadata.adapter, &record.metadata.health.check))?);
         }
-        let signature = key.sign(&[format.context(), &payload].concat()).to_bytes().to_vec();
+        let signature = ed25519_dalek::Signer::sign(key, &[format.context(), &payload].concat()).to_bytes().to_vec();
         Ok(Self { format, publisher: key.verifying_key().to_bytes(), payload, signature })
     }
 
     /// Returns the record if one of the trusted publishers signed it.
-    pub fn verify(&self, trusted: &[VerifyingKey]) -> Result<GenerationRecord, RecordFault> {
-        let key = trusted.iter().find(|key| key.as_bytes() == &self.publisher);
+    pub fn verify(&self, trusted: &[PublisherKey]) -> Result<GenerationRecord, RecordFault> {
+        let key = trusted.iter().find(|key| key.to_bytes() == self.publisher);
         let key = key.ok_or_else(|| RecordFault::UnknownPublisher(hex(&self.publisher)))?;
-        let signature = Signature::from_slice(&self.signature).map_err(|_| RecordFault::BadSignature)?;
         let signed = [self.format.context(), &self.payload].concat();
-        key.verify_strict(&signed, &signature).map_err(|_| RecordFault::BadSignature)?;
-        self.decode()
+        if key.has_signed(&signed, &self.signature) { self.decode() } else { Err(RecordFault::BadSignature) }
     }
 
     fn decode(&self) -> Result<GenerationRecord, RecordFault> {
@@ -298,7 +297,7 @@ impl SignedRecord {
     /// # Errors
     /// It was changed since.
     pub fn verify_unchanged(&self) -> Result<GenerationRecord, RecordFault> {
-        let key = VerifyingKey::from_bytes(&self.publisher).map_err(|_| RecordFault::BadSignature)?;
+        let key = PublisherKey::from_bytes(&self.publisher).ok_or(RecordFault::BadSignature)?;
         self.verify(&[key])
     }
 
@@ -317,77 +316,5 @@ impl SignedRecord {
         let after = |format: Format| Some((format, bytes.strip_prefix(format.magic().as_slice())?));
         let (format, body) = after(Format::One).or_else(|| after(Format::Two)).ok_or(RecordFault::NotARecord)?;
         Ok(Self { format, ..codec::decode::<_, RECORD_BYTES_MAX>(body)? })
-    }
-}
-
-/// The publishers whose records a host believes: the content of `STATE/identity/publishers`.
-///
-/// Text: one ed25519 public key a line, 64 lowercase hex digits; empty lines and lines that begin with `#` are
-/// passed over.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Publishers(Vec<VerifyingKey>);
-
-/// A line of `STATE/identity/publishers` is not a public key.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line} is not an ed25519 public key: want 64 lowercase hex digits")]
-pub struct PublishersFault {
-    /// The line, counted from 1; in a certificate's answer the key.
-    pub line: usize,
-}
-
-impl Publishers {
-    /// Publishers as they come in a certificate's answer.
-    ///
-    /// # Errors
-    /// One of them is not a public key; `line` counts from 1.
-    pub fn from_keys(keys: &[[u8; 32]]) -> Result<Self, PublishersFault> {
-        let keys = keys.iter().enumerate();
-        let keys = keys.map(|(i, key)| VerifyingKey::from_bytes(key).map_err(|_| PublishersFault { line: i + 1 }));
-        Ok(Self(keys.collect::<Result<_, _>>()?))
-    }
-
-    /// Reads the file's text.
-    ///
-    /// # Errors
-    /// The first line that is not a public key.
-    pub fn parse(text: &str) -> Result<Self, PublishersFault> {
-        let mut keys = Vec::new();
-        for (i, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let key = line.parse::<TreeId>().ok().and_then(|id| VerifyingKey::from_bytes(id.as_bytes()).ok());
-            keys.push(key.ok_or(PublishersFault { line: i + 1 })?);
-        }
-        Ok(Self(keys))
-    }
-
-    /// The text of the file, which [`Publishers::parse`] reads.
-    pub fn to_text(&self) -> String {
-        self.0.iter().map(|key| hex(key.as_bytes()) + "\n").collect()
-    }
-
-    /// The keys, for [`SignedRecord::verify`].
-    pub fn keys(&self) -> &[VerifyingKey] {
-        &self.0
-    }
-}
-
-fn hex(bytes: &[u8; 32]) -> String {
-    blake3::Hash::from_bytes(*bytes).to_hex().to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn publishers_round_trip_and_a_bad_line_is_named() {
-        let key = SigningKey::from_bytes(&[7; 32]).verifying_key();
-        let publishers = Publishers::from_keys(&[key.to_bytes()]).unwrap();
-        assert_eq!(Publishers::parse(&format!("# ours\n\n{}", publishers.to_text())), Ok(publishers.clone()));
-        assert_eq!(publishers.keys(), [key]);
-        assert_eq!(Publishers::parse("\nabc\n"), Err(PublishersFault { line: 2 }));
     }
 }

@@ -5,10 +5,8 @@
 
 use ed25519_dalek::{Signer, SigningKey};
 use proto::adapter::{Adapter, Drain, DrainSignal, Handover};
-use proto::record::{
-    Format, GenerationRecord, HealthContract, Metadata, Publishers, RecordFault, SchemaRange, SignedRecord,
-};
-use proto::{TreeId, TreePath};
+use proto::record::{Format, GenerationRecord, HealthContract, Metadata, RecordFault, SchemaRange, SignedRecord};
+use proto::{PublisherKey, Publishers, TreeId, TreePath};
 
 fn record() -> GenerationRecord {
     GenerationRecord {
@@ -45,19 +43,19 @@ fn a_record_is_believed_only_with_its_publishers_signature() {
     let signed = SignedRecord::sign(&record(), &key).unwrap();
     let bytes = signed.to_bytes().unwrap();
     let read = SignedRecord::from_bytes(&bytes).unwrap();
-    assert_eq!(read.verify(&[key.verifying_key()]).unwrap(), record());
+    assert_eq!(read.verify(&[key.verifying_key().into()]).unwrap(), record());
 
-    let stranger = SigningKey::from_bytes(&[8; 32]).verifying_key();
+    let stranger = SigningKey::from_bytes(&[8; 32]).verifying_key().into();
     assert!(matches!(read.verify(&[stranger]), Err(RecordFault::UnknownPublisher(_))));
 
     let mut changed = read.clone();
     let last = changed.payload.len() - 1;
     changed.payload[last] ^= 1;
-    assert_eq!(changed.verify(&[key.verifying_key()]), Err(RecordFault::BadSignature));
+    assert_eq!(changed.verify(&[key.verifying_key().into()]), Err(RecordFault::BadSignature));
 
     let mut impostor = SignedRecord::sign(&record(), &SigningKey::from_bytes(&[8; 32])).unwrap();
     impostor.publisher = key.verifying_key().to_bytes();
-    assert_eq!(impostor.verify(&[key.verifying_key()]), Err(RecordFault::BadSignature));
+    assert_eq!(impostor.verify(&[key.verifying_key().into()]), Err(RecordFault::BadSignature));
 }
 
 #[test]
@@ -67,7 +65,8 @@ fn every_single_damaged_byte_is_noticed() {
     for at in 0..bytes.len() {
         let mut damaged = bytes.clone();
         damaged[at] ^= 0x40;
-        let believed = SignedRecord::from_bytes(&damaged).is_ok_and(|r| r.verify(&[key.verifying_key()]).is_ok());
+        let believed =
+            SignedRecord::from_bytes(&damaged).is_ok_and(|r| r.verify(&[key.verifying_key().into()]).is_ok());
         assert!(!believed, "byte {at}");
     }
 }
@@ -95,7 +94,7 @@ fn a_record_file_has_its_magic_its_name_and_its_id() {
 #[test]
 fn an_adapter_makes_it_a_record_of_format_2_and_nothing_else_does() {
     let key = SigningKey::from_bytes(&[7; 32]);
-    let trusted = [key.verifying_key()];
+    let trusted = [PublisherKey::from(key.verifying_key())];
     let mut adapted = record();
     adapted.metadata.adapter = Some(Adapter {
         handover: Handover::Restart,
@@ -127,7 +126,7 @@ fn an_adapter_makes_it_a_record_of_format_2_and_nothing_else_does() {
 #[test]
 fn a_signature_is_of_the_context_the_payload_and_one_key() {
     let key = SigningKey::from_bytes(&[7; 32]);
-    let trusted = [key.verifying_key()];
+    let trusted = [PublisherKey::from(key.verifying_key())];
     let signed = SignedRecord::sign(&record(), &key).unwrap();
     assert_eq!(signed.publisher, trusted[0].to_bytes());
     for length in [0, 63, 65] {
@@ -148,7 +147,7 @@ fn a_signature_is_of_the_context_the_payload_and_one_key() {
     let hex: String = signed.publisher.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(unknown, format!("the generation record is signed by publisher {hex}, which is not trusted here"));
     // The one that signed is found among several.
-    let other = SigningKey::from_bytes(&[8; 32]).verifying_key();
+    let other = SigningKey::from_bytes(&[8; 32]).verifying_key().into();
     assert_eq!(signed.verify(&[other, trusted[0]]), Ok(record()));
 }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
 
 use tests::repository::{Source, root};
 
@@ -128,6 +129,31 @@ fn what_is_public_is_what_the_list_says() {
     let types = promised.filter(|name| !name.contains("::") || name.starts_with("proto::")).count();
     println!("{types} names, {} with their members and what is internal", found.len());
     assert!(types <= NAMES_MAX, "{types} names, at most {NAMES_MAX}: a program reads all of them in ten minutes");
+}
+
+/// Crates that a program gets with the library, as `cargo tree` counts them: with what runs while it is compiled, and
+/// without those that only tests need. The library itself is one.
+const CRATES_MAX: usize = 35;
+/// Of these, what the library names itself.
+const DIRECT_MAX: usize = 8;
+
+#[test]
+fn a_program_that_links_the_library_gets_few_crates() {
+    let tree = |depth: &str| -> BTreeSet<String> {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["tree", "--package", "agent-core", "--edges", "normal", "--prefix", "none", "--depth", depth]);
+        let answer = cargo.args(["--locked", "--offline"]).current_dir(root()).output().expect("cargo");
+        assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+        let lines = String::from_utf8(answer.stdout).unwrap();
+        // A crate of two versions counts twice; what is said about it behind them is the same crate.
+        let name = |line: &str| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
+        lines.lines().filter(|line| !line.is_empty()).map(name).collect()
+    };
+    let (all, direct) = (tree("100"), tree("1").len() - 1);
+    println!("{} crates, {direct} of them direct", all.len());
+    assert!(all.len() > direct && direct > 0, "{all:?}");
+    assert!(direct <= DIRECT_MAX, "{direct} direct dependencies, at most {DIRECT_MAX}");
+    assert!(all.len() <= CRATES_MAX, "{} crates, at most {CRATES_MAX}: {all:?}", all.len());
 }
 
 /// The reader of sources itself: what is public is found, and nothing else is.

@@ -16,8 +16,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use agent_core::FileFault;
 use agent_core::internal::identity::{self, IdentityFault, directory};
 use agent_core::internal::report::unix_ms;
-use ed25519_dalek::VerifyingKey;
 use proto::HostName;
+use proto::PublisherKey;
 use proto::message::{Fault, HostRequest, ManagerReply, PROTOCOL, Unix};
 use proto::token::Token;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
@@ -91,7 +91,7 @@ pub struct Identity {
     pub tls: TlsIdentity,
     /// Whose generation records this host believes, or why it cannot be said any more: the rest of the identity is good
     /// without it.
-    pub publishers: Result<Vec<VerifyingKey>, String>,
+    pub publishers: Result<Vec<PublisherKey>, String>,
     /// Where the manager was at enrolment, `HOST:PORT`.
     pub manager: String,
     /// When the certificate begins, milliseconds since 1970.
@@ -135,7 +135,7 @@ impl Identity {
 ///
 /// # Errors
 /// The host is not enrolled, or the file is damaged in both copies.
-pub fn publishers(state: &Path) -> Result<Vec<VerifyingKey>, EnrollError> {
+pub fn publishers(state: &Path) -> Result<Vec<PublisherKey>, EnrollError> {
     Ok(identity::publishers(state)?.keys().to_vec())
 }
 
@@ -165,7 +165,7 @@ pub fn is_enrolled(state: &Path) -> Result<(), EnrollError> {
 pub(crate) struct Known {
     pub(crate) host: HostName,
     pub(crate) manager: String,
-    pub(crate) publishers: Result<Vec<VerifyingKey>, String>,
+    pub(crate) publishers: Result<Vec<PublisherKey>, String>,
 }
 
 impl Known {
@@ -291,8 +291,8 @@ fn check_issued(certificate: &str, host: &HostName, key: &KeyPair) -> Result<(),
     }
 }
 
-fn key_bytes(keys: &[VerifyingKey]) -> Vec<[u8; 32]> {
-    keys.iter().map(VerifyingKey::to_bytes).collect()
+fn key_bytes(keys: &[PublisherKey]) -> Vec<[u8; 32]> {
+    keys.iter().map(PublisherKey::to_bytes).collect()
 }
 
 /// Files are written, and synced, where nobody waits for anything else.

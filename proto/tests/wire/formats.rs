@@ -162,7 +162,7 @@ fn read_record(bytes: &[u8]) -> Vec<Line> {
 
 fn read_signed(bytes: &[u8]) -> Vec<Line> {
     let signed = SignedRecord::from_bytes(bytes).unwrap();
-    assert_eq!(signed.verify(&[key().verifying_key()]).unwrap(), record(), "the sample's signature");
+    assert_eq!(signed.verify(&[key().verifying_key().into()]).unwrap(), record(), "the sample's signature");
     let mut lines = vec![Line::new(&signed.to_bytes().unwrap()[..8], "magic \"MFSREC\\0\\x01\"")];
     lines.extend(annotate::lines(&signed));
     lines
@@ -206,7 +206,7 @@ fn adapted_record() -> GenerationRecord {
 
 fn read_adapted(bytes: &[u8]) -> Vec<Line> {
     let signed = SignedRecord::from_bytes(bytes).unwrap();
-    assert_eq!(signed.verify(&[key().verifying_key()]).unwrap(), adapted_record(), "the sample's signature");
+    assert_eq!(signed.verify(&[key().verifying_key().into()]).unwrap(), adapted_record(), "the sample's signature");
     let mut lines = vec![Line::new(&signed.to_bytes().unwrap()[..8], "magic \"MFSREC\\0\\x02\"")];
     lines.extend(annotate::lines(&signed));
     lines

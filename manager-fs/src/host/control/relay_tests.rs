@@ -78,7 +78,7 @@ fn relay(dir: &Path) -> Arc<Relay> {
 }
 
 fn relay_by(dir: &Path, clock: Clock) -> Arc<Relay> {
-    let known = Records::open(dir, dir, Ok(vec![key_of(1).verifying_key()]));
+    let known = Records::open(dir, dir, Ok(vec![key_of(1).verifying_key().into()]));
     let spool = Arc::new(Spool::open(&dir.join("events")));
     let dirs = AgentDirs { state_dir: dir.to_owned(), agents_dir: dir.join("run") };
     Relay::new(dirs, clock, Arc::new(known), spool)

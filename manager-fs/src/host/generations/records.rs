@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 
-use ed25519_dalek::VerifyingKey;
+use proto::PublisherKey;
 use proto::limits::RECORD_BYTES_MAX;
 use proto::message::Fault;
 use proto::record::RecordFault;
@@ -37,7 +37,7 @@ pub(crate) type RecordId = [u8; 32];
 pub(crate) struct Records {
     records_dir: PathBuf,
     /// Or why it cannot be said any more whom this host believes: then nothing is believed, and nothing is given up.
-    publishers: Result<Vec<VerifyingKey>, String>,
+    publishers: Result<Vec<PublisherKey>, String>,
     floors: Floors,
     /// Records that came and were not believed: they need not come again.
     unbelieved: Mutex<BTreeSet<RecordId>>,
@@ -68,7 +68,7 @@ impl Records {
     /// Reads what the last run knew. Records that were changed are removed with a warning, not an error: the manager sends
     /// them again. Those of publishers that are not believed stay where they are: it may be the list of publishers that
     /// was changed.
-    pub(crate) fn open(cache: &Path, state: &Path, publishers: Result<Vec<VerifyingKey>, String>) -> Self {
+    pub(crate) fn open(cache: &Path, state: &Path, publishers: Result<Vec<PublisherKey>, String>) -> Self {
         let records_dir = cache.join("records");
         let mut records = BTreeMap::new();
         for entry in fs::read_dir(&records_dir).into_iter().flatten().flatten() {
@@ -262,7 +262,7 @@ fn key(record: &GenerationRecord) -> Key {
     (record.product.clone(), record.version.to_string(), record.tree)
 }
 
-fn believe(signed: Vec<u8>, publishers: &[VerifyingKey]) -> Result<KnownRecord, RecordFault> {
+fn believe(signed: Vec<u8>, publishers: &[PublisherKey]) -> Result<KnownRecord, RecordFault> {
     let record = SignedRecord::from_bytes(&signed).and_then(|record| record.verify(publishers));
     let id = SignedRecord::id_of(&signed);
     record.map(|record| KnownRecord { record, signed, id })
@@ -308,7 +308,7 @@ pub(crate) mod tests {
     fn a_record_comes_once_believed_or_not() {
         let dir = tempfile::tempdir().unwrap();
         let key = key_of(1);
-        let known = Records::open(dir.path(), dir.path(), Ok(vec![key.verifying_key()]));
+        let known = Records::open(dir.path(), dir.path(), Ok(vec![key.verifying_key().into()]));
         let (one, two) = (signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key));
         let foreign = signed("p", "3", tree(3), 3, &key_of(2));
         let ids = [&one, &two, &foreign].map(|bytes| SignedRecord::id_of(bytes));
@@ -327,7 +327,7 @@ pub(crate) mod tests {
     #[test]
     fn exports_survive_a_restart_and_go_when_withdrawn() {
         let dir = tempfile::tempdir().unwrap();
-        let (key, publishers) = (key_of(1), vec![key_of(1).verifying_key()]);
+        let (key, publishers) = (key_of(1), vec![key_of(1).verifying_key().into()]);
         let (one, two) = (signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key));
         let known = Records::open(dir.path(), dir.path(), Ok(publishers.clone()));
         let changes = known.set_exports(vec![one.clone(), two.clone()]);
@@ -343,7 +343,7 @@ pub(crate) mod tests {
     #[test]
     fn nothing_is_believed_that_a_pinned_publisher_did_not_sign() {
         let dir = tempfile::tempdir().unwrap();
-        let known = Records::open(dir.path(), dir.path(), Ok(vec![key_of(1).verifying_key()]));
+        let known = Records::open(dir.path(), dir.path(), Ok(vec![key_of(1).verifying_key().into()]));
         let mut changed = signed("p", "1", tree(1), 1, &key_of(1));
         let last = changed.len() - 100;
         changed[last] ^= 1;
@@ -352,7 +352,7 @@ pub(crate) mod tests {
 
         fs::create_dir_all(dir.path().join("records")).unwrap();
         fs::write(dir.path().join("records/a.record"), changed).unwrap();
-        assert!(Records::open(dir.path(), dir.path(), Ok(vec![key_of(1).verifying_key()])).all().is_empty());
+        assert!(Records::open(dir.path(), dir.path(), Ok(vec![key_of(1).verifying_key().into()])).all().is_empty());
         assert!(!dir.path().join("records/a.record").exists());
     }
 
@@ -360,11 +360,11 @@ pub(crate) mod tests {
     fn a_host_that_has_forgotten_whom_it_believes_believes_nothing_and_keeps_everything() {
         let dir = tempfile::tempdir().unwrap();
         let key = key_of(1);
-        let publishers = || Ok(vec![key.verifying_key()]);
+        let publishers = || Ok(vec![key.verifying_key().into()]);
         let one = signed("p", "1", tree(1), 1, &key);
         Records::open(dir.path(), dir.path(), publishers()).set_exports(vec![one.clone()]);
         let why = "publishers: damaged".to_owned();
-        for lost in [Err(why), Ok(vec![key_of(2).verifying_key()])] {
+        for lost in [Err(why), Ok(vec![key_of(2).verifying_key().into()])] {
             let known = Records::open(dir.path(), dir.path(), lost.clone());
             assert!(known.all().is_empty() && known.set_exports(vec![one.clone()]) == Changes::default());
             let kept = BTreeSet::from([tree(1)]);
@@ -380,7 +380,7 @@ pub(crate) mod tests {
     fn references_lead_to_one_tree_or_say_why_not() {
         let dir = tempfile::tempdir().unwrap();
         let key = key_of(1);
-        let known = Records::open(dir.path(), dir.path(), Ok(vec![key.verifying_key()]));
+        let known = Records::open(dir.path(), dir.path(), Ok(vec![key.verifying_key().into()]));
         known.set_exports(vec![
             signed("p", "1", tree(1), 1, &key),
             signed("p", "2", tree(2), 2, &key),
@@ -404,7 +404,7 @@ pub(crate) mod tests {
         let (cache, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (key, product) = (key_of(1), "p".parse().unwrap());
         let (one, two) = (signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key));
-        let open = || Records::open(cache.path(), state.path(), Ok(vec![key.verifying_key()]));
+        let open = || Records::open(cache.path(), state.path(), Ok(vec![key.verifying_key().into()]));
         let known = open();
         known.set_exports(vec![one.clone(), two]);
         known.set_exports(vec![one.clone()]);

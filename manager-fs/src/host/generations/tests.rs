@@ -218,7 +218,7 @@ fn generations(dir: &Path, fake: &Arc<Fake>) -> Arc<Generations> {
 
 fn generations_by(dir: &Path, fake: &Arc<Fake>, clock: Clock) -> Arc<Generations> {
     let key = key_of(1);
-    let known = Records::open(dir, dir, Ok(vec![key.verifying_key()]));
+    let known = Records::open(dir, dir, Ok(vec![key.verifying_key().into()]));
     known.set_exports(vec![signed("p", "1", tree(1), 1, &key), signed("p", "2", tree(2), 2, &key)]);
     let leases = Leases::open(dir, dir.join("agents"), clock);
     Generations::new(Arc::clone(fake) as Arc<dyn Trees>, Arc::new(known), leases, Box::new(|_| ()))

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use ed25519_dalek::VerifyingKey;
+use proto::PublisherKey;
 use proto::record::RecordFault;
 use proto::{GenerationRecord, GenerationRef, Product, SignedRecord, TreeId, Version};
 use serde::{Deserialize, Serialize};
@@ -252,7 +252,7 @@ impl State {
 pub fn verify(signed: &[u8]) -> Result<GenerationRecord, RecordFault> {
     let parsed = SignedRecord::from_bytes(signed)?;
     // The manager's own database: whoever can change a record there can sign one too. The check finds damage.
-    let key = VerifyingKey::from_bytes(&parsed.publisher).map_err(|_| RecordFault::BadSignature)?;
+    let key = PublisherKey::from_bytes(&parsed.publisher).ok_or(RecordFault::BadSignature)?;
     parsed.verify(&[key])
 }
 
