@@ -19,6 +19,7 @@
 pub mod adapter;
 mod address;
 pub mod agent;
+pub mod backup;
 pub mod bounded;
 pub mod bulk;
 pub mod bundle;
@@ -35,6 +36,8 @@ pub mod manifest;
 pub mod message;
 pub mod name;
 pub mod number;
+pub mod operation;
+pub mod outcome;
 pub mod own;
 pub mod path;
 pub mod preamble;

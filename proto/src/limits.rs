@@ -69,6 +69,16 @@ pub const PROBLEM_BYTES_MAX: usize = 1024;
 pub const SOURCES_MAX: usize = 1024;
 /// Bytes of all sources of one backup, so that a job's record with all that is reported on it stays below 1 MiB.
 pub const SOURCES_BYTES_MAX: usize = 256 << 10;
+/// Patterns of what a backup leaves out, or a restore takes: a list that somebody keeps by hand.
+pub const PATTERNS_MAX: usize = 1024;
+/// Bytes of all of them, so that a job's record stays below 1 MiB.
+pub const PATTERNS_BYTES_MAX: usize = 64 << 10;
+/// Files of patterns of one backup, and names that mark a directory.
+pub const EXCLUDE_FILES_MAX: usize = 64;
+/// Tags that one backup gives its snapshots, and by which snapshots are chosen.
+pub const TAGS_MAX: usize = 32;
+/// Bytes of one tag.
+pub const TAG_BYTES_MAX: usize = 128;
 /// Bytes of a snapshot's id: 64 hex digits, as restic has them.
 pub const SNAPSHOT_BYTES_MAX: usize = 64;
 /// Earlier jobs whose hosts the manager names with a job: as many as it remembers.

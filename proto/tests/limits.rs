@@ -7,6 +7,7 @@ use proto::agent::{
     AgentReply, AgentRequest, AgentState, AgentStatus, ChangeId, HostScope, JobId, JobOrigin, Operation, Outcome,
     Progress, Repository, SnapshotRef, Step, StepEvent, Summary,
 };
+use proto::backup::BackupOptions;
 use proto::bundle::{TOUCHES_MAX, Touch};
 use proto::codec;
 use proto::daemon::{Attached, DaemonReply, DaemonRequest};
@@ -174,6 +175,17 @@ fn what_an_agent_is_told() {
     refused_beyond("sources", SOURCES_MAX, |n| backup(vec!["/a".into(); n]));
     refused_beyond("bytes of a source", PATH_BYTES_MAX, |n| backup(vec![text(n)]));
     refused_beyond("bytes of all sources", SOURCES_BYTES_MAX / 4000, |n| backup(vec![text(4000); n]));
+    let options = BackupOptions::default;
+    let list = |n| vec!["/a".to_owned(); n];
+    refused_beyond("patterns", PATTERNS_MAX, |n| BackupOptions { exclude: list(n), ..options() });
+    refused_beyond("bytes of patterns", PATTERNS_BYTES_MAX / 4000, |n| BackupOptions {
+        exclude: vec![text(4000); n],
+        ..options()
+    });
+    refused_beyond("files of patterns", EXCLUDE_FILES_MAX, |n| BackupOptions { exclude_files: list(n), ..options() });
+    refused_beyond("marks", EXCLUDE_FILES_MAX, |n| BackupOptions { exclude_if_present: list(n), ..options() });
+    refused_beyond("tags", TAGS_MAX, |n| BackupOptions { tags: list(n), ..options() });
+    refused_beyond("a tag", TAG_BYTES_MAX, |n| BackupOptions { tags: vec![text(n)], ..options() });
     let snapshot = |snapshot: usize, source: usize| SnapshotRef {
         snapshot: text(snapshot),
         of: HostScope::Any,

@@ -347,7 +347,14 @@ fn jobs_and_change_overs_are_told_in_lines() {
     let listed = run(&["job", "list", "--json"]).expect(0).json();
     assert_eq!((&listed["jobs"][0]["operation"], &listed["jobs"][0]["files"]), (&json!("backup"), &json!(1)));
     let shown = run(&["job", "show", &id]).text();
-    lines(&shown, &[&format!("job {id}: backup on host-1: done, 1 file, 50.0 kB, by version 2"), "snapshot *"]);
+    lines(
+        &shown,
+        &[
+            &format!("job {id}: backup on host-1: done, 1 file, 50.0 kB, by version 2"),
+            "files: 1 new, *",
+            "snapshot *",
+        ],
+    );
     notes(&run(&["job", "show", "00h6q-8tz4c"]).expect(1), &["manager-fs: *00h6q-8tz4c*"]);
     let late = run(&["job", "cancel", &id]).expect(1);
     notes(&late, &["manager-fs: *"]);

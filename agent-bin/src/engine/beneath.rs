@@ -20,6 +20,8 @@ use super::facts::Facts;
 
 /// Only what is looked at, never read: also of a FIFO or a device, which nobody waits for.
 const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// Neither a FIFO nor a device is opened: that would wait for somebody at its other end.
+pub(super) const READ: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 /// `openat2` says so when somebody renames directories meanwhile; then it is asked again, this often.
 const TRIES: usize = 64;
 /// What the kernel tells of a directory at once.

@@ -6,14 +6,17 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+
 use super::SharedMeter;
-use super::beneath::{Beneath, Looked};
+use super::beneath::{Beneath, Looked, READ, names_in};
 use super::facts::Facts;
 use super::format::blobs::{BlobFault, Blobs};
 use super::format::index::BlobKind;
 use super::format::tree::{Attribute, Node, NodeKind};
 use super::live::{attribute, attribute_names, time};
-use super::source::READ;
+use super::selection::Selection;
+use super::source::Source;
 
 /// How much is compared.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +53,31 @@ pub(super) struct Comparison<'a> {
     pub(super) depth: Depth,
     /// What is known to be missing, below `live`, and told already.
     pub(super) known: &'a HashSet<PathBuf>,
+    /// What was never to be in the snapshot.
+    pub(super) left_out: Option<LeftOut<'a>>,
     pub(super) meter: &'a SharedMeter,
+}
+
+/// Rules by which a snapshot was made, and its source.
+pub(super) struct LeftOut<'a> {
+    pub(super) selection: &'a Selection,
+    pub(super) source: &'a Source,
+}
+
+impl LeftOut<'_> {
+    /// Of the names in a directory those that can be missed.
+    fn rest(&self, live: &Beneath, below: &Path, names: BTreeSet<OsString>) -> io::Result<BTreeSet<OsString>> {
+        let directory = live.open(below, OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
+        let unmarked: BTreeSet<_> = self.selection.unmarked(&directory, names_in(&directory)?).into_iter().collect();
+        let (path, device) = (self.source.path().join(below), self.source.device());
+        let is_wanted = |name: &OsString| {
+            Facts::of_entry(&directory, name).is_ok_and(|facts| {
+                !self.selection.leaves_out(&path.join(name), &facts, device)
+                    && !self.selection.is_beyond(&facts, device)
+            })
+        };
+        Ok(names.into_iter().filter(|name| unmarked.contains(name) && is_wanted(name)).collect())
+    }
 }
 
 /// Two contents are not the same, or cannot be compared.
@@ -207,7 +234,13 @@ impl Comparison<'_> {
         }
         // Beside a damaged file lies the part of it that could be read.
         if node.mtime.is_some() && self.known.is_empty() {
-            for name in extra {
+            let rest = match &self.left_out {
+                Some(left_out) if !extra.is_empty() => {
+                    left_out.rest(self.live, below, extra.clone()).unwrap_or(extra)
+                }
+                _ => extra,
+            };
+            for name in rest {
                 self.differs(&below.join(name), "is in the directory and not in the snapshot");
             }
         }

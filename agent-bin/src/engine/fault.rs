@@ -11,6 +11,7 @@ use super::format::chunker::ChunkerFault;
 use super::format::files::FileFault;
 use super::format::locks::LockFault;
 use super::format::packs::StoreFault;
+use super::selection::SelectionFault;
 use super::snapshots::ReferenceFault;
 
 /// An operation failed.
@@ -34,6 +35,12 @@ pub(crate) enum EngineError {
     /// A path that was named in the order is none that the agent takes.
     #[error("{path}: {why}", path = path.display())]
     Refused { path: PathBuf, why: Refusal },
+    /// What is to be left out, or taken, is not clear.
+    #[error("{0}")]
+    Selection(#[from] SelectionFault),
+    /// A tag that snapshots cannot have.
+    #[error("tag {0:?}: {1}")]
+    Tag(String, &'static str),
     /// The host's administrator does not allow it to be read.
     #[error(transparent)]
     NotPermitted(#[from] NotPermitted),

@@ -1,13 +1,17 @@
 //! How a running operation is watched and stopped.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 /// How many lines of problems an operation reports; a tree full of unreadable files must not become a message that
 /// nobody can send.
 pub(crate) const PROBLEMS_MAX: usize = 200;
 /// Characters of one line.
 const LINE_CHARS_MAX: usize = 600;
+/// How often the name of the current file changes, milliseconds: faster than it is asked for.
+const NOTE_EVERY_MS: u64 = 100;
 
 /// A [`Meter`] as the engine's own threads hold it.
 pub(crate) type SharedMeter = Arc<Meter>;
@@ -22,6 +26,10 @@ pub(crate) struct Meter {
     /// What a thread of a library's panicked with.
     broken: Mutex<Option<String>>,
     activity: Mutex<String>,
+    /// What is being read or written, and when that was noted last, milliseconds since `begun`.
+    current: Mutex<PathBuf>,
+    noted: AtomicU64,
+    begun: OnceLock<Instant>,
     problems: Mutex<Problems>,
     /// How many calls of the library's are left until one panics; 0: none does.
     #[cfg(test)]
@@ -94,9 +102,14 @@ impl Meter {
         self.abandoned.load(Ordering::Relaxed)
     }
 
-    /// Bytes done and bytes in all (0 while unknown) of the current activity, and its name.
+    /// Bytes done and bytes in all (0 while unknown) of the current activity, and its name with the current file's.
     pub(crate) fn read(&self) -> (u64, u64, String) {
-        let activity = lock(&self.activity).clone();
+        let mut activity = lock(&self.activity).clone();
+        let current = lock(&self.current);
+        if !current.as_os_str().is_empty() {
+            activity = format!("{activity} {}", current.display());
+        }
+        drop(current);
         (self.bytes_done.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed), activity)
     }
 
@@ -106,8 +119,21 @@ impl Meter {
         self.say(activity);
     }
 
+    /// Names the file that is being read or written; of many small ones only some.
+    pub(super) fn at(&self, path: &Path) {
+        let now = self.begun.get_or_init(Instant::now).elapsed();
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX) + NOTE_EVERY_MS;
+        let last = self.noted.load(Ordering::Relaxed);
+        if now >= last + NOTE_EVERY_MS
+            && self.noted.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            path.clone_into(&mut lock(&self.current));
+        }
+    }
+
     /// Names what is being done, without a new count.
     pub(super) fn say(&self, activity: &str) {
+        lock(&self.current).clear();
         activity.trim_end_matches('.').clone_into(&mut lock(&self.activity));
     }
 
@@ -177,6 +203,18 @@ mod tests {
         assert_eq!(lines.len(), PROBLEMS_MAX + 1);
         assert_eq!(lines[PROBLEMS_MAX], format!("and {} more problems like these", 3 + PROBLEMS_MAX + 4 + 1));
         assert_eq!(of(1).into_lines(), ["file 0 cannot be read"]);
+    }
+
+    #[test]
+    fn the_current_file_is_named_with_the_activity_until_that_changes() {
+        let meter = Meter::default();
+        meter.begin("reading");
+        assert_eq!(meter.read().2, "reading");
+        meter.at(Path::new("/srv/a"));
+        meter.at(Path::new("/srv/b"));
+        assert_eq!(meter.read().2, "reading /srv/a", "the second came within a tenth of a second");
+        meter.begin("comparing");
+        assert_eq!(meter.read().2, "comparing");
     }
 
     #[test]

@@ -14,8 +14,10 @@ mod gate;
 mod library;
 mod live;
 mod meter;
+mod patterns;
 pub(crate) mod restic;
 mod restore;
+mod selection;
 mod session;
 mod snapshots;
 mod source;
@@ -26,6 +28,7 @@ use std::sync::{Arc, Once};
 
 use agent_core::Permits;
 use proto::agent::{JobOrigin, Repository, SnapshotRef};
+use proto::backup::{BackupCounts, BackupOptions};
 
 pub(crate) use fault::EngineError;
 pub(crate) use meter::{Problems, SharedMeter};
@@ -41,6 +44,8 @@ pub(crate) struct Work {
     pub(crate) bytes: u64,
     /// Bytes added to the repository, or freed by prune.
     pub(crate) repository_bytes: u64,
+    /// Of a backup.
+    pub(crate) counts: BackupCounts,
 }
 
 /// On whose behalf an operation is done, which its snapshots say, and what the host permits it.
@@ -62,11 +67,12 @@ pub(crate) struct Mark {
 /// which also collects what went wrong without ending it.
 pub(crate) trait BackupEngine: Send + Sync {
     /// Backs up sources (directories or files) into one snapshot, incrementally against the newest one of the same
-    /// sources. Makes the repository if there is none.
+    /// sources. Makes the repository if there is none, and unless it is a dry run.
     fn backup(
         &self,
         at: &Repository,
         sources: &[&Path],
+        options: &BackupOptions,
         mark: &Mark,
         meter: &SharedMeter,
     ) -> Result<Work, EngineError>;

@@ -11,11 +11,15 @@ use rustic_core::repofile::SnapshotFile;
 use super::format::files::{FileFault, FileKind, Files};
 use super::format::id::Id;
 use super::format::seal::{Key, SealFault};
+use super::selection::Rules;
 
 /// Marks a snapshot whose host name is the enrolled one.
 pub(super) const OURS: &str = "manager-fs";
 /// Snapshots that an error lists.
 const LISTED_MAX: usize = 8;
+/// Where a snapshot file has what was left out, beside restic's own `excludes`, which has only the patterns. Other programs
+/// pass over it.
+const RULES: &str = "manager_fs_left_out";
 
 /// A snapshot file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +95,8 @@ pub(crate) struct Snapshot {
     pub(crate) id: Id,
     pub(crate) owner: Owner,
     pub(crate) file: SnapshotFile,
+    /// What was left out of it; of what other programs made that is not known.
+    pub(super) rules: Rules,
 }
 
 impl Snapshot {
@@ -133,9 +139,9 @@ impl Snapshots {
         let mut snapshots = Snapshots::default();
         for (id, _) in files.list(FileKind::Snapshot)? {
             match read(files, key, &id) {
-                Ok(file) => {
+                Ok((file, rules)) => {
                     let owner = owner(&file, &earlier);
-                    snapshots.all.push(Snapshot { id, owner, file });
+                    snapshots.all.push(Snapshot { id, owner, file, rules });
                 }
                 Err(SnapshotFault::File(fault)) if fault.source.kind() == std::io::ErrorKind::NotFound => {}
                 Err(fault) => snapshots.damaged.push((id, fault)),
@@ -289,10 +295,29 @@ fn latest(text: &str) -> Result<Option<usize>, ReferenceFault> {
     back.map(Some).ok_or_else(|| ReferenceFault::Malformed(text.to_owned()))
 }
 
-fn read(files: &Files, key: &Key, id: &Id) -> Result<SnapshotFile, SnapshotFault> {
+fn read(files: &Files, key: &Key, id: &Id) -> Result<(SnapshotFile, Rules), SnapshotFault> {
+    #[derive(serde::Deserialize)]
+    struct More {
+        #[serde(default)]
+        manager_fs_left_out: Rules,
+    }
     let sealed = files.read(FileKind::Snapshot, id)?;
     let document = key.open_document(&sealed).map_err(|fault| SnapshotFault::Sealed { id: *id, fault })?;
-    serde_json::from_slice(&document).map_err(|e| SnapshotFault::NotASnapshot { id: *id, what: e.to_string() })
+    let fault = |e: serde_json::Error| SnapshotFault::NotASnapshot { id: *id, what: e.to_string() };
+    let file = serde_json::from_slice(&document).map_err(fault)?;
+    // Whoever wrote something else there is no reason not to give back what is in the snapshot.
+    let more = serde_json::from_slice::<More>(&document);
+    Ok((file, more.map(|more| more.manager_fs_left_out).unwrap_or_default()))
+}
+
+/// The document of a new snapshot.
+pub(super) fn write(file: &SnapshotFile, rules: &Rules) -> Result<Vec<u8>, serde_json::Error> {
+    let mut document = serde_json::to_value(file)?;
+    if let Some(fields) = document.as_object_mut().filter(|_| !rules.are_none()) {
+        fields.insert("excludes".to_owned(), serde_json::to_value(&rules.exclude)?);
+        fields.insert(RULES.to_owned(), serde_json::to_value(rules)?);
+    }
+    serde_json::to_vec(&document)
 }
 
 #[cfg(test)]
@@ -313,7 +338,8 @@ mod tests {
                 .to_zoned(rustic_core::jiff::tz::TimeZone::UTC);
             file.tags = tags.parse::<StringList>().unwrap();
             file.paths = paths.parse::<StringList>().unwrap();
-            Snapshot { id: Id::of(&number.to_le_bytes()), owner: owner(&file, &earlier), file }
+            let (id, owner) = (Id::of(&number.to_le_bytes()), owner(&file, &earlier));
+            Snapshot { id, owner, file, rules: Rules::default() }
         };
         Snapshots { all: of.iter().enumerate().map(make).collect(), damaged: Vec::new() }
     }

@@ -11,13 +11,10 @@ use std::path::{Component, Path, PathBuf};
 use agent_core::Permits;
 use rustix::fs::OFlags;
 
-use super::beneath::Beneath;
+use super::beneath::{Beneath, READ};
 use super::facts::Facts;
 use super::fault::{EngineError, Refusal};
 use super::format::tree::NodeKind;
-
-/// Neither a FIFO nor a device is opened: that would wait for somebody at its other end.
-pub(super) const READ: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
 /// A directory, or an entry of one.
 #[derive(Debug)]
@@ -29,6 +26,8 @@ pub(super) struct Source {
     /// Its name there; empty where it is a directory.
     name: PathBuf,
     kind: NodeKind,
+    /// Of the file system that it lies on.
+    device: u64,
 }
 
 impl Source {
@@ -50,12 +49,14 @@ impl Source {
         let real = above.join(&name);
         permits.backup(&real)?;
         let beneath = Beneath::at(&above).map_err(fault)?;
-        let kind = beneath.look(&name).map_err(fault)?.facts.kind;
+        let facts = beneath.look(&name).map_err(fault)?.facts;
+        let (kind, device) = (facts.kind, facts.identity.0);
         if kind != NodeKind::Dir {
-            return Ok(Self { path, beneath, name, kind });
+            return Ok(Self { path, beneath, name, kind, device });
         }
         let beneath = Beneath::at(&real).map_err(fault)?;
-        Ok(Self { path, beneath, name: PathBuf::new(), kind })
+        let device = beneath.look(Path::new("")).map_err(fault)?.facts.identity.0;
+        Ok(Self { path, beneath, name: PathBuf::new(), kind, device })
     }
 
     /// Refuses what cannot be backed up under the path that it was named by.
@@ -78,6 +79,11 @@ impl Source {
     /// As it was named.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Number of the device that it lies on.
+    pub(super) fn device(&self) -> u64 {
+        self.device
     }
 
     /// What it lies in, or is, and its name there.

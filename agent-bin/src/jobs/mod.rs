@@ -1,20 +1,22 @@
 //! One operation from the manager's request to its outcome: split into units, watched, stopped at the right place, and
 //! continued where an earlier version of this program left off.
 
-use std::path::{Path, PathBuf};
+mod fault;
+mod unit;
+
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use agent_core::FileFault;
-use agent_core::{Demand, Ended, OperationContext};
-use agent_core::{NotPermitted, Permits, PermitsFault};
-use proto::OperationKind;
-use proto::agent::{JobOrigin, Operation, Outcome, Progress, Repository, SnapshotRef, Summary};
+use agent_core::{Demand, Ended, FileFault, OperationContext, Permits, PermitsFault};
+use proto::agent::{JobOrigin, Operation, Outcome, Progress, Repository, Summary};
+use proto::backup::BackupCounts;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Role;
 use crate::engine::{self, BackupEngine, EngineError, Mark, Problems, SharedMeter, Work};
+use fault::JobFault;
+use unit::{Unit, accept, describe, one, permit, units};
 
 /// How often a running operation reports and asks whether it shall go on. People read it; ten lines a second are not
 /// more telling than four.
@@ -91,39 +93,6 @@ impl Host for OperationContext {
     }
 }
 
-/// An operation cannot be run.
-#[derive(Debug, thiserror::Error)]
-enum JobFault {
-    #[error("a {role} agent does {does}; {kind} is done by a {other} agent")]
-    OtherRole { role: Role, does: &'static str, kind: String, other: Role },
-    #[error("the reference agent brings no operations of its own, and so no {0}")]
-    NotOurs(OperationKind),
-    #[error(transparent)]
-    NotPermitted(#[from] NotPermitted),
-    #[error(transparent)]
-    Permits(#[from] PermitsFault),
-    #[error("prune keeps at least one snapshot of each source; keep_last is 0")]
-    KeepsNothing,
-    #[error("a backup needs at least one source")]
-    NoSource,
-    #[error("job {job} was begun by a version that did not keep on whose behalf; run it again")]
-    NoOrigin { job: u64 },
-    #[error("the saved state of job {job} is damaged: {error}")]
-    Damaged { job: u64, error: serde_json::Error },
-    #[error("the saved state of job {job} has form {found}, this version reads form {SCHEMA}; run the job again")]
-    OtherSchema { job: u64, found: u32 },
-    #[error("the state of job {job} cannot be saved: {fault}")]
-    Unsaved { job: u64, fault: FileFault },
-    #[error("the state of job {job} cannot be written down: {error}")]
-    Encode { job: u64, error: serde_json::Error },
-    #[error("{error}{}", done_before(.done))]
-    Engine { error: Box<EngineError>, done: Vec<String> },
-}
-
-fn done_before(snapshots: &[String]) -> String {
-    if snapshots.is_empty() { String::new() } else { format!(" (done before: snapshot {})", snapshots.join(", ")) }
-}
-
 /// Where an operation is; survives a change-over and a crash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
@@ -145,6 +114,8 @@ struct Sums {
     problems: Vec<String>,
     #[serde(default)]
     problems_left_out: u64,
+    #[serde(default)]
+    counts: BackupCounts,
 }
 
 impl Sums {
@@ -153,6 +124,7 @@ impl Sums {
         self.files += work.files;
         self.bytes += work.bytes;
         self.repository_bytes += work.repository_bytes;
+        self.counts.add(work.counts);
         let mut sum = Problems { lines: std::mem::take(&mut self.problems), left_out: self.problems_left_out };
         sum.add(problems);
         (self.problems, self.problems_left_out) = (sum.lines, sum.left_out);
@@ -161,74 +133,11 @@ impl Sums {
 
 impl From<Sums> for Summary {
     fn from(sums: Sums) -> Self {
-        let Sums { snapshots, files, bytes, repository_bytes, problems, problems_left_out } = sums;
+        let Sums { snapshots, files, bytes, repository_bytes, problems, problems_left_out, counts: _ } = sums;
         let problems = Problems { lines: problems, left_out: problems_left_out }.into_lines();
         // The versions are agent-core's to fill in.
         Self { snapshots, files, bytes, repository_bytes, problems, versions: Vec::new() }
     }
-}
-
-/// One step of an operation, after which it can be left and continued.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Unit {
-    Backup(PathBuf),
-    Restore { snapshot: SnapshotRef, target: PathBuf },
-    Verify { snapshot: SnapshotRef },
-    Check { read_data: bool },
-    Forget { keep_last: u32 },
-    Reclaim,
-    Identify,
-}
-
-/// Refuses what the role does not do; the exhaustive match makes a new operation someone's decision. Returns what it
-/// works on.
-fn accept(role: Role, operation: &Operation) -> Result<&Repository, JobFault> {
-    let other = match operation {
-        Operation::Backup { .. } | Operation::Restore { .. } | Operation::Verify { .. } => Role::Data,
-        Operation::Check { .. } | Operation::Prune { .. } => Role::Media,
-        // Either may be at a repository that the other is at, too.
-        Operation::Identify { repository } => return Ok(repository),
-        // The library performs those itself, and this program brings none.
-        Operation::Own { kind, .. } => return Err(JobFault::NotOurs(kind.clone())),
-    };
-    if let Some(repository) = operation.repository().filter(|_| other == role) {
-        return Ok(repository);
-    }
-    let does = match role {
-        Role::Data => "backup, restore and verify",
-        Role::Media => "check and prune",
-    };
-    Err(JobFault::OtherRole { role, does, kind: operation.kind().to_owned(), other })
-}
-
-/// Refuses what the host's administrator does not allow.
-fn permit(permits: &Permits, repository: &Repository, operation: &Operation) -> Result<(), NotPermitted> {
-    let repository = Path::new(&repository.path);
-    permits.repository(repository, repository.join("config").is_file())?;
-    match operation {
-        Operation::Backup { sources, .. } => sources.iter().try_for_each(|source| permits.backup(Path::new(source))),
-        Operation::Restore { target, .. } => permits.restore(Path::new(target)),
-        Operation::Prune { keep_last, .. } => permits.prune(*keep_last),
-        Operation::Verify { .. } | Operation::Check { .. } | Operation::Identify { .. } | Operation::Own { .. } => {
-            Ok(())
-        }
-    }
-}
-
-fn units(operation: &Operation) -> Result<Vec<Unit>, JobFault> {
-    Ok(match operation {
-        Operation::Backup { sources, .. } if sources.is_empty() => return Err(JobFault::NoSource),
-        Operation::Backup { sources, .. } => sources.iter().map(|source| Unit::Backup(source.into())).collect(),
-        Operation::Restore { snapshot, target, .. } => {
-            vec![Unit::Restore { snapshot: snapshot.clone(), target: target.into() }]
-        }
-        Operation::Verify { snapshot, .. } => vec![Unit::Verify { snapshot: snapshot.clone() }],
-        Operation::Check { read_data, .. } => vec![Unit::Check { read_data: *read_data }],
-        Operation::Prune { keep_last: 0, .. } => return Err(JobFault::KeepsNothing),
-        Operation::Prune { keep_last, .. } => vec![Unit::Forget { keep_last: *keep_last }, Unit::Reclaim],
-        Operation::Identify { .. } => vec![Unit::Identify],
-        Operation::Own { kind, .. } => return Err(JobFault::NotOurs(kind.clone())),
-    })
 }
 
 /// Runs an operation to its end, or until `host` wants it to end.
@@ -296,7 +205,15 @@ fn try_run(
         state.units_done += 1;
         keep(&state, host)?;
     }
-    Ok(Ended::Outcome(Outcome::Done(state.summary.into())))
+    Ok(Ended::Outcome(outcome(operation, state.summary)))
+}
+
+fn outcome(operation: &Operation, sums: Sums) -> Outcome {
+    let counts = sums.counts;
+    match operation {
+        Operation::BackupWith { .. } => Outcome::BackedUp { summary: sums.into(), counts },
+        _ => Outcome::Done(sums.into()),
+    }
 }
 
 /// Begins a unit on a thread of its own, so that nobody need wait for one that is stuck, such as in a network file system
@@ -322,24 +239,6 @@ fn start(
         drop(failed.send(Err(EngineError::Thread(error))));
     }
     ended
-}
-
-fn one(
-    engine: &dyn BackupEngine,
-    at: &Repository,
-    unit: &Unit,
-    mark: &Mark,
-    meter: &SharedMeter,
-) -> Result<Work, EngineError> {
-    match unit {
-        Unit::Backup(source) => engine.backup(at, &[source.as_path()], mark, meter),
-        Unit::Restore { snapshot, target } => engine.restore(at, snapshot, target, mark, meter),
-        Unit::Verify { snapshot } => engine.verify(at, snapshot, mark, meter),
-        Unit::Check { read_data } => engine.check(at, *read_data, mark, meter),
-        Unit::Forget { keep_last } => engine.forget(at, *keep_last, mark, meter),
-        Unit::Reclaim => engine.reclaim(at, mark, meter),
-        Unit::Identify => engine.identify(at, meter),
-    }
 }
 
 /// Which unit of how many is being done.
@@ -412,20 +311,6 @@ fn watched(
     }
 }
 
-fn describe(unit: &Unit, activity: &str) -> String {
-    let what = match unit {
-        Unit::Backup(source) => format!("backing up {}", source.display()),
-        Unit::Restore { snapshot, target } => format!("restoring {} to {}", snapshot.snapshot, target.display()),
-        Unit::Verify { snapshot } => format!("verifying {}", snapshot.snapshot),
-        Unit::Check { read_data: true } => "checking every byte".to_owned(),
-        Unit::Check { read_data: false } => "checking".to_owned(),
-        Unit::Forget { .. } => "forgetting old snapshots".to_owned(),
-        Unit::Reclaim => "freeing unused space".to_owned(),
-        Unit::Identify => "asking the repository for its id".to_owned(),
-    };
-    if activity.is_empty() { what } else { format!("{what} ({activity})") }
-}
-
 fn new_state() -> State {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let began_unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
@@ -440,7 +325,7 @@ fn read_state(bytes: &[u8], job: u64) -> Result<State, JobFault> {
     let damaged = |error| JobFault::Damaged { job, error };
     let Schema { schema } = serde_json::from_slice(bytes).map_err(damaged)?;
     if schema != SCHEMA {
-        return Err(JobFault::OtherSchema { job, found: schema });
+        return Err(JobFault::OtherSchema { job, found: schema, known: SCHEMA });
     }
     serde_json::from_slice(bytes).map_err(damaged)
 }

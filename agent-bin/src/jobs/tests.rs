@@ -2,6 +2,9 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use proto::agent::SnapshotRef;
+use proto::backup::BackupOptions;
+
 use super::*;
 
 /// Does nothing, and tells what it was asked to do.
@@ -42,7 +45,8 @@ impl FakeEngine {
             }
             return Err(EngineError::Stopped);
         }
-        Ok(Work { snapshots: vec![what], files: 1, bytes: 10, repository_bytes: 5 })
+        let counts = BackupCounts { files_new: 1, duration_ms: 3, ..BackupCounts::default() };
+        Ok(Work { snapshots: vec![what], files: 1, bytes: 10, repository_bytes: 5, counts })
     }
 
     fn calls(&self) -> Vec<String> {
@@ -55,11 +59,14 @@ impl BackupEngine for FakeEngine {
         &self,
         _: &Repository,
         sources: &[&Path],
+        options: &BackupOptions,
         mark: &Mark,
         meter: &SharedMeter,
     ) -> Result<Work, EngineError> {
         assert_eq!((mark.job, mark.origin.host.as_str()), (7, "host-1"));
-        self.call(format!("backup {}", sources[0].display()), meter)
+        let sources: Vec<_> = sources.iter().map(|source| source.display().to_string()).collect();
+        let dry = if options.dry_run { " dry" } else { "" };
+        self.call(format!("backup {}{dry}", sources.join(" ")), meter)
     }
     fn restore(
         &self,
@@ -194,6 +201,26 @@ fn each_source_is_a_unit_and_the_sums_add_up() {
     assert_eq!(done.snapshots, ["backup /a", "backup /b"]);
     assert_eq!((done.files, done.bytes, done.repository_bytes), (2, 20, 10));
     assert!(host.reports.load(Ordering::Relaxed) >= 2);
+}
+
+#[test]
+fn all_sources_are_one_unit_if_they_are_to_be_and_the_counts_add_up() {
+    let order = |options: BackupOptions| {
+        let (engine, host) = (Arc::new(FakeEngine::default()), FakeHost::new(&[Wanted::GoOn], None));
+        let sources = vec!["/a".to_owned(), "/b".to_owned()];
+        let operation = Operation::BackupWith { repository: repository(), sources, options };
+        let Ended::Outcome(Outcome::BackedUp { summary, counts }) = run(&engine, Role::Data, &operation, &host)
+        else {
+            panic!("not done")
+        };
+        assert_eq!(summary.snapshots, engine.calls());
+        (summary.snapshots, counts.files_new, counts.duration_ms)
+    };
+    let each = |calls: &[&str]| calls.iter().map(|call| (*call).to_owned()).collect::<Vec<_>>();
+    let options = BackupOptions::default;
+    assert_eq!(order(options()), (each(&["backup /a", "backup /b"]), 2, 6));
+    let together = BackupOptions { together: true, dry_run: true, ..options() };
+    assert_eq!(order(together), (each(&["backup /a /b dry"]), 1, 3));
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use proto::agent::Progress as JobProgress;
+
 use super::out::clean;
 use super::units;
 use crate::manager::admin::AdminEvent;
@@ -37,15 +39,32 @@ pub(super) struct ProgressLine {
     terminal: bool,
     since: Instant,
     shown: Option<Instant>,
+    rate: Rate,
+}
+
+/// How fast a task goes.
+#[derive(Debug, Default)]
+pub(super) struct Rate {
     task: String,
     /// When how much was done, oldest first.
     samples: VecDeque<(Instant, u64)>,
 }
 
+/// How far a job's unit is, and how long it will take; what is not known is not said.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Pace {
+    /// Whole percent of the unit's bytes.
+    pub(super) percent: Option<u64>,
+    /// Over the last seconds.
+    pub(super) bytes_per_second: Option<u64>,
+    /// Milliseconds.
+    pub(super) left_ms: Option<u64>,
+}
+
 impl ProgressLine {
     pub(super) fn new() -> Self {
         let terminal = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-        Self { terminal, since: Instant::now(), shown: None, task: String::new(), samples: VecDeque::new() }
+        Self { terminal, since: Instant::now(), shown: None, rate: Rate::default() }
     }
 
     /// Takes an event of the manager; what is no progress is printed as a problem or left to the caller.
@@ -65,7 +84,7 @@ impl ProgressLine {
             return;
         }
         let now = Instant::now();
-        let rate = self.rate(&progress, now);
+        let rate = self.rate.of(progress.task, progress.done, now);
         if self.is_time(now) {
             self.draw(&render(progress, rate, columns()));
         }
@@ -93,20 +112,35 @@ impl ProgressLine {
         // Nobody may be there to read it.
         let _ = std::io::stderr().write_all(format!("\r\x1b[2K{text}").as_bytes());
     }
+}
+
+impl Rate {
+    /// How far and how fast a job's unit is, of whose progress this is the newest.
+    pub(super) fn pace(&mut self, job: &JobProgress) -> Pace {
+        let (done, total) = (job.bytes_done, job.bytes);
+        // The file that is named with the activity changes all the time.
+        let rate = self.of(&format!("unit {}", job.units_done), done, Instant::now()).filter(|rate| *rate >= 1.0);
+        let left = rate.filter(|_| total > 0).map(|rate| total.saturating_sub(done) as f64 * 1e3 / rate);
+        Pace {
+            percent: (total > 0).then(|| percent(done.min(total), total)),
+            bytes_per_second: rate.map(whole),
+            left_ms: left.map(whole),
+        }
+    }
 
     /// Units a second over the last stretch, once that means something.
-    fn rate(&mut self, progress: &Progress<'_>, now: Instant) -> Option<f64> {
-        if self.task != progress.task {
-            progress.task.clone_into(&mut self.task);
+    fn of(&mut self, task: &str, done: u64, now: Instant) -> Option<f64> {
+        if self.task != task {
+            task.clone_into(&mut self.task);
             self.samples.clear();
         }
-        self.samples.push_back((now, progress.done));
+        self.samples.push_back((now, done));
         while self.samples.len() > 2 && self.samples.get(1).is_some_and(|(at, _)| now - *at >= RATE_OVER) {
             self.samples.pop_front();
         }
         let (began, before) = *self.samples.front()?;
         let over = now - began;
-        (over >= RATE_FROM).then(|| progress.done.saturating_sub(before) as f64 / over.as_secs_f64())
+        (over >= RATE_FROM).then(|| done.saturating_sub(before) as f64 / over.as_secs_f64())
     }
 }
 
@@ -141,7 +175,7 @@ fn render(progress: Progress<'_>, rate: Option<f64>, columns: usize) -> String {
         (false, 0) => done.to_string(),
         (false, total) => format!("{done} of {total}"),
     };
-    let percent = (total > 0).then(|| format!("{:>3} %", (u128::from(done) * 100 / u128::from(total))));
+    let percent = (total > 0).then(|| format!("{:>3} %", percent(done, total)));
     let rate = rate.filter(|rate| *rate > 0.0);
     let speed =
         rate.map(|rate| if bytes { format!("{}/s", units::bytes(whole(rate))) } else { format!("{rate:.0}/s") });
@@ -169,6 +203,11 @@ fn render(progress: Progress<'_>, rate: Option<f64>, columns: usize) -> String {
         last = line;
     }
     cut(&last, columns)
+}
+
+/// Of at most the whole.
+fn percent(part: u64, whole: u64) -> u64 {
+    u64::try_from(u128::from(part) * 100 / u128::from(whole.max(1))).unwrap_or(u64::MAX)
 }
 
 /// A rate or a time without its fraction.
@@ -252,6 +291,27 @@ mod tests {
     }
 
     #[test]
+    fn a_units_pace_says_what_is_known() {
+        let mut rate = Rate::default();
+        let job = |bytes_done, bytes| JobProgress {
+            units_done: 0,
+            units: 1,
+            bytes_done,
+            bytes,
+            activity: String::new(),
+            version: String::new(),
+        };
+        assert_eq!(rate.pace(&job(10, 0)), Pace::default());
+        assert_eq!(rate.pace(&job(50, 200)).percent, Some(25));
+        assert_eq!(rate.pace(&job(u64::MAX, 2)).percent, Some(100), "a host may say any numbers");
+        let ago = Instant::now().checked_sub(Duration::from_secs(2)).unwrap();
+        rate.samples = VecDeque::from([(ago, 0)]);
+        let pace = rate.pace(&job(2_000_000, 3_000_000));
+        assert!(pace.bytes_per_second.is_some_and(|rate| (500_000..=1_000_000).contains(&rate)), "{pace:?}");
+        assert!(pace.left_ms.is_some_and(|left| (1_000..=2_000).contains(&left)), "{pace:?}");
+    }
+
+    #[test]
     fn the_rate_is_that_of_the_last_seconds() {
         let mut line = ProgressLine::new();
         let at = |seconds: u64| line.since + Duration::from_secs(seconds);
@@ -259,12 +319,12 @@ mod tests {
         let done = [0, 100, 200, 200, 600];
         let mut rates = Vec::new();
         for (at, done) in times.into_iter().zip(done) {
-            rates.push(line.rate(&Progress { done, ..READING }, at));
+            rates.push(line.rate.of(READING.task, done, at));
         }
         assert_eq!(rates[..2], [None, Some(100.0)]);
         // From second 20 to 24: what was long ago no longer counts.
         assert!(rates[4].is_some_and(|rate| rate < 101.0), "{rates:?}");
-        let fresh = line.rate(&Progress { task: "another", ..READING }, line.since + Duration::from_secs(25));
+        let fresh = line.rate.of("another", READING.done, line.since + Duration::from_secs(25));
         assert_eq!(fresh, None, "another task has its own rate");
     }
 }

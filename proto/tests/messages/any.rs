@@ -7,6 +7,7 @@ use proto::agent::{
     AgentReply, AgentRequest, AgentState, AgentStatus, ChangeId, HostScope, JobId, JobOrigin, Operation, Outcome,
     Progress, Repository, SnapshotRef, Step, StepEvent, Summary,
 };
+use proto::backup::{BackupCounts, BackupOptions};
 use proto::bundle::Touch;
 use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
 use proto::message::{
@@ -97,7 +98,49 @@ pub(crate) fn operation() -> impl Strategy<Value = Operation> {
         repository().prop_map(|repository| Operation::Identify { repository }),
         ("[a-z0-9][a-z0-9-]{0,31}", own_arguments())
             .prop_map(|(kind, arguments)| Operation::Own { kind: kind.parse().unwrap(), arguments }),
+        (repository(), vec(path(), 0..5), backup_options())
+            .prop_map(|(repository, sources, options)| { Operation::BackupWith { repository, sources, options } }),
     ]
+}
+
+fn backup_options() -> impl Strategy<Value = BackupOptions> {
+    let lists = (vec(path(), 0..4), vec(path(), 0..3), vec(path(), 0..3), vec("[!-~]{1,128}", 0..3));
+    let flags = any::<(bool, bool, bool, bool, bool)>();
+    (lists, flags, any::<(Option<u64>, Option<u8>, Option<u8>)>()).prop_map(|(lists, flags, numbers)| {
+        let (exclude, exclude_files, exclude_if_present, tags) = lists;
+        let (exclude_caches, one_file_system, together, dry_run, force) = flags;
+        let (exclude_larger_than, readers, compression) = numbers;
+        BackupOptions {
+            exclude,
+            exclude_files,
+            exclude_if_present,
+            exclude_caches,
+            exclude_larger_than,
+            one_file_system,
+            together,
+            tags,
+            dry_run,
+            force,
+            readers,
+            compression,
+        }
+    })
+}
+
+fn backup_counts() -> impl Strategy<Value = BackupCounts> {
+    any::<[u64; 8]>().prop_map(|[files_new, files_changed, files_unmodified, dirs_new, dirs_changed, rest @ ..]| {
+        let [dirs_unmodified, added_bytes, duration_ms] = rest;
+        BackupCounts {
+            files_new,
+            files_changed,
+            files_unmodified,
+            dirs_new,
+            dirs_changed,
+            dirs_unmodified,
+            added_bytes,
+            duration_ms,
+        }
+    })
 }
 
 fn own_arguments() -> impl Strategy<Value = Arguments> {
@@ -152,6 +195,7 @@ pub(crate) fn outcome() -> impl Strategy<Value = Outcome> {
     prop_oneof![
         summary().prop_map(Outcome::Done),
         own_summary().prop_map(Outcome::OwnDone),
+        (summary(), backup_counts()).prop_map(|(summary, counts)| Outcome::BackedUp { summary, counts }),
         summary().prop_map(Outcome::Cancelled),
         line().prop_map(Outcome::Failed),
     ]

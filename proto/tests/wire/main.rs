@@ -63,7 +63,14 @@ fn plain<T: Serialize + DeserializeOwned>(name: &str, value: &T) -> Case {
 
 fn cases() -> Vec<Case> {
     use proto::{
-        agent::*, bundle::Touch, daemon::*, local_greeting::Greeting, message::*, name::Target, own::Finding,
+        agent::*,
+        backup::{BackupCounts, BackupOptions},
+        bundle::Touch,
+        daemon::*,
+        local_greeting::Greeting,
+        message::*,
+        name::Target,
+        own::Finding,
     };
     let mut cases = [
         choice::<HostRequest>(),
@@ -98,6 +105,8 @@ fn cases() -> Vec<Case> {
         plain::<SnapshotRef>("SnapshotRef", &samples::snapshot()),
         plain::<Progress>("Progress", &samples::progress()),
         plain::<Summary>("Summary", &samples::summary()),
+        plain::<BackupOptions>("BackupOptions", &samples::backup_options()),
+        plain::<BackupCounts>("BackupCounts", &samples::backup_counts()),
         plain::<Finding>("Finding", &samples::finding()),
         plain::<AgentStatus>("AgentStatus", &samples::status()),
         plain::<StepEvent>("StepEvent", &samples::step()),

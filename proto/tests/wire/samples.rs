@@ -5,6 +5,7 @@ use proto::agent::{
     AgentReply, AgentRequest, AgentState, AgentStatus, ChangeId, HostScope, JobId, JobOrigin, Operation, Outcome,
     Progress, Repository, SnapshotRef, Step, StepEvent, Summary,
 };
+use proto::backup::{BackupCounts, BackupOptions};
 use proto::bundle::Touch;
 use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
 use proto::message::{
@@ -92,6 +93,36 @@ pub(crate) fn summary() -> Summary {
         repository_bytes: 3,
         problems: vec!["lost".into()],
         versions: vec!["1.0".into(), "2.0".into()],
+    }
+}
+
+pub(crate) fn backup_options() -> BackupOptions {
+    BackupOptions {
+        exclude: vec!["*.o".into(), "!a.o".into()],
+        exclude_files: vec!["/etc/x".into()],
+        exclude_if_present: vec![".no".into()],
+        exclude_caches: true,
+        exclude_larger_than: Some(9),
+        one_file_system: true,
+        together: true,
+        tags: vec!["weekly".into()],
+        dry_run: false,
+        force: true,
+        readers: Some(4),
+        compression: Some(19),
+    }
+}
+
+pub(crate) fn backup_counts() -> BackupCounts {
+    BackupCounts {
+        files_new: 1,
+        files_changed: 2,
+        files_unmodified: 3,
+        dirs_new: 4,
+        dirs_changed: 5,
+        dirs_unmodified: 6,
+        added_bytes: 7,
+        duration_ms: 8,
     }
 }
 
@@ -276,7 +307,8 @@ choice!(AgentReply { Done = 0, Status = 1, Outcome = 2, Fault = 3 } vec![
     AgentReply::Fault(Fault::Draining),
 ]);
 
-choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, Identify = 5, Own = 6 } vec![
+choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, Identify = 5, Own = 6,
+    BackupWith = 7 } vec![
     Operation::Backup { repository: repository(), sources: vec!["/data".into()] },
     Operation::Restore { repository: repository(), snapshot: snapshot(), target: "/back".into() },
     Operation::Verify { repository: repository(), snapshot: SnapshotRef::latest() },
@@ -284,17 +316,19 @@ choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, I
     Operation::Prune { repository: repository(), keep_last: 7 },
     Operation::Identify { repository: repository() },
     Operation::Own { kind: "rotate".parse().unwrap(), arguments: arguments() },
+    Operation::BackupWith { repository: repository(), sources: vec!["/data".into()], options: backup_options() },
 ]);
 
 choice!(HostScope { Own = 0, Host = 1, Any = 2 } vec![
     HostScope::Own, HostScope::Host("host-2".parse().unwrap()), HostScope::Any,
 ]);
 
-choice!(Outcome { Done = 0, Cancelled = 1, Failed = 2, OwnDone = 3 } vec![
+choice!(Outcome { Done = 0, Cancelled = 1, Failed = 2, OwnDone = 3, BackedUp = 4 } vec![
     Outcome::Done(summary()),
     Outcome::Cancelled(Summary::default()),
     Outcome::Failed("why".into()),
     Outcome::OwnDone(own_summary()),
+    Outcome::BackedUp { summary: Summary::default(), counts: backup_counts() },
 ]);
 
 choice!(AgentState { Probation = 0, Serving = 1, Staging = 2, Draining = 3, Swapping = 4, Stopped = 5 } vec![

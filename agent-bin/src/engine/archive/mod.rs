@@ -6,6 +6,7 @@
 mod folder;
 mod queue;
 mod read;
+mod scan;
 mod sources;
 mod walk;
 
@@ -23,6 +24,7 @@ use super::format::id::Id;
 use super::format::index::BlobKind;
 use super::format::packs::{Packs, StoreFault};
 use super::live::Owners;
+use super::selection::Selection;
 use super::source::Source;
 use folder::{Complete, Folder};
 use queue::{Queue, Work};
@@ -31,11 +33,17 @@ use sources::Branch;
 
 /// Threads that read, hash and compress: one a processor, but two at least, so that one can wait for the disk.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=16;
+/// The most that somebody can ask for.
+const THREADS_MAX: usize = 64;
 
 /// What is backed up.
 pub(super) struct Order<'a> {
     pub(super) sources: &'a [Source],
     pub(super) parent: Option<Parent>,
+    /// What of them is left out.
+    pub(super) selection: &'a Selection,
+    /// How many threads read; none: as many as there are processors.
+    pub(super) readers: Option<u8>,
 }
 
 /// The snapshot that unchanged files are taken from.
@@ -80,6 +88,7 @@ struct Archive<'a> {
     meter: &'a SharedMeter,
     owners: Owners,
     parent: Option<Parent>,
+    selection: &'a Selection,
     queue: Queue<FileTask<'a>, Piece<'a>>,
     ended: Mutex<Option<Result<Id, ArchiveFault>>>,
     end: Condvar,
@@ -116,15 +125,21 @@ pub(super) fn archive<'a>(
         meter,
         owners: Owners::default(),
         parent: order.parent,
+        selection: order.selection,
         queue: Queue::new(),
         ended: Mutex::new(None),
         end: Condvar::new(),
         counts: Counts::default(),
     };
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(*THREADS.start(), *THREADS.end());
+    let own = || std::thread::available_parallelism().map_or(2, usize::from).clamp(*THREADS.start(), *THREADS.end());
+    let threads = order.readers.map_or_else(own, |readers| usize::from(readers).clamp(1, THREADS_MAX));
     let root = std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| archive.work());
+        }
+        // With a snapshot before, what that one had is near enough.
+        if order.parent.is_none() {
+            scope.spawn(|| archive.scan(order.sources));
         }
         let root = Folder::root(order.parent.map(|parent| parent.tree));
         let branches = Branch::of(order.sources.iter().map(|source| (source.path(), source)));
@@ -177,6 +192,11 @@ impl Archive<'_> {
 
     fn lock(&self) -> MutexGuard<'_, Option<Result<Id, ArchiveFault>>> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is nothing more to be done.
+    fn is_over(&self) -> bool {
+        self.meter.is_stopped() || self.queue.is_closed()
     }
 
     fn go_on(&self) -> Result<(), ArchiveFault> {

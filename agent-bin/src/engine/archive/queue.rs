@@ -79,6 +79,11 @@ impl<F, P> Queue<F, P> {
         self.room.notify_all();
     }
 
+    /// Whether every wait has ended.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     fn lock(&self) -> MutexGuard<'_, Lanes<F, P>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -71,6 +71,7 @@ impl OpenFile<'_> {
 
 impl<'a> Archive<'a> {
     pub(super) fn file(&self, mut task: FileTask<'a>, buffer: &mut Vec<u8>) -> Result<(), ArchiveFault> {
+        self.meter.at(&task.path);
         let opened = match self.open(&mut task) {
             Ok(opened) => opened,
             Err(error) => return self.lost(&task, &error),

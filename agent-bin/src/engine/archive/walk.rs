@@ -51,7 +51,7 @@ impl<'a> Archive<'a> {
                     let found = source
                         .look()
                         .and_then(|(file, facts)| Ok((self.node(At::Open(file.as_fd()), &path, &facts)?, facts)));
-                    if let Some(below) = self.entry(source, folder, path, found, &mut before)? {
+                    if let Some((below, _)) = self.entry(source, folder, path, found, &mut before)? {
                         self.directory(source, &below)?;
                     }
                 }
@@ -80,13 +80,14 @@ impl<'a> Archive<'a> {
         self.complete(folder.leave())
     }
 
-    /// Looks at each entry; returns the directories among them.
+    /// Looks at each entry; returns the directories among them that are to be entered.
     fn entries(&self, source: &'a Source, folder: &Arc<Folder>) -> Result<Vec<Arc<Folder>>, ArchiveFault> {
         let mut directories = Vec::new();
         let listed = source.read(&folder.path, OFlags::DIRECTORY).and_then(|directory| {
             let mut names = names_in(&directory)?;
             // In the order of their bytes, which is restic's.
             names.sort_unstable();
+            let names = self.selection.unmarked(&directory, names);
             Ok((directory, names))
         });
         let (directory, names) = match listed {
@@ -100,9 +101,19 @@ impl<'a> Archive<'a> {
         for name in names {
             let path = folder.path.join(&name);
             let at = At::Entry(directory.as_fd(), &name);
-            let found =
-                Facts::of_entry(&directory, &name).and_then(|facts| Ok((self.node(at, &path, &facts)?, facts)));
-            directories.extend(self.entry(source, folder, path, found, &mut before)?);
+            let facts = Facts::of_entry(&directory, &name);
+            if facts.as_ref().is_ok_and(|facts| self.selection.leaves_out(&path, facts, source.device())) {
+                continue;
+            }
+            let found = facts.and_then(|facts| Ok((self.node(at, &path, &facts)?, facts)));
+            match self.entry(source, folder, path, found, &mut before)? {
+                // Where another file system is mounted: the directory, and nothing of what is in it.
+                Some((below, facts)) if self.selection.is_beyond(&facts, source.device()) => {
+                    self.complete(below.leave())?;
+                }
+                Some((below, _)) => directories.push(below),
+                None => {}
+            }
         }
         Ok(directories)
     }
@@ -119,7 +130,7 @@ impl<'a> Archive<'a> {
         path: PathBuf,
         found: io::Result<(Node, Facts)>,
         before: &mut Before,
-    ) -> Result<Option<Arc<Folder>>, ArchiveFault> {
+    ) -> Result<Option<(Arc<Folder>, Facts)>, ArchiveFault> {
         self.go_on()?;
         let (mut node, facts) = match found {
             Ok(found) => found,
@@ -133,7 +144,7 @@ impl<'a> Archive<'a> {
         match node.kind {
             NodeKind::Dir => {
                 let was = was.and_then(|node| node.subtree);
-                return Ok(Some(Folder::below(folder, place, path, node, was)));
+                return Ok(Some((Folder::below(folder, place, path, node, was), facts)));
             }
             NodeKind::File => {
                 if let Some(content) = was.as_ref().and_then(|was| self.unchanged(&node, was)) {

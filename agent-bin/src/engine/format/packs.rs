@@ -53,6 +53,8 @@ pub(crate) struct Packs<'a> {
     index: &'a Index,
     /// `None`: repositories of version 1, and those whose owner does not want it.
     compression: Option<i32>,
+    /// Nothing is written: what would be is only counted.
+    dry: bool,
     fresh: Mutex<HashSet<(BlobKind, Id)>>,
     open: [Mutex<OpenPack>; 2],
     unindexed: Mutex<Unindexed>,
@@ -87,11 +89,17 @@ impl<'a> Packs<'a> {
             key,
             index,
             compression,
+            dry: false,
             fresh: Mutex::default(),
             open: Default::default(),
             unindexed: Mutex::new(unindexed),
             counts: Counts::default(),
         }
+    }
+
+    /// Counts what would be written, and writes nothing.
+    pub(crate) fn dry(self, dry: bool) -> Self {
+        Self { dry, ..self }
     }
 
     /// Stores a blob unless the repository has it. Its pack may be written later, at [`Packs::finish`].
@@ -107,6 +115,9 @@ impl<'a> Packs<'a> {
         };
         let sealed = self.key.seal(packed.as_deref().unwrap_or(plain))?;
         self.count(kind, plain.len(), sealed.len());
+        if self.dry {
+            return Ok(id);
+        }
         let full = {
             let mut open = lock(&self.open[kind as usize]);
             let length = |bytes: usize| u32::try_from(bytes).map_err(|_| StoreFault::TooLarge(plain.len()));
@@ -214,6 +225,24 @@ mod tests {
     use super::super::blobs::Blobs;
     use super::*;
     use rustic_core::repofile::MasterKey;
+
+    #[test]
+    fn a_dry_run_counts_the_same_and_writes_nothing() {
+        let key = Key::new(&MasterKey::new()).unwrap();
+        let counted = [true, false].map(|dry| {
+            let dir = tempfile::tempdir().unwrap();
+            let (files, none) = (Files::new(dir.path()), Index::default());
+            let packs = Packs::new(&files, &key, &none, Some(3)).dry(dry);
+            for content in [&b"one"[..], b"two", b"one", &[7; 100_000]] {
+                packs.add(BlobKind::Data, content).unwrap();
+            }
+            let added = packs.finish().unwrap();
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count() == 0, dry);
+            added
+        });
+        assert_eq!(counted[0], counted[1]);
+        assert_eq!(counted[0].data_blobs, 3);
+    }
 
     #[test]
     fn a_blob_is_stored_once_and_reads_back_also_without_an_index() {

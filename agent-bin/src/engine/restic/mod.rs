@@ -6,11 +6,12 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use proto::agent::{Repository as Location, SnapshotRef};
+use proto::backup::{BackupCounts, BackupOptions};
 use rustic_core::repofile::{SnapshotFile, SnapshotSummary};
 use rustic_core::{SnapshotOptions, jiff};
 
 use super::archive::{self, ArchiveFault, Parent, Seen, archive};
-use super::compare::{Compared, Comparison, Depth};
+use super::compare::{Compared, Comparison, Depth, LeftOut};
 use super::fault::EngineError;
 use super::format::blobs::{BlobFault, Blobs};
 use super::format::chunker::Chunker;
@@ -21,9 +22,11 @@ use super::format::locks::Access;
 use super::format::packs::{Added, Packs};
 use super::format::tree::{Node, NodeKind};
 use super::library::{self, Opened};
+use super::patterns::rules_of;
 use super::restore::{self, RestoreFault};
+use super::selection::{Rules, Selection};
 use super::session::Session;
-use super::snapshots::{OURS, Snapshot, Snapshots};
+use super::snapshots::{self, OURS, Snapshot, Snapshots};
 use super::source::Source;
 use super::unfinished::Unfinished;
 use super::{BackupEngine, Mark, SharedMeter, Work};
@@ -46,16 +49,20 @@ impl BackupEngine for Restic {
         &self,
         at: &Location,
         sources: &[&Path],
+        options: &BackupOptions,
         mark: &Mark,
         meter: &SharedMeter,
     ) -> Result<Work, EngineError> {
+        options.tags.iter().try_for_each(|tag| must_be_free(tag))?;
+        let rules = rules_of(options, &mark.permits)?;
+        let selection = Selection::new(&rules)?;
         let open = |path: &&Path| Source::open(path, &mark.permits);
         let opened = sources.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         opened.iter().try_for_each(Source::must_be_readable)?;
         let mut sources: Vec<_> = opened.iter().map(|source| source.path().to_owned()).collect();
         sources.sort();
         sources.dedup();
-        let session = Session::open(&self.state, at, Access::Shared, true, mark, meter)?;
+        let session = Session::open(&self.state, at, Access::Shared, !options.dry_run, mark, meter)?;
         let snapshots = session.snapshots(&mark.origin, false, meter)?;
         if mark.look
             && let Some(snapshot) = finished(&snapshots, &sources, mark)
@@ -65,14 +72,20 @@ impl BackupEngine for Restic {
         let host = mark.origin.host.as_str();
         let parent = snapshots.parent(host, &sources);
         let mut file = new_snapshot(mark, &sources, parent);
+        options.tags.iter().for_each(|tag| file.tags.add(tag.clone()));
         let index = session.index(meter)?;
-        let (tree, seen, added) = session.store(&opened, parent, &index, meter)?;
+        let parent = parent.filter(|_| !options.force);
+        let order = BackupOrder { sources: &opened, parent, selection: &selection, options };
+        let (tree, seen, added) = session.store(&order, &index, meter)?;
         finish_snapshot(&mut file, &tree, &seen, &added);
+        if options.dry_run {
+            return Ok(Work { snapshots: Vec::new(), ..work_of(tree, &file) });
+        }
         // The lock is what kept others from removing what this snapshot needs.
         if let Some(lock) = &session.lock {
             lock.is_held().map_err(|fault| EngineError::Lock { path: session.path.clone(), fault })?;
         }
-        let document = serde_json::to_vec(&file).map_err(|e| session.store_fault(e.into(), meter))?;
+        let document = snapshots::write(&file, &rules).map_err(|e| session.store_fault(e.into(), meter))?;
         let level = compression(&session.repository);
         let sealed = session.key.seal_document(&document, level).map_err(|e| session.store_fault(e.into(), meter))?;
         let id =
@@ -116,13 +129,13 @@ impl BackupEngine for Restic {
         for snapshot in &found {
             for source in snapshot.sources() {
                 match node_at(&blobs, snapshot, &source) {
-                    Ok(node) => sum.add(compare_source(&blobs, &node, &source, mark, meter)?),
+                    Ok(node) => sum.add(compare_source(&blobs, &node, &source, &snapshot.rules, mark, meter)?),
                     Err(fault) => meter.problem(format!("{}: cannot be compared: {fault}", source.display())),
                 }
             }
         }
         let snapshots = found.iter().map(|snapshot| snapshot.id.to_string()).collect();
-        Ok(Work { snapshots, files: sum.files, bytes: sum.bytes, repository_bytes: 0 })
+        Ok(Work { snapshots, files: sum.files, bytes: sum.bytes, ..Work::default() })
     }
 
     fn check(&self, at: &Location, read_data: bool, mark: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
@@ -196,29 +209,35 @@ impl Session {
         })?;
         meter.begin("comparing");
         let depth = Depth { contents: false, ownership: rustix::process::geteuid().is_root() };
-        let comparison = Comparison { blobs: &blobs, live: target, depth, known: &restored.missing, meter };
+        let known = &restored.missing;
+        let comparison = Comparison { blobs: &blobs, live: target, depth, known, left_out: None, meter };
         comparison.run(&root, &place_of(&root)).map_err(|_| EngineError::Stopped)?;
         unfinished.end()?;
         let snapshots = vec![snapshot.id.to_string()];
-        Ok(Work { snapshots, files: restored.files, bytes: restored.bytes, repository_bytes: 0 })
+        Ok(Work { snapshots, files: restored.files, bytes: restored.bytes, ..Work::default() })
     }
 
     /// Everything of a backup but its snapshot.
     fn store(
         &self,
-        sources: &[Source],
-        parent: Option<&Snapshot>,
+        order: &BackupOrder<'_>,
         index: &Index,
         meter: &SharedMeter,
     ) -> Result<(Id, Seen, Added), EngineError> {
+        let BackupOrder { sources, parent, selection, options } = *order;
         let config = self.repository.config();
         let chunker =
             Chunker::new(config).map_err(|fault| EngineError::Chunker { path: self.path.clone(), fault })?;
-        let packs = Packs::new(&self.files, &self.key, index, compression(&self.repository));
+        let level = match (compression(&self.repository), options.compression) {
+            // A repository of version 1 knows none.
+            (None, _) | (_, Some(0)) => None,
+            (own, asked) => asked.map(i32::from).or(own),
+        };
+        let packs = Packs::new(&self.files, &self.key, index, level).dry(options.dry_run);
         meter.begin("reading");
         meter.expect(parent.map_or(0, total_bytes));
         let parent = parent.and_then(|parent| Some(Parent { tree: parent.tree()?, began: parent.at() }));
-        let order = archive::Order { sources, parent };
+        let order = archive::Order { sources, parent, selection, readers: options.readers };
         let blobs = self.blobs(index);
         let archived = archive(&blobs, &packs, &chunker, &order, meter);
         let stopped = matches!(archived, Err(ArchiveFault::Stopped));
@@ -234,6 +253,28 @@ impl Session {
                 Err(EngineError::Library { path: self.path.clone(), what: fault.to_string() })
             }
         }
+    }
+}
+
+/// What a backup stores, and how.
+#[derive(Clone, Copy)]
+struct BackupOrder<'a> {
+    sources: &'a [Source],
+    parent: Option<&'a Snapshot>,
+    selection: &'a Selection,
+    options: &'a BackupOptions,
+}
+
+/// Refuses a tag by which a snapshot would say of itself what only the agent knows.
+fn must_be_free(tag: &str) -> Result<(), EngineError> {
+    let fault = |why| Err(EngineError::Tag(tag.to_owned(), why));
+    match tag {
+        _ if tag.contains(',') => fault("a comma separates tags"),
+        OURS => fault("snapshots of agents have it"),
+        _ if ["job-", "product:", "policy:"].iter().any(|own| tag.starts_with(own)) => {
+            fault("the agent itself says that of its snapshots")
+        }
+        _ => Ok(()),
     }
 }
 
@@ -306,6 +347,21 @@ fn work_of(id: Id, file: &SnapshotFile) -> Work {
         files: summary.map_or(0, |summary| summary.total_files_processed),
         bytes: summary.map_or(0, |summary| summary.total_bytes_processed),
         repository_bytes: summary.map_or(0, |summary| summary.data_added_packed),
+        counts: summary.map(counts_of).unwrap_or_default(),
+    }
+}
+
+fn counts_of(summary: &SnapshotSummary) -> BackupCounts {
+    let lasted = summary.backup_end.duration_since(&summary.backup_start).as_millis();
+    BackupCounts {
+        files_new: summary.files_new,
+        files_changed: summary.files_changed,
+        files_unmodified: summary.files_unmodified,
+        dirs_new: summary.dirs_new,
+        dirs_changed: summary.dirs_changed,
+        dirs_unmodified: summary.dirs_unmodified,
+        added_bytes: summary.data_added,
+        duration_ms: u64::try_from(lasted).unwrap_or(0),
     }
 }
 
@@ -352,13 +408,17 @@ fn compare_source(
     blobs: &Blobs<'_>,
     node: &Node,
     source: &Path,
+    rules: &Rules,
     mark: &Mark,
     meter: &SharedMeter,
 ) -> Result<Compared, EngineError> {
+    // Rules that are none of ours say nothing.
+    let selection = Selection::new(rules).ok();
     match Source::open(source, &mark.permits) {
         Ok(source) => {
             let ((live, name), depth) = (source.place(), Depth { contents: true, ownership: true });
-            let comparison = Comparison { blobs, live, depth, known: &HashSet::new(), meter };
+            let left_out = selection.as_ref().map(|selection| LeftOut { selection, source: &source });
+            let comparison = Comparison { blobs, live, depth, known: &HashSet::new(), left_out, meter };
             comparison.run(node, name).map_err(|_| EngineError::Stopped)
         }
         Err(error) => {

@@ -144,6 +144,11 @@ const EXAMPLES: &[(&str, Examples)] = &[
                 "manager-fs job backup --host host-17 --repository /backup/repo /srv /etc --detach",
                 "print its number only",
             ),
+            (
+                "manager-fs job backup --host host-17 --repository /backup/repo /home --exclude '*.iso' --exclude-caches",
+                "without images and caches",
+            ),
+            ("manager-fs job backup --host host-17 --repository /backup/repo /srv --dry-run", "what would be stored"),
         ],
     ),
     (

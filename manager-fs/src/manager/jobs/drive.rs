@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::HostName;
-use proto::agent::{JobOrigin, Outcome, Progress, Summary};
+use proto::agent::{JobOrigin, Operation, Outcome, Progress, Summary};
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::{Fault, HostReply, ManagerRequest};
@@ -299,8 +299,14 @@ fn run(jobs: &Jobs, record: &JobRecord) -> ManagerRequest {
         product: record.product.clone(),
         job: record.id,
         origin: JobOrigin { earlier, ..JobOrigin::new(record.host.clone(), record.product.clone()) },
-        operation: record.operation.clone(),
+        operation: in_their_words(jobs, record).unwrap_or_else(|| record.operation.clone()),
     }
+}
+
+/// The order for an agent that did not understand it as it is; `None`: it may, or there are no other words.
+fn in_their_words(jobs: &Jobs, record: &JobRecord) -> Option<Operation> {
+    let only_plain = jobs.live().get(&record.id).is_some_and(|live| live.plain);
+    record.operation.plain().filter(|_| only_plain)
 }
 
 async fn answered(
@@ -314,10 +320,17 @@ async fn answered(
         Ok(HostReply::Fault(fault)) => match fault {
             Fault::Draining | Fault::Unavailable(_) => return Ok(Some(Interruption::Wait(fault.to_string()))),
             // What a host, or an agent, of an earlier version says to a request that it cannot read.
-            Fault::BadRequest(_) if record.operation.repository().is_none() => {
+            Fault::BadRequest(_) if record.operation.plain().is_some() && in_their_words(jobs, record).is_none() => {
+                jobs.live().entry(record.id).or_default().plain = true;
+                return Ok(Some(Interruption::Lost("it is ordered in the words of earlier versions".to_owned())));
+            }
+            Fault::BadRequest(_) if record.operation.is_newer() => {
+                let what = match record.operation {
+                    Operation::Own { .. } => "operations of a program's own",
+                    _ => "operations with these options",
+                };
                 let text = format!(
-                    "the agent of {}, or its host's mount daemon, is of a version that knows no operations of a program's \
-                     own ({fault}); upgrade it",
+                    "the agent of {}, or its host's mount daemon, is of a version that knows no {what} ({fault}); upgrade it",
                     record.product
                 );
                 (Outcome::Failed(text), EndedBy::Manager)

@@ -14,7 +14,7 @@ pub(super) struct Earlier(BTreeMap<HostName, Vec<JobId>>);
 impl Earlier {
     /// Notes an order.
     pub(super) fn note(&mut self, host: &HostName, job: JobId, operation: &Operation) {
-        if let Operation::Backup { .. } = operation {
+        if let Operation::Backup { .. } | Operation::BackupWith { .. } = operation {
             self.0.entry(host.clone()).or_default().push(job);
         }
     }
@@ -30,7 +30,7 @@ impl Earlier {
                 HostScope::Own => Some(host),
                 HostScope::Host(other) => Some(other),
             },
-            Operation::Backup { .. } => Some(host),
+            Operation::Backup { .. } | Operation::BackupWith { .. } => Some(host),
             Operation::Check { .. } | Operation::Identify { .. } | Operation::Own { .. } => return Vec::new(),
         };
         let is_wanted = |of: &HostName| other.is_none_or(|other| of == other || of == host);

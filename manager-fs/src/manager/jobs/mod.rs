@@ -93,6 +93,8 @@ struct Live {
     waiting: Option<String>,
     /// How often it was sent.
     sent: u32,
+    /// Its agent, or the host's mount daemon, knows only the older words for it.
+    plain: bool,
 }
 
 impl Jobs {
@@ -307,7 +309,7 @@ impl Jobs {
 
 fn word(outcome: &Outcome) -> &'static str {
     match outcome {
-        Outcome::Done(_) | Outcome::OwnDone(_) => "done",
+        Outcome::Done(_) | Outcome::OwnDone(_) | Outcome::BackedUp { .. } => "done",
         Outcome::Cancelled(_) => "cancelled",
         Outcome::Failed(_) => "failed",
     }

@@ -37,8 +37,14 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
         repository.password_file.iter().try_for_each(|path| absolute("password file", path))?;
     }
     match operation {
-        Operation::Backup { sources, .. } if sources.is_empty() => Err(OperationFault::NothingToBackUp),
+        Operation::Backup { sources, .. } | Operation::BackupWith { sources, .. } if sources.is_empty() => {
+            Err(OperationFault::NothingToBackUp)
+        }
         Operation::Backup { sources, .. } => sources.iter().try_for_each(|path| absolute("source", path)),
+        Operation::BackupWith { sources, options, .. } => {
+            sources.iter().try_for_each(|path| absolute("source", path))?;
+            options.exclude_files.iter().try_for_each(|path| absolute("file of patterns", path))
+        }
         Operation::Restore { target, .. } => absolute("target", target),
         Operation::Prune { keep_last: 0, .. } => Err(OperationFault::NothingKept),
         Operation::Own { kind, .. } if Operation::KINDS.contains(&kind.as_str()) => {
@@ -57,6 +63,7 @@ pub(super) fn is_exclusive(operation: &Operation) -> bool {
     match operation {
         Operation::Prune { .. } => true,
         Operation::Backup { .. }
+        | Operation::BackupWith { .. }
         | Operation::Restore { .. }
         | Operation::Verify { .. }
         | Operation::Check { .. }

@@ -1,6 +1,7 @@
 use std::sync::atomic::AtomicUsize;
 
 use proto::agent::{Repository, SnapshotRef, Summary};
+use proto::backup::BackupOptions;
 use proto::message::{Fault, HostReply, ManagerRequest};
 use tokio::sync::mpsc;
 
@@ -117,6 +118,34 @@ async fn an_operation_of_a_programs_own_waits_for_no_turn_and_an_old_host_is_nam
     let old = add(&bench, &web, &own("compact")).await.unwrap().id;
     let Some(Outcome::Failed(why)) = ended(&bench, old).await.outcome else { panic!("it cannot have been done") };
     assert!(why.contains("knows no operations of a program's own") && why.contains("upgrade it"), "{why}");
+}
+
+/// Agents that were published before an order could say how it is done get it as they know it, unless that would do
+/// something else.
+#[tokio::test]
+async fn an_old_agent_is_ordered_in_its_own_words_if_nothing_is_lost_by_it() {
+    let bench = Bench::open().await;
+    let web = bench.enrol("web").await;
+    let says = |request| match request {
+        ManagerRequest::Run { operation: Operation::BackupWith { .. }, .. } => {
+            HostReply::Fault(Fault::BadRequest("not understood".into()))
+        }
+        ManagerRequest::Run { operation: Operation::Backup { sources, .. }, .. } => {
+            HostReply::Outcome(Outcome::Done(Summary { snapshots: sources, ..Summary::default() }))
+        }
+        _ => HostReply::Done,
+    };
+    bench.connect(&web, at_once(says)).await;
+    let with = |options| Operation::BackupWith { repository: at("/r"), sources: vec!["/s".into()], options };
+    let plain = add(&bench, &web, &with(BackupOptions::default())).await.unwrap().id;
+    let Some(Outcome::Done(summary)) = ended(&bench, plain).await.outcome else { panic!("it was understood") };
+    assert_eq!(summary.snapshots, ["/s"]);
+    let dry = add(&bench, &web, &with(BackupOptions { dry_run: true, ..BackupOptions::default() })).await.unwrap().id;
+    let Some(Outcome::Failed(why)) = ended(&bench, dry).await.outcome else { panic!("it cannot have been done") };
+    assert!(why.contains("knows no operations with these options") && why.contains("upgrade it"), "{why}");
+    let relative = BackupOptions { exclude_files: vec!["x".into()], ..BackupOptions::default() };
+    let refused = add(&bench, &web, &with(relative)).await.unwrap_err().to_string();
+    assert!(refused.contains("file of patterns 'x' is not"), "{refused}");
 }
 
 /// Prunes are alone at their repository, backups are beside each other, all end, each runs once.

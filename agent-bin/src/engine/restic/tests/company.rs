@@ -39,7 +39,7 @@ fn neither_host_sees_or_forgets_the_others_backup() {
     let meter = SharedMeter::default();
     // A clone: the same machine name, the same source.
     fs::write(source.join("of-host-2"), "newer").unwrap();
-    let theirs = other.engine.backup(&other.at, &[&source], &other.mark, &meter).unwrap();
+    let theirs = other.engine.backup(&other.at, &[&source], &BackupOptions::default(), &other.mark, &meter).unwrap();
     assert_ne!(own.snapshots, theirs.snapshots);
     fs::remove_file(source.join("of-host-2")).unwrap();
     File::open(&source)
@@ -78,7 +78,9 @@ fn prune_under_another_name_of_the_path_waits_for_a_backup() {
     File::create(source.join("large")).unwrap().set_len(30 << 30).unwrap();
     let (writing, pruning) = (SharedMeter::default(), SharedMeter::default());
     std::thread::scope(|scope| {
-        let backup = scope.spawn(|| bench.engine.backup(&bench.at(), &[&source], &mark(false), &writing));
+        let backup = scope.spawn(|| {
+            bench.engine.backup(&bench.at(), &[&source], &BackupOptions::default(), &mark(false), &writing)
+        });
         while writing.read().0 == 0 {
             std::thread::yield_now();
         }

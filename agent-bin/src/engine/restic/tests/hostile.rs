@@ -165,7 +165,7 @@ fn a_backup_is_led_out_of_its_source_by_no_link_that_is_put_there_meanwhile() {
         let (mut refused, mut troubled) = (0, 0);
         while (refused < 2 || troubled < 5) && begun.elapsed() < Duration::from_secs(60) {
             let meter = SharedMeter::default();
-            match bench.engine.backup(&bench.at(), &[&source], &mark, &meter) {
+            match bench.engine.backup(&bench.at(), &[&source], &BackupOptions::default(), &mark, &meter) {
                 Ok(_) => troubled += usize::from(!meter.take_problems().into_lines().is_empty()),
                 Err(error) => {
                     let error = error.to_string();
@@ -250,7 +250,8 @@ fn a_password_file_that_anybody_can_write_is_not_taken() {
     let file = bench.path("password");
     fs::write(&file, "secret\n").unwrap();
     let at = Location { password_file: Some(file.display().to_string()), ..bench.at() };
-    let backup = || bench.engine.backup(&at, &[&source], &mark(false), &SharedMeter::default());
+    let backup =
+        || bench.engine.backup(&at, &[&source], &BackupOptions::default(), &mark(false), &SharedMeter::default());
     fs::set_permissions(&file, fs::Permissions::from_mode(0o606)).unwrap();
     let refused = backup().unwrap_err().to_string();
     assert!(refused.contains("password file") && refused.contains("0606"), "{refused}");

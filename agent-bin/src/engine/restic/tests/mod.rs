@@ -13,6 +13,7 @@ use super::*;
 mod company;
 mod damage;
 mod hostile;
+mod options;
 mod sources;
 
 struct Bench {
@@ -59,7 +60,8 @@ impl Bench {
 
     fn backup(&self, source: &Path) -> (Work, Vec<String>) {
         let meter = SharedMeter::default();
-        let work = self.engine.backup(&self.at(), &[source], &mark(false), &meter).unwrap();
+        let work =
+            self.engine.backup(&self.at(), &[source], &BackupOptions::default(), &mark(false), &meter).unwrap();
         (work, meter.take_problems().into_lines())
     }
 
@@ -213,7 +215,7 @@ fn a_stopped_backup_leaves_no_snapshot_and_loses_no_work() {
     let source = bench.source();
     let meter = SharedMeter::default();
     meter.stop();
-    let stopped = bench.engine.backup(&bench.at(), &[&source], &mark(false), &meter);
+    let stopped = bench.engine.backup(&bench.at(), &[&source], &BackupOptions::default(), &mark(false), &meter);
     assert!(matches!(stopped, Err(EngineError::Stopped)), "{stopped:?}");
     let none = bench.engine.verify(&bench.at(), &reference("latest"), &mark(false), &SharedMeter::default());
     assert!(matches!(none, Err(EngineError::NoRepository(_))), "{none:?}");
@@ -228,10 +230,10 @@ fn a_rerun_finds_the_snapshot_that_its_first_run_finished() {
     let source = bench.source();
     let (first, _) = bench.backup(&source);
     let meter = SharedMeter::default();
-    let again = bench.engine.backup(&bench.at(), &[&source], &mark(true), &meter).unwrap();
+    let again = bench.engine.backup(&bench.at(), &[&source], &BackupOptions::default(), &mark(true), &meter).unwrap();
     assert_eq!(again.snapshots, first.snapshots);
     let later = Mark { since_unix_ms: u64::MAX, ..mark(true) };
-    let new = bench.engine.backup(&bench.at(), &[&source], &later, &meter).unwrap();
+    let new = bench.engine.backup(&bench.at(), &[&source], &BackupOptions::default(), &later, &meter).unwrap();
     assert_ne!(new.snapshots, first.snapshots, "a snapshot older than the job is not the job's");
 }
 
@@ -319,17 +321,19 @@ fn what_cannot_be_done_is_named() {
     let text = |result: Result<Work, EngineError>| result.expect_err("must fail").to_string();
 
     let missing = bench.path("missing");
-    let error = text(bench.engine.backup(&at, &[&missing], &mark(false), &meter));
+    let error = text(bench.engine.backup(&at, &[&missing], &BackupOptions::default(), &mark(false), &meter));
     assert!(error.contains(&missing.display().to_string()), "{error}");
     assert!(!Path::new(&at.path).exists(), "a refused backup makes no repository");
-    let error = text(bench.engine.backup(&at, &[Path::new("relative")], &mark(false), &meter));
+    let error =
+        text(bench.engine.backup(&at, &[Path::new("relative")], &BackupOptions::default(), &mark(false), &meter));
     assert!(error.contains("absolute"), "{error}");
-    let error = text(bench.engine.backup(&at, &[&source.join("link")], &mark(false), &meter));
+    let error =
+        text(bench.engine.backup(&at, &[&source.join("link")], &BackupOptions::default(), &mark(false), &meter));
     assert!(error.contains("symbolic link") && error.contains("bin/program"), "{error}");
     let error = text(bench.engine.verify(&at, &reference("latest"), &mark(false), &meter));
     assert!(error.contains("there is no repository here"), "{error}");
     let strange = Location { path: source.display().to_string(), password_file: None };
-    let error = text(bench.engine.backup(&strange, &[&source], &mark(false), &meter));
+    let error = text(bench.engine.backup(&strange, &[&source], &BackupOptions::default(), &mark(false), &meter));
     assert!(error.contains("is not a repository"), "{error}");
 
     bench.backup(&source);

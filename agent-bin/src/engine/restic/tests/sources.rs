@@ -22,7 +22,8 @@ fn backup_while(bench: &Bench, source: &Path, meanwhile: impl FnOnce(&AtomicBool
             }
             meanwhile(&ended);
         });
-        let work = bench.engine.backup(&bench.at(), &[source], &mark(false), &meter).unwrap();
+        let work =
+            bench.engine.backup(&bench.at(), &[source], &BackupOptions::default(), &mark(false), &meter).unwrap();
         ended.store(true, Ordering::Relaxed);
         work
     });
@@ -123,7 +124,8 @@ fn a_backup_stops_in_the_middle_of_a_large_file_and_loses_no_work() {
     File::create(source.join("z-large")).unwrap().set_len(40 << 30).unwrap();
     let meter = SharedMeter::default();
     let (stopped, took) = std::thread::scope(|scope| {
-        let backup = scope.spawn(|| bench.engine.backup(&bench.at(), &[&source], &mark(false), &meter));
+        let backup = scope
+            .spawn(|| bench.engine.backup(&bench.at(), &[&source], &BackupOptions::default(), &mark(false), &meter));
         while meter.read().0 < 400 << 20 {
             std::thread::yield_now();
         }

@@ -1,21 +1,24 @@
 //! `job`: operations of agents.
 
-use std::collections::BTreeMap;
+mod backup;
+mod show;
 
 use clap::{Args, Subcommand};
-use proto::agent::{HostScope, JobId, Operation, Outcome, Progress, Repository, SnapshotRef};
+use proto::agent::{HostScope, JobId, Operation, Progress, Repository, SnapshotRef};
 use proto::name::NameError;
 use proto::own::Arguments;
 use proto::{ArgumentName, HostName, OperationKind, Product};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::client::{ask, ask_once, unexpected};
 use super::out::{self, note, say};
-use super::progress::{self, ProgressLine};
-use super::units::{bytes, bytes_of, count, moment};
+use super::progress::{ProgressLine, Rate};
+use super::units::moment;
 use super::{Done, Here, Json};
 use crate::manager::admin::{AdminEvent, AdminReply, Long, Quick};
 use crate::manager::control::jobs::{JobRecord, JobState};
+use backup::How;
+use show::{doing, job_json, print, show, state_name};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JobCommand {
@@ -23,6 +26,8 @@ pub(super) enum JobCommand {
     Backup {
         #[command(flatten)]
         common: DataAgent,
+        #[command(flatten)]
+        how: How,
         /// Absolute paths on the host
         #[arg(required = true, value_name = "SOURCE")]
         sources: Vec<String>,
@@ -188,9 +193,9 @@ pub(super) struct OneJob {
 
 pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
     match command {
-        JobCommand::Backup { common, sources } => {
-            let (repository, sources) = (common.order.repository(), sources.clone());
-            order(&common.product, &common.order, Operation::Backup { repository, sources }, here)
+        JobCommand::Backup { common, how, sources } => {
+            let (repository, sources, options) = (common.order.repository(), sources.clone(), how.options());
+            order(&common.product, &common.order, Operation::BackupWith { repository, sources, options }, here)
         }
         JobCommand::Restore { common, snapshot, scope, target } => {
             let (repository, snapshot, target) =
@@ -262,7 +267,7 @@ fn follow(
 
 /// Follows a job to its end. Interrupted, the job goes on.
 fn wait(id: JobId, json: bool, here: &Here) -> anyhow::Result<Done> {
-    let mut line = ProgressLine::new();
+    let (mut line, mut rate) = (ProgressLine::new(), Rate::default());
     let mut last: Option<(Option<Progress>, Option<String>)> = None;
     let number = id;
     let goes_on = format!(
@@ -274,8 +279,16 @@ fn wait(id: JobId, json: bool, here: &Here) -> anyhow::Result<Done> {
         if last.as_ref() == Some(&now) {
             return;
         }
+        let pace = record.progress.as_ref().map(|progress| rate.pace(progress)).unwrap_or_default();
         if json {
-            out::json_line(&json!({ "job": record.id, "progress": record.progress, "waiting": record.waiting }));
+            out::json_line(&json!({
+                "job": record.id,
+                "progress": record.progress,
+                "percent": pace.percent,
+                "bytes_per_second": pace.bytes_per_second,
+                "left_ms": pace.left_ms,
+                "waiting": record.waiting,
+            }));
         } else if let Some(waiting) = &record.waiting {
             // At once: it may be up to the operator that the job can go on.
             if last.as_ref().is_none_or(|(_, before)| before.as_ref() != Some(waiting)) {
@@ -299,17 +312,6 @@ fn wait(id: JobId, json: bool, here: &Here) -> anyhow::Result<Done> {
         JobState::Done => Done::WithProblems,
         _ => Done::Code(1),
     })
-}
-
-fn show(line: &mut ProgressLine, progress: &Progress) {
-    let task = format!("{}: {}", unit(progress), progress.activity);
-    line.update(progress::Progress { task: &task, done: progress.bytes_done, total: progress.bytes, bytes: true });
-}
-
-/// `unit 2 of 4`
-fn unit(progress: &Progress) -> String {
-    // A host may say any numbers.
-    format!("unit {} of {}", progress.units_done.saturating_add(1).min(progress.units), progress.units)
 }
 
 fn list(limit: u32, json: bool, here: &Here) -> anyhow::Result<Done> {
@@ -339,125 +341,5 @@ fn job(reply: AdminReply) -> anyhow::Result<JobRecord> {
     match reply {
         AdminReply::Job(record) => Ok(record),
         _ => unexpected(),
-    }
-}
-
-fn job_json(record: &JobRecord) -> Value {
-    let (summary, error, results) = match &record.outcome {
-        Some(Outcome::Done(summary) | Outcome::Cancelled(summary)) => (Some(summary), None, &[][..]),
-        Some(Outcome::OwnDone(own)) => (None, None, &own.results[..]),
-        Some(Outcome::Failed(error)) => (None, Some(error), &[][..]),
-        None => (None, None, &[][..]),
-    };
-    let arguments: BTreeMap<_, _> = match &record.operation {
-        Operation::Own { arguments, .. } => arguments.iter().collect(),
-        _ => BTreeMap::new(),
-    };
-    let results: Map<String, Value> =
-        results.iter().map(|finding| (finding.name.to_string(), finding.text.clone().into())).collect();
-    json!({
-        "job": record.id,
-        "host": record.host,
-        "product": record.product,
-        "operation": record.operation.kind(),
-        "repository": record.operation.repository().map(|repository| &repository.path),
-        "arguments": arguments,
-        "state": record.state,
-        "created_unix_ms": record.created,
-        "started_unix_ms": record.started,
-        "ended_unix_ms": record.ended,
-        "progress": record.progress,
-        "waiting": record.waiting,
-        "cancel_asked": record.cancel,
-        "error": error,
-        "snapshots": summary.map_or(&[][..], |summary| &summary.snapshots),
-        "files": summary.map(|summary| summary.files),
-        "bytes": summary.map(|summary| summary.bytes),
-        "repository_bytes": summary.map(|summary| summary.repository_bytes),
-        "results": results,
-        "problems": record.outcome.as_ref().map_or(&[][..], Outcome::problems),
-        "versions": record.outcome.as_ref().map_or(&[][..], Outcome::versions),
-    })
-}
-
-fn print(record: &JobRecord, json: bool) {
-    if json {
-        return out::json(&job_json(record));
-    }
-    let what = format!("job {}: {} on {}", record.id, record.operation.kind(), record.host);
-    say!(
-        "{what}: {}{}",
-        state_name(record.state),
-        Some(doing(record)).filter(|text| !text.is_empty()).map_or_else(String::new, |text| format!(", {text}"))
-    );
-    match &record.outcome {
-        Some(Outcome::Done(summary) | Outcome::Cancelled(summary)) => {
-            summary.snapshots.iter().for_each(|snapshot| say!("snapshot {snapshot}"));
-        }
-        Some(Outcome::OwnDone(own)) => {
-            own.results.iter().for_each(|finding| say!("{}: {}", finding.name, finding.text));
-        }
-        Some(Outcome::Failed(_)) | None => {}
-    }
-    for problem in record.outcome.as_ref().map_or(&[][..], Outcome::problems) {
-        say!("problem: {problem}");
-    }
-}
-
-/// What a job is doing or why not, in a few words.
-fn doing(record: &JobRecord) -> String {
-    match (&record.outcome, &record.waiting, &record.progress) {
-        (Some(Outcome::Failed(error)), _, _) => error.clone(),
-        (Some(Outcome::Done(summary) | Outcome::Cancelled(summary)), _, _) => {
-            let versions = summary.versions.join(", ");
-            match record.operation.repository() {
-                Some(_) => {
-                    format!("{}, {}, by version {versions}", count(summary.files, "file"), bytes(summary.bytes))
-                }
-                None => format!("by version {versions}"),
-            }
-        }
-        (Some(Outcome::OwnDone(own)), _, _) => format!("by version {}", own.versions.join(", ")),
-        (None, Some(waiting), _) => format!("waits: {waiting}"),
-        (None, None, Some(progress)) => {
-            let amount = match (progress.bytes, record.operation.repository()) {
-                // A program that counts no bytes says nothing of them.
-                (0, None) => String::new(),
-                (0, Some(_)) => format!("{}, ", bytes(progress.bytes_done)),
-                (all, _) => format!("{}, ", bytes_of(progress.bytes_done, all)),
-            };
-            format!("{}, {amount}{}", unit(progress), progress.activity)
-        }
-        (None, None, None) => String::new(),
-    }
-}
-
-fn state_name(state: JobState) -> String {
-    match state {
-        JobState::Queued => "queued",
-        JobState::Running => "running",
-        JobState::Done => "done",
-        JobState::Failed => "failed",
-        JobState::Cancelled => "cancelled",
-    }
-    .to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_that_make_no_sense_are_shown_as_they_are() {
-        let absurd = Progress {
-            units_done: u32::MAX,
-            units: u32::MAX,
-            bytes_done: u64::MAX,
-            bytes: 1,
-            activity: String::new(),
-            version: String::new(),
-        };
-        assert_eq!(unit(&absurd), "unit 4294967295 of 4294967295");
-        assert_eq!(unit(&Progress { units: 3, ..absurd }), "unit 3 of 3");
     }
 }

@@ -1,0 +1,175 @@
+//! What is shown of a job: a line, a page, a JSON document.
+
+use std::collections::BTreeMap;
+
+use proto::agent::{Operation, Outcome, Progress, Summary};
+use proto::backup::BackupCounts;
+use serde_json::{Map, Value, json};
+
+use super::super::out::{self, say};
+use super::super::progress::{self, ProgressLine};
+use super::super::units::{bytes, bytes_of, count, ms};
+use crate::manager::control::jobs::{JobRecord, JobState};
+
+pub(super) fn show(line: &mut ProgressLine, progress: &Progress) {
+    let task = format!("{}: {}", unit(progress), progress.activity);
+    line.update(progress::Progress { task: &task, done: progress.bytes_done, total: progress.bytes, bytes: true });
+}
+
+/// `unit 2 of 4`
+fn unit(progress: &Progress) -> String {
+    // A host may say any numbers.
+    format!("unit {} of {}", progress.units_done.saturating_add(1).min(progress.units), progress.units)
+}
+
+pub(super) fn job_json(record: &JobRecord) -> Value {
+    let (summary, error, results) = match &record.outcome {
+        Some(Outcome::Done(summary) | Outcome::Cancelled(summary) | Outcome::BackedUp { summary, .. }) => {
+            (Some(summary), None, &[][..])
+        }
+        Some(Outcome::OwnDone(own)) => (None, None, &own.results[..]),
+        Some(Outcome::Failed(error)) => (None, Some(error), &[][..]),
+        None => (None, None, &[][..]),
+    };
+    let arguments: BTreeMap<_, _> = match &record.operation {
+        Operation::Own { arguments, .. } => arguments.iter().collect(),
+        _ => BTreeMap::new(),
+    };
+    let counts = match &record.outcome {
+        Some(Outcome::BackedUp { counts, .. }) => Some(counts),
+        _ => None,
+    };
+    let results: Map<String, Value> =
+        results.iter().map(|finding| (finding.name.to_string(), finding.text.clone().into())).collect();
+    json!({
+        "job": record.id,
+        "host": record.host,
+        "product": record.product,
+        "operation": record.operation.kind(),
+        "repository": record.operation.repository().map(|repository| &repository.path),
+        "arguments": arguments,
+        "state": record.state,
+        "created_unix_ms": record.created,
+        "started_unix_ms": record.started,
+        "ended_unix_ms": record.ended,
+        "progress": record.progress,
+        "waiting": record.waiting,
+        "cancel_asked": record.cancel,
+        "error": error,
+        "snapshots": summary.map_or(&[][..], |summary| &summary.snapshots),
+        "files": summary.map(|summary| summary.files),
+        "bytes": summary.map(|summary| summary.bytes),
+        "repository_bytes": summary.map(|summary| summary.repository_bytes),
+        "counts": counts,
+        "dry_run": dry_run(record),
+        "results": results,
+        "problems": record.outcome.as_ref().map_or(&[][..], Outcome::problems),
+        "versions": record.outcome.as_ref().map_or(&[][..], Outcome::versions),
+    })
+}
+
+pub(super) fn print(record: &JobRecord, json: bool) {
+    if json {
+        return out::json(&job_json(record));
+    }
+    let what = format!("job {}: {} on {}", record.id, record.operation.kind(), record.host);
+    say!(
+        "{what}: {}{}",
+        state_name(record.state),
+        Some(doing(record)).filter(|text| !text.is_empty()).map_or_else(String::new, |text| format!(", {text}"))
+    );
+    match &record.outcome {
+        Some(Outcome::Done(summary) | Outcome::Cancelled(summary) | Outcome::BackedUp { summary, .. }) => {
+            if let Some(Outcome::BackedUp { counts, .. }) = &record.outcome {
+                say!("{}", counted(summary, counts));
+            }
+            if dry_run(record) {
+                say!("it was a dry run: nothing is stored");
+            }
+            summary.snapshots.iter().for_each(|snapshot| say!("snapshot {snapshot}"));
+        }
+        Some(Outcome::OwnDone(own)) => {
+            own.results.iter().for_each(|finding| say!("{}: {}", finding.name, finding.text));
+        }
+        Some(Outcome::Failed(_)) | None => {}
+    }
+    for problem in record.outcome.as_ref().map_or(&[][..], Outcome::problems) {
+        say!("problem: {problem}");
+    }
+}
+
+/// What a job is doing or why not, in a few words.
+pub(super) fn doing(record: &JobRecord) -> String {
+    match (&record.outcome, &record.waiting, &record.progress) {
+        (Some(Outcome::Failed(error)), _, _) => error.clone(),
+        (Some(Outcome::Done(summary) | Outcome::Cancelled(summary) | Outcome::BackedUp { summary, .. }), _, _) => {
+            let versions = summary.versions.join(", ");
+            match record.operation.repository() {
+                Some(_) => {
+                    format!("{}, {}, by version {versions}", count(summary.files, "file"), bytes(summary.bytes))
+                }
+                None => format!("by version {versions}"),
+            }
+        }
+        (Some(Outcome::OwnDone(own)), _, _) => format!("by version {}", own.versions.join(", ")),
+        (None, Some(waiting), _) => format!("waits: {waiting}"),
+        (None, None, Some(progress)) => {
+            let amount = match (progress.bytes, record.operation.repository()) {
+                // A program that counts no bytes says nothing of them.
+                (0, None) => String::new(),
+                (0, Some(_)) => format!("{}, ", bytes(progress.bytes_done)),
+                (all, _) => format!("{}, ", bytes_of(progress.bytes_done, all)),
+            };
+            format!("{}, {amount}{}", unit(progress), progress.activity)
+        }
+        (None, None, None) => String::new(),
+    }
+}
+
+pub(super) fn state_name(state: JobState) -> String {
+    match state {
+        JobState::Queued => "queued",
+        JobState::Running => "running",
+        JobState::Done => "done",
+        JobState::Failed => "failed",
+        JobState::Cancelled => "cancelled",
+    }
+    .to_owned()
+}
+
+/// Whether it was only to say what would be done.
+fn dry_run(record: &JobRecord) -> bool {
+    matches!(&record.operation, Operation::BackupWith { options, .. } if options.dry_run)
+}
+
+/// What a backup found and stored, in two sentences.
+fn counted(summary: &Summary, counts: &BackupCounts) -> String {
+    let BackupCounts { files_new, files_changed, files_unmodified, dirs_new, dirs_changed, dirs_unmodified, .. } =
+        *counts;
+    format!(
+        "files: {files_new} new, {files_changed} changed, {files_unmodified} unmodified; directories: {dirs_new} new, \
+         {dirs_changed} changed, {dirs_unmodified} unmodified; added {}, stored as {}, in {}",
+        bytes(counts.added_bytes),
+        bytes(summary.repository_bytes),
+        ms(counts.duration_ms)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_make_no_sense_are_shown_as_they_are() {
+        let absurd = Progress {
+            units_done: u32::MAX,
+            units: u32::MAX,
+            bytes_done: u64::MAX,
+            bytes: 1,
+            activity: String::new(),
+            version: String::new(),
+        };
+        assert_eq!(unit(&absurd), "unit 4294967295 of 4294967295");
+        assert_eq!(unit(&Progress { units: 3, ..absurd }), "unit 3 of 3");
+    }
+}

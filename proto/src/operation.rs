@@ -1,0 +1,256 @@
+//! What an agent is ordered to do, on whose behalf, and which snapshots are meant.
+
+use serde::{Deserialize, Serialize};
+
+use crate::backup::BackupOptions;
+use crate::bounded::{List, Own, PathText, Paths, Word, within};
+use crate::limits::{EARLIER_JOBS_MAX, SNAPSHOT_BYTES_MAX, SOURCES_BYTES_MAX, SOURCES_MAX, VERSION_BYTES_MAX};
+use crate::name::{OperationKind, Product};
+use crate::own::Arguments;
+
+/// The manager's number of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct JobId(pub u64);
+
+/// A storage operation. Paths are on the agent's host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operation {
+    /// Back up directories; one unit (one snapshot) for each source.
+    Backup {
+        /// Where the snapshots go.
+        repository: Repository,
+        /// Absolute paths of directories or files; each is one unit, and becomes one snapshot.
+        #[serde(deserialize_with = "within::<_, Paths<SOURCES_MAX, SOURCES_BYTES_MAX>>")]
+        sources: Vec<String>,
+    },
+    /// Restore a snapshot into a directory, which is made if need be.
+    Restore {
+        /// Where the snapshots are.
+        repository: Repository,
+        /// The snapshots that are meant; more than one when several sources have a newest one.
+        snapshot: SnapshotRef,
+        /// Absolute path of that directory.
+        #[serde(deserialize_with = "within::<_, PathText>")]
+        target: String,
+    },
+    /// Compare snapshots with the directories that they were made of.
+    Verify {
+        /// Where the snapshots are.
+        repository: Repository,
+        /// The snapshots that are meant; more than one when several sources have a newest one.
+        snapshot: SnapshotRef,
+    },
+    /// Check a repository's structure and, if asked, every byte of it.
+    Check {
+        /// The repository that it works on.
+        repository: Repository,
+        /// Also read all packs.
+        read_data: bool,
+    },
+    /// Forget snapshots and free the space that nothing needs.
+    Prune {
+        /// The repository that it works on.
+        repository: Repository,
+        /// How many of the newest snapshots of each source stay; at least 1.
+        keep_last: u32,
+    },
+    /// Say which repository this is: the one entry of the summary's `snapshots` is its own id, 64 hex digits, which
+    /// it has however it is reached. The manager asks when two of its jobs may be at one repository.
+    Identify {
+        /// The repository that it works on.
+        repository: Repository,
+    },
+    /// One that the agent's program brings itself.
+    Own {
+        /// As the program calls it; none of [`Operation::KINDS`].
+        kind: OperationKind,
+        /// What the program reads them as is its own affair.
+        arguments: Arguments,
+    },
+    /// As `Backup`, with all that can be said of how it is done. Its outcome is [`crate::outcome::Outcome::BackedUp`].
+    BackupWith {
+        /// Where the snapshots go.
+        repository: Repository,
+        /// Absolute paths of directories or files.
+        #[serde(deserialize_with = "within::<_, Paths<SOURCES_MAX, SOURCES_BYTES_MAX>>")]
+        sources: Vec<String>,
+        /// How.
+        options: BackupOptions,
+    },
+}
+
+/// On whose behalf an operation is done. The manager says it with the job, because only it knows: a machine's own name
+/// is shared by its clones.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobOrigin {
+    /// The enrolled host; snapshots carry its name.
+    pub host: crate::name::HostName,
+    /// The product that the job was ordered of.
+    pub product: Product,
+    /// The policy that ordered it; `None`: a person.
+    #[serde(deserialize_with = "within::<_, Option<Word<VERSION_BYTES_MAX>>>")]
+    pub policy: Option<String>,
+    /// Hosts of earlier backup jobs of this manager, for snapshots that carry only their job's number.
+    #[serde(deserialize_with = "within::<_, List<Own<(JobId, crate::name::HostName)>, EARLIER_JOBS_MAX>>")]
+    pub earlier: Vec<(JobId, crate::name::HostName)>,
+}
+
+impl JobOrigin {
+    /// Of a person's order.
+    pub fn new(host: crate::name::HostName, product: Product) -> Self {
+        Self { host, product, policy: None, earlier: Vec::new() }
+    }
+}
+
+/// A reference to snapshots, and among whose it is looked up.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SnapshotRef {
+    /// Snapshot id, the start of one, `latest`, or `latest~N` for the Nth before it.
+    #[serde(deserialize_with = "within::<_, Word<SNAPSHOT_BYTES_MAX>>")]
+    pub snapshot: String,
+    /// Among the snapshots of which hosts.
+    pub of: HostScope,
+    /// Only snapshots of this source, an absolute path.
+    #[serde(deserialize_with = "within::<_, Option<PathText>>")]
+    pub source: Option<String>,
+}
+
+impl SnapshotRef {
+    /// The newest of each source of the own host.
+    pub fn latest() -> Self {
+        Self { snapshot: "latest".to_owned(), of: HostScope::Own, source: None }
+    }
+
+    /// Whether it asks for what is newest, and so depends on every snapshot.
+    pub fn is_latest(&self) -> bool {
+        self.snapshot.starts_with("latest")
+    }
+}
+
+/// Of which hosts snapshots are meant.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum HostScope {
+    /// Of the host that does the operation.
+    Own,
+    /// Of this host of the manager, which need not be the one that does the operation.
+    Host(crate::name::HostName),
+    /// Of all, also of machines that are no hosts of the manager.
+    Any,
+}
+
+/// A restic-compatible repository on the agent's host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Repository {
+    /// Absolute path of its directory. A backup makes it if it is not there.
+    #[serde(deserialize_with = "within::<_, PathText>")]
+    pub path: String,
+    /// File on the host with the password; `None`: `STATE/repository.password`, made at first use.
+    #[serde(deserialize_with = "within::<_, Option<PathText>>")]
+    pub password_file: Option<String>,
+}
+
+impl Operation {
+    /// The kinds that every program means the same by, and none brings itself.
+    pub const KINDS: [&str; 6] = ["backup", "restore", "verify", "check", "prune", "identify"];
+
+    /// One of [`Operation::KINDS`], or the program's own.
+    pub fn kind(&self) -> &str {
+        match self {
+            Operation::Backup { .. } | Operation::BackupWith { .. } => "backup",
+            Operation::Restore { .. } => "restore",
+            Operation::Verify { .. } => "verify",
+            Operation::Check { .. } => "check",
+            Operation::Prune { .. } => "prune",
+            Operation::Identify { .. } => "identify",
+            Operation::Own { kind, .. } => kind.as_str(),
+        }
+    }
+
+    /// The repository that it works on; `None`: that is known to the program alone.
+    pub fn repository(&self) -> Option<&Repository> {
+        match self {
+            Operation::Backup { repository, .. }
+            | Operation::BackupWith { repository, .. }
+            | Operation::Restore { repository, .. }
+            | Operation::Verify { repository, .. }
+            | Operation::Check { repository, .. }
+            | Operation::Prune { repository, .. }
+            | Operation::Identify { repository } => Some(repository),
+            Operation::Own { .. } => None,
+        }
+    }
+
+    /// Whether the first agents did not know it.
+    pub fn is_newer(&self) -> bool {
+        match self {
+            Operation::Backup { .. }
+            | Operation::Restore { .. }
+            | Operation::Verify { .. }
+            | Operation::Check { .. }
+            | Operation::Prune { .. }
+            | Operation::Identify { .. } => false,
+            Operation::Own { .. } | Operation::BackupWith { .. } => true,
+        }
+    }
+
+    /// The same in the words of agents that do not know the newer ones, if nothing is lost by it but what is counted.
+    pub fn plain(&self) -> Option<Operation> {
+        match self {
+            Operation::BackupWith { repository, sources, options } if *options == BackupOptions::default() => {
+                Some(Operation::Backup { repository: repository.clone(), sources: sources.clone() })
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn repository(path: &str) -> Repository {
+        Repository { path: path.to_owned(), password_file: None }
+    }
+
+    #[test]
+    fn an_operation_has_a_kind_and_works_on_one_repository() {
+        let at = |path| repository(path);
+        let latest = SnapshotRef::latest;
+        let operations = [
+            (Operation::Backup { repository: at("/a"), sources: vec![] }, "backup", "/a"),
+            (Operation::Restore { repository: at("/b"), snapshot: latest(), target: "/t".into() }, "restore", "/b"),
+            (Operation::Verify { repository: at("/c"), snapshot: latest() }, "verify", "/c"),
+            (Operation::Check { repository: at("/d"), read_data: false }, "check", "/d"),
+            (Operation::Prune { repository: at("/e"), keep_last: 1 }, "prune", "/e"),
+            (Operation::Identify { repository: at("/f") }, "identify", "/f"),
+        ];
+        for ((operation, kind, path), listed) in operations.into_iter().zip(Operation::KINDS) {
+            assert_eq!((operation.kind(), operation.repository()), (kind, Some(&repository(path))));
+            assert_eq!(kind, listed);
+        }
+        let with = |options| Operation::BackupWith { repository: at("/g"), sources: vec!["/s".into()], options };
+        let plain = with(BackupOptions::default());
+        assert_eq!((plain.kind(), plain.repository()), ("backup", Some(&repository("/g"))));
+        assert_eq!(plain.plain(), Some(Operation::Backup { repository: at("/g"), sources: vec!["/s".into()] }));
+        assert_eq!(with(BackupOptions { force: true, ..BackupOptions::default() }).plain(), None);
+        let own = Operation::Own { kind: "rotate".parse().unwrap(), arguments: Arguments::default() };
+        assert_eq!((own.kind(), own.repository()), ("rotate", None));
+        assert!(own.is_newer() && plain.is_newer() && !plain.plain().unwrap().is_newer());
+    }
+
+    #[test]
+    fn the_latest_snapshots_are_those_of_the_own_host() {
+        let latest = SnapshotRef::latest();
+        assert_eq!((latest.snapshot.as_str(), &latest.of, &latest.source), ("latest", &HostScope::Own, &None));
+        for (text, newest) in [("latest", true), ("latest~2", true), ("a1b2", false), ("late", false)] {
+            assert_eq!(SnapshotRef { snapshot: text.into(), ..SnapshotRef::latest() }.is_latest(), newest, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_persons_order_has_no_policy_and_no_history() {
+        let origin = JobOrigin::new("host-1".parse().unwrap(), "agent".parse().unwrap());
+        assert_eq!((origin.host.as_str(), origin.product.as_str()), ("host-1", "agent"));
+        assert_eq!((origin.policy, origin.earlier), (None, vec![]));
+    }
+}
