@@ -35,7 +35,7 @@ wants_to_test() {
     wants make make "builds the example in C"
     wants pkg-config pkg-config "finds the C library for it"
     wants valgrind valgrind "watches the memory of a program in C"
-    wants python3 python3 "runs the example in Python"
+    wants python3 python3-venv "runs the example in Python"
     wants unshare util-linux "makes the namespaces in which tests without root mount"
 }
 

@@ -81,6 +81,14 @@ pub fn program(name: &'static str) -> Result<(), Lack> {
     if is_there { Ok(()) } else { Err(Lack::Program(name)) }
 }
 
+/// Whether there is a Python that makes environments with `pip` in them.
+pub fn python() -> Result<(), Lack> {
+    let mut python = Command::new("python3");
+    let status = python.args(["-c", "import ctypes, ensurepip, venv"]).stderr(Stdio::null()).status();
+    let is_there = status.is_ok_and(|status| status.success());
+    if is_there { Ok(()) } else { Err(Lack::Program("python3 with venv")) }
+}
+
 /// Whether the C compiler has its sanitizers for addresses and undefined behaviour.
 pub fn sanitizers() -> Result<(), Lack> {
     let mut cc = Command::new("sh");

@@ -128,6 +128,11 @@ fn python() -> Option<RealProgram> {
     })
 }
 
+/// A Python that lies in a tree: the fetched one, or else this machine's, where it has one.
+pub fn python_in_a_tree() -> Option<RealProgram> {
+    programs().into_iter().rfind(|program| program.name.starts_with("python"))
+}
+
 fn fetched(trees: &Path) -> Vec<RealProgram> {
     let mut found = Vec::new();
     for (name, command, variables, prints) in [

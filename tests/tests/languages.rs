@@ -3,16 +3,21 @@
 // Panicking is how a test reports, also in the functions that tests share.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::fs;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::Command;
 
-use tests::languages::CInterface;
+use tests::languages::{CInterface, PythonPackage};
 use tests::load::{Seen, get, under_load};
-use tests::{Host, Manager, TreeFixture, needs};
+use tests::real::python_in_a_tree;
+use tests::repository::root;
+use tests::{Host, Manager, Output, TreeFixture, needs};
 
 const PRODUCT: &str = "service";
 const CLIENTS: usize = 4;
 /// Under valgrind everything takes thirty times as long.
-const SLOWLY: &str = "12s";
+const SLOWLY: &str = "20s";
 
 /// A manager, a host, and an address that the service of the test listens on.
 struct Lab {
@@ -30,12 +35,13 @@ impl Lab {
     }
 
     /// A version of a tree, with what it is started with, and a file that makes it another tree.
-    fn publish(&self, version: &str, tree: &TreeFixture, entry: &str, arguments: &[&str]) {
-        let probation = if entry.contains("valgrind") { SLOWLY } else { "4s" };
-        tree.file("VERSION", 0o644, version);
+    fn publish(&self, version: &str, tree: &Path, entry: &str, arguments: &[&str]) {
+        // Long enough for a first start whose files all come over the line.
+        let probation = if entry.contains("valgrind") { SLOWLY } else { "8s" };
+        fs::write(tree.join("VERSION"), version).unwrap();
         let file = format!("entrypoint = {entry:?}\narguments = {arguments:?}\nprobation = {probation:?}\n");
-        tree.file("manager-fs.toml", 0o644, file);
-        self.manager.publish(PRODUCT, version, tree.path());
+        fs::write(tree.join("manager-fs.toml"), file).unwrap();
+        self.manager.publish(PRODUCT, version, tree);
         self.manager.export(&format!("{PRODUCT}@{version}"), "host-1");
     }
 
@@ -48,9 +54,14 @@ impl Lab {
     /// The change-over with clients that ask meanwhile; nobody may be lost.
     #[track_caller]
     fn upgrade(&self, version: &str, code: i32) -> Seen {
+        self.upgrade_under(CLIENTS, version, code)
+    }
+
+    #[track_caller]
+    fn upgrade_under(&self, clients: usize, version: &str, code: i32) -> Seen {
         let generation = format!("{PRODUCT}@{version}");
         let upgrade = || self.manager.run(&["upgrade", PRODUCT, &generation, "--to", "host-1"]);
-        let (seen, output) = under_load(CLIENTS, || get(self.address, "/"), upgrade);
+        let (seen, output) = under_load(clients, || get(self.address, "/"), upgrade);
         assert_eq!(output.code, Some(code), "{output:?}");
         assert_eq!(seen.lost(), 0, "{version}: {seen:?}");
         seen
@@ -78,28 +89,33 @@ fn count(answer: &str) -> u64 {
     words[words.len() - 2].parse().unwrap()
 }
 
-/// The example in C, and where its versions are published.
-struct InC {
+/// The example in one of the languages, as a product.
+struct Example {
     lab: Lab,
 }
 
-impl InC {
-    /// Version 1 runs, 2 and one that fails are exported.
+impl Example {
+    /// Version 1 runs; 2, and one that fails, are exported.
     #[track_caller]
-    fn running(flags: &str, entry: &str) -> Self {
-        let mut lab = Lab::new();
+    fn running(mut lab: Lab, tree: &Path, entry: &str) -> Self {
+        let address = lab.address.to_string();
+        lab.publish("1", tree, entry, &[&address]);
+        lab.launch("1");
+        lab.publish("2", tree, entry, &[&address]);
+        lab.publish("bad", tree, entry, &["no address", "and too much"]);
+        assert_eq!(count(&get(lab.address, "/").unwrap()), 0);
+        Self { lab }
+    }
+
+    #[track_caller]
+    fn in_c(flags: &str, entry: &str) -> Self {
+        let lab = Lab::new();
         let tree = CInterface::install(&lab.manager.path("")).service(flags);
         // The stacks of threads that run at the end are only "possibly" lost.
         let valgrind = "valgrind --quiet --leak-check=full --show-leak-kinds=definite --error-exitcode=9";
         let script = format!("#!/bin/sh\nexec {valgrind} \"${{0%/*}}/service\" \"$@\"\n");
         tree.file("bin/under-valgrind", 0o755, script);
-        let address = lab.address.to_string();
-        lab.publish("1", &tree, entry, &[&address]);
-        lab.launch("1");
-        lab.publish("2", &tree, entry, &[&address]);
-        lab.publish("bad", &tree, entry, &["no address", "and too much"]);
-        assert_eq!(count(&get(lab.address, "/").unwrap()), 0);
-        Self { lab }
+        Self::running(lab, tree.path(), entry)
     }
 
     #[track_caller]
@@ -109,49 +125,93 @@ impl InC {
         format!("{}{}", output.stdout, output.stderr)
     }
 
-    /// It ends in good order, and what watches its memory has said nothing.
+    /// Changes its version in every way under load, performs its operation, and ends in good order.
     #[track_caller]
-    fn ends_clean(mut self) {
+    fn does_all_that_it_should(self, refuses: &str) {
+        let answered = self.lab.changes();
+        let now = count(&get(self.lab.address, "/").unwrap());
+        assert!(now >= answered, "{now} of {answered}: the state crosses a change-over");
+        assert!(self.job(&["--arg", "of=requests"], 0).contains(&format!("requests: {}", now + 1)));
+        assert!(self.job(&["--arg", "of=answers"], 1).contains(refuses));
+        assert!(self.job(&["--arg", "off=requests"], 1).contains("takes no argument 'off'; it takes of"));
+        let log = self.ends_clean();
+        assert!(log.contains("usage: service"), "{log}");
+    }
+
+    /// It ends in good order, and what watches its memory has said nothing. Returns what it printed.
+    #[track_caller]
+    fn ends_clean(mut self) -> String {
         let stub = self.lab.host.stub(PRODUCT);
         assert_eq!(stub.end(), Some(0));
         let log = stub.log();
-        for word in ["Sanitizer", "runtime error", "==ERROR", " at 0x", "definitely lost"] {
+        for word in ["Sanitizer", "runtime error", "==ERROR", " at 0x", "definitely lost", "Traceback"] {
             assert!(!log.contains(word), "{log}");
         }
+        log
     }
-}
-
-#[track_caller]
-fn c_service_changes(flags: &str) {
-    let mut service = InC::running(flags, "bin/service");
-    let answered = service.lab.changes();
-    let now = count(&get(service.lab.address, "/").unwrap());
-    assert!(now >= answered, "{now} of {answered}: the state crosses a change-over");
-    assert!(service.job(&["--arg", "of=requests"], 0).contains(&format!("requests: {}", now + 1)));
-    assert!(service.job(&[], 1).contains("want --arg of=requests"));
-    assert!(service.job(&["--arg", "off=requests"], 1).contains("takes no argument 'off'; it takes of"));
-    let log = service.lab.host.stub(PRODUCT).log();
-    assert!(log.contains("usage: service ADDRESS"), "{log}");
-    service.ends_clean();
 }
 
 #[test]
 fn a_service_in_c_changes_its_version_under_load_and_nobody_is_lost() {
-    c_service_changes("-O2");
+    Example::in_c("-O2", "bin/service").does_all_that_it_should("want --arg of=requests");
 }
 
 #[test]
 fn the_c_interface_is_clean_under_the_compilers_sanitizers() {
     needs::demand(needs::sanitizers());
-    c_service_changes("-g -fsanitize=address,undefined -fno-omit-frame-pointer");
+    let flags = "-g -fsanitize=address,undefined -fno-omit-frame-pointer";
+    Example::in_c(flags, "bin/service").does_all_that_it_should("want --arg of=requests");
 }
 
 #[test]
 fn the_c_interface_is_clean_under_valgrind() {
     needs::demand(needs::program("valgrind"));
-    let service = InC::running("-g", "bin/under-valgrind");
-    let seen = service.lab.upgrade("2", 0);
+    let service = Example::in_c("-g", "bin/under-valgrind");
+    let seen = service.lab.upgrade_under(1, "2", 0);
     assert!(seen.of("200 version 2 ") > 0, "{seen:?}");
     assert!(service.job(&["--arg", "of=requests"], 0).contains("requests: "));
     service.ends_clean();
+}
+
+fn example_in_python() -> std::path::PathBuf {
+    root().join("agent-core/python/example/service.py")
+}
+
+#[test]
+fn a_service_in_python_changes_its_version_under_load_and_nobody_is_lost() {
+    let lab = Lab::new();
+    let package = PythonPackage::install(&lab.manager.path(""));
+    let tree = TreeFixture::new();
+    // The interpreter is the host's.
+    package.service(tree.path(), &package.interpreter().display().to_string(), &example_in_python());
+    Example::running(lab, tree.path(), "bin/service")
+        .does_all_that_it_should("argument 'of' is 'answers': want one of");
+}
+
+#[test]
+fn the_interpreter_may_come_from_the_tree_as_well() {
+    let lab = Lab::new();
+    let package = PythonPackage::install(&lab.manager.path(""));
+    let program = python_in_a_tree().expect("the Python that the package was installed with");
+    let tree = lab.manager.path("tree");
+    Output::of(Command::new("cp").arg("-a").arg(&program.tree).arg(&tree)).expect(0);
+    let (words, variables) = program.at(Path::new("$tree"));
+    let variables = variables.iter().map(|(name, value)| format!("{name}=\"{value}\" ")).collect::<String>();
+    package.service(&tree, &format!("env {variables} \"$tree/{}\"", words[0]), &example_in_python());
+    Example::running(lab, &tree, "bin/service").does_all_that_it_should("argument 'of' is 'answers': want one of");
+}
+
+#[test]
+fn the_python_package_is_what_its_own_tests_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = PythonPackage::install(dir.path());
+    let mut python = Command::new(package.python());
+    python.arg(root().join("agent-core/python/tests/test_interface.py")).current_dir(dir.path());
+    python.env("AGENT_CORE_HEADER", root().join("agent-core/c/include/agent_core.h"));
+    let said = Output::of(&mut python).expect(0).stderr;
+    assert!(said.contains("Ran 8 tests") && said.contains("\nOK"), "{said}");
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let project = fs::read_to_string(root().join("agent-core/python/pyproject.toml")).unwrap();
+    let version = manifest.lines().find(|line| line.starts_with("version = ")).unwrap();
+    assert!(project.contains(version), "the package's version is not the workspace's: {version}");
 }
