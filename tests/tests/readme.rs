@@ -49,6 +49,34 @@ fn a_program_becomes_an_agent_as_the_page_says() {
     }
 }
 
+#[test]
+fn programs_in_c_and_python_become_agents_as_the_page_says() {
+    needs::demand(needs::mounts());
+    needs::demand(needs::python());
+    for name in ["make", "cc", "pkg-config"] {
+        needs::demand(needs::program(name));
+    }
+    for heading in ["In C", "In Python"] {
+        let dir = checkout();
+        std::os::unix::fs::symlink(root().join("agent-core"), dir.path().join("agent-core")).unwrap();
+        let mut operator = Operator::start(dir.path());
+        for line in commands("README.md", "Use it").iter().take_while(|line| !line.starts_with("manager-fs export")) {
+            operator.types(&with_address(line, dir.path()));
+        }
+        // Where the tests' build has left what the page's first line builds.
+        let library = program("deps/libagent_core_c.so");
+        let libraries = library.parent().unwrap();
+        operator.types(&format!("export LIBRARIES={} AGENT_CORE_LIBRARY={}", libraries.display(), library.display()));
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+        for line in commands("docs/embedding.md", heading).iter().filter(|line| !line.starts_with("cargo build")) {
+            operator.types(&line.replace("8080", &port));
+        }
+        for line in commands("docs/embedding.md", "Publish and start it").iter().skip(3) {
+            operator.types(&line.replace("8080", &port).replace("./build/hello", "./build/service"));
+        }
+    }
+}
+
 /// What a checkout has after the build, as far as the pages use it.
 fn checkout() -> tempfile::TempDir {
     let dir = tempfile::Builder::new().prefix("readme").tempdir().unwrap();
