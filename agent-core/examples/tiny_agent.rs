@@ -1,6 +1,8 @@
 //! The smallest agent: it counts. A `backup` of N sources counts to N, one a unit, and `--unit-ms` says how long a unit
 //! takes. It is what this crate's tests put into trees, once as a good version and once for each way of being bad.
 
+use std::fs::File;
+use std::io::{Read, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,10 @@ struct Counter {
     healthy: bool,
     stubborn: bool,
     saves_for_ever: bool,
+    /// The state has at least so many bytes.
+    state_bytes: u64,
+    /// Where it is noted what was restored: schema, operations, bytes, process.
+    restored: Option<String>,
     /// What quiescing does that it should not.
     bad_quiesce: Option<BadQuiesce>,
 }
@@ -83,9 +89,22 @@ impl Operations for Counter {
         lock(&self.operations).to_le_bytes().to_vec()
     }
 
-    fn restore_state(&self, _schema: u32, state: &[u8]) -> Result<(), StateRefused> {
-        let bytes = state.first_chunk().ok_or("want four bytes")?;
-        *lock(&self.operations) = u32::from_le_bytes(*bytes);
+    fn save_state_to(&self, schema: u32, file: &mut File) -> std::io::Result<()> {
+        file.write_all(&self.save_state(schema))?;
+        // As a program does that maps its memory: what was never written is read as zeros.
+        let long = file.metadata()?.len().max(self.state_bytes);
+        file.set_len(long)
+    }
+
+    fn restore_state_from(&self, schema: u32, mut file: &File) -> Result<(), StateRefused> {
+        let mut bytes = [0; 4];
+        file.read_exact(&mut bytes).map_err(|e| format!("want four bytes: {e}"))?;
+        *lock(&self.operations) = u32::from_le_bytes(bytes);
+        if let Some(note) = &self.restored {
+            let length = file.metadata().map_err(|e| e.to_string())?.len();
+            let text = format!("{schema} {} {length} {}", u32::from_le_bytes(bytes), std::process::id());
+            std::fs::write(note, text).map_err(|e| e.to_string())?;
+        }
         Ok(())
     }
 
@@ -186,6 +205,8 @@ fn main() {
         healthy: !has("--sick"),
         stubborn: has("--stubborn"),
         saves_for_ever: has("--saves-for-ever"),
+        state_bytes: value("--state-bytes").unwrap_or(0),
+        restored: text("--restored"),
         bad_quiesce: text("--quiesce-forks")
             .map(BadQuiesce::Forks)
             .or(has("--quiesce-exits").then_some(BadQuiesce::Exits)),

@@ -1,5 +1,7 @@
 //! The front door: a program becomes an agent by starting one of these.
 
+use std::io::{Seek, Write};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -31,7 +33,7 @@ use crate::program::Program;
 use crate::records::{self, RecordError, Verified};
 use crate::report::{Reporter, unix_ms};
 use crate::serve::{Server, Service};
-use crate::{generation, permits, sys};
+use crate::{generation, permits, state, sys};
 
 /// A program cannot become an agent.
 #[derive(Debug, thiserror::Error)]
@@ -255,9 +257,7 @@ impl Agent {
         if running.tree != journal.current.tree {
             return Err(other_version(&journal.current, &running));
         }
-        if let Some(handoff) = &handoff {
-            operations.restore_state(handoff.schema, &handoff.state)?;
-        }
+        take_over(operations.as_ref(), handoff.as_ref(), &config.inherited, &running)?;
         let schemas = verified.record.metadata.state_schemas;
         let probation_ms = verified.record.metadata.health.probation_ms;
         let jobs = Jobs::open(&paths, verified.record.version.clone(), schemas, operations.clone(), config.kinds);
@@ -290,7 +290,7 @@ impl Agent {
         let mut timeline = handoff.as_ref().map(|handoff| handoff.timeline.clone()).unwrap_or_default();
         timeline.extend(started);
         let driver = Driver {
-            facts: Facts { running, writes: operations.writes_schemas(schemas), machine: generation::machine() },
+            facts: facts(running, operations.writes_schemas(schemas), &config.inherited),
             paths,
             journal,
             program: Arc::new(Program::new(operations, config.gates, check_of(&verified))),
@@ -409,6 +409,37 @@ fn metadata(paths: &AgentPaths, started: &Entry) -> Result<Verified, RecordError
 fn other_version(started: &Entry, found: &Entry) -> AgentError {
     let name = |entry: &Entry| format!("{} (tree {})", entry.version, entry.tree);
     AgentError::OtherVersion { started: name(started), found: name(found) }
+}
+
+/// The program's state: from the version before, or what this one had saved itself when it left.
+fn take_over(
+    operations: &dyn Operations,
+    handoff: Option<&Handoff>,
+    inherited: &Inherited,
+    running: &Entry,
+) -> Result<(), AgentError> {
+    let Some(handoff) = handoff else {
+        state::give_back(operations, inherited, running);
+        return Ok(());
+    };
+    match handoff.kept_bytes {
+        None => {
+            let mut file = state::memory().map_err(io("no memory for the previous version's state"))?;
+            file.write_all(&handoff.state).map_err(io("no memory for the previous version's state"))?;
+            file.rewind().map_err(io("no memory for the previous version's state"))?;
+            operations.restore_state_from(handoff.schema, &file)?;
+        }
+        Some(bytes) => {
+            operations.restore_state_from(handoff.schema, &state::open(inherited, handoff.schema, bytes)?)?;
+        }
+    }
+    state::drop_own(inherited, running);
+    Ok(())
+}
+
+fn facts(running: Entry, writes: RangeInclusive<u32>, inherited: &Inherited) -> Facts {
+    let snapshots = state::needed(inherited, &writes);
+    Facts { running, writes, snapshots, machine: generation::machine() }
 }
 
 /// The change-over that the running version is on probation for, and the tree that it left.

@@ -17,6 +17,21 @@ pub struct DescriptorName(String);
 #[error("'{0}' is no name for a descriptor: want 1 to 64 letters, digits, '.', '-' or '_'")]
 pub struct NotAName(String);
 
+/// Names that begin like this are the library's own, for what it keeps itself.
+const OWN: &str = "manager-fs.";
+
+impl DescriptorName {
+    /// One of the library's own.
+    pub(crate) fn own(kind: &str, number: u32) -> Self {
+        Self(format!("{OWN}{kind}.{number}"))
+    }
+
+    /// Whether it is one of the library's own, of this kind or (`""`) of any.
+    pub(crate) fn is_own(&self, kind: &str) -> bool {
+        self.0.strip_prefix(OWN).is_some_and(|rest| rest.starts_with(kind))
+    }
+}
+
 impl FromStr for DescriptorName {
     type Err = NotAName;
 

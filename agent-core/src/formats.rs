@@ -12,6 +12,7 @@ use crate::handoff::Handoff;
 use crate::inherited::{self, Named};
 use crate::jobs::JobRecord;
 use crate::journal::{Entry, Journal, Phase, Staged};
+use crate::state::Snapshot;
 
 const DOCUMENT: &str = include_str!("../../docs/swap.md");
 
@@ -67,11 +68,21 @@ fn handoff() -> Handoff {
         to: entry(2),
         schema: 3,
         state: b"state".to_vec(),
+        kept_bytes: None,
         unfinished: vec![JobId(4)],
         timeline: vec![step()],
         drained_us: 1_000_000,
         exec_us: 1_000_500,
     }
+}
+
+/// Its state is in a memory file of its own.
+fn large() -> Handoff {
+    Handoff { state: Vec::new(), kept_bytes: Some(3 << 30), ..handoff() }
+}
+
+fn snapshot() -> Snapshot {
+    Snapshot { saved_by: entry(1), schema: 3, bytes: 5, saved_unix_ms: 1_700_000_000_000 }
 }
 
 fn job() -> JobRecord {
@@ -117,6 +128,8 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
     let mut samples = vec![
         ("journal-v1", journal().to_bytes(Path::new("x")).unwrap()),
         ("handoff-v1", handoff().to_bytes().unwrap()),
+        ("handoff-v2", large().to_bytes().unwrap()),
+        ("snapshot-v1", snapshot().to_bytes().unwrap()),
         ("job-v1", job().to_bytes().unwrap()),
         ("inherited-v1", inherited::to_bytes(&inherited()).unwrap()),
     ];
@@ -139,6 +152,8 @@ fn what_the_document_shows_is_read() {
     let path = Path::new("sample");
     assert_eq!(Journal::from_bytes(&sample("journal-v1"), path).unwrap(), journal());
     assert_eq!(Handoff::from_bytes(&sample("handoff-v1")).unwrap(), handoff());
+    assert_eq!(Handoff::from_bytes(&sample("handoff-v2")).unwrap(), large());
+    assert_eq!(Snapshot::from_bytes(&sample("snapshot-v1")).unwrap(), snapshot());
     assert_eq!(JobRecord::from_bytes(&sample("job-v1"), path).unwrap(), job());
     assert_eq!(inherited::from_bytes(&sample("inherited-v1")).unwrap(), inherited());
     for (name, message) in messages() {
@@ -152,11 +167,12 @@ fn what_is_not_known_gets_the_answer_that_the_document_says() {
     let path = Path::new("sample");
     let later = |name: &str| {
         let mut bytes = sample(name);
-        bytes[7] = 2;
+        bytes[7] += 1;
         bytes
     };
     assert!(matches!(Journal::from_bytes(&later("journal-v1"), path), Err(FileFault::Format { .. })));
-    assert!(matches!(Handoff::from_bytes(&later("handoff-v1")), Err(FileFault::Format { .. })));
+    assert!(matches!(Handoff::from_bytes(&later("handoff-v2")), Err(FileFault::Format { .. })));
+    assert!(matches!(Snapshot::from_bytes(&later("snapshot-v1")), Err(FileFault::Format { .. })));
     assert!(matches!(JobRecord::from_bytes(&later("job-v1"), path), Err(FileFault::Format { .. })));
     assert!(matches!(inherited::from_bytes(&later("inherited-v1")), Err(FileFault::Format { .. })));
     // An unknown variant, and bytes behind the value: whole by its checksum, and not understood.
@@ -172,11 +188,12 @@ fn what_is_not_known_gets_the_answer_that_the_document_says() {
         body[at] = 99;
     });
     assert!(matches!(Journal::from_bytes(&unknown_phase, path), Err(FileFault::Damaged { .. })));
-    for name in ["journal-v1", "handoff-v1", "job-v1", "inherited-v1"] {
+    for name in ["journal-v1", "handoff-v1", "handoff-v2", "snapshot-v1", "job-v1", "inherited-v1"] {
         let longer = with_body(name, &|body| body.push(0));
         let refused = match name {
             "journal-v1" => Journal::from_bytes(&longer, path).is_err(),
-            "handoff-v1" => Handoff::from_bytes(&longer).is_err(),
+            "handoff-v1" | "handoff-v2" => Handoff::from_bytes(&longer).is_err(),
+            "snapshot-v1" => Snapshot::from_bytes(&longer).is_err(),
             "inherited-v1" => inherited::from_bytes(&longer).is_err(),
             _ => JobRecord::from_bytes(&longer, path).is_err(),
         };

@@ -17,8 +17,11 @@ use crate::durable::{self, FileFault};
 use crate::journal::Entry;
 
 const MAGIC: &[u8; 8] = b"MFSHND\0\x01";
-/// The embedder's state is to be small; this is where it is no longer.
+/// Of a handoff whose state lies in a memory file of its own.
+const MAGIC_TWO: &[u8; 8] = b"MFSHND\0\x02";
 const BYTES_MAX: usize = 64 << 20;
+/// A state up to here is in the handoff itself, which every version reads.
+pub(crate) const INLINE_MAX: u64 = 62 << 20;
 
 /// Names of the environment variables that name what is inherited.
 pub mod variable {
@@ -55,8 +58,11 @@ pub struct Handoff {
     pub to: Entry,
     /// Schema of `state`.
     pub schema: u32,
-    /// The embedding program's state.
+    /// The embedding program's state; empty where it has a memory file of its own.
     pub state: Vec<u8>,
+    /// How long it is in the memory file that is kept under its schema's name; `None`: `state` is all of it.
+    #[serde(skip)]
+    pub kept_bytes: Option<u64>,
     /// Jobs without an outcome; their records are on disk.
     pub unfinished: Vec<JobId>,
     /// The steps so far, for the evidence.
@@ -77,14 +83,17 @@ impl Handoff {
     }
 
     pub(crate) fn to_bytes(&self) -> io::Result<Vec<u8>> {
-        let body = codec::encode(self).map_err(io::Error::other)?;
+        let mut body = codec::encode(self).map_err(io::Error::other)?;
+        if let Some(bytes) = self.kept_bytes {
+            body.extend(codec::encode(&bytes).map_err(io::Error::other)?);
+        }
         if body.len() > BYTES_MAX {
             return Err(io::Error::other(format!(
                 "the state to hand over has {} bytes, at most {BYTES_MAX}",
                 body.len()
             )));
         }
-        Ok(durable::seal(MAGIC, &body))
+        Ok(durable::seal(if self.kept_bytes.is_some() { MAGIC_TWO } else { MAGIC }, &body))
     }
 
     /// Reads and checks what the old version wrote.
@@ -97,12 +106,19 @@ impl Handoff {
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, FileFault> {
         let path = Path::new("handoff");
-        let body = durable::unseal(MAGIC, bytes, path, "handoff")?;
-        codec::decode::<_, BYTES_MAX>(body).map_err(|e| FileFault::Damaged {
-            path: path.to_owned(),
-            what: "handoff",
-            detail: e.to_string(),
-        })
+        let damaged = |detail: String| FileFault::Damaged { path: path.to_owned(), what: "handoff", detail };
+        let two = bytes.starts_with(MAGIC_TWO);
+        let body = durable::unseal(if two { MAGIC_TWO } else { MAGIC }, bytes, path, "handoff")?;
+        let (handoff, rest) = codec::decode_first::<Self, BYTES_MAX>(body).map_err(|e| damaged(e.to_string()))?;
+        match (two, rest) {
+            (false, []) => Ok(handoff),
+            (false, _) => Err(damaged(format!("{} bytes stand behind it", rest.len()))),
+            (true, _) if !handoff.state.is_empty() => Err(damaged("its state stands in two places".to_owned())),
+            (true, _) => {
+                let bytes = codec::decode::<u64, 8>(rest).map_err(|e| damaged(e.to_string()))?;
+                Ok(Self { kept_bytes: Some(bytes), ..handoff })
+            }
+        }
     }
 }
 
@@ -148,6 +164,7 @@ mod tests {
             to: entry("2.0"),
             schema: 3,
             state: vec![1; 100_000],
+            kept_bytes: None,
             unfinished: vec![JobId(4)],
             timeline: Vec::new(),
             drained_us: 1,

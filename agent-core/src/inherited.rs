@@ -82,9 +82,12 @@ impl Inherited {
     /// A duplicate of the descriptor with this name; `None` where nothing of this name was inherited or kept. It may
     /// be taken any number of times, and closing what was taken does not end the keeping.
     pub fn take(&self, name: &str) -> Option<OwnedFd> {
-        let name = name.parse().ok()?;
-        let table = self.table();
-        let found = table.by_name.get(&name)?;
+        self.take_own(&name.parse().ok().filter(|name: &DescriptorName| !name.is_own(""))?)
+    }
+
+    /// As [`Inherited::take`], for any name.
+    pub(crate) fn take_own(&self, name: &DescriptorName) -> Option<OwnedFd> {
+        let found = self.table().by_name.get(name)?.clone();
         found.try_clone().inspect_err(|e| tracing::warn!("descriptor '{name}' cannot be duplicated: {e}")).ok()
     }
 
@@ -94,20 +97,42 @@ impl Inherited {
     /// It has no such name, there are too many, or no descriptor is left.
     pub fn keep(&self, name: &str, descriptor: impl AsFd) -> Result<(), InheritedError> {
         let name: DescriptorName = name.parse()?;
+        if name.is_own("") {
+            let fault = "names that begin with 'manager-fs.' are the library's own; take another one";
+            return Err(InheritedError::Io { name, source: io::Error::new(io::ErrorKind::InvalidInput, fault) });
+        }
+        self.keep_own(name, descriptor.as_fd())
+    }
+
+    /// As [`Inherited::keep`], for any name.
+    pub(crate) fn keep_own(&self, name: DescriptorName, descriptor: BorrowedFd<'_>) -> Result<(), InheritedError> {
         let io = |source| InheritedError::Io { name: name.clone(), source };
-        let duplicate = descriptor.as_fd().try_clone_to_owned().map_err(io)?;
+        let duplicate = descriptor.try_clone_to_owned().map_err(io)?;
         self.table().insert(name.clone(), duplicate)?;
-        self.tell(&StubMessage::Keep { name }, Some(descriptor.as_fd()));
+        self.tell(&StubMessage::Keep { name }, Some(descriptor));
         Ok(())
     }
 
     /// Closes what is kept under a name, here and at the stub; what was taken stays open. A version that does not
     /// serve a port any more does this, or clients would go on connecting to it.
     pub fn forget(&self, name: &str) {
-        let Ok(name) = name.parse::<DescriptorName>() else { return };
-        if self.table().by_name.remove(&name).is_some() {
-            self.tell(&StubMessage::Forget { name }, None);
+        if let Ok(name) = name.parse::<DescriptorName>()
+            && !name.is_own("")
+        {
+            self.forget_own(&name);
         }
+    }
+
+    /// As [`Inherited::forget`], for any name.
+    pub(crate) fn forget_own(&self, name: &DescriptorName) {
+        if self.table().by_name.remove(name).is_some() {
+            self.tell(&StubMessage::Forget { name: name.clone() }, None);
+        }
+    }
+
+    /// All names of the library's own of this kind.
+    pub(crate) fn own_names(&self, kind: &str) -> Vec<DescriptorName> {
+        self.table().by_name.keys().filter(|name| name.is_own(kind)).cloned().collect()
     }
 
     /// What has this name, or what `make` makes, which is kept from then on.
@@ -145,9 +170,9 @@ impl Inherited {
         self.take_or(name, || TcpListener::bind(address))
     }
 
-    /// All names.
+    /// All names; those that begin with `manager-fs.` are the library's own, and neither shown nor taken.
     pub fn names(&self) -> Vec<DescriptorName> {
-        self.table().by_name.keys().cloned().collect()
+        self.table().by_name.keys().filter(|name| !name.is_own("")).cloned().collect()
     }
 
     pub(crate) fn table(&self) -> MutexGuard<'_, Table> {

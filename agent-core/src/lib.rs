@@ -148,6 +148,7 @@ mod report;
 mod rescue;
 mod serve;
 mod stage;
+mod state;
 mod stub;
 mod swap;
 mod sys;

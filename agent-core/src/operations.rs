@@ -1,5 +1,7 @@
 //! What the program that embeds this library brings: its operations, its state, its health.
 
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
@@ -37,20 +39,42 @@ pub trait Operations: Send + Sync + 'static {
     }
 
     /// State for the next version, in this schema. Called once, when no operation is running any more (or, past the
-    /// deadline, beside those that are being abandoned). It crosses `execve` in memory: keep it below a few MiB, and
-    /// give more in a memory file that is kept under a name ([`crate::Inherited::keep`]). A call
-    /// that is not back after 5 s ends the change-over, and this version goes on.
+    /// deadline, beside those that are being abandoned). A call that is not back after 5 s ends the change-over, and
+    /// this version goes on. What is large is better written by [`Operations::save_state_to`].
     fn save_state(&self, _schema: u32) -> Vec<u8> {
         Vec::new()
     }
 
-    /// Takes over what the previous version saved, before anything is served. A start without a change-over (after
-    /// a crash or a boot) has nothing to take over and does not call this.
+    /// As [`Operations::save_state`], into a memory file, for a state of any size: it crosses `execve` where it lies.
+    /// By default it is what `save_state` gives. The file is sealed afterwards, so nothing may have it mapped for
+    /// writing when this returns.
+    ///
+    /// # Errors
+    /// Whatever kept the state from being written; the change-over ends, and this version goes on.
+    fn save_state_to(&self, schema: u32, file: &mut File) -> io::Result<()> {
+        file.write_all(&self.save_state(schema))
+    }
+
+    /// Takes over what the previous version saved, before anything is served. A version that is back because the next
+    /// one failed, or because somebody went back to it from one whose schemas it does not read, gets what it had saved
+    /// itself when it left. After any other start without a change-over (a crash, a boot) there is nothing to take
+    /// over, and this is not called.
     ///
     /// # Errors
     /// The state cannot be used. The version fails its probation then, and the previous one returns.
     fn restore_state(&self, _schema: u32, _state: &[u8]) -> Result<(), StateRefused> {
         Ok(())
+    }
+
+    /// As [`Operations::restore_state`], out of a sealed memory file of any size, which may be mapped; it stands at its
+    /// beginning. By default it is read, and given to `restore_state`.
+    ///
+    /// # Errors
+    /// As of `restore_state`.
+    fn restore_state_from(&self, schema: u32, mut file: &File) -> Result<(), StateRefused> {
+        let mut state = Vec::new();
+        file.read_to_end(&mut state).map_err(|e| StateRefused(format!("the state cannot be read: {e}")))?;
+        self.restore_state(schema, &state)
     }
 
     /// This version has proved itself and is believed; called once, after every start, on a thread of its own. What the

@@ -1,6 +1,8 @@
 //! The embedding program, as the change-over calls it: every call has an end, whatever the program does in it.
 
 use std::any::Any;
+use std::fs::File;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +14,7 @@ use proto::health::HealthCheck;
 use crate::health::{self, Answering};
 use crate::intake::Gate;
 use crate::operations::{NotHealthy, Operations};
+use crate::state;
 
 /// How long saving the state may take: nobody is served meanwhile.
 const SAVE_PATIENCE: Duration = Duration::from_secs(5);
@@ -33,6 +36,8 @@ pub(crate) enum CallFault {
     Panicked(&'static str, String),
     #[error("no thread can be started for the program's {0}")]
     NoThread(&'static str),
+    #[error("the program's {0} failed: {1}")]
+    Failed(&'static str, String),
 }
 
 /// One kind of call. A program that does not come back from it is not called again until it has.
@@ -132,9 +137,16 @@ impl Program {
         }
     }
 
-    pub(crate) fn save_state(&self, schema: u32) -> Result<Vec<u8>, CallFault> {
+    /// The state in this schema, sealed, and how long it is.
+    pub(crate) fn save_state(&self, schema: u32) -> Result<(File, u64), CallFault> {
         let operations = self.operations.clone();
-        self.save_state.within(SAVE_PATIENCE, move || operations.save_state(schema))
+        let save = move || {
+            let mut file = state::memory()?;
+            operations.save_state_to(schema, &mut file)?;
+            state::seal(&file).map(|bytes| (file, bytes))
+        };
+        let saved: io::Result<(File, u64)> = self.save_state.within(SAVE_PATIENCE, save)?;
+        saved.map_err(|e| CallFault::Failed("save_state", e.to_string()))
     }
 
     /// It is believed, which it is told without anybody waiting for what it makes of that.

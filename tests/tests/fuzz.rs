@@ -41,6 +41,7 @@ const COVERED: &[(&str, &str)] = &[
     ("agent-core/src/journal.rs", "agent_files"),
     ("agent-core/src/permits.rs", "permits"),
     ("agent-core/src/report.rs", "events"),
+    ("agent-core/src/state.rs", "agent_files"),
     ("agent-core/src/serve.rs", "agent_request"),
     ("agent-core/src/stub/door.rs", "agent_request"),
     ("manager-fs/src/cli/client.rs", "admin_event"),

@@ -1,6 +1,7 @@
 //! The only loop: takes messages and results, asks the machine what follows, performs the effects.
 
 mod journal;
+mod state;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,7 +33,8 @@ use crate::records::{self, RecordError, Verified};
 use crate::report::{Reporter, unix_ms};
 use crate::serve::Server;
 use crate::stage::{Order, StageHandle, stage};
-use crate::{bad, confirm, drain, swap, sys};
+use crate::{bad, confirm, drain, state as saved_state, swap, sys};
+use state::Handing;
 
 /// Between two tries to write a journal that the disk would not take.
 const WRITE_AGAIN: Duration = Duration::from_secs(5);
@@ -104,6 +106,8 @@ pub(crate) struct Work {
     /// What the exec demands.
     drained: Option<Drained>,
     journal_before: Option<Journal>,
+    /// The schema in which this version has kept its state, for the case that it comes back.
+    saved_schema: Option<u32>,
     /// Set by `Stop`: nothing new is begun.
     stopping: Arc<AtomicBool>,
 }
@@ -242,9 +246,14 @@ impl Driver {
             Effect::CheckHealth { after_ms } => self.check_health(Duration::from_millis(after_ms)),
             Effect::TellConfirmed => {
                 self.tell(&StubMessage::Confirmed);
+                saved_state::let_go(&self.inherited, &self.facts.writes);
                 self.program.confirmed();
             }
-            Effect::TellExecReturned => self.tell(&StubMessage::ExecReturned),
+            Effect::TellExecReturned => {
+                self.tell(&StubMessage::ExecReturned);
+                // After it: until then the stub takes what it is told as the new version's word.
+                self.drop_saved_state();
+            }
         }
         Ok(None)
     }
@@ -340,10 +349,8 @@ impl Driver {
             Ok(start) => start,
             Err(e) => return Event::ExecReturned { of_the_version: false, fault: e.to_string() },
         };
-        // The newest schema that one writes and the other reads; that there is one was checked before the drain.
-        let schema = target.candidate.reads.max.min(*self.facts.writes.end());
-        let state = match self.program.save_state(schema) {
-            Ok(state) => state,
+        let Handing { schema, state, kept_bytes } = match self.save_state(&target.candidate) {
+            Ok(handing) => handing,
             Err(fault) => return Event::ExecReturned { of_the_version: false, fault: fault.to_string() },
         };
         self.server.quiesce();
@@ -353,6 +360,7 @@ impl Driver {
             to: entry.clone(),
             schema,
             state,
+            kept_bytes,
             unfinished: drained.unfinished.clone(),
             timeline: self.timeline.clone(),
             drained_us: drained.at_us,

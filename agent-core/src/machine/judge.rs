@@ -22,6 +22,26 @@ pub(crate) struct Refusal {
     pub(crate) remember: bool,
 }
 
+/// What a version gets of the state when it is changed over to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Handed {
+    /// What the running version saves in this schema, the newest that one writes and the other reads.
+    Saved(u32),
+    /// They have none in common: what an earlier version had saved in this schema when it left.
+    Kept(u32),
+}
+
+/// `None`: nothing that it could read.
+pub(crate) fn handed(candidate: &Candidate, facts: &Facts) -> Option<Handed> {
+    let (reads, writes) = (candidate.reads, &facts.writes);
+    let common = reads.max.min(*writes.end());
+    if common >= reads.min && common >= *writes.start() {
+        return Some(Handed::Saved(common));
+    }
+    let kept = facts.snapshots.iter().rev().find(|schema| (reads.min..=reads.max).contains(schema));
+    kept.map(|schema| Handed::Kept(*schema))
+}
+
 /// Whether this version may be changed over to, before anything is done for it.
 pub(crate) fn judge(candidate: &Candidate, asked: &Asked, facts: &Facts) -> Result<(), Refusal> {
     let refusal = |text: String| Err(Refusal { text, remember: false });
@@ -44,7 +64,7 @@ pub(crate) fn judge(candidate: &Candidate, asked: &Asked, facts: &Facts) -> Resu
         return Err(Refusal { text, remember: true });
     }
     let (reads, writes) = (candidate.reads, &facts.writes);
-    if *writes.start() > reads.max || reads.min > *writes.end() {
+    if handed(candidate, facts).is_none() {
         return refusal(format!(
             "{version} reads agent state of schemas {} to {}, and the running {} writes {} to {}",
             reads.min,

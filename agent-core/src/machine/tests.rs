@@ -19,7 +19,7 @@ fn reason(text: &str) -> Reason {
 }
 
 fn facts() -> Facts {
-    Facts { running: entry(1), writes: 2..=2, machine: "x86_64".to_owned() }
+    Facts { running: entry(1), writes: 2..=2, snapshots: Vec::new(), machine: "x86_64".to_owned() }
 }
 
 fn candidate(n: u8) -> Candidate {

@@ -16,6 +16,8 @@ pub(crate) struct Facts {
     pub running: Entry,
     /// State schemas that the running program can write.
     pub writes: RangeInclusive<u32>,
+    /// State schemas of which something is kept that an earlier version had saved, ascending.
+    pub snapshots: Vec<u32>,
     /// The architecture of this machine, as `uname -m` says it.
     pub machine: String,
 }

@@ -269,7 +269,12 @@ fn may_be_started(verified: &Verified, asked: &Asked, here: &Here) -> Result<(),
         return Err(format!("{version} is what is started here already, and it does not come up: {why}"));
     }
     // No program hands its state over, so none has to be read.
-    let facts = Facts { running: running.clone(), writes: 0..=u32::MAX, machine: generation::machine() };
+    let facts = Facts {
+        running: running.clone(),
+        writes: 0..=u32::MAX,
+        snapshots: Vec::new(),
+        machine: generation::machine(),
+    };
     let candidate = verified.clone().candidate(&here.paths);
     judge(&candidate, asked, &facts).map_err(|refusal| {
         if refusal.remember {

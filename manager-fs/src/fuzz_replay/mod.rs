@@ -27,7 +27,7 @@ const TARGETS: [&[Target]; 3] = [formats::TARGETS, records::TARGETS, archives::T
 /// Changes of each seed: what takes a few seconds in all. An archive is written to a store and read back.
 const CHANGES: usize = 1000;
 /// Seeds of what only the fuzz build has a door to.
-const ONLY_OTHERWISE: [&str; 2] = ["inherited-v1", "job-v1"];
+const ONLY_OTHERWISE: [&str; 4] = ["handoff-v2", "inherited-v1", "job-v1", "snapshot-v1"];
 const CHANGES_OF_ARCHIVES: usize = 50;
 
 fn targets() -> impl Iterator<Item = Target> {

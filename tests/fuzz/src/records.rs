@@ -51,7 +51,11 @@ fn agent_files(bytes: &[u8]) -> bool {
     let taken = stable::<Journal>(bytes) | stable::<Handoff>(bytes) | stable::<StubMessage>(bytes);
     // The library has no door to these in other builds.
     #[cfg(fuzzing)]
-    let taken = taken | agent_core::fuzzing::job_record(bytes) | agent_core::fuzzing::inherited(bytes);
+    let taken = taken
+        | agent_core::fuzzing::job_record(bytes)
+        | agent_core::fuzzing::inherited(bytes)
+        | agent_core::fuzzing::snapshot(bytes)
+        | agent_core::fuzzing::handoff(bytes);
     taken
 }
 
