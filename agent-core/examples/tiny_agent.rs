@@ -172,6 +172,23 @@ fn own_work(inherited: &agent_core::Inherited, text: &impl Fn(&str) -> Option<St
     }
 }
 
+/// The program as its arguments describe it.
+fn counter(text: &impl Fn(&str) -> Option<String>, has: &impl Fn(&str) -> bool) -> Counter {
+    let value = |name: &str| text(name)?.parse::<u64>().ok();
+    Counter {
+        unit: Duration::from_millis(value("--unit-ms").unwrap_or(1)),
+        operations: Mutex::new(0),
+        healthy: !has("--sick"),
+        stubborn: has("--stubborn"),
+        saves_for_ever: has("--saves-for-ever"),
+        state_bytes: value("--state-bytes").unwrap_or(0),
+        restored: text("--restored"),
+        bad_quiesce: text("--quiesce-forks")
+            .map(BadQuiesce::Forks)
+            .or(has("--quiesce-exits").then_some(BadQuiesce::Exits)),
+    }
+}
+
 fn main() {
     moments::watch(|moment, _| tests::faults::at(moment));
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -199,18 +216,7 @@ fn main() {
         std::process::exit(7);
     }
     let child = arguments.iter().position(|a| a == "--child").and_then(|at| arguments.get(at + 1)).cloned();
-    let counter = Counter {
-        unit: Duration::from_millis(value("--unit-ms").unwrap_or(1)),
-        operations: Mutex::new(0),
-        healthy: !has("--sick"),
-        stubborn: has("--stubborn"),
-        saves_for_ever: has("--saves-for-ever"),
-        state_bytes: value("--state-bytes").unwrap_or(0),
-        restored: text("--restored"),
-        bad_quiesce: text("--quiesce-forks")
-            .map(BadQuiesce::Forks)
-            .or(has("--quiesce-exits").then_some(BadQuiesce::Exits)),
-    };
+    let counter = counter(&text, &has);
     let forgotten = arguments.iter().position(|a| a == "--forget").and_then(|at| arguments.get(at + 1));
     let agent = AgentConfig::from_env().and_then(|config| {
         if let Some(name) = forgotten {

@@ -111,6 +111,7 @@
 
 mod adapter;
 mod agent;
+mod agent_error;
 mod bad;
 mod channel;
 mod confirm;
@@ -154,7 +155,8 @@ mod swap;
 mod sys;
 mod typed;
 
-pub use agent::{Agent, AgentConfig, AgentError, Remark, Stop};
+pub use agent::{Agent, AgentConfig, Remark, Stop};
+pub use agent_error::AgentError;
 pub use descriptor_name::{DescriptorName, NotAName};
 pub use durable::FileFault;
 pub use inherited::{Inherited, InheritedError};

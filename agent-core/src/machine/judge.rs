@@ -76,3 +76,10 @@ pub(crate) fn judge(candidate: &Candidate, asked: &Asked, facts: &Facts) -> Resu
     }
     Ok(())
 }
+
+/// How the drain ended, and what becomes of a state that the next version cannot read.
+pub(crate) fn with_state(detail: String, candidate: &Candidate, facts: &Facts) -> String {
+    let Some(Handed::Kept(schema)) = handed(candidate, facts) else { return detail };
+    let (version, running) = (&candidate.entry.version, &facts.running.version);
+    format!("{detail}; {version} reads no state of {running}, and gets back what was saved in schema {schema}")
+}

@@ -23,6 +23,7 @@ mod tests;
 use proto::agent::{AgentState, ChangeId, Step};
 use proto::message::Fault;
 
+use judge::with_state;
 pub(crate) use judge::{Asked, Handed, handed, judge};
 pub(crate) use vocabulary::{
     Candidate, Effect, Event, Facts, JournalWrite, Origin, Reason, Saved, StageDone, StageFault, Took, Verdict,
@@ -426,13 +427,6 @@ impl Leaving {
             | Event::Health { .. } => (state(self), Vec::new()),
         }
     }
-}
-
-/// How the drain ended, and what becomes of a state that the next version cannot read.
-fn with_state(detail: String, candidate: &Candidate, facts: &Facts) -> String {
-    let Some(Handed::Kept(schema)) = handed(candidate, facts) else { return detail };
-    let (version, running) = (&candidate.entry.version, &facts.running.version);
-    format!("{detail}; {version} reads no state of {running}, and gets back what was saved in schema {schema}")
 }
 
 /// What a message gets while `target` is being made ready, or is; `None`: it is of a newer change-over.
