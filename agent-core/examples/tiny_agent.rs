@@ -6,9 +6,8 @@ use std::io::{Read, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use agent_core::{
-    Agent, AgentConfig, Demand, Ended, NotHealthy, OperationContext, Operations, StateRefused, internal::moments,
-};
+use agent_core::internal::{moments, sys};
+use agent_core::{Agent, AgentConfig, Demand, Ended, NotHealthy, OperationContext, Operations, StateRefused};
 use proto::agent::{Operation, Outcome, Progress, Summary};
 
 /// Counts, and remembers how often it has been asked to since its very first version began.
@@ -23,6 +22,8 @@ struct Counter {
     state_bytes: u64,
     /// Where it is noted what was restored: schema, operations, bytes, process.
     restored: Option<String>,
+    /// The callback that panics.
+    panics: Option<String>,
     /// What quiescing does that it should not.
     bad_quiesce: Option<BadQuiesce>,
 }
@@ -31,10 +32,28 @@ enum BadQuiesce {
     /// Starts a child that never ends, and leaves its number in a file.
     Forks(String),
     Exits,
+    /// Closes every descriptor, whosever it is.
+    Closes,
+}
+
+impl Counter {
+    /// A callback that panics, if this is the one.
+    fn panic_in(&self, name: &str) {
+        assert!(self.panics.as_deref() != Some(name), "told to panic");
+    }
 }
 
 impl Operations for Counter {
+    fn resume(&self) {
+        self.panic_in("resume");
+    }
+
+    fn confirmed(&self) {
+        self.panic_in("confirmed");
+    }
+
     fn quiesce(&self, _until: Instant) {
+        self.panic_in("quiesce");
         match &self.bad_quiesce {
             Some(BadQuiesce::Forks(note)) => {
                 if let Ok(child) = std::process::Command::new("/bin/sleep").arg("600").spawn() {
@@ -42,6 +61,7 @@ impl Operations for Counter {
                 }
             }
             Some(BadQuiesce::Exits) => std::process::exit(5),
+            Some(BadQuiesce::Closes) => (3..1024).for_each(|number| drop(sys::fd::take_inherited(number))),
             None => {}
         }
     }
@@ -81,6 +101,7 @@ impl Operations for Counter {
     }
 
     fn save_state(&self, _schema: u32) -> Vec<u8> {
+        self.panic_in("save_state");
         if self.saves_for_ever {
             loop {
                 std::thread::park();
@@ -97,6 +118,7 @@ impl Operations for Counter {
     }
 
     fn restore_state_from(&self, schema: u32, mut file: &File) -> Result<(), StateRefused> {
+        self.panic_in("restore_state");
         let mut bytes = [0; 4];
         file.read_exact(&mut bytes).map_err(|e| format!("want four bytes: {e}"))?;
         *lock(&self.operations) = u32::from_le_bytes(bytes);
@@ -109,6 +131,7 @@ impl Operations for Counter {
     }
 
     fn healthy(&self) -> Result<(), NotHealthy> {
+        self.panic_in("healthy");
         if self.healthy { Ok(()) } else { Err("told to be sick".into()) }
     }
 }
@@ -124,6 +147,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// `--note FILE`: what was inherited and can be used. `--keep N`: so many more names from now on, or with
 /// `--keep-when FILE` as soon as it exists. `--open N`, `--threads N`: a program that is busy.
 fn own_work(inherited: &agent_core::Inherited, text: &impl Fn(&str) -> Option<String>) {
+    surroundings(text);
     let number = |name: &str| text(name).and_then(|value| value.parse::<u32>().ok()).unwrap_or(0);
     let null = || std::fs::File::open("/dev/null");
     let note = text("--note");
@@ -172,6 +196,25 @@ fn own_work(inherited: &agent_core::Inherited, text: &impl Fn(&str) -> Option<St
     }
 }
 
+/// `--directory DIR`, `--user NUMBER`, `--blocks SIGNAL`: what a process has around it, as it may not wish it for the
+/// next program. As many files may be open as the host allows.
+fn surroundings(text: &impl Fn(&str) -> Option<String>) {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let most = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    let mut failed = rustix::process::setrlimit(rustix::process::Resource::Nofile, most).is_err();
+    failed |= text("--directory").is_some_and(|path| std::env::set_current_dir(path).is_err());
+    if let Some(user) = text("--user").and_then(|number| number.parse().ok()) {
+        // Of the threads that are started from here on, too.
+        failed |= rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(user)).is_err();
+    }
+    if let Some(signal) = text("--blocks").and_then(|number| number.parse().ok()) {
+        failed |= sys::signal::SignalFd::new(&[signal]).map(std::mem::forget).is_err();
+    }
+    if failed {
+        std::process::exit(6);
+    }
+}
+
 /// The program as its arguments describe it.
 fn counter(text: &impl Fn(&str) -> Option<String>, has: &impl Fn(&str) -> bool) -> Counter {
     let value = |name: &str| text(name)?.parse::<u64>().ok();
@@ -183,9 +226,11 @@ fn counter(text: &impl Fn(&str) -> Option<String>, has: &impl Fn(&str) -> bool) 
         saves_for_ever: has("--saves-for-ever"),
         state_bytes: value("--state-bytes").unwrap_or(0),
         restored: text("--restored"),
+        panics: text("--panics"),
         bad_quiesce: text("--quiesce-forks")
             .map(BadQuiesce::Forks)
-            .or(has("--quiesce-exits").then_some(BadQuiesce::Exits)),
+            .or(has("--quiesce-exits").then_some(BadQuiesce::Exits))
+            .or(has("--quiesce-closes").then_some(BadQuiesce::Closes)),
     }
 }
 

@@ -94,7 +94,10 @@ impl Server {
     /// Accepts nothing more, lets requests under way be answered, and closes what is open.
     pub(crate) fn quiesce(&mut self) {
         self.shared.stopping.store(true, Ordering::Release);
-        let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
+        match rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes()) {
+            Err(e) if e != rustix::io::Errno::AGAIN => lost(&e.into()),
+            Ok(_) | Err(_) => {}
+        }
         self.shared.fewer.notify_all();
         if let Some(thread) = self.accepting.take() {
             drop(thread.join());
@@ -130,9 +133,13 @@ impl Shared {
             if rustix::event::poll(&mut fds, None).is_err() || self.stopping.load(Ordering::Acquire) {
                 continue;
             }
+            if fds.iter().any(|fd| fd.revents().contains(PollFlags::NVAL)) {
+                lost(&rustix::io::Errno::BADF.into());
+            }
             match self.listener.accept() {
                 Ok((stream, _)) => self.admit(stream),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)) => lost(&e),
                 Err(e) => {
                     // Out of descriptors: those who wait are served when others have gone.
                     tracing::warn!("cannot accept a connection: {e}");
@@ -174,6 +181,14 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Somebody in this process has closed what is not his own: nobody could ever ask it for anything again, and it could not
+/// become another version. The stub, which has all of it, starts the same version anew; what is written here is the
+/// evidence that it keeps.
+fn lost(why: &io::Error) -> ! {
+    eprintln!("agent-core: the program has closed the descriptors of its operations API ({why}); it cannot go on");
+    std::process::abort()
 }
 
 struct Connection {

@@ -8,7 +8,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{Host, Order, PATIENCE, Spec};
+use common::{Host, Order, PATIENCE, Spec, tree};
 use proto::agent::Step;
 use rustix::process::{Pid, Signal};
 
@@ -71,6 +71,111 @@ fn nine_hundred_open_files_and_two_hundred_threads_do_not_cross() {
     assert_eq!(host.wait_serving("2.0").pid, pid);
     noted(&note, pid, "1 1");
     assert!(open() < 100 && threads() < 50, "{} descriptors, {} threads", open(), threads());
+}
+
+#[test]
+fn ten_thousand_open_files_and_a_thousand_threads_do_not_cross() {
+    let busy = ["--open", "10000", "--threads", "1000", "--keep", "1"];
+    let mut host = Host::with_first(&spec("1.0", &busy));
+    let (note, note_text) = file(&host, "note");
+    let two = host.publish(&Spec { probation_ms: 3000, ..spec("2.0", &["--note", &note_text]) });
+    let pid = host.wait_serving("1.0").pid;
+    let open = || std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count();
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    assert!(open() as u64 >= most.min(10_000) && threads() > 1000, "{} and {}", open(), threads());
+    host.upgrade(&two);
+    assert_eq!(host.wait_serving("2.0").pid, pid);
+    noted(&note, pid, "1 1");
+    assert!(open() < 100 && threads() < 50, "{} descriptors, {} threads", open(), threads());
+}
+
+#[test]
+fn a_panic_in_a_callback_has_the_outcome_that_its_refusal_has() {
+    // Of the version that leaves: the callback, the step that ends it, what the report says.
+    for (callback, end, said) in [
+        ("quiesce", Step::Confirmed, ""),
+        ("resume", Step::Confirmed, ""),
+        ("confirmed", Step::Confirmed, ""),
+        ("save_state", Step::ExecFailed, "save_state panicked: told to panic"),
+    ] {
+        let mut host = Host::with_first(&spec("1.0", &["--panics", callback]));
+        let two = host.publish(&spec("2.0", &[]));
+        let pid = host.wait_serving("1.0").pid;
+        let (change, told) = host.tell(&two, &Order::default());
+        told.unwrap();
+        let ended = host.wait_end(change);
+        assert_eq!((ended.step, host.status().pid), (end, pid), "{callback}: {}", ended.detail);
+        assert!(ended.detail.contains(said), "{callback}: {}", ended.detail);
+        if callback == "quiesce" {
+            let drained = host.wait_step(change, Step::Drained).detail;
+            assert!(drained.contains("quiesce panicked: told to panic"), "{drained}");
+        }
+    }
+    // Of the version that comes: it is gone back from.
+    for callback in ["restore_state", "healthy"] {
+        let mut host = Host::with_first(&spec("1.0", &[]));
+        let two = host.publish(&spec("2.0", &["--panics", callback]));
+        host.wait_serving("1.0");
+        let (change, told) = host.tell(&two, &Order::default());
+        told.unwrap();
+        assert_eq!(host.wait_end(change).step, Step::Returned, "{callback}");
+        host.wait_serving("1.0");
+    }
+}
+
+#[test]
+fn a_callback_that_closes_what_is_not_its_own_ends_its_program_and_the_same_version_begins_anew() {
+    let mut host = Host::with_first(&spec("1.0", &["--quiesce-closes"]));
+    let two = host.publish(&spec("2.0", &[]));
+    let pid = host.wait_serving("1.0").pid;
+    let (change, _) = host.try_tell(&two, &Order::default());
+    host.wait_status("started again", |s| s.pid != pid && s.version.as_str() == "1.0");
+    let end = host.wait_end(change);
+    assert_eq!(end.step, Step::Refused, "{}", end.detail);
+}
+
+#[test]
+fn a_working_directory_crosses_unless_it_is_in_a_tree_and_a_signal_mask_does_not() {
+    let host = Host::new();
+    let (outside, tree) = (host.dir().canonicalize().unwrap(), host.paths.generation(&tree("1.0")));
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    for (directory, crosses) in [(outside.clone(), outside.clone()), (tree, PathBuf::from("/"))] {
+        let mut host = Host::new();
+        // Its own tree lies elsewhere than that of the host above.
+        let directory = directory.strip_prefix(&outside).map_or(directory.clone(), |below| host.dir().join(below));
+        let crosses = crosses.strip_prefix(&outside).map_or(crosses.clone(), |below| host.dir().join(below));
+        let usr1 = Signal::USR1.as_raw().to_string();
+        let one = host.publish(&spec("1.0", &["--directory", &text(&directory), "--blocks", &usr1]));
+        host.set_newest(&one);
+        host.launch().wait_for("stub: ready");
+        let two = host.publish(&spec("2.0", &[]));
+        let pid = host.wait_serving("1.0").pid;
+        let blocked = || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim().to_owned();
+            u64::from_str_radix(&mask, 16).unwrap()
+        };
+        assert_ne!(blocked(), 0);
+        host.upgrade(&two);
+        assert_eq!(host.wait_serving("2.0").pid, pid);
+        assert_eq!((blocked(), std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap()), (0, crosses));
+        assert!(host.terminate().success(), "and it hears what it is told");
+    }
+}
+
+#[test]
+fn a_version_that_gives_up_the_user_who_owns_its_files_is_gone_back_from() {
+    if !tests::needs::root() {
+        return;
+    }
+    let mut host = Host::with_first(&spec("1.0", &[]));
+    let two = host.publish(&spec("2.0", &["--user", "65534"]));
+    host.wait_serving("1.0");
+    let (change, told) = host.tell(&two, &Order::default());
+    told.unwrap();
+    assert_eq!(host.wait_end(change).step, Step::Returned);
+    host.wait_serving("1.0");
 }
 
 #[test]
