@@ -16,7 +16,7 @@ use manager_fs::manager::identity::{HOST_CERTIFICATE_LIFETIME, ManagerIdentity};
 use manager_fs::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits};
 use proto::agent::{ChangeId, JobId, JobOrigin, Operation, Repository};
 use proto::bulk::{ChunkHead, Encoding};
-use proto::bundle::{Header, encode_index};
+use proto::bundle::{Header, Origin, encode_index};
 use proto::codec;
 use proto::limits::{EXPORTS_MAX, MESSAGE_BYTES_MAX};
 use proto::message::{ChangeOver, Fault, HostReply, HostRequest, ManagerReply, ManagerRequest};
@@ -210,7 +210,7 @@ impl Evil {
         let header = Header {
             tree: self.second,
             from: None,
-            guessed: false,
+            origin: Origin::Recorded,
             fast: true,
             manifest: part(&stored, &plain),
             index: part(&stored_index, &index),

@@ -29,6 +29,8 @@ const END_MAGIC: &[u8; 8] = b"MFSBUEND";
 const GUESSED: u32 = 1;
 /// Ignorable feature: see [`Header::fast`].
 const FAST: u32 = 2;
+/// Ignorable feature, of a guessed bundle: what is guessed was recorded of another tree.
+const CARRIED: u32 = 4;
 
 /// Bytes of a bundle's header.
 pub const HEADER_BYTES: usize = PREAMBLE_BYTES + 32 + 32 + 4 * 4 + 4 + 8;
@@ -56,6 +58,35 @@ pub struct Touch {
     pub count: u32,
 }
 
+/// How it is known which pages a start touches. What nobody has recorded of this very tree gives way to the first recording.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// Hosts have recorded it.
+    Recorded,
+    /// It was recorded of another tree, and looked up in this one.
+    Carried,
+    /// The structure of the files says it.
+    Guessed,
+}
+
+impl Origin {
+    fn features(self) -> u32 {
+        match self {
+            Origin::Recorded => 0,
+            Origin::Carried => GUESSED | CARRIED,
+            Origin::Guessed => GUESSED,
+        }
+    }
+
+    fn of(features: u32) -> Self {
+        match (features & GUESSED, features & CARRIED) {
+            (0, _) => Origin::Recorded,
+            (_, 0) => Origin::Guessed,
+            _ => Origin::Carried,
+        }
+    }
+}
+
 /// The fixed start of a bundle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
@@ -63,8 +94,8 @@ pub struct Header {
     pub tree: TreeId,
     /// The tree out of whose objects frames may be made, if any.
     pub from: Option<TreeId>,
-    /// Whether the pages are a guess, which the first record of a real start replaces.
-    pub guessed: bool,
+    /// How it is known that a start touches these pages.
+    pub origin: Origin,
     /// Whether it was compressed while somebody waited, and could be smaller.
     pub fast: bool,
     /// The manifest of `tree`.
@@ -132,8 +163,8 @@ impl From<PreambleFault> for BundleFault {
 impl Header {
     /// The bytes that [`Header::decode`] reads.
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
-        let features = [(self.guessed, GUESSED), (self.fast, FAST)].into_iter().filter(|(on, _)| *on);
-        HeaderWriter::new(&PREAMBLE.encode(features.map(|(_, bit)| bit).sum()))
+        let features = self.origin.features() | if self.fast { FAST } else { 0 };
+        HeaderWriter::new(&PREAMBLE.encode(features))
             .put(self.tree.as_bytes())
             .put(&self.from.map_or([0; 32], |from| *from.as_bytes()))
             .part(self.manifest)
@@ -154,7 +185,7 @@ impl Header {
         let header = Self {
             tree: TreeId::from_bytes(tree),
             from: (from != [0; 32]).then_some(TreeId::from_bytes(from)),
-            guessed: features & GUESSED != 0,
+            origin: Origin::of(features),
             fast: features & FAST != 0,
             manifest: fields.part(),
             index: fields.part(),

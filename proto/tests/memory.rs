@@ -72,7 +72,7 @@ fn claimed_lengths_take_no_memory() {
     let bundle_header = bundle::Header {
         tree: id,
         from: None,
-        guessed: false,
+        origin: bundle::Origin::Recorded,
         fast: false,
         manifest: part,
         index: part,

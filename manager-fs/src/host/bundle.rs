@@ -7,7 +7,7 @@
 //! Nothing that a bundle says is believed: the manifest must hash to the tree's id, and the pages, with their proof, to
 //! the chunk ids in it. What turns out wrong is fetched as it is.
 
-use proto::bundle::{BundleFault, Frame, HEADER_BYTES, Header, TAIL_BYTES, decode_index};
+use proto::bundle::{BundleFault, Frame, HEADER_BYTES, Header, Origin, TAIL_BYTES, decode_index};
 use proto::manifest::{ManifestFault, Object};
 use proto::proof::{CHAINING_BYTES, PageSet, verify};
 use proto::width;
@@ -49,8 +49,8 @@ impl From<PatchError> for BundleError {
 /// What a [`Reader`] has found next.
 #[derive(Debug)]
 pub enum Arrived {
-    /// Which tree it is of, and whether nobody has recorded yet what its start touches.
-    Tree(TreeId, bool),
+    /// Which tree it is of, and how it is known what its start touches.
+    Tree(TreeId, Origin),
     /// The manifest's bytes, checked against the tree's id.
     Manifest(Vec<u8>),
     /// The index: every page that will come is known now.
@@ -129,7 +129,7 @@ impl Reader {
                 return Err(BundleError::Old(format!("the bundle starts from tree {from}, which was not named")));
             }
             self.header = Some(header);
-            return Ok(Some(Arrived::Tree(header.tree, header.guessed)));
+            return Ok(Some(Arrived::Tree(header.tree, header.origin)));
         };
         let Some(tree) = &self.tree else { return self.manifest(&header) };
         if header.manifest.stored_bytes > 0 {

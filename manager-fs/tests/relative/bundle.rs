@@ -58,7 +58,8 @@ impl Pair {
     }
 
     fn make(&self, from: Option<&TreeId>, touches: &[Touch]) -> Result<Vec<u8>, BundleError> {
-        let order = BundleOrder { tree: &self.new.tree, from, touches, guessed: false, level: 3 };
+        let order =
+            BundleOrder { tree: &self.new.tree, from, touches, origin: proto::bundle::Origin::Recorded, level: 3 };
         bundle::make(&self.store, order, &AtomicBool::new(false)).map(|(bytes, _)| bytes)
     }
 }
@@ -181,7 +182,7 @@ fn a_bundle_can_be_extended_and_is_collected_with_its_tree() {
     let bundle = pair.make(None, &pair.touches()).unwrap();
     pair.store.put_bundle(None, &pair.new.tree, &bundle).unwrap();
     let (header, stored) = pair.store.bundle(None, &pair.new.tree).unwrap().unwrap();
-    assert_eq!((stored, header.guessed), (bundle, false));
+    assert_eq!((stored, header.origin), (bundle, proto::bundle::Origin::Recorded));
     pair.store.put_bundle(None, &pair.new.tree, &pair.make(None, &[]).unwrap()).unwrap();
     let (_, stored) = pair.store.bundle(None, &pair.new.tree).unwrap().unwrap();
     assert_eq!(stored, pair.make(None, &[]).unwrap(), "the new one is in the place of the old");

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use manager_fs::host::cache::{Cache, CacheOptions};
 use manager_fs::host::delta::{Arrived, DeltaError, Reader, make};
-use manager_fs::host::fetch::{FetchOptions, Fetcher, FromOldOptions, HydrateOptions, TreeRef};
+use manager_fs::host::fetch::{FetchOptions, Fetcher, FromOldOptions, HydrateOptions, TreeRef, Wanted};
 use manager_fs::manager::delta::{self, DeltaOptions};
 use manager_fs::manager::monitor::Quiet;
 use manager_fs::manager::store::Store;
@@ -232,4 +233,28 @@ fn equal_chunks_are_copied_and_no_delta_is_asked_for_a_little() {
     upgrade(&upstream, &fetcher);
     assert_eq!(fetcher.counts().copied_bytes, shared);
     assert_eq!(upstream.fetched_bytes.load(Ordering::Relaxed), 10_017, "the last chunk");
+}
+
+#[test]
+fn a_start_that_misses_does_not_wait_for_quiet() {
+    let (pair, stream) = with_delta();
+    let (_dir, upstream, fetcher) = host(pair, stream);
+    let (from, to) = (upstream.pair.old.tree, upstream.pair.new.tree);
+    let manifest = fetcher.manifest(&to, soon()).unwrap();
+    let old = fetcher.manifest(&from, soon()).unwrap();
+    let is_new = |object: &&Object| old.object(&object.id).is_none();
+    let mut missing = manifest.objects.iter().filter(is_new);
+    let read = |object: &Object| fetcher.read(Wanted::of(&to, &manifest, object), 0, 10, soon()).unwrap();
+    // So that it is not quiet when somebody begins to wait.
+    read(missing.next().unwrap());
+    let never = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| fetcher.wait_until_quiet_or_missed(&to, Duration::from_secs(60), &never));
+        while !waiting.is_finished() {
+            read(missing.next().expect("it ends before everything has been read"));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert!(waiting.join().unwrap(), "it ends because of the misses");
+    });
+    upgrade(&upstream, &fetcher);
 }

@@ -1,7 +1,7 @@
 //! What only a bundle has: pages of chunks, with their proofs, in the order of a start.
 
 use proto::bundle::{
-    BundleFault, FRAME_BASE_BYTES_MAX, FRAME_PLAIN_BYTES_MAX, Frame, HEADER_BYTES, Header, INDEX_BYTES_MAX,
+    BundleFault, FRAME_BASE_BYTES_MAX, FRAME_PLAIN_BYTES_MAX, Frame, HEADER_BYTES, Header, INDEX_BYTES_MAX, Origin,
     PAGES_BYTES_MAX, Pages, decode_index, encode_index, trailer,
 };
 use proto::limits::MANIFEST_BYTES_MAX;
@@ -16,7 +16,7 @@ fn header() -> Header {
     Header {
         tree: TreeId::of(b"tree"),
         from: Some(TreeId::of(b"from")),
-        guessed: true,
+        origin: Origin::Guessed,
         fast: false,
         manifest: Part { stored_bytes: 1, plain_bytes: 2 },
         index: Part { stored_bytes: 3, plain_bytes: 4 },
@@ -48,7 +48,7 @@ fn the_bytes_of_a_header_are_pinned() {
     assert_eq!(header().bundle_bytes(), 110 + 1 + 3 + 64 + 30 + 40);
     assert_eq!(trailer([7; 32]), *[[7; 32].as_slice(), b"MFSBUEND"].concat());
 
-    let bare = Header { from: None, guessed: false, frames_bytes: 1 << 28, ..header() };
+    let bare = Header { from: None, origin: Origin::Recorded, frames_bytes: 1 << 28, ..header() };
     let bytes = bare.encode();
     assert_eq!((&bytes[10..14], &bytes[50..82]), ([0; 4].as_slice(), [0; 32].as_slice()));
     assert_eq!(Header::decode(&bytes), Ok(bare));
@@ -64,9 +64,10 @@ fn other_bytes_and_later_versions_are_refused() {
     assert_eq!(changed(7, b'?'), Err(BundleFault::NotABundle));
     assert_eq!(changed(8, 2), Err(BundleFault::Newer { version: 2, features: 0 }));
     assert_eq!(changed(14, 1), Err(BundleFault::Newer { version: 1, features: 1 }));
-    assert_eq!(changed(10, 5), Ok(header()), "what may be ignored is ignored");
-    assert_eq!(changed(10, 2), Ok(Header { guessed: false, fast: true, ..header() }));
-    assert_eq!(changed(10, 4), Ok(Header { guessed: false, ..header() }));
+    assert_eq!(changed(10, 9), Ok(header()), "what may be ignored is ignored");
+    assert_eq!(changed(10, 5), Ok(Header { origin: Origin::Carried, ..header() }));
+    assert_eq!(changed(10, 2), Ok(Header { origin: Origin::Recorded, fast: true, ..header() }));
+    assert_eq!(changed(10, 4), Ok(Header { origin: Origin::Recorded, ..header() }));
 }
 
 #[test]

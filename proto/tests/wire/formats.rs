@@ -261,7 +261,7 @@ fn bundle_header() -> bundle::Header {
     bundle::Header {
         tree: samples::tree(),
         from: Some(TreeId::from_bytes([1; 32])),
-        guessed: true,
+        origin: bundle::Origin::Guessed,
         fast: false,
         manifest: part(10),
         index: part(20),
@@ -277,7 +277,7 @@ fn read_bundle(bytes: &[u8]) -> Vec<Line> {
         &[
             (8, "magic \"MFSBUND\\0\""),
             (2, "version u16"),
-            (4, "ignorable u32: bit 0, guessed; bit 1, fast"),
+            (4, "ignorable u32: bit 0, guessed; bit 1, fast; bit 2, carried over"),
             (4, "refuse u32"),
             (32, "tree 32 bytes"),
             (32, "from 32 bytes; zeros: nothing"),

@@ -153,7 +153,7 @@ fn bundle_index(bytes: &[u8]) -> bool {
     let header = bundle::Header {
         tree: TreeId::of(b""),
         from: None,
-        guessed: false,
+        origin: bundle::Origin::Recorded,
         fast: false,
         manifest: part,
         index: part,
@@ -218,7 +218,7 @@ fn bundle_stream(bytes: &[u8]) -> bool {
     let header = bundle::Header {
         tree: id,
         from: Some(id),
-        guessed: false,
+        origin: bundle::Origin::Recorded,
         fast: false,
         manifest: Part::default(),
         index: part(sizes, 0),

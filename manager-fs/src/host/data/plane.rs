@@ -326,10 +326,18 @@ impl Trees for DataPlane {
         let bytes_per_second_max = self.options.hydrate_bytes_per_second.filter(|_| paced);
         let quiet = paced.then_some(QUIET);
         let options = HydrateOptions { bytes_per_second_max, patience: PATIENCE, quiet };
-        if let Some(quiet) = quiet {
-            self.objects.fetcher().wait_until_quiet(quiet, cancel);
-        }
-        if let Some(from) = self.base_of(tree) {
+        let base = self.base_of(tree);
+        // A start that misses waits for what the delta brings: it is background work no longer.
+        let is_wanted = match (quiet, base) {
+            (Some(quiet), Some(_)) => self.objects.fetcher().wait_until_quiet_or_missed(tree, quiet, cancel),
+            (Some(quiet), None) => {
+                self.objects.fetcher().wait_until_quiet(quiet, cancel);
+                false
+            }
+            (None, _) => true,
+        };
+        if let Some(from) = base {
+            let bytes_per_second_max = bytes_per_second_max.filter(|_| !is_wanted);
             let options = FromOldOptions { deadline: Instant::now() + DELTA_PATIENCE, bytes_per_second_max };
             self.objects.fetcher().take_from_old(
                 &from,

@@ -114,10 +114,10 @@ impl Order {
 impl Fetcher {
     /// Fetches what lies around a miss, in the background. The miss itself is asked for by its reader.
     pub(super) fn fetch_around(self: &Arc<Self>, wanted: Wanted<'_>, offset: u64) {
-        let window_bytes = self.around.grow(self.clock().now());
-        if self.options.read_ahead_bytes_max == 0 {
+        if self.options.read_ahead_bytes_max == 0 || !self.starts.is_telling(wanted.tree) {
             return;
         }
+        let window_bytes = self.around.grow(self.clock().now());
         let (fetcher, tree, object) = (Arc::clone(self), *wanted.tree, wanted.object.id);
         self.ahead.run(move || {
             let order = fetcher.around.order(&tree, || fetcher.cache.manifest(&tree));

@@ -50,7 +50,11 @@ impl Fetcher {
             Err(error) => return tracing::warn!(%error, tree = %from, "no delta: the old manifest cannot be read"),
         };
         match Reader::new(*from, *to.id, old_bytes) {
-            Ok(reader) => self.take_delta(from, to.id, reader, options, cancel),
+            Ok(reader) => {
+                self.starts.is_coming(to.id);
+                self.take_delta(from, to.id, reader, options, cancel);
+                self.starts.has_come(to.id);
+            }
             Err(error) => tracing::warn!(%error, tree = %from, "no delta: the old manifest is damaged"),
         }
     }

@@ -116,6 +116,11 @@ impl Fetcher {
         self.starts.wait_until_quiet(quiet, QUIET_PATIENCE, cancel);
     }
 
+    /// The same, but no longer than until a start of this tree misses what a delta would bring; whether it does.
+    pub fn wait_until_quiet_or_missed(&self, tree: &TreeId, quiet: Duration, cancel: &AtomicBool) -> bool {
+        self.starts.wait_until_quiet_or_missed(tree, quiet, QUIET_PATIENCE, cancel)
+    }
+
     fn pending<'a>(&self, manifest: &Manifest, object: &'a Object) -> Result<Option<Pending<'a>>, FetchError> {
         match self.cache.place(object, manifest.chunk_bytes)? {
             Place::Local(_) => Ok(None),

@@ -266,7 +266,7 @@ impl Fetcher {
         {
             return assemble(wanted, Some(partial), &[], &HashMap::new(), offset, wanted_len);
         }
-        self.starts.note_demand();
+        self.starts.note_demand(wanted.tree);
         self.fetch_around(wanted, offset);
         tracing::debug!(object = %wanted.object.id, offset, len, "demanded");
         let chunks: Vec<u32> = chunk_range(offset, wanted_len, wanted.chunk_bytes).collect();

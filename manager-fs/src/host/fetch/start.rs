@@ -7,13 +7,13 @@
 //! A reader of a page that is on its way waits for it; any other asks for its chunk on the connection for demands,
 //! which overtakes. Whatever goes wrong here costs nothing but time: what is missing is fetched as it is.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use proto::bundle::Frame;
+use proto::bundle::{Frame, Origin};
 use proto::manifest::{Manifest, Object};
 use proto::proof::{PAGE_BYTES, PageSet};
 use proto::width;
@@ -30,6 +30,11 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const DEADLINE: Duration = Duration::from_secs(120);
 /// A start that nobody has recorded is watched this long, if it is not said to have ended before.
 const WATCH: Duration = Duration::from_secs(30);
+/// Misses of a start that is known from another tree: so many are strays, in files of which the bundle had the rest
+/// (`docs/decisions.md`). One that misses more is another start than was recorded.
+const STRAYS_MAX: u32 = 12;
+/// So many misses show that a bundle does not have what a start wants, and that the delta is worth its bytes now.
+const MISSES: u32 = 2;
 /// How often one who waits for quiet looks whether it is no longer wanted.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -50,6 +55,12 @@ struct State {
     unrecorded: BTreeSet<TreeId>,
     /// Until when a start is watched.
     watched_until: Option<Instant>,
+    /// How many misses of a tree are still strays, which bring nothing of what lies around them.
+    strays: BTreeMap<TreeId, u32>,
+    /// Misses of trees that a delta would bring, since somebody waits to fetch that.
+    missed: BTreeMap<TreeId, u32>,
+    /// Trees of which all that is missing is on its way.
+    on_their_way: BTreeSet<TreeId>,
 }
 
 struct Start {
@@ -144,9 +155,54 @@ impl Starts {
         }
     }
 
+    /// A bundle comes of which it is known so what is touched.
+    fn come(&self, tree: TreeId, origin: Origin) {
+        let mut state = self.lock();
+        if origin != Origin::Recorded {
+            state.unrecorded.insert(tree);
+            state.watched_until = Some(Instant::now() + WATCH);
+        }
+        match origin {
+            Origin::Carried => drop(state.strays.insert(tree, STRAYS_MAX)),
+            Origin::Recorded | Origin::Guessed => drop(state.strays.remove(&tree)),
+        }
+    }
+
+    /// Whether a miss of this tree says something of what will be wanted next: not when the rest of the tree is on its way,
+    /// and not when the start is known from another tree and misses here and there.
+    pub(super) fn is_telling(&self, tree: &TreeId) -> bool {
+        let mut state = self.lock();
+        if state.on_their_way.contains(tree) {
+            return false;
+        }
+        match state.strays.get_mut(tree) {
+            Some(left @ 1..) => {
+                *left -= 1;
+                false
+            }
+            _ => true,
+        }
+    }
+
+    /// All that is missing of a tree is on its way, until [`Starts::has_come`].
+    pub(super) fn is_coming(&self, tree: &TreeId) {
+        self.lock().on_their_way.insert(*tree);
+    }
+
+    /// See [`Starts::is_coming`].
+    pub(super) fn has_come(&self, tree: &TreeId) {
+        self.lock().on_their_way.remove(tree);
+    }
+
     /// Something was asked for that somebody waits for.
-    pub(super) fn note_demand(&self) {
-        self.lock().last_demand = Some(Instant::now());
+    pub(super) fn note_demand(&self, tree: &TreeId) {
+        let mut state = self.lock();
+        state.last_demand = Some(Instant::now());
+        if let Some(missed) = state.missed.get_mut(tree) {
+            *missed += 1;
+            drop(state);
+            self.changed.notify_all();
+        }
     }
 
     /// Whether it is being recorded what a start touches. Nobody sees who reads a local object.
@@ -156,9 +212,30 @@ impl Starts {
 
     /// Waits until nothing has been started or demanded for `quiet`, at most for `patience`.
     pub(super) fn wait_until_quiet(&self, quiet: Duration, patience: Duration, cancel: &AtomicBool) {
+        self.wait(quiet, patience, cancel, |_| false);
+    }
+
+    /// The same, but no longer than until a start of this tree has missed [`MISSES`] times; whether it has.
+    pub(super) fn wait_until_quiet_or_missed(
+        &self,
+        tree: &TreeId,
+        quiet: Duration,
+        patience: Duration,
+        cancel: &AtomicBool,
+    ) -> bool {
+        let has_missed = |state: &State| state.missed.get(tree).is_some_and(|missed| *missed >= MISSES);
+        self.lock().missed.insert(*tree, 0);
+        self.wait(quiet, patience, cancel, has_missed);
+        let mut state = self.lock();
+        let missed = has_missed(&state);
+        state.missed.remove(tree);
+        missed
+    }
+
+    fn wait(&self, quiet: Duration, patience: Duration, cancel: &AtomicBool, enough: impl Fn(&State) -> bool) {
         let until = Instant::now() + patience;
         let mut state = self.lock();
-        while Instant::now() < until && !cancel.load(Ordering::Relaxed) {
+        while Instant::now() < until && !cancel.load(Ordering::Relaxed) && !enough(&state) {
             let is_quiet = state.last_demand.is_none_or(|last| last.elapsed() >= quiet);
             if is_quiet && state.under_way.is_empty() {
                 return;
@@ -226,7 +303,7 @@ impl Fetcher {
         });
         let from = from.filter(|_| old.is_some());
         let reader = Reader::new(old, manifest);
-        let mut coming = Coming { fetcher: self, number, tree, reader, guessed: false, failed: None };
+        let mut coming = Coming { fetcher: self, number, tree, reader, origin: Origin::Recorded, failed: None };
         let deadline = Instant::now() + DEADLINE;
         self.counters.requests.add(1);
         let result = self.upstream.start(generation, from.as_ref(), with_manifest, deadline, &mut |bytes| {
@@ -284,8 +361,8 @@ struct Coming<'f> {
     number: u64,
     tree: Option<TreeId>,
     reader: Reader,
-    /// Whether nobody has recorded what it brings. Known before any of it comes.
-    guessed: bool,
+    /// How it is known what is touched. Told before any of it comes.
+    origin: Origin,
     failed: Option<BundleError>,
 }
 
@@ -307,19 +384,15 @@ impl Coming<'_> {
     fn take_arrived(&mut self) -> Result<(), BundleError> {
         while let Some(arrived) = self.reader.arrived()? {
             match arrived {
-                Arrived::Tree(tree, guessed) => {
+                Arrived::Tree(tree, origin) => {
                     if self.tree.is_some_and(|known| known != tree) {
                         return Err(BundleError::Old(format!(
                             "tree {tree} came instead of the one that was asked for"
                         )));
                     }
-                    (self.tree, self.guessed) = (Some(tree), guessed);
+                    (self.tree, self.origin) = (Some(tree), origin);
                     self.fetcher.starts.change(self.number, |start| start.tree = Some(tree));
-                    if guessed {
-                        let mut state = self.fetcher.starts.lock();
-                        state.unrecorded.insert(tree);
-                        state.watched_until = Some(Instant::now() + WATCH);
-                    }
+                    self.fetcher.starts.come(tree, origin);
                 }
                 Arrived::Manifest(bytes) => self.take_manifest(&bytes),
                 Arrived::Index => self.expect(),
@@ -370,9 +443,30 @@ impl Coming<'_> {
             }
         });
         // A guess stays out of the page cache: what the program really touches is to be seen.
-        if let Some(tree) = self.tree.filter(|_| !ranges.is_empty() && !self.guessed) {
+        if let Some(tree) = self.tree.filter(|_| !ranges.is_empty() && self.origin == Origin::Recorded) {
             (fetcher.options.on_arrived)(&tree, ranges);
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strays_of_a_start_that_is_known_from_another_tree_tell_nothing() {
+        let (starts, tree) = (Starts::default(), TreeId::of(b"tree"));
+        let telling = |count: u32| (0..count).filter(|_| starts.is_telling(&tree)).count();
+        assert_eq!(telling(3), 3, "nothing is known of it");
+        starts.come(tree, Origin::Carried);
+        assert_eq!((telling(STRAYS_MAX), telling(2)), (0, 2), "another start than was recorded");
+        starts.come(tree, Origin::Carried);
+        starts.come(tree, Origin::Guessed);
+        assert_eq!(telling(1), 1);
+        starts.is_coming(&tree);
+        assert_eq!(telling(3), 0, "all that is missing is on its way");
+        starts.has_come(&tree);
+        assert_eq!(telling(1), 1);
     }
 }

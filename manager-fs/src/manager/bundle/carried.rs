@@ -24,6 +24,9 @@ use crate::manager::store::Store;
 /// Anchors around a page of which the one in the middle says how far its content has moved: one that stands elsewhere by
 /// chance says nothing then.
 const WITNESSES: usize = 5;
+/// Untouched pages between touched ones that are taken along: what a version touches beside what the one before did lies
+/// mostly there (`docs/decisions.md`), and a page of a bundle costs less than the chunk that a miss costs.
+const GAP_PAGES_MAX: u32 = 8;
 /// The share of a tree that another one must have, for a start of that other to tell anything of this: one in so many bytes.
 const SHARED_ONE_IN: u64 = 2;
 /// Trees of other products that are compared, the newest first.
@@ -93,7 +96,30 @@ pub(super) fn touches(
             }
         }
     }
+    let gaps = gaps(&carried);
+    carried.extend(gaps);
     Ok(carried)
+}
+
+/// What lies between touched pages of one file, where that is little.
+fn gaps(touches: &[Touch]) -> Vec<Touch> {
+    let mut sorted: Vec<&Touch> = touches.iter().collect();
+    sorted.sort_unstable_by_key(|touch| (touch.object, touch.first));
+    let mut gaps = Vec::new();
+    let mut last: Option<(u32, u32)> = None;
+    for touch in sorted {
+        let past = touch.first + touch.count;
+        last = match last {
+            Some((object, end)) if object == touch.object => {
+                if touch.first > end && touch.first - end <= GAP_PAGES_MAX {
+                    gaps.push(Touch { object, first: end, count: touch.first - end });
+                }
+                Some((object, end.max(past)))
+            }
+            _ => Some((touch.object, past)),
+        };
+    }
+    gaps
 }
 
 fn successor_id(successors: &HashMap<u32, u32>, new: &Manifest, touch: &Touch) -> proto::ObjectId {

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use proto::bundle::{
-    Frame, Header, PAGES_BYTES_MAX, Pages, TAIL_BYTES, TOUCHES_MAX, Touch, decode_index, encode_index,
+    Frame, Header, Origin, PAGES_BYTES_MAX, Pages, TAIL_BYTES, TOUCHES_MAX, Touch, decode_index, encode_index,
 };
 use proto::delta::Run;
 use proto::manifest::NodeKind;
@@ -57,8 +57,8 @@ pub struct BundleOrder<'a> {
     pub from: Option<&'a TreeId>,
     /// Pages in the order in which they were touched; some may occur again.
     pub touches: &'a [Touch],
-    /// Whether nobody has touched them yet.
-    pub guessed: bool,
+    /// How it is known that they are.
+    pub origin: Origin,
     /// The zstd level: low while a host waits, high afterwards.
     pub level: i32,
 }
@@ -326,7 +326,7 @@ impl Maker<'_> {
         let header = Header {
             tree: *order.tree,
             from: order.from.copied(),
-            guessed: order.guessed,
+            origin: order.origin,
             fast: order.level < LEVEL,
             manifest: part(&manifest_stored, &new),
             index: part(&index_stored, &index),

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use proto::bundle::Touch;
+use proto::bundle::{Origin, Touch};
 use proto::message::BundleFacts;
 use proto::proof::PAGE_BYTES;
 use proto::width;
@@ -103,7 +103,9 @@ impl Bundles {
         records.sort_by_key(|record| std::cmp::Reverse(record.sequence));
         for record in records {
             match self.store.bundle_header(&record.tree) {
-                Ok(Some(header)) if header.fast && !header.guessed => self.wish(Wish::Best(record.tree)),
+                Ok(Some(header)) if header.fast && header.origin == Origin::Recorded => {
+                    self.wish(Wish::Best(record.tree))
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => self.wish(Wish::Carried(record.tree)),
                 Err(error) => tracing::warn!(%error, "whether a start-up bundle could be smaller is not known"),
@@ -116,7 +118,9 @@ impl Bundles {
     }
 
     fn is_recorded(&self, tree: &TreeId) -> bool {
-        self.store.bundle_header(tree).is_ok_and(|header| header.is_some_and(|header| !header.guessed))
+        self.store
+            .bundle_header(tree)
+            .is_ok_and(|header| header.is_some_and(|header| header.origin == Origin::Recorded))
     }
 
     pub(super) fn wish(self: &Arc<Self>, wish: Wish) {
@@ -144,12 +148,12 @@ impl Bundles {
     pub(crate) fn record(self: &Arc<Self>, tree: &TreeId, touches: &[Touch]) -> Result<BundleFacts, SendStartError> {
         let alone = lock(&self.storing);
         let mut all = match self.store.bundle(None, tree)? {
-            Some((header, bytes)) if !header.guessed => touches_of(&bytes, &header, &self.store)?,
+            Some((header, bytes)) if header.origin == Origin::Recorded => touches_of(&bytes, &header, &self.store)?,
             _ => Vec::new(),
         };
         all.extend_from_slice(touches);
         let all = cut(&all, self.recorded_pages_max(tree)?);
-        let order = BundleOrder { tree, from: None, touches: &all, guessed: false, level: LEVEL_GUESS };
+        let order = BundleOrder { tree, from: None, touches: &all, origin: Origin::Recorded, level: LEVEL_GUESS };
         let (bytes, facts) = self.made(order)?;
         let bases = self.replace(tree, bytes)?;
         drop(alone);
@@ -195,7 +199,7 @@ impl Bundles {
         touches.extend(self.guess(tree)?);
         let touches = cut(&touches, self.recorded_pages_max(tree)?);
         let (bytes, _) =
-            self.made(BundleOrder { tree, from: None, touches: &touches, guessed: true, level: LEVEL })?;
+            self.made(BundleOrder { tree, from: None, touches: &touches, origin: Origin::Carried, level: LEVEL })?;
         let alone = lock(&self.storing);
         if self.is_recorded(tree) {
             return Ok(());
@@ -234,7 +238,7 @@ impl Bundles {
             return Ok(());
         };
         let touches = touches_of(&base, &header, &self.store)?;
-        let order = BundleOrder { tree, from: None, touches: &touches, guessed: header.guessed, level: LEVEL };
+        let order = BundleOrder { tree, from: None, touches: &touches, origin: header.origin, level: LEVEL };
         let (bytes, _) = self.made(order)?;
         self.put_if_still(&base, (None, *tree), bytes)
     }
@@ -246,7 +250,7 @@ impl Bundles {
         }
         let Some((header, base)) = self.store.bundle(None, tree)? else { return Ok(()) };
         let touches = touches_of(&base, &header, &self.store)?;
-        let order = BundleOrder { tree, from: Some(from), touches: &touches, guessed: header.guessed, level: LEVEL };
+        let order = BundleOrder { tree, from: Some(from), touches: &touches, origin: header.origin, level: LEVEL };
         let (bytes, _) = self.made(order)?;
         self.put_if_still(&base, (Some(*from), *tree), bytes)
     }
@@ -271,8 +275,8 @@ impl Bundles {
     fn made(&self, order: BundleOrder<'_>) -> Result<(Vec<u8>, BundleFacts), BundleError> {
         let (bytes, facts) = make(&self.store, order, &AtomicBool::new(false))?;
         let (pages, size) = (facts.plain_bytes, facts.bundle_bytes);
-        let BundleOrder { tree, from, guessed, level, .. } = order;
-        tracing::info!(%tree, ?from, pages, bytes = size, guessed, level, "start-up bundle made");
+        let BundleOrder { tree, from, origin, level, .. } = order;
+        tracing::info!(%tree, ?from, pages, bytes = size, ?origin, level, "start-up bundle made");
         Ok((bytes, facts))
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use lru::LruCache;
-use proto::bundle::{HEADER_BYTES, Header, Touch};
+use proto::bundle::{HEADER_BYTES, Header, Origin, Touch};
 use proto::message::ManagerReply;
 use proto::relative::Part;
 use proto::width;
@@ -168,7 +168,8 @@ impl Bundles {
         }
         let since = Instant::now();
         let touches = self.guess(&tree)?;
-        let order = |touches| BundleOrder { tree: &tree, from: None, touches, guessed: true, level: LEVEL_GUESS };
+        let order =
+            |touches| BundleOrder { tree: &tree, from: None, touches, origin: Origin::Guessed, level: LEVEL_GUESS };
         let never = AtomicBool::new(false);
         // The manifest is worth an answer of its own.
         let made = make(&self.store, order(&touches), &never).or_else(|error| {
