@@ -313,7 +313,13 @@ impl Host {
     /// Starts the agent of a product and waits until it serves.
     #[track_caller]
     pub fn launch(&mut self, product: &str) {
-        let service = Service::start(&format!("launch on {}", self.name), &mut self.command(&["launch", product]));
+        self.launch_by(product, self.command(&["launch", product]));
+    }
+
+    /// The same by a command of the test's own, which comes to that.
+    #[track_caller]
+    pub fn launch_by(&mut self, product: &str, mut command: Command) {
+        let service = Service::start(&format!("launch on {}", self.name), &mut command);
         self.agents.push((product.to_owned(), service));
     }
 

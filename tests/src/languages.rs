@@ -36,6 +36,19 @@ impl CInterface {
         Self { prefix }
     }
 
+    /// Builds a program of one file to this place; its library is beside it in `lib/` as in the example's tree.
+    #[track_caller]
+    pub fn program(&self, source: &Path, tree: &Path) {
+        let library = tree.join("lib/libagent_core.so.0");
+        std::fs::create_dir_all(tree.join("lib")).expect("mkdir");
+        std::fs::create_dir_all(tree.join("bin")).expect("mkdir");
+        std::fs::copy(self.prefix.join("lib/libagent_core.so.0"), &library).expect("the library");
+        let mut cc = Command::new("cc");
+        cc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-o"]).arg(tree.join("bin/service")).arg(source);
+        cc.arg("-I").arg(self.prefix.join("include")).arg(library).args(["-pthread", "-Wl,-rpath,$ORIGIN/../lib"]);
+        Output::of(&mut cc).expect(0);
+    }
+
     /// The tree of the example, with these flags of the compiler.
     #[track_caller]
     pub fn service(&self, flags: &str) -> TreeFixture {
