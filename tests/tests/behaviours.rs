@@ -128,6 +128,12 @@ static TABLE: &[Behaviour] = &[
         assert!(said.contains("schema"), "{said}");
         assert_eq!(lab.count("1 quiesce"), drained);
     }),
+    own("has its state back when the next version fails", NO_STATE, |lab| {
+        let before = lab.answered();
+        lab.publish_script("heirless", "#!/bin/sh\nexit 7\n");
+        lab.upgrade("heirless", 1);
+        assert_eq!(lab.answered(), before + 1);
+    }),
     own("is quiesced at every drain", NOT_DRAINED, |lab| {
         let before = lab.count("1 quiesce");
         lab.to("quiesced", &[]);

@@ -129,12 +129,12 @@ typedef struct agent_core_operations {
     /* The change-over did not come about: go on. Called after every quiesce that no execve followed. */
     int32_t (*resume)(void *user, agent_core_answer *why);
 
-    /* Writes the state for the next version, in this schema, below a few MiB. Not 0: the change-over does not come
-     * about. It has 5 s. */
+    /* Writes the state for the next version, in this schema. Not 0: the change-over does not come about. It has 5 s; a
+     * very large state is better kept in a memory file under a name. */
     int32_t (*save_state)(void *user, uint32_t schema, agent_core_answer *state);
 
-    /* Takes over what the version before saved, within agent_core_start. Not 0: this version fails, the one before
-     * returns. Not called where there is nothing to take over. */
+    /* Takes over what the version before saved, or this one itself where the next one failed, within agent_core_start.
+     * Not 0: this version fails, the one before returns. Not called where there is nothing to take over. */
     int32_t (*restore_state)(void *user, uint32_t schema, const uint8_t *state, size_t length, agent_core_answer *why);
 
     /* Whether the program is fit to work: asked during its probation until it says yes once. */
