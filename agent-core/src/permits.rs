@@ -212,6 +212,7 @@ struct RepositoryRules {
     places: Option<Places>,
     prune: Option<Spanned<bool>>,
     keep_last: Option<Spanned<u32>>,
+    show: Option<Places>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -327,6 +328,22 @@ impl Permits {
         }
     }
 
+    /// Whether the content of a file that was backed up from this path may be shown to the manager.
+    ///
+    /// # Errors
+    /// No line of the file says that it may.
+    pub fn show(&self, path: &Path) -> Result<(), NotPermitted> {
+        let (what, key) = (format!("showing what is in {}", path.display()), "repository.show");
+        match &self.rules.repository.show {
+            None => {
+                let why = "contents of files are for whoever restores them here";
+                Err(NotPermitted::Default { what, why, file: self.file.clone(), key })
+            }
+            Some(places) if places.get_ref().iter().any(|place| path.starts_with(place.get_ref())) => Ok(()),
+            Some(places) => Err(self.line(places.span(), what, "it lies in none of these", key)),
+        }
+    }
+
     /// Whether operations of this kind of a program's own may be ordered here.
     ///
     /// # Errors
@@ -375,7 +392,7 @@ impl Permits {
 
     /// Places are absolute, so that they mean the same wherever the agent stands.
     fn must_be_clear(&self, rules: &Rules) -> Result<(), PermitsFault> {
-        let all = [&rules.backup.sources, &rules.restore.targets, &rules.repository.places];
+        let all = [&rules.backup.sources, &rules.restore.targets, &rules.repository.places, &rules.repository.show];
         for place in all.into_iter().flatten().flat_map(|places| places.get_ref()) {
             let path = place.get_ref();
             if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
@@ -562,6 +579,19 @@ mod tests {
         let none = Bench::new("[repository]\nprune = false\n").read().unwrap();
         none.own(&"wipe".parse().unwrap()).unwrap();
         assert!(none.prune(100).unwrap_err().to_string().contains("line 2: repository.prune"));
+    }
+
+    #[test]
+    fn contents_are_shown_only_where_a_line_says_so() {
+        let file = Path::new("/srv/web/index.html");
+        let none = Bench::new("").read().unwrap();
+        assert!(none.show(file).unwrap_err().to_string().contains("repository.show"));
+        let some = Bench::new("[repository]\nshow = [\"/srv/web\"]\n").read().unwrap();
+        some.show(file).unwrap();
+        let refused = some.show(Path::new("/srv/webmail/x")).unwrap_err().to_string();
+        assert!(refused.contains("line 2: repository.show"), "{refused}");
+        let relative = Bench::new("[repository]\nshow = [\"srv\"]\n").read();
+        assert!(matches!(relative, Err(PermitsFault::Unclear { line: 2, .. })));
     }
 
     #[test]

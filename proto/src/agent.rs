@@ -11,8 +11,9 @@ use crate::id::TreeId;
 use crate::limits::{DETAIL_BYTES_MAX, JOBS_MAX, REASON_BYTES_MAX, RECORD_BYTES_MAX};
 use crate::name::{Product, Version};
 
-pub use crate::operation::{HostScope, JobId, JobOrigin, Operation, Repository, SnapshotRef};
+pub use crate::operation::{JobId, JobOrigin, Operation, Repository};
 pub use crate::outcome::{Outcome, Progress, Summary};
+pub use crate::snapshot::{HostScope, SnapshotRef};
 
 /// The manager's number of a change-over (one `upgrade` of one product on one host).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

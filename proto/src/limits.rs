@@ -79,6 +79,13 @@ pub const EXCLUDE_FILES_MAX: usize = 64;
 pub const TAGS_MAX: usize = 32;
 /// Bytes of one tag.
 pub const TAG_BYTES_MAX: usize = 128;
+/// Snapshots or entries that one look at a repository finds; agents stop at 512 KiB, so that a job's record with them stays
+/// below 1 MiB.
+pub const FOUND_MAX: usize = 4096;
+/// Bytes of a file's content that one job brings: what somebody looks at.
+pub const DUMP_BYTES_MAX: usize = 512 << 10;
+/// Sources of a snapshot that are shown.
+pub const SOURCES_SHOWN_MAX: usize = 16;
 /// Bytes of a snapshot's id: 64 hex digits, as restic has them.
 pub const SNAPSHOT_BYTES_MAX: usize = 64;
 /// Earlier jobs whose hosts the manager names with a job: as many as it remembers.

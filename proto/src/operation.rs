@@ -4,9 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::backup::BackupOptions;
 use crate::bounded::{List, Own, PathText, Paths, Word, within};
-use crate::limits::{EARLIER_JOBS_MAX, SNAPSHOT_BYTES_MAX, SOURCES_BYTES_MAX, SOURCES_MAX, VERSION_BYTES_MAX};
+use crate::limits::{EARLIER_JOBS_MAX, SOURCES_BYTES_MAX, SOURCES_MAX, VERSION_BYTES_MAX};
+use crate::look::{Forget, Query};
 use crate::name::{OperationKind, Product};
 use crate::own::Arguments;
+use crate::restore::RestoreOptions;
+use crate::snapshot::SnapshotRef;
 
 /// The manager's number of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -77,6 +80,33 @@ pub enum Operation {
         /// How.
         options: BackupOptions,
     },
+    /// Look into a repository. Its outcome is [`crate::outcome::Outcome::Found`].
+    Look {
+        /// The repository that is looked into.
+        repository: Repository,
+        /// What for.
+        query: Query,
+    },
+    /// Forget snapshots by the rules of a calendar. Its outcome is [`crate::outcome::Outcome::Found`], with every snapshot
+    /// that was looked at.
+    Forget {
+        /// The repository that it works on.
+        repository: Repository,
+        /// Which.
+        order: Forget,
+    },
+    /// As `Restore`, of a part of the snapshot, or only to say what it would do.
+    RestoreSome {
+        /// Where the snapshots are.
+        repository: Repository,
+        /// The snapshot that is meant.
+        snapshot: SnapshotRef,
+        /// Absolute path of the directory that it is restored into.
+        #[serde(deserialize_with = "within::<_, PathText>")]
+        target: String,
+        /// Which part.
+        options: RestoreOptions,
+    },
 }
 
 /// On whose behalf an operation is done. The manager says it with the job, because only it knows: a machine's own name
@@ -102,42 +132,6 @@ impl JobOrigin {
     }
 }
 
-/// A reference to snapshots, and among whose it is looked up.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct SnapshotRef {
-    /// Snapshot id, the start of one, `latest`, or `latest~N` for the Nth before it.
-    #[serde(deserialize_with = "within::<_, Word<SNAPSHOT_BYTES_MAX>>")]
-    pub snapshot: String,
-    /// Among the snapshots of which hosts.
-    pub of: HostScope,
-    /// Only snapshots of this source, an absolute path.
-    #[serde(deserialize_with = "within::<_, Option<PathText>>")]
-    pub source: Option<String>,
-}
-
-impl SnapshotRef {
-    /// The newest of each source of the own host.
-    pub fn latest() -> Self {
-        Self { snapshot: "latest".to_owned(), of: HostScope::Own, source: None }
-    }
-
-    /// Whether it asks for what is newest, and so depends on every snapshot.
-    pub fn is_latest(&self) -> bool {
-        self.snapshot.starts_with("latest")
-    }
-}
-
-/// Of which hosts snapshots are meant.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum HostScope {
-    /// Of the host that does the operation.
-    Own,
-    /// Of this host of the manager, which need not be the one that does the operation.
-    Host(crate::name::HostName),
-    /// Of all, also of machines that are no hosts of the manager.
-    Any,
-}
-
 /// A restic-compatible repository on the agent's host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Repository {
@@ -157,12 +151,14 @@ impl Operation {
     pub fn kind(&self) -> &str {
         match self {
             Operation::Backup { .. } | Operation::BackupWith { .. } => "backup",
-            Operation::Restore { .. } => "restore",
+            Operation::Restore { .. } | Operation::RestoreSome { .. } => "restore",
             Operation::Verify { .. } => "verify",
             Operation::Check { .. } => "check",
             Operation::Prune { .. } => "prune",
             Operation::Identify { .. } => "identify",
             Operation::Own { kind, .. } => kind.as_str(),
+            Operation::Look { query, .. } => query.kind(),
+            Operation::Forget { .. } => "forget",
         }
     }
 
@@ -175,6 +171,9 @@ impl Operation {
             | Operation::Verify { repository, .. }
             | Operation::Check { repository, .. }
             | Operation::Prune { repository, .. }
+            | Operation::Look { repository, .. }
+            | Operation::Forget { repository, .. }
+            | Operation::RestoreSome { repository, .. }
             | Operation::Identify { repository } => Some(repository),
             Operation::Own { .. } => None,
         }
@@ -189,7 +188,11 @@ impl Operation {
             | Operation::Check { .. }
             | Operation::Prune { .. }
             | Operation::Identify { .. } => false,
-            Operation::Own { .. } | Operation::BackupWith { .. } => true,
+            Operation::Own { .. }
+            | Operation::BackupWith { .. }
+            | Operation::Look { .. }
+            | Operation::RestoreSome { .. }
+            | Operation::Forget { .. } => true,
         }
     }
 
@@ -207,6 +210,8 @@ impl Operation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::look::{Keep, SnapshotFilter};
+    use crate::snapshot::HostScope;
 
     fn repository(path: &str) -> Repository {
         Repository { path: path.to_owned(), password_file: None }
@@ -216,6 +221,9 @@ mod tests {
     fn an_operation_has_a_kind_and_works_on_one_repository() {
         let at = |path| repository(path);
         let latest = SnapshotRef::latest;
+        let all = || SnapshotFilter { of: HostScope::Any, source: None, tags: vec![] };
+        let look = |query| Operation::Look { repository: at("/l"), query };
+        let forget = Forget { snapshots: all(), keep: Keep::default(), dry_run: false, free: false };
         let operations = [
             (Operation::Backup { repository: at("/a"), sources: vec![] }, "backup", "/a"),
             (Operation::Restore { repository: at("/b"), snapshot: latest(), target: "/t".into() }, "restore", "/b"),
@@ -224,6 +232,19 @@ mod tests {
             (Operation::Prune { repository: at("/e"), keep_last: 1 }, "prune", "/e"),
             (Operation::Identify { repository: at("/f") }, "identify", "/f"),
         ];
+        let newer = [
+            (look(Query::Snapshots(all())), "snapshots", "/l"),
+            (look(Query::List { snapshot: latest(), path: None, recursive: true }), "ls", "/l"),
+            (look(Query::Find { snapshots: all(), patterns: vec![] }), "find", "/l"),
+            (look(Query::Diff { old: latest(), new: latest() }), "diff", "/l"),
+            (look(Query::Dump { snapshot: latest(), path: "/p".into() }), "dump", "/l"),
+            (Operation::Forget { repository: at("/m"), order: forget }, "forget", "/m"),
+        ];
+        for (operation, kind, path) in newer {
+            assert_eq!((operation.kind(), operation.repository()), (kind, Some(&repository(path))));
+            // A program that brings one of this name goes on bringing it.
+            assert!(operation.is_newer() && !Operation::KINDS.contains(&kind));
+        }
         for ((operation, kind, path), listed) in operations.into_iter().zip(Operation::KINDS) {
             assert_eq!((operation.kind(), operation.repository()), (kind, Some(&repository(path))));
             assert_eq!(kind, listed);
@@ -236,15 +257,6 @@ mod tests {
         let own = Operation::Own { kind: "rotate".parse().unwrap(), arguments: Arguments::default() };
         assert_eq!((own.kind(), own.repository()), ("rotate", None));
         assert!(own.is_newer() && plain.is_newer() && !plain.plain().unwrap().is_newer());
-    }
-
-    #[test]
-    fn the_latest_snapshots_are_those_of_the_own_host() {
-        let latest = SnapshotRef::latest();
-        assert_eq!((latest.snapshot.as_str(), &latest.of, &latest.source), ("latest", &HostScope::Own, &None));
-        for (text, newest) in [("latest", true), ("latest~2", true), ("a1b2", false), ("late", false)] {
-            assert_eq!(SnapshotRef { snapshot: text.into(), ..SnapshotRef::latest() }.is_latest(), newest, "{text}");
-        }
     }
 
     #[test]

@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::backup::BackupCounts;
-use crate::bounded::{Line, Lines, List, Word, within};
+use crate::bounded::{Line, Lines, List, Own, Word, within};
 use crate::limits::{
-    ACTIVITY_BYTES_MAX, FAULT_BYTES_MAX, PROBLEM_BYTES_MAX, PROBLEMS_MAX, SNAPSHOT_BYTES_MAX, SOURCES_MAX,
+    ACTIVITY_BYTES_MAX, FAULT_BYTES_MAX, FOUND_MAX, PROBLEM_BYTES_MAX, PROBLEMS_MAX, SNAPSHOT_BYTES_MAX, SOURCES_MAX,
     VERSION_BYTES_MAX, VERSIONS_MAX,
 };
+use crate::look::Found;
 use crate::own::OwnSummary;
 
 /// How far an operation is.
@@ -47,13 +48,24 @@ pub enum Outcome {
         /// What it found and stored, of all units together.
         counts: BackupCounts,
     },
+    /// A look at a repository, or a [`crate::operation::Operation::Forget`], is done.
+    Found {
+        /// As of every operation.
+        summary: Summary,
+        /// In its order; as much as a message takes.
+        #[serde(deserialize_with = "within::<_, List<Own<Found>, FOUND_MAX>>")]
+        found: Vec<Found>,
+        /// How much more there was.
+        left_out: u64,
+    },
 }
 
 impl Outcome {
     /// What an operation on a repository did; none of one that failed, or of a program's own.
     pub fn summary(&self) -> Option<&Summary> {
         match self {
-            Outcome::Done(summary) | Outcome::Cancelled(summary) | Outcome::BackedUp { summary, .. } => Some(summary),
+            Outcome::Done(summary) | Outcome::Cancelled(summary) => Some(summary),
+            Outcome::BackedUp { summary, .. } | Outcome::Found { summary, .. } => Some(summary),
             Outcome::Failed(_) | Outcome::OwnDone(_) => None,
         }
     }
@@ -64,6 +76,7 @@ impl Outcome {
             Outcome::Done(Summary { problems, .. })
             | Outcome::Cancelled(Summary { problems, .. })
             | Outcome::BackedUp { summary: Summary { problems, .. }, .. }
+            | Outcome::Found { summary: Summary { problems, .. }, .. }
             | Outcome::OwnDone(OwnSummary { problems, .. }) => problems,
             Outcome::Failed(_) => &[],
         }
@@ -75,6 +88,7 @@ impl Outcome {
             Outcome::Done(Summary { versions, .. })
             | Outcome::Cancelled(Summary { versions, .. })
             | Outcome::BackedUp { summary: Summary { versions, .. }, .. }
+            | Outcome::Found { summary: Summary { versions, .. }, .. }
             | Outcome::OwnDone(OwnSummary { versions, .. }) => versions,
             Outcome::Failed(_) => &[],
         }
@@ -86,6 +100,7 @@ impl Outcome {
             Outcome::Done(Summary { versions, .. })
             | Outcome::Cancelled(Summary { versions, .. })
             | Outcome::BackedUp { summary: Summary { versions, .. }, .. }
+            | Outcome::Found { summary: Summary { versions, .. }, .. }
             | Outcome::OwnDone(OwnSummary { versions, .. }) => *versions = taking_part,
             Outcome::Failed(_) => {}
         }

@@ -13,11 +13,13 @@ use proto::codec;
 use proto::daemon::{Attached, DaemonReply, DaemonRequest};
 use proto::health::HealthProbe;
 use proto::limits::*;
+use proto::look::{Found, Keep, Query, SnapshotFilter};
 use proto::message::{
     ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, ManagerReply, Role,
 };
 use proto::own::{Finding, OwnSummary};
 use proto::record::{ElfFile, Metadata, Script, SignedRecord};
+use proto::restore::RestoreOptions;
 use proto::{ObjectId, TreeId, TreePath};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -186,6 +188,31 @@ fn what_an_agent_is_told() {
     refused_beyond("marks", EXCLUDE_FILES_MAX, |n| BackupOptions { exclude_if_present: list(n), ..options() });
     refused_beyond("tags", TAGS_MAX, |n| BackupOptions { tags: list(n), ..options() });
     refused_beyond("a tag", TAG_BYTES_MAX, |n| BackupOptions { tags: vec![text(n)], ..options() });
+    let some = |include, exclude| RestoreOptions { include, exclude, dry_run: false };
+    refused_beyond("patterns that are restored", PATTERNS_MAX, |n| some(list(n), vec![]));
+    refused_beyond("patterns that are not", PATTERNS_MAX, |n| some(vec![], list(n)));
+    let filter = |source: usize, tags: usize| SnapshotFilter {
+        of: HostScope::Any,
+        source: Some(text(source)),
+        tags: vec!["t".into(); tags],
+    };
+    refused_beyond("source of a filter", PATH_BYTES_MAX, |n| filter(n, 1));
+    refused_beyond("tags of a filter", TAGS_MAX, |n| filter(1, n));
+    refused_beyond("tags that are kept", TAGS_MAX, |n| Keep { tags: vec!["t".into(); n], ..Keep::default() });
+    refused_beyond("path of a dump", PATH_BYTES_MAX, |n| Query::Dump {
+        snapshot: SnapshotRef::latest(),
+        path: text(n),
+    });
+    refused_beyond("patterns that are looked for", PATTERNS_MAX, |n| Query::Find {
+        snapshots: filter(1, 1),
+        patterns: list(n),
+    });
+    refused_beyond("content", DUMP_BYTES_MAX, |n| Found::Content(vec![7; n]));
+    refused_beyond("what is found", FOUND_MAX, |n| Outcome::Found {
+        summary: Summary::default(),
+        found: vec![Found::Content(Vec::new()); n],
+        left_out: 0,
+    });
     let snapshot = |snapshot: usize, source: usize| SnapshotRef {
         snapshot: text(snapshot),
         of: HostScope::Any,

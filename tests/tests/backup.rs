@@ -104,9 +104,93 @@ fn a_backup_leaves_out_what_it_is_told_to_and_says_what_it_did() {
     assert_eq!((&dry["dry_run"], &dry["snapshots"]), (&json!(true), &json!([])), "{dry}");
     assert_eq!(dry["counts"]["files_new"], json!(2), "new, and what was in the cache: {dry}");
     assert!(lab.restic(&["snapshots"]).contains("1 snapshots"), "a dry run makes none");
+    let target = lab.host.path("some");
+    let some = ["--snapshot", "latest", "--target", &text(&target), "--include", "*.txt"];
+    let tried = lab.end("restore", &[&some[..], &["--dry-run"]].concat(), 0);
+    assert_eq!(tried["found"][0]["path"], json!(source.join("a.txt")), "{tried}");
+    assert!(!target.exists());
+    lab.end("restore", &some, 0);
+    let names: Vec<_> = fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["a.txt"]);
     let job = dry["job"].to_string();
     let shown = lab.manager.run(&["job", "show", &job]).expect(0).stdout;
     assert!(shown.contains("2 new") && shown.contains("nothing is stored"), "{shown}");
+}
+
+#[test]
+fn a_repository_is_looked_into_and_what_is_in_a_file_only_where_the_host_permits_it() {
+    let lab = Lab::new();
+    let source = lab.source(&[("a.conf", "one\n"), ("b/c.conf", "two\n"), ("gone", "gone")]);
+    lab.end("backup", &[&text(&source)], 0);
+    fs::write(source.join("a.conf"), "three\n").unwrap();
+    fs::write(source.join("new"), "new").unwrap();
+    fs::remove_file(source.join("gone")).unwrap();
+    // A person's restic adds one of its own.
+    lab.restic(&["backup", "--host", "elsewhere", &text(&source)]);
+    lab.end("backup", &["--tag", "after", &text(&source)], 0);
+    let found = |kind: &str, more: &[&str], field: &str| {
+        let end = lab.end(kind, more, 0);
+        let values = end["found"].as_array().unwrap().iter().map(|one| one[field].as_str().unwrap().to_owned());
+        values.collect::<Vec<_>>()
+    };
+    assert_eq!(found("snapshots", &[], "owner"), ["host host-1", "host host-1"]);
+    assert_eq!(found("snapshots", &["--any-host"], "owner").len(), 3);
+    assert_eq!(found("snapshots", &["--tag", "after"], "owner").len(), 1);
+    let at = |name: &str| source.join(name).display().to_string();
+    assert_eq!(found("ls", &[&text(&source)], "path"), [at("a.conf"), at("b"), at("new")]);
+    assert_eq!(found("ls", &["--recursive", &at("b")], "path"), [at("b/c.conf")]);
+    assert_eq!(found("find", &["c.conf"], "path"), [at("b/c.conf"), at("b/c.conf")], "in both");
+    let changes = lab.end("diff", &["latest~1"], 0);
+    let changes: Vec<(String, String)> = changes["found"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["change"].as_str().unwrap().to_owned(), one["path"].as_str().unwrap().to_owned()))
+        .collect();
+    let change = |change: &str, name: &str| (change.to_owned(), at(name));
+    assert_eq!(changes, [change("content", "a.conf"), change("added", "new"), change("removed", "gone")]);
+
+    let refused = lab.end("dump", &[&at("a.conf")], 1);
+    assert!(refused["error"].as_str().unwrap().contains("repository.show"), "{refused}");
+    fs::write(lab.host.path("state/permits.toml"), format!("[repository]\nshow = [{source:?}]\n")).unwrap();
+    let repository = lab.repository().display().to_string();
+    let dump = ["job", "dump", "--host", "host-1", "--repository", &repository, "--snapshot", "latest~1"];
+    assert_eq!(lab.manager.run(&[&dump[..], &[&at("a.conf")]].concat()).expect(0).stdout, "one\n");
+    let listed = lab.manager.run(&["job", "snapshots", "--host", "host-1", "--repository", &repository]).expect(0);
+    assert!(listed.stdout.contains("SOURCES") && listed.stdout.contains("2 findings"), "{}", listed.stdout);
+}
+
+#[test]
+fn snapshots_are_forgotten_by_rules_after_a_dry_run_that_says_which() {
+    let lab = Lab::new();
+    let mut vault = Host::mounted("vault", &lab.manager);
+    lab.manager.publish("media-agent", "1.0", TreeFixture::agent("1.0", "media", DESCRIPTOR).path());
+    lab.manager.export("media-agent@1.0", "vault");
+    vault.launch("media-agent");
+    lab.manager.wait_for_version("vault", "media-agent", "1.0");
+    let source = lab.source(&[("file", "content")]);
+    for _ in 0..3 {
+        lab.end("backup", &[&text(&source)], 0);
+    }
+    let (repository, password) = (text(&lab.repository()), text(&lab.host.path("state/repository.password")));
+    let forget = |more: &[&str], code: i32| {
+        let args = ["job", "forget", "--host", "vault", "--repository", &repository, "--password-file", &password];
+        lab.manager.run(&[&args, more, &["--json"]].concat()).expect(code).json_lines().pop()
+    };
+    assert_eq!(forget(&[], 1), None, "what stays must be said");
+    let count = |end: &Value| {
+        end["found"].as_array().unwrap().iter().filter(|one| one["forgotten"].as_bool().unwrap()).count()
+    };
+    let dry = forget(&["--keep-daily", "1", "--dry-run"], 0).unwrap();
+    assert_eq!((count(&dry), &dry["dry_run"], dry["found"].as_array().unwrap().len()), (2, &json!(true), 3), "{dry}");
+    assert!(lab.restic(&["snapshots"]).contains("3 snapshots"));
+    let done = forget(&["--keep-daily", "1", "--prune"], 0).unwrap();
+    assert_eq!(count(&done), 2, "{done}");
+    assert!(lab.restic(&["snapshots"]).contains("1 snapshots"));
+    lab.restic(&["check", "--read-data"]);
+    fs::write(vault.path("state/permits.toml"), "[repository]\nkeep-last = 3\n").unwrap();
+    let refused = forget(&["--keep-daily", "1"], 1).unwrap();
+    assert!(refused["error"].as_str().unwrap().contains("repository.keep-last"), "{refused}");
 }
 
 #[test]

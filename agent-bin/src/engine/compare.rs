@@ -17,6 +17,7 @@ use super::format::tree::{Attribute, Node, NodeKind};
 use super::live::{attribute, attribute_names, time};
 use super::selection::Selection;
 use super::source::Source;
+use super::wanted::Wanted;
 
 /// How much is compared.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +54,8 @@ pub(super) struct Comparison<'a> {
     pub(super) depth: Depth,
     /// What is known to be missing, below `live`, and told already.
     pub(super) known: &'a HashSet<PathBuf>,
+    /// Only this part of the node was restored.
+    pub(super) wanted: Option<&'a Wanted>,
     /// What was never to be in the snapshot.
     pub(super) left_out: Option<LeftOut<'a>>,
     pub(super) meter: &'a SharedMeter,
@@ -229,6 +232,10 @@ impl Comparison<'_> {
         }
         for child in &tree.nodes {
             let name = child.file_name();
+            let is_dir = child.kind == NodeKind::Dir;
+            if self.wanted.is_some_and(|wanted| !wanted.takes(&below.join(&name), is_dir)) {
+                continue;
+            }
             extra.remove(&name);
             self.entry(child, &below.join(name), sum)?;
         }

@@ -11,6 +11,7 @@ use super::format::chunker::ChunkerFault;
 use super::format::files::FileFault;
 use super::format::locks::LockFault;
 use super::format::packs::StoreFault;
+use super::retention::RetentionFault;
 use super::selection::SelectionFault;
 use super::snapshots::ReferenceFault;
 
@@ -38,6 +39,9 @@ pub(crate) enum EngineError {
     /// What is to be left out, or taken, is not clear.
     #[error("{0}")]
     Selection(#[from] SelectionFault),
+    /// It cannot be said what stays.
+    #[error("what is to be kept cannot be decided: {0}")]
+    Retention(#[from] RetentionFault),
     /// A tag that snapshots cannot have.
     #[error("tag {0:?}: {1}")]
     Tag(String, &'static str),
@@ -88,6 +92,10 @@ pub(crate) enum Refusal {
     SourceNotAbsolute,
     #[error("is a symbolic link; name what it leads to: {to}", to = .0.display())]
     SourceIsLink(PathBuf),
+    #[error("is a {0}, and only a file has a content to show")]
+    NotAFile(&'static str),
+    #[error("has {0} bytes; 512 KiB can be shown, a larger file can be restored")]
+    TooLargeToDump(u64),
     #[error("a restore's target is named by its absolute path, without `..`")]
     TargetNotAbsolute,
     #[error("{link} is a symbolic link, and a restore follows none; name the directory itself", link = .0.display())]

@@ -17,11 +17,13 @@ mod meter;
 mod patterns;
 pub(crate) mod restic;
 mod restore;
+mod retention;
 mod selection;
 mod session;
 mod snapshots;
 mod source;
 mod unfinished;
+mod wanted;
 
 use std::path::Path;
 use std::sync::{Arc, Once};
@@ -29,6 +31,8 @@ use std::sync::{Arc, Once};
 use agent_core::Permits;
 use proto::agent::{JobOrigin, Repository, SnapshotRef};
 use proto::backup::{BackupCounts, BackupOptions};
+use proto::look::{Forget, Found, Query};
+use proto::restore::RestoreOptions;
 
 pub(crate) use fault::EngineError;
 pub(crate) use meter::{Problems, SharedMeter};
@@ -46,6 +50,10 @@ pub(crate) struct Work {
     pub(crate) repository_bytes: u64,
     /// Of a backup.
     pub(crate) counts: BackupCounts,
+    /// Of a look.
+    pub(crate) found: Vec<Found>,
+    /// How much more there was.
+    pub(crate) left_out: u64,
 }
 
 /// On whose behalf an operation is done, which its snapshots say, and what the host permits it.
@@ -76,12 +84,13 @@ pub(crate) trait BackupEngine: Send + Sync {
         mark: &Mark,
         meter: &SharedMeter,
     ) -> Result<Work, EngineError>;
-    /// Restores the content of a snapshot into `target`.
+    /// Restores the content of a snapshot, or a part of it, into `target`; a dry run only finds what that would be.
     fn restore(
         &self,
         at: &Repository,
         snapshot: &SnapshotRef,
         target: &Path,
+        options: &RestoreOptions,
         mark: &Mark,
         meter: &SharedMeter,
     ) -> Result<Work, EngineError>;
@@ -98,6 +107,16 @@ pub(crate) trait BackupEngine: Send + Sync {
     /// Removes all but the newest `keep_last` snapshots of each source of each host; their data stays until
     /// [`BackupEngine::reclaim`].
     fn forget(&self, at: &Repository, keep_last: u32, mark: &Mark, meter: &SharedMeter) -> Result<Work, EngineError>;
+    /// Forgets snapshots by the rules of a calendar; what becomes of each is found.
+    fn forget_by_rules(
+        &self,
+        at: &Repository,
+        order: &Forget,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError>;
+    /// Looks into the repository.
+    fn look(&self, at: &Repository, query: &Query, mark: &Mark, meter: &SharedMeter) -> Result<Work, EngineError>;
     /// Frees what no snapshot needs.
     fn reclaim(&self, at: &Repository, mark: &Mark, meter: &SharedMeter) -> Result<Work, EngineError>;
     /// The repository's own id, in the place of a snapshot's. Takes no lock: it is asked while others have theirs.

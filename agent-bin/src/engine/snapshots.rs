@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use proto::agent::{HostScope, JobOrigin, SnapshotRef};
+use proto::look::SnapshotFilter;
 use rustic_core::jiff::Timestamp;
 use rustic_core::repofile::SnapshotFile;
 
@@ -168,13 +169,9 @@ impl Snapshots {
     pub(crate) fn resolve(&self, reference: &SnapshotRef, own_host: &str) -> Result<Vec<&Snapshot>, ReferenceFault> {
         let text = reference.snapshot.as_str();
         let source = reference.source.as_deref().map(Path::new);
-        let in_host = |snapshot: &&Snapshot| match &reference.of {
-            HostScope::Own => is_of(&snapshot.owner, own_host),
-            HostScope::Host(host) => is_of(&snapshot.owner, host.as_str()),
-            HostScope::Any => true,
-        };
         let in_scope = |snapshot: &&Snapshot| {
-            in_host(snapshot) && source.is_none_or(|source| snapshot.sources().iter().any(|of| of == source))
+            is_in(&snapshot.owner, &reference.of, own_host)
+                && source.is_none_or(|source| snapshot.sources().iter().any(|of| of == source))
         };
         if let Some(back) = latest(text)? {
             let found = self.newest(back, in_scope);
@@ -194,6 +191,20 @@ impl Snapshots {
                 Err(ReferenceFault::Ambiguous { reference: text.to_owned(), found })
             }
         }
+    }
+
+    /// Those of some hosts, with some source and tags; oldest first.
+    pub(super) fn filtered<'a>(
+        &'a self,
+        filter: &SnapshotFilter,
+        own_host: &str,
+    ) -> impl Iterator<Item = &'a Snapshot> {
+        self.all.iter().filter(move |snapshot| {
+            let source = filter.source.as_deref().map(Path::new);
+            is_in(&snapshot.owner, &filter.of, own_host)
+                && source.is_none_or(|source| snapshot.sources().iter().any(|of| of == source))
+                && filter.tags.iter().all(|tag| snapshot.file.tags.contains(tag))
+        })
     }
 
     /// The one snapshot that a reference means.
@@ -269,6 +280,14 @@ impl Snapshots {
     }
 }
 
+fn is_in(owner: &Owner, scope: &HostScope, own_host: &str) -> bool {
+    match scope {
+        HostScope::Own => is_of(owner, own_host),
+        HostScope::Host(host) => is_of(owner, host.as_str()),
+        HostScope::Any => true,
+    }
+}
+
 fn is_of(owner: &Owner, host: &str) -> bool {
     match owner {
         Owner::Host(of) | Owner::Machine(of) => of == host,
@@ -320,16 +339,15 @@ pub(super) fn write(file: &SnapshotFile, rules: &Rules) -> Result<Vec<u8>, serde
     serde_json::to_vec(&document)
 }
 
+/// Snapshots as tests want them.
 #[cfg(test)]
-mod tests {
+pub(super) mod testing {
     use rustic_core::StringList;
 
     use super::*;
 
-    const OWN: &str = "host-1";
-
     /// Times go up; `tags` and `paths` are separated by commas.
-    fn snapshots(of: &[(&str, &str, &str)]) -> Snapshots {
+    pub(in super::super) fn snapshots(of: &[(&str, &str, &str)]) -> Snapshots {
         let earlier = HashMap::from([(1, "host-1"), (2, "host-2")]);
         let make = |(number, (hostname, tags, paths)): (usize, &(&str, &str, &str))| {
             let mut file = SnapshotFile { hostname: (*hostname).into(), ..SnapshotFile::default() };
@@ -343,6 +361,25 @@ mod tests {
         };
         Snapshots { all: of.iter().enumerate().map(make).collect(), damaged: Vec::new() }
     }
+
+    /// Of one source, at these seconds.
+    pub(in super::super) fn at_times(times: &[i64]) -> Snapshots {
+        let all: Vec<_> = times.iter().map(|_| ("host-1", "job-1,manager-fs", "/a")).collect();
+        let mut snapshots = snapshots(&all);
+        for (snapshot, time) in snapshots.all.iter_mut().zip(times) {
+            let time = Timestamp::new(1_700_000_000 + time, 0).unwrap();
+            snapshot.file.time = time.to_zoned(rustic_core::jiff::tz::TimeZone::UTC);
+        }
+        snapshots
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::snapshots;
+    use super::*;
+
+    const OWN: &str = "host-1";
 
     fn reference(snapshot: &str) -> SnapshotRef {
         SnapshotRef { snapshot: snapshot.into(), ..SnapshotRef::latest() }

@@ -17,7 +17,7 @@ pub(super) enum JobFault {
     NotPermitted(#[from] NotPermitted),
     #[error(transparent)]
     Permits(#[from] PermitsFault),
-    #[error("prune keeps at least one snapshot of each source; keep_last is 0")]
+    #[error("at least one snapshot of each source is kept, and nothing says which")]
     KeepsNothing,
     #[error("a backup needs at least one source")]
     NoSource,

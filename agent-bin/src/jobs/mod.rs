@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use agent_core::{Demand, Ended, FileFault, OperationContext, Permits, PermitsFault};
 use proto::agent::{JobOrigin, Operation, Outcome, Progress, Repository, Summary};
 use proto::backup::BackupCounts;
+use proto::look::Found;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Role;
@@ -116,6 +117,10 @@ struct Sums {
     problems_left_out: u64,
     #[serde(default)]
     counts: BackupCounts,
+    #[serde(default)]
+    found: Vec<Found>,
+    #[serde(default)]
+    left_out: u64,
 }
 
 impl Sums {
@@ -125,6 +130,8 @@ impl Sums {
         self.bytes += work.bytes;
         self.repository_bytes += work.repository_bytes;
         self.counts.add(work.counts);
+        self.found.extend(work.found);
+        self.left_out += work.left_out;
         let mut sum = Problems { lines: std::mem::take(&mut self.problems), left_out: self.problems_left_out };
         sum.add(problems);
         (self.problems, self.problems_left_out) = (sum.lines, sum.left_out);
@@ -133,7 +140,7 @@ impl Sums {
 
 impl From<Sums> for Summary {
     fn from(sums: Sums) -> Self {
-        let Sums { snapshots, files, bytes, repository_bytes, problems, problems_left_out, counts: _ } = sums;
+        let Sums { snapshots, files, bytes, repository_bytes, problems, problems_left_out, .. } = sums;
         let problems = Problems { lines: problems, left_out: problems_left_out }.into_lines();
         // The versions are agent-core's to fill in.
         Self { snapshots, files, bytes, repository_bytes, problems, versions: Vec::new() }
@@ -208,9 +215,13 @@ fn try_run(
     Ok(Ended::Outcome(outcome(operation, state.summary)))
 }
 
-fn outcome(operation: &Operation, sums: Sums) -> Outcome {
-    let counts = sums.counts;
+fn outcome(operation: &Operation, mut sums: Sums) -> Outcome {
+    let (counts, found, left_out) = (sums.counts, std::mem::take(&mut sums.found), sums.left_out);
     match operation {
+        Operation::RestoreSome { options, .. } if !options.dry_run => Outcome::Done(sums.into()),
+        Operation::Look { .. } | Operation::Forget { .. } | Operation::RestoreSome { .. } => {
+            Outcome::Found { summary: sums.into(), found, left_out }
+        }
         Operation::BackupWith { .. } => Outcome::BackedUp { summary: sums.into(), counts },
         _ => Outcome::Done(sums.into()),
     }

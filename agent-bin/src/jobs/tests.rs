@@ -2,8 +2,11 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use proto::agent::HostScope;
 use proto::agent::SnapshotRef;
 use proto::backup::BackupOptions;
+use proto::look::{Forget, Keep, Query, SnapshotFilter};
+use proto::restore::RestoreOptions;
 
 use super::*;
 
@@ -46,7 +49,7 @@ impl FakeEngine {
             return Err(EngineError::Stopped);
         }
         let counts = BackupCounts { files_new: 1, duration_ms: 3, ..BackupCounts::default() };
-        Ok(Work { snapshots: vec![what], files: 1, bytes: 10, repository_bytes: 5, counts })
+        Ok(Work { snapshots: vec![what], files: 1, bytes: 10, repository_bytes: 5, counts, ..Work::default() })
     }
 
     fn calls(&self) -> Vec<String> {
@@ -73,6 +76,7 @@ impl BackupEngine for FakeEngine {
         _: &Repository,
         snapshot: &SnapshotRef,
         target: &Path,
+        _: &RestoreOptions,
         _: &Mark,
         meter: &SharedMeter,
     ) -> Result<Work, EngineError> {
@@ -86,6 +90,19 @@ impl BackupEngine for FakeEngine {
     }
     fn forget(&self, _: &Repository, keep_last: u32, _: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
         self.call(format!("forget {keep_last}"), meter)
+    }
+    fn forget_by_rules(
+        &self,
+        _: &Repository,
+        order: &Forget,
+        _: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        let work = self.call(format!("forget by rules, daily {}", order.keep.daily), meter)?;
+        Ok(Work { found: vec![Found::Content(b"fate".to_vec())], left_out: 2, ..work })
+    }
+    fn look(&self, _: &Repository, query: &Query, _: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
+        self.call(query.kind().to_owned(), meter)
     }
     fn reclaim(&self, _: &Repository, _: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
         self.call("reclaim".into(), meter)
@@ -221,6 +238,25 @@ fn all_sources_are_one_unit_if_they_are_to_be_and_the_counts_add_up() {
     assert_eq!(order(options()), (each(&["backup /a", "backup /b"]), 2, 6));
     let together = BackupOptions { together: true, dry_run: true, ..options() };
     assert_eq!(order(together), (each(&["backup /a /b dry"]), 1, 3));
+}
+
+#[test]
+fn what_is_forgotten_by_rules_is_found_and_space_is_freed_if_asked() {
+    let order = |keep: Keep, dry_run, free| {
+        let (engine, host) = (Arc::new(FakeEngine::default()), FakeHost::new(&[Wanted::GoOn], None));
+        let snapshots = SnapshotFilter { of: HostScope::Any, source: None, tags: vec![] };
+        let order = Forget { snapshots, keep, dry_run, free };
+        let ended = run(&engine, Role::Media, &Operation::Forget { repository: repository(), order }, &host);
+        (engine.calls(), ended)
+    };
+    let daily = || Keep { daily: 7, ..Keep::default() };
+    let (calls, ended) = order(daily(), false, true);
+    assert_eq!(calls, ["forget by rules, daily 7", "reclaim"]);
+    let Ended::Outcome(Outcome::Found { found, left_out, .. }) = ended else { panic!("{ended:?}") };
+    assert_eq!((found.len(), left_out), (1, 2));
+    assert_eq!(order(daily(), true, true).0, ["forget by rules, daily 7"], "a dry run frees nothing");
+    let (calls, ended) = order(Keep::default(), false, true);
+    assert!(calls.is_empty() && matches!(ended, Ended::Outcome(Outcome::Failed(_))), "{ended:?}");
 }
 
 #[test]

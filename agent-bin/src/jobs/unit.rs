@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use agent_core::{NotPermitted, Permits};
 use proto::agent::{Operation, Repository, SnapshotRef};
 use proto::backup::BackupOptions;
+use proto::look::{Forget, Query};
+use proto::restore::RestoreOptions;
 
 use super::fault::JobFault;
 use crate::config::Role;
@@ -21,6 +23,7 @@ pub(super) enum Unit {
     Restore {
         snapshot: SnapshotRef,
         target: PathBuf,
+        options: RestoreOptions,
     },
     Verify {
         snapshot: SnapshotRef,
@@ -31,6 +34,8 @@ pub(super) enum Unit {
     Forget {
         keep_last: u32,
     },
+    ForgetByRules(Forget),
+    Look(Query),
     Reclaim,
     Identify,
 }
@@ -42,10 +47,11 @@ pub(super) fn accept(role: Role, operation: &Operation) -> Result<&Repository, J
         Operation::Backup { .. }
         | Operation::BackupWith { .. }
         | Operation::Restore { .. }
+        | Operation::RestoreSome { .. }
         | Operation::Verify { .. } => Role::Data,
-        Operation::Check { .. } | Operation::Prune { .. } => Role::Media,
+        Operation::Check { .. } | Operation::Prune { .. } | Operation::Forget { .. } => Role::Media,
         // Either may be at a repository that the other is at, too.
-        Operation::Identify { repository } => return Ok(repository),
+        Operation::Identify { repository } | Operation::Look { repository, .. } => return Ok(repository),
         // The library performs those itself, and this program brings none.
         Operation::Own { kind, .. } => return Err(JobFault::NotOurs(kind.clone())),
     };
@@ -54,7 +60,7 @@ pub(super) fn accept(role: Role, operation: &Operation) -> Result<&Repository, J
     }
     let does = match role {
         Role::Data => "backup, restore and verify",
-        Role::Media => "check and prune",
+        Role::Media => "check, forget and prune",
     };
     Err(JobFault::OtherRole { role, does, kind: operation.kind().to_owned(), other })
 }
@@ -67,11 +73,17 @@ pub(super) fn permit(permits: &Permits, repository: &Repository, operation: &Ope
         Operation::Backup { sources, .. } | Operation::BackupWith { sources, .. } => {
             sources.iter().try_for_each(|source| permits.backup(Path::new(source)))
         }
-        Operation::Restore { target, .. } => permits.restore(Path::new(target)),
-        Operation::Prune { keep_last, .. } => permits.prune(*keep_last),
-        Operation::Verify { .. } | Operation::Check { .. } | Operation::Identify { .. } | Operation::Own { .. } => {
-            Ok(())
+        Operation::Restore { target, .. } | Operation::RestoreSome { target, .. } => {
+            permits.restore(Path::new(target))
         }
+        Operation::Prune { keep_last, .. } => permits.prune(*keep_last),
+        Operation::Forget { order, .. } => permits.prune(order.keep.last),
+        // What a look shows is decided where it is known what that is.
+        Operation::Verify { .. }
+        | Operation::Check { .. }
+        | Operation::Identify { .. }
+        | Operation::Look { .. }
+        | Operation::Own { .. } => Ok(()),
     }
 }
 
@@ -83,15 +95,26 @@ pub(super) fn units(operation: &Operation) -> Result<Vec<Unit>, JobFault> {
         Operation::Backup { sources, .. } => backups(sources, &BackupOptions::default()),
         Operation::BackupWith { sources, options, .. } => backups(sources, options),
         Operation::Restore { snapshot, target, .. } => {
-            vec![Unit::Restore { snapshot: snapshot.clone(), target: target.into() }]
+            vec![restore(snapshot, target, &RestoreOptions::default())]
         }
+        Operation::RestoreSome { snapshot, target, options, .. } => vec![restore(snapshot, target, options)],
         Operation::Verify { snapshot, .. } => vec![Unit::Verify { snapshot: snapshot.clone() }],
         Operation::Check { read_data, .. } => vec![Unit::Check { read_data: *read_data }],
         Operation::Prune { keep_last: 0, .. } => return Err(JobFault::KeepsNothing),
         Operation::Prune { keep_last, .. } => vec![Unit::Forget { keep_last: *keep_last }, Unit::Reclaim],
+        Operation::Forget { order, .. } if order.keep.is_nothing() => return Err(JobFault::KeepsNothing),
+        Operation::Forget { order, .. } => {
+            let reclaim = (order.free && !order.dry_run).then_some(Unit::Reclaim);
+            std::iter::once(Unit::ForgetByRules(order.clone())).chain(reclaim).collect()
+        }
+        Operation::Look { query, .. } => vec![Unit::Look(query.clone())],
         Operation::Identify { .. } => vec![Unit::Identify],
         Operation::Own { kind, .. } => return Err(JobFault::NotOurs(kind.clone())),
     })
+}
+
+fn restore(snapshot: &SnapshotRef, target: &str, options: &RestoreOptions) -> Unit {
+    Unit::Restore { snapshot: snapshot.clone(), target: target.into(), options: options.clone() }
 }
 
 fn backups(sources: &[String], options: &BackupOptions) -> Vec<Unit> {
@@ -115,10 +138,12 @@ pub(super) fn one(
             let sources: Vec<&Path> = sources.iter().map(PathBuf::as_path).collect();
             engine.backup(at, &sources, options, mark, meter)
         }
-        Unit::Restore { snapshot, target } => engine.restore(at, snapshot, target, mark, meter),
+        Unit::Restore { snapshot, target, options } => engine.restore(at, snapshot, target, options, mark, meter),
         Unit::Verify { snapshot } => engine.verify(at, snapshot, mark, meter),
         Unit::Check { read_data } => engine.check(at, *read_data, mark, meter),
         Unit::Forget { keep_last } => engine.forget(at, *keep_last, mark, meter),
+        Unit::ForgetByRules(order) => engine.forget_by_rules(at, order, mark, meter),
+        Unit::Look(query) => engine.look(at, query, mark, meter),
         Unit::Reclaim => engine.reclaim(at, mark, meter),
         Unit::Identify => engine.identify(at, meter),
     }
@@ -132,11 +157,13 @@ pub(super) fn describe(unit: &Unit, activity: &str) -> String {
             let dry = if options.dry_run { "trying to back up" } else { "backing up" };
             format!("{dry} {}", names.join(", "))
         }
-        Unit::Restore { snapshot, target } => format!("restoring {} to {}", snapshot.snapshot, target.display()),
+        Unit::Restore { snapshot, target, .. } => format!("restoring {} to {}", snapshot.snapshot, target.display()),
         Unit::Verify { snapshot } => format!("verifying {}", snapshot.snapshot),
         Unit::Check { read_data: true } => "checking every byte".to_owned(),
         Unit::Check { read_data: false } => "checking".to_owned(),
-        Unit::Forget { .. } => "forgetting old snapshots".to_owned(),
+        Unit::ForgetByRules(order) if order.dry_run => "trying what would be forgotten".to_owned(),
+        Unit::Forget { .. } | Unit::ForgetByRules(_) => "forgetting old snapshots".to_owned(),
+        Unit::Look(query) => format!("{} of the repository", query.kind()),
         Unit::Reclaim => "freeing unused space".to_owned(),
         Unit::Identify => "asking the repository for its id".to_owned(),
     };

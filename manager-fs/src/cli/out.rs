@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Arguments;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::OnceLock;
 
 use serde_json::Value;
@@ -52,6 +52,17 @@ pub(crate) fn print(text: &[u8]) {
     {
         // Only the first failure is of interest.
         let _ = FAILED.set(error);
+    }
+}
+
+/// Prints a file's content: byte for byte where it goes into a file or a pipe; a terminal gets lines in which nothing
+/// commands it.
+pub(crate) fn content(bytes: &[u8]) {
+    if !std::io::stdout().is_terminal() {
+        return print(bytes);
+    }
+    for text in String::from_utf8_lossy(bytes).lines() {
+        line(format_args!("{text}"));
     }
 }
 

@@ -10,6 +10,7 @@ use proto::agent::{
 use proto::backup::{BackupCounts, BackupOptions};
 use proto::bundle::Touch;
 use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
+use proto::look::{Forget, Found, FoundEntry, FoundSnapshot, Keep, Query, SnapshotFilter};
 use proto::message::{
     BundleFacts, ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, ManagerReply,
     ManagerRequest, Role,
@@ -17,6 +18,7 @@ use proto::message::{
 use proto::name::Target;
 use proto::own::{Arguments, Finding, OwnSummary};
 use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange, Script};
+use proto::restore::RestoreOptions;
 use proto::{GenerationRecord, GenerationRef, GroupName, HostName, ObjectId, Product, TreeId, TreePath, Version};
 
 fn product() -> impl Strategy<Value = Product> {
@@ -100,6 +102,19 @@ pub(crate) fn operation() -> impl Strategy<Value = Operation> {
             .prop_map(|(kind, arguments)| Operation::Own { kind: kind.parse().unwrap(), arguments }),
         (repository(), vec(path(), 0..5), backup_options())
             .prop_map(|(repository, sources, options)| { Operation::BackupWith { repository, sources, options } }),
+        (repository(), query()).prop_map(|(repository, query)| Operation::Look { repository, query }),
+        (repository(), filter(), keep(), any::<(bool, bool)>()).prop_map(|(repository, snapshots, keep, flags)| {
+            let (dry_run, free) = flags;
+            Operation::Forget { repository, order: Forget { snapshots, keep, dry_run, free } }
+        }),
+        (repository(), snapshot(), path(), vec(path(), 0..3), vec(path(), 0..3), any::<bool>()).prop_map(
+            |(repository, snapshot, target, include, exclude, dry_run)| Operation::RestoreSome {
+                repository,
+                snapshot,
+                target,
+                options: RestoreOptions { include, exclude, dry_run },
+            }
+        ),
     ]
 }
 
@@ -125,6 +140,74 @@ fn backup_options() -> impl Strategy<Value = BackupOptions> {
             compression,
         }
     })
+}
+
+fn filter() -> impl Strategy<Value = SnapshotFilter> {
+    (scope(), option::of(path()), vec("[!-~]{1,128}", 0..3)).prop_map(|(of, source, tags)| SnapshotFilter {
+        of,
+        source,
+        tags,
+    })
+}
+
+fn keep() -> impl Strategy<Value = Keep> {
+    (any::<[u32; 6]>(), any::<Option<u64>>(), vec("[!-~]{1,128}", 0..3)).prop_map(|(counts, within_seconds, tags)| {
+        let [last, hourly, daily, weekly, monthly, yearly] = counts;
+        Keep { last, hourly, daily, weekly, monthly, yearly, within_seconds, tags }
+    })
+}
+
+fn query() -> impl Strategy<Value = Query> {
+    prop_oneof![
+        filter().prop_map(Query::Snapshots),
+        (snapshot(), option::of(path()), any::<bool>()).prop_map(|(snapshot, path, recursive)| Query::List {
+            snapshot,
+            path,
+            recursive
+        }),
+        (filter(), vec(path(), 0..3)).prop_map(|(snapshots, patterns)| Query::Find { snapshots, patterns }),
+        (snapshot(), snapshot()).prop_map(|(old, new)| Query::Diff { old, new }),
+        (snapshot(), path()).prop_map(|(snapshot, path)| Query::Dump { snapshot, path }),
+    ]
+}
+
+fn found() -> impl Strategy<Value = Found> {
+    let texts = ("[!-~]{1,64}", line(), line(), option::of(line()));
+    let lists = (vec(line(), 0..3), vec(line(), 0..3));
+    (texts, lists, any::<[u64; 3]>(), any::<(Option<u32>, Option<i64>, bool, u8)>()).prop_map(
+        |(
+            (id, one, other, change),
+            (sources, tags),
+            [at_unix_ms, files, bytes],
+            (mode, mtime_unix_ms, flag, which),
+        )| {
+            match which % 3 {
+                0 => Found::Snapshot(FoundSnapshot {
+                    id,
+                    owner: one,
+                    at_unix_ms,
+                    sources,
+                    tags,
+                    files,
+                    bytes,
+                    forgotten: flag,
+                    why: other,
+                }),
+                1 => Found::Entry(FoundEntry {
+                    snapshot: id,
+                    path: one,
+                    kind: other,
+                    mode,
+                    user: mode,
+                    group: None,
+                    size: bytes,
+                    mtime_unix_ms,
+                    change,
+                }),
+                _ => Found::Content(one.into_bytes()),
+            }
+        },
+    )
 }
 
 fn backup_counts() -> impl Strategy<Value = BackupCounts> {
@@ -198,6 +281,11 @@ pub(crate) fn outcome() -> impl Strategy<Value = Outcome> {
         (summary(), backup_counts()).prop_map(|(summary, counts)| Outcome::BackedUp { summary, counts }),
         summary().prop_map(Outcome::Cancelled),
         line().prop_map(Outcome::Failed),
+        (summary(), vec(found(), 0..4), any::<u64>()).prop_map(|(summary, found, left_out)| Outcome::Found {
+            summary,
+            found,
+            left_out
+        }),
     ]
 }
 

@@ -62,6 +62,7 @@ fn plain<T: Serialize + DeserializeOwned>(name: &str, value: &T) -> Case {
 }
 
 fn cases() -> Vec<Case> {
+    use proto::look::{Forget, Found, FoundEntry, FoundSnapshot, Keep, Query, SnapshotFilter};
     use proto::{
         agent::*,
         backup::{BackupCounts, BackupOptions},
@@ -86,6 +87,8 @@ fn cases() -> Vec<Case> {
         choice::<Operation>(),
         choice::<HostScope>(),
         choice::<Outcome>(),
+        choice::<Query>(),
+        choice::<Found>(),
         choice::<Role>(),
         choice::<AgentState>(),
         choice::<Step>(),
@@ -106,6 +109,12 @@ fn cases() -> Vec<Case> {
         plain::<Progress>("Progress", &samples::progress()),
         plain::<Summary>("Summary", &samples::summary()),
         plain::<BackupOptions>("BackupOptions", &samples::backup_options()),
+        plain::<SnapshotFilter>("SnapshotFilter", &samples::snapshot_filter()),
+        plain::<Forget>("Forget", &samples::forget()),
+        plain::<Keep>("Keep", &samples::keep()),
+        plain::<FoundSnapshot>("FoundSnapshot", &samples::found_snapshot()),
+        plain::<FoundEntry>("FoundEntry", &samples::found_entry()),
+        plain::<proto::restore::RestoreOptions>("RestoreOptions", &samples::restore_options()),
         plain::<BackupCounts>("BackupCounts", &samples::backup_counts()),
         plain::<Finding>("Finding", &samples::finding()),
         plain::<AgentStatus>("AgentStatus", &samples::status()),

@@ -8,12 +8,14 @@ use proto::agent::{
 use proto::backup::{BackupCounts, BackupOptions};
 use proto::bundle::Touch;
 use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
+use proto::look::{Forget, Found, FoundEntry, FoundSnapshot, Keep, Query, SnapshotFilter};
 use proto::message::{
     BundleFacts, ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, ManagerReply,
     ManagerRequest, Role,
 };
 use proto::name::Target;
 use proto::own::{Arguments, Finding, OwnSummary};
+use proto::restore::RestoreOptions;
 use proto::{GenerationRef, ObjectId, Product, TreeId, Version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -111,6 +113,59 @@ pub(crate) fn backup_options() -> BackupOptions {
         readers: Some(4),
         compression: Some(19),
     }
+}
+
+pub(crate) fn snapshot_filter() -> SnapshotFilter {
+    SnapshotFilter { of: HostScope::Any, source: Some("/data".into()), tags: vec!["weekly".into()] }
+}
+
+pub(crate) fn keep() -> Keep {
+    Keep {
+        last: 1,
+        hourly: 2,
+        daily: 3,
+        weekly: 4,
+        monthly: 5,
+        yearly: 6,
+        within_seconds: Some(7),
+        tags: vec!["for-ever".into()],
+    }
+}
+
+pub(crate) fn forget() -> Forget {
+    Forget { snapshots: snapshot_filter(), keep: keep(), dry_run: true, free: false }
+}
+
+pub(crate) fn found_snapshot() -> FoundSnapshot {
+    FoundSnapshot {
+        id: "a1b2".into(),
+        owner: "host-1".into(),
+        at_unix_ms: 1,
+        sources: vec!["/data".into()],
+        tags: vec!["weekly".into()],
+        files: 2,
+        bytes: 3,
+        forgotten: true,
+        why: "daily".into(),
+    }
+}
+
+pub(crate) fn found_entry() -> FoundEntry {
+    FoundEntry {
+        snapshot: "a1b2".into(),
+        path: "/data/a".into(),
+        kind: "file".into(),
+        mode: Some(0o644),
+        user: Some(1),
+        group: None,
+        size: 4,
+        mtime_unix_ms: Some(-1),
+        change: Some("added".into()),
+    }
+}
+
+pub(crate) fn restore_options() -> RestoreOptions {
+    RestoreOptions { include: vec!["/data/a".into()], exclude: vec!["*.o".into()], dry_run: true }
 }
 
 pub(crate) fn backup_counts() -> BackupCounts {
@@ -308,7 +363,7 @@ choice!(AgentReply { Done = 0, Status = 1, Outcome = 2, Fault = 3 } vec![
 ]);
 
 choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, Identify = 5, Own = 6,
-    BackupWith = 7 } vec![
+    BackupWith = 7, Look = 8, Forget = 9, RestoreSome = 10 } vec![
     Operation::Backup { repository: repository(), sources: vec!["/data".into()] },
     Operation::Restore { repository: repository(), snapshot: snapshot(), target: "/back".into() },
     Operation::Verify { repository: repository(), snapshot: SnapshotRef::latest() },
@@ -317,18 +372,42 @@ choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, I
     Operation::Identify { repository: repository() },
     Operation::Own { kind: "rotate".parse().unwrap(), arguments: arguments() },
     Operation::BackupWith { repository: repository(), sources: vec!["/data".into()], options: backup_options() },
+    Operation::Look { repository: repository(), query: Query::Snapshots(snapshot_filter()) },
+    Operation::Forget { repository: repository(), order: forget() },
+    Operation::RestoreSome {
+        repository: repository(),
+        snapshot: SnapshotRef::latest(),
+        target: "/back".into(),
+        options: restore_options(),
+    },
+]);
+
+choice!(Query { Snapshots = 0, List = 1, Find = 2, Diff = 3, Dump = 4 } vec![
+    Query::Snapshots(snapshot_filter()),
+    Query::List { snapshot: SnapshotRef::latest(), path: Some("/data".into()), recursive: true },
+    Query::Find { snapshots: snapshot_filter(), patterns: vec!["*.o".into()] },
+    Query::Diff { old: snapshot(), new: SnapshotRef::latest() },
+    Query::Dump { snapshot: SnapshotRef::latest(), path: "/data/a".into() },
+]);
+
+choice!(Found { Snapshot = 0, Entry = 1, Content = 2 } vec![
+    Found::Snapshot(found_snapshot()),
+    Found::Entry(found_entry()),
+    Found::Content(b"abc".to_vec()),
 ]);
 
 choice!(HostScope { Own = 0, Host = 1, Any = 2 } vec![
     HostScope::Own, HostScope::Host("host-2".parse().unwrap()), HostScope::Any,
 ]);
 
-choice!(Outcome { Done = 0, Cancelled = 1, Failed = 2, OwnDone = 3, BackedUp = 4 } vec![
+choice!(Outcome { Done = 0, Cancelled = 1, Failed = 2, OwnDone = 3, BackedUp = 4,
+    Found = 5 } vec![
     Outcome::Done(summary()),
     Outcome::Cancelled(Summary::default()),
     Outcome::Failed("why".into()),
     Outcome::OwnDone(own_summary()),
     Outcome::BackedUp { summary: Summary::default(), counts: backup_counts() },
+    Outcome::Found { summary: Summary::default(), found: vec![Found::Content(b"a".to_vec())], left_out: 2 },
 ]);
 
 choice!(AgentState { Probation = 0, Serving = 1, Staging = 2, Draining = 3, Swapping = 4, Stopped = 5 } vec![

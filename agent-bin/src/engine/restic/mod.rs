@@ -1,5 +1,7 @@
 //! The engine: operations on repositories of restic's format, version 2 (and 1, if somebody else made them).
 
+mod look;
+
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
@@ -7,6 +9,8 @@ use std::path::{Component, Path, PathBuf};
 
 use proto::agent::{Repository as Location, SnapshotRef};
 use proto::backup::{BackupCounts, BackupOptions};
+use proto::look::{Forget, Found, FoundSnapshot, Query};
+use proto::restore::RestoreOptions;
 use rustic_core::repofile::{SnapshotFile, SnapshotSummary};
 use rustic_core::{SnapshotOptions, jiff};
 
@@ -24,12 +28,15 @@ use super::format::tree::{Node, NodeKind};
 use super::library::{self, Opened};
 use super::patterns::rules_of;
 use super::restore::{self, RestoreFault};
+use super::retention::fates;
 use super::selection::{Rules, Selection};
 use super::session::Session;
 use super::snapshots::{self, OURS, Snapshot, Snapshots};
 use super::source::Source;
 use super::unfinished::Unfinished;
+use super::wanted::Wanted;
 use super::{BackupEngine, Mark, SharedMeter, Work};
+use look::{Findings, shown};
 
 /// The engine.
 #[derive(Debug)]
@@ -98,16 +105,12 @@ impl BackupEngine for Restic {
         at: &Location,
         reference: &SnapshotRef,
         target: &Path,
+        options: &RestoreOptions,
         mark: &Mark,
         meter: &SharedMeter,
     ) -> Result<Work, EngineError> {
-        Session::open(&self.state, at, Access::Shared, false, mark, meter)?.restore(
-            &self.state,
-            reference,
-            target,
-            mark,
-            meter,
-        )
+        let session = Session::open(&self.state, at, Access::Shared, false, mark, meter)?;
+        session.restore(&self.state, reference, target, options, mark, meter)
     }
 
     fn verify(
@@ -167,6 +170,42 @@ impl BackupEngine for Restic {
         Ok(Work { snapshots: forgotten, ..Work::default() })
     }
 
+    fn forget_by_rules(
+        &self,
+        at: &Location,
+        order: &Forget,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        let access = if order.dry_run { Access::Shared } else { Access::Alone };
+        let session = Session::open(&self.state, at, access, false, mark, meter)?;
+        let snapshots = session.snapshots(&mark.origin, false, meter)?;
+        session.must_be_sound(&snapshots)?;
+        let host = mark.origin.host.as_str();
+        let fates = fates(&snapshots, &order.snapshots, &order.keep, host, &jiff::Zoned::now())?;
+        let (mut findings, mut forgotten) = (Findings::default(), 0);
+        for (snapshot, fate) in fates {
+            if meter.is_stopped() {
+                return Err(EngineError::Stopped);
+            }
+            if fate.forgotten && !order.dry_run {
+                session.files.remove(FileKind::Snapshot, &snapshot.id)?;
+            }
+            forgotten += u64::from(fate.forgotten);
+            let (forgotten, why) = (fate.forgotten, fate.why);
+            findings.add(Found::Snapshot(FoundSnapshot { forgotten, why, ..shown(snapshot) }));
+        }
+        Ok(Work { files: forgotten, found: findings.found, left_out: findings.left_out, ..Work::default() })
+    }
+
+    fn look(&self, at: &Location, query: &Query, mark: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
+        if let Query::Dump { path, .. } = query {
+            mark.permits.show(Path::new(path))?;
+        }
+        let session = Session::open(&self.state, at, Access::Shared, false, mark, meter)?;
+        look::look(&session, query, mark, meter)
+    }
+
     fn reclaim(&self, at: &Location, mark: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
         let session = Session::open(&self.state, at, Access::Alone, false, mark, meter)?;
         session.must_be_sound(&session.snapshots(&mark.origin, false, meter)?)?;
@@ -189,6 +228,7 @@ impl Session {
         state: &Path,
         reference: &SnapshotRef,
         target: &Path,
+        options: &RestoreOptions,
         mark: &Mark,
         meter: &SharedMeter,
     ) -> Result<Work, EngineError> {
@@ -197,12 +237,19 @@ impl Session {
         let snapshot = snapshots.resolve_one(reference, host).map_err(|fault| self.reference_fault(fault))?;
         let index = self.index(meter)?;
         let blobs = self.blobs(&index);
-        let root = content_of(self, &blobs, snapshot)?;
+        let (root, path) = content_of(self, &blobs, snapshot)?;
+        let mut wanted = Wanted::new(options, path)?;
+        meter.begin("choosing");
+        wanted.lead(&blobs, &root);
+        if options.dry_run {
+            return look::would_restore(snapshot, &blobs, &root, &wanted, meter);
+        }
         let unfinished = Unfinished::begin(state, target, snapshot.id)?;
         meter.begin("writing files");
         meter.expect(total_bytes(snapshot));
         let (target, continued) = (&unfinished.target, unfinished.continued);
-        let order = restore::Order { blobs: &blobs, root: &root, target, continued, meter };
+        let (blobs, root, wanted) = (&blobs, &root, &wanted);
+        let order = restore::Order { blobs, root, target, wanted, continued, meter };
         let restored = restore::restore(&order).map_err(|fault| match fault {
             RestoreFault::Stopped => EngineError::Stopped,
             RestoreFault::Target { path, source } => EngineError::Io { path, source },
@@ -210,8 +257,9 @@ impl Session {
         meter.begin("comparing");
         let depth = Depth { contents: false, ownership: rustix::process::geteuid().is_root() };
         let known = &restored.missing;
-        let comparison = Comparison { blobs: &blobs, live: target, depth, known, left_out: None, meter };
-        comparison.run(&root, &place_of(&root)).map_err(|_| EngineError::Stopped)?;
+        let comparison =
+            Comparison { blobs, live: target, depth, known, wanted: Some(wanted), left_out: None, meter };
+        comparison.run(root, &place_of(root)).map_err(|_| EngineError::Stopped)?;
         unfinished.end()?;
         let snapshots = vec![snapshot.id.to_string()];
         Ok(Work { snapshots, files: restored.files, bytes: restored.bytes, ..Work::default() })
@@ -348,6 +396,7 @@ fn work_of(id: Id, file: &SnapshotFile) -> Work {
         bytes: summary.map_or(0, |summary| summary.total_bytes_processed),
         repository_bytes: summary.map_or(0, |summary| summary.data_added_packed),
         counts: summary.map(counts_of).unwrap_or_default(),
+        ..Work::default()
     }
 }
 
@@ -365,20 +414,26 @@ fn counts_of(summary: &SnapshotSummary) -> BackupCounts {
     }
 }
 
-/// What is restored: a snapshot's one source, or everything of a snapshot of several.
-fn content_of(session: &Session, blobs: &Blobs<'_>, snapshot: &Snapshot) -> Result<Node, EngineError> {
+/// What is restored: a snapshot's one source, or everything of a snapshot of several; and the path in the snapshot that the
+/// target stands for.
+fn content_of(session: &Session, blobs: &Blobs<'_>, snapshot: &Snapshot) -> Result<(Node, PathBuf), EngineError> {
     let fault = |fault| session.damaged(format!("snapshot {:.8}", snapshot.id), fault);
     let sources = snapshot.sources();
     if let [source] = sources.as_slice() {
         match node_at(blobs, snapshot, source) {
             // restic stores a source that was named by a relative path under just that.
             Err(BlobFault::NoEntry { .. }) => {}
-            node => return node.map_err(fault),
+            node => {
+                let node = node.map_err(fault)?;
+                let above = || source.parent().unwrap_or(source).to_owned();
+                let path = if node.kind == NodeKind::Dir { source.clone() } else { above() };
+                return Ok((node, path));
+            }
         }
     }
     let root = root_of(snapshot).map_err(fault)?;
     root.subtree.map(|tree| blobs.tree(&tree)).transpose().map_err(fault)?;
-    Ok(root)
+    Ok((root, PathBuf::from("/")))
 }
 
 fn root_of(snapshot: &Snapshot) -> Result<Node, BlobFault> {
@@ -418,7 +473,7 @@ fn compare_source(
         Ok(source) => {
             let ((live, name), depth) = (source.place(), Depth { contents: true, ownership: true });
             let left_out = selection.as_ref().map(|selection| LeftOut { selection, source: &source });
-            let comparison = Comparison { blobs, live, depth, known: &HashSet::new(), left_out, meter };
+            let comparison = Comparison { blobs, live, depth, known: &HashSet::new(), wanted: None, left_out, meter };
             comparison.run(node, name).map_err(|_| EngineError::Stopped)
         }
         Err(error) => {

@@ -30,6 +30,7 @@ use super::format::blobs::Blobs;
 use super::format::id::Id;
 use super::format::tree::{Node, NodeKind};
 use super::live::{set_metadata, set_metadata_of_special};
+use super::wanted::Wanted;
 use folder::Folder;
 
 /// Threads that decrypt and write.
@@ -62,6 +63,8 @@ pub(super) struct Order<'a> {
     /// What is restored: a directory's content, or one file.
     pub(super) root: &'a Node,
     pub(super) target: &'a Beneath,
+    /// Which part of it.
+    pub(super) wanted: &'a Wanted,
     /// An earlier run was cut off: what lies in the target may be whole.
     pub(super) continued: bool,
     pub(super) meter: &'a SharedMeter,
@@ -192,6 +195,9 @@ impl Restore<'_> {
             return Ok(());
         }
         let below = above.below.join(&name);
+        if !self.order.wanted.takes(&below, node.kind == NodeKind::Dir) {
+            return Ok(());
+        }
         match node.kind {
             NodeKind::Dir => match self.make_directory(&below, &node) {
                 Ok(identity) => self.directory(&Folder::below(above, below, node, identity)),

@@ -1,12 +1,15 @@
 //! `job`: operations of agents.
 
 mod backup;
+mod look;
 mod show;
 
 use clap::{Args, Subcommand};
 use proto::agent::{HostScope, JobId, Operation, Progress, Repository, SnapshotRef};
+use proto::look::Query;
 use proto::name::NameError;
 use proto::own::Arguments;
+use proto::restore::RestoreOptions;
 use proto::{ArgumentName, HostName, OperationKind, Product};
 use serde_json::json;
 
@@ -18,6 +21,7 @@ use super::{Done, Here, Json};
 use crate::manager::admin::{AdminEvent, AdminReply, Long, Quick};
 use crate::manager::control::jobs::{JobRecord, JobState};
 use backup::How;
+use look::{Filter, Rules};
 use show::{doing, job_json, print, show, state_name};
 
 #[derive(Debug, Subcommand)]
@@ -44,6 +48,15 @@ pub(super) enum JobCommand {
         /// Absolute path on the host; it is made if need be
         #[arg(long, value_name = "DIR")]
         target: String,
+        /// Restore only what matches, as in a .gitignore, and what leads to it; may be given several times
+        #[arg(short, long, value_name = "PATTERN")]
+        include: Vec<String>,
+        /// Do not restore what matches; may be given several times
+        #[arg(short, long, value_name = "PATTERN")]
+        exclude: Vec<String>,
+        /// Write nothing, and list what would be restored
+        #[arg(short = 'n', long)]
+        dry_run: bool,
     },
     /// Compare a snapshot with the directory that it was made of
     Verify {
@@ -70,6 +83,72 @@ pub(super) enum JobCommand {
         /// How many of the newest snapshots of each source stay
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         keep_last: u32,
+    },
+    /// Forget snapshots by the rules of a calendar
+    Forget {
+        #[command(flatten)]
+        common: MediaAgent,
+        #[command(flatten)]
+        rules: Rules,
+    },
+    /// List the snapshots of a repository
+    Snapshots {
+        #[command(flatten)]
+        common: DataAgent,
+        #[command(flatten)]
+        filter: Filter,
+    },
+    /// List what is in a snapshot
+    Ls {
+        #[command(flatten)]
+        common: DataAgent,
+        /// Snapshot id, the start of one, or latest (latest~1 is the one before)
+        #[arg(long, default_value = "latest")]
+        snapshot: String,
+        #[command(flatten)]
+        scope: Scope,
+        /// Also what is in the directories
+        #[arg(short, long)]
+        recursive: bool,
+        /// Only what lies at this absolute path
+        #[arg(value_name = "PATH")]
+        path: Option<String>,
+    },
+    /// Find files in snapshots by their names
+    Find {
+        #[command(flatten)]
+        common: DataAgent,
+        #[command(flatten)]
+        filter: Filter,
+        /// As in a .gitignore
+        #[arg(required = true, value_name = "PATTERN")]
+        patterns: Vec<String>,
+    },
+    /// Show how two snapshots differ
+    Diff {
+        #[command(flatten)]
+        common: DataAgent,
+        #[command(flatten)]
+        scope: Scope,
+        /// The snapshot before
+        #[arg(value_name = "OLD")]
+        old: String,
+        /// The snapshot after
+        #[arg(value_name = "NEW", default_value = "latest")]
+        new: String,
+    },
+    /// Print a file of a snapshot, of 512 KiB at most
+    Dump {
+        #[command(flatten)]
+        common: DataAgent,
+        /// Snapshot id, the start of one, or latest (latest~1 is the one before)
+        #[arg(long, default_value = "latest")]
+        snapshot: String,
+        #[command(flatten)]
+        scope: Scope,
+        /// The file's absolute path
+        #[arg(value_name = "PATH")]
+        path: String,
     },
     /// Run an operation of an agent's own kind
     Run {
@@ -197,10 +276,18 @@ pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
             let (repository, sources, options) = (common.order.repository(), sources.clone(), how.options());
             order(&common.product, &common.order, Operation::BackupWith { repository, sources, options }, here)
         }
-        JobCommand::Restore { common, snapshot, scope, target } => {
+        JobCommand::Restore { common, snapshot, scope, target, include, exclude, dry_run } => {
             let (repository, snapshot, target) =
                 (common.order.repository(), scope.reference(snapshot), target.clone());
-            order(&common.product, &common.order, Operation::Restore { repository, snapshot, target }, here)
+            let (include, exclude) = (include.clone(), exclude.clone());
+            let options = RestoreOptions { include, exclude, dry_run: *dry_run };
+            // Every agent knows how to restore all of a snapshot.
+            let operation = if options == RestoreOptions::default() {
+                Operation::Restore { repository, snapshot, target }
+            } else {
+                Operation::RestoreSome { repository, snapshot, target, options }
+            };
+            order(&common.product, &common.order, operation, here)
         }
         JobCommand::Verify { common, snapshot, scope } => {
             let (repository, snapshot) = (common.order.repository(), scope.reference(snapshot));
@@ -213,6 +300,26 @@ pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
         JobCommand::Prune { common, keep_last } => {
             let operation = Operation::Prune { repository: common.order.repository(), keep_last: *keep_last };
             order(&common.product, &common.order, operation, here)
+        }
+        JobCommand::Forget { common, rules } => {
+            let operation = Operation::Forget { repository: common.order.repository(), order: rules.order() };
+            order(&common.product, &common.order, operation, here)
+        }
+        JobCommand::Snapshots { common, filter } => ask_for(common, Query::Snapshots(filter.snapshots()), here),
+        JobCommand::Ls { common, snapshot, scope, recursive, path } => {
+            let (snapshot, path) = (scope.reference(snapshot), path.clone());
+            ask_for(common, Query::List { snapshot, path, recursive: *recursive }, here)
+        }
+        JobCommand::Find { common, filter, patterns } => {
+            let (snapshots, patterns) = (filter.snapshots(), patterns.clone());
+            ask_for(common, Query::Find { snapshots, patterns }, here)
+        }
+        JobCommand::Diff { common, scope, old, new } => {
+            ask_for(common, Query::Diff { old: scope.reference(old), new: scope.reference(new) }, here)
+        }
+        JobCommand::Dump { common, snapshot, scope, path } => {
+            let (snapshot, path) = (scope.reference(snapshot), path.clone());
+            ask_for(common, Query::Dump { snapshot, path }, here)
         }
         JobCommand::Run { product, kind, own } => {
             let mut arguments = Arguments::default();
@@ -232,6 +339,11 @@ pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
             Ok(Done::Clean)
         }
     }
+}
+
+fn ask_for(common: &DataAgent, query: Query, here: &Here) -> anyhow::Result<Done> {
+    let operation = Operation::Look { repository: common.order.repository(), query };
+    order(&common.product, &common.order, operation, here)
 }
 
 impl Order {

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use proto::agent::{Operation, Outcome, Progress, Summary};
 use proto::backup::BackupCounts;
+use proto::look::Found;
 use serde_json::{Map, Value, json};
 
 use super::super::out::{self, say};
 use super::super::progress::{self, ProgressLine};
 use super::super::units::{bytes, bytes_of, count, ms};
+use super::look;
 use crate::manager::control::jobs::{JobRecord, JobState};
 
 pub(super) fn show(line: &mut ProgressLine, progress: &Progress) {
@@ -28,6 +30,7 @@ pub(super) fn job_json(record: &JobRecord) -> Value {
             (Some(summary), None, &[][..])
         }
         Some(Outcome::OwnDone(own)) => (None, None, &own.results[..]),
+        Some(Outcome::Found { summary, .. }) => (Some(summary), None, &[][..]),
         Some(Outcome::Failed(error)) => (None, Some(error), &[][..]),
         None => (None, None, &[][..]),
     };
@@ -39,6 +42,7 @@ pub(super) fn job_json(record: &JobRecord) -> Value {
         Some(Outcome::BackedUp { counts, .. }) => Some(counts),
         _ => None,
     };
+    let (found, left_out) = found(record);
     let results: Map<String, Value> =
         results.iter().map(|finding| (finding.name.to_string(), finding.text.clone().into())).collect();
     json!({
@@ -61,6 +65,8 @@ pub(super) fn job_json(record: &JobRecord) -> Value {
         "bytes": summary.map(|summary| summary.bytes),
         "repository_bytes": summary.map(|summary| summary.repository_bytes),
         "counts": counts,
+        "found": found.iter().map(look::json).collect::<Vec<_>>(),
+        "found_left_out": left_out,
         "dry_run": dry_run(record),
         "results": results,
         "problems": record.outcome.as_ref().map_or(&[][..], Outcome::problems),
@@ -71,6 +77,11 @@ pub(super) fn job_json(record: &JobRecord) -> Value {
 pub(super) fn print(record: &JobRecord, json: bool) {
     if json {
         return out::json(&job_json(record));
+    }
+    let (found, left_out) = found(record);
+    if let [Found::Content(_)] = found {
+        // What is wanted is the file, byte for byte.
+        return look::print(&record.operation, found, left_out);
     }
     let what = format!("job {}: {} on {}", record.id, record.operation.kind(), record.host);
     say!(
@@ -88,6 +99,7 @@ pub(super) fn print(record: &JobRecord, json: bool) {
             }
             summary.snapshots.iter().for_each(|snapshot| say!("snapshot {snapshot}"));
         }
+        Some(Outcome::Found { .. }) => look::print(&record.operation, found, left_out),
         Some(Outcome::OwnDone(own)) => {
             own.results.iter().for_each(|finding| say!("{}: {}", finding.name, finding.text));
         }
@@ -110,6 +122,10 @@ pub(super) fn doing(record: &JobRecord) -> String {
                 }
                 None => format!("by version {versions}"),
             }
+        }
+        (Some(Outcome::Found { summary, found, left_out }), _, _) => {
+            let amount = look::amount(&record.operation, found, *left_out);
+            format!("{amount}, by version {}", summary.versions.join(", "))
         }
         (Some(Outcome::OwnDone(own)), _, _) => format!("by version {}", own.versions.join(", ")),
         (None, Some(waiting), _) => format!("waits: {waiting}"),
@@ -139,7 +155,20 @@ pub(super) fn state_name(state: JobState) -> String {
 
 /// Whether it was only to say what would be done.
 fn dry_run(record: &JobRecord) -> bool {
-    matches!(&record.operation, Operation::BackupWith { options, .. } if options.dry_run)
+    match &record.operation {
+        Operation::BackupWith { options, .. } => options.dry_run,
+        Operation::Forget { order, .. } => order.dry_run,
+        Operation::RestoreSome { options, .. } => options.dry_run,
+        _ => false,
+    }
+}
+
+/// What a look at a repository found, and how much more there was.
+fn found(record: &JobRecord) -> (&[Found], u64) {
+    match &record.outcome {
+        Some(Outcome::Found { found, left_out, .. }) => (found, *left_out),
+        _ => (&[], 0),
+    }
 }
 
 /// What a backup found and stored, in two sentences.

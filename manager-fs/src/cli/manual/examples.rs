@@ -153,10 +153,16 @@ const EXAMPLES: &[(&str, Examples)] = &[
     ),
     (
         "job restore",
-        &[(
-            "manager-fs job restore --host host-17 --repository /backup/repo --snapshot latest --target /srv/restored",
-            "the newest snapshot",
-        )],
+        &[
+            (
+                "manager-fs job restore --host host-17 --repository /backup/repo --snapshot latest --target /srv/restored",
+                "the newest snapshot",
+            ),
+            (
+                "manager-fs job restore --host host-17 --repository /backup/repo --snapshot latest --target /srv/back --include /srv/a",
+                "only some of its files",
+            ),
+        ],
     ),
     ("job verify", &[("manager-fs job verify --host host-17 --repository /backup/repo", "against the source")]),
     (
@@ -171,6 +177,33 @@ const EXAMPLES: &[(&str, Examples)] = &[
         &[(
             "manager-fs job prune --host host-17 --repository /backup/repo --keep-last 7",
             "seven of each source stay",
+        )],
+    ),
+    (
+        "job forget",
+        &[(
+            "manager-fs job forget --host host-17 --repository /backup/repo --keep-daily 7 --keep-weekly 4 --dry-run",
+            "what would stay of each source of each host",
+        )],
+    ),
+    (
+        "job snapshots",
+        &[("manager-fs job snapshots --host host-17 --repository /backup/repo --any-host", "of every host")],
+    ),
+    (
+        "job ls",
+        &[("manager-fs job ls --host host-17 --repository /backup/repo /srv/data", "one directory of the newest")],
+    ),
+    (
+        "job find",
+        &[("manager-fs job find --host host-17 --repository /backup/repo '*.conf'", "in all of its snapshots")],
+    ),
+    ("job diff", &[("manager-fs job diff --host host-17 --repository /backup/repo latest~1", "what changed since")]),
+    (
+        "job dump",
+        &[(
+            "manager-fs job dump --host host-17 --repository /backup/repo /srv/data/a.conf",
+            "the file, as it was; permits.toml must allow it",
         )],
     ),
     (

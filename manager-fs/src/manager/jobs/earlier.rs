@@ -24,8 +24,10 @@ impl Earlier {
     /// not say it themselves.
     pub(super) fn of(&self, host: &HostName, operation: &Operation) -> Vec<(JobId, HostName)> {
         let other = match operation {
-            Operation::Prune { .. } => None,
-            Operation::Restore { snapshot, .. } | Operation::Verify { snapshot, .. } => match &snapshot.of {
+            Operation::Prune { .. } | Operation::Forget { .. } | Operation::Look { .. } => None,
+            Operation::Restore { snapshot, .. }
+            | Operation::RestoreSome { snapshot, .. }
+            | Operation::Verify { snapshot, .. } => match &snapshot.of {
                 HostScope::Any => None,
                 HostScope::Own => Some(host),
                 HostScope::Host(other) => Some(other),

@@ -309,7 +309,7 @@ impl Jobs {
 
 fn word(outcome: &Outcome) -> &'static str {
     match outcome {
-        Outcome::Done(_) | Outcome::OwnDone(_) | Outcome::BackedUp { .. } => "done",
+        Outcome::Done(_) | Outcome::OwnDone(_) | Outcome::BackedUp { .. } | Outcome::Found { .. } => "done",
         Outcome::Cancelled(_) => "cancelled",
         Outcome::Failed(_) => "failed",
     }

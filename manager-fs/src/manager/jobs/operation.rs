@@ -2,6 +2,7 @@
 
 use proto::OperationKind;
 use proto::agent::Operation;
+use proto::look::Query;
 
 /// What is wrong with an operation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,7 +20,7 @@ pub enum OperationFault {
     #[error("nothing to back up: name at least one source")]
     NothingToBackUp,
     /// A prune that would leave nothing.
-    #[error("prune keeps at least one snapshot of each source")]
+    #[error("prune and forget keep at least one snapshot of each source: say which (--keep-last, --keep-daily, …)")]
     NothingKept,
     /// A kind that no program brings itself.
     #[error("'{0}' is no operation of a program's own: order it with `manager-fs job {0}`")]
@@ -45,8 +46,12 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
             sources.iter().try_for_each(|path| absolute("source", path))?;
             options.exclude_files.iter().try_for_each(|path| absolute("file of patterns", path))
         }
-        Operation::Restore { target, .. } => absolute("target", target),
+        Operation::Restore { target, .. } | Operation::RestoreSome { target, .. } => absolute("target", target),
         Operation::Prune { keep_last: 0, .. } => Err(OperationFault::NothingKept),
+        Operation::Forget { order, .. } if order.keep.is_nothing() => Err(OperationFault::NothingKept),
+        Operation::Look { query: Query::Dump { path, .. } | Query::List { path: Some(path), .. }, .. } => {
+            absolute("path", path)
+        }
         Operation::Own { kind, .. } if Operation::KINDS.contains(&kind.as_str()) => {
             Err(OperationFault::NotOwn(kind.clone()))
         }
@@ -54,6 +59,8 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
         | Operation::Check { .. }
         | Operation::Prune { .. }
         | Operation::Identify { .. }
+        | Operation::Look { .. }
+        | Operation::Forget { .. }
         | Operation::Own { .. } => Ok(()),
     }
 }
@@ -62,12 +69,15 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
 pub(super) fn is_exclusive(operation: &Operation) -> bool {
     match operation {
         Operation::Prune { .. } => true,
+        Operation::Forget { order, .. } => !order.dry_run,
         Operation::Backup { .. }
         | Operation::BackupWith { .. }
         | Operation::Restore { .. }
+        | Operation::RestoreSome { .. }
         | Operation::Verify { .. }
         | Operation::Check { .. }
         | Operation::Identify { .. }
+        | Operation::Look { .. }
         | Operation::Own { .. } => false,
     }
 }

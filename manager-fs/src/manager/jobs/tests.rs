@@ -64,7 +64,7 @@ async fn an_operation_that_makes_no_sense_is_refused_and_no_job() {
         (Operation::Backup { repository: at("/r"), sources: vec![] }, "nothing to back up: name at least one source"),
         (Operation::Backup { repository: at("/r"), sources: vec!["/a".into(), "b".into()] }, "source 'b' is not"),
         (Operation::Restore { repository: at("/r"), snapshot: latest(), target: ".".into() }, "target '.' is not"),
-        (Operation::Prune { repository: at("/r"), keep_last: 0 }, "prune keeps at least one snapshot"),
+        (Operation::Prune { repository: at("/r"), keep_last: 0 }, "at least one snapshot of each source"),
         (own("backup"), "order it with `manager-fs job backup`"),
         (Operation::Verify { repository: at(""), snapshot: latest() }, "repository '' is not an absolute path"),
     ];

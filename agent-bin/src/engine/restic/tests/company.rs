@@ -48,17 +48,30 @@ fn neither_host_sees_or_forgets_the_others_backup() {
         .unwrap();
 
     let target = bench.path("target");
-    let restored = bench.engine.restore(&bench.at(), &reference("latest"), &target, &mark(false), &meter).unwrap();
+    let restored = bench
+        .engine
+        .restore(&bench.at(), &reference("latest"), &target, &RestoreOptions::default(), &mark(false), &meter)
+        .unwrap();
     assert_eq!(restored.snapshots, own.snapshots, "latest is the own host's");
     assert!(!target.join("of-host-2").exists());
     assert_eq!(bench.verify("latest"), Vec::<String>::new());
     let refused = bench
         .engine
-        .restore(&bench.at(), &reference(&theirs.snapshots[0]), &bench.path("t2"), &mark(false), &meter)
+        .restore(
+            &bench.at(),
+            &reference(&theirs.snapshots[0]),
+            &bench.path("t2"),
+            &RestoreOptions::default(),
+            &mark(false),
+            &meter,
+        )
         .unwrap_err();
     assert!(refused.to_string().contains("host host-2"), "{refused}");
     let any = SnapshotRef { of: HostScope::Any, ..reference(&theirs.snapshots[0]) };
-    bench.engine.restore(&bench.at(), &any, &bench.path("t3"), &mark(false), &meter).unwrap();
+    bench
+        .engine
+        .restore(&bench.at(), &any, &bench.path("t3"), &RestoreOptions::default(), &mark(false), &meter)
+        .unwrap();
     assert!(bench.path("t3/of-host-2").exists());
 
     let forgotten = other.engine.forget(&other.at, 1, &other.mark, &meter).unwrap();

@@ -62,7 +62,14 @@ impl Damaged {
         let target = self.bench.path(&format!("target-{}", self.targets));
         let meter = SharedMeter::default();
         let state = self.bench.path("state");
-        let ended = self.session.restore(&state, &reference("latest"), &target, &mark(false), &meter);
+        let ended = self.session.restore(
+            &state,
+            &reference("latest"),
+            &target,
+            &RestoreOptions::default(),
+            &mark(false),
+            &meter,
+        );
         let problems = meter.take_problems();
         assert_eq!(problems.left_out, 0);
         let problems = problems.into_lines();
@@ -247,7 +254,16 @@ fn of_a_large_file_the_readable_part_is_kept_under_another_name() {
         &path,
         |bytes| bytes[5_000_000] ^= 1,
         || {
-            session.restore(&bench.path("state"), &reference("latest"), &target, &mark(false), &meter).unwrap();
+            session
+                .restore(
+                    &bench.path("state"),
+                    &reference("latest"),
+                    &target,
+                    &RestoreOptions::default(),
+                    &mark(false),
+                    &meter,
+                )
+                .unwrap();
         },
     );
     let problems = meter.take_problems().into_lines();

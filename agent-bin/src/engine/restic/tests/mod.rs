@@ -13,6 +13,7 @@ use super::*;
 mod company;
 mod damage;
 mod hostile;
+mod looks;
 mod options;
 mod sources;
 
@@ -72,7 +73,14 @@ impl Bench {
 
     fn restore(&self, target: &Path) -> (Result<Work, EngineError>, Vec<String>) {
         let meter = SharedMeter::default();
-        let ended = self.engine.restore(&self.at(), &reference("latest"), target, &mark(false), &meter);
+        let ended = self.engine.restore(
+            &self.at(),
+            &reference("latest"),
+            target,
+            &RestoreOptions::default(),
+            &mark(false),
+            &meter,
+        );
         (ended, meter.take_problems().into_lines())
     }
 
@@ -126,7 +134,14 @@ fn what_is_backed_up_comes_back_the_same() {
     let (target, meter) = (bench.path("back/again"), SharedMeter::default());
     let restored = bench
         .engine
-        .restore(&bench.at(), &reference(&work.snapshots[0][..8]), &target, &mark(false), &meter)
+        .restore(
+            &bench.at(),
+            &reference(&work.snapshots[0][..8]),
+            &target,
+            &RestoreOptions::default(),
+            &mark(false),
+            &meter,
+        )
         .unwrap();
     assert_eq!(meter.take_problems().into_lines(), Vec::<String>::new());
     assert_eq!(restored.snapshots, work.snapshots);
@@ -417,7 +432,17 @@ fn special_files_and_odd_names_are_kept() {
     assert_eq!(problems, Vec::<String>::new());
     assert_eq!(bench.verify("latest"), Vec::<String>::new());
     let (target, meter) = (bench.path("back"), SharedMeter::default());
-    bench.engine.restore(&bench.at(), &reference(&work.snapshots[0]), &target, &mark(false), &meter).unwrap();
+    bench
+        .engine
+        .restore(
+            &bench.at(),
+            &reference(&work.snapshots[0]),
+            &target,
+            &RestoreOptions::default(),
+            &mark(false),
+            &meter,
+        )
+        .unwrap();
     assert_eq!(meter.take_problems().into_lines(), Vec::<String>::new());
     let names = |dir: &Path| {
         let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -441,7 +466,17 @@ fn what_is_stopped_ends_soon_and_says_that_it_was_stopped() {
     let target = bench.path("target");
     for (what, ended) in [
         ("verify", bench.engine.verify(&at, &reference(snapshot), &mark(false), &stopped)),
-        ("restore", bench.engine.restore(&at, &reference(snapshot), &target, &mark(false), &stopped)),
+        (
+            "restore",
+            bench.engine.restore(
+                &at,
+                &reference(snapshot),
+                &target,
+                &RestoreOptions::default(),
+                &mark(false),
+                &stopped,
+            ),
+        ),
         ("check", bench.engine.check(&at, true, &mark(false), &stopped)),
     ] {
         assert!(matches!(ended, Err(EngineError::Stopped)), "{what}: {ended:?}");
@@ -449,6 +484,9 @@ fn what_is_stopped_ends_soon_and_says_that_it_was_stopped() {
     assert_eq!(bench.verify(snapshot), Vec::<String>::new(), "and nothing is the worse for it");
     // A restore that was stopped goes on where it is asked again.
     let meter = SharedMeter::default();
-    bench.engine.restore(&at, &reference(snapshot), &target, &mark(false), &meter).unwrap();
+    bench
+        .engine
+        .restore(&at, &reference(snapshot), &target, &RestoreOptions::default(), &mark(false), &meter)
+        .unwrap();
     assert_eq!(fs::read(target.join("bin/program")).unwrap(), fs::read(source.join("bin/program")).unwrap());
 }

@@ -117,13 +117,14 @@ fn a_dry_run_counts_what_a_run_then_does() {
     let tried = bench.backup_with(&[&source], &dry).unwrap();
     assert_eq!((tried.snapshots.len(), files()), (0, before), "{tried:?}");
     let done = bench.backup_with(&[&source], &options()).unwrap();
-    let counts = |work: &Work| BackupCounts { duration_ms: 0, ..work.counts };
+    let counts = |work: &Work| BackupCounts { duration_ms: 0, added_bytes: 0, ..work.counts };
     assert_eq!(counts(&tried), counts(&done));
     // Of the five files and links two have one content, which was read again: the second is too young to be believed.
     let BackupCounts { files_new, files_changed, files_unmodified, added_bytes, .. } = done.counts;
     assert_eq!((files_new, files_changed + files_unmodified), (1, 5), "{done:?}");
     assert!((20_000..30_000).contains(&added_bytes), "{done:?}");
-    assert_eq!(tried.repository_bytes, done.repository_bytes);
+    // The directories above belong to others, and their times change.
+    assert!(tried.repository_bytes.abs_diff(done.repository_bytes) < 200, "{tried:?} {done:?}");
 }
 
 #[test]
@@ -152,7 +153,8 @@ fn with_force_every_file_is_read() {
     let source = bench.source();
     bench.backup_with(&[&source], &options()).unwrap();
     let forced = bench.backup_with(&[&source], &BackupOptions { force: true, ..options() }).unwrap();
-    assert_eq!((forced.counts.files_unmodified, forced.counts.added_bytes), (0, 0), "{forced:?}");
+    assert_eq!(forced.counts.files_unmodified, 0, "{forced:?}");
+    assert!(forced.counts.added_bytes < 5_000, "and nothing is stored twice: {forced:?}");
 }
 
 #[test]
@@ -167,4 +169,48 @@ fn other_file_systems_are_left_out_but_for_the_place_where_they_are_mounted() {
     assert!(selection.is_beyond(&shm, source.device()) && !selection.is_beyond(&facts("/dev/null"), source.device()));
     assert!(!selection.leaves_out(Path::new("/dev/shm"), &shm, source.device()), "the directory itself is taken");
     drop(bench);
+}
+
+#[test]
+fn a_part_of_a_snapshot_is_restored_with_what_leads_to_it() {
+    let bench = Bench::new();
+    let source = many_kinds(&bench);
+    bench.backup_with(&[&source], &options()).unwrap();
+    let restore = |name: &str, options: &RestoreOptions| {
+        let (target, meter) = (bench.path(name), SharedMeter::default());
+        let ended = bench.engine.restore(&bench.at(), &reference("latest"), &target, options, &mark(false), &meter);
+        assert_eq!(meter.take_problems().into_lines(), Vec::<String>::new());
+        let walked = Command::new("find").arg(&target).args(["-mindepth", "1", "-printf", "%P\n"]).output().unwrap();
+        let mut names: Vec<_> = String::from_utf8(walked.stdout).unwrap().lines().map(str::to_owned).collect();
+        names.sort();
+        (names, ended.unwrap())
+    };
+    let of = |include: &[&str], exclude: &[&str]| RestoreOptions {
+        include: include.iter().map(|pattern| (*pattern).to_owned()).collect(),
+        exclude: exclude.iter().map(|pattern| (*pattern).to_owned()).collect(),
+        dry_run: false,
+    };
+    let marked = source.join("marked").display().to_string();
+    let some = of(&[&marked, "y", "*.o"], &[".nobackup", "keep.o"]);
+    let expected = ["a.o", "deep", "deep/tmp", "deep/tmp/y", "marked", "marked/below", "marked/below/file"];
+    let dry = RestoreOptions { dry_run: true, ..some.clone() };
+    let (names, tried) = restore("dry", &dry);
+    assert!(names.is_empty() && !bench.path("dry").exists(), "{names:?}");
+    let listed = tried.found.iter().map(|found| match found {
+        Found::Entry(entry) => Path::new(&entry.path).strip_prefix(&source).unwrap().display().to_string(),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(listed.collect::<Vec<_>>(), expected);
+    let (names, restored) = restore("some", &some);
+    assert_eq!(names, expected);
+    assert_eq!((restored.files, restored.bytes), (tried.files, tried.bytes));
+    assert_eq!(fs::read(bench.path("some/deep/tmp/y")).unwrap(), b"y");
+    let (before, after) =
+        (fs::metadata(source.join("deep")).unwrap(), fs::metadata(bench.path("some/deep")).unwrap());
+    assert_eq!((before.mode(), before.modified().unwrap()), (after.mode(), after.modified().unwrap()));
+    assert!(restore("nothing", &of(&["no-such-thing"], &[])).0.is_empty());
+    assert_eq!(
+        restore("all-but", &of(&[], &["deep", "cache", "marked", "tmp"])).0,
+        ["a.o", "a.txt", "keep.o", "large"]
+    );
 }

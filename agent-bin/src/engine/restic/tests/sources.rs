@@ -33,7 +33,10 @@ fn backup_while(bench: &Bench, source: &Path, meanwhile: impl FnOnce(&AtomicBool
 /// Restores the newest snapshot, which must raise no problem.
 fn restored(bench: &Bench, name: &str) -> PathBuf {
     let (target, meter) = (bench.path(name), SharedMeter::default());
-    bench.engine.restore(&bench.at(), &reference("latest"), &target, &mark(false), &meter).unwrap();
+    bench
+        .engine
+        .restore(&bench.at(), &reference("latest"), &target, &RestoreOptions::default(), &mark(false), &meter)
+        .unwrap();
     assert_eq!(meter.take_problems().into_lines(), Vec::<String>::new());
     target
 }
