@@ -6,6 +6,7 @@
 
 pub(crate) mod blobs;
 pub(crate) mod chunker;
+mod compression;
 #[cfg(test)]
 mod damaged_tests;
 pub(crate) mod files;

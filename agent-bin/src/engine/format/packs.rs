@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::compression;
 use super::files::{FileFault, FileKind, Files};
 use super::id::Id;
 use super::index::{BlobKind, Index, IndexBlob, IndexFile, IndexPack, encode_header};
@@ -213,11 +214,11 @@ fn compress(plain: &[u8], level: i32) -> Option<Vec<u8>> {
     if plain.len() > 4 * TRIAL_BYTES {
         let middle = plain.len() / 2;
         let trial = [&plain[..TRIAL_BYTES / 2], &plain[middle..middle + TRIAL_BYTES / 2]].concat();
-        if !pays(&zstd::bulk::compress(&trial, 1).ok()?, &trial) {
+        if !pays(&compression::compress(&trial, 1).ok()?, &trial) {
             return None;
         }
     }
-    zstd::bulk::compress(plain, level).ok().filter(|packed| pays(packed, plain))
+    compression::compress(plain, level).ok().filter(|packed| pays(packed, plain))
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use aes256ctr_poly1305aes::aead::AeadInPlace;
 use aes256ctr_poly1305aes::{Aes256CtrPoly1305Aes, Key as RawKey, Nonce, Tag};
 use rustic_core::repofile::MasterKey;
 
+use super::compression;
+
 /// What sealing adds: nonce and authentication code, bytes.
 pub(super) const SEAL_BYTES: usize = 32;
 const NONCE_BYTES: usize = 16;
@@ -108,7 +110,7 @@ impl Key {
     /// Seals a document, compressed if `level` says so (repositories of version 1 know no compression).
     pub(crate) fn seal_document(&self, document: &[u8], level: Option<i32>) -> Result<Vec<u8>, SealFault> {
         let Some(level) = level else { return self.seal(document) };
-        let packed = zstd::bulk::compress(document, level).map_err(|e| SealFault::Compression(e.to_string()))?;
+        let packed = compression::compress(document, level).map_err(|e| SealFault::Compression(e.to_string()))?;
         let mut plain = vec![COMPRESSED];
         plain.extend_from_slice(&packed);
         self.seal(&plain)
@@ -118,7 +120,7 @@ impl Key {
 /// Undoes a blob's compression. `raw` is its plain length, which the index says; it bounds what is allocated.
 pub(super) fn expand(packed: Vec<u8>, raw: Option<NonZeroU32>) -> Result<Vec<u8>, SealFault> {
     let Some(raw) = raw else { return Ok(packed) };
-    zstd::bulk::decompress(&packed, raw.get() as usize).map_err(|error| SealFault::Compression(error.to_string()))
+    compression::decompress(&packed, raw.get() as usize).map_err(|error| SealFault::Compression(error.to_string()))
 }
 
 #[cfg(test)]
