@@ -20,6 +20,7 @@ pub use crate::snapshot::{HostScope, SnapshotRef};
 pub struct ChangeId(pub u64);
 
 /// A request on the operations API.
+#[allow(clippy::large_enum_variant, reason = "a request is made, sent and dropped; none is kept in a list")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentRequest {
     /// Who are you and what are you doing? Answered by [`AgentReply::Status`].

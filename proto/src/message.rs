@@ -199,6 +199,7 @@ pub struct BundleFacts {
 }
 
 /// The manager's request to a host.
+#[allow(clippy::large_enum_variant, reason = "a request is made, sent and dropped; none is kept in a list")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ManagerRequest {
     /// Ask for `Exports` again.

@@ -166,17 +166,7 @@ fn progress() -> Progress {
 }
 
 #[test]
-fn what_an_agent_is_told() {
-    let change = ChangeId(1);
-    refused_beyond("record", RECORD_BYTES_MAX, |n| AgentRequest::SaveMetadata { change, record: vec![7; n] });
-    refused_beyond("policy", VERSION_BYTES_MAX, |n| JobOrigin { policy: Some(text(n)), ..origin() });
-    let host: proto::HostName = "h".parse().unwrap();
-    let earlier = |n| vec![(JobId(1), host.clone()); n];
-    refused_beyond("earlier jobs", EARLIER_JOBS_MAX, |n| JobOrigin { earlier: earlier(n), ..origin() });
-    let backup = |sources| Operation::Backup { repository: repository(), sources };
-    refused_beyond("sources", SOURCES_MAX, |n| backup(vec!["/a".into(); n]));
-    refused_beyond("bytes of a source", PATH_BYTES_MAX, |n| backup(vec![text(n)]));
-    refused_beyond("bytes of all sources", SOURCES_BYTES_MAX / 4000, |n| backup(vec![text(4000); n]));
+fn how_a_repository_is_worked_on() {
     let options = BackupOptions::default;
     let list = |n| vec!["/a".to_owned(); n];
     refused_beyond("patterns", PATTERNS_MAX, |n| BackupOptions { exclude: list(n), ..options() });
@@ -213,6 +203,20 @@ fn what_an_agent_is_told() {
         found: vec![Found::Content(Vec::new()); n],
         left_out: 0,
     });
+}
+
+#[test]
+fn what_an_agent_is_told() {
+    let change = ChangeId(1);
+    refused_beyond("record", RECORD_BYTES_MAX, |n| AgentRequest::SaveMetadata { change, record: vec![7; n] });
+    refused_beyond("policy", VERSION_BYTES_MAX, |n| JobOrigin { policy: Some(text(n)), ..origin() });
+    let host: proto::HostName = "h".parse().unwrap();
+    let earlier = |n| vec![(JobId(1), host.clone()); n];
+    refused_beyond("earlier jobs", EARLIER_JOBS_MAX, |n| JobOrigin { earlier: earlier(n), ..origin() });
+    let backup = |sources| Operation::Backup { repository: repository(), sources };
+    refused_beyond("sources", SOURCES_MAX, |n| backup(vec!["/a".into(); n]));
+    refused_beyond("bytes of a source", PATH_BYTES_MAX, |n| backup(vec![text(n)]));
+    refused_beyond("bytes of all sources", SOURCES_BYTES_MAX / 4000, |n| backup(vec![text(4000); n]));
     let snapshot = |snapshot: usize, source: usize| SnapshotRef {
         snapshot: text(snapshot),
         of: HostScope::Any,

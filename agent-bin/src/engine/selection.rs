@@ -132,7 +132,7 @@ impl Selection {
 
     /// Of the names in a directory those that count: only its mark, if it has one.
     pub(super) fn unmarked(&self, directory: impl AsFd, names: Vec<OsString>) -> Vec<OsString> {
-        let has = |mark: &&Mark| names.iter().any(|name| *name == mark.name) && mark.is_in(directory.as_fd());
+        let has = |mark: &&Mark| names.contains(&mark.name) && mark.is_in(directory.as_fd());
         match self.marks.iter().find(has) {
             Some(mark) => vec![mark.name.clone()],
             None => names,

@@ -40,6 +40,7 @@ use state::Handing;
 const WRITE_AGAIN: Duration = Duration::from_secs(5);
 
 /// What comes to the driver.
+#[allow(clippy::large_enum_variant, reason = "a handful are under way at once")]
 pub(crate) enum Input {
     /// A message of the operations API; the sender waits for the answer.
     Message(AgentRequest, SyncSender<Result<(), Fault>>),

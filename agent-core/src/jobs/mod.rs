@@ -181,7 +181,7 @@ impl Jobs {
 
     fn work(self: &Arc<Self>, job: Arc<Job>) {
         let outcome = match self.admit(&job) {
-            Err(refused) => Some(refused),
+            Err(refused) => Some(*refused),
             Ok(resume) => {
                 let context = OperationContext { job: job.clone(), resume };
                 let call = AssertUnwindSafe(|| self.perform(job.operation(), &context));
@@ -207,20 +207,20 @@ impl Jobs {
     }
 
     /// Notes the start, and refuses one that came too often. Returns what it goes on from.
-    fn admit(&self, job: &Job) -> Result<Option<Vec<u8>>, Outcome> {
+    fn admit(&self, job: &Job) -> Result<Option<Vec<u8>>, Box<Outcome>> {
         let mut paper = job.paper();
         if paper.record.starts >= STARTS_MAX {
             let text = format!(
                 "given up: the agent ended {STARTS_MAX} times while this operation ran, without a checkpoint"
             );
-            return Err(Outcome::Failed(text));
+            return Err(Box::new(Outcome::Failed(text)));
         }
         paper.record.starts += 1;
         if paper.record.versions.last() != Some(job.version()) {
             let version = job.version().clone();
             paper.record.versions.push(version);
         }
-        paper.write(Moment::JobStart).map_err(|e| Outcome::Failed(e.to_string()))?;
+        paper.write(Moment::JobStart).map_err(|e| Box::new(Outcome::Failed(e.to_string())))?;
         let readable = |(schema, _): &(u32, Vec<u8>)| (self.schemas.min..=self.schemas.max).contains(schema);
         Ok(paper.record.resume.clone().filter(readable).map(|(_, bytes)| bytes))
     }
