@@ -153,7 +153,7 @@ fn own_work(inherited: &agent_core::Inherited, text: &impl Fn(&str) -> Option<St
     let note = text("--note");
     let write_note = move |inherited: &agent_core::Inherited| {
         let names = inherited.names();
-        let usable = names.iter().filter(|name| inherited.take(&name.to_string()).is_some()).count();
+        let usable = names.iter().filter(|name| inherited.take(name.as_ref()).is_some()).count();
         if let Some(note) = &note {
             let new = format!("{note}.new");
             drop(std::fs::write(&new, format!("{} {usable} {}", names.len(), std::process::id())));

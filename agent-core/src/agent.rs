@@ -29,6 +29,7 @@ use crate::kinds::Kinds;
 use crate::machine::{Facts, Origin, State};
 use crate::operations::Operations;
 use crate::paths::AgentPaths;
+use crate::predecessor::Predecessor;
 use crate::program::Program;
 use crate::records::{self, RecordError, Verified};
 use crate::report::{Reporter, unix_ms};
@@ -223,6 +224,7 @@ impl Agent {
         timeline.extend(started);
         let driver = Driver {
             facts: facts(running, operations.writes_schemas(schemas), &config.inherited),
+            predecessor: Predecessor::of(handoff.as_ref(), &verified, &paths, &config.inherited),
             paths,
             journal,
             program: Arc::new(Program::new(operations, config.gates, check_of(&verified))),

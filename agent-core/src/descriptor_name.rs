@@ -56,6 +56,12 @@ impl From<DescriptorName> for String {
     }
 }
 
+impl AsRef<str> for DescriptorName {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for DescriptorName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -3,6 +3,11 @@
 
 pub use crate::permits::FILE as PERMITS_FILE;
 
+/// Programs that an adapter ran.
+pub mod predecessor {
+    pub use crate::predecessor::{ENDING, PROGRAM};
+}
+
 /// Evidence against versions.
 pub mod bad {
     pub use crate::bad::{evidence, reason, remember, withdraw};

@@ -168,6 +168,42 @@ fn a_version_that_fails_stops_nothing_of_the_one_that_works() {
 }
 
 #[test]
+fn a_version_that_embeds_the_library_takes_the_sockets_over_and_the_old_program_ends() {
+    let mut lab = Lab::running("");
+    let first = lab.program();
+    let embedded = |version: &str, more: &str| {
+        let tree = TreeFixture::new();
+        tree.file("bin/hello", 0o755, fs::read(program("examples/hello_service")).unwrap());
+        tree.file("VERSION", 0o644, version);
+        let head = format!("entrypoint = 'bin/hello'\narguments = ['{}']\nprobation = '4s'\n", lab.address);
+        tree.file("manager-fs.toml", 0o644, head + more);
+        lab.manager.publish(PRODUCT, version, tree.path());
+        lab.manager.export(&format!("{PRODUCT}@{version}"), "host-1");
+    };
+    // One that fails takes nothing with it.
+    embedded("sick", "[health]\ncommand = ['/bin/false']\n");
+    assert_ne!(lab.upgrade("sick").1, Some(0));
+    lab.manager.wait_for_version("host-1", PRODUCT, "1");
+    assert_eq!(lab.program(), first, "the program of the adapter has gone on");
+    lab.serves("one");
+    // A version that has yet to prove itself takes no order.
+    until("the version before is believed again", || (lab.agent()["state"] == "serving").then_some(()));
+
+    embedded("2", "");
+    let (seen, code) = lab.upgrade("2");
+    assert_eq!(code, Some(0));
+    nobody_is_lost(&seen);
+    ends(first);
+    let hello = "200 hello from version 2";
+    until("the new program alone", || get(lab.address, "/").is_ok_and(|text| text.trim() == hello).then_some(()));
+    // And back: the adapter starts its program anew.
+    assert_eq!(lab.upgrade("1").1, Some(0));
+    lab.serves("one");
+    assert_ne!(lab.program(), first);
+    lab.log_says(&["changing over from 2 to 1"]);
+}
+
+#[test]
 fn a_health_command_that_hangs_or_floods_is_a_version_that_is_not_well() {
     let lab = Lab::running("");
     let first = lab.program();

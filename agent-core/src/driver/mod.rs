@@ -28,6 +28,7 @@ use crate::journal::{Journal, Phase};
 use crate::machine::{Effect, Event, Facts, Reason, Saved, StageDone, State, Took};
 use crate::moments::{self, Moment};
 use crate::paths::AgentPaths;
+use crate::predecessor::Predecessor;
 use crate::program::Program;
 use crate::records::{self, RecordError, Verified};
 use crate::report::{Reporter, unix_ms};
@@ -77,6 +78,8 @@ pub(crate) struct Driver {
     pub(crate) journal: Journal,
     pub(crate) program: Arc<Program>,
     pub(crate) inherited: Inherited,
+    /// What an adapter left to this version.
+    pub(crate) predecessor: Predecessor,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) server: Server,
     pub(crate) reporter: Reporter,
@@ -248,6 +251,7 @@ impl Driver {
             Effect::TellConfirmed => {
                 self.tell(&StubMessage::Confirmed);
                 saved_state::let_go(&self.inherited, &self.facts.writes);
+                self.predecessor.drain(&self.inherited);
                 self.program.confirmed();
             }
             Effect::TellExecReturned => {

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 
+use agent_core::internal::predecessor::ENDING;
+pub(super) use agent_core::internal::predecessor::PROGRAM;
 use agent_core::internal::sys::exec::{Invocation, descendants, spawn};
 use agent_core::internal::sys::fd::process_of;
 use agent_core::{Inherited, exec};
@@ -15,10 +17,6 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use super::event::Event;
 use super::keeper::Keep;
 use super::{AdapterError, Version, io_error};
-
-/// Names of keepers begin with this, and with the other when they have been told to end.
-pub(super) const PROGRAM: &str = "program.";
-pub(super) const ENDING: &str = "ending.";
 
 /// A keeper that lives, or has just ended.
 pub(super) struct Kept {
