@@ -9,9 +9,15 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::agent::{ChangeId, JobId};
 use crate::text;
 use crate::width::index;
+
+/// The manager's number of a rollout, a planned change over many hosts; no message to a host bears it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RolloutId(pub u64);
 
 /// Milliseconds from 1970 to the beginning of 2026, when the numbers begin.
 pub const NUMBERS_BEGIN_UNIX_MS: u64 = 1_767_225_600_000;
@@ -90,6 +96,7 @@ macro_rules! written_number {
 
 written_number!(JobId, "job");
 written_number!(ChangeId, "change-over");
+written_number!(RolloutId, "rollout");
 
 #[cfg(test)]
 mod tests {

@@ -138,6 +138,16 @@ fn what_the_hosts_agents_and_jobs_commands_print_is_documented() {
     events.iter().for_each(|event| page.check("upgrade", &[&("upgrade", 0)], event));
     page.check("upgrade's last line", &[&("upgrade", 1)], last);
     manager.wait_for_version("host-1", "data-agent", "2");
+    let plan = manager.path("plan.toml");
+    let text =
+        "product = \"data-agent\"\ngeneration = \"data-agent@1\"\n[[ring]]\nname = \"all\"\nto = [\"host-1\"]\n";
+    fs::write(&plan, text).unwrap();
+    let planned = manager.run(&["rollout", "plan", &plan.to_string_lossy(), "--json"]).expect(0).json();
+    page.check("rollout plan", &[&("rollout plan", 0)], &planned);
+    let lines = manager.run(&["rollout", "start", "--watch", "--json"]).expect(0).json_lines();
+    lines.iter().for_each(|line| page.check("rollout watch", &[&("rollout plan", 0)], line));
+    let listed = manager.run(&["rollout", "history", "--json"]).expect(0).json();
+    page.check("rollout history", &[&("rollout history", 0)], &listed);
     page.check("agents", &[&("agents", 0)], &manager.run(&["agents", "--json"]).expect(0).json());
     let data = host.path("data");
     fs::create_dir_all(&data).unwrap();

@@ -132,3 +132,42 @@ fn an_order_to_an_unknown_or_empty_group_is_refused() {
     let empty = manager.run(&["upgrade", "sample", "sample@1", "--to", "@production"]).expect(1);
     assert!(empty.stderr.contains("group"), "{}", empty.stderr);
 }
+
+/// A host whose daemon was away while its group was ordered a new version changes over when it comes, also when the
+/// manager was killed meanwhile; one that comes to the group later gets what the group runs.
+#[test]
+fn a_host_that_was_away_gets_what_its_group_was_ordered() {
+    const PRODUCT: &str = "data-agent";
+    let mut manager = Manager::start();
+    group(&manager, &["add", "production", "host-1", "host-2"]).expect(0);
+    for version in ["1.0", "2.0"] {
+        manager.publish(PRODUCT, version, TreeFixture::agent(version, "data", "probation = \"10s\"\n").path());
+    }
+    let mut hosts: Vec<Host> = ["host-1", "host-2", "host-3"].map(|name| Host::mounted(name, &manager)).into();
+    manager.export("data-agent@1.0", "@production");
+    manager.export("data-agent@1.0", "host-3");
+    for host in &mut hosts {
+        host.launch(PRODUCT);
+        manager.wait_for_version(&host.name, PRODUCT, "1.0");
+    }
+    hosts[1].kill_mount();
+    until("the manager knows that host-2 is away", || {
+        let listed = manager.run(&["hosts", "--json"]).expect(0).json();
+        let hosts = listed["hosts"].as_array().unwrap().clone();
+        let away = |host: &Value| host["name"] == "host-2" && host["connected_since_unix_ms"].is_null();
+        hosts.iter().any(away).then_some(())
+    });
+    let order = ["upgrade", PRODUCT, "data-agent@2.0", "--to", "@production", "--export", "--json"];
+    let told = manager.run(&order).expect(3);
+    let report = told.json_lines().pop().unwrap();
+    let verdict = |at: usize| (report["hosts"][at]["host"].clone(), report["hosts"][at]["verdict"].clone());
+    assert_eq!(verdict(0), (json!("host-1"), json!("confirmed")));
+    assert_eq!(verdict(1), (json!("host-2"), json!("away")), "{report}");
+    manager.wait_for_version("host-1", PRODUCT, "2.0");
+    manager.kill();
+    manager.serve();
+    hosts[1].mount(&[]);
+    manager.wait_for_version("host-2", PRODUCT, "2.0");
+    group(&manager, &["add", "production", "host-3"]).expect(0);
+    manager.wait_for_version("host-3", PRODUCT, "2.0");
+}

@@ -36,6 +36,7 @@ mod publish;
 mod record;
 mod recover;
 mod rescue;
+mod rollout;
 mod serve;
 mod started;
 mod status;
@@ -103,6 +104,9 @@ enum Command {
     Enroll(enroll::EnrollArgs),
     /// Tell running agents to change over to another generation, in either direction
     Upgrade(upgrade::UpgradeArgs),
+    /// A new version for many hosts, by a plan that stops itself
+    #[command(subcommand)]
+    Rollout(rollout::RolloutCommand),
     /// Show what runs where, since when, and why it last changed
     Agents(agents::AgentsArgs),
     /// Run and follow storage operations
@@ -230,6 +234,7 @@ fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
         Command::Token(args) => token::token(&args, here),
         Command::Enroll(args) => enroll::enroll(&args, dirs),
         Command::Upgrade(args) => upgrade::upgrade(&args, here),
+        Command::Rollout(command) => rollout::run(&command, here),
         Command::Agents(args) => agents::agents(&args, here),
         Command::Job(command) => job::run(&command, here),
         Command::Launch(args) => launch::run(&args, here),

@@ -74,7 +74,7 @@ impl ProgressLine {
                 self.update(Progress { task, done: *done, total: *total, bytes: *bytes });
             }
             AdminEvent::Problem(text) => self.note(text),
-            AdminEvent::Upgrade(_) | AdminEvent::Job(_) => {}
+            AdminEvent::Upgrade(_) | AdminEvent::Job(_) | AdminEvent::Rollout(_) => {}
         }
     }
 

@@ -1,5 +1,6 @@
 //! `upgrade`: running agents change over.
 
+use anyhow::bail;
 use proto::name::Target;
 use proto::{GenerationRef, Product};
 use serde_json::{Value, json};
@@ -8,9 +9,11 @@ use super::agents::{step_json, step_line};
 use super::client::{ask, unexpected};
 use super::out::{self, note, say};
 use super::units::count;
-use super::{Done, Here};
-use crate::manager::admin::{AdminEvent, AdminReply, Long};
-use crate::manager::upgrade::{HostEnd, UpgradeEvent, UpgradeOrder, Verdict};
+use super::{Done, Here, Json, rollout};
+use crate::manager::admin::{AdminEvent, AdminReply, Long, Quick};
+use crate::manager::rollout::machine::vocabulary::Wish;
+use crate::manager::rollout::{Amount, Plan};
+use crate::manager::upgrade::{HostEnd, UpgradeEvent, UpgradeOrder, UpgradeReport, Verdict};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct UpgradeArgs {
@@ -33,6 +36,15 @@ pub(super) struct UpgradeArgs {
     /// Export the generation to the hosts first
     #[arg(long)]
     export: bool,
+    /// As a rollout: so many hosts first, or a share of them such as 10%; all of them must be good
+    #[arg(long, value_name = "HOSTS")]
+    canary: Option<Amount>,
+    /// As a rollout: so many at once, or a share of them [default: 10%]
+    #[arg(long, value_name = "HOSTS")]
+    batch: Option<Amount>,
+    /// As a rollout: on so many hosts it may fail [default: 0]
+    #[arg(long, value_name = "HOSTS")]
+    max_failures: Option<u32>,
     /// Do not wait for the end
     #[arg(long)]
     no_wait: bool,
@@ -57,6 +69,9 @@ pub(super) fn upgrade(args: &UpgradeArgs, here: &Here) -> anyhow::Result<Done> {
         wait: !args.no_wait,
         timeout_ms: args.timeout.map(ms),
     };
+    if args.canary.is_some() || args.batch.is_some() || args.max_failures.is_some() {
+        return as_a_rollout(args, &order, here);
+    }
     let json = args.json;
     let goes_on = "what was ordered goes on; `manager-fs agents` shows how it ends";
     let reply = ask(here, &Long::Upgrade(order), goes_on, |event| {
@@ -73,13 +88,47 @@ pub(super) fn upgrade(args: &UpgradeArgs, here: &Here) -> anyhow::Result<Done> {
             "confirmed": good == report.hosts.len(), "hosts": hosts,
         }));
     } else {
-        note!("{good} of {} as ordered", count(report.hosts.len() as u64, "host"));
+        let away = away(&report);
+        let later = match away {
+            0 => String::new(),
+            1 => String::from("; 1 host is away and gets it when it comes"),
+            many => format!("; {many} hosts are away and get it when they come"),
+        };
+        note!("{good} of {} as ordered{later}", count(report.hosts.len() as u64, "host"));
     }
     Ok(match good {
         all if all == report.hosts.len() => Done::Clean,
-        0 => Done::Code(1),
+        0 if away(&report) == 0 => Done::Code(1),
         _ => Done::WithProblems,
     })
+}
+
+/// The short form of a rollout: one ring, and no pauses.
+fn as_a_rollout(args: &UpgradeArgs, order: &UpgradeOrder, here: &Here) -> anyhow::Result<Done> {
+    if order.retry_bad || order.timeout_ms.is_some() {
+        bail!("--retry-bad and --timeout do not go with --canary, --batch and --max-failures: a rollout asks once");
+    }
+    let canaries = args.canary.unwrap_or(Amount::Hosts(1));
+    let batch = args.batch.unwrap_or(Amount::Percent(10));
+    let (product, generation) = (order.product.clone(), order.generation.clone());
+    let plan = Plan {
+        export: order.export,
+        lazy: order.lazy,
+        drain_deadline_ms: order.drain_deadline_ms,
+        max_failures: args.max_failures.unwrap_or(0),
+        ..Plan::short(product, generation, order.targets.clone(), canaries, batch)
+    };
+    let view = rollout::one(&Quick::RolloutAdd(Box::new(plan)), here)?;
+    let started = rollout::one(&Quick::RolloutWish(Some(view.id), Wish::Start), here)?;
+    if order.wait {
+        rollout::follow(view.id, args.json, here)
+    } else {
+        rollout::told(&started, Json { json: args.json })
+    }
+}
+
+fn away(report: &UpgradeReport) -> usize {
+    report.hosts.iter().filter(|end| end.verdict == Verdict::Away).count()
 }
 
 fn event_json(event: &UpgradeEvent) -> Value {
@@ -122,6 +171,7 @@ fn print_event(event: &UpgradeEvent) {
                 Verdict::Failed => "failed",
                 Verdict::Refused => "refused",
                 Verdict::Unfinished => "unfinished",
+                Verdict::Away => "away",
             };
             let reason = if end.reason.is_empty() { String::new() } else { format!(": {}", end.reason) };
             say!("{}: {how}{reason}", end.host);

@@ -19,6 +19,7 @@ use super::identity::IdentityError;
 use super::jobs::JobError;
 use super::publish::PublishError;
 use super::reports::ReportError;
+use super::rollout::RolloutError;
 use super::store::StoreError;
 use super::upgrade::UpgradeError;
 use super::worker::BrokenOff;
@@ -76,6 +77,9 @@ pub enum ManagerError {
     /// Agents were not told to change over.
     #[error(transparent)]
     Upgrade(#[from] UpgradeError),
+    /// A rollout was not planned, or not told.
+    #[error(transparent)]
+    Rollout(#[from] RolloutError),
     /// Received files were not taken in.
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -150,6 +154,18 @@ impl From<ManagerError> for Fault {
                 UpgradeError::Generation(error) => of_generation(error),
                 UpgradeError::Export(error) => of_export(error),
                 _ => Fault::Failed,
+            },
+            ManagerError::Rollout(error) => match error {
+                RolloutError::Plan(_)
+                | RolloutError::NoEntryPoint(_)
+                | RolloutError::Busy { .. }
+                | RolloutError::NotNow(_)
+                | RolloutError::None
+                | RolloutError::Gone(_) => Fault::BadRequest,
+                RolloutError::Unknown(_) => Fault::NotFound,
+                RolloutError::Target { cause, .. } => of_host(cause),
+                RolloutError::Generation(error) => of_generation(error),
+                RolloutError::Control(_) => Fault::Failed,
             },
             ManagerError::Catalog(error) => match error {
                 CatalogError::Cancelled => Fault::Failed,

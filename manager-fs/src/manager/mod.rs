@@ -38,6 +38,7 @@ pub mod rollout;
 mod server;
 mod session;
 pub mod store;
+mod targets;
 mod toml_text;
 pub mod upgrade;
 pub mod whole;

@@ -11,6 +11,8 @@ use crate::sync::lock;
 
 /// News of one host that a slow listener may be behind before it must look at the state instead.
 const NEWS_MAX: usize = 64;
+/// News of all hosts that whoever listens to all may be behind.
+const ALL_NEWS_MAX: usize = 8192;
 
 /// Something that happened on a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub(crate) enum News {
     Disconnected,
     /// A step of this change-over is recorded.
     Step(ChangeId),
+    /// Something was ordered there by a target.
+    Ordered,
     /// It told what its agents are doing.
     Agents,
     /// This job's record or progress has changed.
@@ -29,10 +33,16 @@ pub(crate) enum News {
 
 /// Where news is told. Whoever listens hears of one host alone, so that a thousand hosts that change over at once do not
 /// wake each other's listeners.
-#[derive(Default)]
 pub(crate) struct NewsBoard {
     /// Only of hosts that somebody listens to.
     hosts: Mutex<HashMap<HostName, broadcast::Sender<News>>>,
+    all: broadcast::Sender<(HostName, News)>,
+}
+
+impl Default for NewsBoard {
+    fn default() -> Self {
+        Self { hosts: Mutex::default(), all: broadcast::Sender::new(ALL_NEWS_MAX) }
+    }
 }
 
 /// Hears the news of one host from the moment it was made.
@@ -51,8 +61,16 @@ impl NewsBoard {
         Listener { received: sender.subscribe(), _open: sender.clone() }
     }
 
-    /// Tells whoever listens to this host.
+    /// Listens to what happens on all hosts from now on: for the few who look after all of them.
+    pub(crate) fn of_all(&self) -> broadcast::Receiver<(HostName, News)> {
+        self.all.subscribe()
+    }
+
+    /// Tells whoever listens to this host, or to all.
     pub(crate) fn tell(&self, host: &HostName, news: News) {
+        if self.all.receiver_count() > 0 {
+            let _ = self.all.send((host.clone(), news));
+        }
         let hosts = lock(&self.hosts);
         if let Some(sender) = hosts.get(host) {
             // Fails only when nobody listens any more.

@@ -27,9 +27,11 @@ use super::news::{News, NewsBoard};
 use super::now;
 use super::record_files::RecordFiles;
 use super::reports::Reports;
+use super::rollout::{Here, Rollouts};
 use super::server::accept_hosts;
 use super::session::Services;
 use super::store::Store;
+use super::targets::Targets;
 use super::upgrade::{AT_ONCE_MAX, Upgrades};
 use super::worker::blocking;
 use crate::net;
@@ -53,6 +55,8 @@ pub struct Manager {
     pub(super) exports: Arc<Exports>,
     pub(super) jobs: Arc<Jobs>,
     pub(super) upgrades: Arc<Upgrades>,
+    pub(super) targets: Arc<Targets>,
+    pub(super) rollouts: Arc<Rollouts>,
     pub(super) bundles: Arc<Bundles>,
     pub(super) idle: Arc<IdleWork>,
     services: Arc<Services>,
@@ -62,6 +66,8 @@ pub struct Manager {
     pub(super) records: Arc<RecordFiles>,
     /// Keeps the copy of the decisions up.
     copying: tokio::task::JoinHandle<()>,
+    /// Tells hosts that come what was ordered meanwhile.
+    delivering: tokio::task::JoinHandle<()>,
     address: OnceLock<SocketAddr>,
 }
 
@@ -94,7 +100,22 @@ impl Manager {
             exports: Arc::clone(&exports),
             ordered: AtomicU32::new(0),
             at_once: Semaphore::new(AT_ONCE_MAX),
+            telling: Arc::default(),
         });
+        let targets = Arc::new(Targets::new(
+            Arc::clone(&state),
+            Arc::clone(&connections),
+            Arc::clone(&news),
+            Arc::clone(&upgrades),
+        ));
+        let rollouts = Arc::new(Rollouts::new(Here {
+            state: Arc::clone(&state),
+            connections: Arc::clone(&connections),
+            news: Arc::clone(&news),
+            exports: Arc::clone(&exports),
+            upgrades: Arc::clone(&upgrades),
+            targets: Arc::clone(&targets),
+        }));
         let deltas = Arc::new(Deltas::new(Arc::clone(&store), Arc::clone(&state), Arc::clone(&exports)));
         let bundles = Arc::new(Bundles::new(Arc::clone(&store), Arc::clone(&state), Arc::clone(&exports)));
         let services = Arc::new(Services {
@@ -129,6 +150,9 @@ impl Manager {
             exports,
             jobs,
             upgrades,
+            delivering: tokio::spawn(Arc::clone(&targets).deliver()),
+            targets,
+            rollouts,
             bundles,
             idle,
             services,
@@ -152,6 +176,7 @@ impl Manager {
         let _ = self.address.set(local);
         tokio::spawn(accept_hosts(Arc::clone(&self.services), listener, config));
         self.jobs.resume().await?;
+        self.rollouts.resume().await?;
         self.idle.work();
         let bundles = Arc::clone(&self.bundles);
         blocking(move || {
@@ -215,6 +240,7 @@ impl Manager {
 impl Drop for Manager {
     fn drop(&mut self) {
         self.copying.abort();
+        self.delivering.abort();
     }
 }
 

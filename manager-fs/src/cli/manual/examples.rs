@@ -125,11 +125,36 @@ const EXAMPLES: &[(&str, Examples)] = &[
         "upgrade",
         &[
             ("manager-fs upgrade data-agent data-agent@2.1 --to @production", "and follow it to its end"),
+            (
+                "manager-fs upgrade data-agent data-agent@2.1 --to @production --canary 5 --batch 10% --max-failures 2",
+                "as a rollout: five first, then a tenth at once, and no more after the third failure",
+            ),
             ("manager-fs upgrade data-agent data-agent@2.0 --to host-17", "back again: the same operation"),
             (
                 "manager-fs upgrade data-agent data-agent@2.1 --to host-17 --export --no-wait",
                 "export it first, and do not wait",
             ),
+        ],
+    ),
+    (
+        "rollout plan",
+        &[
+            ("manager-fs rollout plan ./data-agent-2.1.toml --dry-run", "who would be in which ring now"),
+            ("manager-fs rollout plan ./data-agent-2.1.toml", "keep it; prints its number"),
+        ],
+    ),
+    ("rollout start", &[("manager-fs rollout start --watch", "the one that was planned last, and follow it")]),
+    ("rollout status", &[("manager-fs rollout status", "rings, and hosts that are not as ordered, by the reason")]),
+    ("rollout watch", &[("manager-fs rollout watch", "Ctrl-C leaves it running")]),
+    ("rollout pause", &[("manager-fs rollout pause", "what was ordered goes on")]),
+    ("rollout resume", &[("manager-fs rollout resume", "also after it has halted")]),
+    ("rollout abort", &[("manager-fs rollout abort", "what has changed over stays")]),
+    ("rollout rollback", &[("manager-fs rollout rollback", "also of one that is done")]),
+    (
+        "rollout history",
+        &[
+            ("manager-fs rollout history", "every rollout"),
+            ("manager-fs rollout history 00h6q-8tz4c", "what happened in one, and when"),
         ],
     ),
     ("agents", &[("manager-fs agents", "with the steps of each last change-over")]),

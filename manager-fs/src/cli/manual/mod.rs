@@ -35,7 +35,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
         "Hosts",
         &["hosts", "host", "token", "enroll", "mount", "unmount", "status", "attach", "release", "exec", "profile"],
     ),
-    ("Agents", &["launch", "rescue", "permits", "upgrade", "agents"]),
+    ("Agents", &["launch", "rescue", "permits", "upgrade", "rollout", "agents"]),
     ("Jobs", &["job"]),
     ("This program", &["demo", "completions", "man", "help"]),
 ];

@@ -65,8 +65,11 @@ impl Fleet<'_> {
         group: &GroupName,
         hosts: &[HostName],
     ) -> Result<ChangedView, ManagerError> {
+        let before = self.0.state.hosts_of(&Target::Group(group.clone())).unwrap_or_default();
         self.0.state.add_members(group, hosts).await?;
         self.0.connections.exports_changed(hosts.iter().cloned());
+        let new: Vec<HostName> = hosts.iter().filter(|host| !before.contains(*host)).cloned().collect();
+        self.0.targets.joined(group, &new).await?;
         let targets = vec![Target::Group(group.clone())];
         Ok(ChangedView { targets, not_enrolled: self.0.exports.not_enrolled(hosts) })
     }

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use std::time::Duration;
+
 use proto::agent::JobId;
+use proto::number::RolloutId;
 use tokio::sync::mpsc;
 
 use super::catalog::Catalog;
@@ -15,6 +18,9 @@ use crate::manager::news::News;
 use crate::manager::whole::Manager;
 use crate::manager::worker::command;
 use crate::net::{Answer, NetError};
+
+/// Pause between two pictures of a rollout.
+const SHOW_EVERY: Duration = Duration::from_millis(200);
 
 /// Answers one; events go before the answer.
 pub(super) async fn answer(
@@ -54,6 +60,7 @@ pub(super) async fn answer(
             }
         }
         Long::JobWait(id) => wait_for_job(manager, id, answer).await,
+        Long::RolloutWatch(id) => watch_rollout(manager, id, answer).await,
     }
 }
 
@@ -90,6 +97,27 @@ async fn wait_for_job(manager: &Manager, id: JobId, answer: &Answer) -> Result<A
             () = news.until(|news| news == News::Job(id)) => {}
             () = answer.cancelled() => return Err(NetError::Cancelled.into()),
         }
+    }
+}
+
+/// Shows a rollout whenever it has changed, and at most some times a second.
+async fn watch_rollout(manager: &Manager, id: RolloutId, answer: &Answer) -> Result<AdminReply, ManagerError> {
+    let Some(mut shown) = manager.rollouts.watch(id) else {
+        return Ok(AdminReply::Rollout(Box::new(manager.rollouts.view(Some(id)).await?)));
+    };
+    loop {
+        let view = shown.borrow_and_update().as_ref().clone();
+        if !view.state.is_live() && view.rings.iter().all(|ring| ring.hosts.in_flight == 0) {
+            return Ok(AdminReply::Rollout(Box::new(view)));
+        }
+        answer.event(&AdminEvent::Rollout(Box::new(view))).await?;
+        tokio::select! {
+            changed = shown.changed() => if changed.is_err() {
+                return Ok(AdminReply::Rollout(Box::new(manager.rollouts.view(Some(id)).await?)));
+            },
+            () = answer.cancelled() => return Err(NetError::Cancelled.into()),
+        }
+        tokio::time::sleep(SHOW_EVERY).await;
     }
 }
 

@@ -10,12 +10,15 @@ use proto::bundle::Touch;
 use proto::health::HealthCheck;
 use proto::message::{BundleFacts, Fault, Unix};
 use proto::name::Target;
+use proto::number::RolloutId;
 use proto::{GenerationRecord, GenerationRef, GroupName, HostName, Product, TreeId, Version};
 use serde::{Deserialize, Serialize};
 
 use super::diff::DiffReport;
 use crate::manager::control::exports::Export;
 use crate::manager::control::jobs::JobRecord;
+use crate::manager::rollout::machine::vocabulary::Wish;
+use crate::manager::rollout::{Plan, RolloutView};
 use crate::manager::store::GcReport;
 use crate::manager::upgrade::{UpgradeEvent, UpgradeOrder, UpgradeReport};
 
@@ -58,6 +61,9 @@ pub enum Long {
     },
     /// Tell running agents to change over. `Event`s carry [`AdminEvent::Upgrade`]. Goes on when the asker goes away.
     Upgrade(UpgradeOrder),
+    /// A rollout, until it no longer goes on by itself. `Event`s carry [`AdminEvent::Rollout`]. It goes on when the asker
+    /// goes away.
+    RolloutWatch(RolloutId),
     /// One job, once it is over. `Event`s carry [`AdminEvent::Job`]. The job goes on when the asker goes away.
     JobWait(JobId),
 }
@@ -138,6 +144,21 @@ pub enum Quick {
     Job(JobId),
     /// Stop a job.
     JobCancel(JobId),
+    /// Check the text of a plan of a rollout, and keep it unless it is only looked at.
+    RolloutPlan {
+        /// The plan, TOML.
+        text: String,
+        /// Keep it.
+        keep: bool,
+    },
+    /// Keep a plan that was put together out of flags.
+    RolloutAdd(Box<Plan>),
+    /// Tell a rollout something; without a number, the newest that is not over.
+    RolloutWish(Option<RolloutId>, Wish),
+    /// One rollout; without a number, the newest that is not over, or else the newest.
+    Rollout(Option<RolloutId>),
+    /// Every rollout.
+    Rollouts,
 }
 
 /// What `verify --repair` takes.
@@ -219,6 +240,10 @@ pub enum AdminReply {
     Job(JobRecord),
     /// To `Jobs`: the newest, the oldest of them first.
     Jobs(Vec<JobRecord>),
+    /// To `RolloutPlan`, `RolloutAdd`, `RolloutWish`, `Rollout` and `RolloutWatch`.
+    Rollout(Box<RolloutView>),
+    /// To `Rollouts`: the newest last.
+    Rollouts(Vec<RolloutView>),
     /// To any request: it was refused or failed, and why.
     Fault(Fault),
 }
@@ -243,6 +268,8 @@ pub enum AdminEvent {
     Upgrade(UpgradeEvent),
     /// A job goes on.
     Job(Box<JobRecord>),
+    /// A rollout goes on.
+    Rollout(Box<RolloutView>),
 }
 
 /// What `publish` did.

@@ -23,6 +23,7 @@ use proto::message::Fault;
 use tokio::net::UnixListener;
 
 use super::error::ManagerError;
+use super::rollout::{RolloutError, RolloutView};
 use super::whole::Manager;
 use super::worker::command;
 use crate::net::{self, Answer, BoxFuture, Handler};
@@ -155,7 +156,16 @@ async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<AdminReply, M
         Quick::Jobs { limit } => AdminReply::Jobs(manager.jobs.newest(limit as usize).await?),
         Quick::Job(id) => AdminReply::Job(manager.jobs.job(id).await?),
         Quick::JobCancel(id) => AdminReply::Job(manager.jobs.cancel(id).await?),
+        Quick::RolloutPlan { text, keep } => shown(manager.rollouts.plan(&text, keep).await)?,
+        Quick::RolloutAdd(plan) => shown(manager.rollouts.add(*plan, true).await)?,
+        Quick::RolloutWish(id, wish) => shown(manager.rollouts.wish(id, wish).await)?,
+        Quick::Rollout(id) => shown(manager.rollouts.view(id).await)?,
+        Quick::Rollouts => AdminReply::Rollouts(manager.rollouts.all().await?),
     })
+}
+
+fn shown(view: Result<RolloutView, RolloutError>) -> Result<AdminReply, ManagerError> {
+    Ok(AdminReply::Rollout(Box::new(view?)))
 }
 
 #[cfg(test)]

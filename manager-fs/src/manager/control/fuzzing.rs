@@ -11,6 +11,8 @@ use super::state::changes::StoredChange;
 use super::state::exports::Export;
 use super::state::hosts::HostRecord;
 use super::state::jobs::StoredJob;
+use super::state::rollouts::RolloutRecord;
+use super::state::targets::Wanted;
 use super::state::tokens::TokenRecord;
 use super::state::{GenerationHead, Key};
 
@@ -31,6 +33,8 @@ pub(in crate::manager) fn records(bytes: &[u8]) -> bool {
         | stable::<TokenRecord>(bytes)
         | stable::<StoredJob>(bytes)
         | stable::<StoredChange>(bytes)
+        | stable::<Wanted>(bytes)
+        | stable::<RolloutRecord>(bytes)
         | stable::<HostStatus>(bytes)
         | stable::<JobSeen>(bytes)
         | stable::<StepEvent>(bytes)

@@ -223,7 +223,7 @@ async fn wait_for_news(jobs: &Jobs, news: &mut Listener, record: &JobRecord) -> 
                         return Ok(());
                     }
                 }
-                Some(News::Job(_)) => {}
+                Some(News::Job(_) | News::Ordered) => {}
                 // Something was missed: look at the state.
                 Some(News::Connected | News::Disconnected | News::Agents | News::Step(_)) | None => return Ok(()),
             }

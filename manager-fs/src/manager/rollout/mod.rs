@@ -8,10 +8,20 @@
 //! The machine is pure: no I/O, no clock, no randomness, so that a million hosts can be simulated with it.
 
 mod amount;
+mod driver;
 pub mod machine;
 pub mod plan;
 mod plan_file;
+mod rollouts;
+mod run;
+mod view;
+
+pub(crate) use rollouts::Rollouts;
+pub(crate) use run::Here;
 
 pub use amount::{Amount, NotAnAmount};
+pub use driver::{state_words, words};
 pub use plan::Plan;
 pub use plan_file::NotAPlan;
+pub use rollouts::RolloutError;
+pub use view::{ProblemGroup, RingView, RolloutView};

@@ -2,6 +2,7 @@
 
 mod ask;
 mod order;
+mod tell;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use proto::agent::{AgentState, AgentStatus, Step, StepEvent};
-use proto::message::{ChangeOver, Fault, HostReply, ManagerRequest};
+use proto::message::Fault;
 use proto::name::Target;
 use proto::{GenerationRecord, HostName, Product};
 use tokio::sync::{Semaphore, mpsc};
@@ -18,11 +19,14 @@ use super::connections::Connections;
 use super::control::changes::{ChangeEnd, ChangeOrder, ChangeRecord, EndedBy};
 use super::control::generations::{Generation, GenerationError};
 use super::control::hosts::HostError;
+use super::control::targets::Wanted;
 use super::control::{ControlError, State};
 use super::exports::{ExportError, Exports};
 use super::news::{Listener, News, NewsBoard};
 use super::now;
 use crate::net::{Link, NetError};
+
+pub(crate) use tell::{Manner, Telling, Told};
 
 pub use order::{HostEnd, UpgradeEvent, UpgradeOrder, UpgradeReport, Verdict};
 
@@ -76,12 +80,15 @@ pub(crate) struct Upgrades {
     pub(crate) exports: Arc<Exports>,
     pub(crate) ordered: AtomicU32,
     pub(crate) at_once: Semaphore,
+    pub(crate) telling: Arc<Telling>,
 }
 
 /// What an order means.
 struct Planned {
     order: UpgradeOrder,
     generation: Arc<Generation>,
+    /// Hosts that get it when they come, should they be away.
+    remembered: BTreeSet<HostName>,
 }
 
 /// A change-over that a host has accepted.
@@ -112,13 +119,16 @@ impl Upgrades {
         if order.export {
             self.exports.export(&generation, &order.targets).await?;
         }
-        let planned = Arc::new(Planned { order, generation: Arc::clone(&generation) });
-        let followed = hosts.into_iter().map(|host| {
+        // Before it is a target: nobody else tells them meanwhile.
+        let mut turns: Vec<_> = hosts.iter().map(|host| self.telling.begin(host, &order.product)).collect();
+        let remembered = self.remember(&order, &generation).await?;
+        let planned = Arc::new(Planned { order, generation: Arc::clone(&generation), remembered });
+        let followed = hosts.into_iter().zip(turns.drain(..)).map(|(host, telling)| {
             let (upgrades, planned, events) = (Arc::clone(self), Arc::clone(&planned), events.clone());
             let task = tokio::spawn({
                 let host = host.clone();
                 async move {
-                    let end = upgrades.upgrade_host(&host, &planned, &events).await;
+                    let end = upgrades.upgrade_host(&host, &planned, telling, &events).await;
                     let _ = events.send(UpgradeEvent::Ended(end.clone()));
                     end
                 }
@@ -136,6 +146,26 @@ impl Upgrades {
             tree: record.tree,
             hosts,
         })
+    }
+
+    /// From now on this is what the groups run: also hosts that are away, and those that come to a group later. Hosts
+    /// that were named themselves are told now or not at all.
+    async fn remember(
+        &self,
+        order: &UpgradeOrder,
+        generation: &Generation,
+    ) -> Result<BTreeSet<HostName>, UpgradeError> {
+        let groups: Vec<Target> =
+            order.targets.iter().filter(|target| matches!(target, Target::Group(_))).cloned().collect();
+        let mut hosts = BTreeSet::new();
+        for group in &groups {
+            hosts.extend(self.state.hosts_of(group)?);
+        }
+        let (version, tree) = (generation.record.version.clone(), generation.record.tree);
+        let (lazy, drain_deadline_ms) = (order.lazy, order.drain_deadline_ms);
+        let wanted = Wanted { version, tree, set: now(), lazy, drain_deadline_ms };
+        self.state.set_targets(&generation.record.product, &groups, &wanted).await?;
+        Ok(hosts)
     }
 
     /// A step of a host has been noted: when it ends a change-over, that is recorded. A host can only end its own.
@@ -174,11 +204,18 @@ impl Upgrades {
         if hosts.is_empty() { Err(UpgradeError::NoHosts) } else { Ok(hosts) }
     }
 
-    async fn upgrade_host(&self, host: &HostName, planned: &Planned, events: &Events) -> HostEnd {
+    async fn upgrade_host(
+        &self,
+        host: &HostName,
+        planned: &Planned,
+        telling: Option<tell::Turn>,
+        events: &Events,
+    ) -> HostEnd {
         let told = async {
+            let _telling = telling;
             // It is never closed.
             let _turn = self.at_once.acquire().await.ok();
-            let link = self.may_be_ordered(host, planned).await?;
+            let link = self.may_be_ordered(host, &planned.generation).await?;
             self.ordered(host, planned, link).await
         };
         match told.await {
@@ -186,13 +223,18 @@ impl Upgrades {
                 let _ = events.send(UpgradeEvent::Accepted { host: host.clone(), change: accepted.change.id });
                 self.followed(host, planned, accepted, events).await
             }
+            Err(end) if end.verdict == Verdict::Away && planned.remembered.contains(host) => {
+                let name = planned.generation.record.name();
+                HostEnd { reason: format!("{}; it gets {name} when it comes", end.reason), ..end }
+            }
+            Err(end) if end.verdict == Verdict::Away => HostEnd { verdict: Verdict::Refused, ..end },
             Err(end) => end,
         }
     }
 
     /// Whether a host can be told at all, and by which connection; else how it ends there.
-    async fn may_be_ordered(&self, host: &HostName, planned: &Planned) -> Result<Link, HostEnd> {
-        let record = &planned.generation.record;
+    async fn may_be_ordered(&self, host: &HostName, generation: &Generation) -> Result<Link, HostEnd> {
+        let record = &generation.record;
         let refused = |reason: String| HostEnd::refused(host, reason);
         let known = self.state.known_host(host).map_err(|error| refused(error.to_string()))?;
         if known.revoked.is_some() {
@@ -202,7 +244,7 @@ impl Upgrades {
             let name = record.name();
             return Err(refused(format!("{name} is not exported to {host}: `manager-fs export {name} --to {host}`")));
         }
-        let not_connected = || refused(format!("host {host} is not connected"));
+        let not_connected = || HostEnd { verdict: Verdict::Away, ..refused(format!("host {host} is not connected")) };
         let link = self.connections.control_link(host).ok_or_else(not_connected)?;
         let running = self.running(host, &record.product, link.clone()).await;
         match running.map_err(|error| refused(error.to_string()))? {
@@ -221,39 +263,14 @@ impl Upgrades {
 
     /// Records the change-over and tells the host; else how it ends there.
     async fn ordered(&self, host: &HostName, planned: &Planned, link: Link) -> Result<Accepted, HostEnd> {
-        let record = &planned.generation.record;
-        let failed = |error: ControlError| HostEnd::refused(host, error);
-        let mut news = self.news.of(host);
-        let change = self.add_change(host, record).await.map_err(failed)?;
+        // From before it was ordered.
+        let news = self.news.of(host);
+        let added = self.add_change(host, &planned.generation.record).await;
+        let change = added.map_err(|error| HostEnd::refused(host, error))?;
         let order = &planned.order;
-        let request = ManagerRequest::ChangeOver(ChangeOver {
-            change: change.id,
-            product: record.product.clone(),
-            record: planned.generation.signed.clone(),
-            attach: record.tree,
-            lazy: order.lazy,
-            drain_deadline_ms: order.drain_deadline_ms.unwrap_or(record.metadata.drain_deadline_ms),
-            retry_bad: order.retry_bad,
-        });
-        let reply = self.order_host(host, &record.product, link, &request).await;
-        let reason = match reply {
-            Ok(HostReply::Done) => return Ok(Accepted { change, news }),
-            // The verdict says already that it is refused.
-            Ok(HostReply::Fault(Fault::Refused(reason))) => reason,
-            Ok(HostReply::Fault(fault)) => fault.to_string(),
-            Ok(HostReply::Agents(_) | HostReply::Outcome(_) | HostReply::Sent(_)) => {
-                String::from("the host gave an answer that makes no sense")
-            }
-            // It may have accepted all the same: its steps will tell.
-            Err(error) if self.begins(&change, &mut news).await.map_err(failed)? => {
-                tracing::warn!(%host, %error, "no answer to the change-over, but it has begun");
-                return Ok(Accepted { change, news });
-            }
-            Err(error) => format!("{host} did not answer ({error}) and has not begun to change over"),
-        };
-        let end = ChangeEnd { confirmed: false, at: now(), reason: reason.clone(), by: EndedBy::Manager };
-        self.state.end_change(change.id, end).await.map_err(failed)?;
-        Err(HostEnd { change: Some(change.id), ..HostEnd::refused(host, reason) })
+        let (lazy, drain_deadline_ms, retry_bad) = (order.lazy, order.drain_deadline_ms, order.retry_bad);
+        let manner = Manner { lazy, drain_deadline_ms, retry_bad };
+        self.tell(change, &planned.generation, &manner, link, news).await
     }
 
     /// Follows a change-over for as long as the operator wants to wait.

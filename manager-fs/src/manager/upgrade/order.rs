@@ -80,6 +80,8 @@ pub enum Verdict {
     Refused,
     /// It was not over when the wait ended; it goes on.
     Unfinished,
+    /// The host is away, and is told when it comes.
+    Away,
 }
 
 impl Verdict {
@@ -87,7 +89,7 @@ impl Verdict {
     pub fn is_good(self) -> bool {
         match self {
             Verdict::Confirmed | Verdict::Already | Verdict::Ordered => true,
-            Verdict::Failed | Verdict::Refused | Verdict::Unfinished => false,
+            Verdict::Failed | Verdict::Refused | Verdict::Unfinished | Verdict::Away => false,
         }
     }
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use proto::agent::ChangeId;
-use proto::message::HostReport;
+use proto::message::{HostReply, HostReport, ManagerRequest};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;

@@ -15,6 +15,8 @@ use super::{Key, State, encode};
 const CHANGES_KEPT: usize = 10_000;
 /// Bytes of the reason for an end; the evidence of a failed version is up to 16 KiB.
 const REASON_BYTES: usize = 20 << 10;
+/// Bytes of it that are kept in memory.
+const SHORT_REASON_BYTES: usize = 1 << 10;
 
 /// An order for a change-over of one agent on one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +78,14 @@ pub(in crate::manager::control) struct StoredChange {
 }
 
 impl StoredChange {
+    /// As it is kept in memory: of the reason for an end only its beginning.
+    pub(super) fn in_short(mut self, id: ChangeId) -> ChangeRecord {
+        if let Some(end) = &mut self.ended {
+            cut(&mut end.reason, SHORT_REASON_BYTES);
+        }
+        self.record(id)
+    }
+
     fn record(self, id: ChangeId) -> ChangeRecord {
         let order = ChangeOrder { host: self.host, product: self.product, version: self.version, to: self.to };
         ChangeRecord { id, order, ordered: self.ordered, ended: self.ended }
@@ -188,7 +198,21 @@ impl State {
         Ok(steps)
     }
 
-    /// Forgets the oldest change-overs that are over, when there are many.
+    /// The last change-over that was ordered of a product on a host, with the beginning of the reason for its end.
+    pub fn last_change(&self, host: &HostName, product: &Product) -> Option<ChangeRecord> {
+        self.view.read().last_changes.get(host)?.get(product).cloned()
+    }
+
+    /// Forgets that a change-over was ordered of which nobody was told.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub async fn drop_change(&self, id: ChangeId) -> Result<(), ControlError> {
+        self.delete_all(vec![Key::Change(id).to_string()]).await
+    }
+
+    /// Forgets the oldest change-overs that are over, when there are many. The last of each product on each host stays:
+    /// what was ordered there is known for as long as the host is.
     ///
     /// # Errors
     /// The control state failed.
@@ -196,7 +220,11 @@ impl State {
         let all: BTreeMap<ChangeId, ChangeRecord> =
             self.changes().await?.into_iter().map(|record| (record.id, record)).collect();
         let surplus = all.len().saturating_sub(CHANGES_KEPT);
-        let over = all.values().take(surplus).filter(|record| record.ended.is_some());
+        let is_last = |record: &ChangeRecord| {
+            let last = self.last_change(&record.order.host, &record.order.product);
+            last.is_none_or(|last| last.id == record.id) && self.host(&record.order.host).is_some()
+        };
+        let over = all.values().take(surplus).filter(|record| record.ended.is_some() && !is_last(record));
         self.delete_all(over.map(|record| Key::Change(record.id).to_string()).collect()).await
     }
 }

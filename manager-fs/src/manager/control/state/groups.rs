@@ -56,6 +56,7 @@ impl State {
         // What it permits goes first, what it is called by last.
         let mut keys: Vec<String> =
             exports.map(|export| Key::Export(export.product, export.version, export.target).to_string()).collect();
+        keys.extend(self.keys_of_target(&target));
         keys.extend(members.iter().map(|host| member(group, host)));
         keys.push(Key::Group(group.clone()).to_string());
         Ok(self.delete_all(keys).await?)

@@ -145,6 +145,7 @@ impl State {
         keys.extend(self.groups_of(host).into_iter().map(|group| Key::Member(group, host.clone()).to_string()));
         let exports = self.exports().into_iter().filter(|export| export.target == target);
         keys.extend(exports.map(|export| Key::Export(export.product, export.version, export.target).to_string()));
+        keys.extend(self.keys_of_target(&target));
         self.delete_all(keys).await?;
         Ok(self.observations().forget_host(host).await?)
     }

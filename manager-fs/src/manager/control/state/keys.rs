@@ -4,6 +4,7 @@ use std::fmt;
 
 use proto::agent::{ChangeId, JobId};
 use proto::name::Target;
+use proto::number::RolloutId;
 use proto::{GroupName, HostName, Product, Version};
 
 /// A key, by what it is of.
@@ -33,6 +34,10 @@ pub enum Key {
     Turn(String, JobId),
     /// `change/ID`: a change-over.
     Change(ChangeId),
+    /// `target/PRODUCT/TARGET`: what a host or group should run.
+    Target(Product, Target),
+    /// `rollout/ID`: a planned change over many hosts.
+    Rollout(RolloutId),
     /// `set-aside/KEY`: that a record of an older store could not be brought over.
     SetAside(String),
 }
@@ -53,6 +58,8 @@ impl fmt::Display for Key {
             Key::Job(id) => write!(f, "job/{:016x}", id.0),
             Key::Turn(repository, id) => write!(f, "turn/{repository}/{:016x}", id.0),
             Key::Change(id) => write!(f, "change/{:016x}", id.0),
+            Key::Target(product, target) => write!(f, "target/{product}/{target}"),
+            Key::Rollout(id) => write!(f, "rollout/{:016x}", id.0),
             Key::SetAside(key) => write!(f, "set-aside/{key}"),
         }
     }
@@ -85,6 +92,8 @@ impl Key {
                 Key::Turn((*repository).to_owned(), JobId(number(id)?))
             }
             ["change", id] => Key::Change(ChangeId(number(id)?)),
+            ["target", product, target] => Key::Target(product.parse().ok()?, target.parse().ok()?),
+            ["rollout", id] => Key::Rollout(RolloutId(number(id)?)),
             _ => return None,
         };
         // One way to write each, or two keys would be of the same thing.
@@ -110,7 +119,10 @@ mod tests {
             Key::Sequence,
             Key::Lists,
             Key::Export(product.clone(), version.clone(), Target::Host(host.clone())),
-            Key::Export(product, version, Target::Group(group.clone())),
+            Key::Export(product.clone(), version, Target::Group(group.clone())),
+            Key::Target(product.clone(), Target::Host(host.clone())),
+            Key::Target(product, Target::Group(group.clone())),
+            Key::Rollout(RolloutId(1 << 50)),
             Key::Host(host.clone()),
             Key::Token("ab".repeat(32)),
             Key::Group(group.clone()),

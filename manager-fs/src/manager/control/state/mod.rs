@@ -27,6 +27,8 @@ pub mod jobs;
 mod keys;
 mod records;
 mod refusal;
+pub mod rollouts;
+pub mod targets;
 #[cfg(test)]
 mod tests;
 pub mod tokens;

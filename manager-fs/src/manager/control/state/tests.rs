@@ -400,3 +400,37 @@ async fn numbers_of_lists_grow_from_run_to_run() {
     let next = fixture.state.begin_lists(1).await.unwrap();
     assert!(next > first);
 }
+
+#[tokio::test]
+async fn rollouts_are_kept_with_a_bounded_history_and_the_oldest_that_are_over_go() {
+    use crate::manager::rollout::Plan;
+    use crate::manager::rollout::machine::vocabulary::{Progress, State as Becomes};
+
+    let fixture = open().await;
+    let state = &fixture.state;
+    let text = "product = \"a\"\ngeneration = \"a@2\"\n[[ring]]\nname = \"all\"\nto = [\"@all\"]\n";
+    let mut record = rollouts::RolloutRecord {
+        plan: Plan::parse(text).unwrap(),
+        version: version("2"),
+        tree: TreeId::of(b"two"),
+        planned: 5,
+        progress: Progress::planned(1, 5),
+        before: vec![Some((version("1"), TreeId::of(b"one")))],
+        replaced: Vec::new(),
+        lines: Vec::new(),
+    };
+    let first = state.add_rollout(&record, 5).await.unwrap();
+    (0..500).for_each(|n| record.line(n, format!("line {n}")));
+    assert_eq!((record.lines.len(), record.lines[0].1.as_str()), (200, "line 300"));
+    record.progress.state = Becomes::Done;
+    state.save_rollout(first, &record).await.unwrap();
+    assert_eq!(state.rollout(first).await.unwrap().as_ref(), Some(&record));
+    // One that is not over stays, however old it is.
+    let planned = rollouts::RolloutRecord { progress: Progress::planned(1, 5), ..record.clone() };
+    let open = state.add_rollout(&planned, 5).await.unwrap();
+    for _ in 0..500 {
+        state.add_rollout(&record, 6).await.unwrap();
+    }
+    let left: Vec<_> = state.rollouts().await.unwrap().into_iter().map(|(id, _)| id).collect();
+    assert_eq!((left.len(), left.contains(&first), left.contains(&open)), (500, false, true));
+}

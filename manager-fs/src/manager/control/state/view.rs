@@ -6,16 +6,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use proto::agent::ChangeId;
 use proto::name::Target;
 use proto::{GroupName, HostName, Product, Version};
 use tokio::sync::watch;
 
 use super::super::contract::{ControlError, ControlStore, Entry, Events, Revision, list_all};
-use super::changes::StoredChange;
+use super::changes::{ChangeRecord, StoredChange};
 use super::exports::Export;
 use super::generations::{Generation, GenerationHead};
 use super::hosts::HostRecord;
 use super::jobs::StoredJob;
+use super::rollouts::RolloutRecord;
+use super::targets::Wanted;
 
 use super::tokens::TokenRecord;
 use super::turns::StoredTurn;
@@ -43,6 +46,13 @@ pub(super) struct Tables {
     pub(super) groups: BTreeSet<GroupName>,
     pub(super) members: BTreeMap<GroupName, BTreeSet<HostName>>,
     pub(super) groups_of: HashMap<HostName, BTreeSet<GroupName>>,
+    pub(super) targets: BTreeMap<Product, BTreeMap<Target, Wanted>>,
+    /// The last change-over that was ordered of each product on each host.
+    pub(super) last_changes: HashMap<HostName, BTreeMap<Product, ChangeRecord>>,
+    /// The one before it, should that be dropped.
+    earlier_changes: HashMap<(HostName, Product), ChangeRecord>,
+    /// Of which host and product a last change-over is.
+    last_ids: HashMap<ChangeId, (HostName, Product)>,
     /// Key to what is wrong with its record.
     pub(super) damaged: BTreeMap<String, String>,
 }
@@ -54,6 +64,8 @@ enum Seen {
     Host(HostRecord),
     Group,
     Member,
+    Target(Wanted),
+    Change(Box<ChangeRecord>),
     /// It can be read; nobody asks the view for it.
     Other,
 }
@@ -94,6 +106,9 @@ impl View {
             };
             let mut tables = self.write();
             tables.remove(&event.key);
+            if let (None, Some(Key::Change(id))) = (&seen, Key::parse(&event.key)) {
+                tables.remove_change(id);
+            }
             if let Some(seen) = seen {
                 if let Err(reason) = &seen {
                     tracing::error!(key = event.key, reason, "a record that was just written cannot be read");
@@ -122,7 +137,15 @@ impl View {
 /// Whether the view is asked for records of this key; others are read from the store.
 pub(super) fn shows(key: &str) -> bool {
     match Key::parse(key) {
-        Some(Key::Generation(..) | Key::Export(..) | Key::Host(_) | Key::Group(_) | Key::Member(..)) => true,
+        Some(
+            Key::Generation(..)
+            | Key::Export(..)
+            | Key::Host(_)
+            | Key::Group(_)
+            | Key::Member(..)
+            | Key::Target(..)
+            | Key::Change(_),
+        ) => true,
         Some(
             Key::Part(..)
             | Key::Sequence
@@ -130,7 +153,7 @@ pub(super) fn shows(key: &str) -> bool {
             | Key::Token(_)
             | Key::Job(_)
             | Key::Turn(..)
-            | Key::Change(_)
+            | Key::Rollout(_)
             | Key::SetAside(_),
         )
         | None => false,
@@ -178,7 +201,9 @@ async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, Str
         Key::Token(_) => decode::<TokenRecord>(entry).map(|_| Seen::Other),
         Key::Job(_) => decode::<StoredJob>(entry).map(|_| Seen::Other),
         Key::Turn(..) => decode::<StoredTurn>(entry).map(|_| Seen::Other),
-        Key::Change(_) => decode::<StoredChange>(entry).map(|_| Seen::Other),
+        Key::Change(id) => decode::<StoredChange>(entry).map(|stored| Seen::Change(Box::new(stored.in_short(id)))),
+        Key::Target(..) => decode(entry).map(Seen::Target),
+        Key::Rollout(_) => decode::<RolloutRecord>(entry).map(|_| Seen::Other),
         Key::Sequence | Key::Lists => decode::<u64>(entry).map(|_| Seen::Other),
         Key::Part(..) => decode::<Vec<u8>>(entry).map(|_| Seen::Other),
         Key::SetAside(_) => return Ok(Err(decode::<String>(entry).unwrap_or_else(|error| error.to_string()))),
@@ -224,7 +249,35 @@ impl Tables {
                 self.groups_of.entry(host.clone()).or_default().insert(group.clone());
                 self.members.entry(group).or_default().insert(host);
             }
+            (Some(Key::Target(product, target)), Seen::Target(wanted)) => {
+                self.targets.entry(product).or_default().insert(target, wanted);
+            }
+            (Some(Key::Change(_)), Seen::Change(record)) => self.put_change(*record),
             _ => {}
+        }
+    }
+
+    /// The last order counts, in whatever order they are read.
+    fn put_change(&mut self, record: ChangeRecord) {
+        let (id, of) = (record.id, (record.order.host.clone(), record.order.product.clone()));
+        let of_host = self.last_changes.entry(of.0.clone()).or_default();
+        if of_host.get(&of.1).is_some_and(|last| last.id > id) {
+            return;
+        }
+        if let Some(before) = of_host.insert(of.1.clone(), record).filter(|before| before.id != id) {
+            self.last_ids.remove(&before.id);
+            self.earlier_changes.insert(of.clone(), before);
+        }
+        self.last_ids.insert(id, of);
+    }
+
+    fn remove_change(&mut self, id: ChangeId) {
+        let Some(of) = self.last_ids.remove(&id) else { return };
+        if let Some(of_host) = self.last_changes.get_mut(&of.0) {
+            of_host.remove(&of.1);
+        }
+        if let Some(before) = self.earlier_changes.remove(&of) {
+            self.put_change(before);
         }
     }
 
@@ -259,11 +312,17 @@ impl Tables {
                     }
                 }
             }
+            Some(Key::Target(product, target)) => {
+                if let Some(targets) = self.targets.get_mut(&product) {
+                    targets.remove(&target);
+                }
+            }
             Some(
                 Key::Token(_)
                 | Key::Job(_)
                 | Key::Turn(..)
                 | Key::Change(_)
+                | Key::Rollout(_)
                 | Key::Sequence
                 | Key::Lists
                 | Key::Part(..)

@@ -109,6 +109,16 @@ impl Machine {
         self.rings.iter().map(|ring| ring.counts).collect()
     }
 
+    /// Counts an operation of a host that has changed over. Nothing follows from it before the next event.
+    pub fn count(&mut self, done: bool) {
+        self.jobs.count(done);
+    }
+
+    /// Operations before the rollout, to compare with; before it is started.
+    pub fn compare_with(&mut self, baseline: Jobs) {
+        self.progress.baseline = baseline;
+    }
+
     /// Operations of hosts that have changed over.
     pub fn jobs(&self) -> Jobs {
         self.jobs
@@ -260,6 +270,9 @@ impl Machine {
     fn enter(&mut self, state: State) {
         self.progress.state = state;
         self.progress.since = self.now;
+        if state == State::RollingBack {
+            self.progress.returning = Some(self.now);
+        }
     }
 
     fn go_on(&mut self) {
@@ -348,10 +361,12 @@ impl Machine {
     fn watched(&mut self, ring: usize) -> bool {
         let due = self.progress.rings[ring].since.saturating_add(self.plan(ring).soak_ms);
         let (good, needed) = (self.rings[ring].heard_of(), self.plan(ring).min_hosts);
-        let passed = match () {
-            () if self.now < due => false,
-            () if good < needed => self.missed(ring, due, Missing::Hosts { good, needed }),
-            () => self.judged(ring, due, Phase::Done),
+        let passed = if self.now < due {
+            false
+        } else if good < needed {
+            self.missed(ring, due, Missing::Hosts { good, needed })
+        } else {
+            self.judged(ring, due, Phase::Done)
         };
         if !passed && self.progress.state == State::Running {
             // Hosts that were away get theirs; once the ring is done, by its target.

@@ -19,6 +19,8 @@ pub struct Progress {
     pub since: Unix,
     /// When it was started.
     pub started: Option<Unix>,
+    /// When it was last told to go back.
+    pub returning: Option<Unix>,
     /// Each ring, as in the plan.
     pub rings: Vec<RingProgress>,
     /// Why it halted last; stays through a rollback.
@@ -32,6 +34,11 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// Whether nothing more will happen, unless an operator takes it back.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::RolledBack | State::Done | State::Aborted)
+    }
+
     /// Of a rollout that has been planned at this time.
     pub fn planned(rings: usize, now: Unix) -> Self {
         let ring = RingProgress { phase: Phase::Waiting, since: now, accepted: 0, back: false };
@@ -39,6 +46,7 @@ impl Progress {
             state: State::Planned,
             since: now,
             started: None,
+            returning: None,
             rings: vec![ring; rings],
             halted: None,
             baseline: Jobs::default(),

@@ -1,0 +1,490 @@
+//! Does what the machine of one rollout says, and tells it what happens.
+//!
+//! What the machine says is done in this order, so that a manager that dies anywhere goes on: how far the rollout is
+//! becomes durable, then the orders, a hundred in one commit, then hosts are told.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::agent::{ChangeId, Step};
+use proto::message::Unix;
+use proto::name::Target;
+use proto::{GenerationRef, HostName, TreeId, Version};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use super::machine::NotNow;
+use super::machine::vocabulary::{Command, End, Event, HostNo, HostState, Phase, Progress, State, Wish};
+use super::run::{Here, Run, end_of};
+use super::view::RolloutView;
+use crate::manager::control::ControlError;
+use crate::manager::control::changes::{ChangeOrder, ChangeRecord};
+use crate::manager::control::generations::Generation;
+use crate::manager::control::targets::Wanted;
+use crate::manager::news::News;
+use crate::manager::now;
+use crate::manager::upgrade::{Manner, Told};
+
+/// How often it is looked who is in the rings.
+const LOOK_FOR_HOSTS: Duration = Duration::from_secs(5);
+/// Pause after the control state failed.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// How long a host that has just come may take to report what it did while it was away.
+const REPORTS_COME: Duration = Duration::from_secs(2);
+
+/// A wish, and where its answer goes.
+pub(super) type Ask = (Wish, oneshot::Sender<Result<(), NotNow>>);
+
+/// One rollout, at work.
+pub(super) struct Driver {
+    here: Arc<Here>,
+    run: Run,
+    generation: Arc<Generation>,
+    news: broadcast::Receiver<(HostName, News)>,
+    asked: mpsc::UnboundedReceiver<Ask>,
+    told: mpsc::UnboundedReceiver<(HostNo, Told)>,
+    tell: mpsc::UnboundedSender<(HostNo, Told)>,
+    shown: watch::Sender<Arc<RolloutView>>,
+}
+
+impl Driver {
+    /// `news` is from before the run was assembled.
+    pub(super) fn new(
+        here: Arc<Here>,
+        run: Run,
+        generation: Arc<Generation>,
+        news: broadcast::Receiver<(HostName, News)>,
+        asked: mpsc::UnboundedReceiver<Ask>,
+        shown: watch::Sender<Arc<RolloutView>>,
+    ) -> Self {
+        let (tell, told) = mpsc::unbounded_channel();
+        Self { here, run, generation, news, asked, told, tell, shown }
+    }
+
+    /// Sees the rollout to its end.
+    pub(super) async fn drive(mut self) {
+        self.claim();
+        self.say_open_again();
+        let mut look = tokio::time::interval(LOOK_FOR_HOSTS);
+        loop {
+            let wake = self
+                .run
+                .machine
+                .wake()
+                .map_or(Duration::from_secs(3600), |due| Duration::from_millis(due.saturating_sub(now())));
+            let done = tokio::select! {
+                news = self.news.recv() => match news {
+                    Ok((host, news)) => self.heard(&host, news).await,
+                    Err(RecvError::Lagged(_)) => self.again().await,
+                    Err(RecvError::Closed) => return,
+                },
+                Some((no, told)) = self.told.recv() => self.answered(no, told).await,
+                asked = self.asked.recv() => match asked {
+                    Some((wish, answer)) => self.wished(wish, answer).await,
+                    None => return,
+                },
+                _ = look.tick() => self.look().await,
+                () = tokio::time::sleep(wake) => self.on(Event::Tick).await,
+            };
+            if let Err(error) = done {
+                tracing::error!(rollout = %self.run.id, %error, "a rollout waits for the control state");
+                tokio::time::sleep(AFTER_FAILURE).await;
+                // What was lost on the way is found again in the records.
+                if let Err(error) = self.again().await {
+                    tracing::error!(rollout = %self.run.id, %error, "it still waits");
+                }
+            }
+            self.shown.send_replace(Arc::new(self.run.view()));
+            if self.run.machine.progress().is_over() && self.run.machine.wake().is_none() {
+                self.here.targets.claim(&self.run.record.plan.product, HashSet::new());
+                return;
+            }
+        }
+    }
+
+    async fn wished(&mut self, wish: Wish, answer: oneshot::Sender<Result<(), NotNow>>) -> Result<(), ControlError> {
+        let may = self.run.machine.may(wish);
+        let mut done = Ok(());
+        if may.is_ok() {
+            if wish == Wish::Start {
+                self.run.record.before = self.run.before(&self.here).await?;
+                let baseline = self.run.baseline(&self.here, now()).await?;
+                self.run.machine.compare_with(baseline);
+            }
+            done = self.on(Event::Wish(wish)).await;
+        }
+        self.shown.send_replace(Arc::new(self.run.view()));
+        let _ = answer.send(may);
+        done
+    }
+
+    /// Everything anew, out of what is durable.
+    async fn again(&mut self) -> Result<(), ControlError> {
+        self.news = self.here.news.of_all();
+        let Some(record) = self.here.state.rollout(self.run.id).await? else { return Ok(()) };
+        self.run = Run::assemble(&self.here, self.run.id, record).await?;
+        self.claim();
+        self.say_open_again();
+        self.on(Event::Tick).await
+    }
+
+    async fn look(&mut self) -> Result<(), ControlError> {
+        for gone in self.run.members(&self.here).await? {
+            self.on(Event::Left(gone)).await?;
+        }
+        self.on(Event::Tick).await
+    }
+
+    /// Gives the machine an event, and does what it says.
+    async fn on(&mut self, event: Event) -> Result<(), ControlError> {
+        let before = self.run.machine.progress().clone();
+        let commands = self.run.machine.apply(now(), event);
+        let progress = self.run.machine.progress();
+        if *progress != before {
+            let lines = lines(&before, progress, &self.run.view());
+            self.run.record.progress = progress.clone();
+            for line in lines {
+                tracing::info!(rollout = %self.run.id, "{line}");
+                self.run.record.line(now(), line);
+            }
+            self.here.state.save_rollout(self.run.id, &self.run.record).await?;
+            self.claim();
+        }
+        self.carry_out(commands).await
+    }
+
+    async fn carry_out(&mut self, commands: Vec<Command>) -> Result<(), ControlError> {
+        let (mut order, mut back) = (Vec::new(), Vec::new());
+        for command in commands {
+            match command {
+                Command::Order(no) => order.push(no),
+                Command::Return(no) => back.push(no),
+                Command::Begun(ring) => self.export(ring).await,
+                Command::Done(ring) => self.ring_done(ring).await?,
+                Command::Back(ring) => self.ring_back(ring).await?,
+            }
+        }
+        if !order.is_empty() {
+            let (version, tree) = (self.run.record.version.clone(), self.run.record.tree);
+            let to = order.into_iter().map(|no| (no, version.clone(), tree)).collect();
+            self.order(to).await?;
+        }
+        let mut to = Vec::new();
+        for no in back {
+            match self.before(no).await? {
+                Some((version, tree)) => to.push((no, version, tree)),
+                None => {
+                    let why = String::from("it is not known what ran there before; name it with rollback-to");
+                    let _ = self.tell.send((no, Told::Refused(why)));
+                }
+            }
+        }
+        self.order(to).await
+    }
+
+    /// Records change-overs, and tells the hosts.
+    async fn order(&mut self, to: Vec<(HostNo, Version, TreeId)>) -> Result<(), ControlError> {
+        let product = &self.run.record.plan.product;
+        let mut orders = Vec::with_capacity(to.len());
+        let mut numbers = Vec::with_capacity(to.len());
+        for (no, version, to) in to {
+            if let Some(host) = self.run.name(no) {
+                orders.push(ChangeOrder { host: host.clone(), product: product.clone(), version, to });
+                numbers.push(no);
+            }
+        }
+        let changes = self.here.state.add_changes(orders, now()).await?;
+        for (no, change) in numbers.into_iter().zip(changes) {
+            self.say(no, change, true);
+        }
+        Ok(())
+    }
+
+    /// Tells a host of a change-over that is recorded.
+    fn say(&self, no: HostNo, change: ChangeRecord, first: bool) {
+        let (here, tell, plan) = (Arc::clone(&self.here), self.tell.clone(), &self.run.record.plan);
+        let manner = Manner { lazy: plan.lazy, drain_deadline_ms: plan.drain_deadline_ms, retry_bad: false };
+        tokio::spawn(async move {
+            let (host, product) = (&change.order.host, &change.order.product);
+            let _turn = here.upgrades.telling.begin(host, product);
+            let told = match here.state.generation(product, &change.order.version) {
+                None => Told::Refused(format!("{product}@{} is no longer published", change.order.version)),
+                Some(generation) if first => here.upgrades.tell_first(&change, &generation, &manner).await,
+                Some(generation) => {
+                    // It reports first what it has done meanwhile.
+                    tokio::time::sleep(REPORTS_COME).await;
+                    match here.state.last_change(host, product).filter(|last| last.id == change.id) {
+                        Some(last) if last.ended.is_none() => {
+                            here.upgrades.tell_again(&change, &generation, &manner).await
+                        }
+                        _ => Told::Accepted,
+                    }
+                }
+            };
+            let _ = tell.send((no, told));
+        });
+    }
+
+    /// Hosts that are there and may not have heard what they were ordered hear it once more.
+    fn say_open_again(&self) {
+        for ring in 0..self.run.record.plan.rings.len() {
+            let ring = u16::try_from(ring).unwrap_or(u16::MAX);
+            self.run.hosts_of(ring).iter().for_each(|(no, host)| self.say_again(*no, host));
+        }
+    }
+
+    fn say_again(&self, no: HostNo, host: &HostName) {
+        let open = matches!(
+            self.run.machine.host(no),
+            Some(HostState::InFlight(_) | HostState::Returning(_) | HostState::Silent)
+        );
+        let last = self.here.state.last_change(host, &self.run.record.plan.product);
+        if let Some(change) = last.filter(|last| open && last.ended.is_none())
+            && self.here.connections.control_link(host).is_some()
+        {
+            self.say(no, change, false);
+        }
+    }
+
+    async fn answered(&mut self, no: HostNo, told: Told) -> Result<(), ControlError> {
+        let back = matches!(self.run.machine.host(no), Some(HostState::Returning(_)));
+        let event = match told {
+            // Its steps will tell; of one that is away, once it is there.
+            Told::Accepted | Told::Away => return Ok(()),
+            Told::Already if back => Event::Back(no, true),
+            Told::Already => Event::Ended(no, End::Already),
+            Told::Refused(why) => {
+                self.run.why.insert(no, why);
+                if back { Event::Back(no, false) } else { Event::Ended(no, End::Refused) }
+            }
+        };
+        self.on(event).await
+    }
+
+    async fn heard(&mut self, host: &HostName, news: News) -> Result<(), ControlError> {
+        let Some(no) = self.run.number(host) else { return Ok(()) };
+        match news {
+            News::Connected => {
+                self.on(Event::Connected(no)).await?;
+                self.say_again(no, host);
+                Ok(())
+            }
+            News::Disconnected => {
+                let connected = self.here.connections.control_link(host).is_some();
+                self.on(if connected { Event::Connected(no) } else { Event::Disconnected(no) }).await
+            }
+            News::Step(ChangeId(0)) => self.started(host, no).await,
+            News::Step(_) | News::Ordered => self.changed(host, no).await,
+            News::Agents => self.departed(host, no).await,
+            News::Job(id) => match self.here.state.job(id).await {
+                Ok(job) => match self.run.judged(&job) {
+                    Some((no, done)) => self.on(Event::Job(no, done)).await,
+                    None => Ok(()),
+                },
+                // It was forgotten.
+                Err(_) => Ok(()),
+            },
+        }
+    }
+
+    /// A change-over of the host has taken a step.
+    async fn changed(&mut self, host: &HostName, no: HostNo) -> Result<(), ControlError> {
+        let last = self.here.state.last_change(host, &self.run.record.plan.product);
+        let started = self.run.machine.progress().started.unwrap_or(Unix::MAX);
+        let Some(last) = last.filter(|last| last.ordered >= started) else { return Ok(()) };
+        let state = self.run.machine.host(no);
+        if let Some(end) = &last.ended {
+            self.run.why.insert(no, end.reason.clone());
+        }
+        let new = self.run.is_new(last.order.to, &last.order.version);
+        match state {
+            Some(HostState::Returning(_) | HostState::Stuck) if !new => match last.ended {
+                Some(end) => self.on(Event::Back(no, end.confirmed)).await,
+                None => Ok(()),
+            },
+            Some(HostState::Returning(_) | HostState::Returned | HostState::Stuck) => Ok(()),
+            // Somebody ordered something else there.
+            Some(_) if !new => self.on(Event::Left(no)).await,
+            Some(_) => {
+                if state == Some(HostState::Pending) {
+                    self.on(Event::Ordered(no)).await?;
+                }
+                match end_of(&self.here, &last).await? {
+                    Some(end) => self.on(Event::Ended(no, end)).await,
+                    None => Ok(()),
+                }
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The stub has started an agent, or returned to the version before, by itself.
+    async fn started(&mut self, host: &HostName, no: HostNo) -> Result<(), ControlError> {
+        let steps = self.here.state.observations().steps(host, &self.run.record.plan.product).await?;
+        match steps.last() {
+            Some(step) if step.step == Step::Launched && step.to == self.run.record.tree => {
+                self.on(Event::Restarted(no)).await
+            }
+            _ => self.departed(host, no).await,
+        }
+    }
+
+    /// Whether a host on which the new version had proved itself runs another one by now.
+    async fn departed(&mut self, host: &HostName, no: HostNo) -> Result<(), ControlError> {
+        if self.run.machine.host(no) != Some(HostState::Good) {
+            return Ok(());
+        }
+        let status = self.here.state.observations().status(host).await?;
+        let Some(agent) = self.run.agent(&status) else { return Ok(()) };
+        // What is ordered otherwise is seen by its steps.
+        let last = self.here.state.last_change(host, &self.run.record.plan.product);
+        let ours = last.filter(|last| self.run.is_new(last.order.to, &last.order.version));
+        if ours.is_some_and(|last| self.run.has_departed(agent, &last)) {
+            self.run.why.insert(no, agent.reason.clone());
+            return self.on(Event::Ended(no, End::Failed)).await;
+        }
+        Ok(())
+    }
+
+    async fn export(&self, ring: u16) {
+        let Some(planned) = self.run.record.plan.rings.get(usize::from(ring)) else { return };
+        if self.run.record.plan.export
+            && let Err(error) = self.here.exports.export(&self.generation, &planned.to).await
+        {
+            // Hosts that do not see it refuse, and say why.
+            tracing::error!(rollout = %self.run.id, ring = planned.name, %error, "the generation is not exported");
+        }
+    }
+
+    /// From now on this is what the ring's hosts run.
+    async fn ring_done(&mut self, ring: u16) -> Result<(), ControlError> {
+        let record = &mut self.run.record;
+        let Some(planned) = record.plan.rings.get(usize::from(ring)) else { return Ok(()) };
+        let (product, to) = (record.plan.product.clone(), planned.to.clone());
+        if !record.replaced.iter().any(|(of, ..)| *of == ring) {
+            let before = to.iter().map(|target| (ring, target.clone(), self.here.state.target(&product, target)));
+            record.replaced.extend(before);
+            self.here.state.save_rollout(self.run.id, record).await?;
+        }
+        let wanted = Wanted {
+            version: record.version.clone(),
+            tree: record.tree,
+            // Whoever was ordered something since the start is not meant.
+            set: record.progress.started.unwrap_or_else(now),
+            lazy: record.plan.lazy,
+            drain_deadline_ms: record.plan.drain_deadline_ms,
+        };
+        self.here.state.set_targets(&product, &to, &wanted).await
+    }
+
+    /// The ring's hosts are to run what they ran before, also those that come later.
+    async fn ring_back(&mut self, ring: u16) -> Result<(), ControlError> {
+        let product = self.run.record.plan.product.clone();
+        for (of, target, before) in self.run.record.replaced.clone() {
+            match before {
+                _ if of != ring => {}
+                Some(wanted) => self.here.state.set_targets(&product, &[target], &wanted).await?,
+                None => self.here.state.clear_targets(&product, &[target]).await?,
+            }
+        }
+        for (no, host) in self.run.hosts_of(ring) {
+            let left = matches!(self.run.machine.host(no), Some(HostState::Good | HostState::Silent));
+            if let Some((version, tree)) = self.before(no).await?.filter(|_| left) {
+                let wanted = Wanted { version, tree, set: now(), lazy: false, drain_deadline_ms: None };
+                self.here.state.set_targets(&product, &[Target::Host(host)], &wanted).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a host is to go back to.
+    async fn before(&self, no: HostNo) -> Result<Option<(Version, TreeId)>, ControlError> {
+        let (record, state) = (&self.run.record, &self.here.state);
+        if let Some(wanted) = &record.plan.rollback_to {
+            let found = state.resolve_of(&record.plan.product, wanted).ok();
+            return Ok(found.map(|generation| (generation.record.version.clone(), generation.record.tree)));
+        }
+        let Some(host) = self.run.name(no) else { return Ok(None) };
+        if let Some(change) = state.last_change(host, &record.plan.product) {
+            let from = state.steps_of(&change).await?.iter().find_map(|step| step.from);
+            let of = |generation: &&Arc<Generation>| {
+                generation.record.product == record.plan.product && Some(generation.record.tree) == from
+            };
+            let exported = state.exported_to(host);
+            if let Some(found) = exported.iter().rev().find(of) {
+                return Ok(Some((found.record.version.clone(), found.record.tree)));
+            }
+        }
+        let ring =
+            (0..).zip(&record.before).find(|(ring, _)| self.run.hosts_of(*ring).iter().any(|(of, _)| *of == no));
+        Ok(ring.and_then(|(_, before)| before.clone()))
+    }
+
+    /// Hosts of rings that have begun and are not done are told by nobody else.
+    fn claim(&self) {
+        let progress = self.run.machine.progress();
+        let mut hosts = HashSet::new();
+        if progress.state.is_live() {
+            for (ring, known) in (0..).zip(&progress.rings) {
+                if !matches!(known.phase, Phase::Waiting | Phase::Done) || progress.state == State::RollingBack {
+                    hosts.extend(self.run.hosts_of(ring).into_iter().map(|(_, host)| host));
+                }
+            }
+        }
+        self.here.targets.claim(&self.run.record.plan.product, hosts);
+    }
+}
+
+/// The generation that a record means, if it is still published.
+pub(super) fn generation_of(here: &Here, run: &Run) -> Option<Arc<Generation>> {
+    let named = GenerationRef::Named(run.record.plan.product.clone(), run.record.version.clone());
+    here.state.resolve(&named).ok().filter(|found| found.record.tree == run.record.tree)
+}
+
+/// What has changed, for people.
+fn lines(before: &Progress, after: &Progress, view: &RolloutView) -> Vec<String> {
+    let mut lines = Vec::new();
+    for ((old, new), ring) in before.rings.iter().zip(&after.rings).zip(&view.rings) {
+        if old.phase != new.phase {
+            lines.push(format!("ring {}: {}", ring.name, words(new.phase)));
+        }
+        if !old.back && new.back {
+            lines.push(format!("ring {}: back to what it was", ring.name));
+        }
+    }
+    if before.state != after.state {
+        let why = match (after.state, &view.halted) {
+            (State::Halted | State::RollingBack, Some(why)) if before.halted != after.halted => format!(": {why}"),
+            _ => String::new(),
+        };
+        lines.push(format!("{}{why}", state_words(after.state)));
+    }
+    lines
+}
+
+/// A phase, for people.
+pub fn words(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Waiting => "waits",
+        Phase::Canaries => "canaries",
+        Phase::CanarySoak => "canaries are watched",
+        Phase::Waves => "waves",
+        Phase::Soak => "watched",
+        Phase::Done => "done",
+    }
+}
+
+/// A state, for people.
+pub fn state_words(state: State) -> &'static str {
+    match state {
+        State::Planned => "planned",
+        State::Running => "running",
+        State::Paused => "paused",
+        State::Halted => "halted",
+        State::RollingBack => "rolling back",
+        State::RolledBack => "rolled back",
+        State::Done => "done",
+        State::Aborted => "aborted",
+    }
+}

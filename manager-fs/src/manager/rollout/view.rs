@@ -1,0 +1,75 @@
+//! A rollout as an operator sees it.
+
+use proto::message::Unix;
+use proto::number::RolloutId;
+use proto::{HostName, Product, Version};
+use serde::{Deserialize, Serialize};
+
+use super::machine::vocabulary::{Counts, Jobs, Phase, State};
+
+/// How far a rollout is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutView {
+    /// Its number; 0 of one that was only looked at.
+    pub id: RolloutId,
+    /// Whose agents change over.
+    pub product: Product,
+    /// To which version.
+    pub version: Version,
+    /// What becomes of it.
+    pub state: State,
+    /// Since when.
+    pub since: Unix,
+    /// When it was planned.
+    pub planned: Unix,
+    /// When it was started.
+    pub started: Option<Unix>,
+    /// Why it stopped itself, for people.
+    pub halted: Option<String>,
+    /// When something is due next, if nothing happens before.
+    pub next: Option<Unix>,
+    /// Each ring, in order.
+    pub rings: Vec<RingView>,
+    /// Storage operations of hosts that have changed over.
+    pub jobs: Jobs,
+    /// Those before the rollout.
+    pub baseline: Jobs,
+    /// Agents that were started anew after they had proved themselves.
+    pub restarts: u32,
+    /// Hosts that are not as ordered, by the reason.
+    pub problems: Vec<ProblemGroup>,
+    /// What happened, oldest first.
+    pub lines: Vec<(Unix, String)>,
+}
+
+/// How far a ring is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingView {
+    /// Its name.
+    pub name: String,
+    /// What happens in it.
+    pub phase: Phase,
+    /// Since when.
+    pub since: Unix,
+    /// Canaries that it has.
+    pub canaries: u32,
+    /// Hosts that change over at once.
+    pub in_flight: u32,
+    /// What most of its hosts ran when the rollout was started, or run now.
+    pub before: Option<Version>,
+    /// Its hosts.
+    pub hosts: Counts,
+}
+
+/// Hosts with one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProblemGroup {
+    /// `failed`, `refused`, `silent` or `stuck`.
+    pub state: String,
+    /// Why, for people.
+    pub reason: String,
+    /// How many hosts.
+    pub count: u32,
+    /// The first of them.
+    pub hosts: Vec<HostName>,
+}
