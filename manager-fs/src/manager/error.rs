@@ -155,18 +155,7 @@ impl From<ManagerError> for Fault {
                 UpgradeError::Export(error) => of_export(error),
                 _ => Fault::Failed,
             },
-            ManagerError::Rollout(error) => match error {
-                RolloutError::Plan(_)
-                | RolloutError::NoEntryPoint(_)
-                | RolloutError::Busy { .. }
-                | RolloutError::NotNow(_)
-                | RolloutError::None
-                | RolloutError::Gone(_) => Fault::BadRequest,
-                RolloutError::Unknown(_) => Fault::NotFound,
-                RolloutError::Target { cause, .. } => of_host(cause),
-                RolloutError::Generation(error) => of_generation(error),
-                RolloutError::Control(_) => Fault::Failed,
-            },
+            ManagerError::Rollout(error) => of_rollout(error),
             ManagerError::Catalog(error) => match error {
                 CatalogError::Cancelled => Fault::Failed,
                 _ => Fault::BadRequest,
@@ -215,6 +204,21 @@ fn of_export(error: &ExportError) -> Kind {
         ExportError::Generation(error) => of_generation(error),
         ExportError::Host(error) => of_host(error),
         ExportError::Control(_) => Fault::Failed,
+    }
+}
+
+fn of_rollout(error: &RolloutError) -> Kind {
+    match error {
+        RolloutError::Plan(_)
+        | RolloutError::NoEntryPoint(_)
+        | RolloutError::Busy { .. }
+        | RolloutError::NotNow(_)
+        | RolloutError::None
+        | RolloutError::Gone(_) => Fault::BadRequest,
+        RolloutError::Unknown(_) => Fault::NotFound,
+        RolloutError::Target { cause, .. } => of_host(cause),
+        RolloutError::Generation(error) => of_generation(error),
+        RolloutError::Control(_) => Fault::Failed,
     }
 }
 

@@ -2,13 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use proto::HostName;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 use super::budget::Budgets;
 use super::bundle::Bundles;
@@ -32,7 +30,7 @@ use super::server::accept_hosts;
 use super::session::Services;
 use super::store::Store;
 use super::targets::Targets;
-use super::upgrade::{AT_ONCE_MAX, Upgrades};
+use super::upgrade::Upgrades;
 use super::worker::blocking;
 use crate::net;
 
@@ -93,29 +91,8 @@ impl Manager {
         let first = state.begin_lists(now()).await?;
         let exports = Arc::new(Exports::new(Arc::clone(&state), Arc::clone(&connections), first));
         let jobs = Arc::new(Jobs::new(Arc::clone(&state), Arc::clone(&connections), Arc::clone(&news)));
-        let upgrades = Arc::new(Upgrades {
-            state: Arc::clone(&state),
-            connections: Arc::clone(&connections),
-            news: Arc::clone(&news),
-            exports: Arc::clone(&exports),
-            ordered: AtomicU32::new(0),
-            at_once: Semaphore::new(AT_ONCE_MAX),
-            telling: Arc::default(),
-        });
-        let targets = Arc::new(Targets::new(
-            Arc::clone(&state),
-            Arc::clone(&connections),
-            Arc::clone(&news),
-            Arc::clone(&upgrades),
-        ));
-        let rollouts = Arc::new(Rollouts::new(Here {
-            state: Arc::clone(&state),
-            connections: Arc::clone(&connections),
-            news: Arc::clone(&news),
-            exports: Arc::clone(&exports),
-            upgrades: Arc::clone(&upgrades),
-            targets: Arc::clone(&targets),
-        }));
+        let upgrades = Arc::new(Upgrades::new(&state, &connections, &news, &exports));
+        let (targets, rollouts) = for_many(&state, &connections, &news, &exports, &upgrades);
         let deltas = Arc::new(Deltas::new(Arc::clone(&store), Arc::clone(&state), Arc::clone(&exports)));
         let bundles = Arc::new(Bundles::new(Arc::clone(&store), Arc::clone(&state), Arc::clone(&exports)));
         let services = Arc::new(Services {
@@ -242,6 +219,22 @@ impl Drop for Manager {
         self.copying.abort();
         self.delivering.abort();
     }
+}
+
+/// What orders many hosts: now, when they come, and by a plan.
+fn for_many(
+    state: &Arc<State>,
+    connections: &Arc<Connections>,
+    news: &Arc<NewsBoard>,
+    exports: &Arc<Exports>,
+    upgrades: &Arc<Upgrades>,
+) -> (Arc<Targets>, Arc<Rollouts>) {
+    let (state, connections, news) = (Arc::clone(state), Arc::clone(connections), Arc::clone(news));
+    let (exports, upgrades) = (Arc::clone(exports), Arc::clone(upgrades));
+    let of_targets = (Arc::clone(&state), Arc::clone(&connections), Arc::clone(&news), Arc::clone(&upgrades));
+    let targets = Arc::new(Targets::new(of_targets.0, of_targets.1, of_targets.2, of_targets.3));
+    let here = Here { state, connections, news, exports, upgrades, targets: Arc::clone(&targets) };
+    (targets, Arc::new(Rollouts::new(here)))
 }
 
 /// Sees to it that every generation has its record as a file; returns what an operator should know.

@@ -4,6 +4,7 @@
 mod examples;
 mod fields;
 mod page;
+mod rollout_fields;
 
 use clap::{Command, CommandFactory};
 

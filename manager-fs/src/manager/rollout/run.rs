@@ -263,7 +263,7 @@ impl Run {
                 hosts: hosts.into_iter().take(NAMED_MAX).cloned().collect(),
             })
             .collect();
-        problems.sort_by(|one, other| other.count.cmp(&one.count));
+        problems.sort_by_key(|group| std::cmp::Reverse(group.count));
         problems.truncate(PROBLEMS_MAX);
         problems
     }

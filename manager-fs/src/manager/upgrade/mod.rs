@@ -101,6 +101,24 @@ struct Accepted {
 type Events = mpsc::UnboundedSender<UpgradeEvent>;
 
 impl Upgrades {
+    /// Over the control state and the hosts' connections.
+    pub(crate) fn new(
+        state: &Arc<State>,
+        connections: &Arc<Connections>,
+        news: &Arc<NewsBoard>,
+        exports: &Arc<Exports>,
+    ) -> Self {
+        Self {
+            state: Arc::clone(state),
+            connections: Arc::clone(connections),
+            news: Arc::clone(news),
+            exports: Arc::clone(exports),
+            ordered: AtomicU32::new(0),
+            at_once: Semaphore::new(AT_ONCE_MAX),
+            telling: Arc::default(),
+        }
+    }
+
     /// Tells agents to change over, and follows them until the end if asked to.
     ///
     /// # Errors
