@@ -2,8 +2,8 @@
 //! go away, say nothing, refuse, or fall back late; operators that pause; a manager that dies between any two commits.
 //! The world here has the truth; what must always hold is checked against it, never against the machine's own counts.
 //!
-//! A seed that fails is printed, and `ROLLOUT_SEED=N` runs it alone. A million hosts, for whoever wants to wait:
-//! `cargo test --release -p manager-fs --lib a_million_hosts -- --ignored`.
+//! A seed that fails is printed, and `ROLLOUT_SEED=N` runs it alone. A million seeds and a million hosts:
+//! `ROLLOUT_SEEDS=1000000 ROLLOUT_HOSTS=1000000 cargo test --release --workspace --lib simulation -- --nocapture`.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,7 +13,7 @@ use super::super::super::plan::Gates;
 use super::super::*;
 use super::{MINUTE, plan};
 
-const SEEDS: u64 = 3_000;
+const SEEDS: u32 = 3_000;
 /// No simulated rollout takes longer.
 const END: Unix = 400 * 24 * 60 * MINUTE;
 
@@ -472,6 +472,11 @@ fn run(seed: u64) -> State {
     told.unwrap_or_else(|_| panic!("ROLLOUT_SEED={seed} runs this one alone"))
 }
 
+/// How many, unless the command says more.
+fn wanted(variable: &str, otherwise: u32) -> u32 {
+    std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
+}
+
 #[test]
 fn whatever_happens_the_budgets_hold_nobody_is_ordered_twice_and_everything_ends() {
     if let Ok(seed) = std::env::var("ROLLOUT_SEED") {
@@ -479,11 +484,12 @@ fn whatever_happens_the_budgets_hold_nobody_is_ordered_twice_and_everything_ends
         return;
     }
     let mut ends = std::collections::BTreeMap::new();
-    for seed in 0..SEEDS {
+    let seeds = u64::from(wanted("ROLLOUT_SEEDS", SEEDS));
+    for seed in 0..seeds {
         *ends.entry(format!("{:?}", run(seed))).or_insert(0) += 1;
     }
-    println!("seeds 0 to {SEEDS}: {ends:?}");
-    assert!(["Done", "Halted", "RolledBack"].iter().all(|end| ends.get(*end).is_some_and(|many| *many > SEEDS / 50)));
+    println!("seeds 0 to {seeds}: {ends:?}");
+    assert!(["Done", "Halted", "RolledBack"].iter().all(|end| ends.get(*end).is_some_and(|many| *many > seeds / 50)));
 }
 
 const QUIET: Rates =
@@ -537,9 +543,9 @@ fn the_same_seed_gives_the_same_rollout() {
 }
 
 #[test]
-#[ignore = "takes its time: a million hosts"]
-fn a_million_hosts() {
-    let (plan, sizes) = careful(1_000_000);
+fn many_hosts_end_where_they_should() {
+    let hosts = wanted("ROLLOUT_HOSTS", 20_000);
+    let (plan, sizes) = careful(hosts);
     let rates = Rates { is_away: 10, goes_away: 5, ..QUIET };
     let mut world = World::new(1, plan, &sizes, rates);
     let since = std::time::Instant::now();
