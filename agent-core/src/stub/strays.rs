@@ -110,6 +110,10 @@ mod tests {
         rustix::fs::flock(&locked, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
         let inherited = locked.as_fd().try_clone_to_owned().unwrap();
         let mut holder = Command::new("sleep").arg("101").stdin(inherited).spawn().unwrap();
+        // A process has its command line a moment after its `exec` has let its parent go on.
+        while fs::read(format!("/proc/{}/cmdline", holder.id())).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
         let found = holders(&path);
         for child in [&mut reader, &mut holder] {
             child.kill().unwrap();
