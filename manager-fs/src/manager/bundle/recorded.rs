@@ -157,6 +157,7 @@ impl Bundles {
         let (bytes, facts) = self.made(order)?;
         let bases = self.replace(tree, bytes)?;
         drop(alone);
+        lock(&self.sourceless).clear();
         self.wish(Wish::Best(*tree));
         bases.into_iter().for_each(|from| self.wish(Wish::From(from, *tree)));
         self.unrecorded_after(tree).into_iter().for_each(|tree| self.wish(Wish::Carried(tree)));
@@ -190,6 +191,7 @@ impl Bundles {
         let generations = self.state.generations();
         let records: Vec<_> = generations.iter().map(|generation| &generation.record).collect();
         let Some(source) = carried::source(&self.store, tree, &records, |tree| self.is_recorded(tree)) else {
+            lock(&self.sourceless).insert(*tree);
             return Ok(());
         };
         let Some((header, recorded)) = self.store.bundle(None, &source)? else { return Ok(()) };

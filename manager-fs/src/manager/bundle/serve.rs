@@ -1,5 +1,6 @@
 //! Bundles for hosts: sent as they lie, made of what hosts have recorded.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -81,6 +82,8 @@ pub(crate) struct Bundles {
     /// What hosts have told of their starts.
     pub(super) told: Mutex<Told>,
     pub(super) background: Arc<Background<Wish>>,
+    /// Trees to which nothing could be carried over, since the last recording.
+    pub(super) sourceless: Mutex<HashSet<TreeId>>,
     /// Who guesses one: a host waits for it, so not behind those that are made well.
     guessing: Mutex<()>,
 }
@@ -96,6 +99,7 @@ impl Bundles {
             storing: Mutex::default(),
             told: Mutex::default(),
             background: Arc::default(),
+            sourceless: Mutex::default(),
             guessing: Mutex::default(),
         }
     }
@@ -155,7 +159,10 @@ impl Bundles {
         if let Some(served) = self.stored_bundle((None, tree))? {
             return Ok(served);
         }
-        self.wish(Wish::Carried(tree));
+        // A wish of a publication may have been dropped, or the recording came later.
+        if !lock(&self.sourceless).contains(&tree) {
+            self.wish(Wish::Carried(tree));
+        }
         self.guessed_bundle(tree)
     }
 
