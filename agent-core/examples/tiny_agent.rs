@@ -67,7 +67,7 @@ impl Operations for Counter {
     }
 
     fn run(&self, operation: &Operation, context: &OperationContext) -> Ended {
-        let Operation::Backup { sources, .. } = operation else {
+        let (Operation::Backup { sources, .. } | Operation::BackupWith { sources, .. }) = operation else {
             return Ended::Outcome(Outcome::Failed(format!("a counter knows no {}", operation.kind())));
         };
         *lock(&self.operations) += 1;

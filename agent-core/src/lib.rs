@@ -52,7 +52,7 @@
 //!
 //! impl Operations for Backups {
 //!     fn run(&self, operation: &Operation, context: &OperationContext) -> Ended {
-//!         let Operation::Backup { sources, .. } = operation else {
+//!         let (Operation::Backup { sources, .. } | Operation::BackupWith { sources, .. }) = operation else {
 //!             return Ended::Outcome(Outcome::Failed(format!("no {} here", operation.kind())));
 //!         };
 //!         // Where an earlier call stopped: perhaps another version of this program, perhaps before a power cut.
