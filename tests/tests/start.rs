@@ -44,6 +44,19 @@ fn right_output() -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
+/// A host whose recordings are believed.
+fn recorder(manager: &Manager) -> Host {
+    let recorder = Host::mounted("recorder", manager);
+    manager.run(&["host", "group", "add", "recorders", "recorder"]).expect(0);
+    recorder
+}
+
+#[track_caller]
+fn attached(manager: &Manager, host: &Host, generation: &str) {
+    manager.export(generation, &host.name);
+    until("the export arrives", || (host.run(&["attach", generation]).code == Some(0)).then_some(()));
+}
+
 fn count(status: &Value, name: &str) -> u64 {
     status["fetch"][name].as_u64().unwrap()
 }
@@ -73,8 +86,7 @@ fn generation_starts_from_the_bundle_alone(manager: &Manager, generation: &str, 
 #[test]
 fn a_start_that_was_recorded_on_one_host_is_one_answer_on_another() {
     let manager = published(&sample());
-    let recorder = Host::mounted("recorder", &manager);
-    manager.run(&["host", "group", "add", "recorders", "recorder"]).expect(0);
+    let recorder = recorder(&manager);
     manager.export("sample@1.0", "recorder");
     let refused = recorder.run(&["profile", "nothing@1"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
@@ -103,10 +115,8 @@ fn a_start_that_was_recorded_on_one_host_is_one_answer_on_another() {
 #[test]
 fn what_was_recorded_of_one_version_brings_the_start_of_the_next() {
     let manager = published(&sample());
-    let recorder = Host::mounted("recorder", &manager);
-    manager.run(&["host", "group", "add", "recorders", "recorder"]).expect(0);
-    manager.export("sample@1.0", "recorder");
-    until("the export arrives", || (recorder.run(&["attach", "sample@1.0"]).code == Some(0)).then_some(()));
+    let recorder = recorder(&manager);
+    attached(&manager, &recorder, "sample@1.0");
     recorder.run(&["profile", "sample@1.0"]).expect(0);
     let next = later();
     let source = next.path().to_str().unwrap();
@@ -116,8 +126,7 @@ fn what_was_recorded_of_one_version_brings_the_start_of_the_next() {
     let script = std::fs::metadata(next.path().join("bin/start")).unwrap().len();
     generation_starts_from_the_bundle_alone(&manager, "sample@2.0", "fast", 3 * 4096 + script);
     // What is recorded takes its place, without what only the version before touched.
-    manager.export("sample@2.0", "recorder");
-    until("the export arrives", || (recorder.run(&["attach", "sample@2.0"]).code == Some(0)).then_some(()));
+    attached(&manager, &recorder, "sample@2.0");
     let recorded = recorder.run(&["profile", "sample@2.0", "--json", "--", "/bin/sh", "-c", READ_FIRST_PAGE]);
     assert_eq!(recorded.expect(0).json()["bundle"]["plain_bytes"], 4096);
 }
@@ -209,10 +218,8 @@ fn a_start_that_nobody_recorded_gets_what_the_loader_reads_and_teaches_what_the_
 #[test]
 fn a_worker_that_dies_in_the_middle_of_a_start_goes_unnoticed() {
     let manager = published(&sample());
-    let recorder = Host::mounted("recorder", &manager);
-    manager.run(&["host", "group", "add", "recorders", "recorder"]).expect(0);
-    manager.export("sample@1.0", "recorder");
-    until("the export arrives", || (recorder.run(&["attach", "sample@1.0"]).code == Some(0)).then_some(()));
+    let recorder = recorder(&manager);
+    attached(&manager, &recorder, "sample@1.0");
     recorder.run(&["profile", "sample@1.0"]).expect(0);
     for round in 0..6 {
         let name = format!("host-{round}");

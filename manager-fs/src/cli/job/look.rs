@@ -10,19 +10,13 @@ use serde_json::{Value, json};
 
 use super::super::out::{self, say};
 use super::super::units::{bytes, count, moment};
+use super::Scope;
 
 /// Which snapshots; by default those of the host itself.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Filter {
-    /// Only snapshots of this source
-    #[arg(long, value_name = "DIR")]
-    source: Option<String>,
-    /// Snapshots of another host
-    #[arg(long, value_name = "HOST", conflicts_with = "any_host")]
-    of_host: Option<HostName>,
-    /// Snapshots of any host
-    #[arg(long)]
-    any_host: bool,
+    #[command(flatten)]
+    scope: Scope,
     /// Only snapshots with this tag; may be given several times
     #[arg(long, value_name = "TAG")]
     tag: Vec<String>,
@@ -30,12 +24,7 @@ pub(in crate::cli) struct Filter {
 
 impl Filter {
     pub(super) fn snapshots(&self) -> SnapshotFilter {
-        let of = match (&self.of_host, self.any_host) {
-            (Some(host), _) => HostScope::Host(host.clone()),
-            (None, true) => HostScope::Any,
-            (None, false) => HostScope::Own,
-        };
-        SnapshotFilter { of, source: self.source.clone(), tags: self.tag.clone() }
+        SnapshotFilter { of: self.scope.hosts(), source: self.scope.source.clone(), tags: self.tag.clone() }
     }
 }
 

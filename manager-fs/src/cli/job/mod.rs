@@ -253,12 +253,15 @@ pub(super) struct Scope {
 
 impl Scope {
     fn reference(&self, snapshot: &str) -> SnapshotRef {
-        let of = match (&self.of_host, self.any_host) {
+        SnapshotRef { snapshot: snapshot.to_owned(), of: self.hosts(), source: self.source.clone() }
+    }
+
+    fn hosts(&self) -> HostScope {
+        match (&self.of_host, self.any_host) {
             (Some(host), _) => HostScope::Host(host.clone()),
             (None, true) => HostScope::Any,
             (None, false) => HostScope::Own,
-        };
-        SnapshotRef { snapshot: snapshot.to_owned(), of, source: self.source.clone() }
+        }
     }
 }
 
