@@ -11,7 +11,7 @@ pub(super) use agent_core::internal::predecessor::PROGRAM;
 use agent_core::internal::sys::exec::{Invocation, descendants, spawn};
 use agent_core::internal::sys::fd::process_of;
 use agent_core::{Inherited, exec};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::event::Event;
@@ -73,7 +73,7 @@ impl Kept {
     /// What is kept under this name, if it lives.
     pub(super) fn take(name: &str, inherited: &Inherited) -> Option<Self> {
         let pidfd = inherited.take(name)?;
-        if process_of(pidfd.as_fd()).is_none() {
+        if has_ended(&pidfd) {
             inherited.forget(name);
             return None;
         }
@@ -136,11 +136,38 @@ impl Kept {
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        process_of(self.pidfd.as_fd()).is_some()
+        !has_ended(&self.pidfd)
     }
+}
+
+/// Whether a process has ended. One that nobody has reaped yet has: after an adapter was killed its keeper is the stub's
+/// child, and who looked for its number in `/proc` would see it alive, and hear of no end any more.
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    // Readable from its end on (pidfd_open(2)).
+    let at_once = Some(&Timespec::default());
+    matches!(rustix::event::poll(&mut [PollFd::new(pidfd, PollFlags::IN)], at_once), Ok(1..))
 }
 
 /// This program, also when its file has been replaced since.
 fn itself() -> PathBuf {
     std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| "/proc/self/exe".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_nobody_has_reaped_has_ended() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pidfd = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        assert!(!has_ended(&pidfd));
+        child.kill().unwrap();
+        let unreaped = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), unreaped).unwrap();
+        assert!(process_of(pidfd.as_fd()).is_some(), "it still has its number");
+        assert!(has_ended(&pidfd));
+        child.wait().unwrap();
+        assert!(has_ended(&pidfd));
+    }
 }
