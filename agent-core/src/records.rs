@@ -210,12 +210,12 @@ pub(crate) fn load(paths: &AgentPaths, version: &Version) -> Result<Verified, Re
     load_with(paths, version, &|bytes, origin| check(paths, bytes, origin))
 }
 
-/// As [`load`], of a version that the journal names. If it cannot be said any more whom this host believes, the journal
+/// As `load`, of a version that the journal names. If it cannot be said any more whom this host believes, the journal
 /// vouches for it: it names what was verified when it was saved, by the id of its tree. The record must be unchanged
 /// and of that very tree. Returns what to say aloud then.
 ///
 /// # Errors
-/// As [`load`].
+/// As `load`.
 pub fn load_vouched(paths: &AgentPaths, entry: &Entry) -> Result<(Verified, Option<String>), RecordError> {
     let fault = match load(paths, &entry.version) {
         Ok(verified) => return Ok((verified, None)),

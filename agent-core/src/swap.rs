@@ -12,7 +12,7 @@ use crate::durable::FileFault;
 use crate::paths::AgentPaths;
 
 /// Points `current` at `tree`, whose root is at `path`. Not synced: RUN does not outlive a boot, and the journal is the
-/// truth. What [`prepare`] has done before need not be done here.
+/// truth. What `prepare` has done before need not be done here.
 ///
 /// # Errors
 /// The file system's; the link leads where it led before then.

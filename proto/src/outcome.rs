@@ -41,7 +41,7 @@ pub enum Outcome {
     Failed(#[serde(deserialize_with = "within::<_, Line<FAULT_BYTES_MAX>>")] String),
     /// An operation of the program's own kind is done.
     OwnDone(OwnSummary),
-    /// A [`Operation::BackupWith`] is done to the end.
+    /// A [`crate::agent::Operation::BackupWith`] is done to the end.
     BackedUp {
         /// As of every operation.
         summary: Summary,

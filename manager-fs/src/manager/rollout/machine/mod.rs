@@ -1,5 +1,5 @@
 //! A rollout as a pure machine: state and event become state and commands. It does no I/O and reads no clock, so the
-//! same events give the same commands, and a million hosts can be simulated ([`tests`]).
+//! same events give the same commands, and a million hosts can be simulated (`tests`).
 //!
 //! ```text
 //! Waiting ──> Canaries ──> CanarySoak ──> Waves ──> Soak ──> Done          each ring after the one before
