@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod host;
 pub mod manager;
+mod metrics;
 pub mod moments;
 pub mod net;
 pub(crate) mod patch;

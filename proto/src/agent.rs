@@ -190,6 +190,23 @@ pub enum Step {
 }
 
 impl Step {
+    /// All of them, in order.
+    pub const ALL: [Step; 13] = [
+        Step::MetadataSaved,
+        Step::Staged,
+        Step::Warmed,
+        Step::Drained,
+        Step::Journaled,
+        Step::Swapped,
+        Step::Started,
+        Step::Confirmed,
+        Step::Launched,
+        Step::Refused,
+        Step::ExecFailed,
+        Step::ProbationFailed,
+        Step::Returned,
+    ];
+
     /// Whether the change-over is over, and whether it succeeded.
     pub fn ends(self) -> Option<bool> {
         match self {

@@ -40,6 +40,16 @@ impl Manager {
         manager
     }
 
+    /// Starts a manager on an empty store with further flags of `serve`.
+    #[track_caller]
+    pub fn start_with(flags: &[&str]) -> Self {
+        let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
+        let mut manager = Self { service: None, faults: None, seen_below: None, dir };
+        let line = [&["serve", "--listen", NOWHERE_YET], flags].concat();
+        manager.service = Some(Service::start("serve", &mut manager.command(&line)));
+        manager
+    }
+
     /// Makes a manager's directories; nothing runs yet. Its moments go as `faults` says.
     pub fn with_faults(faults: &Faults) -> Self {
         let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Done;
+use super::log::LogArgs;
 use crate::host::adapter::{self, Keep};
 
 /// What the stub gives to an adapter.
@@ -13,10 +14,12 @@ use crate::host::adapter::{self, Keep};
 pub(super) struct AdapterArgs {
     /// The attached tree
     tree: PathBuf,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 pub(super) fn adapter(args: &AdapterArgs) -> anyhow::Result<Done> {
-    super::log::start();
+    args.log.start();
     adapter::run(&args.tree)?;
     Ok(Done::Clean)
 }

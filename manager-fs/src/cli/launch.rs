@@ -4,6 +4,7 @@ use agent_core::internal::stub::Outlet;
 use clap::Args;
 use proto::Product;
 
+use super::log::LogArgs;
 use super::{Done, Here, daemon, near};
 use crate::host::control::launch;
 
@@ -12,13 +13,15 @@ use crate::host::control::launch;
 pub(super) struct LaunchArgs {
     /// Which product's agent to start and watch
     product: Product,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 pub(super) fn run(args: &LaunchArgs, here: &Here) -> anyhow::Result<Done> {
     // The log and the messages go the same way, which never waits for whoever reads it.
     let stderr = Outlet::stderr();
     let log = stderr.clone();
-    super::log::start_to(move || log.clone());
+    args.log.start_to(move || log.clone());
     match launch::launch(&args.product, &here.dirs, stderr) {
         Ok(()) => Ok(Done::Clean),
         Err(error) => anyhow::bail!("{error:#}{}", suggestion(args, here)),

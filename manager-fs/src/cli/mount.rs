@@ -1,6 +1,7 @@
 //! `mount [MOUNTPOINT]`: the mount daemon of a host, in the foreground. The hidden commands are its two children.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::Done;
+use super::log::LogArgs;
 use super::out::note;
 use super::units::byte_count;
 use crate::config::Dirs;
@@ -39,6 +41,11 @@ pub(super) struct MountArgs {
     /// Bytes that one page fault may drag in
     #[arg(long, env = "MANAGER_FS_READ_AHEAD", value_name = "BYTES", default_value = "128KiB", value_parser = byte_count)]
     read_ahead: u64,
+    /// Where monitoring is answered: /metrics, /healthz and /readyz by HTTP; without it nowhere
+    #[arg(long, env = "MANAGER_FS_METRICS", value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
+    #[command(flatten)]
+    log: LogArgs,
     /// Verify every cached object again before its first use; otherwise once after each boot
     #[arg(long)]
     verify_cache: bool,
@@ -49,7 +56,7 @@ pub(super) struct MountArgs {
 
 /// Holds the mount until it is told to end.
 pub(super) fn mount(args: &MountArgs, dirs: &Dirs) -> Result<Done> {
-    super::log::start();
+    args.log.start();
     // Before anything is mounted: a host that is not enrolled has nothing to show.
     enroll::is_enrolled(&dirs.state)?;
     let layout = layout(args, dirs)?;
@@ -74,7 +81,7 @@ pub(super) fn mount(args: &MountArgs, dirs: &Dirs) -> Result<Done> {
 
 /// The hidden command `__worker`.
 pub(super) fn worker(args: MountArgs, dirs: &Dirs) -> Result<Done> {
-    super::log::start();
+    args.log.start();
     let layout = layout(&args, dirs)?;
     let options = WorkerOptions {
         manager: args.manager,
@@ -82,6 +89,7 @@ pub(super) fn worker(args: MountArgs, dirs: &Dirs) -> Result<Done> {
         read_deadline: args.read_deadline,
         hydrate_bytes_per_second: args.hydrate_rate,
         read_ahead_bytes: u32::try_from(args.read_ahead).context("--read-ahead")?,
+        metrics: args.metrics,
         verify_cache: args.verify_cache,
     };
     Ok(match worker::run(dirs, layout, &options)? {
@@ -93,7 +101,7 @@ pub(super) fn worker(args: MountArgs, dirs: &Dirs) -> Result<Done> {
 
 /// The hidden command `__helper`.
 pub(super) fn helper(args: &MountArgs, dirs: &Dirs) -> Result<Done> {
-    super::log::start();
+    args.log.start();
     serve_helper(HelperOptions { layout: layout(args, dirs)?, meta_bytes_max: META_BYTES_MAX, images: true })?;
     Ok(Done::Clean)
 }
@@ -121,6 +129,8 @@ fn child_args(name: &str, args: &MountArgs, layout: &Layout, dirs: &Dirs) -> Vec
     option("--read-deadline", Some(humantime::format_duration(args.read_deadline).to_string()));
     option("--hydrate-rate", args.hydrate_rate.map(|bytes| bytes.to_string()));
     option("--read-ahead", Some(args.read_ahead.to_string()));
+    option("--metrics", args.metrics.map(|address| address.to_string()));
+    option("--log-format", Some(args.log.format()));
     if args.verify_cache {
         line.push("--verify-cache".into());
     }

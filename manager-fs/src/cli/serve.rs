@@ -1,6 +1,7 @@
 //! `serve`: the manager.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Done;
+use super::log::LogArgs;
 use super::out::note;
 use crate::config::Dirs;
 use crate::manager::admin::serve_admin;
@@ -22,6 +24,11 @@ pub(super) struct ServeArgs {
     /// Address for hosts; port 0 takes a free one (STORE/address says which)
     #[arg(long, env = "MANAGER_FS_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:7420")]
     listen: String,
+    /// Where monitoring is answered: /metrics, /healthz and /readyz by HTTP; without it nowhere
+    #[arg(long, env = "MANAGER_FS_METRICS", value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
+    #[command(flatten)]
+    log: LogArgs,
     /// How long the certificates of hosts are valid
     #[arg(long, env = "MANAGER_FS_HOST_CERTIFICATE_LIFETIME", value_name = "DURATION", hide = true)]
     host_certificate_lifetime: Option<humantime::Duration>,
@@ -29,7 +36,7 @@ pub(super) struct ServeArgs {
 
 pub(super) fn run(args: &ServeArgs, dirs: &Dirs) -> anyhow::Result<Done> {
     crate::sys::frugal_allocator();
-    super::log::start();
+    args.log.start();
     net::allow_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let served = runtime.block_on(serve(args, dirs));
@@ -51,6 +58,10 @@ async fn serve(args: &ServeArgs, dirs: &Dirs) -> anyhow::Result<()> {
     }
     let address = manager.listen(&args.listen).await?;
     write_address(&dirs.store, &address.to_string())?;
+    if let Some(metrics) = args.metrics {
+        let metrics = manager.answer_monitoring(metrics).await?;
+        note!("monitoring is answered at http://{metrics}/metrics");
+    }
     let in_store = listen_locally(&manager, &dirs.manager_socket_in_store())?;
     // A second way in, for commands that name no store. Another manager may have it; ours is then found by its store.
     let in_run = listen_locally(&manager, &dirs.manager_socket_in_run());

@@ -1,10 +1,12 @@
 //! The worker's main: both paths put together, and the end of them.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::HostName;
 use proto::message::HostReport;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::cache::{Cache, CacheError, CacheOptions};
@@ -29,7 +31,11 @@ use super::objects::{Objects, ObjectsOptions};
 use super::panics;
 use crate::clock::Clock;
 use crate::config::Dirs;
+use crate::metrics;
 use crate::net::bind_unix;
+
+/// How long until an address that cannot be listened on is tried again.
+const MONITORING_RETRY: Duration = Duration::from_secs(10);
 
 /// What `manager-fs mount` was told.
 #[derive(Debug, Clone)]
@@ -44,6 +50,8 @@ pub struct WorkerOptions {
     pub hydrate_bytes_per_second: Option<u64>,
     /// Bytes that one page fault may drag in.
     pub read_ahead_bytes: u32,
+    /// Where monitoring is answered.
+    pub metrics: Option<SocketAddr>,
     /// Verify local objects again before their first use, also without a boot in between.
     pub verify_cache: bool,
 }
@@ -99,7 +107,7 @@ pub fn run(dirs: &Dirs, layout: Layout, options: &WorkerOptions) -> Result<Ended
         options,
         Opened { runtime: runtime.handle(), worker: &worker, known: &known, spool: Arc::new(spool) },
     )?;
-    let ended = runtime.block_on(serve(dirs, &layout, &worker, parts))?;
+    let ended = runtime.block_on(serve(dirs, &layout, &worker, parts, options.metrics))?;
     // The process ends now, and the runtime with it and no sooner: threads that fetch in the background use it to the last,
     // and would panic in one that is shut down; nor must one that waits for the network or a disk hold up the end.
     std::mem::forget(runtime);
@@ -193,13 +201,22 @@ fn epoch(verify_again: bool) -> String {
 }
 
 /// Answers everyone until the end is wanted.
-async fn serve(dirs: &Dirs, layout: &Layout, worker: &Worker, parts: DaemonParts) -> Result<Ended, WorkerError> {
+async fn serve(
+    dirs: &Dirs,
+    layout: &Layout,
+    worker: &Worker,
+    parts: DaemonParts,
+    metrics: Option<SocketAddr>,
+) -> Result<Ended, WorkerError> {
     let daemon = Daemon::new(parts);
     let path = dirs.daemon_socket();
     let listener = bind_unix(&path).doing(|| format!("listen on {}", path.display()))?;
     daemon.start().doing(|| "start the threads of the generations".to_owned())?;
     tokio::spawn(socket::serve(listener, Arc::clone(&daemon)));
     tokio::spawn(renew_for_ever(dirs.state.clone(), Arc::clone(&daemon.manager)));
+    if let Some(address) = metrics {
+        tokio::spawn(answer_monitoring(address, Arc::clone(&daemon)));
+    }
     let probing = Arc::clone(&daemon.data);
     tokio::task::spawn_blocking(move || probing.probe().inspect_err(|fault| tracing::warn!(%fault, "probing")));
     if worker.restarts() > 0 {
@@ -211,6 +228,17 @@ async fn serve(dirs: &Dirs, layout: &Layout, worker: &Worker, parts: DaemonParts
     daemon.manager.end();
     let _ = std::fs::remove_file(&path);
     Ok(ended)
+}
+
+/// Monitoring is worth less than the mount: an address that cannot be had is tried again, and nothing else waits for it.
+async fn answer_monitoring(address: SocketAddr, daemon: Arc<Daemon>) {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return metrics::http::serve(listener, daemon).await,
+            Err(error) => tracing::warn!(%address, %error, "monitoring cannot be answered there; trying again"),
+        }
+        tokio::time::sleep(MONITORING_RETRY).await;
+    }
 }
 
 fn ready_line(host: &HostName, layout: &Layout, worker: &Worker) -> String {

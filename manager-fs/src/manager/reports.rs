@@ -13,6 +13,7 @@ use super::exports::Exports;
 use super::jobs::{JobError, Jobs};
 use super::news::{News, NewsBoard};
 use super::now;
+use super::tally::Tally;
 use super::upgrade::Upgrades;
 use super::worker::{BrokenOff, blocking};
 
@@ -42,6 +43,7 @@ pub(crate) struct Reports {
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) upgrades: Arc<Upgrades>,
     pub(crate) bundles: Arc<Bundles>,
+    pub(crate) tally: Arc<Tally>,
 }
 
 impl Reports {
@@ -67,9 +69,16 @@ impl Reports {
                     noted.next();
                     self.news.tell(host, News::Agents);
                 }
-                HostReport::Attached(_) | HostReport::WrongHash { .. } => drop(noted.next()),
+                HostReport::Attached(_) => drop(noted.next()),
+                HostReport::WrongHash { .. } => {
+                    noted.next();
+                    self.tally.wrong_hash();
+                }
                 HostReport::JobProgress { job, progress } => self.jobs.progress_of(host, job, progress).await?,
-                HostReport::JobOutcome { job, outcome } => self.jobs.ended(host, job, &outcome).await?,
+                HostReport::JobOutcome { job, outcome } => {
+                    self.jobs.ended(host, job, &outcome).await?;
+                    self.tally.ended(&outcome);
+                }
                 HostReport::Touched { tree, touches } => self.learn(host, tree, touches).await?,
             }
         }
@@ -81,6 +90,7 @@ impl Reports {
         self.upgrades.stepped(host, event).await?;
         if noted == Some(Noted::New) {
             tracing::info!(%host, product = %event.product, step = ?event.step, detail = event.detail, "step");
+            self.tally.stepped(event);
             self.news.tell(host, News::Step(event.change));
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proto::HostName;
 use proto::codec;
@@ -26,6 +26,7 @@ use super::greeting::{Greeting, GreetingError};
 use super::identity::{self, Peer};
 use super::now;
 use super::reports::Reports;
+use super::tally::{self, Tally};
 use super::worker::BrokenOff;
 use crate::net::link::REQUESTS_MAX;
 use crate::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits, NetError};
@@ -53,6 +54,7 @@ pub(crate) struct Services {
     pub(crate) bundles: Arc<Bundles>,
     pub(crate) reports: Reports,
     pub(crate) budgets: Budgets,
+    pub(crate) tally: Arc<Tally>,
 }
 
 /// Receives one connection and sees it to its end.
@@ -199,6 +201,7 @@ struct Held<'a> {
 impl Session {
     async fn answer(self: Arc<Self>, request: Result<HostRequest, codec::CodecError>, bytes: usize, answer: Answer) {
         let mut held = Held::default();
+        let (began, kind) = (Instant::now(), request.as_ref().map_or("unreadable", tally::kind));
         let reply = match (request, self.peer.clone(), self.budget.as_deref()) {
             (Err(error), ..) => return self.unreadable(error, answer).await,
             (Ok(request), Some(peer), Some(budget)) => {
@@ -206,7 +209,9 @@ impl Session {
             }
             (Ok(request), ..) => self.enroll(request).await,
         };
+        let refused = reply.is_err();
         self.finish(reply, answer).await;
+        self.services.tally.answered(kind, refused, began.elapsed());
         drop(held);
     }
 

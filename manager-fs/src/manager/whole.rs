@@ -29,9 +29,11 @@ use super::rollout::{Here, Rollouts};
 use super::server::accept_hosts;
 use super::session::Services;
 use super::store::Store;
+use super::tally::Tally;
 use super::targets::Targets;
 use super::upgrade::Upgrades;
 use super::worker::blocking;
+use crate::metrics::http;
 use crate::net;
 
 /// How the manager is set up.
@@ -58,6 +60,7 @@ pub struct Manager {
     pub(super) bundles: Arc<Bundles>,
     pub(super) idle: Arc<IdleWork>,
     services: Arc<Services>,
+    pub(super) tally: Arc<Tally>,
     /// What its operator should be told of its opening.
     notices: Vec<String>,
     files: (Arc<LocalStore>, Arc<LocalObservations>),
@@ -95,6 +98,7 @@ impl Manager {
         let (targets, rollouts) = for_many(&state, &connections, &news, &exports, &upgrades);
         let deltas = Arc::new(Deltas::new(Arc::clone(&store), Arc::clone(&state), Arc::clone(&exports)));
         let bundles = Arc::new(Bundles::new(Arc::clone(&store), Arc::clone(&state), Arc::clone(&exports)));
+        let tally = Arc::new(Tally::default());
         let services = Arc::new(Services {
             state: Arc::clone(&state),
             enrolment: Enrolment {
@@ -114,8 +118,10 @@ impl Manager {
                 jobs: Arc::clone(&jobs),
                 upgrades: Arc::clone(&upgrades),
                 bundles: Arc::clone(&bundles),
+                tally: Arc::clone(&tally),
             },
             budgets: Budgets::default(),
+            tally: Arc::clone(&tally),
         });
         let idle = Arc::new(IdleWork::new(Arc::clone(&store), deltas));
         Ok(Arc::new(Self {
@@ -133,6 +139,7 @@ impl Manager {
             bundles,
             idle,
             services,
+            tally,
             notices,
             copying: tokio::spawn(control::backup::keep(Arc::clone(&files.store) as _, root.join(BACKUP_FILE))),
             files: (files.store, files.observations),
@@ -161,6 +168,18 @@ impl Manager {
             Ok::<_, ManagerError>(())
         })
         .await?;
+        Ok(local)
+    }
+
+    /// Begins to answer monitoring; returns the actual address.
+    ///
+    /// # Errors
+    /// The address cannot be listened on.
+    pub async fn answer_monitoring(self: &Arc<Self>, address: SocketAddr) -> Result<SocketAddr, ManagerError> {
+        let failed = |cause| ManagerError::Listen { address: address.to_string(), cause };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        tokio::spawn(http::serve(listener, Arc::clone(self) as _));
         Ok(local)
     }
 

@@ -13,6 +13,7 @@ pub(in crate::host) mod exports;
 mod give;
 mod jobs;
 pub mod launch;
+mod metrics;
 mod orders;
 pub(in crate::host) mod relay;
 pub(in crate::host) mod socket;

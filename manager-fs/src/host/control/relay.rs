@@ -26,6 +26,7 @@ use crate::clock::Clock;
 use crate::host::blocking;
 use crate::host::data::link::ManagerLink;
 use crate::host::generations::records::Records;
+use crate::metrics::{Durations, durations, steps, word};
 use crate::moments::{self, Moment};
 
 /// Saving a record is one fsync; an agent that needs longer for an answer is stuck.
@@ -61,6 +62,7 @@ pub(crate) struct Relay {
     orders: Orders,
     agents: watch::Sender<Vec<AgentStatus>>,
     attached: watch::Sender<Vec<TreeId>>,
+    step_seconds: Durations<1>,
     look: Notify,
 }
 
@@ -78,6 +80,7 @@ impl Relay {
             orders: Orders::default(),
             agents: watch::Sender::new(Vec::new()),
             attached: watch::Sender::new(Vec::new()),
+            step_seconds: durations("step", steps()),
             look: Notify::new(),
         })
     }
@@ -94,6 +97,8 @@ impl Relay {
 
     /// A step of a change-over, from an agent or the stub. It is on disk when this returns.
     pub(crate) fn report(&self, event: StepEvent) {
+        let took = Duration::from_micros(event.duration_us).as_secs_f64();
+        self.step_seconds.get_or_create(&[("step", word(&event.step))]).observe(took);
         self.orders.reported(&event);
         self.spool.push(&HostReport::Step(event));
         self.look_again();
@@ -107,6 +112,11 @@ impl Relay {
             *now = trees;
             changed
         });
+    }
+
+    /// How long the steps took that were reported here, seconds by step.
+    pub(crate) fn step_seconds(&self) -> &Durations<1> {
+        &self.step_seconds
     }
 
     /// How many reports the manager has not taken yet.

@@ -24,6 +24,7 @@ use proto::{ObjectId, TreeId};
 
 use super::cache::{Cache, CacheError, Look, Partial, Place, VerifyReport};
 use crate::clock::Clock;
+use crate::metrics::{Durations, durations};
 use crate::sync::lock;
 use around::Around;
 use assemble::assemble;
@@ -108,6 +109,7 @@ pub struct Fetcher {
     around: Around,
     outage: Outage,
     counters: Counters,
+    waits: Durations<1>,
     ahead: super::pool::Pool,
     /// Complete objects that wait to be made local, together.
     complete: Mutex<Vec<Arc<Partial>>>,
@@ -153,6 +155,7 @@ impl Fetcher {
             around: Around::default(),
             outage: Outage::default(),
             counters: Counters::default(),
+            waits: durations("result", ["arrived", "failed"].map(str::to_owned)),
             ahead: super::pool::Pool::new("ahead", 2, 64),
             complete: Mutex::default(),
         })
@@ -175,6 +178,11 @@ impl Fetcher {
     /// What was fetched since start.
     pub fn counts(&self) -> FetchCounts {
         self.counters.now()
+    }
+
+    /// How long reads waited that found something missing, seconds by how they ended.
+    pub(crate) fn waits(&self) -> &Durations<1> {
+        &self.waits
     }
 
     /// The manifest of an exported tree: from the cache, else fetched, verified and kept.
@@ -270,8 +278,11 @@ impl Fetcher {
         self.fetch_around(wanted, offset);
         tracing::debug!(object = %wanted.object.id, offset, len, "demanded");
         let chunks: Vec<u32> = chunk_range(offset, wanted_len, wanted.chunk_bytes).collect();
-        let deadline = self.outage.deadline(&wanted.object.id, offset, self.clock().now(), deadline);
-        let held = self.fetch_all(wanted, partial.as_deref(), &chunks, deadline).inspect_err(|error| {
+        let began = self.clock().now();
+        let deadline = self.outage.deadline(&wanted.object.id, offset, began, deadline);
+        let fetched = self.fetch_all(wanted, partial.as_deref(), &chunks, deadline);
+        self.waited(began, fetched.is_ok());
+        let held = fetched.inspect_err(|error| {
             if error.is_for_want_of_time() {
                 self.outage.note(&wanted.object.id, offset, wanted_len as u64, self.clock().now());
             }
@@ -281,6 +292,11 @@ impl Fetcher {
             self.after_read(wanted, &partial, offset, wanted_len as u64);
         }
         Ok(bytes)
+    }
+
+    fn waited(&self, since: Instant, arrived: bool) {
+        let (took, result) = (self.clock().now() - since, if arrived { "arrived" } else { "failed" });
+        self.waits.get_or_create(&[("result", result.to_owned())]).observe(took.as_secs_f64());
     }
 
     /// Gets every listed chunk; returns those that the cache did not take.

@@ -92,6 +92,18 @@ pub enum State {
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: [State; 8] = [
+        State::Planned,
+        State::Running,
+        State::Paused,
+        State::Halted,
+        State::RollingBack,
+        State::RolledBack,
+        State::Done,
+        State::Aborted,
+    ];
+
     /// Whether something may still happen by itself.
     pub fn is_live(self) -> bool {
         match self {
