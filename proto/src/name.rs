@@ -123,6 +123,19 @@ checked_name!(
     "want 1 to 64 letters, digits, '.', '_', '-', starting with a letter or digit"
 );
 
+checked_name!(
+    /// What a label of a host is about, such as `site`.
+    LabelKey, "label key", 64,
+    |b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'),
+    "want 1 to 64 letters, digits, '.', '_', '-', starting with a letter or digit"
+);
+checked_name!(
+    /// What a label says of a host, such as `fra`.
+    LabelValue, "label value", 64,
+    |b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'),
+    "want 1 to 64 letters, digits, '.', '_', '-', starting with a letter or digit"
+);
+
 /// A host, or every host of a group: what `--to` takes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Target {
@@ -248,6 +261,8 @@ mod tests {
         check::<Version>("version", 128, b"._-+~:");
         check::<HostName>("host name", 253, b"._-");
         check::<GroupName>("group name", 64, b"._-");
+        check::<LabelKey>("label key", 64, b"._-");
+        check::<LabelValue>("label value", 64, b"._-");
     }
 
     #[test]

@@ -165,7 +165,7 @@ fn exports_groups_and_hosts_say_what_changed_and_who_is_not_there_yet() {
     notes(&run("unexport p@1 --from @canaries").expect(0), &["manager-fs: p@1 is not exported to @canaries"]);
 
     let row = |state: &str, certificate: &str| format!("host-1  {state}  {certificate} *@canaries*");
-    let header = "HOST    STATE *CERTIFICATE ENDS *GROUPS*SOFTWARE";
+    let header = "HOST    STATE *CERTIFICATE ENDS *GROUPS*LABELS*SOFTWARE";
     lines(&run("hosts").text(), &[header, &row("last seen *", "*Z")]);
     notes(
         &run("host revoke host-1").expect(0),

@@ -98,8 +98,10 @@ fn what_the_managers_commands_print_is_documented() {
     check("gc", "gc --dry-run --json");
     check("token", "token host-1 --json");
     let _host = Host::mounted("host-1", &manager);
+    check("host label", "host label host-1 site=fra --json");
     check("hosts", "hosts --json");
     check("host group add", "host group add g host-1 host-2 --json");
+    check("host group rule", "host group rule g site=fra --json");
     check("host group list", "host group list --json");
     check("export", "export p@1 --to host-1 @g --json");
     check("unexport", "unexport p@1 --from host-1 --json");

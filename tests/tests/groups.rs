@@ -32,6 +32,76 @@ fn sees(host: &Host, generation: &str, seen: bool) {
     });
 }
 
+/// The names that `hosts` lists.
+#[track_caller]
+fn listed(manager: &Manager, args: &[&str]) -> Vec<String> {
+    let hosts = manager.run(&[&["hosts", "--json"], args].concat()).expect(0).json();
+    hosts["hosts"].as_array().unwrap().iter().map(|host| host["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn labels_choose_hosts_and_bring_them_into_groups() {
+    let manager = published(&["1", "2"]);
+    let mut host = Host::mounted("host-1", &manager);
+    let others: Vec<_> = ["host-2", "host-3"]
+        .map(|name| {
+            let host = Host::new(name);
+            host.enroll(&manager, &manager.address());
+            host
+        })
+        .into();
+    let label = |of: &str, labels: &[&str]| manager.run(&[&["host", "label", of], labels].concat());
+    label("host-1", &["site=fra", "role=db"]).expect(0);
+    label("host-2", &["site=ams", "role=db"]).expect(0);
+    label("host-9", &["site=fra"]).expect(0);
+
+    for (args, names) in [
+        (&["--label", "site=fra"][..], &["host-1"][..]),
+        (&["--label", "role=db"], &["host-1", "host-2"]),
+        (&["--label", "role=db", "--label", "site!=fra"], &["host-2"]),
+        (&["--label", "!site"], &["host-3"]),
+        (&["--only", "connected"], &["host-1"]),
+        (&["--only", "away", "--limit", "1"], &["host-2"]),
+        (&["--after", "host-2"], &["host-3"]),
+        (&["host-3", "host-1"], &["host-1", "host-3"]),
+    ] {
+        assert_eq!(listed(&manager, args), names, "{args:?}");
+    }
+    assert!(manager.run(&["hosts", "host-9"]).expect(1).stderr.contains("host-9"));
+    label("host-1", &["site"]).expect(2);
+    let many: Vec<String> = (0..33).map(|n| format!("k{n}=v")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert!(label("host-3", &many).expect(1).stderr.contains("32 labels"));
+
+    // Who meets the rule is in the group, also who does so later or is added by name.
+    group(&manager, &["rule", "frankfurt", "site=fra", "!spare"]).expect(0);
+    group(&manager, &["add", "frankfurt", "host-3"]).expect(0);
+    assert_eq!(group(&manager, &["list"]).text(), "@frankfurt (site=fra !spare): host-1 host-3");
+    manager.export("sample@1", "@frankfurt");
+    sees(&host, "sample@1", true);
+    label("host-2", &["site=fra"]).expect(0);
+    assert_eq!(listed(&manager, &["@frankfurt"]), ["host-1", "host-2", "host-3"]);
+    assert!(group(&manager, &["remove", "frankfurt", "host-1"]).expect(1).stderr.contains("by the group's rule"));
+    label("host-1", &["spare=yes"]).expect(0);
+    sees(&host, "sample@1", false);
+    label("host-1", &["spare-"]).expect(0);
+    sees(&host, "sample@1", true);
+    group(&manager, &["rule", "frankfurt", "--none"]).expect(0);
+    sees(&host, "sample@1", false);
+    assert_eq!(listed(&manager, &["@frankfurt"]), ["host-3"]);
+
+    // Nothing of it is left when the group, or a host, is gone.
+    group(&manager, &["rule", "frankfurt", "site=fra"]).expect(0);
+    group(&manager, &["delete", "frankfurt"]).expect(0);
+    assert_eq!(groups(&manager), json!([]));
+    assert_eq!(host.unmount(), Some(0));
+    manager.run(&["host", "forget", "host-1"]).expect(0);
+    let anew = Host::new("host-1");
+    anew.enroll(&manager, &manager.address());
+    assert_eq!(listed(&manager, &["--label", "site"]), ["host-2"]);
+    drop((others, anew));
+}
+
 #[test]
 fn members_come_and_go_and_groups_contain_no_groups() {
     let manager = published(&[]);
@@ -46,8 +116,8 @@ fn members_come_and_go_and_groups_contain_no_groups() {
     group(&manager, &["add", "production", "host-1"]).expect(0);
     group(&manager, &["add", "canaries", "host-1"]).expect(0);
     let expected = json!([
-        { "name": "canaries", "hosts": ["host-1"] },
-        { "name": "production", "hosts": ["host-1", "host-2"] },
+        { "name": "canaries", "hosts": ["host-1"], "rule": [] },
+        { "name": "production", "hosts": ["host-1", "host-2"], "rule": [] },
     ]);
     assert_eq!(groups(&manager), expected);
     assert_eq!(group(&manager, &["list"]).text(), "@canaries: host-1\n@production: host-1 host-2");
@@ -60,7 +130,7 @@ fn members_come_and_go_and_groups_contain_no_groups() {
 
     group(&manager, &["remove", "production", "host-2"]).expect(0);
     group(&manager, &["delete", "canaries"]).expect(0);
-    assert_eq!(groups(&manager), json!([{ "name": "production", "hosts": ["host-1"] }]));
+    assert_eq!(groups(&manager), json!([{ "name": "production", "hosts": ["host-1"], "rule": [] }]));
     for wrong in [&["add", "no/slash", "host-1"][..], &["add", "-x", "host-1"], &["add", "production", "@canaries"]] {
         group(&manager, wrong).expect(2);
     }

@@ -8,6 +8,7 @@ use super::client::{ask_once, unexpected};
 use super::out::{self, say};
 use super::{Done, Here, Json, export};
 use crate::manager::admin::{AdminReply, Quick};
+use crate::manager::labels::Selector;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum GroupCommand {
@@ -28,6 +29,19 @@ pub(super) enum GroupCommand {
         /// The hosts' names
         #[arg(required = true, value_name = "HOST")]
         hosts: Vec<HostName>,
+        #[command(flatten)]
+        output: Json,
+    },
+    /// Say which hosts are in a group by their labels, beside those that were added to it
+    Rule {
+        /// The group's name, without @; it is made if need be
+        group: GroupName,
+        /// What all of its hosts meet: site=fra, site!=fra, site (some value), !site (none)
+        #[arg(required_unless_present = "none", conflicts_with = "none", value_name = "SELECTOR")]
+        rule: Vec<Selector>,
+        /// Take the rule away; hosts that were added by name stay
+        #[arg(long)]
+        none: bool,
         #[command(flatten)]
         output: Json,
     },
@@ -52,6 +66,10 @@ pub(super) fn run(command: &GroupCommand, here: &Here) -> anyhow::Result<Done> {
         }
         GroupCommand::Remove { group, hosts, output } => {
             changed(&Quick::GroupRemove(group.clone(), hosts.clone()), group, *output, here)
+        }
+        // Without selectors, `--none` was given.
+        GroupCommand::Rule { group, rule, none: _, output } => {
+            changed(&Quick::GroupRule(group.clone(), rule.clone()), group, *output, here)
         }
         GroupCommand::Delete { group, output } => {
             ask_once(here, &Quick::GroupDelete(group.clone()))?;
@@ -83,13 +101,20 @@ fn changed(request: &Quick, group: &GroupName, output: Json, here: &Here) -> any
 
 fn list(output: Json, here: &Here) -> anyhow::Result<Done> {
     let AdminReply::Groups(groups) = ask_once(here, &Quick::Groups)? else { return unexpected() };
+    let AdminReply::Rules(rules) = ask_once(here, &Quick::Rules)? else { return unexpected() };
+    let rule = |group: &GroupName| -> Vec<String> {
+        rules.get(group).into_iter().flatten().map(ToString::to_string).collect()
+    };
     if output.json {
-        let list: Vec<Value> = groups.iter().map(|(group, hosts)| json!({ "name": group, "hosts": hosts })).collect();
+        let one = |(group, hosts): &(GroupName, Vec<HostName>)| json!({ "name": group, "hosts": hosts, "rule": rule(group) });
+        let list: Vec<Value> = groups.iter().map(one).collect();
         out::json(&json!({ "groups": list }));
     } else {
         for (group, hosts) in groups {
             let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
-            say!("@{group}: {}", hosts.join(" "));
+            let rule = rule(&group).join(" ");
+            let rule = if rule.is_empty() { rule } else { format!(" ({rule})") };
+            say!("@{group}{rule}: {}", hosts.join(" "));
         }
     }
     Ok(Done::Clean)

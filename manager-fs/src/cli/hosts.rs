@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 use proto::HostName;
+use proto::name::Target;
 use serde_json::{Value, json};
 
 use super::client::{ask_once, unexpected};
@@ -9,12 +10,55 @@ use super::group::{self, GroupCommand};
 use super::out::{self, note};
 use super::units::moment;
 use super::{Done, Here, Json};
-use crate::manager::admin::{AdminReply, Quick};
+use crate::manager::admin::{AdminReply, HOSTS_PAGE, HostFilter, HostState, HostView, Quick};
+use crate::manager::labels::{LabelChange, Labels, Selector};
+
+/// The words of `--only`.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum StateArg {
+    /// Connected now
+    Connected,
+    /// Enrolled and not connected
+    Away,
+    /// Revoked
+    Revoked,
+}
+
+impl From<StateArg> for HostState {
+    fn from(word: StateArg) -> Self {
+        match word {
+            StateArg::Connected => HostState::Connected,
+            StateArg::Away => HostState::Away,
+            StateArg::Revoked => HostState::Revoked,
+        }
+    }
+}
 
 #[derive(Debug, clap::Args)]
 pub(super) struct HostsArgs {
+    /// Only these hosts, or those of these groups (@GROUP)
+    #[arg(value_name = "HOST|@GROUP")]
+    of: Vec<Target>,
+    /// Only hosts with this label: site=fra, site!=fra, site (some value), !site (none); all of several
+    #[arg(long = "label", value_name = "SELECTOR")]
+    labels: Vec<Selector>,
+    /// Only hosts in this state
+    #[arg(long, value_enum, value_name = "STATE")]
+    only: Option<StateArg>,
+    /// Only so many of them, in the order of their names
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Only those whose names come after this one
+    #[arg(long, value_name = "HOST")]
+    after: Option<HostName>,
     #[command(flatten)]
     output: Json,
+}
+
+impl HostsArgs {
+    fn all(output: Json) -> Self {
+        Self { of: Vec::new(), labels: Vec::new(), only: None, limit: None, after: None, output }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -33,13 +77,23 @@ pub(super) enum HostCommand {
         #[command(flatten)]
         output: Json,
     },
+    /// Say something of hosts by which they are chosen: site=fra sets a label, site- takes it away
+    Label {
+        /// The host, or the group whose hosts are meant now (@GROUP)
+        of: Target,
+        /// KEY=VALUE, or KEY- to take it away
+        #[arg(required = true, value_name = "LABEL")]
+        labels: Vec<LabelChange>,
+        #[command(flatten)]
+        output: Json,
+    },
     /// Groups of hosts
     #[command(subcommand)]
     Group(GroupCommand),
 }
 
 pub(super) fn hosts(args: &HostsArgs, here: &Here) -> anyhow::Result<Done> {
-    let AdminReply::Hosts(hosts) = ask_once(here, &Quick::Hosts)? else { return unexpected() };
+    let hosts = meant(args, here)?;
     if args.output.json {
         let list: Vec<Value> = hosts
             .iter()
@@ -55,6 +109,7 @@ pub(super) fn hosts(args: &HostsArgs, here: &Here) -> anyhow::Result<Done> {
                     "certificate_expires_unix_ms": host.certificate_expires,
                     "revoked_unix_ms": host.revoked,
                     "groups": host.groups,
+                    "labels": shown(&host.labels),
                     "software": host.software,
                     "attached": host.attached,
                     "wrong_hashes": wrong,
@@ -81,12 +136,39 @@ pub(super) fn hosts(args: &HostsArgs, here: &Here) -> anyhow::Result<Done> {
                 format!("{state}{wrong}"),
                 host.certificate_expires.map_or_else(|| String::from("-"), moment),
                 host.groups.iter().map(|group| format!("@{group}")).collect::<Vec<_>>().join(" "),
+                shown(&host.labels).join(" "),
                 host.software.clone(),
             ]
         })
         .collect();
-    out::table(&["HOST", "STATE", "CERTIFICATE ENDS", "GROUPS", "SOFTWARE"], &rows);
+    out::table(&["HOST", "STATE", "CERTIFICATE ENDS", "GROUPS", "LABELS", "SOFTWARE"], &rows);
     Ok(Done::Clean)
+}
+
+fn shown(labels: &Labels) -> Vec<String> {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect()
+}
+
+/// The hosts that are asked for, page by page.
+fn meant(args: &HostsArgs, here: &Here) -> anyhow::Result<Vec<HostView>> {
+    let mut filter = HostFilter {
+        to: args.of.clone(),
+        labels: args.labels.clone(),
+        state: args.only.map(HostState::from),
+        after: args.after.clone(),
+    };
+    let limit = args.limit.unwrap_or(usize::MAX);
+    let mut hosts = Vec::new();
+    loop {
+        let AdminReply::Hosts(page) = ask_once(here, &Quick::HostPage(filter.clone()))? else { return unexpected() };
+        let is_last = page.len() < HOSTS_PAGE;
+        hosts.extend(page);
+        if is_last || hosts.len() >= limit {
+            hosts.truncate(limit);
+            return Ok(hosts);
+        }
+        filter.after = hosts.last().map(|host| host.name.clone());
+    }
 }
 
 pub(super) fn host(command: &HostCommand, here: &Here) -> anyhow::Result<Done> {
@@ -106,6 +188,18 @@ pub(super) fn host(command: &HostCommand, here: &Here) -> anyhow::Result<Done> {
                 out::json(&json!({ "host": host, "forgotten": true }));
             } else {
                 note!("{host} is forgotten; it must enrol to come back");
+            }
+            Ok(Done::Clean)
+        }
+        HostCommand::Label { of, labels, output } => {
+            ask_once(here, &Quick::Label(vec![of.clone()], labels.clone()))?;
+            let filter = HostsArgs { of: vec![of.clone()], ..HostsArgs::all(*output) };
+            if output.json {
+                // One that is not enrolled yet has labels, and stands in no list.
+                let hosts = meant(&filter, here).unwrap_or_default();
+                let list: Vec<Value> =
+                    hosts.iter().map(|host| json!({ "name": host.name, "labels": shown(&host.labels) })).collect();
+                out::json(&json!({ "of": of.to_string(), "hosts": list }));
             }
             Ok(Done::Clean)
         }

@@ -178,6 +178,9 @@ fn of_host(error: &HostError) -> Kind {
     match error {
         HostError::Unknown(_) | HostError::UnknownGroup(_) => Fault::NotFound,
         HostError::ShutOut { .. } | HostError::Token(_) => Fault::Refused,
+        HostError::InByRule { .. } | HostError::TooManyLabels(_) | HostError::TooManySelectors(_) => {
+            Fault::BadRequest
+        }
         HostError::Control(_) => Fault::Failed,
     }
 }

@@ -23,6 +23,7 @@ pub mod identity;
 mod idle_work;
 pub mod ingest;
 pub mod jobs;
+pub mod labels;
 mod libraries;
 mod lists;
 pub mod metadata;

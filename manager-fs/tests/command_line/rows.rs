@@ -31,6 +31,8 @@ const ROWS: &[(&str, &[&str], Asks)] = &[
     ("hosts", &[], Asks::Manager),
     ("host revoke", &["h"], Asks::Manager),
     ("host forget", &["h"], Asks::Manager),
+    ("host label", &["h", "site=fra"], Asks::Manager),
+    ("host group rule", &["g", "site=fra"], Asks::Manager),
     ("host group add", &["g", "h"], Asks::Manager),
     ("host group remove", &["g", "h"], Asks::Manager),
     ("host group list", &[], Asks::Manager),

@@ -63,7 +63,18 @@ const EXAMPLES: &[(&str, Examples)] = &[
         "unexport",
         &[("manager-fs unexport data-agent@1.9 --from @production", "refused where it is attached, unless --force")],
     ),
-    ("hosts", &[("manager-fs hosts", "which hosts there are, and which are connected")]),
+    (
+        "hosts",
+        &[
+            ("manager-fs hosts", "which hosts there are, and which are connected"),
+            ("manager-fs hosts @production --label site=fra --only away", "those of a site that are away"),
+        ],
+    ),
+    (
+        "host label",
+        &[("manager-fs host label host-17 site=fra role=db", "by which it is found, and comes to groups")],
+    ),
+    ("host group rule", &[("manager-fs host group rule frankfurt site=fra '!spare'", "who is in it from now on")]),
     ("host revoke", &[("manager-fs host revoke host-17", "cut its connections, and refuse it from now on")]),
     ("host forget", &[("manager-fs host forget host-17", "it must enrol to come back")]),
     ("host group add", &[("manager-fs host group add production host-17 host-18", "made if need be")]),

@@ -146,12 +146,6 @@ const JOB_PROGRESS: &[(&str, &str)] = &[
     ("waiting?", "what it waits for, for people"),
 ];
 
-const GROUP: &[(&str, &str)] = &[
-    ("group", "its name"),
-    ("hosts[]?", "its hosts, as they are now"),
-    ("not_enrolled[]?", "those of them that were typed and are not enrolled yet"),
-];
-
 const DOCUMENTS: &[Document] = &[
     Document {
         command: "publish",
@@ -280,32 +274,29 @@ const DOCUMENTS: &[Document] = &[
     },
     Document { command: "export", what: ONE, fields: TARGETS },
     Document { command: "unexport", what: ONE, fields: TARGETS },
-    Document {
-        command: "hosts",
-        what: ONE,
-        fields: &[
-            ("hosts[].name", "the name in its certificate"),
-            ("hosts[].connected", "whether it is connected now"),
-            ("hosts[].connected_since_unix_ms?", "since when"),
-            ("hosts[].last_seen_unix_ms", "when it was last heard of, 0: never"),
-            ("hosts[].enrolled_unix_ms", "when it enrolled"),
-            ("hosts[].certificate_expires_unix_ms?", "when its newest certificate ends"),
-            ("hosts[].revoked_unix_ms?", "when it was revoked"),
-            ("hosts[].groups[]?", "its groups"),
-            ("hosts[].software", "version of its manager-fs"),
-            ("hosts[].attached[]?", "trees attached there"),
-            ("hosts[].wrong_hashes[].at_unix_ms?", "when it found wrong bytes"),
-            ("hosts[].wrong_hashes[].what?", "which"),
-        ],
-    },
+    Document { command: "hosts", what: ONE, fields: super::host_fields::HOSTS },
     Document { command: "host revoke", what: ONE, fields: &[("host", "which"), ("revoked", "true")] },
     Document { command: "host forget", what: ONE, fields: &[("host", "which"), ("forgotten", "true")] },
-    Document { command: "host group add", what: ONE, fields: GROUP },
-    Document { command: "host group remove", what: ONE, fields: GROUP },
+    Document {
+        command: "host label",
+        what: ONE,
+        fields: &[
+            ("of", "the host or group that was given labels"),
+            ("hosts[].name?", "an enrolled host among them"),
+            ("hosts[].labels[]?", "its labels then, as `key=value`"),
+        ],
+    },
+    Document { command: "host group rule", what: ONE, fields: super::host_fields::GROUP },
+    Document { command: "host group add", what: ONE, fields: super::host_fields::GROUP },
+    Document { command: "host group remove", what: ONE, fields: super::host_fields::GROUP },
     Document {
         command: "host group list",
         what: ONE,
-        fields: &[("groups[].name", "a group"), ("groups[].hosts[]?", "its hosts")],
+        fields: &[
+            ("groups[].name", "a group"),
+            ("groups[].hosts[]?", "its hosts"),
+            ("groups[].rule[]?", "the selectors by which hosts are in it"),
+        ],
     },
     Document { command: "host group delete", what: ONE, fields: &[("group", "which"), ("deleted", "true")] },
     Document {

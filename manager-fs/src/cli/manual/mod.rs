@@ -3,6 +3,7 @@
 
 mod examples;
 mod fields;
+mod host_fields;
 mod page;
 mod rollout_fields;
 

@@ -1,14 +1,18 @@
 //! Commands on hosts, groups and tokens, and what runs where.
 
+use std::collections::BTreeSet;
+
 use proto::agent::StepEvent;
 use proto::name::Target;
 use proto::{GroupName, HostName};
 
-use super::message::{AgentView, ChangedView, HostView};
+use super::message::{AgentView, ChangedView, HOSTS_PAGE, HostFilter, HostState, HostView};
 use super::refusal::CatalogError;
 use crate::manager::control::HostStatus;
+use crate::manager::control::hosts::HostRecord;
 use crate::manager::control::tokens::TokenRecord;
 use crate::manager::error::ManagerError;
+use crate::manager::labels::{LabelChange, Selector, all_match};
 use crate::manager::whole::Manager;
 use crate::manager::{identity, now};
 
@@ -20,22 +24,108 @@ impl Fleet<'_> {
     pub(super) async fn hosts(&self) -> Result<Vec<HostView>, ManagerError> {
         let mut statuses = self.0.state.observations().statuses().await?;
         let hosts = self.0.state.hosts().into_iter().map(|(name, record)| {
-            let status = statuses.remove(&name).map_or_else(HostStatus::default, |status| HostStatus::clone(&status));
-            let connected_since = self.0.connections.connected_since(&name);
-            HostView {
-                connected_since,
-                last_seen: if connected_since.is_some() { now() } else { status.last_seen },
-                enrolled: record.enrolled,
-                certificate_expires: record.newest_certificate_ends(),
-                revoked: record.revoked,
-                groups: self.0.state.groups_of(&name).into_iter().collect(),
-                software: status.software,
-                attached: status.attached,
-                wrong_hashes: status.wrong_hashes,
-                name,
-            }
+            let status = statuses.remove(&name).unwrap_or_default();
+            self.view(name, &record, &status)
         });
         Ok(hosts.collect())
+    }
+
+    /// The first hosts that are meant, [`HOSTS_PAGE`] at most. What each last said is read for these alone.
+    pub(super) async fn page(&self, filter: &HostFilter) -> Result<Vec<HostView>, ManagerError> {
+        let state = &self.0.state;
+        let mut named = BTreeSet::new();
+        for target in &filter.to {
+            if let Target::Host(host) = target {
+                state.known_host(host)?;
+            }
+            named.extend(state.hosts_of(target)?);
+        }
+        let mut page = Vec::new();
+        for (name, record) in state.hosts() {
+            let past = filter.after.as_ref().is_none_or(|after| name > *after);
+            let is_named = filter.to.is_empty() || named.contains(&name);
+            let is_labelled = filter.labels.is_empty() || all_match(&filter.labels, &state.labels_of(&name));
+            if !(past && is_named && is_labelled && self.is_in(filter.state, &name, &record)) {
+                continue;
+            }
+            let status = state.observations().status(&name).await?;
+            page.push(self.view(name, &record, &status));
+            if page.len() == HOSTS_PAGE {
+                break;
+            }
+        }
+        Ok(page)
+    }
+
+    fn is_in(&self, wanted: Option<HostState>, host: &HostName, record: &HostRecord) -> bool {
+        let Some(wanted) = wanted else { return true };
+        let state = match (record.revoked, self.0.connections.connected_since(host)) {
+            (Some(_), _) => HostState::Revoked,
+            (None, Some(_)) => HostState::Connected,
+            (None, None) => HostState::Away,
+        };
+        state == wanted
+    }
+
+    fn view(&self, name: HostName, record: &HostRecord, status: &HostStatus) -> HostView {
+        let connected_since = self.0.connections.connected_since(&name);
+        HostView {
+            connected_since,
+            last_seen: if connected_since.is_some() { now() } else { status.last_seen },
+            enrolled: record.enrolled,
+            certificate_expires: record.newest_certificate_ends(),
+            revoked: record.revoked,
+            groups: self.0.state.groups_of(&name).into_iter().collect(),
+            labels: self.0.state.labels_of(&name),
+            software: status.software.clone(),
+            attached: status.attached.clone(),
+            wrong_hashes: status.wrong_hashes.clone(),
+            name,
+        }
+    }
+
+    /// Changes labels; who comes to a group by that sees what it may see, and gets what it runs.
+    pub(super) async fn label(&self, of: &[Target], changes: &[LabelChange]) -> Result<(), ManagerError> {
+        let mut hosts = BTreeSet::new();
+        for target in of {
+            hosts.extend(self.0.state.hosts_of(target)?);
+        }
+        for host in hosts {
+            let before = self.0.state.groups_of(&host);
+            self.0.state.change_labels(&host, changes).await?;
+            let after = self.0.state.groups_of(&host);
+            self.moved(&host, &before, &after).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives a group a rule.
+    pub(super) async fn set_rule(&self, group: &GroupName, rule: &[Selector]) -> Result<(), ManagerError> {
+        let target = Target::Group(group.clone());
+        let before = self.0.state.hosts_of(&target).unwrap_or_default();
+        self.0.state.set_rule(group, rule).await?;
+        let after = self.0.state.hosts_of(&target)?;
+        self.0.connections.exports_changed(before.symmetric_difference(&after).cloned());
+        let new: Vec<HostName> = after.difference(&before).cloned().collect();
+        self.0.targets.joined(group, &new).await?;
+        tracing::info!(%group, hosts = after.len(), "the group has another rule");
+        Ok(())
+    }
+
+    async fn moved(
+        &self,
+        host: &HostName,
+        before: &BTreeSet<GroupName>,
+        after: &BTreeSet<GroupName>,
+    ) -> Result<(), ManagerError> {
+        if before == after {
+            return Ok(());
+        }
+        self.0.connections.exports_changed([host.clone()]);
+        for group in after.difference(before) {
+            self.0.targets.joined(group, std::slice::from_ref(host)).await?;
+        }
+        Ok(())
     }
 
     /// Every agent that hosts have reported.

@@ -1,5 +1,6 @@
 //! What the command line and the manager say to each other on the manager's local socket.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::diff::DiffReport;
 use crate::manager::control::exports::Export;
 use crate::manager::control::jobs::JobRecord;
+use crate::manager::labels::{LabelChange, Labels, Selector};
 use crate::manager::rollout::machine::vocabulary::Wish;
 use crate::manager::rollout::{Plan, RolloutView};
 use crate::manager::store::GcReport;
@@ -101,6 +103,14 @@ pub enum Quick {
     ResetProfile(GenerationRef),
     /// Every host that is enrolled, also those that are away or revoked.
     Hosts,
+    /// Those of them that are meant, in the order of their names; a page of [`HOSTS_PAGE`] at most.
+    HostPage(HostFilter),
+    /// Change the labels of hosts, which need not be enrolled yet.
+    Label(Vec<Target>, Vec<LabelChange>),
+    /// Give a group a rule, making it if need be; an empty one takes the rule away.
+    GroupRule(GroupName, Vec<Selector>),
+    /// The groups that have a rule, with it.
+    Rules,
     /// Refuse a host from now on.
     Revoke(HostName),
     /// Forget a host: its record, its groups, the exports to it, and what it reported.
@@ -159,6 +169,33 @@ pub enum Quick {
     Rollout(Option<RolloutId>),
     /// Every rollout.
     Rollouts,
+}
+
+/// Hosts in one answer.
+pub const HOSTS_PAGE: usize = 2_000;
+
+/// Which hosts are meant.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFilter {
+    /// Only these hosts and those of these groups; every host if there are none.
+    pub to: Vec<Target>,
+    /// Only those whose labels meet all of these.
+    pub labels: Vec<Selector>,
+    /// Only those in this state.
+    pub state: Option<HostState>,
+    /// Only those whose names come after this one.
+    pub after: Option<HostName>,
+}
+
+/// What a host is, as it is filtered by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostState {
+    /// It is connected now.
+    Connected,
+    /// It is enrolled and not connected.
+    Away,
+    /// It was revoked.
+    Revoked,
 }
 
 /// What `verify --repair` takes.
@@ -222,10 +259,12 @@ pub enum AdminReply {
     Collected(GcReport),
     /// To `Export`, `Unexport`, `GroupAdd` and `GroupRemove`.
     Changed(ChangedView),
-    /// To `Hosts`: by name.
+    /// To `Hosts` and `HostPage`: by name.
     Hosts(Vec<HostView>),
     /// To `Groups`: each with its hosts, by name.
     Groups(Vec<(GroupName, Vec<HostName>)>),
+    /// To `Rules`: by group.
+    Rules(BTreeMap<GroupName, Vec<Selector>>),
     /// To `Token`: the token's text, which the manager cannot show again.
     Token(String),
     /// To `Damaged`: keys, and what is wrong with their records.
@@ -364,6 +403,8 @@ pub struct HostView {
     pub revoked: Option<Unix>,
     /// The groups that it is in, by name.
     pub groups: Vec<GroupName>,
+    /// What an operator says of it.
+    pub labels: Labels,
     /// Version of its `manager-fs`.
     pub software: String,
     /// The trees attached there.

@@ -33,8 +33,8 @@ use fleet::Fleet;
 
 pub use diff::{DiffEntry, DiffReport, Difference};
 pub use message::{
-    AdminEvent, AdminReply, AdminRequest, AgentView, ChangedView, GenerationView, HostView, Long, ProblemView,
-    PublishOrder, PublishReport, Quick, RepairOrder, VerifyView,
+    AdminEvent, AdminReply, AdminRequest, AgentView, ChangedView, GenerationView, HOSTS_PAGE, HostFilter, HostState,
+    HostView, Long, ProblemView, PublishOrder, PublishReport, Quick, RepairOrder, VerifyView,
 };
 
 /// How long nothing is accepted after a failure: out of descriptors, most likely, and connections that end will help.
@@ -137,6 +137,10 @@ async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<AdminReply, M
             command(move || Catalog(&manager).reset_profile(&generation)).await.map(|()| AdminReply::Done)?
         }
         Quick::Hosts => AdminReply::Hosts(fleet.hosts().await?),
+        Quick::HostPage(filter) => AdminReply::Hosts(fleet.page(&filter).await?),
+        Quick::Label(of, changes) => fleet.label(&of, &changes).await.map(|()| AdminReply::Done)?,
+        Quick::GroupRule(group, rule) => fleet.set_rule(&group, &rule).await.map(|()| AdminReply::Done)?,
+        Quick::Rules => AdminReply::Rules(manager.state.rules()),
         Quick::Revoke(host) => manager.revoke(&host).await.map(|()| AdminReply::Done)?,
         Quick::Forget(host) => manager.forget(&host).await.map(|()| AdminReply::Done)?,
         Quick::Damaged => AdminReply::Damaged(manager.state.damaged().into_iter().collect()),

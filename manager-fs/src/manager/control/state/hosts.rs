@@ -142,6 +142,7 @@ impl State {
         self.known_host(host)?;
         let target = Target::Host(host.clone());
         let mut keys = vec![Key::Host(host.clone()).to_string()];
+        keys.push(Key::Labels(host.clone()).to_string());
         keys.extend(self.groups_of(host).into_iter().map(|group| Key::Member(group, host.clone()).to_string()));
         let exports = self.exports().into_iter().filter(|export| export.target == target);
         keys.extend(exports.map(|export| Key::Export(export.product, export.version, export.target).to_string()));

@@ -28,6 +28,10 @@ pub enum Key {
     Group(GroupName),
     /// `group/GROUP/HOST`: that a host is in a group.
     Member(GroupName, HostName),
+    /// `label/HOST`: what an operator says of a host.
+    Labels(HostName),
+    /// `rule/GROUP`: which hosts are in a group by their labels.
+    Rule(GroupName),
     /// `job/ID`: a storage operation.
     Job(JobId),
     /// `turn/REPOSITORY/JOB`: that a job is at a repository, by the repository's own id.
@@ -54,6 +58,8 @@ impl fmt::Display for Key {
             Key::Token(hash) => write!(f, "token/{hash}"),
             Key::Group(group) => write!(f, "group/{group}"),
             Key::Member(group, host) => write!(f, "group/{group}/{host}"),
+            Key::Labels(host) => write!(f, "label/{host}"),
+            Key::Rule(group) => write!(f, "rule/{group}"),
             // Hex of fixed width, so that keys are in the order of numbers.
             Key::Job(id) => write!(f, "job/{:016x}", id.0),
             Key::Turn(repository, id) => write!(f, "turn/{repository}/{:016x}", id.0),
@@ -87,6 +93,8 @@ impl Key {
             ["token", hash] if is_hash(hash) => Key::Token((*hash).to_owned()),
             ["group", group] => Key::Group(group.parse().ok()?),
             ["group", group, host] => Key::Member(group.parse().ok()?, host.parse().ok()?),
+            ["label", host] => Key::Labels(host.parse().ok()?),
+            ["rule", group] => Key::Rule(group.parse().ok()?),
             ["job", id] => Key::Job(JobId(number(id)?)),
             ["turn", repository, id] if is_hash(repository) => {
                 Key::Turn((*repository).to_owned(), JobId(number(id)?))

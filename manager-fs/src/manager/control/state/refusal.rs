@@ -14,6 +14,22 @@ pub enum HostError {
     /// There is no such group.
     #[error("group '{0}' does not exist; `manager-fs host group list` lists those that do")]
     UnknownGroup(GroupName),
+    /// A host is in a group by its labels, and so cannot be removed from it by name.
+    #[error(
+        "host '{host}' is in group '{group}' by the group's rule; change its labels (`manager-fs host label`) or the rule"
+    )]
+    InByRule {
+        /// The group.
+        group: GroupName,
+        /// The host.
+        host: HostName,
+    },
+    /// More labels than a host may have.
+    #[error("host '{0}' would have more than 32 labels; take some away with KEY-")]
+    TooManyLabels(HostName),
+    /// More selectors than a rule may have.
+    #[error("the rule of group '{0}' would have more than 16 selectors")]
+    TooManySelectors(GroupName),
     /// The host may not connect.
     #[error(
         "host '{host}' {why}: to let it in again, `manager-fs token {host}` on the manager, then \

@@ -57,7 +57,7 @@ impl State {
     /// What a host should run of each product, by itself or by its groups: of several the one that was set last.
     pub fn wanted_of(&self, host: &HostName) -> Vec<(Product, Wanted)> {
         let tables = self.view.read();
-        let groups = tables.groups_of.get(host).into_iter().flatten().cloned().map(Target::Group);
+        let groups = tables.groups_of(host).into_iter().map(Target::Group);
         let meant: Vec<Target> = groups.chain([Target::Host(host.clone())]).collect();
         let newest = tables.targets.iter().filter_map(|(product, targets)| {
             let newest = meant.iter().filter_map(|target| targets.get(target)).max_by_key(|wanted| wanted.set)?;

@@ -23,6 +23,7 @@ use super::targets::Wanted;
 use super::tokens::TokenRecord;
 use super::turns::StoredTurn;
 use super::{Key, decode};
+use crate::manager::labels::{Labels, Selector, all_match};
 use crate::sync::{read, write};
 
 /// How long a change that was committed may take to be seen here.
@@ -44,8 +45,11 @@ pub(super) struct Tables {
     pub(super) exports: BTreeMap<Target, BTreeMap<(Product, Version), Export>>,
     pub(super) hosts: BTreeMap<HostName, Arc<HostRecord>>,
     pub(super) groups: BTreeSet<GroupName>,
-    pub(super) members: BTreeMap<GroupName, BTreeSet<HostName>>,
-    pub(super) groups_of: HashMap<HostName, BTreeSet<GroupName>>,
+    members: BTreeMap<GroupName, BTreeSet<HostName>>,
+    groups_of: HashMap<HostName, BTreeSet<GroupName>>,
+    /// Which hosts are in a group by their labels, beside those that were added to it.
+    pub(super) rules: BTreeMap<GroupName, Vec<Selector>>,
+    pub(super) labels: BTreeMap<HostName, Labels>,
     pub(super) targets: BTreeMap<Product, BTreeMap<Target, Wanted>>,
     /// The last change-over that was ordered of each product on each host.
     pub(super) last_changes: HashMap<HostName, BTreeMap<Product, ChangeRecord>>,
@@ -64,6 +68,8 @@ enum Seen {
     Host(HostRecord),
     Group,
     Member,
+    Labels(Labels),
+    Rule(Vec<Selector>),
     Target(Wanted),
     Change(Box<ChangeRecord>),
     /// It can be read; nobody asks the view for it.
@@ -143,6 +149,8 @@ pub(super) fn shows(key: &str) -> bool {
             | Key::Host(_)
             | Key::Group(_)
             | Key::Member(..)
+            | Key::Labels(_)
+            | Key::Rule(_)
             | Key::Target(..)
             | Key::Change(_),
         ) => true,
@@ -198,6 +206,8 @@ async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, Str
         Key::Host(_) => decode(entry).map(Seen::Host),
         Key::Group(_) => decode::<()>(entry).map(|()| Seen::Group),
         Key::Member(..) => decode::<()>(entry).map(|()| Seen::Member),
+        Key::Labels(_) => decode(entry).map(Seen::Labels),
+        Key::Rule(_) => decode(entry).map(Seen::Rule),
         Key::Token(_) => decode::<TokenRecord>(entry).map(|_| Seen::Other),
         Key::Job(_) => decode::<StoredJob>(entry).map(|_| Seen::Other),
         Key::Turn(..) => decode::<StoredTurn>(entry).map(|_| Seen::Other),
@@ -215,9 +225,42 @@ async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, Str
 }
 
 impl Tables {
+    /// What an operator says of a host.
+    pub(super) fn labels_of(&self, host: &HostName) -> &Labels {
+        static NONE: Labels = Labels::new();
+        self.labels.get(host).unwrap_or(&NONE)
+    }
+
+    /// The groups that a host is in: to which it was added, and whose rule its labels meet.
+    pub(super) fn groups_of(&self, host: &HostName) -> BTreeSet<GroupName> {
+        let mut groups = self.groups_of.get(host).cloned().unwrap_or_default();
+        // Whoever is in no group by a rule pays nothing for those that there are.
+        if !self.rules.is_empty() {
+            let labels = self.labels_of(host);
+            let met = self.rules.iter().filter(|(_, rule)| all_match(rule, labels));
+            groups.extend(met.map(|(group, _)| group.clone()));
+        }
+        groups
+    }
+
+    /// The hosts of a group: those that were added to it, enrolled or not, and the enrolled ones whose labels meet its rule.
+    pub(super) fn members_of(&self, group: &GroupName) -> BTreeSet<HostName> {
+        let mut hosts = self.members.get(group).cloned().unwrap_or_default();
+        if let Some(rule) = self.rules.get(group) {
+            let met = self.hosts.keys().filter(|host| all_match(rule, self.labels_of(host)));
+            hosts.extend(met.cloned());
+        }
+        hosts
+    }
+
+    /// The hosts that were added to a group by name.
+    pub(super) fn added_to(&self, group: &GroupName) -> BTreeSet<HostName> {
+        self.members.get(group).cloned().unwrap_or_default()
+    }
+
     /// Each generation that is exported to a host, by itself or by its groups; one may come more than once.
     pub(super) fn for_each_exported(&self, host: &HostName, mut each: impl FnMut(&Arc<Generation>)) {
-        let groups = self.groups_of.get(host).into_iter().flatten().cloned().map(Target::Group);
+        let groups = self.groups_of(host).into_iter().map(Target::Group);
         for target in groups.chain([Target::Host(host.clone())]) {
             let names = self.exports.get(&target).into_iter().flat_map(BTreeMap::keys);
             names.filter_map(|name| self.generations.get(name)).for_each(&mut each);
@@ -248,6 +291,12 @@ impl Tables {
             (Some(Key::Member(group, host)), Seen::Member) => {
                 self.groups_of.entry(host.clone()).or_default().insert(group.clone());
                 self.members.entry(group).or_default().insert(host);
+            }
+            (Some(Key::Labels(host)), Seen::Labels(labels)) => {
+                self.labels.insert(host, labels);
+            }
+            (Some(Key::Rule(group)), Seen::Rule(rule)) => {
+                self.rules.insert(group, rule);
             }
             (Some(Key::Target(product, target)), Seen::Target(wanted)) => {
                 self.targets.entry(product).or_default().insert(target, wanted);
@@ -311,6 +360,12 @@ impl Tables {
                         self.groups_of.remove(&host);
                     }
                 }
+            }
+            Some(Key::Labels(host)) => {
+                self.labels.remove(&host);
+            }
+            Some(Key::Rule(group)) => {
+                self.rules.remove(&group);
             }
             Some(Key::Target(product, target)) => {
                 if let Some(targets) = self.targets.get_mut(&product) {
