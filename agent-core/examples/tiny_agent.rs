@@ -24,6 +24,8 @@ struct Counter {
     restored: Option<String>,
     /// The callback that panics.
     panics: Option<String>,
+    /// The callback that closes every descriptor.
+    closes: Option<String>,
     /// What quiescing does that it should not.
     bad_quiesce: Option<BadQuiesce>,
 }
@@ -32,14 +34,19 @@ enum BadQuiesce {
     /// Starts a child that never ends, and leaves its number in a file.
     Forks(String),
     Exits,
-    /// Closes every descriptor, whosever it is.
-    Closes,
 }
 
 impl Counter {
     /// A callback that panics, if this is the one.
     fn panic_in(&self, name: &str) {
         assert!(self.panics.as_deref() != Some(name), "told to panic");
+    }
+
+    /// A callback that closes every descriptor, whosever it is, if this is the one.
+    fn close_in(&self, name: &str) {
+        if self.closes.as_deref() == Some(name) {
+            (3..1024).for_each(|number| drop(sys::fd::take_inherited(number)));
+        }
     }
 }
 
@@ -54,6 +61,7 @@ impl Operations for Counter {
 
     fn quiesce(&self, _until: Instant) {
         self.panic_in("quiesce");
+        self.close_in("quiesce");
         match &self.bad_quiesce {
             Some(BadQuiesce::Forks(note)) => {
                 if let Ok(child) = std::process::Command::new("/bin/sleep").arg("600").spawn() {
@@ -61,7 +69,6 @@ impl Operations for Counter {
                 }
             }
             Some(BadQuiesce::Exits) => std::process::exit(5),
-            Some(BadQuiesce::Closes) => (3..1024).for_each(|number| drop(sys::fd::take_inherited(number))),
             None => {}
         }
     }
@@ -102,6 +109,7 @@ impl Operations for Counter {
 
     fn save_state(&self, _schema: u32) -> Vec<u8> {
         self.panic_in("save_state");
+        self.close_in("save_state");
         if self.saves_for_ever {
             loop {
                 std::thread::park();
@@ -227,10 +235,10 @@ fn counter(text: &impl Fn(&str) -> Option<String>, has: &impl Fn(&str) -> bool) 
         state_bytes: value("--state-bytes").unwrap_or(0),
         restored: text("--restored"),
         panics: text("--panics"),
+        closes: text("--closes"),
         bad_quiesce: text("--quiesce-forks")
             .map(BadQuiesce::Forks)
-            .or(has("--quiesce-exits").then_some(BadQuiesce::Exits))
-            .or(has("--quiesce-closes").then_some(BadQuiesce::Closes)),
+            .or(has("--quiesce-exits").then_some(BadQuiesce::Exits)),
     }
 }
 

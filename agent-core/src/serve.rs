@@ -186,8 +186,8 @@ impl Shared {
 /// Somebody in this process has closed what is not his own: nobody could ever ask it for anything again, and it could not
 /// become another version. The stub, which has all of it, starts the same version anew; what is written here is the
 /// evidence that it keeps.
-fn lost(why: &io::Error) -> ! {
-    eprintln!("agent-core: the program has closed the descriptors of its operations API ({why}); it cannot go on");
+pub(crate) fn lost(why: &io::Error) -> ! {
+    eprintln!("agent-core: the program has closed descriptors of this library ({why}); it cannot go on");
     std::process::abort()
 }
 

@@ -126,13 +126,23 @@ fn a_panic_in_a_callback_has_the_outcome_that_its_refusal_has() {
 
 #[test]
 fn a_callback_that_closes_what_is_not_its_own_ends_its_program_and_the_same_version_begins_anew() {
-    let mut host = Host::with_first(&spec("1.0", &["--quiesce-closes"]));
-    let two = host.publish(&spec("2.0", &[]));
-    let pid = host.wait_serving("1.0").pid;
-    let (change, _) = host.try_tell(&two, &Order::default());
-    host.wait_status("started again", |s| s.pid != pid && s.version.as_str() == "1.0");
-    let end = host.wait_end(change);
-    assert_eq!(end.step, Step::Refused, "{}", end.detail);
+    // Before the intent is written, and after it.
+    for (callback, end, said) in
+        [("quiesce", Step::Refused, "1.0 is started again"), ("save_state", Step::Returned, "ended by SIGABRT")]
+    {
+        let mut host = Host::with_first(&spec("1.0", &["--closes", callback]));
+        let two = host.publish(&spec("2.0", &[]));
+        let pid = host.wait_serving("1.0").pid;
+        let (change, _) = host.try_tell(&two, &Order::default());
+        host.wait_status("started again", |s| s.pid != pid && s.version.as_str() == "1.0");
+        let ended = host.wait_end(change);
+        assert_eq!(ended.step, end, "{callback}: {}", ended.detail);
+        assert!(ended.detail.contains(said), "{callback}: {}", ended.detail);
+        assert!(
+            !host.paths.bad().join(tree("2.0").to_hex()).exists(),
+            "{callback}: it is not the next version's fault"
+        );
+    }
 }
 
 #[test]

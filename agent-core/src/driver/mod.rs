@@ -34,7 +34,8 @@ use crate::records::{self, RecordError, Verified};
 use crate::report::{Reporter, unix_ms};
 use crate::serve::Server;
 use crate::stage::{Order, StageHandle, stage};
-use crate::{bad, confirm, drain, state as saved_state, swap, sys};
+use crate::sys::fd::FileId;
+use crate::{bad, confirm, drain, serve, state as saved_state, swap, sys};
 use state::Handing;
 
 /// Between two tries to write a journal that the disk would not take.
@@ -112,6 +113,8 @@ pub(crate) struct Work {
     journal_before: Option<Journal>,
     /// The schema in which this version has kept its state, for the case that it comes back.
     saved_schema: Option<u32>,
+    /// What the library's own descriptors led to at the start.
+    own: Vec<Option<FileId>>,
     /// Set by `Stop`: nothing new is begun.
     stopping: Arc<AtomicBool>,
 }
@@ -120,6 +123,7 @@ impl Driver {
     /// Runs until the program ends or becomes another one.
     pub(crate) fn run(mut self, mut state: State, first: Vec<Effect>, inputs: &Receiver<Input>) {
         let mut queue = VecDeque::new();
+        self.work.own = self.own_files();
         self.perform_all(first, &mut queue);
         state = self.drain_queue(state, &mut queue);
         loop {
@@ -310,8 +314,23 @@ impl Driver {
         });
     }
 
-    /// Keeps the proof for the exec.
+    /// What the library's own descriptors lead to: those that cross, but for what the program keeps.
+    fn own_files(&self) -> Vec<Option<FileId>> {
+        let stub = self.stub.as_ref().map(|stub| stub.as_fd());
+        let own = [Some(self.server.listener().as_fd()), stub, self.lock.as_ref().map(|lock| lock.as_fd())];
+        own.into_iter().flatten().map(sys::fd::file_id).collect()
+    }
+
+    /// After a call of the program: one that closed what is not its own ends here, and not at some later moment.
+    fn end_without_own(&self) {
+        if self.own_files() != self.work.own {
+            serve::lost(&rustix::io::Errno::BADF.into());
+        }
+    }
+
+    /// Keeps the proof for the exec. Nothing is written yet that a version without its descriptors could not carry out.
     fn drained(&mut self, change: ChangeId, drained: Drained, took_us: u64) -> Event {
+        self.end_without_own();
         let detail = drained.detail.clone();
         self.work.drained = Some(drained);
         Event::Drained { change, detail, took_us }
@@ -358,6 +377,7 @@ impl Driver {
             Ok(handing) => handing,
             Err(fault) => return Event::ExecReturned { of_the_version: false, fault: fault.to_string() },
         };
+        self.end_without_own();
         self.server.quiesce();
         let mut handoff = Handoff {
             change: target.change,

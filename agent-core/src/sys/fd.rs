@@ -63,6 +63,20 @@ pub(crate) fn keep_again(changed: &[RawFd]) {
     }
 }
 
+/// Which open file a descriptor leads to. It is another one when somebody has closed the descriptor and its number was
+/// given to something else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+/// `None` where the descriptor is not open.
+pub(crate) fn file_id(fd: BorrowedFd<'_>) -> Option<FileId> {
+    let found = rustix::fs::fstat(fd).ok()?;
+    Some(FileId { device: found.st_dev, inode: found.st_ino })
+}
+
 /// The process that a pidfd is of; `None` where the descriptor is none, or the process has ended.
 pub fn process_of(fd: BorrowedFd<'_>) -> Option<rustix::process::Pid> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
