@@ -18,6 +18,7 @@ pub mod power;
 pub mod proxy;
 pub mod real;
 pub mod repository;
+pub mod site;
 pub mod sources;
 pub mod tree;
 
@@ -26,4 +27,5 @@ pub use faults::Faults;
 pub use fleet::{Host, Manager};
 pub use noise::noise;
 pub use proxy::Proxy;
+pub use site::Site;
 pub use tree::{TreeFixture, files_below};

@@ -5,39 +5,31 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 
 use rustix::process::{Pid, Signal};
-use serde_json::Value;
 use tests::command::{program, until};
-use tests::load::{Seen, get, under_load};
-use tests::{Host, Manager, TreeFixture};
+use tests::load::{Seen, under_load};
+use tests::{Site, TreeFixture};
 
-const PRODUCT: &str = "plain";
 const CLIENTS: usize = 4;
 
-/// A manager, a host, and an address that the product of the test listens on.
+/// The product whose program is the plain server.
 struct Lab {
-    manager: Manager,
-    host: Host,
-    address: SocketAddr,
+    site: Site,
 }
 
 impl Lab {
     fn new() -> Self {
-        let manager = Manager::start();
-        let host = Host::mounted("host-1", &manager);
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        Self { manager, host, address: free.local_addr().unwrap() }
+        Self { site: Site::new("plain") }
     }
 
     /// With version 1 running and asked.
     fn running(adapter: &str) -> Self {
         let mut lab = Self::new();
         lab.publish("1", "exec \"$T\"/bin/plain one", adapter);
-        lab.host.launch(PRODUCT);
+        lab.site.launch("1");
         lab.serves("one");
-        lab.manager.wait_for_version("host-1", PRODUCT, "1");
         lab
     }
 
@@ -46,7 +38,7 @@ impl Lab {
         let tree = TreeFixture::new();
         tree.file("bin/plain", 0o755, fs::read(program("examples/plain_server")).unwrap());
         tree.file("bin/run", 0o755, format!("#!/bin/sh\nT=$MANAGER_FS_TREE\n{script}\n"));
-        let address = self.address;
+        let address = self.site.address;
         let adapter = if adapter.is_empty() {
             format!("handover = 'sockets'\nlisten = [{{ name = 'http', tcp = '{address}' }}]\n")
         } else {
@@ -55,48 +47,31 @@ impl Lab {
         let health = format!("[health]\nhttp = 'http://{address}/'\ninterval = '100ms'\n");
         let head = "entrypoint = 'bin/run'\nprobation = '6s'\n";
         tree.file("manager-fs.toml", 0o644, format!("{head}{health}[adapter]\n{adapter}"));
-        self.manager.publish(PRODUCT, version, tree.path());
-        self.manager.export(&format!("{PRODUCT}@{version}"), "host-1");
+        self.site.publish(version, tree.path());
     }
 
     #[track_caller]
     fn serves(&self, text: &str) {
         until(&format!("'{text}' is served"), || {
-            get(self.address, "/").is_ok_and(|answer| answer == format!("200 {text}")).then_some(())
+            self.site.ask().is_ok_and(|answer| answer == format!("200 {text}")).then_some(())
         });
     }
 
     /// The change-over with clients that ask meanwhile; what they saw, and the exit code of `upgrade`.
     fn upgrade(&self, version: &str) -> (Seen, Option<i32>) {
-        let generation = format!("{PRODUCT}@{version}");
-        let upgrade = || self.manager.run(&["upgrade", PRODUCT, &generation, "--to", "host-1"]);
-        let (seen, output) = under_load(CLIENTS, || get(self.address, "/"), upgrade);
+        let (seen, output) = self.site.upgrade_under(CLIENTS, version);
         (seen, output.code)
-    }
-
-    fn agent(&self) -> Value {
-        self.manager.agent("host-1", PRODUCT).unwrap()
     }
 
     /// The process of the program, as the agent itself says it.
     #[track_caller]
     fn program(&self) -> i32 {
         until("the agent names its program", || {
-            let status = self.host.run(&["status", "--json"]).json();
-            let agents = status["agents"].as_array()?;
-            let reason = agents.iter().find(|agent| agent["product"] == PRODUCT)?["reason"].as_str()?;
+            let agent = self.site.agent_on_host();
+            let reason = agent["reason"].as_str()?;
             let number = reason.split("its program is process ").nth(1)?.split(',').next()?;
             number.parse().ok()
         })
-    }
-
-    #[track_caller]
-    fn log_says(&mut self, words: &[&str]) {
-        let stub = self.host.stub(PRODUCT);
-        until(&format!("the log says {words:?}"), || {
-            let log = stub.log();
-            words.iter().all(|word| log.contains(word)).then_some(())
-        });
     }
 }
 
@@ -123,14 +98,14 @@ fn nobody_is_lost(seen: &Seen) {
 fn a_program_changes_its_version_under_load_both_ways_and_nobody_is_lost() {
     let lab = Lab::running("");
     lab.publish("2", "exec \"$T\"/bin/plain two", "");
-    let (agent, first) = (lab.agent()["pid"].clone(), lab.program());
+    let (agent, first) = (lab.site.agent()["pid"].clone(), lab.program());
     let (seen, code) = lab.upgrade("2");
     assert_eq!(code, Some(0));
     nobody_is_lost(&seen);
     assert!(seen.of("200 one") > 0 && seen.of("200 two") > 0, "{seen:?}");
     lab.serves("two");
     ends(first);
-    assert_eq!(lab.agent()["pid"], agent, "the adapter is the same process");
+    assert_eq!(lab.site.agent()["pid"], agent, "the adapter is the same process");
     let second = lab.program();
     let (seen, code) = lab.upgrade("1");
     assert_eq!(code, Some(0));
@@ -138,8 +113,8 @@ fn a_program_changes_its_version_under_load_both_ways_and_nobody_is_lost() {
     ends(second);
     lab.serves("one");
     // Storage operations are not for it.
-    let job = ["job", "verify", "--host", "host-1", "--product", PRODUCT, "--repository", "/nowhere"];
-    let refused = lab.manager.run(&job);
+    let job = ["job", "verify", "--host", "host-1", "--product", lab.site.product, "--repository", "/nowhere"];
+    let refused = lab.site.manager.run(&job);
     let said = format!("{}{}", refused.stdout, refused.stderr);
     assert!(refused.code != Some(0) && said.contains("unchanged program: it performs no verify"), "{refused:?}");
 }
@@ -157,13 +132,13 @@ fn a_version_that_fails_stops_nothing_of_the_one_that_works() {
         let (seen, code) = lab.upgrade(version);
         assert_ne!(code, Some(0), "{version}");
         nobody_is_lost(&seen);
-        lab.manager.wait_for_version("host-1", PRODUCT, "1");
+        lab.site.serves("1");
         assert_eq!(lab.program(), first, "{version}: its program has never stopped");
-        let evidence = lab.host.run(&["status"]).text();
+        let evidence = lab.site.host.run(&["status"]).text();
         assert!(evidence.contains(version), "{evidence}");
     }
     let mut lab = lab;
-    lab.log_says(&["no configuration", "ended with exit status 7", "stay in the foreground"]);
+    lab.site.log_says(&["no configuration", "ended with exit status 7", "stay in the foreground"]);
     lab.serves("one");
 }
 
@@ -175,19 +150,18 @@ fn a_version_that_embeds_the_library_takes_the_sockets_over_and_the_old_program_
         let tree = TreeFixture::new();
         tree.file("bin/hello", 0o755, fs::read(program("examples/hello_service")).unwrap());
         tree.file("VERSION", 0o644, version);
-        let head = format!("entrypoint = 'bin/hello'\narguments = ['{}']\nprobation = '4s'\n", lab.address);
+        let head = format!("entrypoint = 'bin/hello'\narguments = ['{}']\nprobation = '4s'\n", lab.site.address);
         tree.file("manager-fs.toml", 0o644, head + more);
-        lab.manager.publish(PRODUCT, version, tree.path());
-        lab.manager.export(&format!("{PRODUCT}@{version}"), "host-1");
+        lab.site.publish(version, tree.path());
     };
     // One that fails takes nothing with it.
     embedded("sick", "[health]\ncommand = ['/bin/false']\n");
     assert_ne!(lab.upgrade("sick").1, Some(0));
-    lab.manager.wait_for_version("host-1", PRODUCT, "1");
+    lab.site.serves("1");
     assert_eq!(lab.program(), first, "the program of the adapter has gone on");
     lab.serves("one");
     // A version that has yet to prove itself takes no order.
-    until("the version before is believed again", || (lab.agent()["state"] == "serving").then_some(()));
+    until("the version before is believed again", || (lab.site.agent()["state"] == "serving").then_some(()));
 
     embedded("2", "");
     let (seen, code) = lab.upgrade("2");
@@ -195,12 +169,12 @@ fn a_version_that_embeds_the_library_takes_the_sockets_over_and_the_old_program_
     nobody_is_lost(&seen);
     ends(first);
     let hello = "200 hello from version 2";
-    until("the new program alone", || get(lab.address, "/").is_ok_and(|text| text.trim() == hello).then_some(()));
+    until("the new program alone", || lab.site.ask().is_ok_and(|text| text.trim() == hello).then_some(()));
     // And back: the adapter starts its program anew.
     assert_eq!(lab.upgrade("1").1, Some(0));
     lab.serves("one");
     assert_ne!(lab.program(), first);
-    lab.log_says(&["changing over from 2 to 1"]);
+    lab.site.log_says(&["changing over from 2 to 1"]);
 }
 
 #[test]
@@ -214,11 +188,10 @@ fn a_health_command_that_hangs_or_floods_is_a_version_that_is_not_well() {
             "arguments = ['two']\nentrypoint = 'bin/plain'\nprobation = '3s'\n\
              [health]\ncommand = ['/bin/sh', '-c', '{command}']\ntimeout = '200ms'\n\
              [adapter]\nhandover = 'sockets'\nlisten = [{{ name = 'http', tcp = '{}' }}]\n",
-            lab.address
+            lab.site.address
         );
         tree.file("manager-fs.toml", 0o644, text);
-        lab.manager.publish(PRODUCT, version, tree.path());
-        lab.manager.export(&format!("{PRODUCT}@{version}"), "host-1");
+        lab.site.publish(version, tree.path());
         let (seen, code) = lab.upgrade(version);
         assert_ne!(code, Some(0), "{version}");
         nobody_is_lost(&seen);
@@ -232,8 +205,7 @@ fn what_does_not_end_when_it_is_told_to_is_killed_at_its_deadline_with_all_that_
         "handover = 'sockets'\nlisten = [{ name = 'http', tcp = 'ADDRESS' }]\ndrain = { deadline = '1s' }\n";
     let mut lab = Lab::new();
     lab.publish("1", "sleep 1000 & exec \"$T\"/bin/plain one --stubborn", stubborn);
-    lab.host.launch(PRODUCT);
-    lab.manager.wait_for_version("host-1", PRODUCT, "1");
+    lab.site.launch("1");
     let first = lab.program();
     let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap();
     let sleep: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
@@ -241,7 +213,7 @@ fn what_does_not_end_when_it_is_told_to_is_killed_at_its_deadline_with_all_that_
     assert_eq!(lab.upgrade("2").1, Some(0));
     ends(first);
     ends(sleep);
-    lab.log_says(&["plain@1 has not ended within 1000 ms of SIGTERM; killing it"]);
+    lab.site.log_says(&["plain@1 has not ended within 1000 ms of SIGTERM; killing it"]);
     lab.serves("two");
 }
 
@@ -252,16 +224,16 @@ fn a_program_that_dies_is_started_again_and_the_death_of_its_adapter_is_none_of_
     kill(first);
     let second = until("another process", || Some(lab.program()).filter(|pid| *pid != first));
     lab.serves("one");
-    lab.log_says(&["plain@1 was ended by signal 9; starting it again in 200 ms"]);
+    lab.site.log_says(&["plain@1 was ended by signal 9; starting it again in 200 ms"]);
 
-    let adapter = i32::try_from(lab.agent()["pid"].as_i64().unwrap()).unwrap();
+    let adapter = i32::try_from(lab.site.agent()["pid"].as_i64().unwrap()).unwrap();
     let (seen, ()) = under_load(
         CLIENTS,
-        || get(lab.address, "/"),
+        || lab.site.ask(),
         || {
             kill(adapter);
             until("another adapter", || {
-                let agent = lab.agent();
+                let agent = lab.site.agent();
                 (agent["pid"] != adapter && agent["state"] == "serving").then_some(())
             });
         },
@@ -269,25 +241,25 @@ fn a_program_that_dies_is_started_again_and_the_death_of_its_adapter_is_none_of_
     nobody_is_lost(&seen);
     assert_eq!(lab.program(), second, "taken over, and not started again");
     // Nothing of it is left after the end of the stub, nor after its death.
-    assert_eq!(lab.host.stop(PRODUCT), Some(0));
+    assert_eq!(lab.site.stop(), Some(0));
     assert!(!is_alive(second));
-    lab.host.launch(PRODUCT);
+    lab.site.start();
     lab.serves("one");
     let third = lab.program();
-    lab.host.stub(PRODUCT).kill();
+    lab.site.stub().kill();
     ends(third);
-    lab.host.launch(PRODUCT);
+    lab.site.start();
     lab.serves("one");
 }
 
 #[test]
 fn an_address_in_use_is_named_with_whoever_has_it_and_taken_when_it_is_free() {
     let mut lab = Lab::new();
-    let other = TcpListener::bind(lab.address).unwrap();
+    let other = TcpListener::bind(lab.site.address).unwrap();
     lab.publish("1", "exec \"$T\"/bin/plain one", "");
-    lab.host.launch(PRODUCT);
+    lab.site.start();
     let us = format!("process {}", std::process::id());
-    lab.log_says(&["cannot listen on 'http'", &us]);
+    lab.site.log_says(&["cannot listen on 'http'", &us]);
     drop(other);
     lab.serves("one");
 }
@@ -296,10 +268,9 @@ fn an_address_in_use_is_named_with_whoever_has_it_and_taken_when_it_is_free() {
 fn a_program_that_binds_for_itself_is_handed_over_by_overlap() {
     let overlap = "handover = 'overlap'\n";
     let mut lab = Lab::new();
-    let script = |lab: &Lab, text: &str| format!("exec \"$T\"/bin/plain {text} --bind {}", lab.address);
+    let script = |lab: &Lab, text: &str| format!("exec \"$T\"/bin/plain {text} --bind {}", lab.site.address);
     lab.publish("1", &script(&lab, "one"), overlap);
-    lab.host.launch(PRODUCT);
-    lab.manager.wait_for_version("host-1", PRODUCT, "1");
+    lab.site.launch("1");
     let first = lab.program();
     lab.publish("2", &script(&lab, "two"), overlap);
     // What waits in the backlog of a socket that is closed is cut by the kernel: the document has the figures.
@@ -319,8 +290,7 @@ fn a_program_that_cannot_be_there_twice_is_handed_over_by_a_restart() {
     let restart = "handover = 'restart'\nlisten = [{ name = 'http', tcp = 'ADDRESS' }]\n";
     let mut lab = Lab::new();
     lab.publish("1", "exec \"$T\"/bin/plain one --lock lock", restart);
-    lab.host.launch(PRODUCT);
-    lab.manager.wait_for_version("host-1", PRODUCT, "1");
+    lab.site.launch("1");
     let first = lab.program();
     lab.publish("2", "exec \"$T\"/bin/plain two --lock lock", restart);
     let (seen, code) = lab.upgrade("2");

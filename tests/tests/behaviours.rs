@@ -5,18 +5,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tests::command::{program, until};
 use tests::languages::{CInterface, PythonPackage};
-use tests::load::{get, under_load};
+use tests::load::under_load;
 use tests::repository::root;
-use tests::{Host, Manager, Output, TreeFixture};
-
-const PRODUCT: &str = "conduct";
+use tests::{Output, Site, TreeFixture};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Language {
@@ -55,14 +53,14 @@ const NO_KINDS: &str = "it performs none, and the job says so";
 static TABLE: &[Behaviour] = &[
     all("starts for the first time, and is believed", |lab| {
         lab.serves("1");
-        assert_eq!(lab.agent()["state"], "serving");
+        assert_eq!(lab.site.agent_on_host()["state"], "serving");
     }),
     all("takes what it listens on from a service manager (`LISTEN_FDS`)", sockets_come_from_outside),
     all("goes to another version under load: nobody is refused or cut", |lab| {
-        let pid = lab.agent()["pid"].clone();
+        let pid = lab.site.agent_on_host()["pid"].clone();
         lab.publish("loaded", &[]);
         lab.upgrade_under_load("loaded", 0);
-        assert_eq!(lab.agent()["pid"], pid, "the process is the same");
+        assert_eq!(lab.site.agent_on_host()["pid"], pid, "the process is the same");
         lab.back();
     }),
     all("goes back under load to the version before", |lab| {
@@ -71,15 +69,15 @@ static TABLE: &[Behaviour] = &[
         lab.serves("1");
     }),
     all("stays where it is when the new version cannot be executed", |lab| {
-        let pid = lab.agent()["pid"].clone();
+        let pid = lab.site.agent_on_host()["pid"].clone();
         lab.publish_script("unexecutable", "#!/no/such/interpreter\n");
         lab.upgrade_under_load("unexecutable", 1);
-        assert_eq!(lab.agent()["pid"] == pid, lab.language != Unchanged);
+        assert_eq!(lab.site.agent_on_host()["pid"] == pid, lab.language != Unchanged);
     }),
     all("comes back when the new version crashes at its start", |lab| {
         lab.publish_script("crashes", "#!/bin/sh\necho no luck >&2\nexit 7\n");
         lab.upgrade_under_load("crashes", 1);
-        lab.log_says("no luck");
+        lab.site.log_says(&["no luck"]);
     }),
     all("comes back when the new version does not prove itself in time", |lab| {
         lab.publish_script("hangs", "#!/bin/sh\nexec sleep 1000\n");
@@ -174,44 +172,44 @@ static TABLE: &[Behaviour] = &[
     }),
     own("ends an operation that is cancelled", NO_KINDS, |lab| {
         let job = lab.job(&["--arg", "units=1000", "--arg", "pause_ms=20", "--detach"]).expect(0).text();
-        let shown = || lab.manager.run(&["job", "show", &job, "--json"]).expect(0).json();
+        let shown = || lab.site.manager.run(&["job", "show", &job, "--json"]).expect(0).json();
         until("it counts", || shown()["progress"]["units_done"].as_u64().filter(|done| *done > 0));
-        lab.manager.run(&["job", "cancel", &job]).expect(0);
-        let end = lab.manager.run(&["job", "wait", &job, "--json"]).expect(1).json_lines().pop().unwrap();
+        lab.site.manager.run(&["job", "cancel", &job]).expect(0);
+        let end = lab.site.manager.run(&["job", "wait", &job, "--json"]).expect(1).json_lines().pop().unwrap();
         assert_eq!(end["state"], "cancelled", "{end}");
     }),
     all("is started again with what it listens on when it is killed", |lab| {
-        let pid = lab.agent()["pid"].clone();
+        let pid = lab.site.agent_on_host()["pid"].clone();
         let number = rustix::process::Pid::from_raw(i32::try_from(pid.as_i64().unwrap()).unwrap()).unwrap();
         rustix::process::kill_process(number, rustix::process::Signal::KILL).unwrap();
         until("it is there again", || {
-            let agent = lab.agent();
+            let agent = lab.site.agent_on_host();
             (agent["pid"] != pid && agent["state"] == "serving").then_some(())
         });
         lab.serves("1");
     }),
     all("ends in good order on SIGTERM", |lab| {
-        let (ended, version) = (lab.count("1 ended"), lab.agent()["version"].clone());
-        assert_eq!((version, lab.host.stop(PRODUCT)), ("1".into(), Some(0)));
+        let (ended, version) = (lab.count("1 ended"), lab.site.agent_on_host()["version"].clone());
+        assert_eq!((version, lab.site.stop()), ("1".into(), Some(0)));
         assert_eq!(lab.count("1 ended"), ended + usize::from(lab.language != Unchanged));
-        assert!(get(lab.address, "/").is_err(), "nobody listens any more");
+        assert!(lab.site.ask().is_err(), "nobody listens any more");
         lab.launch();
     }),
 ];
 
 /// The descriptors of a service manager: a listener of the test's on the same address, which nobody else can bind then.
 fn sockets_come_from_outside(lab: &mut Lab) {
-    assert_eq!(lab.host.stop(PRODUCT), Some(0));
-    let listener = TcpListener::bind(lab.address).unwrap();
+    assert_eq!(lab.site.stop(), Some(0));
+    let listener = TcpListener::bind(lab.site.address).unwrap();
     rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::empty()).unwrap();
-    let launch = lab.host.command(&["launch", PRODUCT]);
+    let launch = lab.site.host.command(&["launch", lab.site.product]);
     let mut shell = Command::new("bash");
     let activate = format!("exec 3<&{}; LISTEN_PID=$$ exec \"$0\" \"$@\"", listener.as_raw_fd());
     shell.arg("-c").arg(activate).arg(launch.get_program()).args(launch.get_args());
     shell.envs(launch.get_envs().filter_map(|(name, value)| Some((name, value?))));
     shell.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "http");
     lab.launch_by(shell);
-    assert_eq!(lab.host.stop(PRODUCT), Some(0));
+    assert_eq!(lab.site.stop(), Some(0));
     drop(listener);
     lab.launch();
 }
@@ -219,28 +217,24 @@ fn sockets_come_from_outside(lab: &mut Lab) {
 /// A program of one language on a host.
 struct Lab {
     language: Language,
-    manager: Manager,
-    host: Host,
-    address: SocketAddr,
+    site: Site,
     /// What all versions have.
     tree: TreeFixture,
 }
 
 impl Lab {
     fn running(language: Language) -> Self {
-        let manager = Manager::start();
-        let host = Host::mounted("host-1", &manager);
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let tree = tree(language, &manager.path(""));
-        let mut lab = Self { language, manager, host, address, tree };
+        let site = Site::new("conduct");
+        let tree = tree(language, &site.manager.path(""));
+        let mut lab = Self { language, site, tree };
         lab.publish("1", &[]);
         lab.launch();
-        lab.manager.wait_for_version("host-1", PRODUCT, "1");
+        lab.site.serves("1");
         lab
     }
 
     fn notes(&self) -> PathBuf {
-        self.host.path("notes")
+        self.site.host.path("notes")
     }
 
     fn count(&self, line: &str) -> usize {
@@ -258,7 +252,7 @@ impl Lab {
 
     fn publish_with(&self, version: &str, flags: &[&str], more: &str) {
         let notes = self.notes().display().to_string();
-        let address = self.address.to_string();
+        let address = self.site.address.to_string();
         let arguments = match self.language {
             Unchanged if flags == ["--sick"] => vec![version, "--status", "503"],
             Unchanged => vec![version],
@@ -280,27 +274,19 @@ impl Lab {
         let adapter = format!(
             "[health]\nhttp = 'http://{0}/'\ninterval = '100ms'\n\
              [adapter]\nhandover = 'sockets'\nlisten = [{{ name = 'http', tcp = '{0}' }}]\n",
-            self.address
+            self.site.address
         );
         let adapter = if self.language == Unchanged { &adapter } else { "" };
         self.tree.file("manager-fs.toml", 0o644, format!("{head}{adapter}"));
         self.tree.file("VERSION", 0o644, version);
-        self.manager.publish(PRODUCT, version, self.tree.path());
-        self.manager.export(&format!("{PRODUCT}@{version}"), "host-1");
-    }
-
-    /// What the host says of the agent: its manager may hear of a start a while later.
-    fn agent(&self) -> serde_json::Value {
-        let status = self.host.run(&["status", "--json"]).expect(0).json();
-        let agents = status["agents"].as_array().unwrap();
-        agents.iter().find(|agent| agent["product"] == PRODUCT).cloned().unwrap_or_default()
+        self.site.publish(version, self.tree.path());
     }
 
     /// Waits until this version is believed.
     #[track_caller]
     fn is(&self, version: &str) {
         until(&format!("{version} is believed"), || {
-            let agent = self.agent();
+            let agent = self.site.agent_on_host();
             (agent["version"] == version && agent["state"] == "serving").then_some(())
         });
     }
@@ -310,7 +296,7 @@ impl Lab {
     fn serves(&self, version: &str) {
         self.is(version);
         until(&format!("{version} answers"), || {
-            let answer = get(self.address, "/").ok()?;
+            let answer = self.site.ask().ok()?;
             (answer.split(' ').nth(1) == Some(version)).then_some(())
         });
     }
@@ -318,23 +304,22 @@ impl Lab {
     /// How many were answered before this one.
     #[track_caller]
     fn answered(&self) -> u64 {
-        let answer = get(self.address, "/").unwrap();
+        let answer = self.site.ask().unwrap();
         answer.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
     /// Orders a version; returns what was said. After a failure version `1` serves again, or whatever did.
     #[track_caller]
     fn upgrade(&self, version: &str, code: i32) -> String {
-        let serving = self.agent()["version"].as_str().unwrap().to_owned();
-        let generation = format!("{PRODUCT}@{version}");
-        let output = self.manager.run(&["upgrade", PRODUCT, &generation, "--to", "host-1"]).expect(code);
+        let serving = self.site.agent_on_host()["version"].as_str().unwrap().to_owned();
+        let output = self.site.upgrade(version).expect(code);
         self.is(if code == 0 { version } else { &serving });
         format!("{}{}", output.stdout, output.stderr)
     }
 
     #[track_caller]
     fn upgrade_under_load(&self, version: &str, code: i32) -> String {
-        let (seen, said) = under_load(2, || get(self.address, "/"), || self.upgrade(version, code));
+        let (seen, said) = under_load(2, || self.site.ask(), || self.upgrade(version, code));
         assert_eq!(seen.lost(), 0, "{version}: {seen:?}");
         assert!(seen.of("200 ") > 0);
         said
@@ -355,33 +340,27 @@ impl Lab {
     /// From a version that cannot be left: what was saved of `1` is what starts next.
     #[track_caller]
     fn fresh(&mut self) {
-        self.host.stub(PRODUCT).kill();
-        until("the agent has ended with its stub", || get(self.address, "/").is_err().then_some(()));
-        self.host.stop(PRODUCT);
-        self.host.run(&["rescue", PRODUCT, "--to", &format!("{PRODUCT}@1")]).expect(0);
+        self.site.stub().kill();
+        until("the agent has ended with its stub", || self.site.ask().is_err().then_some(()));
+        self.site.stop();
+        self.site.host.run(&["rescue", self.site.product, "--to", &format!("{}@1", self.site.product)]).expect(0);
         self.launch();
     }
 
     #[track_caller]
     fn launch(&mut self) {
-        self.launch_by(self.host.command(&["launch", PRODUCT]));
+        self.launch_by(self.site.host.command(&["launch", self.site.product]));
     }
 
     /// Starts version `1` again.
     #[track_caller]
     fn launch_by(&mut self, command: Command) {
-        self.host.launch_by(PRODUCT, command);
+        self.site.host.launch_by(self.site.product, command);
         self.serves("1");
     }
 
     fn job(&self, more: &[&str]) -> Output {
-        self.manager.run(&[&["job", "run", PRODUCT, "count", "--host", "host-1"], more].concat())
-    }
-
-    #[track_caller]
-    fn log_says(&mut self, words: &str) {
-        let stub = self.host.stub(PRODUCT);
-        until(&format!("the log says '{words}'"), || stub.log().contains(words).then_some(()));
+        self.site.job("count", more)
     }
 }
 
@@ -410,7 +389,7 @@ fn behaves(language: Language) {
         }
         println!("{language:?}: {}", behaviour.name);
         (behaviour.see)(&mut lab);
-        assert_eq!(lab.agent()["version"], "1", "after '{}'", behaviour.name);
+        assert_eq!(lab.site.agent_on_host()["version"], "1", "after '{}'", behaviour.name);
     }
     if language == Unchanged {
         let refused = format!("{:?}", lab.job(&[]).expect(1));

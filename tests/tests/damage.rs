@@ -220,9 +220,15 @@ fn an_object_is_protected_by_the_kernel_where_it_can() {
     }
 }
 
-#[test]
-fn what_is_changed_on_the_way_is_not_believed() {
-    let (manager, source) = (Manager::start(), tree(8, 512 << 10));
+/// Somebody reads `files` files through a line that fares badly meanwhile; all of it must come, and as it was published.
+/// The line is as `first` leaves it when the reading begins; `trouble` gets it, and whether everything has been read.
+#[track_caller]
+fn everything_is_read_while(
+    (files, bytes): (usize, usize),
+    first: impl FnOnce(&Proxy),
+    trouble: impl FnOnce(&Proxy, &dyn Fn() -> bool),
+) {
+    let (manager, source) = (Manager::start(), tree(files, bytes));
     manager.publish("sample", "1.0", source.path());
     let proxy = Proxy::start(&manager.address());
     let mut host = Host::new("host-1");
@@ -231,11 +237,10 @@ fn what_is_changed_on_the_way_is_not_believed() {
     manager.export("sample@1.0", "host-1");
     let view = host.mountpoint().join("sample/1.0");
     until("the view shows it", || view.is_dir().then_some(()));
-    proxy.corrupt();
+    first(&proxy);
     std::thread::scope(|scope| {
-        let reader = scope.spawn(|| (0..8).map(|n| fs::read(view.join(format!("file-{n}")))).collect::<Vec<_>>());
-        until("the reader meets the damage", || (proxy.to_host_bytes() > 1000).then_some(()));
-        proxy.heal();
+        let reader = scope.spawn(|| (0..files).map(|n| fs::read(view.join(format!("file-{n}")))).collect::<Vec<_>>());
+        trouble(&proxy, &|| reader.is_finished());
         for (n, read) in reader.join().unwrap().into_iter().enumerate() {
             let bytes = read.unwrap_or_else(|error| panic!("file-{n} after the line was good again: {error}"));
             assert!(bytes == fs::read(source.path().join(format!("file-{n}"))).unwrap(), "wrong bytes of file-{n}");
@@ -244,29 +249,28 @@ fn what_is_changed_on_the_way_is_not_believed() {
 }
 
 #[test]
-fn a_line_that_is_cut_again_and_again_only_delays() {
-    let (manager, source) = (Manager::start(), tree(12, 1 << 20));
-    manager.publish("sample", "1.0", source.path());
-    let proxy = Proxy::start(&manager.address());
-    let mut host = Host::new("host-1");
-    host.enroll(&manager, &proxy.address());
-    host.mount(&[]);
-    manager.export("sample@1.0", "host-1");
-    let view = host.mountpoint().join("sample/1.0");
-    until("the view shows it", || view.is_dir().then_some(()));
-    std::thread::scope(|scope| {
-        let reader = scope.spawn(|| (0..12).map(|n| fs::read(view.join(format!("file-{n}")))).collect::<Vec<_>>());
-        for _ in 0..4 {
-            let before = proxy.to_host_bytes();
-            until("bytes flow", || (reader.is_finished() || proxy.to_host_bytes() > before + 20_000).then_some(()));
-            proxy.cut();
-            proxy.heal();
-        }
-        for (n, read) in reader.join().unwrap().into_iter().enumerate() {
-            let bytes = read.unwrap_or_else(|error| panic!("file-{n}: {error}"));
-            assert!(bytes == fs::read(source.path().join(format!("file-{n}"))).unwrap(), "wrong bytes of file-{n}");
-        }
+fn what_is_changed_on_the_way_is_not_believed() {
+    everything_is_read_while((8, 512 << 10), Proxy::corrupt, |line, _| {
+        let before = line.to_host_bytes();
+        until("the reader meets the damage", || (line.to_host_bytes() > before + 1000).then_some(()));
+        line.heal();
     });
+}
+
+#[test]
+fn a_line_that_is_cut_again_and_again_only_delays() {
+    everything_is_read_while(
+        (12, 1 << 20),
+        |_| (),
+        |line, is_read| {
+            for _ in 0..4 {
+                let before = line.to_host_bytes();
+                until("bytes flow", || (is_read() || line.to_host_bytes() > before + 20_000).then_some(()));
+                line.cut();
+                line.heal();
+            }
+        },
+    );
 }
 
 #[test]

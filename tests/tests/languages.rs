@@ -4,34 +4,27 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
 
 use tests::languages::{CInterface, PythonPackage};
-use tests::load::{Seen, get, under_load};
+use tests::load::Seen;
 use tests::real::python_in_a_tree;
 use tests::repository::root;
-use tests::{Host, Manager, Output, TreeFixture, needs};
+use tests::{Output, Site, TreeFixture, needs};
 
-const PRODUCT: &str = "service";
 const CLIENTS: usize = 4;
 /// Under valgrind everything takes thirty times as long.
 const SLOWLY: &str = "20s";
 
-/// A manager, a host, and an address that the service of the test listens on.
+/// The product with one of the services in it.
 struct Lab {
-    manager: Manager,
-    host: Host,
-    address: SocketAddr,
+    site: Site,
 }
 
 impl Lab {
     fn new() -> Self {
-        let manager = Manager::start();
-        let host = Host::mounted("host-1", &manager);
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Self { manager, host, address }
+        Self { site: Site::new("service") }
     }
 
     /// A version of a tree, with what it is started with, and a file that makes it another tree.
@@ -41,14 +34,7 @@ impl Lab {
         fs::write(tree.join("VERSION"), version).unwrap();
         let file = format!("entrypoint = {entry:?}\narguments = {arguments:?}\nprobation = {probation:?}\n");
         fs::write(tree.join("manager-fs.toml"), file).unwrap();
-        self.manager.publish(PRODUCT, version, tree);
-        self.manager.export(&format!("{PRODUCT}@{version}"), "host-1");
-    }
-
-    #[track_caller]
-    fn launch(&mut self, version: &str) {
-        self.host.launch(PRODUCT);
-        self.manager.wait_for_version("host-1", PRODUCT, version);
+        self.site.publish(version, tree);
     }
 
     /// The change-over with clients that ask meanwhile; nobody may be lost.
@@ -59,9 +45,7 @@ impl Lab {
 
     #[track_caller]
     fn upgrade_under(&self, clients: usize, version: &str, code: i32) -> Seen {
-        let generation = format!("{PRODUCT}@{version}");
-        let upgrade = || self.manager.run(&["upgrade", PRODUCT, &generation, "--to", "host-1"]);
-        let (seen, output) = under_load(clients, || get(self.address, "/"), upgrade);
+        let (seen, output) = self.site.upgrade_under(clients, version);
         assert_eq!(output.code, Some(code), "{output:?}");
         assert_eq!(seen.lost(), 0, "{version}: {seen:?}");
         seen
@@ -70,12 +54,12 @@ impl Lab {
     /// Up, to one that fails and comes back, and down; returns how many were answered.
     #[track_caller]
     fn changes(&self) -> u64 {
-        let pid = self.manager.agent("host-1", PRODUCT).unwrap()["pid"].clone();
+        let pid = self.site.agent()["pid"].clone();
         let up = self.upgrade("2", 0);
         assert!(up.of("200 version 1 ") > 0 && up.of("200 version 2 ") > 0, "{up:?}");
-        assert_eq!(self.manager.agent("host-1", PRODUCT).unwrap()["pid"], pid, "it is the same process");
+        assert_eq!(self.site.agent()["pid"], pid, "it is the same process");
         let back = self.upgrade("bad", 1);
-        self.manager.wait_for_version("host-1", PRODUCT, "2");
+        self.site.serves("2");
         let down = self.upgrade("1", 0);
         assert!(down.of("200 version 2 ") > 0 && down.of("200 version 1 ") > 0, "{down:?}");
         println!("up: {up}\nfailed: {back}\ndown: {down}");
@@ -98,19 +82,19 @@ impl Example {
     /// Version 1 runs; 2, and one that fails, are exported.
     #[track_caller]
     fn running(mut lab: Lab, tree: &Path, entry: &str) -> Self {
-        let address = lab.address.to_string();
+        let address = lab.site.address.to_string();
         lab.publish("1", tree, entry, &[&address]);
-        lab.launch("1");
+        lab.site.launch("1");
         lab.publish("2", tree, entry, &[&address]);
         lab.publish("bad", tree, entry, &["no address", "and too much"]);
-        assert_eq!(count(&get(lab.address, "/").unwrap()), 0);
+        assert_eq!(count(&lab.site.ask().unwrap()), 0);
         Self { lab }
     }
 
     #[track_caller]
     fn in_c(flags: &str, entry: &str) -> Self {
         let lab = Lab::new();
-        let tree = CInterface::install(&lab.manager.path("")).service(flags);
+        let tree = CInterface::install(&lab.site.manager.path("")).service(flags);
         // The stacks of threads that run at the end are only "possibly" lost.
         let valgrind = "valgrind --quiet --leak-check=full --show-leak-kinds=definite --error-exitcode=9";
         let script = format!("#!/bin/sh\nexec {valgrind} \"${{0%/*}}/service\" \"$@\"\n");
@@ -120,8 +104,7 @@ impl Example {
 
     #[track_caller]
     fn job(&self, more: &[&str], code: i32) -> String {
-        let output = self.lab.manager.run(&[&["job", "run", PRODUCT, "tell", "--host", "host-1"], more].concat());
-        let output = output.expect(code);
+        let output = self.lab.site.job("tell", more).expect(code);
         format!("{}{}", output.stdout, output.stderr)
     }
 
@@ -129,7 +112,7 @@ impl Example {
     #[track_caller]
     fn does_all_that_it_should(self, refuses: &str) {
         let answered = self.lab.changes();
-        let now = count(&get(self.lab.address, "/").unwrap());
+        let now = count(&self.lab.site.ask().unwrap());
         assert!(now >= answered, "{now} of {answered}: the state crosses a change-over");
         assert!(self.job(&["--arg", "of=requests"], 0).contains(&format!("requests: {}", now + 1)));
         assert!(self.job(&["--arg", "of=answers"], 1).contains(refuses));
@@ -141,7 +124,7 @@ impl Example {
     /// It ends in good order, and what watches its memory has said nothing. Returns what it printed.
     #[track_caller]
     fn ends_clean(mut self) -> String {
-        let stub = self.lab.host.stub(PRODUCT);
+        let stub = self.lab.site.stub();
         assert_eq!(stub.end(), Some(0));
         let log = stub.log();
         for word in ["Sanitizer", "runtime error", "==ERROR", " at 0x", "definitely lost", "Traceback"] {
@@ -180,7 +163,7 @@ fn example_in_python() -> std::path::PathBuf {
 #[test]
 fn a_service_in_python_changes_its_version_under_load_and_nobody_is_lost() {
     let lab = Lab::new();
-    let package = PythonPackage::install(&lab.manager.path(""));
+    let package = PythonPackage::install(&lab.site.manager.path(""));
     let tree = TreeFixture::new();
     // The interpreter is the host's.
     package.service(tree.path(), &package.interpreter().display().to_string(), &example_in_python());
@@ -191,9 +174,9 @@ fn a_service_in_python_changes_its_version_under_load_and_nobody_is_lost() {
 #[test]
 fn the_interpreter_may_come_from_the_tree_as_well() {
     let lab = Lab::new();
-    let package = PythonPackage::install(&lab.manager.path(""));
+    let package = PythonPackage::install(&lab.site.manager.path(""));
     let program = python_in_a_tree().expect("the Python that the package was installed with");
-    let tree = lab.manager.path("tree");
+    let tree = lab.site.manager.path("tree");
     Output::of(Command::new("cp").arg("-a").arg(&program.tree).arg(&tree)).expect(0);
     let (words, variables) = program.at(Path::new("$tree"));
     let variables = variables.iter().map(|(name, value)| format!("{name}=\"{value}\" ")).collect::<String>();

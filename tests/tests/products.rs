@@ -5,15 +5,16 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use tests::Site;
 use tests::command::until;
 use tests::load::{Seen, get, under_load};
-use tests::{Host, Manager};
+use tests::site::free_address;
 
 const CLIENTS: usize = 8;
 
@@ -28,54 +29,45 @@ fn versions(product: &str) -> [PathBuf; 2] {
 
 /// A product on a host of its own.
 struct Lab {
-    manager: Manager,
-    host: Host,
-    product: &'static str,
-    address: SocketAddr,
+    site: Site,
     names: Vec<String>,
 }
 
 impl Lab {
     fn new(product: &'static str) -> Self {
-        let manager = Manager::start();
-        let host = Host::mounted("host-1", &manager);
-        let address = free();
-        Self { manager, host, product, address, names: Vec::new() }
+        Self { site: Site::new(product), names: Vec::new() }
     }
 
     /// Publishes a copy of a tree with these files in addition.
     fn publish(&mut self, version: &str, tree: &Path, files: &[(&str, String)]) {
-        let copy = self.manager.path(&format!("tree-{version}"));
+        let copy = self.site.manager.path(&format!("tree-{version}"));
         assert!(Command::new("cp").arg("-a").args([tree, &copy]).status().unwrap().success());
         for (path, text) in files {
             let path = copy.join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, text.replace("ADDRESS", &self.address.to_string())).unwrap();
+            fs::write(&path, text.replace("ADDRESS", &self.site.address.to_string())).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
-        self.manager.publish(self.product, version, &copy);
-        self.manager.export(&format!("{}@{version}", self.product), "host-1");
+        self.site.publish(version, &copy);
         self.names.push(version.to_owned());
     }
 
     #[track_caller]
     fn launch(&mut self, ask: impl Fn() -> io::Result<String>) {
-        self.host.launch(self.product);
-        until(&format!("{} serves", self.product), || ask().ok());
-        self.manager.wait_for_version("host-1", self.product, &self.names[0]);
+        self.site.start();
+        until(&format!("{} serves", self.site.product), || ask().ok());
+        self.site.serves(&self.names[0]);
     }
 
     /// Changes over under load and prints what the clients saw.
     #[track_caller]
     fn change(&self, to: &str, code: i32, ask: &(impl Fn() -> io::Result<String> + Sync)) -> Seen {
-        let generation = format!("{}@{to}", self.product);
         let (seen, ()) = under_load(CLIENTS, ask, || {
-            let upgrade = self.manager.run(&["upgrade", self.product, &generation, "--to", "host-1"]);
-            assert_eq!(upgrade.code, Some(code), "{upgrade:?}");
+            self.site.upgrade(to).expect(code);
             // While the version before drains.
             std::thread::sleep(Duration::from_secs(2));
         });
-        println!("{} to {to}: {seen}", self.product);
+        println!("{} to {to}: {seen}", self.site.product);
         seen
     }
 
@@ -90,14 +82,10 @@ impl Lab {
     }
 }
 
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 #[test]
 fn nginx() {
     let mut lab = Lab::new("nginx");
-    let health = free();
+    let health = free_address();
     let file = format!(
         "entrypoint = 'usr/sbin/nginx'\nprobation = '6s'\n\
          arguments = ['-p', '${{state}}', '-c', '${{tree}}/etc/web.conf']\n\
@@ -119,7 +107,7 @@ fn nginx() {
     let [old, new] = versions("nginx");
     let files = |conf: String| [("manager-fs.toml", file.clone()), ("etc/web.conf", conf)];
     lab.publish("1", &old, &files(conf("1")));
-    let address = lab.address;
+    let address = lab.site.address;
     lab.launch(|| get(address, "/"));
     lab.publish("2", &new, &files(conf("2")));
     lab.publish("bad", &new, &files(conf("bad") + "no_such_directive;\n"));
@@ -142,7 +130,7 @@ fn node() {
     let [old, new] = versions("node");
     let files = |server: String| [("manager-fs.toml", file.to_owned()), ("app/server.js", server)];
     lab.publish("1", &old, &files(server("1")));
-    let address = lab.address;
+    let address = lab.site.address;
     lab.launch(|| get(address, "/"));
     lab.publish("2", &new, &files(server("2")));
     lab.publish("bad", &new, &files("throw new Error('no configuration');\n".to_owned()));
@@ -176,7 +164,7 @@ fn python() {
         ]
     };
     lab.publish("1", &old, &files(server, "1"));
-    let address = lab.address;
+    let address = lab.site.address;
     lab.launch(|| get(address, "/"));
     lab.publish("2", &new, &files(server, "2"));
     lab.publish("bad", &new, &files("raise SystemExit('no configuration')\n", "bad"));
@@ -200,7 +188,7 @@ fn postgresql() {
     let mut lab = Lab::new("postgresql");
     let data = tempfile::Builder::new().prefix("postgresql").tempdir().unwrap();
     fs::set_permissions(data.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let (data, port) = (data.path().display(), lab.address.port());
+    let (data, port) = (data.path().display(), lab.site.address.port());
     let file = "entrypoint = 'bin/start'\nprobation = '30s'\n\
                 [health]\nsocket = 'ADDRESS'\ninterval = '100ms'\n\
                 [adapter]\nhandover = 'restart'\ndrain = { signal = 'SIGINT', deadline = '20s' }\n";
@@ -216,7 +204,7 @@ fn postgresql() {
     let [old, new] = versions("postgresql");
     let files = |start: String| [("manager-fs.toml", file.to_owned()), ("bin/start", start)];
     lab.publish("1", &old, &files(start("")));
-    let address = lab.address;
+    let address = lab.site.address;
     let ask = || ask_postgresql(address);
     lab.launch(ask);
     lab.publish("2", &new, &files(start("")));

@@ -5,13 +5,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
 
 use tests::command::program;
 use tests::needs;
 use tests::operator::{Operator, commands};
 use tests::repository::{files, root};
+use tests::site::free_address;
 
 #[test]
 fn readme_can_be_followed_word_by_word() {
@@ -37,7 +37,7 @@ fn a_program_becomes_an_agent_as_the_page_says() {
         operator.types(&with_address(line, dir.path()));
     }
     // The number that a reader may have to replace.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let port = free_address().port().to_string();
     for heading in ["Publish and start it", "Change its version while it is asked"] {
         for line in commands("docs/embedding.md", heading) {
             operator.types(&line.replace("8080", &port));
@@ -67,7 +67,7 @@ fn programs_in_c_and_python_become_agents_as_the_page_says() {
         let library = program("deps/libagent_core_c.so");
         let libraries = library.parent().unwrap();
         operator.types(&format!("export LIBRARIES={} AGENT_CORE_LIBRARY={}", libraries.display(), library.display()));
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+        let port = free_address().port().to_string();
         for line in commands("docs/embedding.md", heading).iter().filter(|line| !line.starts_with("cargo build")) {
             operator.types(&line.replace("8080", &port));
         }

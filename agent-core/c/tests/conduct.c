@@ -1,23 +1,13 @@
 /* As agent-core/examples/conduct.rs: conduct ADDRESS NOTES VERSION [--FLAG [VALUE]]... */
-#include <agent_core.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
+
+#include "../example/web.h"
 
 static const char *notes, *version, *fails = "", *blocks = "";
 static bool sick, without_extra;
 static atomic_ullong answered;
 static agent_core *agent;
-static agent_core_intake *intake;
-
-static void fail(const agent_core_error *error) {
-    fprintf(stderr, "conduct: %s\n", error->text);
-    exit(1);
-}
 
 static void note_to(int file, const char *word) {
     dprintf(file, "%s %s\n", version, word);
@@ -100,43 +90,15 @@ static void extra(void) {
         } else {
             int made = open(notes, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
             if (agent_core_keep(agent, "extra", made, &error))
-                fail(&error);
+                web_fail(&error);
             close(made);
         }
     }
 }
 
-struct connection {
-    int stream;
-    agent_core_pass *pass;
-};
-
-static void *answer(void *given) {
-    struct connection *connection = given;
-    char head[4096] = "";
-    size_t length = 0;
-    while (!strstr(head, "\r\n\r\n") && length < sizeof head - 1 && read(connection->stream, head + length, 1) == 1)
-        length++;
-    dprintf(connection->stream, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n%s answered %llu\n", version,
+static void answer(int stream) {
+    dprintf(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n%s answered %llu\n", version,
             atomic_fetch_add(&answered, 1));
-    close(connection->stream);
-    agent_core_leave(connection->pass);
-    free(connection);
-    return NULL;
-}
-
-static void *serve(void *unused) {
-    for (;;) {
-        struct connection *connection = malloc(sizeof *connection);
-        pthread_t thread;
-        connection->stream = agent_core_accept(intake, &connection->pass, NULL);
-        if (connection->stream < 0)
-            continue;
-        if (pthread_create(&thread, NULL, answer, connection))
-            abort();
-        pthread_detach(thread);
-    }
-    return unused;
 }
 
 static void read_flags(int argc, char **argv) {
@@ -153,26 +115,21 @@ static void read_flags(int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+    static struct web web = {.answer = answer};
     agent_core_error error;
-    pthread_t thread;
     if (argc < 4)
         return 2;
     notes = argv[2], version = argv[3];
     read_flags(argc, argv);
     agent = agent_core_open(&error);
     if (!agent)
-        fail(&error);
+        web_fail(&error);
     if (!without_extra)
         extra();
-    int listener = agent_core_listen_tcp(agent, "http", argv[1], &error);
-    if (listener < 0)
-        fail(&error);
-    intake = agent_core_intake_new(agent, listener, &error);
-    if (!intake)
-        fail(&error);
+    web_listen(&web, agent, argv[1]);
     const char *arguments[] = {"units", "pause_ms", NULL};
     if (agent_core_on(agent, "count", arguments, count, NULL, &error))
-        fail(&error);
+        web_fail(&error);
     agent_core_operations operations = {
         .size = sizeof operations,
         .quiesce = quiesce,
@@ -183,11 +140,10 @@ int main(int argc, char **argv) {
         .confirmed = confirmed,
     };
     if (agent_core_start(agent, &operations, &error))
-        fail(&error);
-    if (pthread_create(&thread, NULL, serve, NULL))
-        abort();
+        web_fail(&error);
+    web_start(&web);
     if (agent_core_wait(agent, NULL, &error))
-        fail(&error);
+        web_fail(&error);
     note("ended");
     return 0;
 }
