@@ -13,9 +13,9 @@ use crate::paths::AgentPaths;
 use crate::records::{self, Verified};
 use crate::sys;
 
-/// Names of keepers begin with this, and with the other when they have been told to end.
+/// Names of keepers begin with this as long as their program is to go on.
 pub const PROGRAM: &str = "program.";
-/// See [`PROGRAM`].
+/// Names of keepers whose program has been told to end begin with this.
 pub const ENDING: &str = "ending.";
 
 /// The keepers that an adapter left, under their names.

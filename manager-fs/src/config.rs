@@ -36,10 +36,19 @@ pub struct GlobalFlags {
     pub silence: Duration,
 }
 
+/// Why a text says no silence that anybody could be given up after.
+#[derive(Debug, PartialEq, thiserror::Error)]
+enum SilenceFault {
+    #[error(transparent)]
+    Form(#[from] humantime::DurationError),
+    #[error("it is less than 100ms")]
+    TooShort,
+}
+
 /// A duration in which something can happen at all.
-fn silence(text: &str) -> Result<Duration, String> {
-    let silence = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    if silence < Duration::from_millis(100) { Err(String::from("it is less than 100ms")) } else { Ok(silence) }
+fn silence(text: &str) -> Result<Duration, SilenceFault> {
+    let silence = humantime::parse_duration(text)?;
+    if silence < Duration::from_millis(100) { Err(SilenceFault::TooShort) } else { Ok(silence) }
 }
 
 /// What the global flags cannot mean.
@@ -98,15 +107,15 @@ impl Default {
 /// Absolute directories. None of them needs to exist yet.
 #[derive(Debug, Clone)]
 pub struct Dirs {
-    /// The manager's store.
+    /// What the manager keeps: packs, manifests, records, keys and its control state.
     pub store: PathBuf,
     /// Whether the store was named, so that the manager is found through it and not through [`Dirs::run`].
     pub store_was_named: bool,
     /// A host's durable state.
     pub state: PathBuf,
-    /// A host's cache.
+    /// What a host has fetched. It may be removed: all of it comes again.
     pub cache: PathBuf,
-    /// Sockets and mounts.
+    /// Sockets and mounts, of the manager and of a host: gone with the next boot.
     pub run: PathBuf,
 }
 

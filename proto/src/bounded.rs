@@ -67,10 +67,25 @@ impl<'de, T: Deserialize<'de>> Bound<'de> for Own<T> {
     }
 }
 
+/// What is beyond the bounds of its place.
+#[derive(Debug, thiserror::Error)]
+enum Beyond {
+    #[error("{got} bytes where at most {max} are allowed")]
+    TooLong { got: usize, max: usize },
+    #[error("an identifier is empty, or has other than printable ASCII characters")]
+    NotAWord,
+    #[error("a NUL byte in a path or an argument")]
+    Nul,
+    #[error("a list of more than {0} elements")]
+    Elements(usize),
+    #[error("paths of more than {0} bytes together")]
+    Paths(usize),
+}
+
 /// Reads a string without a copy where it lies in memory already, and makes of it what the function says.
 struct OfText<F>(F, &'static str);
 
-impl<'de, F: FnOnce(&str) -> Result<String, String>> Visitor<'de> for OfText<F> {
+impl<'de, F: FnOnce(&str) -> Result<String, Beyond>> Visitor<'de> for OfText<F> {
     type Value = String;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.1)
@@ -94,21 +109,17 @@ macro_rules! of_text {
 of_text!(Line, "a line of text", raw => Ok(text::line(raw, MAX)));
 of_text!(Text, "text", raw => Ok(text::lines(raw, MAX)));
 of_text!(Word, "an identifier", raw => match raw {
-    _ if raw.len() > MAX => Err(too_long(raw.len(), MAX)),
+    _ if raw.len() > MAX => Err(Beyond::TooLong { got: raw.len(), max: MAX }),
     _ if raw.is_empty() || !raw.bytes().all(|b| b.is_ascii_graphic()) => {
-        Err("an identifier is empty, or has other than printable ASCII characters".to_owned())
+        Err(Beyond::NotAWord)
     }
     _ => Ok(raw.to_owned()),
 });
 of_text!(Exact, "text without a NUL", raw => match raw {
-    _ if raw.len() > MAX => Err(too_long(raw.len(), MAX)),
-    _ if raw.contains('\0') => Err("a NUL byte in a path or an argument".to_owned()),
+    _ if raw.len() > MAX => Err(Beyond::TooLong { got: raw.len(), max: MAX }),
+    _ if raw.contains('\0') => Err(Beyond::Nul),
     _ => Ok(raw.to_owned()),
 });
-
-fn too_long(got: usize, max: usize) -> String {
-    format!("{got} bytes where at most {max} are allowed")
-}
 
 impl<'de, B: Bound<'de>> Bound<'de> for Option<B> {
     type Plain = Option<B::Plain>;
@@ -142,7 +153,7 @@ impl<'de, B: Bound<'de>> DeserializeSeed<'de> for Seed<B> {
 /// Reads elements and lets `F` say what becomes of each, given those before it.
 struct OfList<B, P, F>(PhantomData<(B, P)>, F, &'static str);
 
-impl<'de, B: Bound<'de, Plain = P>, P, F: FnMut(&mut Vec<P>, P) -> Result<(), String>> Visitor<'de>
+impl<'de, B: Bound<'de, Plain = P>, P, F: FnMut(&mut Vec<P>, P) -> Result<(), Beyond>> Visitor<'de>
     for OfList<B, P, F>
 {
     type Value = Vec<P>;
@@ -160,9 +171,9 @@ impl<'de, B: Bound<'de, Plain = P>, P, F: FnMut(&mut Vec<P>, P) -> Result<(), St
     }
 }
 
-fn push<P>(list: &mut Vec<P>, element: P, max: usize) -> Result<(), String> {
+fn push<P>(list: &mut Vec<P>, element: P, max: usize) -> Result<(), Beyond> {
     if list.len() >= max {
-        return Err(format!("a list of more than {max} elements"));
+        return Err(Beyond::Elements(max));
     }
     list.push(element);
     Ok(())
@@ -183,7 +194,7 @@ impl<'de, const COUNT: usize, const TOTAL: usize> Bound<'de> for Paths<COUNT, TO
         let take = |list: &mut Vec<String>, path: String| {
             total += path.len();
             if total > TOTAL {
-                return Err(format!("paths of more than {TOTAL} bytes together"));
+                return Err(Beyond::Paths(TOTAL));
             }
             push(list, path, COUNT)
         };
@@ -243,7 +254,7 @@ impl<'de, const MAX: usize> Bound<'de> for Blob<MAX> {
             }
             fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
                 if bytes.len() > MAX {
-                    return Err(E::custom(too_long(bytes.len(), MAX)));
+                    return Err(E::custom(Beyond::TooLong { got: bytes.len(), max: MAX }));
                 }
                 Ok(bytes.to_vec())
             }

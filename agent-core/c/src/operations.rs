@@ -93,18 +93,21 @@ impl Table {
     }
 }
 
-/// The answer of a callback: its words, as an error unless it came back with 0.
-fn answer(call: impl FnOnce(&mut Answer) -> i32) -> Result<Answer, String> {
+/// The words of a callback that came back with something else than 0.
+struct Declined(String);
+
+/// The answer of a callback that came back with 0.
+fn answer(call: impl FnOnce(&mut Answer) -> i32) -> Result<Answer, Declined> {
     let mut answer = Answer::default();
     match call(&mut answer) {
         0 => Ok(answer),
-        _ => Err(answer.reason()),
+        _ => Err(Declined(answer.reason())),
     }
 }
 
 /// For callbacks whose failing is to the library what a panic is: the reason is told, and no panic hook is called.
 fn demanded(call: impl FnOnce(&mut Answer) -> i32) -> Answer {
-    answer(call).unwrap_or_else(|why| resume_unwind(Box::new(why)))
+    answer(call).unwrap_or_else(|Declined(why)| resume_unwind(Box::new(why)))
 }
 
 impl Operations for Table {
@@ -139,7 +142,7 @@ impl Operations for Table {
         // SAFETY: see `quiesce`.
         let restored =
             |why: &mut Answer| unsafe { restore_state(self.user.0, schema, state.as_ptr(), state.len(), why) };
-        answer(restored).map(drop).map_err(StateRefused::from)
+        answer(restored).map(drop).map_err(|Declined(why)| StateRefused(why))
     }
 
     fn confirmed(&self) {
@@ -152,7 +155,7 @@ impl Operations for Table {
     fn healthy(&self) -> Result<(), NotHealthy> {
         let Some(healthy) = self.healthy else { return Ok(()) };
         // SAFETY: see `quiesce`.
-        answer(|why| unsafe { healthy(self.user.0, why) }).map(drop).map_err(NotHealthy::from)
+        answer(|why| unsafe { healthy(self.user.0, why) }).map(drop).map_err(|Declined(why)| NotHealthy(why))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -14,18 +14,32 @@ use crate::exec;
 /// What of its output is told when it fails.
 const OUTPUT_BYTES_MAX: usize = 1024;
 
+/// Why a command does not say that all is well.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CommandFault {
+    #[error("there is no command")]
+    None,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("the command has not ended in time")]
+    Late,
+    #[error("{0}")]
+    Silent(ExitStatus),
+    #[error("{status}: {said}")]
+    Said { status: ExitStatus, said: String },
+}
+
 /// Runs it; at `until` it is killed with everything that stayed in its process group.
-pub(super) fn run(command: &[String], until: Instant) -> Result<(), String> {
-    let [program, arguments @ ..] = command else { return Err("there is no command".to_owned()) };
-    let text = |e: io::Error| e.to_string();
-    let (mut output, write) = io::pipe().map_err(text)?;
-    rustix::io::ioctl_fionbio(&output, true).map_err(|e| e.to_string())?;
+pub(super) fn run(command: &[String], until: Instant) -> Result<(), CommandFault> {
+    let [program, arguments @ ..] = command else { return Err(CommandFault::None) };
+    let (mut output, write) = io::pipe()?;
+    rustix::io::ioctl_fionbio(&output, true).map_err(io::Error::from)?;
     let mut child = {
         let _permit = exec::child_permit();
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).current_dir("/").process_group(0);
-        command.stdout(write.try_clone().map_err(text)?).stderr(write);
-        command.spawn().map_err(text)?
+        command.stdout(write.try_clone()?).stderr(write);
+        command.spawn()?
     };
     let ended = wait(&child, &mut output, until);
     let pid = Pid::from_child(&child);
@@ -34,25 +48,25 @@ pub(super) fn run(command: &[String], until: Instant) -> Result<(), String> {
         let _ = rustix::process::kill_process_group(pid, Signal::KILL);
         let _ = child.kill();
     }
-    let status = child.wait().map_err(text)?;
+    let status = child.wait()?;
     let said = ended?;
     if status.success() {
         return Ok(());
     }
     let said = proto::text::line(String::from_utf8_lossy(&said).trim(), OUTPUT_BYTES_MAX);
-    Err(if said.is_empty() { status.to_string() } else { format!("{status}: {said}") })
+    Err(if said.is_empty() { CommandFault::Silent(status) } else { CommandFault::Said { status, said } })
 }
 
 /// Waits for the end of the process; returns the beginning of what it has written. More than that is read and dropped,
 /// for a command that floods must not be kept from its end.
-fn wait(child: &Child, output: &mut io::PipeReader, until: Instant) -> Result<Vec<u8>, String> {
+fn wait(child: &Child, output: &mut io::PipeReader, until: Instant) -> Result<Vec<u8>, CommandFault> {
     let pidfd = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty());
-    let pidfd = pidfd.map_err(|e| e.to_string())?;
+    let pidfd = pidfd.map_err(io::Error::from)?;
     let (mut said, mut bytes, mut is_open) = (Vec::new(), [0; 4096], true);
     loop {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err("the command has not ended in time".to_owned());
+            return Err(CommandFault::Late);
         }
         let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN)];
         if is_open {
@@ -77,7 +91,8 @@ mod tests {
     use std::time::Duration;
 
     fn sh(script: &str, ms: u64) -> Result<(), String> {
-        run(&["/bin/sh".into(), "-c".into(), script.into()], Instant::now() + Duration::from_millis(ms))
+        let until = Instant::now() + Duration::from_millis(ms);
+        run(&["/bin/sh".into(), "-c".into(), script.into()], until).map_err(|fault| fault.to_string())
     }
 
     #[test]

@@ -22,6 +22,38 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// Between two looks at who has accepted a connection, and between two connections.
 const LOOK_EVERY: Duration = Duration::from_millis(3);
 
+/// Why a program is not fit to work.
+#[derive(Debug, thiserror::Error)]
+enum HealthFault {
+    #[error("no answer in time")]
+    Late,
+    #[error("nobody took the connection in time")]
+    NotTaken,
+    #[error("{0} connections were all taken by others than the program that is asked")]
+    TakenByOthers(u32),
+    #[error(transparent)]
+    Io(io::Error),
+    #[error("who answers cannot be found out: {0}")]
+    Who(io::Error),
+    #[error("status {0}")]
+    Status(u16),
+    #[error("the connection ended without an answer")]
+    NoAnswer,
+    #[error("the answer is no HTTP")]
+    NotHttp,
+    #[error(transparent)]
+    Command(#[from] command::CommandFault),
+}
+
+impl From<io::Error> for HealthFault {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Late,
+            _ => Self::Io(error),
+        }
+    }
+}
+
 /// Whose answer counts.
 pub enum Answering<'a> {
     /// Whoever listens.
@@ -41,31 +73,31 @@ pub fn ask(check: &HealthCheck, answering: &Answering<'_>) -> Result<(), NotHeal
         HealthProbe::Http { address, path } => {
             connect(*address, answering, until).and_then(|stream| get(stream, *address, path, until))
         }
-        HealthProbe::Command(command) => command::run(command, until),
+        HealthProbe::Command(command) => command::run(command, until).map_err(HealthFault::from),
     };
     asked.map_err(|why| NotHealthy(format!("{}: {why}", check.probe)))
 }
 
-fn left(until: Instant) -> Result<Duration, String> {
+fn left(until: Instant) -> Result<Duration, HealthFault> {
     let left = until.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err("no answer in time".to_owned()) } else { Ok(left) }
+    if left.is_zero() { Err(HealthFault::Late) } else { Ok(left) }
 }
 
 /// What is left, while `others` connections were taken by somebody else.
-fn before(until: Instant, others: u32) -> Result<Duration, String> {
+fn before(until: Instant, others: u32) -> Result<Duration, HealthFault> {
     left(until).map_err(|_| match others {
-        0 => "nobody took the connection in time".to_owned(),
-        n => format!("{n} connections were all taken by others than the program that is asked"),
+        0 => HealthFault::NotTaken,
+        n => HealthFault::TakenByOthers(n),
     })
 }
 
-fn connect(address: SocketAddr, answering: &Answering<'_>, until: Instant) -> Result<TcpStream, String> {
+fn connect(address: SocketAddr, answering: &Answering<'_>, until: Instant) -> Result<TcpStream, HealthFault> {
     let mut others = 0_u32;
     loop {
-        let stream = TcpStream::connect_timeout(&address, before(until, others)?).map_err(|e| e.to_string())?;
+        let stream = TcpStream::connect_timeout(&address, before(until, others)?).map_err(HealthFault::Io)?;
         let Answering::Only(processes) = answering else { return Ok(stream) };
         loop {
-            match whose::other_end(&stream).map_err(|e| format!("who answers cannot be found out: {e}"))? {
+            match whose::other_end(&stream).map_err(HealthFault::Who)? {
                 Some(inode) if whose::has_open(&processes(), inode) => return Ok(stream),
                 Some(_) => break,
                 None => std::thread::sleep(LOOK_EVERY.min(before(until, others)?)),
@@ -76,34 +108,30 @@ fn connect(address: SocketAddr, answering: &Answering<'_>, until: Instant) -> Re
     }
 }
 
-fn get(mut stream: TcpStream, address: SocketAddr, path: &str, until: Instant) -> Result<(), String> {
-    let text = |e: io::Error| match e.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "no answer in time".to_owned(),
-        _ => e.to_string(),
-    };
-    stream.set_write_timeout(Some(left(until)?)).map_err(text)?;
+fn get(mut stream: TcpStream, address: SocketAddr, path: &str, until: Instant) -> Result<(), HealthFault> {
+    stream.set_write_timeout(Some(left(until)?))?;
     let request =
         format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: manager-fs\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).map_err(text)?;
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     let mut bytes = [0; 4096];
     // To its end, or the program would find its connection broken; what is too much is left.
     while (answer.len() as u64) < ANSWER_BYTES_MAX {
-        stream.set_read_timeout(Some(left(until)?)).map_err(text)?;
+        stream.set_read_timeout(Some(left(until)?))?;
         match stream.read(&mut bytes) {
             Ok(0) => break,
             Ok(n) => answer.extend_from_slice(&bytes[..n]),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             // The answer is there, and how its connection ends is nobody's health.
             Err(_) if status(&answer).is_some() => break,
-            Err(e) => return Err(text(e)),
+            Err(e) => return Err(e.into()),
         }
     }
     match status(&answer) {
         Some(200..=399) => Ok(()),
-        Some(status) => Err(format!("status {status}")),
-        None if answer.is_empty() => Err("the connection ended without an answer".to_owned()),
-        None => Err("the answer is no HTTP".to_owned()),
+        Some(status) => Err(HealthFault::Status(status)),
+        None if answer.is_empty() => Err(HealthFault::NoAnswer),
+        None => Err(HealthFault::NotHttp),
     }
 }
 

@@ -4,9 +4,9 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use proto::TreeId;
 use proto::agent::{AgentReply, AgentRequest, AgentStatus, ChangeId, Step, StepEvent};
 use proto::message::Fault;
+use proto::{TreeId, Version};
 
 use crate::AgentPaths;
 use crate::bad;
@@ -15,7 +15,7 @@ use crate::generation;
 use crate::journal::{Entry, Journal, Phase};
 use crate::machine::{Asked, Facts, judge};
 use crate::moments::{self, Moment};
-use crate::permits;
+use crate::permits::{self, Stays};
 use crate::records::{self, Verified};
 use crate::report::unix_ms;
 
@@ -180,8 +180,8 @@ impl Desk {
         if order.attach.is_some() {
             return Ok(());
         }
-        let permitted = permits::may_change_over(&here.paths).map_err(|e| e.to_string());
-        if let Err(refusal) = permitted.and_then(|()| may_be_started(&order.verified, asked, here)) {
+        if let Err(refusal) = may_be_started(&order.verified, asked, here) {
+            let refusal = refusal.to_string();
             if let Some(event) = self.end(&here.paths, &here.journal.current, &refusal) {
                 heard.reports.push(event);
             }
@@ -262,11 +262,22 @@ pub(super) fn place(paths: &AgentPaths, verified: &Verified) -> Result<(), FileF
     records::place(paths, verified)
 }
 
-fn may_be_started(verified: &Verified, asked: &Asked, here: &Here) -> Result<(), String> {
+/// Why a version may not be started in the place of one that does not come up.
+#[derive(Debug, thiserror::Error)]
+enum NotStarted {
+    #[error(transparent)]
+    Permits(#[from] Stays),
+    #[error("{version} is what is started here already, and it does not come up: {why}")]
+    Same { version: Version, why: String },
+    #[error("{0}")]
+    Judged(String),
+}
+
+fn may_be_started(verified: &Verified, asked: &Asked, here: &Here) -> Result<(), NotStarted> {
+    permits::may_change_over(&here.paths)?;
     let running = &here.journal.current;
     if verified.entry() == *running {
-        let (version, why) = (&running.version, &here.status.reason);
-        return Err(format!("{version} is what is started here already, and it does not come up: {why}"));
+        return Err(NotStarted::Same { version: running.version.clone(), why: here.status.reason.clone() });
     }
     // No program hands its state over, so none has to be read.
     let facts = Facts {
@@ -283,7 +294,7 @@ fn may_be_started(verified: &Verified, asked: &Asked, here: &Here) -> Result<(),
             // What cannot be written is found out again.
             drop(bad::remember(&here.paths, &entry.tree, &evidence));
         }
-        refusal.text
+        NotStarted::Judged(refusal.text)
     })
 }
 

@@ -19,6 +19,7 @@ use agent_core::internal::report::unix_ms;
 use proto::HostName;
 use proto::PublisherKey;
 use proto::message::{Fault, HostRequest, ManagerReply, PROTOCOL, Unix};
+use proto::name::NameError;
 use proto::token::Token;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use std::sync::Arc;
@@ -82,16 +83,53 @@ pub enum EnrollError {
     File(#[from] FileFault),
 }
 
-/// An enrolled host.
+/// Why it cannot be said any more whose generation records this host believes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NoPublishers(String);
+
+impl From<EnrollError> for NoPublishers {
+    fn from(error: EnrollError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// What is wrong with a certificate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CertificateFault {
+    /// It is not the text that it should be.
+    #[error("no PEM: {0}")]
+    Pem(#[from] x509_parser::nom::Err<x509_parser::error::PEMError>),
+    /// There is something else in the text.
+    #[error("no certificate: {0}")]
+    X509(#[from] x509_parser::nom::Err<x509_parser::error::X509Error>),
+    /// It is nobody's.
+    #[error("the certificate names no host")]
+    NoName,
+    /// The name is no text.
+    #[error("the certificate's name: {0}")]
+    NotText(x509_parser::error::X509Error),
+    /// It is not a host's.
+    #[error("the certificate's name '{name}': {fault}")]
+    Name {
+        /// The name.
+        name: String,
+        /// Why no host has it.
+        fault: NameError,
+    },
+}
+
+/// Who an enrolled host is, and whom it believes: what lies in `STATE/identity`.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// The name in the certificate.
     pub host: HostName,
-    /// Certificate, key, authority.
+    /// Its certificate and key, and the authority that its manager's certificate is from.
     pub tls: TlsIdentity,
     /// Whose generation records this host believes, or why it cannot be said any more: the rest of the identity is good
     /// without it.
-    pub publishers: Result<Vec<PublisherKey>, String>,
+    pub publishers: Result<Vec<PublisherKey>, NoPublishers>,
     /// Where the manager was at enrolment, `HOST:PORT`.
     pub manager: String,
     /// When the certificate begins, milliseconds since 1970.
@@ -108,10 +146,12 @@ impl Identity {
     pub fn load(state: &Path) -> Result<Self, EnrollError> {
         let read = |name: &str| identity::read(state, name);
         let tls = TlsIdentity { certificate: read("host.pem")?, key: read("host.key")?, authority: read("ca.pem")? };
-        let (host, not_before, not_after) = describe(&tls.certificate)
-            .map_err(|why| EnrollError::Damaged { path: directory(state).join("host.pem"), why })?;
+        let (host, not_before, not_after) = describe(&tls.certificate).map_err(|fault| EnrollError::Damaged {
+            path: directory(state).join("host.pem"),
+            why: fault.to_string(),
+        })?;
         let manager = read("manager")?.trim().to_owned();
-        let publishers = publishers(state).map_err(|fault| fault.to_string());
+        let publishers = publishers(state).map_err(NoPublishers::from);
         Ok(Self { host, tls, publishers, manager, not_before, not_after })
     }
 
@@ -165,7 +205,7 @@ pub fn is_enrolled(state: &Path) -> Result<(), EnrollError> {
 pub(crate) struct Known {
     pub(crate) host: HostName,
     pub(crate) manager: String,
-    pub(crate) publishers: Result<Vec<PublisherKey>, String>,
+    pub(crate) publishers: Result<Vec<PublisherKey>, NoPublishers>,
 }
 
 impl Known {
@@ -189,7 +229,7 @@ impl Known {
                 Self {
                     host: host.or_else(|| "unknown".parse().ok()).ok_or(fault)?,
                     manager: identity::read(state, "manager").map(|text| text.trim().to_owned()).unwrap_or_default(),
-                    publishers: publishers(state).map_err(|fault| fault.to_string()),
+                    publishers: publishers(state).map_err(NoPublishers::from),
                 }
             }
         };
@@ -235,7 +275,7 @@ pub async fn renew(link: &Link, state: &Path) -> Result<Identity, EnrollError> {
     let reply = link.request(&HostRequest::Renew { csr }, |_| {}, DEADLINE).await;
     let state = state.to_owned();
     let installed = move || {
-        let believed = now.publishers.as_ref().map_err(|why| EnrollError::Answer(why.clone()));
+        let believed = now.publishers.as_ref().map_err(|why| EnrollError::Answer(why.to_string()));
         let issued = reply.map_err(EnrollError::from).and_then(certificate_of).and_then(|issued| {
             check_issued(&issued.certificate, &now.host, &key)?;
             // With a new certificate the directory is replaced, and what was damaged would be lost for good.
@@ -267,7 +307,7 @@ fn certificate_of(reply: ManagerReply) -> Result<Issued, EnrollError> {
             if publishers.is_empty() {
                 return Err(EnrollError::Answer("it names no publisher's key".to_owned()));
             }
-            describe(&certificate).map_err(EnrollError::Answer)?;
+            describe(&certificate).map_err(|fault| EnrollError::Answer(fault.to_string()))?;
             Ok(Issued { certificate, authority, publishers })
         }
         ManagerReply::Fault(fault) => Err(EnrollError::Refused(fault)),
@@ -277,7 +317,7 @@ fn certificate_of(reply: ManagerReply) -> Result<Issued, EnrollError> {
 
 /// A certificate must be this host's, and of the key that was made for it: with any other the host could not connect again.
 fn check_issued(certificate: &str, host: &HostName, key: &KeyPair) -> Result<(), EnrollError> {
-    let (named, _, _) = describe(certificate).map_err(EnrollError::Answer)?;
+    let (named, _, _) = describe(certificate).map_err(|fault| EnrollError::Answer(fault.to_string()))?;
     if named != *host {
         return Err(EnrollError::Answer(format!("its certificate is for the host {named}, and this is {host}")));
     }
@@ -379,13 +419,14 @@ fn write_and_swap(
     Ok(fs::File::open(state).and_then(|dir| dir.sync_all()).doing(|| format!("sync {}", state.display()))?)
 }
 
-/// Name and validity of a certificate; the error says what is wrong with it.
-fn describe(pem: &str) -> Result<(HostName, Unix, Unix), String> {
-    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|error| format!("no PEM: {error}"))?;
-    let certificate = pem.parse_x509().map_err(|error| format!("no certificate: {error}"))?;
-    let name = certificate.subject().iter_common_name().next().ok_or("the certificate names no host")?;
-    let name = name.as_str().map_err(|error| format!("the certificate's name: {error}"))?;
-    let host = name.parse::<HostName>().map_err(|error| format!("the certificate's name '{name}': {error}"))?;
+/// Name and validity of a certificate.
+fn describe(pem: &str) -> Result<(HostName, Unix, Unix), CertificateFault> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes())?;
+    let certificate = pem.parse_x509()?;
+    let name = certificate.subject().iter_common_name().next().ok_or(CertificateFault::NoName)?;
+    let name = name.as_str().map_err(CertificateFault::NotText)?;
+    let host = name.parse::<HostName>();
+    let host = host.map_err(|fault| CertificateFault::Name { name: name.to_owned(), fault })?;
     let ms = |seconds: i64| u64::try_from(seconds).unwrap_or(0).saturating_mul(1000);
     let validity = certificate.validity();
     Ok((host, ms(validity.not_before.timestamp()), ms(validity.not_after.timestamp())))

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use proto::manifest::{Node, NodeKind, Object};
+use proto::manifest::{Node, NodeKind, Object, Unresolved};
+use proto::path::PathError;
 use proto::record::{ElfFile, HealthContract, Metadata, Script};
 use proto::width;
 use proto::{Manifest, ObjectId, TreePath};
@@ -13,7 +14,7 @@ use super::elf;
 use super::ingest::Start;
 use super::libraries;
 use super::monitor::{Monitor, Task};
-use super::product_file::ProductFile;
+use super::product_file::{ProductFile, ProductFileFault};
 use super::store::StoreError;
 
 /// The descriptor, in the root of a tree.
@@ -38,19 +39,76 @@ pub enum MetadataError {
         /// Who gave it.
         named_by: &'static str,
         /// What is wrong with it.
-        fault: String,
+        fault: EntryPointFault,
         /// Executables of the tree.
         candidates: Vec<TreePath>,
     },
     /// The descriptor does not say what a descriptor says.
     #[error("{DESCRIPTOR} in the root of the tree: {0}")]
-    Descriptor(String),
+    Descriptor(DescriptorFault),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The caller gave up.
     #[error("cancelled; nothing was published")]
     Cancelled,
+}
+
+/// Why a path is no entry point.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EntryPointFault {
+    /// It is no path of a tree.
+    #[error("{}", .0.fault)]
+    Path(#[from] PathError),
+    /// It leads to nothing in the tree.
+    #[error(transparent)]
+    Unresolved(#[from] Unresolved),
+    /// Nobody may execute it.
+    #[error("is not executable (mode {mode:04o})")]
+    NotExecutable {
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It has no content.
+    #[error("is an empty file")]
+    Empty,
+    /// It is no file.
+    #[error("is a directory")]
+    Directory,
+    /// It is a link to a link.
+    #[error("is a symlink that leads nowhere")]
+    Symlink,
+    /// It is a name, and no directory of the image's `PATH` has it.
+    #[error("is in none of {0}")]
+    NotFound(String),
+}
+
+/// What is wrong with a tree's descriptor.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DescriptorFault {
+    /// The manifest does not have its object.
+    #[error("its content is missing")]
+    NoContent,
+    /// It has more than a product can have to say.
+    #[error("it is larger than 64 KiB")]
+    TooLarge,
+    /// It is a directory or a symlink.
+    #[error("it is not a regular file")]
+    NotAFile,
+    /// It is no UTF-8.
+    #[error(transparent)]
+    NotText(#[from] std::string::FromUtf8Error),
+    /// It says what a product file does not say.
+    #[error(transparent)]
+    Content(#[from] ProductFileFault),
+    /// It adapts a program that there is not.
+    #[error("[adapter] without an entry point to run; {}", candidates_text(.candidates))]
+    NoProgram {
+        /// Executables of the tree.
+        candidates: Vec<TreePath>,
+    },
 }
 
 fn candidates_text(candidates: &[TreePath]) -> String {
@@ -104,8 +162,7 @@ impl Inspection<'_> {
             _ => said.arguments.clone(),
         };
         if said.adapter.is_some() && entry_point.is_none() {
-            let executables = candidates_text(&candidates);
-            return Err(MetadataError::Descriptor(format!("[adapter] without an entry point to run; {executables}")));
+            return Err(MetadataError::Descriptor(DescriptorFault::NoProgram { candidates }));
         }
         if let Some(entry) = &entry_point {
             self.tell_missing_libraries(&elf_files, entry, &said.host_libraries);
@@ -148,20 +205,20 @@ impl Inspection<'_> {
     fn product_file(&self) -> Result<ProductFile, MetadataError> {
         let path = TreePath::parse(DESCRIPTOR.as_bytes()).ok();
         let entry = path.and_then(|path| self.manifest.entry(&path));
-        let refused = |fault: &str| Err(MetadataError::Descriptor(fault.to_owned()));
+        let refused = |fault| Err(MetadataError::Descriptor(fault));
         let bytes = match entry.map(|entry| &self.manifest.node(entry).kind) {
             None | Some(NodeKind::EmptyFile) => Vec::new(),
             Some(NodeKind::File(id)) => {
-                let Some(object) = self.manifest.object(id) else { return refused("its content is missing") };
+                let Some(object) = self.manifest.object(id) else { return refused(DescriptorFault::NoContent) };
                 if object.bytes > DESCRIPTOR_BYTES_MAX {
-                    return refused("it is larger than 64 KiB");
+                    return refused(DescriptorFault::TooLarge);
                 }
                 self.start_of(object, width::index(DESCRIPTOR_BYTES_MAX))?
             }
-            Some(_) => return refused("it is not a regular file"),
+            Some(_) => return refused(DescriptorFault::NotAFile),
         };
-        let text = String::from_utf8(bytes).map_err(|error| MetadataError::Descriptor(error.to_string()))?;
-        ProductFile::parse(&text).map_err(MetadataError::Descriptor)
+        let text = String::from_utf8(bytes).map_err(|fault| MetadataError::Descriptor(fault.into()))?;
+        ProductFile::parse(&text).map_err(|fault| MetadataError::Descriptor(fault.into()))
     }
 
     /// Every ELF file, and every executable script, in the order of the tree.
@@ -223,19 +280,18 @@ impl Inspection<'_> {
     }
 
     /// The entry point as it was named, if it leads to an executable file without leaving the tree.
-    fn checked_entry_point(&self, text: &str) -> Result<TreePath, String> {
-        let path =
-            TreePath::parse(text.trim_start_matches("./").as_bytes()).map_err(|error| error.fault.to_owned())?;
-        let at = self.manifest.resolve(&path).map_err(|error| error.to_string())?;
+    fn checked_entry_point(&self, text: &str) -> Result<TreePath, EntryPointFault> {
+        let path = TreePath::parse(text.trim_start_matches("./").as_bytes())?;
+        let at = self.manifest.resolve(&path)?;
         let node = self.manifest.node(&self.manifest.entries[at]);
         match node.kind {
             NodeKind::File(_) | NodeKind::EmptyFile if node.mode & 0o111 == 0 => {
-                Err(format!("is not executable (mode {:04o})", node.mode))
+                Err(EntryPointFault::NotExecutable { mode: node.mode })
             }
             NodeKind::File(_) => Ok(path),
-            NodeKind::EmptyFile => Err("is an empty file".into()),
-            NodeKind::Directory => Err("is a directory".into()),
-            NodeKind::Symlink(_) => Err("is a symlink that leads nowhere".into()),
+            NodeKind::EmptyFile => Err(EntryPointFault::Empty),
+            NodeKind::Directory => Err(EntryPointFault::Directory),
+            NodeKind::Symlink(_) => Err(EntryPointFault::Symlink),
         }
     }
 
@@ -246,9 +302,9 @@ impl Inspection<'_> {
             inside(&start.program)
         } else {
             let mut places = start.path.iter().map(|directory| inside(&format!("{directory}/{}", start.program)));
-            places.find_map(Result::ok).ok_or_else(|| format!("is in none of {}", start.path.join(":")))
+            places.find_map(Result::ok).ok_or_else(|| EntryPointFault::NotFound(start.path.join(":")))
         };
-        let told = |fault: String| {
+        let told = |fault| {
             self.monitor.problem(&format!("the image starts '{}', which {fault}", start.program));
         };
         found.map_err(told).ok()

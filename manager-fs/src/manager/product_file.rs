@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::toml_text::{self, read};
+use super::toml_text::{self, DurationFault, TomlFault, read};
 use proto::adapter::{Adapter, Drain, Handover, Listen, ListenAddress, NotASignal, Variable};
 use proto::health::{HealthCheck, HealthProbe};
 use proto::limits::{ARGUMENTS_MAX, ENVIRONMENT_MAX, LISTEN_MAX, LISTEN_NAME_BYTES_MAX, UNIX_PATH_BYTES_MAX};
@@ -16,6 +16,93 @@ const PROBATION: Duration = Duration::from_secs(10);
 const ADAPTER_DEADLINE: Duration = Duration::from_secs(30);
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What is wrong with a product file, and what is wanted there.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProductFileFault {
+    /// It is not what the page says, or no TOML at all.
+    #[error(transparent)]
+    Toml(#[from] TomlFault),
+    /// A range that ends before it begins.
+    #[error("state_schemas = [{min}, {max}]: want the oldest and the newest, in this order")]
+    Schemas {
+        /// The first number.
+        min: u32,
+        /// The second one.
+        max: u32,
+    },
+    /// No duration.
+    #[error("{key} = {fault}")]
+    Duration {
+        /// What it is the duration of.
+        key: &'static str,
+        /// What is wrong with it.
+        fault: DurationFault,
+    },
+    /// A duration in which nothing can be asked.
+    #[error("{0} is shorter than 10 ms")]
+    TooShort(&'static str),
+    /// A health that takes longer to tell than anybody waits.
+    #[error("health.timeout is longer than 60s: whoever waits for the answer would not")]
+    TooPatient,
+    /// Several ways to ask, or none.
+    #[error("[health] wants one of http, socket and command")]
+    HealthKind,
+    /// A command of no words.
+    #[error("health.command is empty")]
+    NoCommand,
+    /// Another URL than one of this host.
+    #[error("health.http = \"{0}\": want such as \"http://127.0.0.1:8080/\"")]
+    Url(String),
+    /// No address with a port.
+    #[error("{key} = \"{text}\": want an address and a port, such as \"0.0.0.0:80\" or \"[::]:80\"")]
+    Address {
+        /// What should be there.
+        key: String,
+        /// What is.
+        text: String,
+    },
+    /// A list that is too long.
+    #[error("{key} has {count} entries, at most {max}")]
+    Many {
+        /// Which list.
+        key: &'static str,
+        /// How many it has.
+        count: usize,
+        /// How many it may have.
+        max: usize,
+    },
+    /// A signal that no program is ended by.
+    #[error("drain.signal = \"{text}\": {fault}")]
+    Signal {
+        /// What is there.
+        text: String,
+        /// What is wrong with it.
+        fault: NotASignal,
+    },
+    /// Two sockets of one name.
+    #[error("adapter.listen has the name '{0}' twice")]
+    Twice(String),
+    /// Nothing could be handed over.
+    #[error(
+        "handover = \"sockets\" without a socket in adapter.listen; a program that binds for itself is handed over by \
+         \"overlap\" or \"restart\""
+    )]
+    NoSocket,
+    /// A name that no environment has.
+    #[error("adapter.environment: '{0}' is no variable")]
+    Variable(String),
+    /// A name that a service manager could not give.
+    #[error("'{0}' is no name for a socket: want 1 to 64 letters, digits, '.', '-' or '_'")]
+    SocketName(String),
+    /// A path that no socket can have, or one that is somewhere else for everybody.
+    #[error("unix of socket '{0}': want an absolute path of at most 107 bytes")]
+    UnixPath(String),
+    /// A socket of several kinds, or of none.
+    #[error("socket '{0}' wants one of tcp, udp and unix")]
+    SocketKind(String),
+}
 
 /// What a product says about itself.
 #[derive(Debug)]
@@ -88,15 +175,13 @@ impl ProductFile {
     /// Reads the file; an empty text is a product that says nothing.
     ///
     /// # Errors
-    /// What is wrong and where, for people.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    /// See [`ProductFileFault`].
+    pub(super) fn parse(text: &str) -> Result<Self, ProductFileFault> {
         let text: Text = read(text)?;
         let state_schemas = match text.state_schemas {
             None => SchemaRange { min: 1, max: 1 },
             Some([min, max]) if min <= max => SchemaRange { min, max },
-            Some([min, max]) => {
-                return Err(format!("state_schemas = [{min}, {max}]: want the oldest and the newest, in this order"));
-            }
+            Some([min, max]) => return Err(ProductFileFault::Schemas { min, max }),
         };
         Ok(Self {
             entrypoint: text.entrypoint,
@@ -112,30 +197,30 @@ impl ProductFile {
 }
 
 impl HealthText {
-    fn check(self) -> Result<HealthCheck, String> {
+    fn check(self) -> Result<HealthCheck, ProductFileFault> {
         let probe = match (self.http, self.socket, self.command) {
             (Some(url), None, None) => http(&url)?,
             (None, Some(text), None) => HealthProbe::Socket(address("health.socket", &text)?),
-            (None, None, Some(command)) if command.is_empty() => return Err("health.command is empty".to_owned()),
+            (None, None, Some(command)) if command.is_empty() => return Err(ProductFileFault::NoCommand),
             (None, None, Some(command)) => HealthProbe::Command(bounded("health.command", command, ARGUMENTS_MAX)?),
-            _ => return Err("[health] wants one of http, socket and command".to_owned()),
+            _ => return Err(ProductFileFault::HealthKind),
         };
-        let of = |key: &str, text: Option<String>, default| {
+        let of = |key, text: Option<String>, default| {
             let ms = duration_ms(key, text.as_deref(), default)?;
-            if ms < 10 { Err(format!("{key} is shorter than 10 ms")) } else { Ok(ms) }
+            if ms < 10 { Err(ProductFileFault::TooShort(key)) } else { Ok(ms) }
         };
         let interval_ms = of("health.interval", self.interval, HEALTH_INTERVAL)?;
         let timeout_ms = of("health.timeout", self.timeout, HEALTH_TIMEOUT)?;
         if timeout_ms > 60_000 {
-            return Err("health.timeout is longer than 60s: whoever waits for the answer would not".to_owned());
+            return Err(ProductFileFault::TooPatient);
         }
         Ok(HealthCheck { probe, interval_ms, timeout_ms })
     }
 }
 
 /// `http://ADDRESS:PORT/PATH`, of this host.
-fn http(url: &str) -> Result<HealthProbe, String> {
-    let want = || format!("health.http = \"{url}\": want such as \"http://127.0.0.1:8080/\"");
+fn http(url: &str) -> Result<HealthProbe, ProductFileFault> {
+    let want = || ProductFileFault::Url(url.to_owned());
     let rest = url.strip_prefix("http://").ok_or_else(want)?;
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     if path.bytes().any(|byte| !byte.is_ascii_graphic()) || path.len() > 1024 {
@@ -147,23 +232,20 @@ fn http(url: &str) -> Result<HealthProbe, String> {
 }
 
 impl AdapterText {
-    fn adapter(self) -> Result<Adapter, String> {
+    fn adapter(self) -> Result<Adapter, ProductFileFault> {
         let drain = self.drain.unwrap_or(DrainText { signal: None, deadline: None });
         let signal = drain.signal.as_deref().unwrap_or("SIGTERM");
-        let signal = signal.parse().map_err(|fault: NotASignal| format!("drain.signal = \"{signal}\": {fault}"))?;
+        let fault = |fault| ProductFileFault::Signal { text: signal.to_owned(), fault };
+        let signal = signal.parse().map_err(fault)?;
         let deadline_ms = duration_ms("drain.deadline", drain.deadline.as_deref(), ADAPTER_DEADLINE)?;
         let listen = self.listen.into_iter().map(ListenText::listen).collect::<Result<Vec<_>, _>>()?;
         let listen = bounded("adapter.listen", listen, LISTEN_MAX)?;
         if let Some(twice) = listen.iter().enumerate().find(|(i, l)| listen.iter().take(*i).any(|o| o.name == l.name))
         {
-            return Err(format!("adapter.listen has the name '{}' twice", twice.1.name));
+            return Err(ProductFileFault::Twice(twice.1.name.clone()));
         }
         if self.handover == Handover::Sockets && listen.is_empty() {
-            return Err(
-                "handover = \"sockets\" without a socket in adapter.listen; a program that binds for itself \
-                        is handed over by \"overlap\" or \"restart\""
-                    .to_owned(),
-            );
+            return Err(ProductFileFault::NoSocket);
         }
         let environment = self.environment.into_iter().map(|(name, value)| {
             let fits = name.len() <= LISTEN_NAME_BYTES_MAX && !name.is_empty();
@@ -171,7 +253,7 @@ impl AdapterText {
             if fits && plain && !value.contains('\0') {
                 Ok(Variable { name, value })
             } else {
-                Err(format!("adapter.environment: '{name}' is no variable"))
+                Err(ProductFileFault::Variable(name))
             }
         });
         let environment = environment.collect::<Result<Vec<_>, _>>()?;
@@ -181,11 +263,11 @@ impl AdapterText {
 }
 
 impl ListenText {
-    fn listen(self) -> Result<Listen, String> {
+    fn listen(self) -> Result<Listen, ProductFileFault> {
         let name = self.name;
         let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
         if name.is_empty() || name.len() > LISTEN_NAME_BYTES_MAX || !plain {
-            return Err(format!("'{name}' is no name for a socket: want 1 to 64 letters, digits, '.', '-' or '_'"));
+            return Err(ProductFileFault::SocketName(name));
         }
         let at = match (self.tcp, self.udp, self.unix) {
             (Some(text), None, None) => ListenAddress::Tcp(address(&format!("tcp of socket '{name}'"), &text)?),
@@ -193,29 +275,28 @@ impl ListenText {
             (None, None, Some(path)) if path.starts_with('/') && path.len() <= UNIX_PATH_BYTES_MAX => {
                 ListenAddress::Unix(path)
             }
-            (None, None, Some(_)) => {
-                return Err(format!("unix of socket '{name}': want an absolute path of at most 107 bytes"));
-            }
-            _ => return Err(format!("socket '{name}' wants one of tcp, udp and unix")),
+            (None, None, Some(_)) => return Err(ProductFileFault::UnixPath(name)),
+            _ => return Err(ProductFileFault::SocketKind(name)),
         };
         Ok(Listen { name, at })
     }
 }
 
-fn address(key: &str, text: &str) -> Result<SocketAddr, String> {
+fn address(key: &str, text: &str) -> Result<SocketAddr, ProductFileFault> {
     let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
-    let fault = |_| format!("{key} = \"{text}\": want an address and a port, such as \"0.0.0.0:80\" or \"[::]:80\"");
+    let fault = |_| ProductFileFault::Address { key: key.to_owned(), text: text.to_owned() };
     numeric.as_deref().unwrap_or(text).parse().map_err(fault)
 }
 
-fn bounded<T>(key: &str, list: Vec<T>, max: usize) -> Result<Vec<T>, String> {
-    if list.len() > max { Err(format!("{key} has {} entries, at most {max}", list.len())) } else { Ok(list) }
+fn bounded<T>(key: &'static str, list: Vec<T>, max: usize) -> Result<Vec<T>, ProductFileFault> {
+    let count = list.len();
+    if count > max { Err(ProductFileFault::Many { key, count, max }) } else { Ok(list) }
 }
 
-fn duration_ms(key: &str, text: Option<&str>, default: Duration) -> Result<u64, String> {
+fn duration_ms(key: &'static str, text: Option<&str>, default: Duration) -> Result<u64, ProductFileFault> {
     match text {
         None => Ok(u64::try_from(default.as_millis()).unwrap_or(u64::MAX)),
-        Some(text) => toml_text::duration_ms(text).map_err(|fault| format!("{key} = {fault}")),
+        Some(text) => toml_text::duration_ms(text).map_err(|fault| ProductFileFault::Duration { key, fault }),
     }
 }
 
@@ -279,7 +360,7 @@ mod tests {
             ("[health]\nsocket = '[::]:80'\ninterval = '0s'".to_owned(), "health.interval is shorter"),
             ("[health]\nsocket = '[::]:80'\ntimeout = '1h'".to_owned(), "health.timeout is longer"),
         ] {
-            let error = ProductFile::parse(&text).unwrap_err();
+            let error = ProductFile::parse(&text).unwrap_err().to_string();
             assert!(error.contains(fault), "{text}: {error}");
         }
     }

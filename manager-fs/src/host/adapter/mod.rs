@@ -103,14 +103,14 @@ pub(crate) fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> Ada
 
 /// How the program is, as the library asks for it.
 #[derive(Debug, Clone)]
-struct Fitness(Arc<Mutex<Result<(), String>>>);
+struct Fitness(Arc<Mutex<Result<(), NotHealthy>>>);
 
 impl Fitness {
-    fn set(&self, fitness: Result<(), String>) {
+    fn set(&self, fitness: Result<(), NotHealthy>) {
         *lock(&self.0) = fitness;
     }
 
-    fn get(&self) -> Result<(), String> {
+    fn get(&self) -> Result<(), NotHealthy> {
         lock(&self.0).clone()
     }
 }
@@ -128,7 +128,7 @@ impl Operations for Adapted {
     }
 
     fn healthy(&self) -> Result<(), NotHealthy> {
-        self.fitness.get().map_err(NotHealthy)
+        self.fitness.get()
     }
 
     fn confirmed(&self) {
@@ -171,7 +171,7 @@ pub fn run(tree: &Path) -> Result<(), AdapterError> {
     let config = AgentConfig::from_env()?;
     let paths = config.paths().clone();
     let (events, inbox) = mpsc::channel();
-    let fitness = Fitness(Arc::new(Mutex::new(Err("it has not been started yet".to_owned()))));
+    let fitness = Fitness(Arc::new(Mutex::new(Err(NotHealthy::from("it has not been started yet")))));
     let agent = Agent::start(config, Adapted { fitness: fitness.clone(), events: events.clone() })?;
     let status = agent.status();
     let entry = Entry { version: status.version, tree: status.tree };

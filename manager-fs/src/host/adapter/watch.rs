@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use agent_core::internal::health::{self, Answering};
-use agent_core::{Inherited, Remark};
+use agent_core::{Inherited, NotHealthy, Remark};
 use proto::adapter::Handover;
 use proto::health::{HealthCheck, HealthProbe};
 
@@ -139,7 +139,7 @@ impl Watch {
         self.program = Some(program);
         self.since = Instant::now();
         self.healthy_since = None;
-        self.fitness.set(Err("it has not been asked yet".to_owned()));
+        self.fitness.set(Err("it has not been asked yet".into()));
         self.next = Next::Check(self.since);
         self.say();
         Ok(())
@@ -199,7 +199,7 @@ impl Watch {
 
     /// What the program has begun it finishes; the version before, which serves beside it, goes on alone.
     fn given_up(mut self, inbox: &Receiver<Event>) -> Result<(), AdapterError> {
-        let why = self.fitness.get().err().unwrap_or_default();
+        let why = self.fitness.get().err().map_or_else(String::new, |why| why.0);
         let until = self.give_up.map_or(Instant::now(), |(_, until)| until);
         let Some(mut program) = self.program.take() else { return Ok(()) };
         program.drain();
@@ -243,7 +243,7 @@ impl Watch {
         if let Some(program) = self.program.take() {
             self.inherited.forget(&program.name);
         }
-        self.fitness.set(Err(how.clone()));
+        self.fitness.set(Err(how.clone().into()));
         if self.healthy_since.take().is_some_and(|since| since.elapsed() > WORKED) {
             self.failures = 0;
         }
@@ -276,14 +276,14 @@ impl Watch {
         let thread = std::thread::Builder::new().name("health".to_owned());
         let spawned = thread.spawn(move || {
             let result = health::ask(&check, &Answering::Only(&processes));
-            drop(events.send(Event::Health(result.map_err(|why| why.0))));
+            drop(events.send(Event::Health(result)));
         });
         spawned.map_err(io_error("no thread for the health of the program"))?;
         self.next = Next::Nothing;
         Ok(())
     }
 
-    fn asked(&mut self, result: Result<(), String>) {
+    fn asked(&mut self, result: Result<(), NotHealthy>) {
         if self.program.is_none() {
             return;
         }

@@ -133,7 +133,8 @@ impl Relay {
     }
 
     async fn three_messages(&self, order: ChangeOver) -> Result<(), Fault> {
-        let known = self.records.believe(order.record.clone()).map_err(Fault::Refused)?;
+        let known = self.records.believe(order.record.clone());
+        let known = known.map_err(|fault| Fault::Refused(fault.to_string()))?;
         if known.record.product != order.product || known.record.tree != order.attach {
             let text = format!("the record is of {}, tree {}", known.record.name(), known.record.tree);
             return Err(Fault::BadRequest(format!("message A and B of this change-over do not fit: {text}")));

@@ -187,7 +187,7 @@ async fn dial_for_ever(lane: &Lane, dial: &dyn Dial, handler: &Arc<dyn Handler>,
         }
         let deadline = lane.clock.now() + DIAL_DEADLINE;
         let dialled = lane.clock.within(deadline, greet(lane, dial, Arc::clone(handler))).await;
-        let dialled = dialled.unwrap_or_else(|| Err(format!("no answer within {} s", DIAL_DEADLINE.as_secs())));
+        let dialled = dialled.unwrap_or(Err(GreetFault::Late));
         match dialled {
             Ok((link, host)) => {
                 lane.came_up(host, facts);
@@ -201,7 +201,7 @@ async fn dial_for_ever(lane: &Lane, dial: &dyn Dial, handler: &Arc<dyn Handler>,
                 }
             }
             Err(error) => {
-                lane.went_down(&error, facts);
+                lane.went_down(&error.to_string(), facts);
                 wait(lane, backoff.failed()).await;
             }
         }
@@ -262,10 +262,26 @@ fn spread(pause: Duration) -> Duration {
     pause.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)
 }
 
+/// Why no connection came about.
+#[derive(Debug, thiserror::Error)]
+enum GreetFault {
+    #[error(transparent)]
+    Dial(#[from] NetError),
+    #[error("no answer within {} s", DIAL_DEADLINE.as_secs())]
+    Late,
+    #[error("the manager refused this host: {0}")]
+    Refused(String),
+    #[error("the manager answered Hello with something else")]
+    Protocol,
+    /// As [`Dial::explain`] says it.
+    #[error("{0}")]
+    HungUp(String),
+}
+
 /// Dials and says `Hello`. Requests that wait for the lane go out right behind it, a round trip before it is answered:
 /// the manager keeps them until then.
-async fn greet(lane: &Lane, dial: &dyn Dial, handler: Arc<dyn Handler>) -> Result<(Link, HostName), String> {
-    let link = dial.dial(handler).await.map_err(|error| error.to_string())?;
+async fn greet(lane: &Lane, dial: &dyn Dial, handler: Arc<dyn Handler>) -> Result<(Link, HostName), GreetFault> {
+    let link = dial.dial(handler).await?;
     let software = env!("CARGO_PKG_VERSION").to_owned();
     let hello = HostRequest::Hello { protocol: PROTOCOL, software, role: lane.role, instance: dial.instance() };
     let asking = link.clone();
@@ -292,13 +308,13 @@ async fn greet(lane: &Lane, dial: &dyn Dial, handler: Arc<dyn Handler>) -> Resul
         }
         Ok(ManagerReply::Fault(fault)) => {
             link.close("refused");
-            Err(format!("the manager refused this host: {}", fault.reason()))
+            Err(GreetFault::Refused(fault.reason().to_owned()))
         }
         Ok(_) => {
             link.close("protocol");
-            Err("the manager answered Hello with something else".to_owned())
+            Err(GreetFault::Protocol)
         }
-        Err(error) => Err(dial.explain(error.to_string())),
+        Err(error) => Err(GreetFault::HungUp(dial.explain(error.to_string()))),
     }
 }
 

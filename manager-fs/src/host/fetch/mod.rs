@@ -33,6 +33,7 @@ use flight::{Departed, Flight, FlightKey, FlightState, Leg};
 use outage::Outage;
 use retry::Retry;
 use start::Starts;
+use wrong::{ChunkFault, WrongChunk};
 
 mod after_read;
 mod around;
@@ -50,6 +51,7 @@ mod start;
 #[cfg(test)]
 mod tests;
 mod upstream;
+mod wrong;
 
 pub use counts::FetchCounts;
 pub use error::FetchError;
@@ -79,9 +81,9 @@ pub type ArrivalSink = dyn Fn(&TreeId, Vec<ArrivedRange>) + Send + Sync;
 /// Bytes that have arrived ahead of any reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ArrivedRange {
-    /// Of which object.
+    /// The object whose bytes they are.
     pub object: ObjectId,
-    /// From where on.
+    /// Where in the object they begin, bytes.
     pub offset: u64,
     /// How many bytes from there on.
     pub bytes: u64,
@@ -404,15 +406,15 @@ impl Fetcher {
             let Some((leg, index, flight)) = order.get(head.sequence as usize) else { return };
             match self.receive(leg, *index, head, stored) {
                 Ok(state) => flight.land(state),
-                Err(what) => {
-                    self.wrong_hash(what.clone());
-                    wrong = Some(what);
+                Err(fault) => {
+                    self.wrong_hash(fault.to_string());
+                    wrong = Some(fault);
                 }
             }
         });
         let what = || format!("{} chunks of tree {tree}", order.len());
         match (result, wrong) {
-            (_, Some(what)) => Err(FetchError::WrongHash { what }),
+            (_, Some(fault)) => Err(FetchError::WrongHash { what: fault.to_string() }),
             (Err(source), None) => Err(FetchError::Upstream { what: what(), source }),
             (Ok(()), None) if order.iter().all(|(_, _, flight)| flight.has_landed()) => Ok(()),
             (Ok(()), None) => {
@@ -422,23 +424,29 @@ impl Fetcher {
         }
     }
 
-    /// Decodes and verifies one chunk, then stores it. The error says what was wrong.
-    fn receive(&self, leg: &Leg<'_>, index: u32, head: ChunkHead, stored: Vec<u8>) -> Result<FlightState, String> {
+    /// Decodes and verifies one chunk, then stores it.
+    fn receive(
+        &self,
+        leg: &Leg<'_>,
+        index: u32,
+        head: ChunkHead,
+        stored: Vec<u8>,
+    ) -> Result<FlightState, WrongChunk> {
         let wanted = leg.wanted;
         let plain_len = wanted.chunk_len(index);
-        let what = |fault: &str| format!("object {} chunk {index}: {fault}", wanted.object.id);
+        let wrong = |fault| WrongChunk { object: wanted.object.id, index, fault };
         self.counters.wire_bytes.add(stored.len() as u64);
         if head.plain_bytes != plain_len {
-            return Err(what("its length is not the manifest's"));
+            return Err(wrong(ChunkFault::Length));
         }
         let plain = match head.encoding {
             Encoding::Raw => stored,
             Encoding::Zstd => zstd::bulk::decompress(&stored, plain_len as usize)
-                .map_err(|e| what(&format!("does not decompress: {e}")))?,
+                .map_err(|error| wrong(ChunkFault::Encoding(error)))?,
         };
         let id = wanted.object.chunks.get(index as usize);
         if id != Some(&ChunkId::of(&plain)) || plain.len() != plain_len as usize {
-            return Err(what("wrong hash"));
+            return Err(wrong(ChunkFault::Hash));
         }
         self.counters.chunks.add(1);
         self.counters.plain_bytes.add(u64::from(plain_len));

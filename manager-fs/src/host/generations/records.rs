@@ -15,6 +15,7 @@ use proto::record::RecordFault;
 use proto::{GenerationRecord, GenerationRef, Product, SignedRecord, TreeId};
 
 use super::floors::Floors;
+use crate::host::enroll::NoPublishers;
 use crate::host::files;
 use crate::moments::{self, Moment};
 use crate::sync::{self, lock};
@@ -37,11 +38,20 @@ pub(crate) type RecordId = [u8; 32];
 pub(crate) struct Records {
     records_dir: PathBuf,
     /// Or why it cannot be said any more whom this host believes: then nothing is believed, and nothing is given up.
-    publishers: Result<Vec<PublisherKey>, String>,
+    publishers: Result<Vec<PublisherKey>, NoPublishers>,
     floors: Floors,
     /// Records that came and were not believed: they need not come again.
     unbelieved: Mutex<BTreeSet<RecordId>>,
     records: RwLock<BTreeMap<Key, Arc<KnownRecord>>>,
+}
+
+/// Why a record is not believed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotBelieved {
+    #[error(transparent)]
+    NobodyIs(#[from] NoPublishers),
+    #[error(transparent)]
+    Record(#[from] RecordFault),
 }
 
 /// One record a name; the tree is in it because a republished name may lead to another tree.
@@ -68,7 +78,7 @@ impl Records {
     /// Reads what the last run knew. Records that were changed are removed with a warning, not an error: the manager sends
     /// them again. Those of publishers that are not believed stay where they are: it may be the list of publishers that
     /// was changed.
-    pub(crate) fn open(cache: &Path, state: &Path, publishers: Result<Vec<PublisherKey>, String>) -> Self {
+    pub(crate) fn open(cache: &Path, state: &Path, publishers: Result<Vec<PublisherKey>, NoPublishers>) -> Self {
         let records_dir = cache.join("records");
         let mut records = BTreeMap::new();
         for entry in fs::read_dir(&records_dir).into_iter().flatten().flatten() {
@@ -94,9 +104,9 @@ impl Records {
     }
 
     /// Reads a record that came from elsewhere.
-    pub(crate) fn believe(&self, signed: Vec<u8>) -> Result<KnownRecord, String> {
+    pub(crate) fn believe(&self, signed: Vec<u8>) -> Result<KnownRecord, NotBelieved> {
         let publishers = self.publishers.as_ref().map_err(Clone::clone)?;
-        believe(signed, publishers).map_err(|fault| fault.to_string())
+        Ok(believe(signed, publishers)?)
     }
 
     /// Why nothing is found here: it is not exported, or nothing can be believed.
@@ -119,7 +129,7 @@ impl Records {
         let one = |signed: Vec<u8>| {
             let id = SignedRecord::id_of(&signed);
             let believed = self.believe(signed).inspect_err(|fault| {
-                tracing::error!(fault, "the manager sent a record that is not believed");
+                tracing::error!(%fault, "the manager sent a record that is not believed");
                 lock(&self.unbelieved).insert(id);
             });
             believed.ok()
@@ -271,6 +281,7 @@ fn believe(signed: Vec<u8>, publishers: &[PublisherKey]) -> Result<KnownRecord, 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::host::enroll::EnrollError;
     use ed25519_dalek::SigningKey;
     use proto::Metadata;
 
@@ -363,7 +374,7 @@ pub(crate) mod tests {
         let publishers = || Ok(vec![key.verifying_key().into()]);
         let one = signed("p", "1", tree(1), 1, &key);
         Records::open(dir.path(), dir.path(), publishers()).set_exports(vec![one.clone()]);
-        let why = "publishers: damaged".to_owned();
+        let why = NoPublishers::from(EnrollError::Answer("publishers: damaged".to_owned()));
         for lost in [Err(why), Ok(vec![key_of(2).verifying_key().into()])] {
             let known = Records::open(dir.path(), dir.path(), lost.clone());
             assert!(known.all().is_empty() && known.set_exports(vec![one.clone()]) == Changes::default());

@@ -18,6 +18,39 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
+/// Why an access control list is none that the kernel would take, by the rules of `posix_acl_valid` (fs/posix_acl.c).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AclFault {
+    /// Another version of the attribute, or half an entry.
+    #[error("it is no access control list that Linux has")]
+    NotAList,
+    /// A tag that Linux has not.
+    #[error("its access control list has an entry of an unknown kind")]
+    Kind,
+    /// Not sorted by tag.
+    #[error("the entries of its access control list are not in the kernel's order")]
+    Order,
+    /// One of these is missing, or there twice.
+    #[error("its access control list needs one entry each for owner, group and others")]
+    Base,
+    /// Nothing bounds what those that are named may.
+    #[error("its access control list names users or groups, and so needs a mask")]
+    NoMask,
+    /// More than read, write and execute, or nobody's.
+    #[error("its access control list has an entry with unknown permissions or without a user or group")]
+    Entry,
+    /// Not in UTF-8.
+    #[error("its access control list is not text")]
+    NotText,
+    /// No `user:1000:rwx`.
+    #[error("the entry '{0}' of its access control list does not parse")]
+    Syntax(String),
+    /// A name instead of a number.
+    #[error("its access control list names '{0}', whom other machines do not know; use tar --numeric-owner")]
+    Stranger(String),
+}
+
 /// A list that the kernel would take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Acl(Vec<Entry>);
@@ -33,12 +66,11 @@ impl Acl {
     /// From an attribute's value; `None` for one of no entries, which the kernel takes for no list.
     ///
     /// # Errors
-    /// What is wrong with it, by the rules of `posix_acl_valid` (fs/posix_acl.c).
-    pub(super) fn parse(value: &[u8]) -> Result<Option<Self>, &'static str> {
-        const FAULT: &str = "it is no access control list that Linux has";
-        let (version, rest) = value.split_first_chunk::<4>().ok_or(FAULT)?;
+    /// See [`AclFault`].
+    pub(super) fn parse(value: &[u8]) -> Result<Option<Self>, AclFault> {
+        let (version, rest) = value.split_first_chunk::<4>().ok_or(AclFault::NotAList)?;
         if u32::from_le_bytes(*version) != VERSION || rest.len() % 8 != 0 {
-            return Err(FAULT);
+            return Err(AclFault::NotAList);
         }
         let entries = rest.chunks_exact(8).map(|entry| Entry {
             tag: u16::from_le_bytes([entry[0], entry[1]]),
@@ -48,7 +80,7 @@ impl Acl {
         Self::checked(entries.collect())
     }
 
-    fn checked(entries: Vec<Entry>) -> Result<Option<Self>, &'static str> {
+    fn checked(entries: Vec<Entry>) -> Result<Option<Self>, AclFault> {
         if entries.is_empty() {
             return Ok(None);
         }
@@ -56,19 +88,19 @@ impl Acl {
         let named = |entry: &&Entry| [USER, GROUP].contains(&entry.tag);
         let masks = entries.iter().filter(|entry| entry.tag == MASK).count();
         if !entries.iter().all(|entry| [USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER].contains(&entry.tag)) {
-            return Err("its access control list has an entry of an unknown kind");
+            return Err(AclFault::Kind);
         }
         if !entries.is_sorted_by_key(|entry| entry.tag) {
-            return Err("the entries of its access control list are not in the kernel's order");
+            return Err(AclFault::Order);
         }
         if !(once(USER_OBJ) && once(GROUP_OBJ) && once(OTHER)) || masks > 1 {
-            return Err("its access control list needs one entry each for owner, group and others");
+            return Err(AclFault::Base);
         }
         if masks == 0 && entries.iter().any(|entry| named(&entry)) {
-            return Err("its access control list names users or groups, and so needs a mask");
+            return Err(AclFault::NoMask);
         }
         if entries.iter().any(|entry| entry.permissions > 7 || (named(&entry) && entry.id == NO_ID)) {
-            return Err("its access control list has an entry with unknown permissions or without a user or group");
+            return Err(AclFault::Entry);
         }
         Ok(Some(Self(entries)))
     }
@@ -100,13 +132,13 @@ impl Acl {
 ///
 /// # Errors
 /// The text does not parse, or names users that only their machine knows.
-pub(super) fn from_text(key: &[u8], text: &[u8]) -> Result<Option<Xattr>, String> {
+pub(super) fn from_text(key: &[u8], text: &[u8]) -> Result<Option<Xattr>, AclFault> {
     let name = match key {
         b"SCHILY.acl.access" => ACCESS,
         b"SCHILY.acl.default" => DEFAULT,
         _ => return Ok(None),
     };
-    let text = std::str::from_utf8(text).map_err(|_| "its access control list is not text".to_owned())?;
+    let text = std::str::from_utf8(text).map_err(|_| AclFault::NotText)?;
     let mut entries = Vec::new();
     for entry in text.split([',', '\n']).map(str::trim).filter(|entry| !entry.is_empty()) {
         entries.push(parse(entry)?);
@@ -117,8 +149,8 @@ pub(super) fn from_text(key: &[u8], text: &[u8]) -> Result<Option<Xattr>, String
 }
 
 /// `user:1000:rwx`, or with the number last, as star writes it: `user:joe:rwx:1000`.
-fn parse(entry: &str) -> Result<Entry, String> {
-    let fault = || format!("the entry '{entry}' of its access control list does not parse");
+fn parse(entry: &str) -> Result<Entry, AclFault> {
+    let fault = || AclFault::Syntax(entry.to_owned());
     let mut fields = entry.split('#').next().unwrap_or_default().trim().split(':');
     let (kind, who) = (fields.next().ok_or_else(fault)?, fields.next().ok_or_else(fault)?);
     let (permissions, number) = (fields.next().ok_or_else(fault)?, fields.next());
@@ -133,9 +165,7 @@ fn parse(entry: &str) -> Result<Entry, String> {
     };
     let id = match who {
         "" => NO_ID,
-        who => number.unwrap_or(who).parse().map_err(|_| {
-            format!("its access control list names '{who}', whom other machines do not know; use tar --numeric-owner")
-        })?,
+        who => number.unwrap_or(who).parse().map_err(|_| AclFault::Stranger(who.to_owned()))?,
     };
     let mut bits = 0;
     for permission in permissions.chars() {

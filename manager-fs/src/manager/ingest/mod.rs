@@ -13,6 +13,7 @@ mod attributes;
 mod budget;
 mod deb;
 mod directory;
+mod fault;
 mod gzip;
 mod hashed;
 mod image;
@@ -37,11 +38,12 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use attributes::Attributes;
 use budget::BombLimit;
+pub use fault::EntryFault;
 use location::Location;
 pub use location::absolute;
 pub(crate) use location::is_absolute;
 use service_pack::Absent;
-use tree::{Repeated, TreeBuilder};
+use tree::{Repeated, TreeBuilder, TreeFault};
 
 use super::store::{AddError, ContentWriter, Source, StoreError};
 
@@ -57,7 +59,7 @@ pub enum IngestError {
         /// The path in it.
         place: String,
         /// What is wrong, and what to do.
-        fault: String,
+        fault: EntryFault,
     },
     /// The source could not be read to its end.
     #[error("reading {}: {cause}", whereabouts(.place, .from))]
@@ -130,7 +132,7 @@ pub(crate) struct Intake<'a, 'b> {
 }
 
 impl Intake<'_, '_> {
-    fn refused(&self, place: &[u8], fault: impl Into<String>) -> IngestError {
+    fn refused(&self, place: &[u8], fault: impl Into<EntryFault>) -> IngestError {
         IngestError::Refused { from: self.source_text(), place: printable(place), fault: fault.into() }
     }
 
@@ -188,7 +190,7 @@ impl Intake<'_, '_> {
         let entered = match (self.tree.find(target), self.base.and_then(|base| Some((base, base.entry(target)?)))) {
             (Some(node), _) => self.tree.link(path, node),
             (None, Some((base, entry))) => self.tree.link_base(path, base, entry.node),
-            (None, None) => Err(format!("a hard link to '{target}', which the archive does not have before it")),
+            (None, None) => Err(TreeFault::NoTarget(target.clone())),
         };
         entered.map_err(|fault| self.refused(place.as_bytes(), fault))
     }

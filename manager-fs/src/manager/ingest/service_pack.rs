@@ -6,13 +6,14 @@ use std::collections::{HashMap, HashSet};
 use proto::TreePath;
 use proto::manifest::{Manifest, NodeKind};
 
+use super::fault::EntryFault;
 use super::tree::{Described, Repeated, TreeBuilder};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// A service pack that does not fit the tree: where, and why.
-pub(crate) type Misfit = (TreePath, String);
+pub(crate) type Misfit = (TreePath, EntryFault);
 
 /// What a whiteout of something that is not there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +48,7 @@ pub(super) fn lay(base: &Manifest, upper: &TreeBuilder, absent: Absent) -> Resul
             removed_below = Some(&entry.path);
         }
         let node = merged.put(&entry.path, base.node(entry).clone(), base_nodes.get(&entry.node).copied());
-        base_nodes.insert(entry.node, node.map_err(|fault| (entry.path.clone(), fault))?);
+        base_nodes.insert(entry.node, node.map_err(|fault| (entry.path.clone(), fault.into()))?);
     }
     let mut upper_nodes: HashMap<u32, u32> = HashMap::new();
     for Described { path, number, node, implied, same_as_base } in upper.described() {
@@ -56,7 +57,7 @@ pub(super) fn lay(base: &Manifest, upper: &TreeBuilder, absent: Absent) -> Resul
         }
         let known = upper_nodes.get(&number).copied();
         let known = known.or_else(|| same_as_base.and_then(|node| base_nodes.get(&node).copied()));
-        let put = merged.put(path, node.clone(), known).map_err(|fault| (path.clone(), fault))?;
+        let put = merged.put(path, node.clone(), known).map_err(|fault| (path.clone(), fault.into()))?;
         upper_nodes.insert(number, put);
     }
     Ok(merged)
@@ -77,7 +78,7 @@ impl Marks {
         let mut marks =
             Self { names: HashSet::new(), removed: HashSet::new(), opaque: HashSet::new(), replaced: HashSet::new() };
         for Described { path, node, implied, .. } in upper.described() {
-            let misfit = |fault: &str| Err((path.clone(), fault.to_owned()));
+            let misfit = |fault: &'static str| Err((path.clone(), fault.into()));
             if let Some(name) = path.name().strip_prefix(WHITEOUT) {
                 if node.kind != NodeKind::EmptyFile {
                     return misfit("a name that begins with '.wh.' deletes something, and must be an empty file");
@@ -86,7 +87,7 @@ impl Marks {
                 if path.name() == OPAQUE {
                     marks.opaque.insert(parent);
                 } else {
-                    let target = parent.join(name).map_err(|error| (path.clone(), error.fault.to_owned()))?;
+                    let target = parent.join(name).map_err(|error| (path.clone(), error.into()))?;
                     if absent == Absent::Refused && base.entry(&target).is_none() {
                         return misfit("there is nothing of this name to delete: is the pack for another version?");
                     }

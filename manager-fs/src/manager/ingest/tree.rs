@@ -9,12 +9,46 @@ use proto::width;
 use proto::{ObjectId, TreePath};
 
 use super::attributes::Attributes;
-use super::xattr;
+use super::xattr::{self, XattrFault};
 
-const TWICE: &str = "it is there twice; a tree has one entry a path";
-const OCCUPIED: &str = "other entries are below it, so it must be a directory";
 /// Names of one file: `EXT4_LINK_MAX` (fs/ext4/ext4.h) is 65,000, and a host may have to keep a tree on ext4.
 const LINKS_MAX: u32 = 65_000;
+
+/// Why a tree has no place for an entry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TreeFault {
+    /// Another entry has the path.
+    #[error("it is there twice; a tree has one entry a path")]
+    Twice,
+    /// What is there has entries of its own.
+    #[error("other entries are below it, so it must be a directory")]
+    Occupied,
+    /// A symlink that leads nowhere on any system.
+    #[error("a symlink whose target is empty, longer than 4095 bytes, or has a NUL")]
+    Symlink,
+    /// A further name of a directory.
+    #[error("a hard link to a directory")]
+    DirectoryLink,
+    /// A further name of what is not there.
+    #[error("a hard link to '{0}', which the archive does not have before it")]
+    NoTarget(TreePath),
+    /// It lies below something that is no directory.
+    #[error("its parent '{0}' is not a directory")]
+    Parent(TreePath),
+    /// More names than a file has anywhere.
+    #[error("the file has more than {LINKS_MAX} names, which ext4 on a host could not hold")]
+    Names,
+    /// More than a manifest can say.
+    #[error("paths, link targets and attributes of the tree have more than 256 MiB together")]
+    Described,
+    /// More than [`ENTRIES_MAX`].
+    #[error("the tree has more than a million entries")]
+    Entries,
+    /// An extended attribute that does not go with the entry.
+    #[error(transparent)]
+    Xattr(#[from] XattrFault),
+}
 
 /// What becomes of an entry whose path another one has already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,12 +110,12 @@ impl TreeBuilder {
     /// Adds a node under a path that is not taken. Returns its number, for [`TreeBuilder::link`].
     ///
     /// # Errors
-    /// The text says what is wrong with the entry.
-    pub(crate) fn add(&mut self, path: TreePath, kind: NodeKind, attributes: Attributes) -> Result<u32, String> {
+    /// See [`TreeFault`].
+    pub(crate) fn add(&mut self, path: TreePath, kind: NodeKind, attributes: Attributes) -> Result<u32, TreeFault> {
         if let NodeKind::Symlink(target) = &kind
             && (target.is_empty() || target.len() > PATH_BYTES_MAX || target.contains(&0))
         {
-            return Err("a symlink whose target is empty, longer than 4095 bytes, or has a NUL".into());
+            return Err(TreeFault::Symlink);
         }
         let attributes = xattr::fitted(&kind, attributes)?;
         self.describe(&path, &kind, &attributes)?;
@@ -92,7 +126,7 @@ impl TreeBuilder {
         };
         let was_directory = self.nodes[slot.node as usize].kind == NodeKind::Directory;
         if !slot.implied && self.repeated == Repeated::Refused {
-            return Err(TWICE.into());
+            return Err(TreeFault::Twice);
         }
         match (was_directory, new.kind == NodeKind::Directory) {
             // What is in it stays.
@@ -101,7 +135,7 @@ impl TreeBuilder {
                 self.nodes[slot.node as usize] = new;
                 Ok(slot.node)
             }
-            (true, false) if path.is_root() || self.has_children(&path) => Err(OCCUPIED.into()),
+            (true, false) if path.is_root() || self.has_children(&path) => Err(TreeFault::Occupied),
             // Other names of what was there keep it.
             _ => self.push(path, new),
         }
@@ -110,18 +144,18 @@ impl TreeBuilder {
     /// Adds a further path of a node that is no directory.
     ///
     /// # Errors
-    /// The text says what is wrong with the entry.
-    pub(crate) fn link(&mut self, path: TreePath, node: u32) -> Result<(), String> {
+    /// See [`TreeFault`].
+    pub(crate) fn link(&mut self, path: TreePath, node: u32) -> Result<(), TreeFault> {
         if self.nodes.get(node as usize).is_none_or(|node| node.kind == NodeKind::Directory) {
-            return Err("a hard link to a directory".into());
+            return Err(TreeFault::DirectoryLink);
         }
         match self.entries.get(&path).copied() {
             Some(slot) if slot.node == node && self.repeated == Repeated::LaterWins => return Ok(()),
             Some(slot) if slot.implied || self.repeated == Repeated::Refused => {
-                return Err(if slot.implied { OCCUPIED } else { TWICE }.into());
+                return Err(if slot.implied { TreeFault::Occupied } else { TreeFault::Twice });
             }
             Some(slot) if self.nodes[slot.node as usize].kind == NodeKind::Directory && self.has_children(&path) => {
-                return Err(OCCUPIED.into());
+                return Err(TreeFault::Occupied);
             }
             Some(_) => {}
             None => self.make_parents(&path)?,
@@ -129,7 +163,7 @@ impl TreeBuilder {
         let names = self.links.entry(node).or_insert(1);
         *names += 1;
         if *names > LINKS_MAX {
-            return Err(format!("the file has more than {LINKS_MAX} names, which ext4 on a host could not hold"));
+            return Err(TreeFault::Names);
         }
         self.describe(&path, &NodeKind::EmptyFile, &Attributes::of_implied_directory())?;
         self.insert(path, Slot { node, implied: false })
@@ -138,11 +172,11 @@ impl TreeBuilder {
     /// Adds a further path of a node of the earlier tree over which this one will be laid.
     ///
     /// # Errors
-    /// The text says what is wrong with the entry.
-    pub(crate) fn link_base(&mut self, path: TreePath, base: &Manifest, number: u32) -> Result<(), String> {
+    /// See [`TreeFault`].
+    pub(crate) fn link_base(&mut self, path: TreePath, base: &Manifest, number: u32) -> Result<(), TreeFault> {
         let node = base.nodes[number as usize].clone();
         if node.kind == NodeKind::Directory {
-            return Err("a hard link to a directory".into());
+            return Err(TreeFault::DirectoryLink);
         }
         let ours = self.put(&path, node, None)?;
         self.same_as_base.insert(ours, number);
@@ -152,8 +186,8 @@ impl TreeBuilder {
     /// Enters a node: a directory in place of another one's attributes, a known node under a further path, or anew.
     ///
     /// # Errors
-    /// The text says what is wrong with the entry.
-    pub(super) fn put(&mut self, path: &TreePath, node: Node, known: Option<u32>) -> Result<u32, String> {
+    /// See [`TreeFault`].
+    pub(super) fn put(&mut self, path: &TreePath, node: Node, known: Option<u32>) -> Result<u32, TreeFault> {
         if let Some(number) = known {
             return self.link(path.clone(), number).map(|()| number);
         }
@@ -163,7 +197,7 @@ impl TreeBuilder {
                 slot.implied = false;
                 slot.node
             }
-            Some(_) => return Err(TWICE.into()),
+            Some(_) => return Err(TreeFault::Twice),
             None => {
                 self.make_parents(path)?;
                 return self.push(path.clone(), node);
@@ -190,15 +224,11 @@ impl TreeBuilder {
     }
 
     /// Counts what an entry has to say.
-    fn describe(&mut self, path: &TreePath, kind: &NodeKind, attributes: &Attributes) -> Result<(), String> {
+    fn describe(&mut self, path: &TreePath, kind: &NodeKind, attributes: &Attributes) -> Result<(), TreeFault> {
         let target = if let NodeKind::Symlink(target) = kind { target.len() } else { 0 };
         let xattrs: usize = attributes.xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len()).sum();
         self.described_bytes += path.as_bytes().len() + target + xattrs;
-        if self.described_bytes > MANIFEST_BYTES_MAX {
-            Err("paths, link targets and attributes of the tree have more than 256 MiB together".into())
-        } else {
-            Ok(())
-        }
+        if self.described_bytes > MANIFEST_BYTES_MAX { Err(TreeFault::Described) } else { Ok(()) }
     }
 
     fn has_children(&self, directory: &TreePath) -> bool {
@@ -209,29 +239,29 @@ impl TreeBuilder {
     }
 
     /// Puts a new node at a path.
-    fn push(&mut self, path: TreePath, node: Node) -> Result<u32, String> {
-        let number = u32::try_from(self.nodes.len()).map_err(|_| "the tree has too many entries")?;
+    fn push(&mut self, path: TreePath, node: Node) -> Result<u32, TreeFault> {
+        let number = u32::try_from(self.nodes.len()).map_err(|_| TreeFault::Entries)?;
         self.insert(path, Slot { node: number, implied: false })?;
         self.nodes.push(node);
         Ok(number)
     }
 
-    fn insert(&mut self, path: TreePath, slot: Slot) -> Result<(), String> {
+    fn insert(&mut self, path: TreePath, slot: Slot) -> Result<(), TreeFault> {
         // Nodes that a later entry took the place of count as well: they take memory.
         if self.entries.len() >= ENTRIES_MAX || self.nodes.len() >= 2 * ENTRIES_MAX {
-            return Err("the tree has more than a million entries".into());
+            return Err(TreeFault::Entries);
         }
         self.entries.insert(path, slot);
         Ok(())
     }
 
-    fn make_parents(&mut self, path: &TreePath) -> Result<(), String> {
+    fn make_parents(&mut self, path: &TreePath) -> Result<(), TreeFault> {
         let mut missing = Vec::new();
         let mut at = path.parent();
         while let Some(parent) = at {
             match self.entries.get(&parent) {
                 Some(slot) if self.nodes[slot.node as usize].kind == NodeKind::Directory => break,
-                Some(_) => return Err(format!("its parent '{parent}' is not a directory")),
+                Some(_) => return Err(TreeFault::Parent(parent)),
                 None => {
                     at = parent.parent();
                     missing.push(parent);

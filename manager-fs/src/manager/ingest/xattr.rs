@@ -4,7 +4,7 @@
 use proto::manifest::{NodeKind, Xattr, xattr_fault};
 use proto::path::printable;
 
-use super::acl::{ACCESS, Acl, DEFAULT};
+use super::acl::{ACCESS, Acl, AclFault, DEFAULT};
 use super::attributes::Attributes;
 
 /// Bytes that the attributes of one file may take where an ext4 keeps them: one block of 4 KiB less its header
@@ -13,6 +13,34 @@ use super::attributes::Attributes;
 const ROOM_BYTES: usize = 4_000;
 
 const CAPABILITY: &[u8] = b"security.capability";
+
+/// Why an extended attribute enters no tree.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum XattrFault {
+    /// What its name or value says, no host takes.
+    #[error("extended attribute '{name}': {fault}")]
+    Unfit {
+        /// Its name, made printable.
+        name: String,
+        /// What is wrong with it.
+        fault: &'static str,
+    },
+    /// It should be an access control list.
+    #[error("extended attribute '{name}': {fault}")]
+    Acl {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        fault: AclFault,
+    },
+    /// A symlink has it.
+    #[error("extended attribute '{0}' on a symlink, where Linux has none")]
+    OnSymlink(String),
+    /// What new entries get, where there can be none.
+    #[error("a default access control list on a file; only directories have them")]
+    DefaultOnFile,
+}
 
 /// Whether an attribute of this name is kept, if nothing is wrong with it.
 pub(super) fn is_kept(name: &[u8]) -> bool {
@@ -30,9 +58,9 @@ impl Xattrs {
     /// Keeps an attribute, drops it, or refuses the source.
     ///
     /// # Errors
-    /// The attribute must not enter any tree; the text says why.
-    pub(super) fn take(&mut self, name: &[u8], value: Vec<u8>) -> Result<(), String> {
-        let fault = |what: &str| Err(format!("extended attribute '{}': {what}", printable(name)));
+    /// The attribute must not enter any tree.
+    pub(super) fn take(&mut self, name: &[u8], value: Vec<u8>) -> Result<(), XattrFault> {
+        let fault = |fault: &'static str| Err(XattrFault::Unfit { name: printable(name), fault });
         match xattr_fault(name, value.len()) {
             Some(what) if is_overlay(name) || is_kept(name) => return fault(what),
             // Other namespaces (labels of security modules, trusted.*) mean nothing on another machine.
@@ -54,8 +82,8 @@ impl Xattrs {
     /// Refuses the source for an attribute whose name alone must not enter any tree; keeps nothing.
     ///
     /// # Errors
-    /// The text says why.
-    pub(super) fn refuse_overlay(name: &[u8]) -> Result<(), String> {
+    /// It has one.
+    pub(super) fn refuse_overlay(name: &[u8]) -> Result<(), XattrFault> {
         if is_overlay(name) { Self::default().take(name, Vec::new()) } else { Ok(()) }
     }
 
@@ -92,24 +120,24 @@ fn is_capability(value: &[u8]) -> bool {
 /// `posix_acl_update_mode` (fs/posix_acl.c), and lists that say no more than those are none.
 ///
 /// # Errors
-/// No Linux file system would take them; the text says why.
-pub(super) fn fitted(kind: &NodeKind, mut attributes: Attributes) -> Result<Attributes, String> {
+/// No Linux file system would take them.
+pub(super) fn fitted(kind: &NodeKind, mut attributes: Attributes) -> Result<Attributes, XattrFault> {
     if attributes.xattrs.is_empty() {
         return Ok(attributes);
     }
     if let NodeKind::Symlink(_) = kind {
         let name = attributes.xattrs.first().map(|xattr| printable(&xattr.name)).unwrap_or_default();
-        return Err(format!("extended attribute '{name}' on a symlink, where Linux has none"));
+        return Err(XattrFault::OnSymlink(name));
     }
     let mut fitted = Vec::with_capacity(attributes.xattrs.len());
     for xattr in attributes.xattrs {
         let list = |xattr: &Xattr| {
-            let named = |fault: &str| format!("extended attribute '{}': {fault}", printable(&xattr.name));
+            let named = |fault| XattrFault::Acl { name: printable(&xattr.name), fault };
             Acl::parse(&xattr.value).map_err(named)
         };
         match xattr.name.as_slice() {
             DEFAULT if *kind != NodeKind::Directory => {
-                return Err("a default access control list on a file; only directories have them".into());
+                return Err(XattrFault::DefaultOnFile);
             }
             DEFAULT if list(&xattr)?.is_none() => continue,
             ACCESS => match list(&xattr)? {
@@ -152,11 +180,11 @@ mod tests {
     fn attributes_are_bounded_by_what_every_host_can_hold() {
         let mut xattrs = Xattrs::default();
         xattrs.take(b"user.large", vec![1; 3_900]).unwrap();
-        assert!(xattrs.take(b"user.more", vec![1; 200]).unwrap_err().contains("ext4"));
+        assert!(xattrs.take(b"user.more", vec![1; 200]).unwrap_err().to_string().contains("ext4"));
         let mut xattrs = Xattrs::default();
         let long = |n: usize| format!("user.{n:0>250}").into_bytes();
         let taken = (0..256).take_while(|n| xattrs.take(&long(*n), Vec::new()).is_ok()).count();
         assert_eq!(taken, ROOM_BYTES / (16 + 256));
-        assert!(Xattrs::default().take(b"user.", Vec::new()).unwrap_err().contains("no name"));
+        assert!(Xattrs::default().take(b"user.", Vec::new()).unwrap_err().to_string().contains("no name"));
     }
 }

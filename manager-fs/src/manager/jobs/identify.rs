@@ -13,7 +13,7 @@ use super::turn::{LEASE, RepositoryId, Turn};
 use crate::manager::control::ControlError;
 use crate::manager::control::jobs::JobRecord;
 use crate::manager::now;
-use crate::net::Link;
+use crate::net::{Link, NetError};
 
 /// How long an agent may take to open a repository. Whoever does not say it in time is taken at its path's word: the
 /// locks in the repository itself protect it.
@@ -56,16 +56,27 @@ async fn ask(jobs: &Jobs, link: &Link, job: JobId) -> Option<RepositoryId> {
     }
 }
 
-async fn ask_agent(jobs: &Jobs, link: &Link, record: JobRecord) -> Result<HostReply, String> {
-    let repository = record.operation.repository().ok_or("the job is at no repository")?.clone();
+/// Why an agent has not said which repository a job is at.
+#[derive(Debug, thiserror::Error)]
+enum NotSaid {
+    #[error("the job is at no repository")]
+    NoRepository,
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Net(#[from] NetError),
+}
+
+async fn ask_agent(jobs: &Jobs, link: &Link, record: JobRecord) -> Result<HostReply, NotSaid> {
+    let repository = record.operation.repository().ok_or(NotSaid::NoRepository)?.clone();
     let request = ManagerRequest::Run {
         origin: JobOrigin::new(record.host, record.product.clone()),
         product: record.product,
         // No job of anybody's: the agent wants a number.
-        job: jobs.state.draw_job(now()).map_err(|error| error.to_string())?,
+        job: jobs.state.draw_job(now())?,
         operation: Operation::Identify { repository },
     };
-    link.request::<_, HostReply>(&request, |_| {}, DEADLINE).await.map_err(|error| error.to_string())
+    Ok(link.request::<_, HostReply>(&request, |_| {}, DEADLINE).await?)
 }
 
 /// Writes down that a job is at its repository, as far as that is known by its id.

@@ -11,7 +11,7 @@ use toml::Spanned;
 
 use super::amount::Amount;
 use super::plan::{Gates, JobGate, Plan, RING_NAME_BYTES_MAX, RINGS_MAX, RingPlan, TARGETS_MAX};
-use crate::manager::toml_text::{duration_ms, read};
+use crate::manager::toml_text::{DurationFault, TomlFault, duration_ms, read};
 
 /// Bytes of a plan's text.
 const TEXT_BYTES_MAX: usize = 256 << 10;
@@ -26,8 +26,71 @@ const BELOW_BASELINE: u8 = 5;
 
 /// Why a text is no plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the plan cannot be used: {0}")]
-pub struct NotAPlan(String);
+#[non_exhaustive]
+pub enum NotAPlan {
+    /// More than is read.
+    #[error("the plan cannot be used: it has {0} bytes; {TEXT_BYTES_MAX} are allowed")]
+    TooLarge(usize),
+    /// It is no TOML, or says what a plan does not say.
+    #[error("the plan cannot be used: {0}")]
+    Toml(#[from] TomlFault),
+    /// Nobody to change over, or more steps than anybody can follow.
+    #[error("the plan cannot be used: it has {0} rings ([[ring]]); want 1 to {RINGS_MAX}")]
+    Rings(usize),
+    /// What it says in one place cannot be.
+    #[error("the plan cannot be used: line {line}: {fault}")]
+    Line {
+        /// The number of the line, from 1.
+        line: usize,
+        /// What is wrong there.
+        fault: PlanFault,
+    },
+}
+
+/// What is wrong with one part of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanFault {
+    /// A generation of something else.
+    #[error("{generation} is not of {product}, whose plan this is")]
+    Product {
+        /// The generation.
+        generation: GenerationRef,
+        /// The plan's product.
+        product: Product,
+    },
+    /// A name that no file or column could hold.
+    #[error(
+        "'{}' is no name of a ring: want 1 to {RING_NAME_BYTES_MAX} letters, digits, '.', '_', '-'",
+        .0.escape_debug()
+    )]
+    RingName(String),
+    /// Two rings of one name.
+    #[error("there is a ring '{0}' already")]
+    Twice(String),
+    /// A ring of nobody, or of more than one ring may have.
+    #[error("ring '{ring}' is to {count} hosts and groups; want 1 to {TARGETS_MAX}")]
+    Targets {
+        /// Its name.
+        ring: String,
+        /// How many it names.
+        count: usize,
+    },
+    /// A ring that would never come to its end.
+    #[error("in-flight of ring '{0}' is 0: nobody would ever change over")]
+    NobodyInFlight(String),
+}
+
+/// Why a text is no time or share that a plan can have.
+#[derive(Debug, thiserror::Error)]
+enum AmountFault {
+    #[error(transparent)]
+    Duration(#[from] DurationFault),
+    #[error("\"{0}\" is longer than a year")]
+    TooLong(String),
+    #[error("'{0}' is no share: want one such as \"95%\"")]
+    Share(String),
+}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -89,13 +152,13 @@ impl Plan {
     /// What is wrong, and in which line.
     pub fn parse(text: &str) -> Result<Self, NotAPlan> {
         if text.len() > TEXT_BYTES_MAX {
-            return Err(NotAPlan(format!("it has {} bytes; {TEXT_BYTES_MAX} are allowed", text.len())));
+            return Err(NotAPlan::TooLarge(text.len()));
         }
-        let at = |start: usize, fault: String| {
+        let at = |start: usize, fault| {
             let line = 1 + text.get(..start).unwrap_or_default().matches('\n').count();
-            NotAPlan(format!("line {line}: {fault}"))
+            NotAPlan::Line { line, fault }
         };
-        let file: PlanText = read(text).map_err(NotAPlan)?;
+        let file: PlanText = read(text)?;
         let mut named = vec![&file.generation];
         named.extend(&file.rollback_to);
         for generation in named {
@@ -103,7 +166,7 @@ impl Plan {
                 .map_err(|fault| at(generation.span().start, fault))?;
         }
         if file.ring.is_empty() || file.ring.len() > RINGS_MAX {
-            return Err(NotAPlan(format!("it has {} rings ([[ring]]); want 1 to {RINGS_MAX}", file.ring.len())));
+            return Err(NotAPlan::Rings(file.ring.len()));
         }
         let mut names = BTreeSet::new();
         let mut rings = Vec::with_capacity(file.ring.len());
@@ -111,7 +174,7 @@ impl Plan {
             let start = ring.span().start;
             let ring = ring.into_inner().ring().map_err(|fault| at(start, fault))?;
             if !names.insert(ring.name.clone()) {
-                return Err(at(start, format!("there is a ring '{}' already", ring.name)));
+                return Err(at(start, PlanFault::Twice(ring.name)));
             }
             rings.push(ring);
         }
@@ -172,29 +235,28 @@ impl Plan {
     }
 }
 
-fn check_product(product: &Product, generation: &GenerationRef) -> Result<(), String> {
+fn check_product(product: &Product, generation: &GenerationRef) -> Result<(), PlanFault> {
     match generation {
         GenerationRef::Named(named, _) if named != product => {
-            Err(format!("{generation} is not of {product}, whose plan this is"))
+            Err(PlanFault::Product { generation: generation.clone(), product: product.clone() })
         }
         GenerationRef::Named(..) | GenerationRef::TreePrefix(_) => Ok(()),
     }
 }
 
 impl RingText {
-    fn ring(self) -> Result<RingPlan, String> {
+    fn ring(self) -> Result<RingPlan, PlanFault> {
         let name = self.name;
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if name.is_empty() || name.len() > RING_NAME_BYTES_MAX || !name.chars().all(fits) {
-            let rule = format!("want 1 to {RING_NAME_BYTES_MAX} letters, digits, '.', '_', '-'");
-            return Err(format!("'{}' is no name of a ring: {rule}", name.escape_debug()));
+            return Err(PlanFault::RingName(name));
         }
         if self.to.is_empty() || self.to.len() > TARGETS_MAX {
-            return Err(format!("ring '{name}' is to {} hosts and groups; want 1 to {TARGETS_MAX}", self.to.len()));
+            return Err(PlanFault::Targets { ring: name, count: self.to.len() });
         }
         let in_flight = self.in_flight.map_or(IN_FLIGHT, |amount| amount.0);
         if in_flight == Amount::Hosts(0) {
-            return Err(format!("in-flight of ring '{name}' is 0: nobody would ever change over"));
+            return Err(PlanFault::NobodyInFlight(name));
         }
         Ok(RingPlan {
             to: self.to.into_iter().map(|target| target.0).collect(),
@@ -261,15 +323,15 @@ from_text!(Percent, u8, "a share such as \"95%\"", percent);
 from_text!(TargetText, Target, "a host, or @ and a group", str::parse::<Target>);
 from_text!(GenerationText, GenerationRef, "a generation such as \"data-agent@2.1\"", str::parse::<GenerationRef>);
 
-fn time_ms(text: &str) -> Result<u64, String> {
+fn time_ms(text: &str) -> Result<u64, AmountFault> {
     let ms = duration_ms(text)?;
-    if ms > TIME_MS_MAX { Err(format!("\"{text}\" is longer than a year")) } else { Ok(ms) }
+    if ms > TIME_MS_MAX { Err(AmountFault::TooLong(text.to_owned())) } else { Ok(ms) }
 }
 
-fn percent(text: &str) -> Result<u8, String> {
+fn percent(text: &str) -> Result<u8, AmountFault> {
     match text.parse() {
         Ok(Amount::Percent(percent)) => Ok(percent),
-        _ => Err(format!("'{text}' is no share: want one such as \"95%\"")),
+        _ => Err(AmountFault::Share(text.to_owned())),
     }
 }
 

@@ -126,24 +126,37 @@ pub struct StoredChunk {
     pub encoding: Encoding,
     /// Length after decoding, bytes.
     pub plain_bytes: u32,
-    /// The stored bytes.
+    /// As they lie in the pack and go to hosts.
     pub bytes: Vec<u8>,
+}
+
+/// Stored bytes are not those of their chunk.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChunkFault {
+    /// The compression's own check, or its length.
+    #[error("it does not decode: {0}")]
+    Encoding(io::Error),
+    /// They decode to something else.
+    #[error("its hash is {0}")]
+    Hash(ChunkId),
 }
 
 impl StoredChunk {
     /// Decodes the chunk and checks it against its id.
     ///
     /// # Errors
-    /// The bytes do not decode to a chunk with this id; the text says how.
-    pub fn plain(self, id: &ChunkId) -> Result<Vec<u8>, String> {
+    /// The bytes do not decode to a chunk with this id.
+    pub fn plain(self, id: &ChunkId) -> Result<Vec<u8>, ChunkFault> {
         let plain = match self.encoding {
             Encoding::Raw => self.bytes,
-            Encoding::Zstd => zstd::bulk::decompress(&self.bytes, self.plain_bytes as usize)
-                .map_err(|error| format!("it does not decode: {error}"))?,
+            Encoding::Zstd => {
+                zstd::bulk::decompress(&self.bytes, self.plain_bytes as usize).map_err(ChunkFault::Encoding)?
+            }
         };
         match ChunkId::of(&plain) {
             got if got == *id => Ok(plain),
-            got => Err(format!("its hash is {got}")),
+            got => Err(ChunkFault::Hash(got)),
         }
     }
 }
@@ -163,7 +176,7 @@ pub struct Usage {
     pub manifests: u64,
     /// Bytes of the manifests.
     pub manifest_bytes: u64,
-    /// Deltas between trees.
+    /// Deltas, one a pair of trees that was made ready.
     pub deltas: u64,
     /// Bytes of the deltas.
     pub delta_bytes: u64,
@@ -316,7 +329,7 @@ impl Store {
     pub fn plain_chunk(&self, id: &ChunkId) -> Result<Vec<u8>, StoreError> {
         let what = || format!("chunk {id}");
         let chunk = self.chunk(id)?.ok_or_else(|| StoreError::Missing { what: what() })?;
-        chunk.plain(id).map_err(|fault| StoreError::Damaged { what: what(), fault })
+        chunk.plain(id).map_err(|fault| StoreError::Damaged { what: what(), fault: fault.to_string() })
     }
 
     /// The trees whose manifests the store has, named or not.

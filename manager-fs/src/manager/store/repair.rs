@@ -40,7 +40,7 @@ pub struct Lost {
 }
 
 impl Lost {
-    /// Whether nothing is.
+    /// Whether every tree has all that it needs.
     pub fn is_empty(&self) -> bool {
         self.manifests.is_empty() && self.chunks.is_empty()
     }
@@ -154,8 +154,8 @@ impl Mender<'_> {
         for id in self.lost.chunks.keys().copied().collect::<Vec<_>>() {
             let places = self.store.index().places(&id);
             for (pack, place) in places {
-                let plain = self.store.read_place(&pack, &place).map_err(|error| error.to_string());
-                if let Ok(plain) = plain.and_then(|chunk| chunk.plain(&id))
+                let chunk = self.store.read_place(&pack, &place).ok();
+                if let Some(plain) = chunk.and_then(|chunk| chunk.plain(&id).ok())
                     && self.take(&plain)?.is_some()
                 {
                     self.saved.insert(id, pack);

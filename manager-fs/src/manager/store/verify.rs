@@ -1,13 +1,13 @@
 //! Checking every byte of the store, and telling which trees a fault touches.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fmt;
+use std::{fmt, io};
 
 use proto::{ChunkId, Manifest, ObjectId, TreeId};
 
 use super::pack::{self, Frame};
 use super::pack_store::{BlobKind, BlobName};
-use super::{PackId, Store, StoreError, StoredChunk};
+use super::{ChunkFault, PackId, Store, StoreError, StoredChunk};
 use crate::manager::monitor::{Monitor, Task};
 use crate::sync::lock;
 
@@ -47,7 +47,7 @@ impl fmt::Display for Thing {
 /// Something that is not as it was stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// What it is.
+    /// Which pack, chunk, manifest or object.
     pub thing: Thing,
     /// What is wrong with it.
     pub fault: String,
@@ -70,6 +70,28 @@ pub struct VerifyReport {
     pub objects: u64,
     /// What is wrong; empty when all is well.
     pub problems: Vec<Problem>,
+}
+
+/// What is wrong with a chunk in its pack.
+#[derive(Debug, thiserror::Error)]
+enum FrameFault {
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    #[error("its stored bytes are not what was stored")]
+    Stored,
+    #[error(transparent)]
+    Chunk(#[from] ChunkFault),
+    #[error("it has {got} bytes where the index says {listed}")]
+    Length { got: usize, listed: u32 },
+}
+
+/// What is wrong with an object.
+#[derive(Debug, thiserror::Error)]
+enum ObjectFault {
+    #[error(transparent)]
+    Chunk(#[from] StoreError),
+    #[error("its chunks make {bytes} bytes with the hash {got}")]
+    Content { bytes: u64, got: ObjectId },
 }
 
 impl VerifyReport {
@@ -166,7 +188,7 @@ impl Store {
                     bad_chunks.insert(frame.chunk, report.problems.len());
                 }
                 drop(index);
-                report.problem(monitor, Thing::Chunk(frame.chunk, *id), fault);
+                report.problem(monitor, Thing::Chunk(frame.chunk, *id), fault.to_string());
             }
             report.chunks += 1;
             report.bytes += u64::from(frame.stored_bytes);
@@ -176,16 +198,16 @@ impl Store {
         }
     }
 
-    fn verify_frame(&self, id: &PackId, frame: &Frame) -> Result<(), String> {
+    fn verify_frame(&self, id: &PackId, frame: &Frame) -> Result<(), FrameFault> {
         let range = frame.offset..frame.offset + u64::from(frame.stored_bytes);
-        let bytes = self.packs.get(&BlobName::Pack(*id), range).map_err(|error| error.to_string())?;
+        let bytes = self.packs.get(&BlobName::Pack(*id), range)?;
         if pack::check_of(&bytes) != frame.check {
-            return Err("its stored bytes are not what was stored".into());
+            return Err(FrameFault::Stored);
         }
         let chunk = StoredChunk { encoding: frame.encoding, plain_bytes: frame.plain_bytes, bytes };
         let plain = chunk.plain(&frame.chunk)?;
         if plain.len() != frame.plain_bytes as usize {
-            return Err(format!("it has {} bytes where the index says {}", plain.len(), frame.plain_bytes));
+            return Err(FrameFault::Length { got: plain.len(), listed: frame.plain_bytes });
         }
         Ok(())
     }
@@ -218,7 +240,7 @@ impl Store {
                 Some(found) => *found,
                 None => {
                     let found = self.verify_object(&manifest, object.id).err().map(|fault| {
-                        report.problem(monitor, Thing::Object(object.id), fault);
+                        report.problem(monitor, Thing::Object(object.id), fault.to_string());
                         report.problems.len() - 1
                     });
                     report.objects += 1;
@@ -233,17 +255,17 @@ impl Store {
         }
     }
 
-    fn verify_object(&self, manifest: &Manifest, id: ObjectId) -> Result<(), String> {
+    fn verify_object(&self, manifest: &Manifest, id: ObjectId) -> Result<(), ObjectFault> {
         let Some(object) = manifest.object(&id) else { return Ok(()) };
         let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0_u64);
         for chunk in &object.chunks {
-            let plain = self.plain_chunk(chunk).map_err(|error| error.to_string())?;
+            let plain = self.plain_chunk(chunk)?;
             hasher.update(&plain);
             bytes += plain.len() as u64;
         }
         let got = ObjectId::from_bytes(*hasher.finalize().as_bytes());
         if got != id || bytes != object.bytes {
-            return Err(format!("its chunks make {bytes} bytes with the hash {got}"));
+            return Err(ObjectFault::Content { bytes, got });
         }
         Ok(())
     }

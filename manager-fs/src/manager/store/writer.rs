@@ -252,7 +252,7 @@ impl Contents {
         let frame = &pack.frames()[*at];
         let bytes = pack.read(frame).map_err(|cause| StoreError::io("the new pack", cause))?;
         let chunk = StoredChunk { encoding: frame.encoding, plain_bytes: frame.plain_bytes, bytes };
-        chunk.plain(id).map_err(|fault| StoreError::Damaged { what: "the new pack".into(), fault })
+        chunk.plain(id).map_err(|fault| StoreError::Damaged { what: "the new pack".into(), fault: fault.to_string() })
     }
 
     /// How many chunks the store did not have, and their stored bytes.

@@ -62,6 +62,15 @@ pub(super) fn bring_over(root: &Path) -> Result<Option<BroughtOver>, ControlErro
     Ok(Some(done))
 }
 
+/// Why a record has no place in the new store.
+#[derive(Debug, thiserror::Error)]
+enum PutFault {
+    #[error(transparent)]
+    Unfit(#[from] ControlError),
+    #[error("it has {0} bytes; {VALUE_BYTES_MAX} are allowed")]
+    TooLong(usize),
+}
+
 /// What the new store will have.
 #[derive(Default)]
 struct New {
@@ -79,11 +88,15 @@ pub(super) fn convert_any(key: &str, value: &[u8]) -> bool {
 }
 
 impl New {
-    fn put<T: serde::Serialize + serde::de::DeserializeOwned>(&mut self, key: &Key, value: &T) -> Result<(), String> {
+    fn put<T: serde::Serialize + serde::de::DeserializeOwned>(
+        &mut self,
+        key: &Key,
+        value: &T,
+    ) -> Result<(), PutFault> {
         let key = key.to_string();
-        let value = encode(&key, value).map_err(|error| error.to_string())?;
+        let value = encode(&key, value)?;
         if value.len() > VALUE_BYTES_MAX {
-            return Err(format!("it has {} bytes; {VALUE_BYTES_MAX} are allowed", value.len()));
+            return Err(PutFault::TooLong(value.len()));
         }
         self.entries.push((key, value));
         Ok(())
@@ -91,7 +104,7 @@ impl New {
 
     fn put_sequence(&mut self) -> Result<(), ControlError> {
         let sequence = self.sequence;
-        self.put(&Key::Sequence, &sequence).map_err(ControlError::Storage)
+        self.put(&Key::Sequence, &sequence).map_err(of_ours)
     }
 
     /// Leaves a note of a record that could not be brought over.
@@ -100,8 +113,13 @@ impl New {
         self.set_aside += 1;
         let note = format!("it could not be brought over from the older store ({reason}); it is still in {OLD_FILE}");
         let key: String = key.chars().filter(|letter| !letter.is_control()).take(180).collect();
-        self.put(&Key::SetAside(key), &note).map_err(ControlError::Storage)
+        self.put(&Key::SetAside(key), &note).map_err(of_ours)
     }
+}
+
+/// What this program makes itself always has a place.
+fn of_ours(fault: PutFault) -> ControlError {
+    ControlError::Storage(fault.to_string())
 }
 
 fn is_old(database: &Database) -> Result<bool, ControlError> {
@@ -116,7 +134,7 @@ fn read_old(database: &Database, new: &mut New) -> Result<(), ControlError> {
     for entry in values.iter().map_err(storage)? {
         let (key, packed) = entry.map_err(storage)?;
         if let Err(reason) = old::convert(key.value(), packed.value(), new) {
-            new.put_aside(key.value(), &reason)?;
+            new.put_aside(key.value(), &reason.to_string())?;
         }
     }
     Ok(())

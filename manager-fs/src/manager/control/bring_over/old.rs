@@ -12,13 +12,15 @@
 use std::collections::BTreeSet;
 
 use proto::agent::{AgentStatus, ChangeId, JobId, Operation, Outcome, Progress, Repository, SnapshotRef, StepEvent};
+use proto::codec::{self, CodecError};
 use proto::message::Unix;
-use proto::name::Target;
-use proto::{HostName, Product, TreeId, Version, codec};
+use proto::name::{NameError, Target};
+use proto::record::RecordFault;
+use proto::{HostName, Product, TreeId, Version};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::New;
+use super::{New, PutFault};
 use crate::manager::control::observations::{HostStatus, JobSeen};
 use crate::manager::control::state::changes::{ChangeEnd, EndedBy, StoredChange};
 use crate::manager::control::state::exports::Export;
@@ -32,6 +34,31 @@ use crate::manager::control::state::{GenerationHead, Key};
 const RECORD_FORMAT: u8 = 1;
 /// More than format 1 could read: a record that was written too long is cut to what a record may have now.
 const RECORD_BYTES_MAX: usize = 256 << 20;
+
+/// Why a record of format 1 does not come over.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OldFault {
+    #[error("it has no version")]
+    NoVersion,
+    #[error("it is of no known kind")]
+    Kind,
+    #[error("it names no product")]
+    NoProduct,
+    #[error("it is empty")]
+    Empty,
+    #[error("it has format {0}; stores of format 1 have {RECORD_FORMAT}")]
+    Format(u8),
+    #[error(transparent)]
+    Encoding(#[from] CodecError),
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error(transparent)]
+    Signed(#[from] RecordFault),
+    #[error("it is the record of {0}")]
+    Misplaced(String),
+    #[error(transparent)]
+    Put(#[from] PutFault),
+}
 
 #[derive(Deserialize)]
 struct OldExport(Product, Version, Target, Unix);
@@ -123,10 +150,10 @@ enum OldJobState {
 /// Takes one record over.
 ///
 /// # Errors
-/// Why it cannot be read, for people.
-pub(super) fn convert(text: &str, packed: &[u8], new: &mut New) -> Result<(), String> {
-    let (_version, value) = packed.split_first_chunk::<8>().ok_or("it has no version")?;
-    let (kind, rest) = text.split_once('/').ok_or("it is of no known kind")?;
+/// See [`OldFault`].
+pub(super) fn convert(text: &str, packed: &[u8], new: &mut New) -> Result<(), OldFault> {
+    let (_version, value) = packed.split_first_chunk::<8>().ok_or(OldFault::NoVersion)?;
+    let (kind, rest) = text.split_once('/').ok_or(OldFault::Kind)?;
     match kind {
         "counter" => convert_counter(rest, value, new),
         "generation" => convert_generation(text, value, new),
@@ -135,30 +162,30 @@ pub(super) fn convert(text: &str, packed: &[u8], new: &mut New) -> Result<(), St
         "history" => convert_history(rest, value, new),
         // Who was connected is known when they connect again.
         "connected" => Ok(()),
-        _ => match Key::parse(text).ok_or("it is of no known kind")? {
+        _ => match Key::parse(text).ok_or(OldFault::Kind)? {
             key @ Key::Export(..) => {
                 let OldExport(product, version, target, since) = decode(value)?;
-                new.put(&key, &Export { product, version, target, since })
+                Ok(new.put(&key, &Export { product, version, target, since })?)
             }
             key @ Key::Host(_) => {
                 let OldHost(enrolled, certificates, revoked) = decode(value)?;
                 let certificates = certificates.into_iter();
                 let certificates =
                     certificates.map(|OldCertificate(serial, not_after)| IssuedCertificate { serial, not_after });
-                new.put(&key, &HostRecord { enrolled, certificates: certificates.collect(), revoked })
+                Ok(new.put(&key, &HostRecord { enrolled, certificates: certificates.collect(), revoked })?)
             }
             key @ Key::Token(_) => {
                 let OldToken(host, expires, used) = decode(value)?;
-                new.put(&key, &TokenRecord { host, expires, used })
+                Ok(new.put(&key, &TokenRecord { host, expires, used })?)
             }
-            key @ Key::Change(_) => new.put(&key, &stored_change(decode(value)?)),
+            key @ Key::Change(_) => Ok(new.put(&key, &stored_change(decode(value)?))?),
             key @ Key::Job(_) => convert_job(&key, decode(value)?, new),
-            _ => Err(String::from("it is of no known kind")),
+            _ => Err(OldFault::Kind),
         },
     }
 }
 
-fn convert_counter(name: &str, value: &[u8], new: &mut New) -> Result<(), String> {
+fn convert_counter(name: &str, value: &[u8], new: &mut New) -> Result<(), OldFault> {
     let last: u64 = decode(value)?;
     // The other counters are not needed: numbers are drawn now, and larger than any that was counted.
     if name == "generation" {
@@ -167,16 +194,16 @@ fn convert_counter(name: &str, value: &[u8], new: &mut New) -> Result<(), String
     Ok(())
 }
 
-fn convert_generation(text: &str, value: &[u8], new: &mut New) -> Result<(), String> {
+fn convert_generation(text: &str, value: &[u8], new: &mut New) -> Result<(), OldFault> {
     let signed: Vec<u8> = decode(value)?;
-    let record = verify(&signed).map_err(|fault| fault.to_string())?;
+    let record = verify(&signed)?;
     let key = Key::Generation(record.product.clone(), record.version.clone());
     if key.to_string() != text {
-        return Err(format!("it is the record of {}", record.name()));
+        return Err(OldFault::Misplaced(record.name()));
     }
     new.sequence = new.sequence.max(record.sequence);
     if signed.len() <= PART_BYTES {
-        return new.put(&key, &GenerationHead::Whole(signed));
+        return Ok(new.put(&key, &GenerationHead::Whole(signed))?);
     }
     let hash = blake3::hash(&signed).to_hex().to_string();
     let mut count = 0;
@@ -184,29 +211,29 @@ fn convert_generation(text: &str, value: &[u8], new: &mut New) -> Result<(), Str
         new.put(&Key::Part(hash.clone(), count), &part.to_vec())?;
         count += 1;
     }
-    new.put(&key, &GenerationHead::Parts { hash, count })
+    Ok(new.put(&key, &GenerationHead::Parts { hash, count })?)
 }
 
-fn convert_group(name: &str, value: &[u8], new: &mut New) -> Result<(), String> {
+fn convert_group(name: &str, value: &[u8], new: &mut New) -> Result<(), OldFault> {
     let hosts: BTreeSet<HostName> = decode(value)?;
-    let group: proto::GroupName = name.parse().map_err(|error| format!("{error}"))?;
+    let group: proto::GroupName = name.parse()?;
     for host in hosts {
         new.put(&Key::Member(group.clone(), host), &())?;
     }
-    new.put(&Key::Group(group), &())
+    Ok(new.put(&Key::Group(group), &())?)
 }
 
-fn convert_status(host: &str, value: &[u8], new: &mut New) -> Result<(), String> {
-    let host: HostName = host.parse().map_err(|error| format!("{error}"))?;
+fn convert_status(host: &str, value: &[u8], new: &mut New) -> Result<(), OldFault> {
+    let host: HostName = host.parse()?;
     let OldStatus(software, last_seen, agents, attached, wrong_hashes) = decode(value)?;
     let status = HostStatus { software, last_seen, agents, attached, wrong_hashes };
     new.observations.statuses.push((host, status));
     Ok(())
 }
 
-fn convert_history(rest: &str, value: &[u8], new: &mut New) -> Result<(), String> {
-    let (host, _product) = rest.split_once('/').ok_or("it names no product")?;
-    let host: HostName = host.parse().map_err(|error| format!("{error}"))?;
+fn convert_history(rest: &str, value: &[u8], new: &mut New) -> Result<(), OldFault> {
+    let (host, _product) = rest.split_once('/').ok_or(OldFault::NoProduct)?;
+    let host: HostName = host.parse()?;
     new.observations.steps.push((host, decode(value)?));
     Ok(())
 }
@@ -230,7 +257,7 @@ fn stored_change(old: OldChange) -> StoredChange {
     }
 }
 
-fn convert_job(key: &Key, old: OldJob, new: &mut New) -> Result<(), String> {
+fn convert_job(key: &Key, old: OldJob, new: &mut New) -> Result<(), OldFault> {
     let progress = old.progress;
     let end = old.outcome.map(|outcome| StoredEnd {
         at: old.ended.unwrap_or(old.created),
@@ -246,13 +273,13 @@ fn convert_job(key: &Key, old: OldJob, new: &mut New) -> Result<(), String> {
     let sent = (old.sent > 0).then_some(old.started.unwrap_or(old.created));
     let (host, product, operation) = (old.host, old.product, old.operation.into());
     let stored = StoredJob { host, product, operation, created: old.created, sent, cancel: old.cancel, end };
-    new.put(key, &stored)
+    Ok(new.put(key, &stored)?)
 }
 
-fn decode<T: DeserializeOwned>(value: &[u8]) -> Result<T, String> {
+fn decode<T: DeserializeOwned>(value: &[u8]) -> Result<T, OldFault> {
     match value.split_first() {
-        Some((&RECORD_FORMAT, body)) => codec::decode::<T, RECORD_BYTES_MAX>(body).map_err(|error| error.to_string()),
-        Some((format, _)) => Err(format!("it has format {format}; stores of format 1 have {RECORD_FORMAT}")),
-        None => Err(String::from("it is empty")),
+        Some((&RECORD_FORMAT, body)) => Ok(codec::decode::<T, RECORD_BYTES_MAX>(body)?),
+        Some((format, _)) => Err(OldFault::Format(*format)),
+        None => Err(OldFault::Empty),
     }
 }

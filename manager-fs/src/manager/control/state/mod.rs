@@ -65,7 +65,7 @@ impl State {
         Ok(Self { store, observations, view, follower, ids: Ids::default() })
     }
 
-    /// What hosts report.
+    /// What hosts report: status, steps, progress and evidence, bounded by host.
     pub fn observations(&self) -> &Arc<dyn Observations> {
         &self.observations
     }
@@ -160,6 +160,7 @@ impl Drop for State {
 }
 
 fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, ControlError> {
-    let damaged = |reason| ControlError::Damaged { key: entry.key.clone(), reason };
+    let damaged =
+        |fault: records::ValueFault| ControlError::Damaged { key: entry.key.clone(), reason: fault.to_string() };
     records::decode(&entry.key, &entry.value).map_err(damaged)
 }

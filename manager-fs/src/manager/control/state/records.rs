@@ -2,7 +2,7 @@
 //!
 //! The check finds a flipped bit, and a value that stands under another's key, before anything believes it.
 
-use proto::codec;
+use proto::codec::{self, CodecError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -12,14 +12,29 @@ use super::super::contract::{ControlError, VALUE_BYTES_MAX};
 const RECORD_FORMAT: u8 = 2;
 const CHECK_BYTES: usize = 4;
 
+/// Why a value is no record.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(in crate::manager::control) enum ValueFault {
+    #[error("it is empty")]
+    Empty,
+    #[error("it has format {0}; this program knows {RECORD_FORMAT}")]
+    Format(u8),
+    #[error("it is cut off")]
+    CutOff,
+    #[error("its check does not match its bytes")]
+    Check,
+    #[error(transparent)]
+    Encoding(#[from] CodecError),
+}
+
 /// # Errors
 /// [`ControlError::Unfit`]: it could not be read again.
 pub(in crate::manager::control) fn encode<T: Serialize + DeserializeOwned>(
     key: &str,
     value: &T,
 ) -> Result<Vec<u8>, ControlError> {
-    let unfit = |reason: String| ControlError::Unfit { key: key.to_owned(), reason };
-    let body = codec::encode(value).map_err(|error| unfit(error.to_string()))?;
+    let unfit = |fault: ValueFault| ControlError::Unfit { key: key.to_owned(), reason: fault.to_string() };
+    let body = codec::encode(value).map_err(|error| unfit(error.into()))?;
     let bytes = [&[RECORD_FORMAT], check(key, &body).as_slice(), &body].concat();
     // The bounds of a record apply when it is read: what breaks them must be refused before it is written.
     if body.len() <= VALUE_BYTES_MAX {
@@ -29,17 +44,17 @@ pub(in crate::manager::control) fn encode<T: Serialize + DeserializeOwned>(
 }
 
 /// # Errors
-/// Why it cannot be read, for people.
-pub(in crate::manager::control) fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, String> {
-    let (format, rest) = bytes.split_first().ok_or("it is empty")?;
+/// See [`ValueFault`].
+pub(in crate::manager::control) fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, ValueFault> {
+    let (format, rest) = bytes.split_first().ok_or(ValueFault::Empty)?;
     if *format != RECORD_FORMAT {
-        return Err(format!("it has format {format}; this program knows {RECORD_FORMAT}"));
+        return Err(ValueFault::Format(*format));
     }
-    let (found, body) = rest.split_first_chunk::<CHECK_BYTES>().ok_or("it is cut off")?;
+    let (found, body) = rest.split_first_chunk::<CHECK_BYTES>().ok_or(ValueFault::CutOff)?;
     if *found != check(key, body) {
-        return Err(String::from("its check does not match its bytes"));
+        return Err(ValueFault::Check);
     }
-    codec::decode::<T, VALUE_BYTES_MAX>(body).map_err(|error| error.to_string())
+    Ok(codec::decode::<T, VALUE_BYTES_MAX>(body)?)
 }
 
 /// Whether a value is one of this format and undamaged, whatever it is of.

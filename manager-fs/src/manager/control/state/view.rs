@@ -117,7 +117,7 @@ impl View {
             }
             if let Some(seen) = seen {
                 if let Err(reason) = &seen {
-                    tracing::error!(key = event.key, reason, "a record that was just written cannot be read");
+                    tracing::error!(key = event.key, %reason, "a record that was just written cannot be read");
                 }
                 tables.put(&event.key, seen);
             }
@@ -188,11 +188,21 @@ pub(super) async fn follow(view: Arc<View>, store: Arc<dyn ControlStore>) {
     }
 }
 
+/// Why a record is not in the view.
+#[derive(Debug, thiserror::Error)]
+enum Unseen {
+    #[error("it is of no kind that this program knows")]
+    Kind,
+    #[error("{0}")]
+    Damaged(String),
+    /// What was noted when it was set aside.
+    #[error("{0}")]
+    SetAside(String),
+}
+
 /// Reads a record; the outer error is the store's, the inner one what is wrong with the record.
-async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, String>, ControlError> {
-    let Some(key) = Key::parse(&entry.key) else {
-        return Ok(Err(String::from("it is of no kind that this program knows")));
-    };
+async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, Unseen>, ControlError> {
+    let Some(key) = Key::parse(&entry.key) else { return Ok(Err(Unseen::Kind)) };
     let seen = match key {
         Key::Generation(..) => match decode::<GenerationHead>(entry) {
             Ok(head) => match Generation::read(store, &key, head, entry.changed).await {
@@ -216,11 +226,14 @@ async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, Str
         Key::Rollout(_) => decode::<RolloutRecord>(entry).map(|_| Seen::Other),
         Key::Sequence | Key::Lists => decode::<u64>(entry).map(|_| Seen::Other),
         Key::Part(..) => decode::<Vec<u8>>(entry).map(|_| Seen::Other),
-        Key::SetAside(_) => return Ok(Err(decode::<String>(entry).unwrap_or_else(|error| error.to_string()))),
+        Key::SetAside(_) => {
+            let noted = decode::<String>(entry).unwrap_or_else(|error| error.to_string());
+            return Ok(Err(Unseen::SetAside(noted)));
+        }
     };
     Ok(seen.map_err(|error| match error {
-        ControlError::Damaged { reason, .. } => reason,
-        other => other.to_string(),
+        ControlError::Damaged { reason, .. } => Unseen::Damaged(reason),
+        other => Unseen::Damaged(other.to_string()),
     }))
 }
 
@@ -267,11 +280,11 @@ impl Tables {
         }
     }
 
-    fn put(&mut self, text: &str, seen: Result<Seen, String>) {
+    fn put(&mut self, text: &str, seen: Result<Seen, Unseen>) {
         let seen = match seen {
             Ok(seen) => seen,
             Err(reason) => {
-                self.damaged.insert(text.to_owned(), reason);
+                self.damaged.insert(text.to_owned(), reason.to_string());
                 return;
             }
         };

@@ -2,6 +2,7 @@
 
 use super::super::acl;
 use super::super::attributes::Attributes;
+use super::super::fault::EntryFault;
 use super::super::xattr::Xattrs;
 use super::header::{Header, number};
 use super::pax::{Layered, decimal, decimal_time, unescaped};
@@ -19,7 +20,7 @@ pub(super) struct Described {
 }
 
 /// What cannot be taken in, by name, and why.
-type Fault = (Vec<u8>, String);
+type Fault = (Vec<u8>, EntryFault);
 
 impl Described {
     pub(super) fn new(
@@ -30,7 +31,7 @@ impl Described {
     ) -> Result<Self, Fault> {
         let named = records.get(b"GNU.sparse.name").or_else(|| records.get(b"path")).map(<[u8]>::to_vec);
         let name = named.or(long_name).unwrap_or_else(|| header.name());
-        let fault = |what: &str| (name.clone(), what.to_owned());
+        let fault = |what: &'static str| (name.clone(), what.into());
         let link = match header.kind() {
             b'1' | b'2' => {
                 records.get(b"linkpath").map(<[u8]>::to_vec).or(long_link).unwrap_or_else(|| header.link())
@@ -46,7 +47,7 @@ impl Described {
             Some(text) => decimal_time(text),
             None => number(&header.block[136..148]).map(|seconds| (seconds, 0)),
         };
-        let xattrs = xattrs(records).map_err(|what| fault(&what))?;
+        let xattrs = xattrs(records).map_err(|fault| (name.clone(), fault))?;
         let mode = number(&header.block[100..108]).and_then(|mode| u32::try_from(mode & 0o7777).ok());
         let attributes = Attributes {
             mode: mode.ok_or_else(|| fault("its mode is no number"))?,
@@ -62,7 +63,7 @@ impl Described {
     }
 }
 
-fn xattrs(records: Layered<'_>) -> Result<Xattrs, String> {
+fn xattrs(records: Layered<'_>) -> Result<Xattrs, EntryFault> {
     let mut xattrs = Xattrs::default();
     for (key, value) in records.with_prefix(b"SCHILY.xattr.") {
         xattrs.take(&unescaped(&key[b"SCHILY.xattr.".len()..]), value.to_vec())?;

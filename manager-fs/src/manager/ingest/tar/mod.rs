@@ -5,12 +5,12 @@ use std::io::{self, Read};
 
 use proto::TreePath;
 use proto::manifest::NodeKind;
-use proto::path::printable;
+use proto::path::{PathError, printable};
 use proto::width;
 
 use super::budget::Budget;
 use super::tree::Repeated;
-use super::{Devices, IngestError, Intake};
+use super::{Devices, EntryFault, IngestError, Intake};
 use crate::manager::store::Dense;
 
 mod described;
@@ -151,7 +151,7 @@ impl<R: Read> Reader<R> {
         let entry = Described::new(header, records, pending.long_name, pending.long_link);
         let entry = entry.map_err(|(name, fault)| intake.refused(&name, fault))?;
         self.odd_link = header.kind() == b'1' && entry.size != 0;
-        let refused = |intake: &Intake<'_, '_>, fault: &str| Err(intake.refused(&entry.name, fault));
+        let refused = |intake: &Intake<'_, '_>, fault: EntryFault| Err(intake.refused(&entry.name, fault));
         let path = tree_path(&entry.name).map_err(|fault| intake.refused(&entry.name, fault))?;
         match header.kind() {
             b'0' | 0 | b'7' if entry.name.ends_with(b"/") => {
@@ -174,16 +174,20 @@ impl<R: Read> Reader<R> {
                 intake.enter(path, NodeKind::Symlink(entry.link), entry.attributes)?;
             }
             b'1' => {
-                let target = tree_path(&entry.link).map_err(|fault| {
+                let target = tree_path(&entry.link).map_err(|PathError { fault, .. }| {
                     intake.refused(&entry.name, format!("hard link to '{}': {fault}", printable(&entry.link)))
                 })?;
                 intake.link_to(path, &target)?;
             }
             b'3' | b'4' | b'6' => match &mut intake.devices {
-                Devices::Refused => return refused(intake, "devices, sockets and pipes do not belong into a tree"),
+                Devices::Refused => {
+                    return refused(intake, "devices, sockets and pipes do not belong into a tree".into());
+                }
                 Devices::LeftOut(devices) => *devices += 1,
             },
-            other => return refused(intake, &format!("an entry of the unknown type '{}'", other.escape_ascii())),
+            other => {
+                return refused(intake, format!("an entry of the unknown type '{}'", other.escape_ascii()).into());
+            }
         }
         Ok(entry.name)
     }
@@ -231,7 +235,10 @@ impl<R: Read> Reader<R> {
 }
 
 /// A name of an archive as a path of the tree: without `./` at its start and `/` at its end, which archivers add.
-pub(super) fn tree_path(name: &[u8]) -> Result<TreePath, String> {
+///
+/// # Errors
+/// It leads out of the tree, or is none.
+pub(super) fn tree_path(name: &[u8]) -> Result<TreePath, PathError> {
     let mut bare = name;
     while let Some(rest) = bare.strip_prefix(b"./") {
         bare = rest;
@@ -245,9 +252,10 @@ pub(super) fn tree_path(name: &[u8]) -> Result<TreePath, String> {
         return Ok(TreePath::root());
     }
     if bare.is_empty() {
-        return Err(if name.is_empty() { "an entry without a name" } else { "is absolute" }.into());
+        let fault = if name.is_empty() { "an entry without a name" } else { "is absolute" };
+        return Err(PathError { path: printable(name), fault });
     }
-    TreePath::parse(bare).map_err(|error| error.fault.to_owned())
+    TreePath::parse(bare)
 }
 
 /// See [`sparse`].

@@ -55,7 +55,7 @@ pub(super) fn read(intake: &mut Intake<'_, '_>, file: File, budget: Budget) -> R
         if let Some(doubt) = doubt {
             return Err(intake.refused(&name, doubt));
         }
-        let refused = |intake: &Intake<'_, '_>, fault: &str| Err(intake.refused(&name, fault));
+        let refused = |intake: &Intake<'_, '_>, fault: &'static str| Err(intake.refused(&name, fault));
         let path = tree_path(&name).map_err(|fault| intake.refused(&name, fault))?;
         // The crate invents a mode for archives that have none; only what is written there counts.
         let mode = entry.external_attributes() >> 16;
