@@ -67,3 +67,30 @@ impl fmt::Display for DescriptorName {
         f.write_str(&self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_what_a_service_manager_can_give() {
+        for good in ["a", "http.1-x_Y", &"n".repeat(BYTES_MAX)] {
+            let name: DescriptorName = good.parse().unwrap();
+            assert_eq!((name.as_ref(), name.to_string().as_str()), (good, good));
+            assert_eq!(DescriptorName::try_from(good.to_owned()), Ok(name.clone()));
+            assert_eq!(String::from(name), good);
+        }
+        for bad in ["", "a b", "a:b", "é", &"n".repeat(BYTES_MAX + 1)] {
+            assert_eq!(bad.parse::<DescriptorName>(), Err(NotAName(bad.to_owned())));
+            assert!(DescriptorName::try_from(bad.to_owned()).is_err());
+        }
+    }
+
+    #[test]
+    fn the_library_knows_its_own_by_their_kind() {
+        let own = DescriptorName::own("state", 3);
+        assert_eq!(own.as_ref(), "manager-fs.state.3");
+        assert!(own.is_own("state") && own.is_own("") && !own.is_own("program"));
+        assert!(!"state.3".parse::<DescriptorName>().unwrap().is_own(""));
+    }
+}

@@ -77,3 +77,73 @@ fn intended(handoff: &Handoff, on_disk: Option<&Journal>) -> Journal {
         ..Journal::first(handoff.to.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::Entry;
+    use proto::TreeId;
+    use proto::agent::ChangeId;
+
+    fn entry(n: u8) -> Entry {
+        Entry { version: format!("{n}.0").parse().unwrap(), tree: TreeId::of(&[n]) }
+    }
+
+    fn handoff() -> Handoff {
+        Handoff {
+            change: ChangeId(7),
+            from: entry(1),
+            to: entry(2),
+            schema: 1,
+            state: Vec::new(),
+            kept_bytes: None,
+            unfinished: Vec::new(),
+            timeline: Vec::new(),
+            drained_us: 0,
+            exec_us: 0,
+        }
+    }
+
+    fn on_probation(change: u64, current: Entry) -> Journal {
+        let phase = Phase::Probation { change: ChangeId(change), attempts: 1, probation_ms: 9_000 };
+        Journal { sequence: 5, phase, ..Journal::first(current) }
+    }
+
+    #[test]
+    fn the_intent_is_what_is_on_disk_where_that_is_of_this_change_over() {
+        let written = on_probation(7, entry(2));
+        assert_eq!(intended(&handoff(), Some(&written)), written);
+        let want = |sequence| Journal {
+            sequence,
+            current: entry(2),
+            last_good: Some(entry(1)),
+            staged: None,
+            phase: Phase::Probation { change: ChangeId(7), attempts: 1, probation_ms: 0 },
+            reason: "changed over from 1.0".to_owned(),
+        };
+        assert_eq!(intended(&handoff(), None), want(0));
+        let confirmed = Journal { sequence: 5, phase: Phase::Confirmed, ..Journal::first(entry(2)) };
+        for other in [on_probation(6, entry(2)), on_probation(7, entry(1)), confirmed] {
+            assert_eq!(intended(&handoff(), Some(&other)), want(5), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_was_started_without_a_word_is_what_the_journal_says() {
+        let state = tempfile::tempdir().unwrap();
+        let paths = AgentPaths::new(state.path(), state.path(), "a".parse().unwrap());
+        let fault = Given::read(&paths, None, None).unwrap_err();
+        assert!(matches!(fault, GivenFault::NoJournal(_)), "{fault}");
+        // What the handoff says holds without a journal, too, and is known not to be written.
+        let given = Given::read(&paths, None, Some(&handoff())).unwrap();
+        assert_eq!((given.journal, given.unwritten), (intended(&handoff(), None), true));
+
+        std::fs::create_dir_all(paths.directory()).unwrap();
+        let mut journal = on_probation(7, entry(2));
+        journal.write(&paths.journal()).unwrap();
+        for handoff in [None, Some(&handoff())] {
+            let given = Given::read(&paths, None, handoff).unwrap();
+            assert!(given.journal.says_as(&journal) && !given.unwritten, "{given:?}");
+        }
+    }
+}

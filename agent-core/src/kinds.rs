@@ -67,7 +67,7 @@ impl fmt::Debug for Kinds {
 }
 
 impl Kinds {
-    /// None.
+    /// A program without operations of its own; [`Kinds::on`] adds them.
     pub fn new() -> Self {
         Self::default()
     }
@@ -144,7 +144,7 @@ impl Kinds {
 pub struct Results(OwnSummary);
 
 impl Results {
-    /// Nothing to say.
+    /// No lines and no problems: an operation that just did what it should.
     pub fn new() -> Self {
         Self::default()
     }
@@ -185,7 +185,7 @@ enum Why {
 }
 
 impl Halt {
-    /// It failed.
+    /// The operation ends as failed, for this reason; the first line of it is shown to people.
     pub fn failed(why: impl fmt::Display) -> Self {
         Self(Why::Failed(why.to_string()))
     }
@@ -275,6 +275,8 @@ mod tests {
         let twice = kinds().on("fail", |(): (), _| Ok(Results::new()));
         assert!(twice.check().unwrap_err().to_string().contains("twice"));
         assert_eq!(kinds().check(), Ok(()));
+        let shown = format!("{:?}", kinds());
+        assert!(shown.contains("fail") && shown.contains("rotate"), "{shown}");
     }
 
     #[test]
@@ -290,5 +292,8 @@ mod tests {
         assert_eq!((results.len(), problems.len()), (OWN_RESULTS_MAX, PROBLEMS_MAX));
         assert!(results[0].text.len() <= RESULT_BYTES_MAX);
         assert!(problems[0].contains("two words"));
+        let most = (0..OWN_RESULTS_MAX).fold(Results::new(), |results, n| results.with("n", n));
+        assert_eq!((most.0.results.len(), most.0.problems.len()), (OWN_RESULTS_MAX, 0), "as many as are kept");
+        assert!(most.with("last", 1).0.problems[0].contains("last is left out"));
     }
 }

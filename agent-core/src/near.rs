@@ -19,6 +19,8 @@ mod tests {
             ("rotaet", Some("rotate")),
             ("kepe", Some("keep")),
             ("compakt", Some("compact")),
+            ("cmpakt", Some("compact")),
+            ("kek", None),
             ("verify", None),
             ("x", None),
         ] {

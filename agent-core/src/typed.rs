@@ -174,6 +174,12 @@ mod tests {
     struct Path(String);
 
     #[derive(Debug, PartialEq, Deserialize)]
+    struct Nothing;
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    struct Wrapped(Rotate);
+
+    #[derive(Debug, PartialEq, Deserialize)]
     struct Rotate {
         log: Path,
         keep: u8,
@@ -203,6 +209,8 @@ mod tests {
             [("keep".into(), "7".into()), ("ratio".into(), "0.5".into())]
         );
         assert_eq!(read::<()>(&[]), Ok(()));
+        assert_eq!(read::<Nothing>(&[]), Ok(Nothing));
+        assert_eq!(read::<Wrapped>(&all[..2]), read(&all[..2]).map(Wrapped));
     }
 
     #[test]
@@ -220,5 +228,6 @@ mod tests {
             assert!(words.iter().all(|word| fault.contains(word)), "{fault}");
         }
         assert!(read::<()>(&[log]).unwrap_err().contains("it takes none"));
+        assert!(read::<Nothing>(&[log]).unwrap_err().contains("it takes none"));
     }
 }

@@ -2,7 +2,7 @@
 
 use proto::bundle::{
     BundleFault, FRAME_BASE_BYTES_MAX, FRAME_PLAIN_BYTES_MAX, Frame, HEADER_BYTES, Header, INDEX_BYTES_MAX, Origin,
-    PAGES_BYTES_MAX, Pages, decode_index, encode_index, trailer,
+    PAGES_BYTES_MAX, Pages, TAIL_BYTES, TOUCHES_MAX, decode_index, encode_index, trailer,
 };
 use proto::limits::MANIFEST_BYTES_MAX;
 use proto::manifest::Manifest;
@@ -52,6 +52,12 @@ fn the_bytes_of_a_header_are_pinned() {
     let bytes = bare.encode();
     assert_eq!((&bytes[10..14], &bytes[50..82]), ([0; 4].as_slice(), [0; 32].as_slice()));
     assert_eq!(Header::decode(&bytes), Ok(bare));
+}
+
+#[test]
+fn the_bounds_are_those_of_the_document() {
+    assert_eq!((FRAME_PLAIN_BYTES_MAX, FRAME_BASE_BYTES_MAX, TAIL_BYTES), (1_048_576, 1_048_576, 2_097_152));
+    assert_eq!((INDEX_BYTES_MAX, PAGES_BYTES_MAX, TOUCHES_MAX), (16_777_216, 268_435_456, 65_536));
 }
 
 #[test]
