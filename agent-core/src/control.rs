@@ -53,9 +53,9 @@ impl ControlError {
 /// One frame as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    /// What it carries.
+    /// Whether it is a request, an answer or a part of one, or takes a request back.
     pub kind: FrameKind,
-    /// The requester's number.
+    /// The number that the requester gave; the answer bears the same one.
     pub request: u64,
     /// An encoded message, or raw bytes.
     pub body: Vec<u8>,

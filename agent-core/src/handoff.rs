@@ -56,7 +56,7 @@ pub struct Handoff {
     pub from: Entry,
     /// The version that shall read it.
     pub to: Entry,
-    /// Schema of `state`.
+    /// The schema in which `state` was saved: one that both versions know.
     pub schema: u32,
     /// The embedding program's state; empty where it has a memory file of its own.
     pub state: Vec<u8>,

@@ -78,7 +78,7 @@ pub mod swap {
     pub use crate::swap::{current, swap};
 }
 
-/// System calls.
+/// System calls that the standard library has not.
 pub mod sys {
     /// Programs that are started.
     pub mod exec {
@@ -86,7 +86,7 @@ pub mod sys {
             Invocation, adopt_orphans, children, descendants, end_children, spawn, spawn_listening,
         };
     }
-    /// Descriptors.
+    /// Which descriptors are open, and which cross `execve`.
     pub mod fd {
         pub use crate::sys::fd::{process_of, take_inherited};
     }
@@ -94,11 +94,11 @@ pub mod sys {
     pub mod namespace {
         pub use crate::sys::namespace::enter;
     }
-    /// Signals.
+    /// Signals that are waited for instead of handled.
     pub mod signal {
         pub use crate::sys::signal::{SignalFd, wake_on_terminate};
     }
-    /// Local sockets.
+    /// Sockets in the file system, and who is at their other end.
     pub mod socket {
         pub use crate::sys::socket::{Peer, bind, connect, peer, replace};
     }

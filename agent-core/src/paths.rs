@@ -49,7 +49,7 @@ impl AgentPaths {
         self.directory().join("lock")
     }
 
-    /// The saved metadata.
+    /// `STATE/agents/PRODUCT/records/`: the signed records of the versions that may be started here.
     pub fn records(&self) -> PathBuf {
         self.directory().join("records")
     }
@@ -109,7 +109,7 @@ impl AgentPaths {
         agents.join(product.as_str()).join("stub.sock")
     }
 
-    /// The `current` link.
+    /// `RUN/agents/PRODUCT/current`: a symlink to the tree of the version that runs, swapped in one step.
     pub fn link(&self) -> PathBuf {
         self.run.join("agents").join(self.product.as_str()).join("current")
     }

@@ -197,7 +197,7 @@ impl Reporter {
     }
 }
 
-/// Milliseconds since 1970.
+/// The system's clock: milliseconds since 1970, 0 where it stands before that.
 pub fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

@@ -56,7 +56,7 @@ pub enum RescueError {
 /// What the next start of the stub will do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rescued {
-    /// What is started.
+    /// The version that the stub starts next.
     pub to: Entry,
     /// What it returns to if that does not prove itself.
     pub last_good: Option<Entry>,

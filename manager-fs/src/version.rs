@@ -2,7 +2,7 @@
 
 use proto::local_greeting::Greeting;
 
-/// The program's version.
+/// The version of this program, such as `0.1.0`, which the whole workspace has.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Hash of the sources of its messages, hex (`build.rs`).
 const MESSAGES: &str = env!("MANAGER_FS_MESSAGES");

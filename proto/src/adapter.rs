@@ -19,7 +19,7 @@ pub struct Adapter {
     /// Sockets that cross from version to version; the program finds them as descriptors 3, 4, …, in this order.
     #[serde(deserialize_with = "within::<_, List<Own<Listen>, LISTEN_MAX>>")]
     pub listen: Vec<Listen>,
-    /// How it ends.
+    /// By which signal it is told to end, and how long it may take.
     pub drain: Drain,
     /// Variables beside those that it inherits.
     #[serde(deserialize_with = "within::<_, List<Own<Variable>, ENVIRONMENT_MAX>>")]
@@ -96,7 +96,7 @@ pub struct Variable {
     /// Not empty, without `=`.
     #[serde(deserialize_with = "within::<_, Word<LISTEN_NAME_BYTES_MAX>>")]
     pub name: String,
-    /// Its value.
+    /// Its value, as it is: nothing in it is replaced. Without a NUL.
     #[serde(deserialize_with = "within::<_, Exact<ARGUMENT_BYTES_MAX>>")]
     pub value: String,
 }

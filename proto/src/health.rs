@@ -12,7 +12,7 @@ use crate::text_form;
 /// A question that is asked again and again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheck {
-    /// What is asked.
+    /// What is asked, and where.
     pub probe: HealthProbe,
     /// Between two of them, milliseconds.
     pub interval_ms: u64,
@@ -20,16 +20,16 @@ pub struct HealthCheck {
     pub timeout_ms: u64,
 }
 
-/// What is asked.
+/// A question to a program from outside; an answer in time, of the right kind, is health.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthProbe {
     /// `GET`; any answer from 200 to 399 is well.
     Http {
-        /// Where.
+        /// An address of the host itself.
         #[serde(with = "text_form")]
         address: SocketAddr,
-        /// With its `/`.
+        /// The path that is asked for, from its `/` on.
         #[serde(deserialize_with = "within::<_, Exact<PATH_BYTES_MAX>>")]
         path: String,
     },

@@ -121,7 +121,7 @@ impl Keep {
 /// One thing that was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Found {
-    /// A snapshot.
+    /// A snapshot, where the question was for them.
     Snapshot(FoundSnapshot),
     /// An entry of one.
     Entry(FoundEntry),
@@ -132,7 +132,7 @@ pub enum Found {
 /// A snapshot, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundSnapshot {
-    /// Its id.
+    /// Its id in the repository, hexadecimal.
     #[serde(deserialize_with = "within::<_, Word<SNAPSHOT_BYTES_MAX>>")]
     pub id: String,
     /// Whose it is: a host, or a machine that is none.
@@ -143,12 +143,12 @@ pub struct FoundSnapshot {
     /// What it was made of; more than some are counted in the last line.
     #[serde(deserialize_with = "within::<_, Lines<PATH_BYTES_MAX, SOURCES_SHOWN_MAX>>")]
     pub sources: Vec<String>,
-    /// Its tags.
+    /// The words that it was given at its backup, in their order.
     #[serde(deserialize_with = "within::<_, Lines<TAG_BYTES_MAX, TAGS_MAX>>")]
     pub tags: Vec<String>,
     /// Files in it, 0 if it does not say.
     pub files: u64,
-    /// Their bytes.
+    /// Bytes of these files as they were in their source, 0 if it does not say.
     pub bytes: u64,
     /// It is forgotten, or would be.
     pub forgotten: bool,
@@ -163,10 +163,10 @@ pub struct FoundEntry {
     /// The snapshot that it is in.
     #[serde(deserialize_with = "within::<_, Word<SNAPSHOT_BYTES_MAX>>")]
     pub snapshot: String,
-    /// Its whole path.
+    /// Its path from the root of the host that it was saved on.
     #[serde(deserialize_with = "within::<_, Line<PATH_BYTES_MAX>>")]
     pub path: String,
-    /// What it is.
+    /// What it is, in words: `file`, `directory`, `symbolic link` and so on.
     #[serde(deserialize_with = "within::<_, Line<VERSION_BYTES_MAX>>")]
     pub kind: String,
     /// Permission bits, if they are known.
@@ -175,7 +175,7 @@ pub struct FoundEntry {
     pub user: Option<u32>,
     /// Number of the group.
     pub group: Option<u32>,
-    /// Bytes.
+    /// Bytes of a file's content; 0 of everything else.
     pub size: u64,
     /// When it was changed, milliseconds since 1970.
     pub mtime_unix_ms: Option<i64>,

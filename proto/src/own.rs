@@ -95,9 +95,9 @@ pub struct OwnSummary {
 /// One line of what an operation did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct Finding {
-    /// What it is.
+    /// What was counted or found out, in a word of the program's own.
     pub name: ArgumentName,
-    /// For people.
+    /// Its value, one line of at most 1 KiB.
     #[serde(deserialize_with = "within::<_, Line<RESULT_BYTES_MAX>>")]
     pub text: String,
 }

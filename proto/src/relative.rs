@@ -19,7 +19,7 @@ pub const FRAME_PARTS_MAX: usize = 4096;
 pub struct Part {
     /// As they lie in the file; 0: the part is not there.
     pub stored_bytes: u32,
-    /// When decoded (zstd).
+    /// Its length when decoded (one zstd frame).
     pub plain_bytes: u32,
 }
 

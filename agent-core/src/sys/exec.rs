@@ -15,7 +15,7 @@ use std::ptr;
 pub struct Invocation {
     /// `argv[1]` and after; `argv[0]` is the path itself.
     pub arguments: Vec<OsString>,
-    /// The whole environment.
+    /// All of its environment: nothing of this process's is added.
     pub environment: BTreeMap<OsString, OsString>,
 }
 

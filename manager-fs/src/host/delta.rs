@@ -87,7 +87,7 @@ impl Reader {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The old tree.
+    /// The manifest of the tree that the delta begins with.
     pub fn old(&self) -> &Manifest {
         &self.old
     }

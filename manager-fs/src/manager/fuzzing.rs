@@ -52,7 +52,7 @@ pub fn elf(bytes: &[u8]) -> bool {
     described.is_some()
 }
 
-/// A pack's index.
+/// The index at a pack's end; returns whether it was taken.
 pub fn pack_index(bytes: &[u8]) -> bool {
     let parts = bytes.split_first_chunk::<4>();
     parts.is_some_and(|(length, index)| store::read_pack_index(index, u64::from(u32::from_le_bytes(*length))))

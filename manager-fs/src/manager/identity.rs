@@ -73,7 +73,7 @@ impl IdentityError {
     }
 }
 
-/// The manager's keys.
+/// The keys of a manager: the authority of its hosts, its own certificate, and what signs its records.
 pub struct ManagerIdentity {
     authority: Issuer<'static, KeyPair>,
     authority_pem: String,
@@ -85,7 +85,7 @@ pub struct ManagerIdentity {
 /// A certificate that has just been issued.
 #[derive(Debug, Clone)]
 pub struct HostCertificate {
-    /// The certificate, PEM.
+    /// The certificate, PEM: what the host stores and shows.
     pub pem: String,
     /// Its serial number, hex.
     pub serial: String,
@@ -96,7 +96,7 @@ pub struct HostCertificate {
 /// What a verified client certificate says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Whose it is.
+    /// The host that it was issued to.
     pub host: HostName,
     /// Its serial number, hex.
     pub serial: String,
@@ -137,7 +137,7 @@ impl ManagerIdentity {
         &self.authority_pem
     }
 
-    /// Signs generation records.
+    /// The key that signs generation records (Ed25519); hosts know its public half from their enrolment.
     pub fn publisher(&self) -> &SigningKey {
         &self.publisher
     }

@@ -25,7 +25,7 @@ pub trait Monitor: Send + Sync {
     fn problem(&self, _text: &str) {}
 }
 
-/// Takes no notice.
+/// A monitor that drops what it is told.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Quiet;
 

@@ -51,7 +51,7 @@ pub struct PublishStats {
     pub read_bytes: u64,
     /// Chunks that the store did not have.
     pub new_chunks: u64,
-    /// Their stored bytes.
+    /// Bytes of these chunks in the store, compressed.
     pub stored_bytes: u64,
 }
 

@@ -39,7 +39,7 @@ pub enum RecoverError {
     },
 }
 
-/// What was recovered.
+/// What the control state was built from anew, and what is missing of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Recovered {
     /// Records by kind: the first part of their keys.

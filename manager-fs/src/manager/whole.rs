@@ -39,7 +39,7 @@ use crate::net;
 /// How the manager is set up.
 #[derive(Debug, Clone)]
 pub struct ManagerOptions {
-    /// The store's directory.
+    /// The store's directory (`--store`), made where it is missing.
     pub store: PathBuf,
     /// How long hosts' certificates are valid.
     pub host_certificate_lifetime: Duration,

@@ -112,7 +112,7 @@ pub(crate) enum Place {
     Partial(Arc<Partial>),
 }
 
-/// The host's objects.
+/// The objects on the host's disk, `CACHE/local`: whole ones, and those of which some chunks have come.
 #[derive(Debug)]
 pub struct Cache {
     dir: PathBuf,

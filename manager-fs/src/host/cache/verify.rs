@@ -27,7 +27,7 @@ pub enum Look {
     All,
 }
 
-/// What [`Cache::verify_local`] found.
+/// How much [`Cache::verify_local`] has read, and which objects were wrong.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerifyReport {
     /// Objects that were read and hashed.

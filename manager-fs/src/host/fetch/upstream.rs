@@ -48,7 +48,7 @@ pub trait Upstream: Send + Sync {
     }
 }
 
-/// Whether someone waits.
+/// Whether a program waits for the bytes: then they come over the control connection, before all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
     /// A program waits for these bytes.

@@ -30,7 +30,7 @@ const META_ENTRY_BYTES: u64 = 1_300;
 /// How a helper works.
 #[derive(Debug, Clone)]
 pub struct HelperOptions {
-    /// Where everything is.
+    /// The directories of the daemon that it belongs to.
     pub layout: Layout,
     /// Caps the kernel memory of all metadata layers: images by their size, others by an estimate for their entries.
     pub meta_bytes_max: u64,

@@ -27,7 +27,7 @@ use crate::moments::{self, Moment};
 /// What `manager-fs mount` means.
 #[derive(Debug, Clone)]
 pub struct HoldOptions {
-    /// Where everything is.
+    /// The directories of this daemon.
     pub layout: Layout,
     /// The binary of worker and helper; asked again at every start, so replacing the file upgrades the worker.
     pub program: PathBuf,

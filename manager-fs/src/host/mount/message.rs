@@ -65,7 +65,7 @@ pub struct MountedGeneration {
 pub struct MetaUsage {
     /// Inodes in use by layers of the tmpfs.
     pub inodes: u64,
-    /// Inodes allowed there.
+    /// Inodes that the tmpfs may have in all.
     pub inodes_max: u64,
     /// Bytes of layers that are images.
     pub image_bytes: u64,

@@ -53,12 +53,12 @@ pub use prepare::{NamespaceChoice, still_mounted};
 pub use probe::ProbeReport;
 pub use worker::{Mounted, Mounts, Server, Worker};
 
-/// Where everything is.
+/// The directories of one mount daemon, all absolute, and what lies where in them.
 #[derive(Debug, Clone)]
 pub struct Layout {
     /// `RUN`: sockets and mounts.
     pub run: PathBuf,
-    /// `CACHE`: the objects.
+    /// `CACHE`: the objects, and the signed records.
     pub cache: PathBuf,
     /// The browsing view, and `.objects`.
     pub mountpoint: PathBuf,
@@ -70,7 +70,7 @@ impl Layout {
         self.run.join("meta")
     }
 
-    /// The overlays' directory.
+    /// `RUN/gens`: where the overlays of attached generations are mounted.
     pub fn generations(&self) -> PathBuf {
         self.run.join("gens")
     }
@@ -80,7 +80,7 @@ impl Layout {
         self.generations().join(tree.to_hex())
     }
 
-    /// The helper's socket.
+    /// `RUN/helper.sock`: where the helper, which mounts, takes its requests.
     pub fn helper_socket(&self) -> PathBuf {
         self.run.join("helper.sock")
     }

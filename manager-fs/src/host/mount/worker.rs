@@ -101,7 +101,7 @@ impl Worker {
         Ok(())
     }
 
-    /// For mounting generations.
+    /// What mounts and unmounts generations, by way of the helper.
     pub fn mounts(&self) -> Mounts {
         let helper = HelperClient::new(self.layout.helper_socket());
         Mounts { layout: self.layout.clone(), helper, fuse: self.device.is_some() }

@@ -33,7 +33,7 @@ pub struct Attributes {
     pub ino: Ino,
     /// Directory, file or symbolic link.
     pub kind: Kind,
-    /// Twelve permission bits.
+    /// The twelve permission bits, without the file's type.
     pub mode: u32,
     /// Number of its owner: as in the tree, or 0 where the mount is in a user namespace.
     pub uid: u32,
@@ -63,7 +63,7 @@ pub enum Kind {
 /// One entry of a directory listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listed<'a> {
-    /// The entry's number.
+    /// The number of what the entry leads to, as [`Attributes::ino`].
     pub ino: Ino,
     /// Directory, file or symbolic link.
     pub kind: Kind,
@@ -76,11 +76,11 @@ pub struct Listed<'a> {
 /// A generation of the browsing view.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ViewEntry {
-    /// First path component.
+    /// The first component of its path below the mountpoint.
     pub product: Product,
-    /// Second path component.
+    /// The second component.
     pub version: Version,
-    /// What is below.
+    /// The tree whose root that is.
     pub tree: TreeId,
 }
 

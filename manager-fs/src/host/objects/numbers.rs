@@ -44,7 +44,7 @@ const NODE_BITS: u32 = 20;
 const OBJECT: u64 = 1 << 63;
 
 impl Ino {
-    /// The kernel's number.
+    /// The inode number that the kernel is given for it.
     pub fn number(self) -> u64 {
         match self {
             Ino::Root => 1,

@@ -40,7 +40,7 @@ impl Tree {
         &self.id
     }
 
-    /// Its verified manifest.
+    /// Its manifest, whose hash is the tree's id.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }

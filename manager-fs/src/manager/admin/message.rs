@@ -205,12 +205,12 @@ pub struct RepairOrder {
     pub source: Option<Vec<u8>>,
 }
 
-/// What `publish` takes.
+/// What an operator wants published, and as what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishOrder {
-    /// Of which product.
+    /// The product that gets a version.
     pub product: Product,
-    /// Its new version.
+    /// The version's name; the same source under a known name changes nothing.
     pub version: Version,
     /// Absolute path of a directory or archive on the manager's machine, as raw bytes.
     pub source: Vec<u8>,
@@ -311,10 +311,10 @@ pub enum AdminEvent {
     Rollout(Box<RolloutView>),
 }
 
-/// What `publish` did.
+/// The generation that was published, and what it cost the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishReport {
-    /// The generation's record.
+    /// The record that was signed: names, tree and metadata.
     pub record: GenerationRecord,
     /// The same generation was published before; nothing changed.
     pub already: bool,
@@ -322,7 +322,7 @@ pub struct PublishReport {
     pub read_bytes: u64,
     /// Chunks that the store did not have.
     pub new_chunks: u64,
-    /// Their stored bytes.
+    /// Bytes of these chunks in the store, compressed.
     pub stored_bytes: u64,
 }
 
@@ -352,7 +352,7 @@ pub struct GenerationView {
     pub attached: Vec<HostName>,
 }
 
-/// What `verify` found.
+/// How much of the store was read, and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyView {
     /// Packs whose every byte was read.
@@ -367,7 +367,7 @@ pub struct VerifyView {
     pub objects: u64,
     /// Generation records whose signatures and trees were checked.
     pub records: u64,
-    /// What is wrong.
+    /// What is not as it was stored; empty when all is well.
     pub problems: Vec<ProblemView>,
     /// Chunks that generations need and that were found nowhere; 0 where nothing was to be repaired.
     pub lost_chunks: u64,
@@ -395,7 +395,7 @@ pub struct HostView {
     pub connected_since: Option<Unix>,
     /// When it was last heard of, 0 if never.
     pub last_seen: Unix,
-    /// When it enrolled.
+    /// When it enrolled last, milliseconds since 1970.
     pub enrolled: Unix,
     /// When its newest certificate ends.
     pub certificate_expires: Option<Unix>,

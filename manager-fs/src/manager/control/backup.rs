@@ -77,7 +77,7 @@ pub(super) fn write(path: &Path, entries: &[Entry]) -> io::Result<()> {
 pub struct Backup {
     /// Keys and values that can be read.
     pub entries: Vec<(String, Vec<u8>)>,
-    /// Lines that cannot.
+    /// How many lines cannot be read: cut off, or with another check than their bytes.
     pub damaged: usize,
 }
 

@@ -36,7 +36,7 @@ pub(crate) const RECORDS: &str = "records";
 pub struct Files {
     /// What was decided: it is never lost.
     pub store: Arc<LocalStore>,
-    /// What hosts report.
+    /// What hosts report; lost, it costs no decision.
     pub observations: Arc<LocalObservations>,
     /// What an operator should be told of: observations that were set aside, a store that was brought over.
     pub notices: Vec<String>,

@@ -51,7 +51,7 @@ pub struct DeltaOptions {
     pub threads: usize,
 }
 
-/// What was made.
+/// What is in a delta that was made, and what it leaves to be fetched.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct DeltaStats {
     /// Bytes of the whole delta.

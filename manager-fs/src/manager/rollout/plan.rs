@@ -18,7 +18,7 @@ pub const RING_NAME_BYTES_MAX: usize = 64;
 pub struct Plan {
     /// Whose agents change over.
     pub product: Product,
-    /// To which generation.
+    /// What they change over to, by name or by the start of its tree's id.
     pub generation: GenerationRef,
     /// Export it to each ring's hosts and groups when the ring begins.
     pub export: bool,

@@ -14,11 +14,11 @@ pub struct RolloutView {
     pub id: RolloutId,
     /// Whose agents change over.
     pub product: Product,
-    /// To which version.
+    /// The version that they change over to.
     pub version: Version,
     /// What becomes of it.
     pub state: State,
-    /// Since when.
+    /// Since when that holds, milliseconds since 1970.
     pub since: Unix,
     /// When it was planned.
     pub planned: Unix,
@@ -45,11 +45,11 @@ pub struct RolloutView {
 /// How far a ring is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingView {
-    /// Its name.
+    /// Its name in the plan.
     pub name: String,
     /// What happens in it.
     pub phase: Phase,
-    /// Since when.
+    /// Since when that holds, milliseconds since 1970.
     pub since: Unix,
     /// Canaries that it has.
     pub canaries: u32,
@@ -57,7 +57,7 @@ pub struct RingView {
     pub in_flight: u32,
     /// What most of its hosts ran when the rollout was started, or run now.
     pub before: Option<Version>,
-    /// Its hosts.
+    /// How many of its hosts are in which state.
     pub hosts: Counts,
 }
 
@@ -66,9 +66,9 @@ pub struct RingView {
 pub struct ProblemGroup {
     /// `failed`, `refused`, `silent` or `stuck`.
     pub state: String,
-    /// Why, for people.
+    /// What they all say, one line for people.
     pub reason: String,
-    /// How many hosts.
+    /// How many hosts say so, those in `hosts` among them.
     pub count: u32,
     /// The first of them.
     pub hosts: Vec<HostName>,

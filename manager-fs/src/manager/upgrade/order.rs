@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct UpgradeOrder {
     /// The product whose agents change over.
     pub product: Product,
-    /// To which generation.
+    /// What they change over to, by name or by the start of its tree's id.
     pub generation: GenerationRef,
     /// The hosts and groups whose agents change over.
     pub targets: Vec<Target>,
@@ -58,7 +58,7 @@ pub struct HostEnd {
     pub change: Option<ChangeId>,
     /// How it ended there.
     pub verdict: Verdict,
-    /// Why, for people.
+    /// Why it ended so, one line for people; empty where it was confirmed.
     pub reason: String,
     /// The steps that its host reported, in order.
     pub steps: Vec<StepEvent>,
@@ -99,9 +99,9 @@ impl Verdict {
 pub struct UpgradeReport {
     /// The product whose agents change over.
     pub product: Product,
-    /// To which version.
+    /// The version's name, as its record has it.
     pub version: Version,
-    /// To which tree.
+    /// The tree that was ordered.
     pub tree: TreeId,
     /// Each host, in order.
     pub hosts: Vec<HostEnd>,

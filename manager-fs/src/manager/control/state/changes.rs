@@ -21,13 +21,13 @@ const SHORT_REASON_BYTES: usize = 1 << 10;
 /// An order for a change-over of one agent on one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChangeOrder {
-    /// On which host.
+    /// The host whose agent changes over.
     pub host: HostName,
     /// The product whose agent changes over.
     pub product: Product,
-    /// To which version.
+    /// The version's name, for people.
     pub version: Version,
-    /// To which tree.
+    /// The tree that it shall run.
     pub to: TreeId,
 }
 
@@ -36,11 +36,11 @@ pub struct ChangeOrder {
 pub struct ChangeRecord {
     /// The number that all reports on it bear.
     pub id: ChangeId,
-    /// What was ordered.
+    /// Who shall run what.
     pub order: ChangeOrder,
     /// When it was ordered.
     pub ordered: Unix,
-    /// How it ended.
+    /// How it ended; `None` while nobody has said so.
     pub ended: Option<ChangeEnd>,
 }
 
@@ -53,7 +53,7 @@ pub struct ChangeEnd {
     pub at: Unix,
     /// Why, when it is not.
     pub reason: String,
-    /// Who says so.
+    /// Who says so: an agent's word replaces the manager's.
     pub by: EndedBy,
 }
 

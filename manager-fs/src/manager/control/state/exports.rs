@@ -15,9 +15,9 @@ use super::{Key, State, encode};
 /// That a host or group may see and fetch a generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Export {
-    /// Of which product.
+    /// The product of the generation.
     pub product: Product,
-    /// Of which version.
+    /// Its version's name.
     pub version: Version,
     /// The host, or the group with whoever is in it.
     pub target: Target,

@@ -47,7 +47,7 @@ fn lines(found: &[(String, TreeId)]) -> String {
     found.iter().map(|(name, tree)| format!("\n  {name}  {tree}")).collect()
 }
 
-/// One published generation.
+/// A published generation: its record as it was signed, and as it reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generation {
     /// The record file's bytes, as sent to hosts.

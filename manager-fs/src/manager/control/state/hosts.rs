@@ -16,7 +16,7 @@ use super::{Key, State, encode};
 /// crash.
 const CERTIFICATES_MAX: usize = 4;
 
-/// One enrolled host.
+/// A host that has enrolled, and the certificates by which it is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostRecord {
     /// When it last enrolled.
@@ -37,9 +37,9 @@ impl HostRecord {
 /// A certificate that was issued to a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IssuedCertificate {
-    /// Serial number, hex.
+    /// Its serial number, hexadecimal as in the certificate.
     pub serial: String,
-    /// When it ends.
+    /// When it ends, milliseconds since 1970.
     pub not_after: Unix,
 }
 

@@ -32,12 +32,12 @@ pub enum JobRecordError {
     Control(#[from] ControlError),
 }
 
-/// One operation.
+/// The manager's record of one storage operation on an agent. Times are milliseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRecord {
     /// The number under which everybody knows it; never given twice.
     pub id: JobId,
-    /// On which host.
+    /// The host of the agent that does it.
     pub host: HostName,
     /// Which agent does it.
     pub product: Product,
@@ -49,11 +49,11 @@ pub struct JobRecord {
     pub created: Unix,
     /// When an agent was first seen at it.
     pub started: Option<Unix>,
-    /// When it ended.
+    /// When it ended, by the manager's clock.
     pub ended: Option<Unix>,
     /// The last progress that is known.
     pub progress: Option<Progress>,
-    /// How it ended.
+    /// How it ended; `None` while it has not.
     pub outcome: Option<Outcome>,
     /// Why it waits, for people.
     pub waiting: Option<String>,

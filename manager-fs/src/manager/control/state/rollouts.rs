@@ -18,14 +18,14 @@ const ROLLOUTS_KEPT: usize = 500;
 /// Lines of the history of one.
 const LINES_KEPT: usize = 200;
 
-/// One rollout.
+/// What is durable of a rollout: its plan, how far it is, and what it replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolloutRecord {
-    /// What shall happen.
+    /// What shall happen, as it was planned; it is not changed afterwards.
     pub plan: Plan,
     /// The version that the plan means.
     pub version: Version,
-    /// Its tree.
+    /// The tree of that version at the time of planning.
     pub tree: TreeId,
     /// When it was planned.
     pub planned: Unix,

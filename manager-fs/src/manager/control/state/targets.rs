@@ -12,9 +12,9 @@ use super::{Key, State, encode};
 /// What should run, since when, and how a host comes there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
-    /// The version.
+    /// The version's name, for people.
     pub version: Version,
-    /// Its tree.
+    /// The tree that should run: what counts, whatever the name leads to by then.
     pub tree: TreeId,
     /// When it was ordered; hosts that were ordered something at this time or later are not meant.
     pub set: Unix,

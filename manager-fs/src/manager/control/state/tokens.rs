@@ -14,7 +14,7 @@ const REMEMBERED_MS: u64 = 7 * 24 * 3600 * 1000;
 /// A token that was printed and may still be used, or was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRecord {
-    /// Whom it enrols.
+    /// The one host that may enrol with it.
     pub host: HostName,
     /// When it ends, whether it was used or not.
     pub expires: Unix,

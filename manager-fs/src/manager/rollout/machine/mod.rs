@@ -32,11 +32,11 @@ use vocabulary::{
 pub struct NotNow {
     /// What becomes of the rollout.
     pub state: State,
-    /// What was wanted.
+    /// What an operator asked for.
     pub wish: Wish,
 }
 
-/// One rollout.
+/// One rollout as it goes on: events in, commands out, no clock and no I/O of its own.
 #[derive(Debug)]
 pub struct Machine {
     plan: Arc<Plan>,

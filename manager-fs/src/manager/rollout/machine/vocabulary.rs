@@ -15,7 +15,7 @@ pub struct HostNo(pub u32);
 pub struct Progress {
     /// What becomes of it.
     pub state: State,
-    /// Since when.
+    /// Since when that holds, milliseconds since 1970.
     pub since: Unix,
     /// When it was started.
     pub started: Option<Unix>,
@@ -61,7 +61,7 @@ impl Progress {
 pub struct RingProgress {
     /// What happens in it.
     pub phase: Phase,
-    /// Since when.
+    /// Since when that holds, milliseconds since 1970.
     pub since: Unix,
     /// Failures that an operator has accepted by resuming.
     pub accepted: u32,
@@ -134,9 +134,9 @@ pub enum Phase {
 /// Why a rollout stopped itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Halt {
-    /// When.
+    /// When it stopped, milliseconds since 1970.
     pub at: Unix,
-    /// Why.
+    /// Which gate or budget did not hold, with its figures.
     pub why: Why,
 }
 
@@ -274,19 +274,19 @@ impl fmt::Display for Missing {
 /// Storage operations that ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Jobs {
-    /// Done.
+    /// How many were done, with problems or without.
     pub done: u32,
     /// Failed. Those that were cancelled do not count.
     pub failed: u32,
 }
 
 impl Jobs {
-    /// All of them.
+    /// All that ended, done or failed.
     pub fn ended(self) -> u32 {
         self.done.saturating_add(self.failed)
     }
 
-    /// Counts one.
+    /// Counts one that ended; `done`: it did not fail.
     pub fn count(&mut self, done: bool) {
         let of = if done { &mut self.done } else { &mut self.failed };
         *of = of.saturating_add(1);
@@ -333,7 +333,7 @@ pub struct Counts {
     pub ready: u32,
     /// Nothing has happened there yet, and they are away.
     pub away: u32,
-    /// They were ordered.
+    /// They were ordered, and it is not over there.
     pub in_flight: u32,
     /// The new generation runs there and has proved itself.
     pub good: u32,
@@ -365,7 +365,7 @@ impl Counts {
     }
 }
 
-/// Something that happened.
+/// What a rollout is told: that time has passed, what became of a host, what an operator wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// Time has passed, or hosts have joined.

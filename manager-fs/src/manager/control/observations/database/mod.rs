@@ -40,7 +40,7 @@ pub struct LocalObservations {
     writer: Option<JoinHandle<()>>,
 }
 
-/// What opening gave.
+/// The observations of a store, and what of them had to be given up.
 pub struct Opened {
     /// The observations, possibly begun anew.
     pub observations: LocalObservations,
