@@ -187,6 +187,13 @@ pub enum ManagerReply {
     },
 }
 
+/// An `Event` before the answer to `Delta`: it is still being made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Making {
+    /// For how long so far, milliseconds.
+    pub elapsed_ms: u64,
+}
+
 /// What a start-up bundle holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BundleFacts {

@@ -30,7 +30,8 @@ use crate::host::profile::{self, ProfileOptions, READY};
 use crate::manager::admin::{AdminReply, Quick};
 
 const LOCAL_PAUSE: Duration = Duration::from_millis(100);
-/// How long the background fetch may get nothing before the command gives up.
+/// How long the background fetch may get nothing, and hear nothing of a manager that makes a delta for it, before the command
+/// gives up.
 const LOCAL_STILL: Duration = Duration::from_secs(60);
 const TOUCHES_BYTES_MAX: usize = 16 + 12 * TOUCHES_MAX;
 
@@ -190,11 +191,13 @@ fn wait_until_local(tree: &Attached, here: &Here) -> Result<()> {
         if local >= all && local.is_some() {
             return Ok(());
         }
-        if before != Some(local) {
+        // Objects become local as wholes: what comes of them before, and that it comes, shows in the counters.
+        let now = (local, status["fetch"].clone());
+        if before.as_ref() != Some(&now) {
             if before.is_none() {
                 note!("waiting until every object of the generation is local");
             }
-            (before, moved) = (Some(local), Instant::now());
+            (before, moved) = (Some(now), Instant::now());
         }
         let (done, total) = (local.unwrap_or(0), all.unwrap_or(0));
         line.update(Progress { task: "fetching", done, total, bytes: true });

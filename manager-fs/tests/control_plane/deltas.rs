@@ -16,7 +16,8 @@ async fn bulk(host: &FakeHost, request: HostRequest) -> Result<Vec<u8>, Fault> {
     let mut bytes = Vec::new();
     let on = |incoming| match incoming {
         Incoming::Bulk(part) => bytes.extend(part),
-        Incoming::Event(_) => panic!("event"),
+        // A sign of life of a slow machine.
+        Incoming::Event(_) => {}
     };
     match host.link.request(&request, on, DELTA_DEADLINE).await.unwrap() {
         ManagerReply::Sent(frames) => assert!(frames > 0),

@@ -121,6 +121,7 @@ fn cases() -> Vec<Case> {
         plain::<StepEvent>("StepEvent", &samples::step()),
         plain::<Attached>("Attached", &samples::attached()),
         plain::<StageProgress>("StageProgress", &samples::stage_progress()),
+        plain::<Making>("Making", &samples::making()),
     ]);
     cases.push(Case {
         document: "control-protocol.md",

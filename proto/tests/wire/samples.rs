@@ -10,7 +10,7 @@ use proto::bundle::Touch;
 use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
 use proto::look::{Forget, Found, FoundEntry, FoundSnapshot, Keep, Query, SnapshotFilter};
 use proto::message::{
-    BundleFacts, ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, ManagerReply,
+    BundleFacts, ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, Making, ManagerReply,
     ManagerRequest, Role,
 };
 use proto::name::Target;
@@ -254,6 +254,10 @@ pub(crate) fn change_over() -> ChangeOver {
         drain_deadline_ms: 60_000,
         retry_bad: true,
     }
+}
+
+pub(crate) fn making() -> Making {
+    Making { elapsed_ms: 5_000 }
 }
 
 pub(crate) fn stage_progress() -> StageProgress {

@@ -111,7 +111,7 @@ impl ManagerLink {
         plain.map_err(|error| Fault::Failed(format!("the manifest of {tree} cannot be decompressed: {error}")))
     }
 
-    /// Sends a request whose answer is one stream of bytes.
+    /// Sends a request whose answer is one stream of bytes. `sink` gets no bytes for a sign of life.
     fn stream(
         &self,
         lane: &Lane,
@@ -122,10 +122,12 @@ impl ManagerLink {
     ) -> Result<(), UpstreamError> {
         let (mut frames, mut bytes) = (0, 0);
         let on = |incoming| {
-            let Incoming::Bulk(body) = incoming else { return };
+            let Incoming::Bulk(body) = incoming else { return sink(&[]) };
             frames += 1;
             bytes += body.len() as u64;
-            sink(&body);
+            if !body.is_empty() {
+                sink(&body);
+            }
         };
         let reply = self.runtime.block_on(async {
             let _user = lane.user();

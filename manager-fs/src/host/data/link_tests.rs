@@ -5,7 +5,7 @@ use proto::ObjectId;
 use proto::bulk::Encoding;
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
-use proto::message::{HostReply, Instance, ManagerRequest};
+use proto::message::{HostReply, Instance, Making, ManagerRequest};
 use proto::width;
 
 use super::*;
@@ -83,6 +83,12 @@ impl Handler for Serve {
                     }
                     ManagerReply::Sent(width::count(wants.len()))
                 }
+                HostRequest::Delta { .. } => {
+                    answer.event(&Making { elapsed_ms: 5_000 }).await.unwrap();
+                    answer.event(&"what a later manager says").await.unwrap();
+                    answer.bulk(b"de", b"lta".to_vec()).await.unwrap();
+                    ManagerReply::Sent(1)
+                }
                 _ => ManagerReply::Done,
             };
             answer.finish(&reply).await.unwrap();
@@ -122,6 +128,17 @@ fn chunks_and_manifests_reach_blocking_callers_on_both_lanes() {
     assert!(manager.bytes_fetched() > 3);
     assert!(matches!(manager.manifest(&TreeId::of(b"secret"), soon()), Err(UpstreamError::NotExported(_))));
     assert_eq!(manager.facts().host.unwrap().as_str(), "h");
+}
+
+#[test]
+fn a_delta_that_is_still_being_made_gives_signs_of_life() {
+    let runtime = runtime();
+    let fake = FakeManager::new(true);
+    let manager = connect(&runtime, &fake);
+    let mut got = Vec::new();
+    let (from, to) = (TreeId::of(b"from"), TreeId::of(b"to"));
+    manager.delta(&from, &to, soon(), &mut |bytes| got.push(bytes.to_vec())).unwrap();
+    assert_eq!(got, [b"".to_vec(), b"".to_vec(), b"delta".to_vec()]);
 }
 
 #[test]

@@ -58,4 +58,6 @@ counts! {
     bundle_bytes,
     /// Bytes of pages that bundles made.
     bundle_plain_bytes,
+    /// How often the manager said that it is still making a delta.
+    signs_of_life,
 }

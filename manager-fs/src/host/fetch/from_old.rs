@@ -51,9 +51,8 @@ impl Fetcher {
         };
         match Reader::new(*from, *to.id, old_bytes) {
             Ok(reader) => {
-                self.starts.is_coming(to.id);
+                let _coming = self.starts.coming(to.id);
                 self.take_delta(from, to.id, reader, options, cancel);
-                self.starts.has_come(to.id);
             }
             Err(error) => tracing::warn!(%error, tree = %from, "no delta: the old manifest is damaged"),
         }
@@ -111,6 +110,9 @@ impl Fetcher {
         let mut failed: Option<DeltaError> = None;
         let (begun, mut came) = (self.clock().now(), 0);
         let result = self.upstream.delta(from, to, options.deadline, &mut |bytes| {
+            if bytes.is_empty() {
+                return self.counters.signs_of_life.add(1);
+            }
             came += bytes.len() as u64;
             pace(self.clock(), options.bytes_per_second_max, begun, came, cancel);
             self.counters.wire_bytes.add(bytes.len() as u64);

@@ -59,8 +59,27 @@ struct State {
     strays: BTreeMap<TreeId, u32>,
     /// Misses of trees that a delta would bring, since somebody waits to fetch that.
     missed: BTreeMap<TreeId, u32>,
-    /// Trees of which all that is missing is on its way.
-    on_their_way: BTreeSet<TreeId>,
+    /// Trees of which all that is missing is on its way, and by how many fetches.
+    on_their_way: BTreeMap<TreeId, u32>,
+}
+
+/// All that is missing of a tree is on its way ([`Starts::coming`]).
+pub(super) struct OnItsWay<'s> {
+    starts: &'s Starts,
+    tree: TreeId,
+}
+
+/// However the fetch ends: what misses after that is telling again.
+impl Drop for OnItsWay<'_> {
+    fn drop(&mut self) {
+        let mut state = self.starts.lock();
+        if let Some(fetches) = state.on_their_way.get_mut(&self.tree) {
+            *fetches -= 1;
+            if *fetches == 0 {
+                state.on_their_way.remove(&self.tree);
+            }
+        }
+    }
 }
 
 struct Start {
@@ -172,7 +191,7 @@ impl Starts {
     /// and not when the start is known from another tree and misses here and there.
     pub(super) fn is_telling(&self, tree: &TreeId) -> bool {
         let mut state = self.lock();
-        if state.on_their_way.contains(tree) {
+        if state.on_their_way.contains_key(tree) {
             return false;
         }
         match state.strays.get_mut(tree) {
@@ -184,14 +203,10 @@ impl Starts {
         }
     }
 
-    /// All that is missing of a tree is on its way, until [`Starts::has_come`].
-    pub(super) fn is_coming(&self, tree: &TreeId) {
-        self.lock().on_their_way.insert(*tree);
-    }
-
-    /// See [`Starts::is_coming`].
-    pub(super) fn has_come(&self, tree: &TreeId) {
-        self.lock().on_their_way.remove(tree);
+    /// All that is missing of a tree is on its way, for as long as the result lives.
+    pub(super) fn coming(&self, tree: &TreeId) -> OnItsWay<'_> {
+        *self.lock().on_their_way.entry(*tree).or_default() += 1;
+        OnItsWay { starts: self, tree: *tree }
     }
 
     /// Something was asked for that somebody waits for.
@@ -245,6 +260,18 @@ impl Starts {
     }
 }
 
+/// A start that has begun, and ends with this.
+struct UnderWay<'s> {
+    starts: &'s Starts,
+    number: u64,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.starts.end(self.number);
+    }
+}
+
 impl Start {
     /// Whether every page of the range that is not here is still to come.
     fn will_bring(&self, wanted: Wanted<'_>, partial: &Partial, offset: u64, len: usize) -> bool {
@@ -279,8 +306,8 @@ impl Fetcher {
         let Some(number) = self.starts.begin(generation, tree, manifest.is_none()) else { return };
         let (fetcher, generation) = (Arc::clone(self), generation.clone());
         let work = move || {
+            let _under_way = UnderWay { starts: &fetcher.starts, number };
             fetcher.start(number, &generation, tree, manifest, from);
-            fetcher.starts.end(number);
         };
         if let Err(error) = std::thread::Builder::new().name("start".into()).stack_size(512 << 10).spawn(work) {
             tracing::warn!(%error, "no thread for a start-up bundle");
@@ -464,9 +491,28 @@ mod tests {
         starts.come(tree, Origin::Carried);
         starts.come(tree, Origin::Guessed);
         assert_eq!(telling(1), 1);
-        starts.is_coming(&tree);
+        let (one, another) = (starts.coming(&tree), starts.coming(&tree));
+        drop(one);
         assert_eq!(telling(3), 0, "all that is missing is on its way");
-        starts.has_come(&tree);
+        drop(another);
         assert_eq!(telling(1), 1);
+    }
+
+    #[test]
+    fn a_fetch_that_breaks_off_leaves_nothing_on_its_way() {
+        let (starts, tree) = (Starts::default(), TreeId::of(b"tree"));
+        let broken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _coming = starts.coming(&tree);
+            panic!("a fault of the fetch");
+        }));
+        assert!(broken.is_err());
+        assert!(starts.is_telling(&tree));
+        let begun = starts.begin(&"p@1".parse().unwrap(), Some(tree), true).unwrap();
+        let broken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _under_way = UnderWay { starts: &starts, number: begun };
+            panic!("a fault of the start");
+        }));
+        assert!(broken.is_err());
+        assert!(starts.lock().under_way.is_empty(), "its readers would wait for every page");
     }
 }

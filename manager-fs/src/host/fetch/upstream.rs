@@ -35,8 +35,8 @@ pub trait Upstream: Send + Sync {
         Err(UpstreamError::Unavailable("this source has no start-up bundles".into()))
     }
 
-    /// Calls `sink` with the bytes of the delta from one tree to another, in order ([`proto::delta`]). What `sink` was
-    /// given before an error is used.
+    /// Calls `sink` with the bytes of the delta from one tree to another, in order ([`proto::delta`]), and with
+    /// none whenever it hears that the delta is still being made. What `sink` was given before an error is used.
     fn delta(
         &self,
         _from: &TreeId,

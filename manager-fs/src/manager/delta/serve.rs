@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use proto::delta::Header;
 use proto::limits::BULK_BYTES_MAX;
-use proto::message::ManagerReply;
-use proto::{GenerationRecord, HostName, TreeId};
+use proto::message::{Making, ManagerReply};
+use proto::{GenerationRecord, HostName, TreeId, width};
 
 use super::{DeltaError, DeltaOptions, LEVEL_BEST, LEVEL_FAST, make};
 use crate::manager::control::State;
@@ -15,6 +16,9 @@ use crate::manager::exports::{ExportError, Exports};
 use crate::manager::store::{Store, StoreError};
 use crate::manager::worker::{BrokenOff, blocking};
 use crate::net::{Answer, NetError};
+
+/// A host that waits for a delta hears this often that it is being made.
+const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(5);
 
 /// Why a host did not get a delta.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +50,21 @@ pub enum SendDeltaError {
     /// It was not made or read.
     #[error(transparent)]
     BrokenOff(#[from] BrokenOff),
+}
+
+/// Waits for a delta that is being made, and tells every now and then for how long it has been.
+async fn with_signs_of_life<T, Telling: Future<Output = ()>>(
+    made: impl Future<Output = T>,
+    every: Duration,
+    tell: impl Fn(Duration) -> Telling,
+) -> T {
+    let (begun, mut made) = (Instant::now(), std::pin::pin!(made));
+    loop {
+        match tokio::time::timeout(every, &mut made).await {
+            Ok(made) => return made,
+            Err(_) => tell(begun.elapsed()).await,
+        }
+    }
 }
 
 /// Makes and sends deltas.
@@ -83,7 +102,13 @@ impl Deltas {
         }
         let header = match self.stored(from, to).await? {
             Some(header) => header,
-            None => self.made(from, to).await?,
+            None => {
+                // Whoever has gone away is no reason to stop: the next who asks finds it made.
+                let tell = |elapsed| async move {
+                    let _ = answer.event(&Making { elapsed_ms: width::millis(elapsed) }).await;
+                };
+                with_signs_of_life(self.made(from, to), SIGN_OF_LIFE_EVERY, tell).await?
+            }
         };
         let end = header.front_bytes() + header.frames_bytes;
         let (mut at, mut frames) = (0, 0);
@@ -143,5 +168,27 @@ impl Deltas {
         let stats = make(&self.store, from, to, DeltaOptions { level, threads }, cancelled)?;
         tracing::info!(%from, %to, bytes = stats.delta_bytes, instead_of = stats.replaced_stored_bytes, "delta made");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_delta_hears_that_it_is_being_made() {
+        let (told, (done, is_done)) = (Mutex::new(Vec::new()), tokio::sync::oneshot::channel());
+        let done = Mutex::new(Some(done));
+        let tell = |elapsed| {
+            told.lock().unwrap().push(elapsed);
+            if told.lock().unwrap().len() == 3 {
+                done.lock().unwrap().take().unwrap().send("made").unwrap();
+            }
+            std::future::ready(())
+        };
+        let made = with_signs_of_life(is_done, Duration::from_millis(1), tell).await;
+        assert_eq!(made, Ok("made"));
+        assert!(told.into_inner().unwrap().is_sorted());
     }
 }
