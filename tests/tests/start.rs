@@ -69,6 +69,16 @@ fn starts_from_the_bundle_alone(manager: &Manager, name: &str, plain_bytes: u64)
 
 #[track_caller]
 fn generation_starts_from_the_bundle_alone(manager: &Manager, generation: &str, name: &str, plain_bytes: u64) {
+    let (host, proxy) = bundle_comes(manager, generation, name, plain_bytes);
+    proxy.cut();
+    assert_eq!(host.run(&["exec", generation]).expect(0).text(), right_output());
+    let status = host.status();
+    assert_eq!((count(&status, "wrong_hashes"), count(&status, "retries")), (0, 0), "{}", status["fetch"]);
+}
+
+/// The start's pages, and no others, come to a new host.
+#[track_caller]
+fn bundle_comes(manager: &Manager, generation: &str, name: &str, plain_bytes: u64) -> (Host, Proxy) {
     let proxy = Proxy::start(&manager.address());
     let mut host = Host::new(name);
     host.enroll(manager, &proxy.address());
@@ -77,10 +87,7 @@ fn generation_starts_from_the_bundle_alone(manager: &Manager, generation: &str, 
     manager.export(generation, name);
     host.attach(generation);
     until("the bundle is here", || (count(&host.status(), "bundle_plain_bytes") == plain_bytes).then_some(()));
-    proxy.cut();
-    assert_eq!(host.run(&["exec", generation]).expect(0).text(), right_output());
-    let status = host.status();
-    assert_eq!((count(&status, "wrong_hashes"), count(&status, "retries")), (0, 0), "{}", status["fetch"]);
+    (host, proxy)
 }
 
 #[test]
@@ -125,6 +132,9 @@ fn what_was_recorded_of_one_version_brings_the_start_of_the_next() {
     // Two pages that no longer begin with one are three; the script is guessed whole.
     let script = std::fs::metadata(next.path().join("bin/start")).unwrap().len();
     generation_starts_from_the_bundle_alone(&manager, "sample@2.0", "fast", 3 * 4096 + script);
+    // What is forgotten of one version is forgotten of the next as well.
+    manager.run(&["profile", "sample@1.0", "--reset"]).expect(0);
+    drop(bundle_comes(&manager, "sample@2.0", "after", script));
     // What is recorded takes its place, without what only the version before touched.
     attached(&manager, &recorder, "sample@2.0");
     let recorded = recorder.run(&["profile", "sample@2.0", "--json", "--", "/bin/sh", "-c", READ_FIRST_PAGE]);

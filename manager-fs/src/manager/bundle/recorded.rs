@@ -82,18 +82,47 @@ impl Bundles {
         }
     }
 
-    /// Forgets what was recorded and learned of a tree's starts; the next one gets a guess again.
+    /// Forgets what was recorded and learned of a tree's starts; the next one gets a guess again. What was carried over
+    /// to other trees goes as well, as it does not say from where it came: it is made anew of what is still recorded.
     ///
     /// # Errors
     /// The store failed.
-    pub(crate) fn reset(&self, tree: &TreeId) -> Result<u64, SendStartError> {
-        let _alone = lock(&self.storing);
+    pub(crate) fn reset(self: &Arc<Self>, tree: &TreeId) -> Result<u64, SendStartError> {
+        let alone = lock(&self.storing);
         lock(&self.told).forget(tree);
+        let mut removed = self.remove(tree)?;
+        let carried = self.carried_trees()?;
+        for carried in carried.iter().filter(|carried| *carried != tree) {
+            removed += self.remove(carried)?;
+        }
+        drop(alone);
+        lock(&self.sourceless).clear();
+        carried.into_iter().for_each(|carried| self.wish(Wish::Carried(carried)));
+        Ok(removed)
+    }
+
+    /// Removes every bundle of a tree. The caller stores alone.
+    fn remove(&self, tree: &TreeId) -> Result<u64, SendStartError> {
         let removed = self.store.remove_bundles(tree)?;
         let mut served = self.served();
         let keys: Vec<Key> = served.iter().map(|(key, _)| *key).filter(|(_, to)| to == tree).collect();
         keys.iter().for_each(|key| drop(served.pop(key)));
         Ok(removed)
+    }
+
+    /// The trees whose bundle was recorded of another one, the newest first.
+    fn carried_trees(&self) -> Result<Vec<TreeId>, SendStartError> {
+        let generations = self.state.generations();
+        let mut records: Vec<_> = generations.iter().map(|generation| &generation.record).collect();
+        records.sort_by_key(|record| std::cmp::Reverse(record.sequence));
+        let mut trees = Vec::new();
+        for record in records {
+            let header = self.store.bundle_header(&record.tree)?;
+            if header.is_some_and(|header| header.origin == Origin::Carried) && !trees.contains(&record.tree) {
+                trees.push(record.tree);
+            }
+        }
+        Ok(trees)
     }
 
     /// Wishes for what was left undone when the manager ended, the newest generation first.
@@ -195,15 +224,17 @@ impl Bundles {
             return Ok(());
         };
         let Some((header, recorded)) = self.store.bundle(None, &source)? else { return Ok(()) };
-        let recorded = touches_of(&recorded, &header, &self.store)?;
+        let told = touches_of(&recorded, &header, &self.store)?;
         let (old, new) = (self.store.tree(&source)?, self.store.tree(tree)?);
-        let mut touches = carried::touches(&self.store, &old, &recorded, &new).map_err(BundleError::from)?;
+        let mut touches = carried::touches(&self.store, &old, &told, &new).map_err(BundleError::from)?;
         touches.extend(self.guess(tree)?);
         let touches = cut(&touches, self.recorded_pages_max(tree)?);
         let (bytes, _) =
             self.made(BundleOrder { tree, from: None, touches: &touches, origin: Origin::Carried, level: LEVEL })?;
         let alone = lock(&self.storing);
-        if self.is_recorded(tree) {
+        // It may have been forgotten meanwhile, and what was made of it must not come back.
+        let is_still = self.store.bundle(None, &source)?.is_some_and(|(_, now)| now == recorded);
+        if self.is_recorded(tree) || !is_still {
             return Ok(());
         }
         let bases = self.replace(tree, bytes)?;
