@@ -9,7 +9,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use proto::agent::{ChangeId, StepEvent};
-use proto::codec;
+use proto::limits::REASON_BYTES_MAX;
+use proto::{codec, text};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -57,9 +58,19 @@ pub enum StubMessage {
         /// The name under which it was kept; forgetting one that is not there is no error.
         name: DescriptorName,
     },
+    /// It has not proved itself yet. If it never does, this is why.
+    Unwell {
+        /// What keeps it from that, a line for people; the last one counts.
+        why: String,
+    },
 }
 
 impl StubMessage {
+    /// What keeps a version from proving itself, cleaned and cut.
+    pub(crate) fn unwell(why: &str) -> Self {
+        Self::Unwell { why: text::line(why, REASON_BYTES_MAX) }
+    }
+
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, codec::CodecError> {
         let mut bytes = vec![FORMAT];
         bytes.extend(codec::encode(self)?);

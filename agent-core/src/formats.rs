@@ -105,7 +105,7 @@ fn inherited() -> Vec<Named> {
     vec![named("http", 7), named("access-log", 9)]
 }
 
-fn messages() -> [(&'static str, StubMessage); 6] {
+fn messages() -> [(&'static str, StubMessage); 7] {
     let executing = StubMessage::Executing {
         change: ChangeId(8),
         from: entry(1),
@@ -120,6 +120,7 @@ fn messages() -> [(&'static str, StubMessage); 6] {
         ("stub-confirmed", StubMessage::Confirmed),
         ("stub-keep", StubMessage::Keep { name: "http".parse().unwrap() }),
         ("stub-forget", StubMessage::Forget { name: "http".parse().unwrap() }),
+        ("stub-unwell", StubMessage::Unwell { why: "status 503".to_owned() }),
     ]
 }
 

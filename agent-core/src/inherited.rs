@@ -275,6 +275,14 @@ pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Vec<Named>, FileFault> {
     Ok(named)
 }
 
+/// Tells the stub why a program that keeps these is not well: what is said last is the reason if it fails.
+pub fn unwell(inherited: &Inherited, why: &str) {
+    if let Some(stub) = &inherited.stub {
+        // A message that is lost costs a reason and nothing else.
+        let _ = stub.send(&StubMessage::unwell(why));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

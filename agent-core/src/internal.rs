@@ -16,6 +16,7 @@ pub mod bad {
 /// What an agent tells its stub.
 pub mod channel {
     pub use crate::channel::StubMessage;
+    pub use crate::inherited::unwell;
 }
 
 /// Conversations over local sockets.

@@ -123,10 +123,10 @@ fn a_program_changes_its_version_under_load_both_ways_and_nobody_is_lost() {
 fn a_version_that_fails_stops_nothing_of_the_one_that_works() {
     let lab = Lab::running("");
     let first = lab.program();
-    for (version, script) in [
-        ("exits", "echo no configuration >&2; exit 7"),
-        ("sick", "exec \"$T\"/bin/plain sick --status 503"),
-        ("background", "sleep 1000 & exit 0"),
+    for (version, script, why) in [
+        ("exits", "echo no configuration >&2; exit 7", "before that: plain@exits ended with exit status 7"),
+        ("sick", "exec \"$T\"/bin/plain sick --status 503", "before that: plain@sick is not healthy: http://"),
+        ("background", "sleep 1000 & exit 0", "before that: plain@background ended with exit status 0"),
     ] {
         lab.publish(version, script, "");
         let (seen, code) = lab.upgrade(version);
@@ -136,6 +136,11 @@ fn a_version_that_fails_stops_nothing_of_the_one_that_works() {
         assert_eq!(lab.program(), first, "{version}: its program has never stopped");
         let evidence = lab.site.host.run(&["status"]).text();
         assert!(evidence.contains(version), "{evidence}");
+        // The reason is the program's, and not only that its adapter ended.
+        let steps = lab.site.agent()["last_change"]["steps"].clone();
+        let failed = steps.as_array().unwrap().iter().find(|step| step["step"] == "probation_failed").unwrap();
+        let told = failed["detail"].as_str().unwrap();
+        assert!(told.lines().next().is_some_and(|line| line.contains(why)), "{version}: {told}");
     }
     let mut lab = lab;
     lab.site.log_says(&["no configuration", "ended with exit status 7", "stay in the foreground"]);

@@ -14,7 +14,7 @@ fn publish(site: &Site, version: &str, health: &str) {
     let tree = TreeFixture::new();
     tree.file("bin/hello", 0o755, fs::read(program("examples/hello_service")).unwrap());
     tree.file("VERSION", 0o644, version);
-    let head = format!("entrypoint = 'bin/hello'\narguments = ['{}']\nprobation = '2s'\n", site.address);
+    let head = format!("entrypoint = 'bin/hello'\narguments = ['{}']\nprobation = '4s'\n", site.address);
     tree.file("manager-fs.toml", 0o644, format!("{head}[health]\n{health}\n"));
     site.publish(version, tree.path());
 }
@@ -28,11 +28,15 @@ fn a_version_whose_service_does_not_answer_as_its_product_file_says_is_gone_back
     let pid = site.agent()["pid"].as_u64().unwrap();
 
     let bad = [
-        ("nobody-answers", format!("http = 'http://{nobody}/'\ntimeout = '200ms'")),
-        ("says-no", "command = ['/bin/sh', '-c', 'echo the cache is cold >&2; exit 3']".to_owned()),
-        ("hangs", "command = ['/bin/sh', '-c', 'sleep 1000']\ntimeout = '200ms'".to_owned()),
+        ("nobody-answers", format!("http = 'http://{nobody}/'\ntimeout = '200ms'"), "http://"),
+        (
+            "says-no",
+            "command = ['/bin/sh', '-c', 'echo the cache is cold >&2; exit 3']".to_owned(),
+            "the cache is cold",
+        ),
+        ("hangs", "command = ['/bin/sh', '-c', 'sleep 1000']\ntimeout = '200ms'".to_owned(), "sleep 1000"),
     ];
-    for (version, health) in bad {
+    for (version, health, why) in bad {
         publish(&site, version, &health);
         let upgrade = site.upgrade(version);
         assert_ne!(upgrade.code, Some(0), "{version}: {}", upgrade.stdout);
@@ -41,10 +45,12 @@ fn a_version_whose_service_does_not_answer_as_its_product_file_says_is_gone_back
         let told = site.host.run(&["status"]).text();
         assert!(told.contains(version), "{version}: {told}");
         let log = site.stub().log();
-        assert!(
-            log.contains(&format!("hello@{version} failed: did not confirm within 2000 ms; returning to 1")),
-            "{log}"
-        );
+        assert!(log.contains(&format!("hello@{version} failed: did not confirm within 4000 ms: ")), "{log}");
+        // Whoever ordered it is told what was wrong with it, at once and later.
+        let agents = site.manager.run(&["agents"]).stdout;
+        for told in [&upgrade.stdout, &agents] {
+            assert!(told.contains("did not confirm within 4000 ms: ") && told.contains(why), "{version}: {told}");
+        }
     }
 
     publish(&site, "2", &format!("socket = '{address}'"));

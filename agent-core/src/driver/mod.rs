@@ -115,6 +115,8 @@ pub(crate) struct Work {
     saved_schema: Option<u32>,
     /// What the library's own descriptors led to at the start.
     own: Vec<Option<FileId>>,
+    /// What the stub was told last of why this version has not proved itself.
+    unwell: Option<Reason>,
     /// Set by `Stop`: nothing new is begun.
     stopping: Arc<AtomicBool>,
 }
@@ -252,6 +254,13 @@ impl Driver {
                 self.report(change, from, to, step, duration_us, detail);
             }
             Effect::CheckHealth { after_ms } => self.check_health(Duration::from_millis(after_ms)),
+            Effect::TellUnwell(why) => {
+                // Asked five times a second: once for each answer is enough.
+                if self.work.unwell.as_ref() != Some(&why) {
+                    self.tell(&StubMessage::unwell(&why.to_string()));
+                    self.work.unwell = Some(why);
+                }
+            }
             Effect::TellConfirmed => {
                 self.tell(&StubMessage::Confirmed);
                 saved_state::let_go(&self.inherited, &self.facts.writes);

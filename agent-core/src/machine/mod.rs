@@ -129,9 +129,6 @@ impl State {
     }
 }
 
-/// How long after a failed health check the next one comes, milliseconds.
-const HEALTH_AGAIN_MS: u64 = 200;
-
 impl Probation {
     fn is_of(&self, change: ChangeId) -> bool {
         self.change.is_some_and(|origin| origin.change == change)
@@ -152,9 +149,9 @@ impl Probation {
                 (State::Probation(self), vec![Effect::Journal(JournalWrite::Confirmed)])
             }
             // The stub has the clock: it ends a version whose time is up.
-            Event::Health { result: Err(_) } => {
+            Event::Health { result: Err(why) } => {
                 self.is_sick = true;
-                (State::Probation(self), vec![Effect::CheckHealth { after_ms: HEALTH_AGAIN_MS }])
+                (State::Probation(self), Effect::not_proved(why))
             }
             Event::Journaled { .. } => {
                 let mut effects = Vec::new();
@@ -174,7 +171,10 @@ impl Probation {
                 (State::Serving(Serving { saved: self.saved, ended }), effects)
             }
             // A full disk is no fault of the version, but an unwritten confirmation is none: try until the time is up.
-            Event::Failed { .. } => (State::Probation(self), vec![Effect::CheckHealth { after_ms: HEALTH_AGAIN_MS }]),
+            Event::Failed { what } => {
+                let why = Reason::new(format!("the confirmation cannot be written: {what}"));
+                (State::Probation(self), Effect::not_proved(why))
+            }
             Event::FinishAsked { change, .. } if self.is_of(change) => (State::Probation(self), answer(Ok(()))),
             // A version that was believed when it was started, and does not get well, may be left: whoever orders that
             // knows better than its health.

@@ -101,6 +101,7 @@ impl World {
                 | Effect::CancelStage
                 | Effect::RememberBad { .. }
                 | Effect::CheckHealth { .. }
+                | Effect::TellUnwell(_)
                 | Effect::TellConfirmed
                 | Effect::TellExecReturned => {}
             }

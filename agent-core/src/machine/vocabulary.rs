@@ -87,6 +87,11 @@ pub(crate) enum Event {
 pub(crate) struct Reason(String);
 
 impl Reason {
+    /// In words.
+    pub(crate) fn new(words: String) -> Self {
+        Self(words)
+    }
+
     /// Of any error.
     pub(crate) fn of(error: &dyn std::error::Error) -> Self {
         Self(error.to_string())
@@ -178,10 +183,22 @@ pub(crate) enum Effect {
     Report { change: ChangeId, from: Option<TreeId>, to: TreeId, step: Step, took_us: Took, detail: String },
     /// Ask the embedding program and our own socket, in the background, then [`Event::Health`].
     CheckHealth { after_ms: u64 },
+    /// Tell the stub why this version has not proved itself yet.
+    TellUnwell(Reason),
     /// Tell the stub that this version is believed.
     TellConfirmed,
     /// Tell the stub that `execve` came back.
     TellExecReturned,
+}
+
+/// How long after a failed health check the next one comes, milliseconds.
+const HEALTH_AGAIN_MS: u64 = 200;
+
+impl Effect {
+    /// A version has not proved itself: the stub, which has the clock, is told why, and it is tried again.
+    pub(crate) fn not_proved(why: Reason) -> Vec<Self> {
+        vec![Self::TellUnwell(why), Self::CheckHealth { after_ms: HEALTH_AGAIN_MS }]
+    }
 }
 
 /// How long a step took.

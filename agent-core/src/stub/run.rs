@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use proto::agent::{ChangeId, Step};
+use proto::limits::REASON_BYTES_MAX;
+use proto::text;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
@@ -169,12 +171,14 @@ impl Stub<'_> {
         }
         let how = describe(status);
         let on_probation = matches!(self.journal.phase, Phase::Probation { .. });
+        // What a version said before it was believed says nothing about its end.
+        let unwell = running.unwell.clone().filter(|_| !running.confirmed);
         let cause = match running.overdue {
-            Some(Overdue::Confirming(probation_ms)) => Cause::Overdue { probation_ms },
+            Some(Overdue::Confirming(probation_ms)) => Cause::Overdue { probation_ms, unwell },
             Some(Overdue::Serving(serving_ms)) => Cause::Silent { serving_ms },
             Some(Overdue::Mute) => Cause::Mute,
             None if on_probation && !running.is_new => Cause::EndedBefore { how },
-            None => Cause::Ended { how },
+            None => Cause::Ended { how, unwell },
         };
         self.history.cold = if running.confirmed { 0 } else { self.history.cold + 1 };
         self.failed(&cause, Some(&running))?;
@@ -216,6 +220,7 @@ impl Stub<'_> {
                 running.timeline = timeline;
                 running.tail.clear();
                 running.confirmed = false;
+                running.unwell = None;
                 running.is_new = true;
                 running.since = Instant::now();
                 self.history = History::default();
@@ -235,6 +240,8 @@ impl Stub<'_> {
             StubMessage::Confirmed => self.confirmed(),
             StubMessage::Keep { name } => self.keep(name, descriptor),
             StubMessage::Forget { name } => self.held.forget(&name),
+            // Cleaned by whoever receives it, too: it goes to a terminal.
+            StubMessage::Unwell { why } => running.unwell = Some(text::line(&why, REASON_BYTES_MAX)),
         }
     }
 

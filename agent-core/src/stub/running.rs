@@ -31,6 +31,8 @@ pub(super) struct Running {
     pub(super) probation: Option<(Instant, u64)>,
     pub(super) timeline: Vec<StepEvent>,
     pub(super) confirmed: bool,
+    /// Why it has not, as it said last.
+    pub(super) unwell: Option<String>,
     /// It is what the journal calls current, not the version before on its way there.
     pub(super) is_new: bool,
     /// The change-over by which it came to be what it is: which, and from and to what.

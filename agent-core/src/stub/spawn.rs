@@ -96,6 +96,7 @@ impl Stub<'_> {
             // A version that the stub itself has changed over to has its steps from there.
             timeline: if probation.is_some() { self.carried.clone() } else { Vec::new() },
             confirmed: false,
+            unwell: None,
             is_new: matches!(self.journal.phase, Phase::Probation { .. }),
             change: None,
             serving_by,

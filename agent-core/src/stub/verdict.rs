@@ -13,6 +13,8 @@ pub(crate) enum Cause {
     Ended {
         /// `exit status 1`, `SIGSEGV`.
         how: String,
+        /// Why it had not proved itself until then, if it said so.
+        unwell: Option<String>,
     },
     /// The version before it ended with the intent on disk, and never became it.
     EndedBefore {
@@ -23,6 +25,8 @@ pub(crate) enum Cause {
     Overdue {
         /// How long it had, milliseconds.
         probation_ms: u64,
+        /// What kept it from that, if it said so.
+        unwell: Option<String>,
     },
     /// It could not be started at all.
     NotStarted {
@@ -82,9 +86,13 @@ impl Cause {
     /// The cause in words, for people.
     pub(crate) fn reason(&self) -> String {
         match self {
-            Cause::Ended { how } => how.clone(),
+            Cause::Ended { how, unwell: None } => how.clone(),
+            Cause::Ended { how, unwell: Some(why) } => format!("{how}; before that: {why}"),
             Cause::EndedBefore { how } => format!("the version before it ended on the way to it: {how}"),
-            Cause::Overdue { probation_ms } => format!("did not confirm within {probation_ms} ms"),
+            Cause::Overdue { probation_ms, unwell: None } => format!("did not confirm within {probation_ms} ms"),
+            Cause::Overdue { probation_ms, unwell: Some(why) } => {
+                format!("did not confirm within {probation_ms} ms: {why}")
+            }
             Cause::NotStarted { fault, .. } => format!("cannot be started: {fault}"),
             Cause::Silent { serving_ms } => format!("did not serve within {serving_ms} ms"),
             Cause::Mute => "it closed the channel to its stub, which could not watch it any more".to_owned(),
@@ -168,7 +176,7 @@ mod tests {
     #[test]
     fn only_a_version_on_probation_is_returned_from() {
         let probation = Phase::Probation { change: ChangeId(7), attempts: 1, probation_ms: 10 };
-        let ended = Cause::Ended { how: "exit status 1".to_owned() };
+        let ended = Cause::Ended { how: "exit status 1".to_owned(), unwell: None };
         let reason = "exit status 1".to_owned();
         let (change, bad, good) = (ChangeId(7), entry(2), entry(1));
         let want = Verdict::Return { change, bad, good, reason, at_fault: true };
@@ -179,8 +187,17 @@ mod tests {
         for phase in [Phase::Confirmed, Phase::Launching] {
             assert!(matches!(judge(&journal(phase), &ended, NONE), Verdict::Again { .. }));
         }
-        let overdue = Cause::Overdue { probation_ms: 10 };
+        let overdue = Cause::Overdue { probation_ms: 10, unwell: None };
         assert!(matches!(judge(&journal(probation), &overdue, NONE), Verdict::Return { .. }));
+    }
+
+    #[test]
+    fn what_a_version_said_of_itself_is_part_of_the_reason() {
+        let why = || Some("status 503".to_owned());
+        let reason = Cause::Overdue { probation_ms: 10, unwell: why() }.reason();
+        assert_eq!(reason, "did not confirm within 10 ms: status 503");
+        let reason = Cause::Ended { how: "exit status 1".to_owned(), unwell: why() }.reason();
+        assert_eq!(reason, "exit status 1; before that: status 503");
     }
 
     #[test]
@@ -198,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_believed_version_that_never_comes_up_gives_way_to_the_last_good_one() {
-        let ended = Cause::Ended { how: "exit status 1".to_owned() };
+        let ended = Cause::Ended { how: "exit status 1".to_owned(), unwell: None };
         let cold = |cold| judge(&journal(Phase::Confirmed), &ended, History { failures: 9, cold });
         assert!(matches!(cold(COLD_MAX - 1), Verdict::Again { .. }));
         let Verdict::Return { change, good, bad, at_fault, .. } = cold(COLD_MAX) else { panic!("not returned") };
@@ -209,7 +226,7 @@ mod tests {
 
     #[test]
     fn tries_come_ever_more_slowly_but_never_stop() {
-        let ended = Cause::Ended { how: "SIGSEGV".to_owned() };
+        let ended = Cause::Ended { how: "SIGSEGV".to_owned(), unwell: None };
         let after = |failures| match judge(&journal(Phase::Confirmed), &ended, History { failures, cold: 0 }) {
             Verdict::Again { after, .. } => after,
             Verdict::Return { .. } => panic!("nothing to return from"),

@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use agent_core::internal::channel;
 use agent_core::internal::handoff::variable;
 use agent_core::internal::journal::Entry;
 use agent_core::internal::records::{self, RecordError, Verified};
@@ -180,12 +181,14 @@ pub fn run(tree: &Path) -> Result<(), AdapterError> {
     std::fs::create_dir_all(&state).map_err(io_error(format!("the program's directory {}", state.display())))?;
     let version = Version { verified, tree: tree.to_owned(), state };
     let trial = on_trial.then(|| Duration::from_millis(version.verified.record.metadata.health.probation_ms));
-    let watch = Watch::begin(version, trial, agent.inherited().clone(), agent.remark(), fitness, events.clone())?;
+    let inherited = agent.inherited().clone();
+    let watch = Watch::begin(version, trial, inherited.clone(), agent.remark(), fitness, events.clone())?;
     let thread = std::thread::Builder::new().name("adapter".to_owned());
     let watching = thread.spawn(move || match watch.run(&inbox) {
         Ok(()) => {}
         Err(fault) => {
             tracing::error!("{fault}");
+            channel::unwell(&inherited, &fault.to_string());
             // Threads of the library run; nothing that they do has to be waited for.
             std::process::exit(1);
         }
