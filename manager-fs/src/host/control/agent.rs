@@ -2,11 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_core::AgentPaths;
 use proto::Product;
-use proto::agent::{AgentReply, AgentRequest};
+use proto::agent::{AgentReply, AgentRequest, AgentState, AgentStatus};
 use proto::message::Fault;
 
 use crate::net::{Link, NetError, RefuseAll, connect_unix, start};
@@ -35,6 +35,66 @@ pub(crate) async fn ask(
     deadline: Duration,
 ) -> Result<AgentReply, Fault> {
     ask_on(connect(agents_dir, product).await?, product, request, deadline).await
+}
+
+/// How it is noticed that an agent will not answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// Between two looks at an agent that lets a request wait.
+    pub(super) look_every: Duration,
+    /// How long nobody may answer what needs no disk.
+    pub(super) silent_max: Duration,
+    /// How long the answer may take where there are signs of life.
+    pub(super) answer_max: Duration,
+}
+
+/// The stub answers at once, unless it has been stopped.
+pub(super) const STUB_DEADLINE: Duration = Duration::from_millis(300);
+/// What needs no disk is answered in this time.
+const LIFE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// One request to an agent that may be coming to its end. The listening socket is its stub's: what is asked between two
+/// starts waits for the next one, which may be half a minute away, and an agent that has been stopped accepts as well.
+///
+/// # Errors
+/// As of [`ask`]; [`Fault::Unavailable`] soon after the agent has gone, and when neither it nor a status comes.
+pub(super) async fn ask_living(
+    agents_dir: &Path,
+    product: &Product,
+    request: &AgentRequest,
+    patience: &Patience,
+) -> Result<AgentReply, Fault> {
+    let mut asked = std::pin::pin!(ask(agents_dir, product, request, patience.answer_max));
+    let mut heard = Instant::now();
+    loop {
+        match tokio::time::timeout(patience.look_every, &mut asked).await {
+            Ok(reply) => return reply,
+            Err(_) if stopped(agents_dir, product).await.is_some() => {
+                return Err(Fault::Unavailable(format!("the agent of {product} ended before it answered")));
+            }
+            Err(_) => {}
+        }
+        let looked = ask(agents_dir, product, &AgentRequest::Status, LIFE_DEADLINE.min(patience.silent_max)).await;
+        if looked.is_ok() {
+            heard = Instant::now();
+        } else if heard.elapsed() >= patience.silent_max {
+            let (silent, launch) = (patience.silent_max.as_secs(), format!("manager-fs launch {product}"));
+            return Err(Fault::Unavailable(format!(
+                "the agent of {product} has answered nothing for {silent} s, not even what it does: its process may be \
+                 stopped; kill it, or end `{launch}` and start it again"
+            )));
+        }
+    }
+}
+
+/// What the stub says of an agent that does not run: why, and by its process id that orders are taken all the same.
+pub(super) async fn stopped(agents_dir: &Path, product: &Product) -> Option<AgentStatus> {
+    match ask_stub(agents_dir, product, &AgentRequest::Status, STUB_DEADLINE).await {
+        Ok(AgentReply::Status(status)) if status.state == AgentState::Stopped && status.product == *product => {
+            Some(status)
+        }
+        _ => None,
+    }
 }
 
 /// One request to the stub, which watches the agent whether it runs or not.

@@ -18,7 +18,7 @@ use proto::message::{ChangeOver, Fault, HostReply, HostReport, HostRequest};
 use proto::{Product, TreeId};
 use tokio::sync::{Notify, watch};
 
-use super::agent;
+use super::agent::{self, Patience, stopped};
 use super::jobs::Jobs;
 use super::orders::Orders;
 use super::spool::Spool;
@@ -29,12 +29,16 @@ use crate::host::generations::records::Records;
 use crate::metrics::{Durations, durations, steps, word};
 use crate::moments::{self, Moment};
 
-/// Saving a record is one fsync; an agent that needs longer for an answer is stuck.
+/// Saving a record is one fsync; an agent that needs longer for an answer is stuck. One that ends meanwhile is noticed at the
+/// next look.
+const PATIENCE: Patience = Patience {
+    look_every: Duration::from_millis(500),
+    silent_max: Duration::from_secs(10),
+    answer_max: AGENT_DEADLINE,
+};
 const AGENT_DEADLINE: Duration = Duration::from_secs(30);
 /// An agent between two versions does not answer; then its last status stands.
 const STATUS_DEADLINE: Duration = Duration::from_secs(2);
-/// The stub answers at once, unless it has been stopped.
-const STUB_DEADLINE: Duration = Duration::from_millis(300);
 /// Agents are looked at this often even when nobody says that they changed: one may have been killed.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const REPORT_DEADLINE: Duration = Duration::from_secs(30);
@@ -194,7 +198,7 @@ impl Relay {
             moments::reach(Moment::ChangeRelay, &self.agents_dir)
                 .map_err(|error| Fault::Failed(error.to_string()))?;
             let asked = if to_agent {
-                agent::ask(&self.agents_dir, product, message, AGENT_DEADLINE).await
+                agent::ask_living(&self.agents_dir, product, message, &PATIENCE).await
             } else {
                 agent::ask_stub(&self.agents_dir, product, message, AGENT_DEADLINE).await
             };
@@ -208,7 +212,7 @@ impl Relay {
 
     /// Stops a job at its next unit boundary.
     pub(crate) async fn cancel(&self, product: &Product, job: proto::agent::JobId) -> HostReply {
-        match agent::ask(&self.agents_dir, product, &AgentRequest::Cancel { job }, AGENT_DEADLINE).await {
+        match agent::ask_living(&self.agents_dir, product, &AgentRequest::Cancel { job }, &PATIENCE).await {
             Ok(_) => HostReply::Done,
             Err(fault) => HostReply::Fault(fault),
         }
@@ -386,16 +390,6 @@ async fn status(
         }),
         (Some(last), None) => Some(AgentStatus { pid: 0, state: AgentState::Stopped, jobs: Vec::new(), ..last }),
         (None, None) => None,
-    }
-}
-
-/// What the stub says of an agent that does not run: why, and by its process id that orders are taken all the same.
-async fn stopped(agents_dir: &Path, product: &Product) -> Option<AgentStatus> {
-    match agent::ask_stub(agents_dir, product, &AgentRequest::Status, STUB_DEADLINE).await {
-        Ok(AgentReply::Status(status)) if status.state == AgentState::Stopped && status.product == *product => {
-            Some(status)
-        }
-        _ => None,
     }
 }
 

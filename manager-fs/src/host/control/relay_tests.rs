@@ -136,6 +136,64 @@ async fn a_cancel_is_refused_at_once_while_the_agent_is_away_and_taken_when_it_i
     assert_eq!(*agent.asked.lock().unwrap(), [AgentRequest::Cancel { job: JobId(7) }]);
 }
 
+/// A stub that says of its agent that it runs, so often, and from then on that it has ended.
+#[derive(Default)]
+struct Stub {
+    runs: std::sync::atomic::AtomicUsize,
+    asked: Mutex<Vec<AgentRequest>>,
+}
+
+struct Watch(Arc<Stub>);
+
+impl Handler for Watch {
+    fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
+        use std::sync::atomic::Ordering::SeqCst;
+        let request: AgentRequest = codec::decode::<_, MESSAGE_BYTES_MAX>(&body).unwrap();
+        let reply = if request == AgentRequest::Status {
+            let runs = self.0.runs.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+            let state = if runs { AgentState::Serving } else { AgentState::Stopped };
+            AgentReply::Status(AgentStatus { state, ..status() })
+        } else {
+            self.0.asked.lock().unwrap().push(request);
+            AgentReply::Done
+        };
+        Box::pin(async move { answer.finish(&reply).await.unwrap() })
+    }
+}
+
+#[tokio::test]
+async fn an_order_to_an_agent_that_ends_meanwhile_goes_to_its_stub_in_a_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    // The socket is the stub's: it accepts, and nobody answers before the next start.
+    let _waits = bind_unix(&dir.path().join("run/p.sock")).unwrap();
+    let stub = Arc::new(Stub { runs: 2.into(), ..Stub::default() });
+    let door = bind_unix(&dir.path().join("run/p/stub.sock")).unwrap();
+    let handler = Arc::new(Watch(Arc::clone(&stub)));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = door.accept().await {
+            start(stream, Arc::clone(&handler) as Arc<dyn Handler>);
+        }
+    });
+    let (relay, begun) = (relay(dir.path()), Instant::now());
+    assert_eq!(relay.change_over(order()).await, HostReply::Done);
+    assert!(begun.elapsed() < PATIENCE.silent_max, "{:?}", begun.elapsed());
+    assert_eq!(stub.asked.lock().unwrap().len(), 3, "A, B and C");
+}
+
+#[tokio::test]
+async fn an_agent_that_is_stopped_is_not_waited_for_as_long_as_a_slow_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let _stopped = bind_unix(&dir.path().join("run/p.sock")).unwrap();
+    let patience = Patience {
+        look_every: Duration::from_millis(1),
+        silent_max: Duration::from_millis(50),
+        answer_max: Duration::from_secs(3600),
+    };
+    let cancel = AgentRequest::Cancel { job: JobId(7) };
+    let fault = agent::ask_living(&dir.path().join("run"), &product(), &cancel, &patience).await.unwrap_err();
+    assert!(matches!(&fault, Fault::Unavailable(text) if text.contains("may be stopped")), "{fault}");
+}
+
 #[tokio::test]
 async fn a_record_that_is_forged_or_of_another_tree_never_reaches_the_agent() {
     let dir = tempfile::tempdir().unwrap();
