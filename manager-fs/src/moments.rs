@@ -58,6 +58,8 @@ agent_core::moments! {
     RecordFileRemove = "record-file-remove" by Manager,
     /// The copy of the decisions gets its name.
     DecisionsPut = "decisions-put" by Manager,
+    /// What was decided is added to the copy.
+    DecisionsAppend = "decisions-append" by Manager,
     /// A control state that was built anew takes the place of the damaged one.
     ControlRecover = "control-recover" by Manager,
     /// A host is told to change over.

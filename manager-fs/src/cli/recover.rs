@@ -35,12 +35,19 @@ pub(super) fn run(args: &RecoverArgs, dirs: &Dirs) -> anyhow::Result<Done> {
 fn tell(recovered: &Recovered) {
     match recovered.copy_age_ms.map(|age| Duration::from_secs(age / 1000)) {
         Some(age) => {
-            note!("the copy of the decisions is {} old; what was decided since is lost", duration(age))
+            note!(
+                "the last of the decisions that are copied is {} old; what was decided in the second after it may be lost",
+                duration(age)
+            )
         }
         None => note!("there was no copy of the decisions: hosts must enrol again, and be exported to"),
     }
     if recovered.damaged_lines > 0 {
-        note!("{} of the copy cannot be read", count(recovered.damaged_lines as u64, "line"));
+        note!(
+            "{} of the copy cannot be read; what they were of is lost, and what they changed may be as it was before: \
+             compare `hosts` and `generations` with what you know",
+            count(recovered.damaged_lines as u64, "line")
+        );
     }
     for name in &recovered.from_files {
         note!("{name} was only found as a file, and is exported to nobody");

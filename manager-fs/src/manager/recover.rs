@@ -75,7 +75,7 @@ pub fn recover(root: &Path) -> Result<Recovered, RecoverError> {
     }
     let (copy, copy_age_ms) = read_copy(&root.join(BACKUP_FILE))?;
     let mut recovered = Recovered { copy_age_ms, damaged_lines: copy.damaged, ..Recovered::default() };
-    let mut entries: BTreeMap<String, Vec<u8>> = copy.entries.into_iter().collect();
+    let mut entries = copy.entries;
     let records = RecordFiles::of(root);
     let found = records.all().map_err(|cause| io_error(root, cause))?;
     recovered.damaged_files = found.damaged;

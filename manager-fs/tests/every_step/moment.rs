@@ -78,11 +78,10 @@ fn of_ours(moment: ours::Moment) -> Scenario {
         PackRemove | BlobRemove | RecordFileRemove | RecordDrop => Scenario::Collect,
         StampsRewrite | NumbersPut | ViewMount | WorkerStart | HelperStart => Scenario::Remount,
         AttachmentNote | TreeUnmount => Scenario::Attach,
-        PackPut | ManifestPut | DeltaPut | GenerationCommit | ExportCommit | ChangeCommit | JobCommit
-        | OtherCommit | ObservationCommit | RecordFilePut | ChangeSend | JobSend | RecordKeep | FloorRaise
-        | SpoolAdd | SpoolRewrite | ManifestKeep | ObjectSync | ObjectPut | TreeMount | ChangeRelay | JobRelay => {
-            Scenario::Change
-        }
+        DecisionsAppend | PackPut | ManifestPut | DeltaPut | GenerationCommit | ExportCommit | ChangeCommit
+        | JobCommit | OtherCommit | ObservationCommit | RecordFilePut | ChangeSend | JobSend | RecordKeep
+        | FloorRaise | SpoolAdd | SpoolRewrite | ManifestKeep | ObjectSync | ObjectPut | TreeMount | ChangeRelay
+        | JobRelay => Scenario::Change,
         ControlRecover => Scenario::Recover,
         CopyPut | CopyRemove => Scenario::Copy,
     }

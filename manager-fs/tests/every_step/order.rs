@@ -189,7 +189,7 @@ pub(crate) fn ordered(world: &mut World) -> Vec<Order> {
 /// The manager has ended, and its control state is damaged.
 pub(crate) fn recover(world: &mut World) -> Vec<Order> {
     let store = world.manager.store();
-    // What was decided is copied at each start, and once a minute.
+    // Whoever reads what was just written need not wait for the next decision.
     let copied = || fs::metadata(store.join("control.backup")).and_then(|facts| facts.modified()).ok();
     let before = copied();
     world.serve.as_ref().unwrap().restart();

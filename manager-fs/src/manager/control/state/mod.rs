@@ -37,7 +37,7 @@ mod view;
 
 pub(super) use generations::GenerationHead;
 pub use keys::Key;
-pub(super) use records::{decode as decode_value, encode, is_whole};
+pub(super) use records::{check, decode as decode_value, encode, is_whole};
 use view::View;
 
 /// The records of everything that was decided, and what was observed.

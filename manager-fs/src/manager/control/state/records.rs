@@ -63,7 +63,8 @@ pub(in crate::manager::control) fn is_whole(key: &str, bytes: &[u8]) -> bool {
     rest.split_first_chunk::<CHECK_BYTES>().is_some_and(|(found, body)| *found == check(key, body))
 }
 
-fn check(key: &str, body: &[u8]) -> [u8; CHECK_BYTES] {
+/// What tells that a body belongs to its key and is undamaged.
+pub(in crate::manager::control) fn check(key: &str, body: &[u8]) -> [u8; CHECK_BYTES] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&(key.len() as u64).to_le_bytes()).update(key.as_bytes()).update(body);
     let mut check = [0; CHECK_BYTES];
