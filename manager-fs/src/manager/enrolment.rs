@@ -63,13 +63,13 @@ impl Enrolment {
         Ok(self.reply(host, issued))
     }
 
-    /// Issues a newer certificate to a host that is known by one.
+    /// Issues a newer certificate to a host that is known by the one with the serial number `by`.
     ///
     /// # Errors
     /// See [`EnrolmentError`].
-    pub(crate) async fn renew(&self, host: &HostName, csr: &[u8]) -> Result<ManagerReply, EnrolmentError> {
+    pub(crate) async fn renew(&self, host: &HostName, by: &str, csr: &[u8]) -> Result<ManagerReply, EnrolmentError> {
         let issued = self.identity.certify(csr, host)?;
-        self.state.renewed(host, &record_of(&issued), now()).await?;
+        self.state.renewed(host, by, &record_of(&issued)).await?;
         tracing::info!(%host, "certificate renewed");
         Ok(self.reply(host.clone(), issued))
     }

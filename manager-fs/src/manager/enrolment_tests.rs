@@ -122,7 +122,7 @@ async fn a_renewal_leaves_the_old_certificate_good_and_cuts_nothing() {
     let (state, web) = (&bench.manager.state, bench.enrol("web").await);
     let first = bench.serial(&web);
     let link = bench.connect(&web, alive()).await;
-    bench.enrolment().renew(&web, &request_for_certificate()).await.unwrap();
+    bench.enrolment().renew(&web, &first, &request_for_certificate()).await.unwrap();
     let second = bench.serial(&web);
     assert_ne!(first, second);
     assert_eq!((state.admit(&web, &first), state.admit(&web, &second)), (Ok(()), Ok(())));
@@ -137,7 +137,9 @@ async fn a_revoked_host_neither_renews_nor_comes_back_until_it_has_a_new_token()
     let link = bench.connect(&web, alive()).await;
     manager.revoke(&web).await.unwrap();
     assert!(tokio::time::timeout(SOON, link.closed()).await.unwrap().contains("the host was revoked"));
-    let refused = bench.enrolment().renew(&web, &request_for_certificate()).await.map(drop).unwrap_err().to_string();
+    let serial = bench.serial(&web);
+    let refused =
+        bench.enrolment().renew(&web, &serial, &request_for_certificate()).await.map(drop).unwrap_err().to_string();
     assert_eq!(
         refused,
         "host 'web' was revoked: to let it in again, `manager-fs token web` on the manager, then `manager-fs enroll \

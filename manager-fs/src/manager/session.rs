@@ -293,7 +293,7 @@ impl Session {
                     turn = self.turn(budget, &request, bytes) => turn?,
                     () = answer.cancelled() => return Err(BudgetError::Cancelled.into()),
                 };
-                self.take(peer.host, request).await
+                self.take(peer, request).await
             }
         }
     }
@@ -342,10 +342,10 @@ impl Session {
     }
 
     /// Does what a host asks for or tells, to its end, also when nobody waits for the answer any more.
-    async fn take(&self, host: HostName, request: HostRequest) -> Result<ManagerReply, ManagerError> {
-        let services = &self.services;
+    async fn take(&self, peer: Peer, request: HostRequest) -> Result<ManagerReply, ManagerError> {
+        let (services, host) = (&self.services, peer.host);
         match request {
-            HostRequest::Renew { csr } => Ok(services.enrolment.renew(&host, &csr).await?),
+            HostRequest::Renew { csr } => Ok(services.enrolment.renew(&host, &peer.serial, &csr).await?),
             HostRequest::Exports => Ok(ManagerReply::Exports(services.exports.records_of(&host))),
             HostRequest::ExportList { have } => Ok(services.exports.list_for(&host, &have)),
             HostRequest::Report { reports } => {

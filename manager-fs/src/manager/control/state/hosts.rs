@@ -95,21 +95,19 @@ impl State {
     }
 
     /// Records a renewal: the old certificate stays accepted until it ends, as the host may crash before it has saved
-    /// the new one.
+    /// the new one. Of those that are too many the oldest go, and never the one that the host shows: it may have renewed on
+    /// and on because its disk takes none of the new ones.
     ///
     /// # Errors
     /// [`HostError::ShutOut`] when the host is gone or revoked.
-    pub async fn renewed(
-        &self,
-        host: &HostName,
-        certificate: &IssuedCertificate,
-        now: Unix,
-    ) -> Result<(), HostError> {
+    pub async fn renewed(&self, host: &HostName, by: &str, certificate: &IssuedCertificate) -> Result<(), HostError> {
         self.update(&Key::Host(host.clone()), |record: Option<HostRecord>| match record {
             Some(mut record) if record.revoked.is_none() => {
-                record.certificates.retain(|issued| issued.not_after > now);
-                let surplus = (record.certificates.len() + 1).saturating_sub(CERTIFICATES_MAX);
-                record.certificates.drain(..surplus);
+                // Also those that have ended by this clock, which may be wrong today: TLS takes none that has.
+                while record.certificates.len() >= CERTIFICATES_MAX {
+                    let oldest = record.certificates.iter().position(|issued| issued.serial != by);
+                    record.certificates.remove(oldest.unwrap_or_default());
+                }
                 record.certificates.push(certificate.clone());
                 Ok((Some(record), ()))
             }

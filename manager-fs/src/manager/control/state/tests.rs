@@ -365,14 +365,18 @@ async fn a_host_renews_is_revoked_and_is_forgotten() {
     let state = &fixture.state;
     fill(state).await;
     let web = host("web-1");
+    let by = state.host(&web).unwrap().certificates[0].serial.clone();
     for number in 0..20 {
-        state.renewed(&web, &certificate(&format!("r{number}"), 90), 3).await.unwrap();
+        state.renewed(&web, &by, &certificate(&format!("r{number}"), 90)).await.unwrap();
     }
     assert!(state.host(&web).unwrap().certificates.len() <= 4);
     assert!(state.admit(&web, "r19").is_ok() && state.admit(&web, "r3").is_err());
+    assert!(state.admit(&web, &by).is_ok(), "its disk may have taken none of them");
+    state.renewed(&web, "r19", &certificate("r20", 90)).await.unwrap();
+    assert!(state.admit(&web, &by).is_err() && state.admit(&web, "r19").is_ok());
     state.revoke(&web, 4).await.unwrap();
     assert!(state.admit(&web, "r19").unwrap_err().to_string().contains("revoked"));
-    assert!(state.renewed(&web, &certificate("r20", 90), 5).await.is_err());
+    assert!(state.renewed(&web, "r19", &certificate("r21", 90)).await.is_err());
     state.forget_host(&web).await.unwrap();
     assert!(state.admit(&web, "r19").unwrap_err().to_string().contains("not known"));
     assert_eq!((state.hosts().len(), state.groups_of(&web).len()), (0, 0));
