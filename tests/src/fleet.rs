@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::clock::Clock;
 use crate::command::{Output, Service, on_a_small_disk, program, until};
 use crate::faults::{self, Faults};
 use crate::needs;
@@ -21,10 +22,21 @@ pub struct Manager {
     faults: Option<Faults>,
     /// Where this process sees the store, when it lies on a disk in a namespace.
     seen_below: Option<PathBuf>,
+    environment: Vec<(&'static str, PathBuf)>,
     dir: TempDir,
 }
 
 impl Manager {
+    /// Starts a manager on an empty store that goes by this clock.
+    #[track_caller]
+    pub fn by(clock: &Clock) -> Self {
+        let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
+        let environment = clock.environment();
+        let mut manager = Self { service: None, faults: None, seen_below: None, environment, dir };
+        manager.serve_at(NOWHERE_YET);
+        manager
+    }
+
     /// Starts a manager on an empty store.
     #[track_caller]
     pub fn start() -> Self {
@@ -35,7 +47,7 @@ impl Manager {
     #[track_caller]
     pub fn start_at(listen: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
-        let mut manager = Self { service: None, faults: None, seen_below: None, dir };
+        let mut manager = Self { service: None, faults: None, seen_below: None, environment: Vec::new(), dir };
         manager.serve_at(listen);
         manager
     }
@@ -44,7 +56,7 @@ impl Manager {
     #[track_caller]
     pub fn start_with(flags: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
-        let mut manager = Self { service: None, faults: None, seen_below: None, dir };
+        let mut manager = Self { service: None, faults: None, seen_below: None, environment: Vec::new(), dir };
         let line = [&["serve", "--listen", NOWHERE_YET], flags].concat();
         manager.service = Some(Service::start("serve", &mut manager.command(&line)));
         manager
@@ -53,14 +65,14 @@ impl Manager {
     /// Makes a manager's directories; nothing runs yet. Its moments go as `faults` says.
     pub fn with_faults(faults: &Faults) -> Self {
         let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
-        Self { service: None, faults: Some(faults.clone()), seen_below: None, dir }
+        Self { service: None, faults: Some(faults.clone()), seen_below: None, environment: Vec::new(), dir }
     }
 
     /// Starts a manager whose store is a disk of its own, of `bytes`. It cannot be started again.
     #[track_caller]
     pub fn on_a_small_disk(bytes: u64) -> Self {
         let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
-        let mut manager = Self { service: None, faults: None, seen_below: None, dir };
+        let mut manager = Self { service: None, faults: None, seen_below: None, environment: Vec::new(), dir };
         std::fs::create_dir(manager.store()).expect("the disk's directory");
         let serve = manager.command(&["serve", "--listen", "127.0.0.1:0"]);
         let service = Service::start("serve", &mut on_a_small_disk(&serve, &manager.store(), bytes));
@@ -73,7 +85,7 @@ impl Manager {
     #[track_caller]
     pub fn with_certificates_for(lifetime: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("manager").tempdir().expect("a temporary directory");
-        let mut manager = Self { service: None, faults: None, seen_below: None, dir };
+        let mut manager = Self { service: None, faults: None, seen_below: None, environment: Vec::new(), dir };
         let args = ["serve", "--listen", "127.0.0.1:0", "--host-certificate-lifetime", lifetime];
         manager.service = Some(Service::start("serve", &mut manager.command(&args)));
         manager
@@ -172,6 +184,7 @@ impl Manager {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = manager_fs(self.faults.as_ref());
         command.args(args).env("MANAGER_FS_STORE", self.store()).env("MANAGER_FS_RUN", self.dir.path().join("run"));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -229,6 +242,7 @@ pub struct Host {
     mount: Option<Service>,
     /// Where this process sees the daemon's mounts, when they are in a namespace of their own (without root).
     seen_below: Option<PathBuf>,
+    environment: Vec<(&'static str, PathBuf)>,
     dir: TempDir,
 }
 
@@ -236,7 +250,15 @@ impl Host {
     /// Makes a host's directories; nothing runs yet.
     pub fn new(name: &str) -> Self {
         let dir = tempfile::Builder::new().prefix(name).tempdir().expect("a temporary directory");
-        Self { name: name.to_owned(), agents: Vec::new(), faults: None, mount: None, seen_below: None, dir }
+        let (agents, environment) = (Vec::new(), Vec::new());
+        Self { name: name.to_owned(), agents, faults: None, mount: None, seen_below: None, environment, dir }
+    }
+
+    /// Makes a host's directories; nothing runs yet. Everything on it goes by this clock.
+    pub fn by(name: &str, clock: &Clock) -> Self {
+        let mut host = Self::new(name);
+        host.environment = clock.environment();
+        host
     }
 
     /// Makes a host's directories; nothing runs yet. Its moments, and those of its agents, go as `faults` says.
@@ -375,6 +397,7 @@ impl Host {
         {
             command.env(variable, self.path(name));
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

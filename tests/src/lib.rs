@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod choices;
+pub mod clock;
 pub mod command;
 pub mod damage;
 pub mod faults;
@@ -22,6 +23,7 @@ pub mod site;
 pub mod sources;
 pub mod tree;
 
+pub use clock::Clock;
 pub use command::Output;
 pub use faults::Faults;
 pub use fleet::{Host, Manager};

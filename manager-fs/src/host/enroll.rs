@@ -160,6 +160,28 @@ impl Identity {
         self.not_before + (self.not_after.saturating_sub(self.not_before)) / 3 * 2
     }
 
+    /// That the manager refuses the certificate although it is not `now` that it ends, and what to do, for people.
+    pub(crate) fn out_of_time(&self, manager: &str, now: Unix) -> String {
+        let date = |ms| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(ms));
+        let (host, from, to, here) = (&self.host, date(self.not_before), date(self.not_after), date(now));
+        let what = format!("the manager refuses the certificate of this host ({host}), good from {from} to {to}");
+        let again = format!(
+            "a new token with `manager-fs token {host}` on the manager, then `manager-fs enroll --force --manager {manager} \
+             --token-file TOKEN` here"
+        );
+        if self.not_before > now {
+            format!(
+                "{what}: by the clock here ({here}) it has not begun. One of the clocks is wrong, or was when it was issued; \
+                 if both are right now: {again}"
+            )
+        } else {
+            format!(
+                "{what}, because its own clock is not between these: here it is {here}. Set the clock of the manager's \
+                 machine right; this host then comes back by itself"
+            )
+        }
+    }
+
     /// That the certificate has expired, and what to do, for people.
     pub(crate) fn expired(&self, manager: &str) -> String {
         let host = &self.host;

@@ -25,8 +25,6 @@ use crate::net::{NetError, TlsIdentity};
 pub const HOST_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
 /// The authority outlives every host: changing it means to enrol them all again.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
-/// Made afresh at every start of the manager.
-const SERVER_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How far a host's clock may be behind the manager's.
 const CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
@@ -278,9 +276,10 @@ fn server_identity(authority: &Issuer<'static, KeyPair>, authority_pem: &str) ->
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new([String::from(MANAGER_NAME)])?;
     params.distinguished_name = common_name(MANAGER_NAME);
-    let now = SystemTime::now();
-    params.not_before = (now - CLOCK_SKEW).into();
-    params.not_after = (now + SERVER_LIFETIME).into();
+    // Its key never leaves this process, so its time says nothing; and a clock that is wrong for an hour, here or on a host,
+    // must not shut hosts out until somebody restarts the manager.
+    params.not_before = rcgen::date_time_ymd(1970, 1, 1);
+    params.not_after = rcgen::date_time_ymd(9999, 12, 31);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let certificate = params.signed_by(&key, authority)?;

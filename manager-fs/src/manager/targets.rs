@@ -65,7 +65,8 @@ impl Targets {
     pub(crate) async fn joined(self: &Arc<Self>, group: &GroupName, hosts: &[HostName]) -> Result<(), ControlError> {
         let to: Vec<Target> = hosts.iter().cloned().map(Target::Host).collect();
         for (product, wanted) in self.state.targets_of(&Target::Group(group.clone())) {
-            self.state.set_targets(&product, &to, &Wanted { set: now(), ..wanted }).await?;
+            let set = self.state.ordered_after_all(now());
+            self.state.set_targets(&product, &to, &Wanted { set, ..wanted }).await?;
         }
         hosts.iter().for_each(|host| self.consider(host));
         Ok(())

@@ -156,13 +156,16 @@ pub async fn accept(
     }
 }
 
+/// What a manager says of a certificate whose time is not now, by its clock: TLS has one word for past and future.
+pub(crate) const CERTIFICATE_EXPIRED: &str = "the manager refuses this host's certificate because it has expired";
+
 /// What an I/O error on a connection means, for people.
 pub(crate) fn explain(error: &io::Error) -> String {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match tls {
-        Some(rustls::Error::AlertReceived(AlertDescription::CertificateExpired)) => String::from(
-            "the manager refuses this host's certificate because it has expired: enrol the host again with a new token",
-        ),
+        Some(rustls::Error::AlertReceived(AlertDescription::CertificateExpired)) => {
+            format!("{CERTIFICATE_EXPIRED}: enrol the host again with a new token")
+        }
         Some(rustls::Error::AlertReceived(
             AlertDescription::UnknownCA | AlertDescription::BadCertificate | AlertDescription::DecryptError,
         )) => String::from("the other side refuses our certificate: it was not issued by this manager"),

@@ -12,6 +12,7 @@ use super::link::ManagerLink;
 use crate::clock::{Clock, unix_ms};
 use crate::host::enroll::{self, EnrollError, Identity};
 use crate::host::instance;
+use crate::net::tls::CERTIFICATE_EXPIRED;
 use crate::net::{self, BoxFuture, Handler, Link, NetError};
 use crate::sync::lock;
 
@@ -64,6 +65,7 @@ impl Dial for TlsDial {
     fn explain(&self, reason: String) -> String {
         match Identity::load(&self.state) {
             Ok(identity) if identity.not_after <= unix_ms() => identity.expired(&self.address()),
+            Ok(identity) if reason.contains(CERTIFICATE_EXPIRED) => identity.out_of_time(&self.address(), unix_ms()),
             _ => reason,
         }
     }
@@ -106,14 +108,25 @@ async fn renew_when_due(what: &impl Renewable, clock: &Clock, mut connections: w
     loop {
         let left = Duration::from_millis(what.due().saturating_sub(clock.unix_ms()));
         if !left.is_zero() {
-            clock.sleep(left.min(LOOK_AGAIN)).await;
+            // A machine that was asleep finds its connection broken: what comes after that is the moment to look.
+            tokio::select! {
+                () = clock.sleep(left.min(LOOK_AGAIN)) => {}
+                changed = connections.changed() => if changed.is_err() { return },
+            }
             continue;
         }
         let Ok(link) = connections.wait_for(Option::is_some).await.map(|link| link.clone()) else { return };
         let Some(link) = link else { continue };
-        if let Err(error) = what.renew(link).await {
-            tracing::warn!(%error, "the certificate could not be renewed");
-            clock.sleep(RENEW_PAUSE).await;
+        match what.renew(link).await {
+            Err(error) => {
+                tracing::warn!(%error, "the certificate could not be renewed");
+                clock.sleep(RENEW_PAUSE).await;
+            }
+            Ok(()) if what.due() <= clock.unix_ms() => {
+                tracing::warn!("the new certificate has ended already by the clock here, which is not the manager's");
+                clock.sleep(LOOK_AGAIN).await;
+            }
+            Ok(()) => {}
         }
     }
 }

@@ -119,6 +119,32 @@ async fn a_machine_that_slept_past_the_date_renews_within_the_hour() {
 }
 
 #[tokio::test]
+async fn a_machine_that_slept_past_the_date_renews_with_its_next_connection() {
+    let fixture = fixture(60 * LIFE_MS, 0);
+    fixture.connect();
+    fixture.time.waiting(|left| left == LOOK_AGAIN).await;
+    fixture.time.set_date(Manual::BEGINS_UNIX_MS + 61 * LIFE_MS);
+    // What was connected before it fell asleep is not any more.
+    fixture.connect();
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while fixture.asked() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it is not renewed before the hour is over");
+}
+
+#[tokio::test]
+async fn a_clock_that_is_years_ahead_does_not_renew_without_end() {
+    let fixture = fixture(0, 0);
+    fixture.time.set_date(Manual::BEGINS_UNIX_MS + 70 * 365 * LIFE_MS);
+    fixture.connect();
+    fixture.time.waiting(|left| left == LOOK_AGAIN).await;
+    assert_eq!(fixture.asked(), 1);
+}
+
+#[tokio::test]
 async fn renewals_end_with_the_link() {
     let fixture = fixture(0, 0);
     drop(fixture.connection);

@@ -10,7 +10,7 @@ use super::message::{AgentView, ChangedView, HOSTS_PAGE, HostFilter, HostState, 
 use super::refusal::CatalogError;
 use crate::manager::control::HostStatus;
 use crate::manager::control::hosts::HostRecord;
-use crate::manager::control::tokens::TokenRecord;
+use crate::manager::control::tokens::{TOKEN_TTL_MS_MAX, TokenRecord};
 use crate::manager::error::ManagerError;
 use crate::manager::labels::{LabelChange, Selector, all_match};
 use crate::manager::whole::Manager;
@@ -194,6 +194,9 @@ impl Fleet<'_> {
     }
 
     pub(super) async fn token(&self, host: &HostName, ttl_ms: u64) -> Result<String, ManagerError> {
+        if ttl_ms > TOKEN_TTL_MS_MAX {
+            return Err(CatalogError::TokenTooLong.into());
+        }
         let token = self.0.identity.token()?;
         let record = TokenRecord { host: host.clone(), expires: now().saturating_add(ttl_ms), used: None };
         self.0.state.add_token(&identity::secret_hash(&token.secret), &record, now()).await?;

@@ -16,6 +16,9 @@ pub enum CatalogError {
     /// Whoever asked is gone.
     #[error("cancelled; nothing was published")]
     Cancelled,
+    /// No token is good for so long.
+    #[error("a token is good for a year at most (--ttl 366d)")]
+    TokenTooLong,
     /// The record is too large.
     #[error("the record has {0} bytes, and may have {RECORD_BYTES_MAX}: the tree has too many executables")]
     RecordTooLarge(usize),

@@ -15,22 +15,51 @@ use proto::number::{NUMBER_LOW_BITS, NUMBERS_BEGIN_UNIX_MS};
 use crate::net::{NetError, tls};
 use crate::sync::lock;
 
-/// Draws the numbers of jobs and change-overs (`docs/control-state.md`, "Numbers").
+/// Draws the numbers of jobs and change-overs (`docs/control-state.md`, "Numbers"), and says when something was ordered:
+/// of two orders the later one counts, also where the clock was set back between them.
 #[derive(Debug, Default)]
 pub(super) struct Ids {
-    last: Mutex<u64>,
+    last: Mutex<Last>,
+}
+
+/// What nothing new comes before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Last {
+    /// The highest number.
+    pub(super) number: u64,
+    /// When something was ordered last.
+    pub(super) ordered: Unix,
 }
 
 impl Ids {
-    /// A number that this process has not drawn before, later than all that it has.
+    /// Goes on from what is known.
+    pub(super) fn after(last: Last) -> Self {
+        Self { last: Mutex::new(last) }
+    }
+
+    /// A number later than all that are known.
     ///
     /// # Errors
     /// The system gives no random bytes.
     pub(super) fn draw(&self, now: Unix) -> Result<u64, NetError> {
         let random = u32::from_le_bytes(tls::random::<4>()?);
         let mut last = lock(&self.last);
-        *last = next(*last, now, random);
-        Ok(*last)
+        last.number = next(last.number, now, random);
+        Ok(last.number)
+    }
+
+    /// The time of an order that is given now: not before any other's.
+    pub(super) fn ordered(&self, now: Unix) -> Unix {
+        let mut last = lock(&self.last);
+        last.ordered = last.ordered.max(now);
+        last.ordered
+    }
+
+    /// The time of an order that takes the place of all that were given.
+    pub(super) fn ordered_after_all(&self, now: Unix) -> Unix {
+        let mut last = lock(&self.last);
+        last.ordered = last.ordered.saturating_add(1).max(now);
+        last.ordered
     }
 }
 
@@ -41,7 +70,7 @@ fn next(last: u64, now: Unix, random: u32) -> u64 {
     let low = u64::from(random) & ((1 << NUMBER_LOW_BITS) - 1);
     let fresh = second << NUMBER_LOW_BITS | low;
     // Also when the clock was set back: numbers go on from the latest until it has caught up.
-    if second > last >> NUMBER_LOW_BITS { fresh } else { last + 1 + u64::from(random) % STEP_MAX }
+    if second > last >> NUMBER_LOW_BITS { fresh } else { last.saturating_add(1 + u64::from(random) % STEP_MAX) }
 }
 
 #[cfg(test)]
@@ -62,6 +91,15 @@ mod tests {
                 last = drawn;
             }
         }
+    }
+
+    #[test]
+    fn whatever_the_clock_does_later_orders_are_later() {
+        let ids = Ids::after(Last { number: u64::MAX >> 8, ordered: NOW + 9_000 });
+        assert!(ids.draw(NOW).unwrap() > u64::MAX >> 8);
+        assert_eq!((ids.ordered(NOW), ids.ordered(NOW + 10_000)), (NOW + 9_000, NOW + 10_000));
+        assert_eq!((ids.ordered_after_all(NOW), ids.ordered(0)), (NOW + 10_001, NOW + 10_001));
+        assert_eq!(ids.ordered_after_all(NOW + 20_000), NOW + 20_000);
     }
 
     #[test]

@@ -176,7 +176,8 @@ impl Jobs {
         let mut entered = Vec::with_capacity(open.len());
         for record in open {
             let known = known.remove(&record.id).and_then(|turn| {
-                let left = Duration::from_millis(turn.until.saturating_sub(now()));
+                // No longer than a lease, whatever the clock was when it was given.
+                let left = Duration::from_millis(turn.until.saturating_sub(now())).min(turn::LEASE);
                 Some((RepositoryId::parse(&turn.repository)?, left))
             });
             entered.push((self.repositories.enter(&record, known), record));

@@ -292,7 +292,7 @@ impl Driver {
     async fn changed(&mut self, host: &HostName, no: HostNo) -> Result<(), ControlError> {
         let last = self.here.state.last_change(host, &self.run.record.plan.product);
         let started = self.run.machine.progress().started.unwrap_or(Unix::MAX);
-        let Some(last) = last.filter(|last| last.ordered >= started) else { return Ok(()) };
+        let Some(last) = last.filter(|last| self.run.is_since(last, started)) else { return Ok(()) };
         let state = self.run.machine.host(no);
         if let Some(end) = &last.ended {
             self.run.why.insert(no, end.reason.clone());
@@ -391,7 +391,8 @@ impl Driver {
         for (no, host) in self.run.hosts_of(ring) {
             let left = matches!(self.run.machine.host(no), Some(HostState::Good | HostState::Silent));
             if let Some((version, tree)) = self.before(no).await?.filter(|_| left) {
-                let wanted = Wanted { version, tree, set: now(), lazy: false, drain_deadline_ms: None };
+                let set = self.here.state.ordered_after_all(now());
+                let wanted = Wanted { version, tree, set, lazy: false, drain_deadline_ms: None };
                 self.here.state.set_targets(&product, &[Target::Host(host)], &wanted).await?;
             }
         }

@@ -126,7 +126,8 @@ impl Run {
         let Some(started) = progress.started else { return Ok((HostState::Pending, None)) };
         let agent = status.and_then(|status| self.agent(status));
         let runs = agent.is_some_and(|agent| self.is_new(agent.tree, &agent.version));
-        let last = here.state.last_change(host, &self.record.plan.product).filter(|last| last.ordered >= started);
+        let last = here.state.last_change(host, &self.record.plan.product);
+        let last = last.filter(|last| self.is_since(last, started));
         let Some(last) = last else {
             return Ok((if runs { HostState::Already } else { HostState::Pending }, None));
         };
@@ -167,6 +168,12 @@ impl Run {
     pub(super) fn has_departed(&self, agent: &AgentStatus, change: &ChangeRecord) -> bool {
         let proved = change.ended.as_ref().is_some_and(|end| end.confirmed && agent.started_unix_ms >= end.at);
         proved && !self.is_new(agent.tree, &agent.version)
+    }
+
+    /// Whether a change-over was ordered since the rollout was started. One with an earlier number than the rollout was not,
+    /// whatever the clock said then.
+    pub(super) fn is_since(&self, change: &ChangeRecord, started: Unix) -> bool {
+        change.ordered >= started && change.id.0 > self.id.0
     }
 
     /// Whether this is what the rollout brings.

@@ -98,6 +98,7 @@ impl State {
     /// # Errors
     /// The control state failed.
     pub async fn add_change(&self, order: ChangeOrder, now: Unix) -> Result<ChangeRecord, ControlError> {
+        let now = self.ids.ordered(now);
         loop {
             let id = ChangeId(self.draw(now)?);
             let (key, stored) = (Key::Change(id).to_string(), stored(&order, now));
@@ -115,6 +116,7 @@ impl State {
     /// # Errors
     /// The control state failed. Some of a long list may be recorded then; nobody was told of them.
     pub async fn add_changes(&self, orders: Vec<ChangeOrder>, now: Unix) -> Result<Vec<ChangeRecord>, ControlError> {
+        let now = self.ids.ordered(now);
         let mut records = Vec::with_capacity(orders.len());
         for orders in orders.chunks(CHANGES_MAX) {
             records.append(&mut self.add_some_changes(orders, now).await?);

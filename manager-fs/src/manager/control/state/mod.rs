@@ -60,9 +60,9 @@ impl State {
         observations: Arc<dyn Observations>,
     ) -> Result<Self, ControlError> {
         let view = Arc::new(View::default());
-        view.load(store.as_ref()).await?;
+        let last = view.load(store.as_ref()).await?;
         let follower = tokio::spawn(view::follow(Arc::clone(&view), Arc::clone(&store)));
-        Ok(Self { store, observations, view, follower, ids: Ids::default() })
+        Ok(Self { store, observations, view, follower, ids: Ids::after(last) })
     }
 
     /// What hosts report: status, steps, progress and evidence, bounded by host.
@@ -90,6 +90,12 @@ impl State {
         let revision = self.store.commit(vec![Change::delete(key, Expect::At(found.changed))]).await?;
         self.view.reached(revision).await?;
         Ok(true)
+    }
+
+    /// The time of an order that takes the place of all that were given: later than they, also where the clock was set
+    /// back since.
+    pub(crate) fn ordered_after_all(&self, now: Unix) -> Unix {
+        self.ids.ordered_after_all(now)
     }
 
     fn draw(&self, now: Unix) -> Result<u64, ControlError> {

@@ -78,4 +78,7 @@ pub enum TokenFault {
     /// Its time is over.
     #[error("this token has expired")]
     Expired,
+    /// No token is good for so long.
+    #[error("this token was printed while the clock of this manager was ahead")]
+    Ahead,
 }

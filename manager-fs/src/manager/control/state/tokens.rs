@@ -11,6 +11,10 @@ use super::{Key, State, encode};
 /// How long a token is remembered after its end, so that people are told why it is refused.
 const REMEMBERED_MS: u64 = 7 * 24 * 3600 * 1000;
 
+/// How long a token may be good for, milliseconds: a year. One that seems to be good for longer was printed by a clock
+/// that stood in the future.
+pub const TOKEN_TTL_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
+
 /// A token that was printed and may still be used, or was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRecord {
@@ -64,6 +68,7 @@ impl State {
             None => Err(HostError::Token(TokenFault::Unknown)),
             Some((record, _)) if record.used.is_some() => Err(HostError::Token(TokenFault::Used)),
             Some((record, _)) if record.expires <= now => Err(HostError::Token(TokenFault::Expired)),
+            Some((record, _)) if record.expires - now > TOKEN_TTL_MS_MAX => Err(HostError::Token(TokenFault::Ahead)),
             Some((record, changed)) => Ok(Token { key: key.to_string(), changed, record }),
         }
     }

@@ -6,12 +6,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use proto::agent::ChangeId;
+use proto::agent::{ChangeId, JobId};
 use proto::name::Target;
+use proto::number::RolloutId;
 use proto::{GroupName, HostName, Product, Version};
 use tokio::sync::watch;
 
 use super::super::contract::{ControlError, ControlStore, Entry, Events, Revision, list_all};
+use super::super::ids::Last;
 use super::changes::{ChangeRecord, StoredChange};
 use super::exports::Export;
 use super::generations::{Generation, GenerationHead};
@@ -85,12 +87,23 @@ impl View {
         write(&self.tables)
     }
 
-    /// Reads everything anew.
-    pub(super) async fn load(&self, store: &dyn ControlStore) -> Result<(), ControlError> {
+    /// Reads everything anew; what new numbers and orders come after.
+    pub(super) async fn load(&self, store: &dyn ControlStore) -> Result<Last, ControlError> {
         let (entries, revision) = list_all(store, "").await?;
-        let mut tables = Tables::default();
+        let (mut tables, mut last) = (Tables::default(), Last::default());
         for entry in &entries {
             let seen = see(store, entry).await?;
+            let ordered = match &seen {
+                Ok(Seen::Change(record)) => record.ordered,
+                Ok(Seen::Target(wanted)) => wanted.set,
+                _ => 0,
+            };
+            last.ordered = last.ordered.max(ordered);
+            if let Some(Key::Job(JobId(number)) | Key::Change(ChangeId(number)) | Key::Rollout(RolloutId(number))) =
+                Key::parse(&entry.key)
+            {
+                last.number = last.number.max(number);
+            }
             tables.put(&entry.key, seen);
         }
         for (key, reason) in &tables.damaged {
@@ -98,7 +111,7 @@ impl View {
         }
         *self.write() = tables;
         self.reached.send_replace(revision);
-        Ok(())
+        Ok(last)
     }
 
     async fn apply(&self, store: &dyn ControlStore, events: Events) -> Result<(), ControlError> {
@@ -175,7 +188,7 @@ pub(super) async fn follow(view: Arc<View>, store: Arc<dyn ControlStore>) {
     loop {
         let applied = match watch.next().await {
             Ok(events) => view.apply(store.as_ref(), events).await,
-            Err(ControlError::Compacted { .. }) => view.load(store.as_ref()).await,
+            Err(ControlError::Compacted { .. }) => view.load(store.as_ref()).await.map(drop),
             Err(ControlError::Closed) => return,
             Err(error) => Err(error),
         };
