@@ -2,7 +2,9 @@
 //! all the time: none is refused, no job fails, and nothing grows.
 //!
 //! `SOAK=10000 cargo test --release --workspace --test soak -- --nocapture` does so many and prints a table; without
-//! `SOAK` it does what fits into some seconds.
+//! `SOAK` it does what fits into some seconds. A version is believed after half of its probation, so that is the least
+//! that a change-over takes: the long form has a probation of `SOAK_PROBATION`, or 2 s, which wants a machine that has
+//! little else to do.
 
 // Panicking is how a test reports.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
@@ -102,7 +104,11 @@ fn tree(version: &str) -> TreeFixture {
     bytes.extend(noise(version.len() as u64, 1_000));
     let seed = version.bytes().map(u64::from).sum();
     tree.file("bin/agent", 0o755, bytes).file("share/data", 0o644, noise(seed, 300_000));
-    let head = "entrypoint = \"bin/agent\"\narguments = [\"--unit-ms\", \"5\"]\ndrain_deadline = \"5s\"\n";
+    let mut head = String::from("entrypoint = 'bin/agent'\narguments = ['--unit-ms', '5']\ndrain_deadline = '5s'\n");
+    if std::env::var_os("SOAK").is_some() {
+        let probation = std::env::var("SOAK_PROBATION").unwrap_or_else(|_| String::from("2s"));
+        head += &format!("probation = '{probation}'\n");
+    }
     tree.file("manager-fs.toml", 0o644, head);
     tree
 }
