@@ -33,13 +33,16 @@ const MOMENT: Duration = Duration::from_secs(1);
 const WAITING_READS_MAX: usize = 32;
 /// Largest request, bytes.
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
+/// A window of one page: a page fault asks for its own page, and a `read` for what it reads, in one request. Without any
+/// window the kernel asks for each page of a `read` by itself, one after the other.
+pub(crate) const ONE_PAGE_BYTES: u32 = 4096;
 /// `st_blksize`.
 const BLOCK_BYTES: u32 = 4096;
 
 /// How the kernel is answered.
 #[derive(Debug, Clone, Copy)]
 pub struct ServeOptions {
-    /// How much one page fault or read may drag in, bytes; 0 switches the kernel's read-ahead off.
+    /// How much one page fault or read may drag in, bytes; 0 makes the kernel ask for each page by itself.
     pub read_ahead_bytes: u32,
 }
 

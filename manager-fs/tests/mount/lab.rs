@@ -405,7 +405,8 @@ fn worker(dir: &Path) -> anyhow::Result<()> {
     let fetcher = Fetcher::new(Arc::new(Origin::at(&dir.join("origin"))), cache, options);
     let keep_owners = worker.namespace_pid().is_none();
     let objects = Objects::open(fetcher, ObjectsOptions { numbers_path: layout.numbers(), keep_owners });
-    let server = worker.serve(objects.clone(), ServeOptions { read_ahead_bytes: 128 << 10 })?;
+    let read_ahead_bytes = if dir.join("a-page").exists() { 4096 } else { 128 << 10 };
+    let server = worker.serve(objects.clone(), ServeOptions { read_ahead_bytes })?;
     worker.end_with_holder()?;
     let socket = layout.run.join("lab.sock");
     let _ = fs::remove_file(&socket);
@@ -441,6 +442,10 @@ impl Serving {
                     self.objects.fetcher().verify_local(of, &manifest.objects, Look::Changed, &cancel)
                 };
                 format!("{} {}", report.checked, report.wrong.len())
+            }
+            ["a-page"] => {
+                self.server.iter().for_each(|server| server.allow_read_ahead(false));
+                "ok".into()
             }
             ["counts"] => self.server.as_ref().map_or(0, |server| server.counts().total()).to_string(),
             ["opcodes"] => format!("{:?}", self.server.as_ref().map(|server| server.counts().snapshot())),

@@ -24,6 +24,7 @@ use reads::{
     bad_days_of_the_network_fail_one_read_and_nothing_else, metadata_memory_is_capped_and_reported,
     on_a_full_or_read_only_cache_reads_stream, the_overlay_and_the_view_show_the_tree_and_programs_run,
     the_view_follows_the_exports_and_objects_are_closed_to_others,
+    with_a_page_of_read_ahead_a_read_is_one_request_and_a_page_comes_alone,
 };
 use unprivileged::{
     in_a_user_namespace_the_mounts_exist_only_inside, where_nothing_may_be_mounted_a_plain_copy_is_made,
@@ -57,6 +58,7 @@ const TESTS: &[Test] = tests![
     a_stopped_worker_or_helper_is_replaced,
     a_view_that_somebody_unmounts_comes_back,
     an_acl_holds_on_every_path,
+    with_a_page_of_read_ahead_a_read_is_one_request_and_a_page_comes_alone,
 ];
 
 /// Without the host's root there are no images.

@@ -1,7 +1,7 @@
 //! What programs and people see through the mounts, on good days and bad ones.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -58,6 +58,26 @@ pub(crate) fn a_second_start_and_any_start_of_local_objects_make_no_fuse_request
     start();
     drop(file);
     rustix::mount::unmount(&root, rustix::mount::UnmountFlags::empty()).unwrap();
+}
+
+pub(crate) fn with_a_page_of_read_ahead_a_read_is_one_request_and_a_page_comes_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut lab, _, tree) = Lab::with_tree(dir.path());
+    fs::write(dir.path().join("a-page"), b"").unwrap();
+    lab.start("hold");
+    // Where it can be changed afterwards, too.
+    assert_eq!(lab.ask("a-page"), "ok");
+    let file = fs::File::open(lab.attach(&tree).join("lib/big")).unwrap();
+    let read = |offset: u64, bytes: usize| {
+        let before = lab.counts();
+        file.read_exact_at(&mut vec![0; bytes], offset).unwrap();
+        lab.counts() - before
+    };
+    assert_eq!(read(40 * 4096, 4096), 1);
+    assert_eq!(read(41 * 4096, 4096), 1, "the page after it had not come");
+    assert_eq!(read(39 * 4096, 4096), 1, "nor the page before it");
+    // What is asked for at once, and the same again ahead of a reader who may go on.
+    assert!(read(0, 20 * 4096) <= 2);
 }
 
 pub(crate) fn bad_days_of_the_network_fail_one_read_and_nothing_else() {

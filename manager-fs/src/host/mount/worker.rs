@@ -15,7 +15,7 @@ use super::probe::ProbeReport;
 use super::{DataPath, Layout, MountError, life, overlay, resume};
 use crate::host::data::recorder::Recorder;
 use crate::host::files::Doing;
-use crate::host::fuse::{Adapter, RequestCounts, ServeOptions};
+use crate::host::fuse::{Adapter, ONE_PAGE_BYTES, RequestCounts, ServeOptions};
 use crate::host::objects::Objects;
 use crate::sync::lock;
 
@@ -66,7 +66,9 @@ impl Worker {
     pub fn serve(&self, objects: Arc<Objects>, options: ServeOptions) -> Result<Option<Server>, MountError> {
         let Some(device) = &self.device else { return Ok(None) };
         // Only root may change it later, so without root a fault never brings in more than its own page.
-        let read_ahead_bytes = if self.namespace_pid().is_some() { 0 } else { options.read_ahead_bytes };
+        let changes = self.namespace_pid().is_none();
+        let read_ahead_bytes =
+            if changes { options.read_ahead_bytes } else { options.read_ahead_bytes.min(ONE_PAGE_BYTES) };
         let options = ServeOptions { read_ahead_bytes };
         let counts = Arc::new(RequestCounts::default());
         let recorder = Arc::new(Recorder::default());
@@ -130,7 +132,8 @@ impl Server {
         &self.recorder
     }
 
-    /// Lets the kernel read ahead as the operator wished, or not at all. Files that are open keep what they had.
+    /// Lets the kernel read ahead as the operator wished, or hardly more than is asked for. Files that are open keep what
+    /// they had.
     pub fn allow_read_ahead(&self, allowed: bool) {
         if let Some(read_ahead) = &self.read_ahead {
             read_ahead.allow(allowed);
@@ -179,7 +182,7 @@ impl ReadAhead {
         if *now == Some(allowed) {
             return;
         }
-        let kib = if allowed { self.allowed_kib } else { 0 };
+        let kib = if allowed { self.allowed_kib } else { self.allowed_kib.min(ONE_PAGE_BYTES >> 10) };
         match std::fs::write(&self.path, kib.to_string()) {
             Ok(()) => *now = Some(allowed),
             Err(error) => tracing::debug!(%error, path = %self.path.display(), "read-ahead stays as it is"),
