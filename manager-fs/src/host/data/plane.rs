@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::host::cache::{Cache, Look};
 use crate::host::data::prefetch::Prefetch;
-use crate::host::fetch::{FromOldOptions, HydrateOptions, HydrateProgress, TreeRef};
+use crate::host::fetch::{Fetcher, FromOldOptions, HydrateOptions, HydrateProgress, TreeRef};
 use crate::host::generations::Trees;
 use crate::host::generations::records::{KnownRecord, Records};
 use crate::host::mount::{DataPath, HelperError, Layout, Mounts, Server};
@@ -422,7 +422,7 @@ impl DataPlane {
             mountpoint: self.layout.mountpoint.clone(),
             data_path: self.data_path.get().cloned().unwrap_or_else(|| "not probed yet".to_owned()),
             fuse_requests: requests.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
-            fetch: json!(self.objects.fetcher().counts()),
+            fetch: fetched(self.objects.fetcher()),
             cache: json!({
                 "dir": self.layout.cache.to_string_lossy(),
                 "local_bytes": usage.local_bytes,
@@ -436,6 +436,13 @@ impl DataPlane {
             }),
         }
     }
+}
+
+/// What was fetched, and how long the manager's first answer to a request takes now.
+fn fetched(fetcher: &Fetcher) -> Value {
+    let mut fetched = json!(fetcher.counts());
+    fetched["first_answer_us"] = json!(fetcher.first_answer().map(width::micros));
+    fetched
 }
 
 /// The objects of these files, whichever of their links lead to them.

@@ -2,7 +2,8 @@
 //!
 //! Page faults come one after the other, each where the last one's code led: asking for what they want alone costs a
 //! round trip a fault. So each miss also brings what lies around it, in the file and in the files that follow by path, and
-//! misses that come close upon each other bring twice as much each time.
+//! misses that come close upon each other bring twice as much each time. Where a round trip costs next to nothing, only the
+//! file itself: most of its neighbours are never wanted, and each costs a file of the cache.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -26,6 +27,8 @@ const RECENT: Duration = Duration::from_secs(2);
 const BEFORE: u64 = 4;
 /// Objects of one request: each has two descriptors open until it is whole.
 const OBJECTS_MAX: usize = 64;
+/// An answer that comes within this time costs less than what would be fetched to save it (`docs/decisions.md`).
+const QUICK: Duration = Duration::from_millis(1);
 /// Trees whose order is remembered.
 const TREES_MAX: usize = 4;
 
@@ -47,6 +50,11 @@ struct Order {
     manifest: Manifest,
     objects: Vec<u32>,
     places: HashMap<ObjectId, usize>,
+}
+
+/// How many objects to take of, in the order of paths, the one that was missed included.
+fn objects_max(first_answer: Option<Duration>) -> usize {
+    if first_answer.is_some_and(|took| took < QUICK) { 1 } else { OBJECTS_MAX }
 }
 
 impl Around {
@@ -90,13 +98,14 @@ impl Order {
         Self { manifest, objects, places }
     }
 
-    /// Chunks around byte `offset` of an object, then those of the objects after it, nearest first.
-    fn around(&self, object: &ObjectId, offset: u64, window_bytes: u64) -> Vec<(u32, u32)> {
+    /// Chunks around byte `offset` of an object, then those of the objects after it, nearest first; of at most so many
+    /// objects.
+    fn around(&self, object: &ObjectId, offset: u64, window_bytes: u64, objects_max: usize) -> Vec<(u32, u32)> {
         let chunk = u64::from(self.manifest.chunk_bytes);
         let Some(place) = self.places.get(object) else { return Vec::new() };
         let (mut left, mut chunks) = (window_bytes, Vec::new());
         let mut start = offset.saturating_sub(window_bytes / BEFORE) / chunk;
-        for at in self.objects.iter().skip(*place).take(OBJECTS_MAX) {
+        for at in self.objects.iter().skip(*place).take(objects_max) {
             let object = &self.manifest.objects[*at as usize];
             for index in start..object.chunks.len() as u64 {
                 if left == 0 {
@@ -117,12 +126,12 @@ impl Fetcher {
         if self.options.read_ahead_bytes_max == 0 || !self.starts.is_telling(wanted.tree) {
             return;
         }
-        let window_bytes = self.around.grow(self.clock().now());
+        let (window_bytes, objects_max) = (self.around.grow(self.clock().now()), objects_max(self.first_answer()));
         let (fetcher, tree, object) = (Arc::clone(self), *wanted.tree, wanted.object.id);
         self.ahead.run(move || {
             let order = fetcher.around.order(&tree, || fetcher.cache.manifest(&tree));
             if let Some(order) = order {
-                let chunks = order.around(&object, offset, window_bytes);
+                let chunks = order.around(&object, offset, window_bytes, objects_max);
                 fetcher.fetch_listed(&tree, &order.manifest, &chunks);
             }
         });
@@ -195,10 +204,18 @@ mod tests {
             chunks.into_iter().map(|(at, index)| (order.manifest.objects[at as usize].bytes, index)).collect()
         };
         let a = object(1, 40_000).id;
-        assert_eq!(sizes(order.around(&a, 20_000, 8_192)), [(40_000, 4), (40_000, 5)]);
-        let far = sizes(order.around(&a, 33_000, 16_384));
+        assert_eq!(sizes(order.around(&a, 20_000, 8_192, 64)), [(40_000, 4), (40_000, 5)]);
+        let far = sizes(order.around(&a, 33_000, 16_384, 64));
         assert_eq!(far, [(40_000, 7), (40_000, 8), (40_000, 9), (100, 0), (9_000, 0), (9_000, 1)]);
-        assert_eq!(order.around(&ObjectId::of(b"other"), 0, 8_192), []);
+        let alone = sizes(order.around(&a, 33_000, 16_384, 1));
+        assert_eq!(alone, [(40_000, 7), (40_000, 8), (40_000, 9)]);
+        assert_eq!(order.around(&ObjectId::of(b"other"), 0, 8_192, 64), []);
+    }
+
+    #[test]
+    fn files_that_follow_are_left_where_an_answer_is_quick() {
+        let objects = [None, Some(Duration::from_micros(300)), Some(Duration::from_millis(20))].map(objects_max);
+        assert_eq!(objects, [OBJECTS_MAX, 1, OBJECTS_MAX]);
     }
 
     #[test]

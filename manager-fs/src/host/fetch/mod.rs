@@ -30,6 +30,7 @@ use around::Around;
 use assemble::assemble;
 use counts::Counters;
 use flight::{Departed, Flight, FlightKey, FlightState, Leg};
+use latency::Latency;
 use outage::Outage;
 use retry::Retry;
 use start::Starts;
@@ -43,6 +44,7 @@ mod error;
 mod flight;
 mod from_old;
 mod hydrate;
+mod latency;
 mod outage;
 mod retry;
 #[cfg(test)]
@@ -109,6 +111,7 @@ pub struct Fetcher {
     flights: Mutex<HashMap<FlightKey, Arc<Flight>>>,
     starts: Starts,
     around: Around,
+    latency: Latency,
     outage: Outage,
     counters: Counters,
     waits: Durations<1>,
@@ -155,6 +158,7 @@ impl Fetcher {
             flights: Mutex::default(),
             starts: Starts::default(),
             around: Around::default(),
+            latency: Latency::default(),
             outage: Outage::default(),
             counters: Counters::default(),
             waits: durations("result", ["arrived", "failed"].map(str::to_owned)),
@@ -401,8 +405,9 @@ impl Fetcher {
             }
         }
         self.counters.requests.add(1);
-        let mut wrong = None;
+        let (mut asked, mut wrong) = (Some(self.clock().now()), None);
         let result = self.upstream.chunks(tree, &wants, urgency, deadline, &mut |head, stored| {
+            self.answered(&mut asked);
             let Some((leg, index, flight)) = order.get(head.sequence as usize) else { return };
             match self.receive(leg, *index, head, stored) {
                 Ok(state) => flight.land(state),

@@ -195,8 +195,10 @@ fn a_read_over_the_end_is_short_and_what_is_present_needs_no_request() {
     let file = content(2, 5_000);
     let bench = Bench::new(std::slice::from_ref(&file), None);
     assert!(bench.fetcher.read_present(bench.wanted(&file), 0, 10).is_none());
+    assert_eq!(bench.fetcher.first_answer(), None);
     assert_eq!(bench.fetcher.read(bench.wanted(&file), 4_990, 1_000, soon(5_000)).unwrap(), file[4_990..]);
     assert_eq!(bench.fetcher.read(bench.wanted(&file), 9_000, 10, soon(5_000)).unwrap(), b"");
+    assert!(bench.fetcher.first_answer().is_some(), "the answer was timed");
     let asked = bench.upstream.asked();
     assert_eq!(bench.fetcher.read_present(bench.wanted(&file), 4_096, 10).unwrap().unwrap(), file[4_096..4_106]);
     assert_eq!(bench.upstream.asked(), asked);
