@@ -56,7 +56,9 @@ pub mod width;
 
 pub use id::{ChunkId, ObjectId, TreeId};
 pub use manifest::Manifest;
-pub use name::{ArgumentName, GenerationRef, GroupName, HostName, OperationKind, Product, Version};
+pub use name::{
+    ArgumentName, GenerationRef, GroupName, HostName, OperationKind, PolicyName, Product, Version,
+};
 pub use path::TreePath;
 pub use publisher::{PublisherKey, Publishers};
 pub use record::{GenerationRecord, Metadata, SignedRecord};

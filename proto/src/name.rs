@@ -111,6 +111,12 @@ checked_name!(
     "want 1 to 64 letters, digits, '.', '_', '-', starting with a letter or digit"
 );
 checked_name!(
+    /// A policy: what is backed up where, when, and kept how long.
+    PolicyName, "policy name", 64,
+    |b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'),
+    "want 1 to 64 letters, digits, '.', '_', '-', starting with a letter or digit"
+);
+checked_name!(
     /// A kind of operation that a program brings itself, such as `rotate`.
     OperationKind, "kind of operation", 32,
     |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-',

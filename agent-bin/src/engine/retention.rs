@@ -82,6 +82,10 @@ fn options(keep: &Keep) -> KeepOptions {
 }
 
 #[cfg(test)]
+#[path = "retention_tests.rs"]
+mod week;
+
+#[cfg(test)]
 mod tests {
     use proto::agent::HostScope;
 

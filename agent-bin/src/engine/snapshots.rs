@@ -362,6 +362,25 @@ pub(super) mod testing {
         Snapshots { all: of.iter().enumerate().map(make).collect(), damaged: Vec::new() }
     }
 
+    /// Host, tags, paths, seconds since 1970, and a number that tells them apart.
+    pub(in super::super) type Made<'a> = (&'a str, &'a str, &'a str, i64, u64);
+
+    /// In the order of time, as they are read.
+    pub(in super::super) fn made(of: &[Made<'_>]) -> Snapshots {
+        let mut all = snapshots(&of.iter().map(|(host, tags, paths, ..)| (*host, *tags, *paths)).collect::<Vec<_>>());
+        for (snapshot, (_, _, _, at, number)) in all.all.iter_mut().zip(of) {
+            snapshot.file.time = Timestamp::new(*at, 0).unwrap().to_zoned(rustic_core::jiff::tz::TimeZone::UTC);
+            snapshot.id = Id::of(&number.to_le_bytes());
+        }
+        all.all.sort_by_key(|snapshot| (snapshot.at(), snapshot.id));
+        all
+    }
+
+    /// The number of one of these.
+    pub(in super::super) fn number(snapshot: &Snapshot, of: &[Made<'_>]) -> u64 {
+        of.iter().map(|made| made.4).find(|number| Id::of(&number.to_le_bytes()) == snapshot.id).unwrap()
+    }
+
     /// Of one source, at these seconds.
     pub(in super::super) fn at_times(times: &[i64]) -> Snapshots {
         let all: Vec<_> = times.iter().map(|_| ("host-1", "job-1,manager-fs", "/a")).collect();

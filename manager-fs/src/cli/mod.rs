@@ -30,8 +30,10 @@ mod near;
 pub(crate) mod out;
 mod peer;
 mod permits;
+mod policy;
 mod profile;
 pub(crate) mod progress;
+mod protection;
 mod publish;
 mod record;
 mod recover;
@@ -109,6 +111,11 @@ enum Command {
     Rollout(rollout::RolloutCommand),
     /// Show what runs where, since when, and why it last changed
     Agents(agents::AgentsArgs),
+    /// What is backed up where, when, and kept how long
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Show of each source the newest good backup, and what is at risk: exit code 3 if anything is
+    Protection(protection::ProtectionArgs),
     /// Run and follow storage operations
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -236,6 +243,8 @@ fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
         Command::Upgrade(args) => upgrade::upgrade(&args, here),
         Command::Rollout(command) => rollout::run(&command, here),
         Command::Agents(args) => agents::agents(&args, here),
+        Command::Policy(command) => policy::run(&command, here),
+        Command::Protection(args) => protection::run(&args, here),
         Command::Job(command) => job::run(&command, here),
         Command::Launch(args) => launch::run(&args, here),
         Command::Rescue(args) => rescue::run(&args, dirs),

@@ -79,7 +79,9 @@ impl Typed {
             }
             Quick::Revoke(host) | Quick::JobRun { host, .. } => self.hosts.push(host.to_string()),
             Quick::GroupAdd(_, hosts) => self.hosts.extend(hosts.iter().map(HostName::to_string)),
-            Quick::GroupRemove(group, _) | Quick::GroupDelete(group) => self.groups.push(group.to_string()),
+            Quick::JobRunOnGroup { group, .. } | Quick::GroupRemove(group, _) | Quick::GroupDelete(group) => {
+                self.groups.push(group.to_string())
+            }
             _ => {}
         }
     }

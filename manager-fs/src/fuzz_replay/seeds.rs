@@ -127,6 +127,11 @@ fn texts(put: &mut Put<'_>) {
                 [[ring]]\nname = \"lab\"\nto = [\"@lab\", \"host-7\"]\ncanaries = 2\ncanary-soak = \"10m\"\n\
                 in-flight = \"25%\"\nmin-hosts = 3\n[[ring]]\nname = \"rest\"\nto = [\"@all\"]\nwait = \"1d\"\n";
     put("rollout_plan", "whole", plan.as_bytes().to_vec());
+    let policy = "name = \"n\"\nhosts = [\"@all\", \"host-7\"]\nsources = [\"/srv\"]\nrepository = \"/mnt\"\n\
+                  schedule = \"daily 02:00,14:00 Europe/Berlin\"\njitter = \"30m\"\nwindow = \"22:00-06:00\"\n\
+                  verify = \"weekly mon,thu\"\nmedia = [\"m\"]\nprune = \"monthly 1,15 05:00\"\ncheck = \"every 50h\"\n\
+                  keep.daily = 7\nkeep.within = \"3d\"\nlimits.site = 2\nlimits.sites = [\"@a\"]\nbackup.exclude = [\"*.o\"]\n";
+    put("policy", "whole", policy.as_bytes().to_vec());
     let permits = "[change-over]\npinned = [\"data-agent\"]\n[backup]\nsources = [\"/home\", \"/srv\"]\n\
                    [restore]\ntargets = [\"/srv/restored\"]\n[repository]\nplaces = [\"/mnt\"]\nprune = true\nkeep-last = 7\n";
     put("permits", "whole", permits.as_bytes().to_vec());

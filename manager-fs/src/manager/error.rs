@@ -17,6 +17,7 @@ use super::exports::ExportError;
 use super::greeting::GreetingError;
 use super::identity::IdentityError;
 use super::jobs::JobError;
+use super::policy::PolicyError;
 use super::publish::PublishError;
 use super::reports::ReportError;
 use super::rollout::RolloutError;
@@ -80,6 +81,9 @@ pub enum ManagerError {
     /// A rollout was not planned, or not told.
     #[error(transparent)]
     Rollout(#[from] RolloutError),
+    /// A policy was not taken, or not told.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// Received files were not taken in.
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -156,6 +160,7 @@ impl From<ManagerError> for Fault {
                 _ => Fault::Failed,
             },
             ManagerError::Rollout(error) => of_rollout(error),
+            ManagerError::Policy(error) => of_policy(error),
             ManagerError::Catalog(error) => match error {
                 CatalogError::Cancelled => Fault::Failed,
                 _ => Fault::BadRequest,
@@ -190,6 +195,18 @@ fn of_generation(error: &GenerationError) -> Kind {
         GenerationError::Unknown { .. } => Fault::NotFound,
         GenerationError::Ambiguous { .. } => Fault::BadRequest,
         GenerationError::Control(_) => Fault::Failed,
+    }
+}
+
+fn of_policy(error: &PolicyError) -> Kind {
+    match error {
+        PolicyError::Unknown(_) => Fault::NotFound,
+        PolicyError::Target(error) => of_host(error),
+        PolicyError::Job(error) => of_job(error),
+        PolicyError::Control(_) => Fault::Failed,
+        PolicyError::Form(_) | PolicyError::Known(_) | PolicyError::TooMany | PolicyError::NoTask { .. } => {
+            Fault::BadRequest
+        }
     }
 }
 
@@ -229,7 +246,7 @@ fn of_job(error: &JobError) -> Kind {
     match error {
         JobError::Operation(_) | JobError::Record(JobRecordError::Over { .. }) => Fault::BadRequest,
         JobError::Host(error) => of_host(error),
-        JobError::Record(JobRecordError::Unknown(_)) => Fault::NotFound,
+        JobError::Record(JobRecordError::Unknown(_)) | JobError::NoHosts(_) => Fault::NotFound,
         JobError::Record(_) | JobError::Control(_) => Fault::Failed,
     }
 }

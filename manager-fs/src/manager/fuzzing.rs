@@ -9,6 +9,7 @@ use proto::relative::Part;
 use proto::{Manifest, TreePath};
 
 use super::monitor::Quiet;
+use super::policy::Policy;
 use super::rollout::Plan;
 use super::store::Store;
 use super::{control, elf, identity, ingest, metadata, store};
@@ -71,6 +72,13 @@ pub fn descriptor(bytes: &[u8]) -> bool {
 /// A plan of a rollout.
 pub fn rollout_plan(bytes: &[u8]) -> bool {
     Plan::parse(&String::from_utf8_lossy(bytes)).is_ok()
+}
+
+/// A policy's file.
+pub fn policy(bytes: &[u8]) -> bool {
+    let Ok(policy) = Policy::parse(&String::from_utf8_lossy(bytes)) else { return false };
+    assert_eq!(Policy::parse(&policy.text()).as_ref(), Ok(&policy));
+    true
 }
 
 /// A certificate request, and a certificate.

@@ -30,6 +30,7 @@ pub mod metadata;
 mod metrics;
 pub mod monitor;
 mod news;
+pub mod policy;
 mod product_file;
 pub mod publish;
 mod record_files;

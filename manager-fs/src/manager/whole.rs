@@ -23,6 +23,7 @@ use super::idle_work::IdleWork;
 use super::jobs::Jobs;
 use super::news::{News, NewsBoard};
 use super::now;
+use super::policy::{self, Policies};
 use super::record_files::RecordFiles;
 use super::reports::Reports;
 use super::rollout::{Here, Rollouts};
@@ -33,6 +34,7 @@ use super::tally::Tally;
 use super::targets::Targets;
 use super::upgrade::Upgrades;
 use super::worker::blocking;
+use crate::clock::Clock;
 use crate::metrics::http;
 use crate::net;
 
@@ -57,6 +59,7 @@ pub struct Manager {
     pub(super) upgrades: Arc<Upgrades>,
     pub(super) targets: Arc<Targets>,
     pub(super) rollouts: Arc<Rollouts>,
+    pub(super) policies: Arc<Policies>,
     pub(super) bundles: Arc<Bundles>,
     pub(super) idle: Arc<IdleWork>,
     services: Arc<Services>,
@@ -89,16 +92,15 @@ impl Manager {
         let records = Arc::new(RecordFiles::of(&root));
         let mut notices = files.notices;
         notices.extend(complete(&records, &state).await?);
-        let news = Arc::new(NewsBoard::default());
+        let (news, tally) = (Arc::new(NewsBoard::default()), Arc::new(Tally::default()));
         let connections = Arc::new(Connections::new(Arc::clone(&state), Arc::clone(&news)));
         let first = state.begin_lists(now()).await?;
         let exports = Arc::new(Exports::new(Arc::clone(&state), Arc::clone(&connections), first));
         let jobs = Arc::new(Jobs::new(Arc::clone(&state), Arc::clone(&connections), Arc::clone(&news)));
         let upgrades = Arc::new(Upgrades::new(&state, &connections, &news, &exports));
         let (targets, rollouts) = for_many(&state, &connections, &news, &exports, &upgrades);
-        let deltas = Arc::new(Deltas::new(Arc::clone(&store), Arc::clone(&state), Arc::clone(&exports)));
-        let bundles = Arc::new(Bundles::new(Arc::clone(&store), Arc::clone(&state), Arc::clone(&exports)));
-        let tally = Arc::new(Tally::default());
+        let policies = policies(&state, &connections, &news, &jobs);
+        let (deltas, bundles) = made_once(&store, &state, &exports);
         let services = Arc::new(Services {
             state: Arc::clone(&state),
             enrolment: Enrolment {
@@ -136,6 +138,7 @@ impl Manager {
             delivering: tokio::spawn(Arc::clone(&targets).deliver()),
             targets,
             rollouts,
+            policies,
             bundles,
             idle,
             services,
@@ -161,6 +164,7 @@ impl Manager {
         tokio::spawn(accept_hosts(Arc::clone(&self.services), listener, config));
         self.jobs.resume().await?;
         self.rollouts.resume().await?;
+        self.policies.begin();
         self.idle.work();
         let bundles = Arc::clone(&self.bundles);
         blocking(move || {
@@ -237,6 +241,7 @@ impl Drop for Manager {
     fn drop(&mut self) {
         self.copying.abort();
         self.delivering.abort();
+        self.policies.end();
     }
 }
 
@@ -254,6 +259,26 @@ fn for_many(
     let targets = Arc::new(Targets::new(of_targets.0, of_targets.1, of_targets.2, of_targets.3));
     let here = Here { state, connections, news, exports, upgrades, targets: Arc::clone(&targets) };
     (targets, Arc::new(Rollouts::new(here)))
+}
+
+/// What is made once and sent as it lies.
+fn made_once(store: &Arc<Store>, state: &Arc<State>, exports: &Arc<Exports>) -> (Arc<Deltas>, Arc<Bundles>) {
+    let parts = || (Arc::clone(store), Arc::clone(state), Arc::clone(exports));
+    let (of_deltas, of_bundles) = (parts(), parts());
+    let deltas = Deltas::new(of_deltas.0, of_deltas.1, of_deltas.2);
+    (Arc::new(deltas), Arc::new(Bundles::new(of_bundles.0, of_bundles.1, of_bundles.2)))
+}
+
+/// What orders storage operations by itself.
+fn policies(
+    state: &Arc<State>,
+    connections: &Arc<Connections>,
+    news: &Arc<NewsBoard>,
+    jobs: &Arc<Jobs>,
+) -> Arc<Policies> {
+    let (state, connections) = (Arc::clone(state), Arc::clone(connections));
+    let (news, jobs) = (Arc::clone(news), Arc::clone(jobs));
+    Arc::new(Policies::new(policy::Here { state, connections, news, jobs, clock: Clock::system() }))
 }
 
 /// Sees to it that every generation has its record as a file; returns what an operator should know.

@@ -20,6 +20,7 @@ pub(super) const TARGETS: &[Target] = &[
     ("service_pack", service_pack),
     ("descriptor", |bytes| fuzzing::descriptor(bytes)),
     ("rollout_plan", |bytes| fuzzing::rollout_plan(bytes)),
+    ("policy", |bytes| fuzzing::policy(bytes)),
     ("certificate", |bytes| fuzzing::certificate(bytes)),
     ("acl", |bytes| fuzzing::acl(bytes)),
     ("elf", |bytes| fuzzing::elf(bytes)),

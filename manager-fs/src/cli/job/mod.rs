@@ -1,13 +1,14 @@
 //! `job`: operations of agents.
 
 mod backup;
+mod list;
 mod look;
 mod show;
 
 use clap::{Args, Subcommand};
 use proto::agent::{HostScope, JobId, Operation, Progress, Repository, SnapshotRef};
 use proto::look::Query;
-use proto::name::NameError;
+use proto::name::{NameError, Target};
 use proto::own::Arguments;
 use proto::restore::RestoreOptions;
 use proto::{ArgumentName, HostName, OperationKind, Product};
@@ -16,13 +17,13 @@ use serde_json::json;
 use super::client::{ask, ask_once, unexpected};
 use super::out::{self, note, say};
 use super::progress::{ProgressLine, Rate};
-use super::units::moment;
 use super::{Done, Here, Json};
 use crate::manager::admin::{AdminEvent, AdminReply, Long, Quick};
 use crate::manager::control::jobs::{JobRecord, JobState};
 use backup::How;
+use list::WhichJobs;
 use look::{Filter, Rules};
-use show::{doing, job_json, print, show, state_name};
+use show::{job_json, print, show};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JobCommand {
@@ -161,9 +162,8 @@ pub(super) enum JobCommand {
     },
     /// List the newest jobs
     List {
-        /// How many at most
-        #[arg(long, value_name = "N", default_value_t = 200)]
-        limit: u32,
+        #[command(flatten)]
+        which: WhichJobs,
         #[command(flatten)]
         output: Json,
     },
@@ -195,9 +195,9 @@ pub(super) struct MediaAgent {
 
 #[derive(Debug, Args)]
 struct Order {
-    /// On which host
-    #[arg(long)]
-    host: HostName,
+    /// On which host, or on each host of which group
+    #[arg(long, value_name = "HOST|@GROUP")]
+    host: Target,
     /// The repository's directory on the host
     #[arg(long, value_name = "DIR")]
     repository: String,
@@ -210,9 +210,9 @@ struct Order {
 
 #[derive(Debug, Args)]
 pub(super) struct Own {
-    /// On which host
-    #[arg(long)]
-    host: HostName,
+    /// On which host, or on each host of which group
+    #[arg(long, value_name = "HOST|@GROUP")]
+    host: Target,
     /// An argument of the operation; may be given several times
     #[arg(long = "arg", value_name = "NAME=VALUE", value_parser = argument)]
     arguments: Vec<(ArgumentName, String)>,
@@ -329,7 +329,7 @@ pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
             own.arguments.iter().try_for_each(|(name, value)| arguments.add(name.clone(), value))?;
             follow(product, &own.host, &own.watch, Operation::Own { kind: kind.clone(), arguments }, here)
         }
-        JobCommand::List { limit, output } => list(*limit, output.json, here),
+        JobCommand::List { which, output } => list::list(which, output.json, here),
         JobCommand::Show(one) => {
             let record = job(ask_once(here, &Quick::Job(one.job))?)?;
             print(&record, one.output.json);
@@ -361,11 +361,18 @@ fn order(product: &Product, order: &Order, operation: Operation, here: &Here) ->
 
 fn follow(
     product: &Product,
-    host: &HostName,
+    host: &Target,
     watch: &Watch,
     operation: Operation,
     here: &Here,
 ) -> anyhow::Result<Done> {
+    let host = match host {
+        Target::Host(host) => host,
+        Target::Group(group) => {
+            let (group, product) = (group.clone(), product.clone());
+            return follow_all(&Quick::JobRunOnGroup { group, product, operation }, watch, here);
+        }
+    };
     let request = Quick::JobRun { host: host.clone(), product: product.clone(), operation };
     let record = job(ask_once(here, &request)?)?;
     if !watch.detach {
@@ -378,6 +385,31 @@ fn follow(
         say!("{}", record.id);
     }
     Ok(Done::Clean)
+}
+
+/// Orders a job on each host of a group, and follows one after the other to its end.
+fn follow_all(request: &Quick, watch: &Watch, here: &Here) -> anyhow::Result<Done> {
+    let AdminReply::Ordered(jobs) = ask_once(here, request)? else { return unexpected() };
+    if watch.detach {
+        for record in &jobs {
+            if watch.json {
+                out::json_line(&job_json(record));
+            } else {
+                say!("{}", record.id);
+            }
+        }
+        return Ok(Done::Clean);
+    }
+    jobs.iter().for_each(|record| note!("job {} on {}", record.id, record.host));
+    let mut worst = Done::Clean;
+    for record in &jobs {
+        worst = match (worst, wait(record.id, watch.json, here)?) {
+            (Done::Code(code), _) | (_, Done::Code(code)) => Done::Code(code),
+            (Done::WithProblems, _) | (_, Done::WithProblems) => Done::WithProblems,
+            (Done::Clean, Done::Clean) => Done::Clean,
+        };
+    }
+    Ok(worst)
 }
 
 /// Follows a job to its end. Interrupted, the job goes on.
@@ -427,29 +459,6 @@ fn wait(id: JobId, json: bool, here: &Here) -> anyhow::Result<Done> {
         JobState::Done => Done::WithProblems,
         _ => Done::Code(1),
     })
-}
-
-fn list(limit: u32, json: bool, here: &Here) -> anyhow::Result<Done> {
-    let AdminReply::Jobs(jobs) = ask_once(here, &Quick::Jobs { limit })? else { return unexpected() };
-    if json {
-        out::json(&json!({ "jobs": jobs.iter().map(job_json).collect::<Vec<_>>() }));
-        return Ok(Done::Clean);
-    }
-    let rows: Vec<Vec<String>> = jobs
-        .iter()
-        .map(|record| {
-            vec![
-                record.id.to_string(),
-                record.host.to_string(),
-                record.operation.kind().to_owned(),
-                state_name(record.state),
-                moment(record.created),
-                doing(record),
-            ]
-        })
-        .collect();
-    out::table(&["JOB", "HOST", "OPERATION", "STATE", "ORDERED", ""], &rows);
-    Ok(Done::Clean)
 }
 
 fn job(reply: AdminReply) -> anyhow::Result<JobRecord> {

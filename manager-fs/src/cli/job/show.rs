@@ -50,6 +50,8 @@ pub(super) fn job_json(record: &JobRecord) -> Value {
         "host": record.host,
         "product": record.product,
         "operation": record.operation.kind(),
+        "policy": record.run.as_ref().map(|run| &run.policy),
+        "due_unix_ms": record.run.as_ref().map(|run| run.due),
         "repository": record.operation.repository().map(|repository| &repository.path),
         "arguments": arguments,
         "state": record.state,

@@ -168,6 +168,33 @@ const EXAMPLES: &[(&str, Examples)] = &[
             ("manager-fs rollout history 00h6q-8tz4c", "what happened in one, and when"),
         ],
     ),
+    (
+        "policy create",
+        &[(
+            "manager-fs policy create hourly --hosts @servers --source /srv --repository /mnt/backup --schedule hourly",
+            "what is not said is usual; \"daily 02:00 Europe/Berlin\" is a schedule, too",
+        )],
+    ),
+    (
+        "policy apply",
+        &[
+            ("manager-fs policy apply ./nightly.toml --dry-run", "what would change"),
+            ("manager-fs policy apply ./nightly.toml", "change it"),
+        ],
+    ),
+    ("policy list", &[("manager-fs policy list", "how many hosts are late, or failed")]),
+    (
+        "policy show",
+        &[
+            ("manager-fs policy show nightly", "hosts that need somebody first"),
+            ("manager-fs policy show nightly --toml > nightly.toml", "as a file, to change and apply"),
+        ],
+    ),
+    ("protection", &[("manager-fs protection --at-risk", "what somebody must look at, and why")]),
+    ("policy remove", &[("manager-fs policy remove nightly", "its snapshots stay")]),
+    ("policy run", &[("manager-fs policy run nightly --host host-17", "now, whatever its schedule says")]),
+    ("policy pause", &[("manager-fs policy pause nightly", "what is under way goes on")]),
+    ("policy resume", &[("manager-fs policy resume nightly", "what was missed is made up for once")]),
     ("agents", &[("manager-fs agents", "with the steps of each last change-over")]),
     (
         "job backup",
@@ -249,7 +276,13 @@ const EXAMPLES: &[(&str, Examples)] = &[
             "an operation that the program of worker brings itself",
         )],
     ),
-    ("job list", &[("manager-fs job list --limit 20", "the newest twenty")]),
+    (
+        "job list",
+        &[
+            ("manager-fs job list --limit 20", "the newest twenty"),
+            ("manager-fs job list --only failed --since 1d --host @servers", "what failed there since yesterday"),
+        ],
+    ),
     ("job show", &[("manager-fs job show 7", "its state, snapshots and problems")]),
     ("job wait", &[("manager-fs job wait 7", "follow it; Ctrl-C leaves it running")]),
     ("job cancel", &[("manager-fs job cancel 7", "it stops at its next unit boundary")]),

@@ -15,12 +15,7 @@ pub struct Document {
     pub fields: &'static [(&'static str, &'static str)],
 }
 
-/// Every JSON document that the commands print.
-pub fn documents() -> &'static [Document] {
-    DOCUMENTS
-}
-
-const ONE: &str = "One document";
+pub(super) const ONE: &str = "One document";
 const EVENT: &str = "A line an event";
 const LAST: &str = "The last line";
 
@@ -95,6 +90,8 @@ const JOB: &[(&str, &str)] = &[
     ("progress.version?", "the version that is doing it"),
     ("waiting?", "what it waits for, for people"),
     ("cancel_asked", "whether it was told to stop"),
+    ("policy?", "the policy that ordered it"),
+    ("due_unix_ms?", "for which of its slots"),
     ("error?", "why it failed, for people"),
     ("snapshots[]?", "ids of the snapshots that it made or read"),
     ("files?", "files read or written"),
@@ -146,7 +143,8 @@ const JOB_PROGRESS: &[(&str, &str)] = &[
     ("waiting?", "what it waits for, for people"),
 ];
 
-const DOCUMENTS: &[Document] = &[
+/// Every JSON document that the commands print, but those of policies.
+pub(super) const DOCUMENTS: &[Document] = &[
     Document {
         command: "publish",
         what: ONE,
@@ -464,7 +462,11 @@ const DOCUMENTS: &[Document] = &[
     Document {
         command: "job list",
         what: ONE,
-        fields: &[("jobs[].job", "its number"), ("jobs[].*", "as the last line of job backup")],
+        fields: &[
+            ("jobs[].job", "its number"),
+            ("jobs[].*", "as the last line of job backup"),
+            ("more", "whether there are older ones that are meant, too"),
+        ],
     },
     Document { command: "job show", what: ONE, fields: JOB },
     Document { command: "job cancel", what: ONE, fields: JOB },

@@ -5,11 +5,14 @@ mod examples;
 mod fields;
 mod host_fields;
 mod page;
+mod policy_fields;
 mod rollout_fields;
+
+use std::sync::LazyLock;
 
 use clap::{Command, CommandFactory};
 
-pub use fields::{Document, documents};
+pub use fields::Document;
 pub use page::markdown;
 
 use super::out::wrapped;
@@ -38,10 +41,16 @@ const GROUPS: [(&str, &[&str]); 5] = [
         &["hosts", "host", "token", "enroll", "mount", "unmount", "status", "attach", "release", "exec", "profile"],
     ),
     ("Agents", &["launch", "rescue", "permits", "upgrade", "rollout", "agents"]),
-    ("Jobs", &["job"]),
+    ("Jobs", &["policy", "protection", "job"]),
     ("This program", &["demo", "completions", "man", "help"]),
 ];
 const OTHERS: &str = "More";
+
+/// Every JSON document that the commands print.
+pub fn documents() -> &'static [Document] {
+    static ALL: LazyLock<Vec<Document>> = LazyLock::new(|| [fields::DOCUMENTS, policy_fields::DOCUMENTS].concat());
+    &ALL
+}
 
 /// Every command with its examples; nothing is hidden that is not for the program's own use.
 pub fn commands() -> Command {

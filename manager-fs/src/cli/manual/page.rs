@@ -8,6 +8,9 @@ use crate::cli::out::wrapped;
 /// The widest line outside of tables.
 const COLUMNS: usize = 116;
 
+/// The heading of options that every command has.
+const GLOBAL: &str = "Global options";
+
 /// What a command's end means to the shell.
 pub(super) const EXIT_CODES: [(&str, &str); 5] = [
     ("0", "done"),
@@ -43,7 +46,7 @@ pub fn markdown() -> String {
     text.push_str("\n## Global options\n\n");
     let mut globals = line.clone();
     globals.build();
-    for argument in globals.get_arguments().filter(|argument| argument.get_help_heading().is_some()) {
+    for argument in globals.get_arguments().filter(|argument| argument.get_help_heading() == Some(GLOBAL)) {
         text.push_str(&option(argument));
     }
     text.push_str(
@@ -68,7 +71,7 @@ fn section(path: &str, command: &Command) -> String {
     let mut text = format!("\n### `manager-fs {path}`\n\n{}.\n\n", about.trim_end_matches('.'));
     let usage = command.clone().render_usage().to_string();
     text.push_str(&format!("```\n{}\n```\n\n", usage.trim_start_matches("Usage: ").trim()));
-    let own = command.get_arguments().filter(|argument| argument.get_help_heading().is_none());
+    let own = command.get_arguments().filter(|argument| argument.get_help_heading() != Some(GLOBAL));
     let own: Vec<String> = own
         .filter(|argument| !argument.is_hide_set() && argument.get_id() != "help" && argument.get_id() != "version")
         .map(option)

@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 use super::diff::DiffReport;
 use crate::manager::control::exports::Export;
 use crate::manager::control::jobs::JobRecord;
+use crate::manager::jobs::{JobFilter, JobPage};
 use crate::manager::labels::{LabelChange, Labels, Selector};
+use crate::manager::policy::{PolicyAnswer, PolicyAsk};
 use crate::manager::rollout::machine::vocabulary::Wish;
 use crate::manager::rollout::{Plan, RolloutView};
 use crate::manager::store::GcReport;
@@ -145,11 +147,17 @@ pub enum Quick {
         /// What is done there; paths are those of the host.
         operation: Operation,
     },
-    /// The newest jobs, oldest of them first.
-    Jobs {
-        /// How many at most.
-        limit: u32,
+    /// Order a storage operation on each host of a group.
+    JobRunOnGroup {
+        /// On whose hosts.
+        group: GroupName,
+        /// By which agent.
+        product: Product,
+        /// What is done there.
+        operation: Operation,
     },
+    /// The newest jobs that are meant, oldest of them first.
+    Jobs(JobFilter),
     /// One job as it stands now.
     Job(JobId),
     /// Stop a job.
@@ -167,6 +175,8 @@ pub enum Quick {
     RolloutWish(Option<RolloutId>, Wish),
     /// One rollout; without a number, the newest that is not over, or else the newest.
     Rollout(Option<RolloutId>),
+    /// Something about policies.
+    Policy(PolicyAsk),
     /// Every rollout.
     Rollouts,
 }
@@ -277,12 +287,16 @@ pub enum AdminReply {
     Agents(Vec<AgentView>),
     /// To `JobRun`, `Job`, `JobWait` and `JobCancel`.
     Job(JobRecord),
-    /// To `Jobs`: the newest, the oldest of them first.
-    Jobs(Vec<JobRecord>),
+    /// To `Jobs`.
+    Jobs(JobPage),
+    /// To `JobRunOnGroup`: one a host.
+    Ordered(Vec<JobRecord>),
     /// To `RolloutPlan`, `RolloutAdd`, `RolloutWish`, `Rollout` and `RolloutWatch`.
     Rollout(Box<RolloutView>),
     /// To `Rollouts`: the newest last.
     Rollouts(Vec<RolloutView>),
+    /// To `Policy`.
+    Policy(PolicyAnswer),
     /// To any request: it was refused or failed, and why.
     Fault(Fault),
 }

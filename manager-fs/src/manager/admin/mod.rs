@@ -157,13 +157,17 @@ async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<AdminReply, M
         Quick::JobRun { host, product, operation } => {
             AdminReply::Job(manager.jobs.add(&host, &product, &operation).await?)
         }
-        Quick::Jobs { limit } => AdminReply::Jobs(manager.jobs.newest(limit as usize).await?),
+        Quick::JobRunOnGroup { group, product, operation } => {
+            AdminReply::Ordered(manager.jobs.add_to_group(&group, &product, &operation).await?)
+        }
+        Quick::Jobs(filter) => AdminReply::Jobs(manager.jobs.listed(&filter).await?),
         Quick::Job(id) => AdminReply::Job(manager.jobs.job(id).await?),
         Quick::JobCancel(id) => AdminReply::Job(manager.jobs.cancel(id).await?),
         Quick::RolloutPlan { text, keep } => shown(manager.rollouts.plan(&text, keep).await)?,
         Quick::RolloutAdd(plan) => shown(manager.rollouts.add(*plan, true).await)?,
         Quick::RolloutWish(id, wish) => shown(manager.rollouts.wish(id, wish).await)?,
         Quick::Rollout(id) => shown(manager.rollouts.view(id).await)?,
+        Quick::Policy(ask) => AdminReply::Policy(manager.policies.answer(ask).await?),
         Quick::Rollouts => AdminReply::Rollouts(manager.rollouts.all().await?),
     })
 }

@@ -11,6 +11,7 @@ use super::state::changes::StoredChange;
 use super::state::exports::Export;
 use super::state::hosts::HostRecord;
 use super::state::jobs::StoredJob;
+use super::state::policies::PolicyRecord;
 use super::state::rollouts::RolloutRecord;
 use super::state::targets::Wanted;
 use super::state::tokens::TokenRecord;
@@ -35,6 +36,7 @@ pub(in crate::manager) fn records(bytes: &[u8]) -> bool {
         | stable::<StoredChange>(bytes)
         | stable::<Wanted>(bytes)
         | stable::<RolloutRecord>(bytes)
+        | stable::<PolicyRecord>(bytes)
         | stable::<HostStatus>(bytes)
         | stable::<JobSeen>(bytes)
         | stable::<StepEvent>(bytes)

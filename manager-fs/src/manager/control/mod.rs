@@ -27,7 +27,9 @@ pub use contract::{ControlError, ControlStore};
 pub use database::LocalStore;
 pub use observations::{HostStatus, JobSeen, LocalObservations, Noted, Observation, Observations};
 pub(crate) use rebuild::{add_record, names_without, raise_lists, raise_sequence};
-pub use state::{Key, State, changes, exports, generations, groups, hosts, jobs, rollouts, targets, tokens, turns};
+pub use state::{
+    Key, State, changes, exports, generations, groups, hosts, jobs, policies, rollouts, targets, tokens, turns,
+};
 
 /// The directory of the signed records in a store (`record_files.rs`).
 pub(crate) const RECORDS: &str = "records";

@@ -295,10 +295,11 @@ async fn send(
 
 fn run(jobs: &Jobs, record: &JobRecord) -> ManagerRequest {
     let earlier = lock(&jobs.earlier).of(&record.host, &record.operation);
+    let policy = record.run.as_ref().map(|run| run.policy.to_string());
     ManagerRequest::Run {
         product: record.product.clone(),
         job: record.id,
-        origin: JobOrigin { earlier, ..JobOrigin::new(record.host.clone(), record.product.clone()) },
+        origin: JobOrigin { earlier, policy, ..JobOrigin::new(record.host.clone(), record.product.clone()) },
         operation: in_their_words(jobs, record).unwrap_or_else(|| record.operation.clone()),
     }
 }

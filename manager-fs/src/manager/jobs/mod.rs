@@ -11,6 +11,7 @@
 mod drive;
 mod earlier;
 mod identify;
+mod list;
 mod operation;
 mod turn;
 
@@ -20,21 +21,25 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use proto::agent::{JobId, Operation, Outcome, Progress};
-use proto::{HostName, Product};
+use proto::name::Target;
+use proto::{GroupName, HostName, Product};
 
 use super::connections::Connections;
 use super::control::changes::EndedBy;
 use super::control::hosts::HostError;
-use super::control::jobs::{JobRecord, JobRecordError, JobState};
+use super::control::jobs::{JobRecord, JobRecordError, JobState, NewJob};
 use super::control::turns::KeptTurn;
 use super::control::{ControlError, Observation, State};
 use super::news::{News, NewsBoard};
 use super::now;
+use crate::manager::policy::runs::AllRuns;
 use crate::sync::lock;
 use earlier::Earlier;
+use list::page;
 use operation::check;
 use turn::{Repositories, RepositoryId};
 
+pub use list::{JobFilter, JobPage};
 pub use operation::OperationFault;
 
 /// How often a running job's progress is written down.
@@ -55,6 +60,9 @@ pub enum JobError {
     /// There is no such job, or it is over.
     #[error(transparent)]
     Record(#[from] JobRecordError),
+    /// Nobody of a group can be ordered anything.
+    #[error("no host of group '{0}' is enrolled")]
+    NoHosts(GroupName),
     /// The control state failed.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -67,7 +75,7 @@ impl JobError {
             JobError::Control(error) | JobError::Record(JobRecordError::Control(error)) => {
                 !matches!(error, ControlError::Damaged { .. } | ControlError::Closed)
             }
-            JobError::Operation(_) | JobError::Host(_) | JobError::Record(_) => false,
+            JobError::Operation(_) | JobError::Host(_) | JobError::Record(_) | JobError::NoHosts(_) => false,
         }
     }
 }
@@ -114,19 +122,61 @@ impl Jobs {
         product: &Product,
         operation: &Operation,
     ) -> Result<JobRecord, JobError> {
-        self.state.known_host(host)?;
-        check(operation)?;
-        let record = self.state.add_job(host, product, operation, now()).await?;
-        tracing::info!(job = %record.id, %host, %product, operation = operation.kind(), "job ordered");
-        lock(&self.earlier).note(host, record.id, operation);
-        let turn = self.repositories.enter(&record, None);
-        tokio::spawn(drive::drive(Arc::clone(self), record.clone(), turn));
-        if self.ordered.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1
-            && let Err(error) = self.state.forget_jobs().await
-        {
+        let (host, product, operation) = (host.clone(), product.clone(), operation.clone());
+        let mut records = self.add_all(vec![NewJob { host, product, operation, run: None }]).await?;
+        Ok(records.pop().ok_or(ControlError::Closed)?)
+    }
+
+    /// Records jobs and begins to see them through.
+    ///
+    /// # Errors
+    /// A host is unknown, or an operation makes no sense: none is recorded. The control state failed: some may be.
+    pub(crate) async fn add_all(self: &Arc<Self>, jobs: Vec<NewJob>) -> Result<Vec<JobRecord>, JobError> {
+        for job in &jobs {
+            self.state.known_host(&job.host)?;
+            check(&job.operation)?;
+        }
+        let records = self.state.add_jobs(jobs, now()).await?;
+        let mut many = false;
+        for record in &records {
+            let JobRecord { id, host, product, operation, run, .. } = record;
+            let policy = run.as_ref().map(|run| run.policy.as_str());
+            tracing::info!(job = %id, %host, %product, operation = operation.kind(), policy, "job ordered");
+            lock(&self.earlier).note(host, *id, operation);
+            let turn = self.repositories.enter(record, None);
+            tokio::spawn(drive::drive(Arc::clone(self), record.clone(), turn));
+            many |= self.ordered.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1;
+        }
+        if many && let Err(error) = self.forget().await {
             tracing::warn!(%error, "old jobs are not forgotten yet");
         }
-        Ok(record)
+        Ok(records)
+    }
+
+    /// Forgets old jobs, but none that a policy goes by.
+    async fn forget(&self) -> Result<(), ControlError> {
+        let now = now();
+        self.state.forget_jobs(|all| AllRuns::of(all, now).needed(), now).await
+    }
+
+    /// Records a job on each host of a group and begins to see them through.
+    ///
+    /// # Errors
+    /// There is no such group, nobody in it may be ordered anything, or the operation makes no sense: none is recorded.
+    pub(crate) async fn add_to_group(
+        self: &Arc<Self>,
+        group: &GroupName,
+        product: &Product,
+        operation: &Operation,
+    ) -> Result<Vec<JobRecord>, JobError> {
+        let all = self.state.hosts_of(&Target::Group(group.clone()))?;
+        let known = all.into_iter().filter(|host| self.state.known_host(host).is_ok());
+        let new = |host| NewJob { host, product: product.clone(), operation: operation.clone(), run: None };
+        let jobs: Vec<NewJob> = known.map(new).collect();
+        if jobs.is_empty() {
+            return Err(JobError::NoHosts(group.clone()));
+        }
+        self.add_all(jobs).await
     }
 
     /// A job as it is this moment.
@@ -137,13 +187,14 @@ impl Jobs {
         Ok(self.as_it_is(self.state.job(id).await?))
     }
 
-    /// The newest jobs as they are this moment, oldest of them first.
+    /// The newest jobs that are meant, as they are this moment, oldest of them first.
     ///
     /// # Errors
-    /// The control state failed.
-    pub(crate) async fn newest(&self, limit: usize) -> Result<Vec<JobRecord>, JobError> {
-        let newest = self.state.jobs(limit).await?;
-        Ok(newest.into_iter().map(|record| self.as_it_is(record)).collect())
+    /// The control state failed, or there is no such group.
+    pub(crate) async fn listed(&self, filter: &JobFilter) -> Result<JobPage, JobError> {
+        let hosts = filter.host.as_ref().map(|of| self.state.hosts_of(of)).transpose()?;
+        let all = self.state.jobs(usize::MAX).await?.into_iter().map(|record| self.as_it_is(record));
+        Ok(page(all, filter, hosts.as_ref()))
     }
 
     /// Asks for a job to be stopped; it ends at the agent's next unit boundary, at once if it was never sent.

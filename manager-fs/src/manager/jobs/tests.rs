@@ -74,7 +74,7 @@ async fn an_operation_that_makes_no_sense_is_refused_and_no_job() {
     }
     let refused = add(&bench, &host("wbe"), &backup("/r")).await.unwrap_err().to_string();
     assert!(refused.contains("host 'wbe' is not enrolled"), "{refused}");
-    assert_eq!(bench.manager.jobs.newest(10).await.unwrap(), []);
+    assert_eq!(bench.manager.jobs.listed(&super::JobFilter::default()).await.unwrap().jobs, []);
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ use crate::manager::control::state::changes::{ChangeEnd, EndedBy, StoredChange};
 use crate::manager::control::state::exports::Export;
 use crate::manager::control::state::generations::{PART_BYTES, verify};
 use crate::manager::control::state::hosts::{HostRecord, IssuedCertificate};
-use crate::manager::control::state::jobs::{StoredEnd, StoredJob};
+use crate::manager::control::state::jobs::{Later, StoredEnd, StoredJob};
 use crate::manager::control::state::tokens::TokenRecord;
 use crate::manager::control::state::{GenerationHead, Key};
 
@@ -272,7 +272,8 @@ fn convert_job(key: &Key, old: OldJob, new: &mut New) -> Result<(), OldFault> {
     }
     let sent = (old.sent > 0).then_some(old.started.unwrap_or(old.created));
     let (host, product, operation) = (old.host, old.product, old.operation.into());
-    let stored = StoredJob { host, product, operation, created: old.created, sent, cancel: old.cancel, end };
+    let stored =
+        StoredJob { host, product, operation, created: old.created, sent, cancel: old.cancel, end, run: Later(None) };
     Ok(new.put(key, &stored)?)
 }
 

@@ -1,16 +1,23 @@
 //! Jobs: that each was ordered, sent, cancelled, and how it ended. How far it is, is an observation.
 
+use std::collections::HashSet;
+
 use proto::agent::{JobId, Operation, Outcome, Progress};
 use proto::message::Unix;
 use proto::{HostName, Product};
 use serde::{Deserialize, Serialize};
 
-use super::super::contract::{Change, ControlError, Expect};
+use super::super::contract::{CHANGES_MAX, Change, ControlError, Expect};
 use super::changes::EndedBy;
 use super::{Key, State, encode};
+use crate::manager::policy::definition::PolicyRun;
 
 /// Jobs remembered. Older ones that are over are forgotten, so that the state does not grow for ever.
 const JOBS_KEPT: usize = 10_000;
+/// How long a job is remembered that is over, milliseconds.
+const JOBS_KEPT_MS: u64 = 400 * 24 * 3600 * 1000;
+/// Records of new jobs in one commit, so that any of them fits.
+const COMMIT_BYTES_MAX: usize = 512 << 10;
 
 /// Why a job cannot be read or altered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +50,8 @@ pub struct JobRecord {
     pub product: Product,
     /// What is done; paths are those of the host.
     pub operation: Operation,
+    /// The policy that ordered it; `None`: a person.
+    pub run: Option<PolicyRun>,
     /// How far it is.
     pub state: JobState,
     /// When it was ordered.
@@ -100,6 +109,32 @@ pub(in crate::manager::control) struct StoredJob {
     pub(in crate::manager::control) sent: Option<Unix>,
     pub(in crate::manager::control) cancel: bool,
     pub(in crate::manager::control) end: Option<StoredEnd>,
+    pub(in crate::manager::control) run: Later<PolicyRun>,
+}
+
+/// The last field of a record, which records of earlier versions do not have: where they end it is absent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub(in crate::manager::control) struct Later<T>(pub(in crate::manager::control) Option<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Later<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // What is damaged is found by the record's check, and what is left over by the codec.
+        Ok(Self(Option::deserialize(deserializer).ok().flatten()))
+    }
+}
+
+/// A job that is to be recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewJob {
+    /// On which host.
+    pub host: HostName,
+    /// Which agent does it.
+    pub product: Product,
+    /// What is done.
+    pub operation: Operation,
+    /// The policy that orders it; `None`: a person.
+    pub run: Option<PolicyRun>,
 }
 
 /// How a job ended.
@@ -113,6 +148,12 @@ pub(in crate::manager::control) struct StoredEnd {
 }
 
 impl StoredJob {
+    #[cfg(test)]
+    pub(super) fn of_a_person(host: HostName, product: Product, operation: Operation, created: Unix) -> Self {
+        let (sent, cancel, end, run) = (None, false, None, Later(None));
+        Self { host, product, operation, created, sent, cancel, end, run }
+    }
+
     fn record(self, id: JobId) -> JobRecord {
         let state = match &self.end {
             None => JobState::Queued,
@@ -133,6 +174,7 @@ impl StoredJob {
             host: self.host,
             product: self.product,
             operation: self.operation,
+            run: self.run.0,
             state,
             created: self.created,
             started,
@@ -147,7 +189,7 @@ impl StoredJob {
 }
 
 impl State {
-    /// Records a new job.
+    /// Records a job that a person orders.
     ///
     /// # Errors
     /// [`ControlError::TooLong`]: it names more than a record holds. The control state failed.
@@ -158,20 +200,51 @@ impl State {
         operation: &Operation,
         now: Unix,
     ) -> Result<JobRecord, ControlError> {
-        let stored = StoredJob {
-            host: host.clone(),
-            product: product.clone(),
-            operation: operation.clone(),
-            created: now,
-            sent: None,
-            cancel: false,
-            end: None,
-        };
+        let (host, product, operation) = (host.clone(), product.clone(), operation.clone());
+        let mut records = self.add_jobs(vec![NewJob { host, product, operation, run: None }], now).await?;
+        records.pop().ok_or(ControlError::Closed)
+    }
+
+    /// Records new jobs, in as few commits as they fit into.
+    ///
+    /// # Errors
+    /// As [`State::add_job`]; some may be recorded then.
+    pub async fn add_jobs(&self, jobs: Vec<NewJob>, now: Unix) -> Result<Vec<JobRecord>, ControlError> {
+        let mut records = Vec::with_capacity(jobs.len());
+        let mut commits: Vec<Vec<StoredJob>> = Vec::new();
+        let mut bytes = COMMIT_BYTES_MAX;
+        for NewJob { host, product, operation, run } in jobs {
+            let (sent, cancel, end) = (None, false, None);
+            let run = Later(run);
+            let stored = StoredJob { host, product, operation, created: now, sent, cancel, end, run };
+            let length = encode("job/0000000000000000", &stored)?.len();
+            bytes += length;
+            match commits.last_mut() {
+                Some(commit) if bytes <= COMMIT_BYTES_MAX && commit.len() < CHANGES_MAX => commit.push(stored),
+                _ => {
+                    bytes = length;
+                    commits.push(vec![stored]);
+                }
+            }
+        }
+        for commit in commits {
+            records.extend(self.add_some(commit, now).await?);
+        }
+        Ok(records)
+    }
+
+    /// Records new jobs in one commit.
+    async fn add_some(&self, jobs: Vec<StoredJob>, now: Unix) -> Result<Vec<JobRecord>, ControlError> {
         loop {
-            let id = JobId(self.draw(now)?);
-            let key = Key::Job(id).to_string();
-            match self.commit(vec![Change::put(&key, Expect::Absent, encode(&key, &stored)?)]).await {
-                Ok(_) => return Ok(stored.record(id)),
+            let (mut changes, mut ids) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
+            for stored in &jobs {
+                let id = JobId(self.draw(now)?);
+                let key = Key::Job(id).to_string();
+                changes.push(Change::put(&key, Expect::Absent, encode(&key, stored)?));
+                ids.push(id);
+            }
+            match self.commit(changes).await {
+                Ok(_) => return Ok(jobs.into_iter().zip(ids).map(|(stored, id)| stored.record(id)).collect()),
                 // Another manager drew the same number in the same second.
                 Err(ControlError::Conflict { .. }) => {}
                 Err(error) => return Err(error),
@@ -203,11 +276,13 @@ impl State {
     /// # Errors
     /// The control state failed.
     pub async fn jobs(&self, limit: usize) -> Result<Vec<JobRecord>, ControlError> {
-        let all = self.all_jobs().await?;
-        let older = all.len().saturating_sub(limit);
-        let mut jobs = Vec::with_capacity(all.len() - older);
-        for record in all.into_iter().skip(older) {
-            jobs.push(self.with_progress(record).await?);
+        let mut jobs = self.all_jobs().await?;
+        jobs.drain(..jobs.len().saturating_sub(limit));
+        for record in &mut jobs {
+            // Of most nothing is left to be asked.
+            if !record.state.is_final() && record.sent > 0 {
+                *record = self.with_progress(record.clone()).await?;
+            }
         }
         Ok(jobs)
     }
@@ -312,14 +387,21 @@ impl State {
         .await
     }
 
-    /// Forgets the oldest jobs that are over, when there are many.
+    /// Forgets jobs that are over: those that are very old, and the oldest of very many. Those that `needed` names stay.
     ///
     /// # Errors
     /// The control state failed.
-    pub async fn forget_jobs(&self) -> Result<(), ControlError> {
+    pub async fn forget_jobs(
+        &self,
+        needed: impl FnOnce(&[JobRecord]) -> HashSet<JobId>,
+        now: Unix,
+    ) -> Result<(), ControlError> {
         let all = self.all_jobs().await?;
+        let needed = needed(&all);
         let surplus = all.len().saturating_sub(JOBS_KEPT);
-        let over = all.iter().take(surplus).filter(|record| record.state.is_final());
-        self.delete_all(over.map(|record| Key::Job(record.id).to_string()).collect()).await
+        let is_old = |record: &JobRecord| record.created.saturating_add(JOBS_KEPT_MS) < now;
+        let may_go = all.iter().filter(|record| record.state.is_final() && !needed.contains(&record.id));
+        let goes = may_go.enumerate().filter(|(place, record)| *place < surplus || is_old(record));
+        self.delete_all(goes.map(|(_, record)| Key::Job(record.id).to_string()).collect()).await
     }
 }

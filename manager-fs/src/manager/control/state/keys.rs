@@ -5,7 +5,7 @@ use std::fmt;
 use proto::agent::{ChangeId, JobId};
 use proto::name::Target;
 use proto::number::RolloutId;
-use proto::{GroupName, HostName, Product, Version};
+use proto::{GroupName, HostName, PolicyName, Product, Version};
 
 /// A key, by what it is of.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +42,8 @@ pub enum Key {
     Target(Product, Target),
     /// `rollout/ID`: a planned change over many hosts.
     Rollout(RolloutId),
+    /// `policy/NAME`: what is backed up where and when.
+    Policy(PolicyName),
     /// `set-aside/KEY`: that a record of an older store could not be brought over.
     SetAside(String),
 }
@@ -66,6 +68,7 @@ impl fmt::Display for Key {
             Key::Change(id) => write!(f, "change/{:016x}", id.0),
             Key::Target(product, target) => write!(f, "target/{product}/{target}"),
             Key::Rollout(id) => write!(f, "rollout/{:016x}", id.0),
+            Key::Policy(name) => write!(f, "policy/{name}"),
             Key::SetAside(key) => write!(f, "set-aside/{key}"),
         }
     }
@@ -102,6 +105,7 @@ impl Key {
             ["change", id] => Key::Change(ChangeId(number(id)?)),
             ["target", product, target] => Key::Target(product.parse().ok()?, target.parse().ok()?),
             ["rollout", id] => Key::Rollout(RolloutId(number(id)?)),
+            ["policy", name] => Key::Policy(name.parse().ok()?),
             _ => return None,
         };
         // One way to write each, or two keys would be of the same thing.
@@ -138,6 +142,7 @@ mod tests {
             Key::Job(JobId(1 << 50)),
             Key::Turn("5e".repeat(32), JobId(1 << 50)),
             Key::Change(ChangeId(7)),
+            Key::Policy("nightly".parse().unwrap()),
             Key::SetAside(String::from("job/0000000000000007")),
         ];
         for key in keys {

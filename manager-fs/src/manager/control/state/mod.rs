@@ -25,6 +25,7 @@ pub mod groups;
 pub mod hosts;
 pub mod jobs;
 mod keys;
+pub mod policies;
 mod records;
 mod refusal;
 pub mod rollouts;

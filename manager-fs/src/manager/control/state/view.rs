@@ -19,6 +19,7 @@ use super::exports::Export;
 use super::generations::{Generation, GenerationHead};
 use super::hosts::HostRecord;
 use super::jobs::StoredJob;
+use super::policies::PolicyRecord;
 use super::rollouts::RolloutRecord;
 use super::targets::Wanted;
 
@@ -175,6 +176,7 @@ pub(super) fn shows(key: &str) -> bool {
             | Key::Job(_)
             | Key::Turn(..)
             | Key::Rollout(_)
+            | Key::Policy(_)
             | Key::SetAside(_),
         )
         | None => false,
@@ -237,6 +239,7 @@ async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, Uns
         Key::Change(id) => decode::<StoredChange>(entry).map(|stored| Seen::Change(Box::new(stored.in_short(id)))),
         Key::Target(..) => decode(entry).map(Seen::Target),
         Key::Rollout(_) => decode::<RolloutRecord>(entry).map(|_| Seen::Other),
+        Key::Policy(_) => decode::<PolicyRecord>(entry).map(|_| Seen::Other),
         Key::Sequence | Key::Lists => decode::<u64>(entry).map(|_| Seen::Other),
         Key::Part(..) => decode::<Vec<u8>>(entry).map(|_| Seen::Other),
         Key::SetAside(_) => {
@@ -404,6 +407,7 @@ impl Tables {
                 | Key::Turn(..)
                 | Key::Change(_)
                 | Key::Rollout(_)
+                | Key::Policy(_)
                 | Key::Sequence
                 | Key::Lists
                 | Key::Part(..)

@@ -1,0 +1,181 @@
+//! `protection`: whether what policies promise is kept.
+
+use clap::Args;
+use proto::HostName;
+use proto::message::Unix;
+use serde_json::{Value, json};
+
+use super::client::{ask_once, unexpected};
+use super::out::{self, note, say};
+use super::units::{count, moment, ms};
+use super::{Done, Here, Json};
+use crate::manager::admin::{AdminReply, Quick};
+use crate::manager::policy::{PolicyAnswer, PolicyAsk, ProtectionRow, ProtectionView, Risk, RunFact, Why, waits_for};
+
+/// Hosts without a policy that are named in a line.
+const NAMED_MAX: usize = 10;
+
+#[derive(Debug, Args)]
+pub(super) struct ProtectionArgs {
+    /// Only what is at risk
+    #[arg(long)]
+    at_risk: bool,
+    #[command(flatten)]
+    output: Json,
+}
+
+pub(super) fn run(args: &ProtectionArgs, here: &Here) -> anyhow::Result<Done> {
+    let AdminReply::Policy(PolicyAnswer::Protection(mut view)) =
+        ask_once(here, &Quick::Policy(PolicyAsk::Protection))?
+    else {
+        return unexpected();
+    };
+    if args.at_risk {
+        view.rows.retain(|row| !row.risks.is_empty());
+    }
+    if args.output.json {
+        out::json(&view_json(&view));
+    } else {
+        show(&view, args.at_risk);
+    }
+    Ok(if view.at_risk == 0 { Done::Clean } else { Done::WithProblems })
+}
+
+fn show(view: &ProtectionView, only_risks: bool) {
+    let rows: Vec<Vec<String>> = view.rows.iter().map(row).collect();
+    if !rows.is_empty() {
+        out::table(&["HOST", "SOURCE", "POLICY", "LAST GOOD BACKUP", "VERIFIED", ""], &rows);
+    }
+    let shown = view.rows.len() as u64;
+    let of = if only_risks { view.at_risk } else { view.sources };
+    if shown < of {
+        say!("and {} more", of - shown);
+    }
+    note!("{} of {} at risk", view.at_risk, count(view.sources, "source"));
+    if !view.without_policy.is_empty() {
+        let named: Vec<String> = view.without_policy.iter().take(NAMED_MAX).map(HostName::to_string).collect();
+        let more = view.without_policy.len().saturating_sub(NAMED_MAX);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        note!("no policy backs up {}{more}", named.join(", "));
+    }
+}
+
+fn row(row: &ProtectionRow) -> Vec<String> {
+    let at = |run: &Option<RunFact>| run.as_ref().map_or_else(|| String::from("never"), |run| moment(run.ordered));
+    let risks: Vec<String> = row.risks.iter().map(|risk| words(risk, &row.host)).collect();
+    let problems = row.backup.as_ref().map_or(0, |run| run.problems);
+    let remark = match (risks.is_empty(), problems) {
+        (false, _) => format!("at risk: {}", risks.join("; ")),
+        (true, 0) => String::from("ok"),
+        (true, problems) => format!("ok, with {}", count(u64::from(problems), "problem")),
+    };
+    vec![row.host.to_string(), row.source.clone(), row.policy.to_string(), at(&row.backup), at(&row.verified), remark]
+}
+
+fn words(risk: &Risk, host: &HostName) -> String {
+    match risk {
+        Risk::Never { task, why } => format!("no good {task} yet{}", reason(why, host)),
+        Risk::Old { task, age_ms, promised_ms, why } => {
+            format!("the last good {task} is {} old, {} promised{}", ms(*age_ms), ms(*promised_ms), reason(why, host))
+        }
+        Risk::Found { task, on, problems, job } => {
+            let on = on.as_ref().map_or_else(String::new, |on| format!(" on {on}"));
+            format!("the last {task}{on} found {} (job {job})", count(u64::from(*problems), "problem"))
+        }
+    }
+}
+
+fn reason(why: &Why, host: &HostName) -> String {
+    match why {
+        Why::Unknown => String::new(),
+        Why::Failed(error) => format!(": the last one failed, {error}"),
+        Why::Cancelled => String::from(": the last one was cancelled"),
+        Why::Waits(waits, seen) => format!(": {}", waits_for(*waits, host, *seen, moment)),
+    }
+}
+
+fn view_json(view: &ProtectionView) -> Value {
+    let run = |run: &Option<RunFact>| -> Value {
+        let at = |run: &RunFact| -> (Unix, Option<Unix>) { (run.ordered, run.ended) };
+        run.as_ref().map_or(Value::Null, |run| {
+            let (ordered, ended) = at(run);
+            json!({
+                "job": run.job, "ordered_unix_ms": ordered, "ended_unix_ms": ended, "problems": run.problems,
+                "snapshots": run.snapshots,
+            })
+        })
+    };
+    let row = |row: &ProtectionRow| {
+        json!({
+            "host": row.host, "source": row.source, "policy": row.policy, "at_risk": !row.risks.is_empty(),
+            "risks": row.risks.iter().map(|risk| words(risk, &row.host)).collect::<Vec<_>>(),
+            "rpo_ms": row.rpo_ms, "backup": run(&row.backup), "verified": run(&row.verified),
+        })
+    };
+    json!({
+        "at_risk": view.at_risk,
+        "sources": view.sources,
+        "rows": view.rows.iter().map(row).collect::<Vec<_>>(),
+        "without_policy": view.without_policy,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::agent::JobId;
+
+    use super::*;
+    use crate::manager::control::jobs::JobState;
+    use crate::manager::policy::machine::vocabulary::{Task, Waits};
+
+    fn one(risks: Vec<Risk>) -> ProtectionRow {
+        let run = RunFact {
+            job: JobId(7),
+            due: 1,
+            ordered: 2,
+            ended: Some(3),
+            state: JobState::Done,
+            problems: 2,
+            error: None,
+            snapshots: vec!["abc".into()],
+        };
+        ProtectionRow {
+            host: "h".parse().unwrap(),
+            policy: "n".parse().unwrap(),
+            source: "/srv".into(),
+            backup: Some(run),
+            verified: None,
+            rpo_ms: 36 * 3_600_000,
+            risks,
+        }
+    }
+
+    #[test]
+    fn a_risk_is_a_sentence_with_its_reason() {
+        let hour = 3_600_000;
+        let why = Why::Waits(Waits::Repository(5), None);
+        let old = Risk::Old { task: Task::Backup, age_ms: 40 * hour, promised_ms: 36 * hour, why };
+        let never = Risk::Never { task: Task::Verify, why: Why::Failed("no space".into()) };
+        let found = Risk::Found { task: Task::Check, on: Some("m".parse().unwrap()), problems: 1, job: JobId(9) };
+        let text = row(&one(vec![old, never, found])).pop().unwrap();
+        for part in [
+            "at risk: the last good backup is ",
+            " old, ",
+            "waits: 5 under way at the repository, as many as may be",
+            "no good verify yet: the last one failed, no space",
+            "the last check on m found 1 problem (job 9)",
+        ] {
+            assert!(text.contains(part), "no {part} in {text}");
+        }
+        assert_eq!(row(&one(Vec::new())).pop().unwrap(), "ok, with 2 problems");
+    }
+
+    #[test]
+    fn the_document_says_of_each_source_what_there_is() {
+        let view = ProtectionView { rows: vec![one(Vec::new())], at_risk: 0, sources: 1, without_policy: Vec::new() };
+        let document = view_json(&view);
+        let of = &document["rows"][0];
+        assert_eq!((&of["at_risk"], &of["verified"]), (&json!(false), &Value::Null));
+        assert_eq!((&of["backup"]["job"], &of["backup"]["snapshots"]), (&json!(7), &json!(["abc"])));
+    }
+}
