@@ -8,6 +8,9 @@ mod config;
 mod engine;
 mod health;
 mod jobs;
+mod kept;
+mod serving;
+mod wire;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -21,6 +24,7 @@ use tracing_subscriber::EnvFilter;
 use config::{Asked, HELP, Role};
 use engine::BackupEngine;
 use engine::restic::Restic;
+use serving::Serving;
 
 fn main() -> ExitCode {
     match Asked::read(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
@@ -51,7 +55,15 @@ fn serve(role: Role) -> Result<Stop, AgentError> {
     if let Err(fault) = Permits::read(paths.state(), paths.run()) {
         tracing::error!("{fault}");
     }
-    let engine: Arc<dyn BackupEngine> = Arc::new(Restic::new(paths.state()));
+    let (engine, config): (Arc<dyn BackupEngine>, _) = match role {
+        Role::Data => (Arc::new(Restic::new(paths.state())), config),
+        Role::Media => {
+            let serving =
+                Serving::start(&config).map_err(|source| AgentError::Io { what: "serving repositories", source })?;
+            let gate = serving.gate();
+            (Arc::new(Restic::with_desk(paths.state(), Arc::new(serving))), config.gate(gate))
+        }
+    };
     let agent = Agent::start(config, StorageAgent { role, engine, paths })?;
     let status = agent.status();
     tracing::info!("{role} agent {} {} serves as process {}", status.product, status.version, status.pid);

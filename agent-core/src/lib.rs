@@ -143,6 +143,7 @@ mod near;
 mod operations;
 mod paths;
 mod permits;
+mod places;
 mod predecessor;
 mod program;
 mod records;

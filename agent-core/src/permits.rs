@@ -11,46 +11,18 @@ use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use proto::{OperationKind, Product};
+use proto::{OperationKind, Product, RepositoryName};
 use rustix::fs::OFlags;
 use serde::Deserialize;
 use toml::Spanned;
 
 use crate::paths::AgentPaths;
+use crate::places::{resolved, system_place};
 
 /// The file's name in STATE.
 pub const FILE: &str = "permits.toml";
 /// A file that somebody writes by hand is never longer.
 const BYTES_MAX: u64 = 64 << 10;
-
-/// What the system is made of, and what it starts or trusts: a new directory here can be a new service, a new rule of
-/// who may do what, or a program. `/var/lib` is the state of programs that believe what they find there.
-const SYSTEM: [&str; 24] = [
-    "/bin",
-    "/boot",
-    "/dev",
-    "/efi",
-    "/etc",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-    "/nix",
-    "/opt",
-    "/proc",
-    "/run",
-    "/sbin",
-    "/snap",
-    "/sys",
-    "/usr",
-    "/var/cache",
-    "/var/lib",
-    "/var/log",
-    "/var/mail",
-    "/var/run",
-    "/var/spool",
-    "/var/www",
-];
 
 /// The file is there and cannot be used: nothing is permitted until it can.
 #[derive(Debug, thiserror::Error)]
@@ -213,6 +185,8 @@ struct RepositoryRules {
     prune: Option<Spanned<bool>>,
     keep_last: Option<Spanned<u32>>,
     show: Option<Places>,
+    names: Option<Spanned<Vec<RepositoryName>>>,
+    serve: Option<Spanned<bool>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -308,6 +282,36 @@ impl Permits {
             self.place(&path, &what, self.rules.repository.places.as_ref(), "repository.places")?;
         }
         Ok(())
+    }
+
+    /// Whether agents here may use the repository of this name, which another host serves.
+    ///
+    /// # Errors
+    /// The file names repositories, and this is none of them; or it names only places of this host.
+    pub fn served(&self, name: &RepositoryName) -> Result<(), NotPermitted> {
+        let (rules, what) = (&self.rules.repository, format!("the repository {name} of another host"));
+        match (&rules.names, &rules.places) {
+            (Some(names), _) if names.get_ref().contains(name) => Ok(()),
+            (Some(names), _) => Err(self.line(names.span(), what, "it is none of these", "repository.names")),
+            (None, Some(places)) => {
+                Err(self.line(places.span(), what, "it lies in none of these", "repository.places"))
+            }
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Whether repositories of this host may be served to others.
+    ///
+    /// # Errors
+    /// It is forbidden.
+    pub fn serve(&self) -> Result<(), NotPermitted> {
+        match self.rules.repository.serve.as_ref().filter(|serve| !*serve.get_ref()) {
+            Some(serve) => {
+                let what = "serving repositories to other hosts".to_owned();
+                Err(self.line(serve.span(), what, "it is forbidden", "repository.serve"))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Whether repositories may be pruned here down to this many snapshots.
@@ -448,40 +452,6 @@ fn read(file: File) -> io::Result<String> {
     Ok(text)
 }
 
-/// A path with every link in the part of it that exists resolved.
-fn resolved(path: &Path) -> PathBuf {
-    for above in path.ancestors() {
-        if let Ok(real) = above.canonicalize() {
-            let rest = path.strip_prefix(above).unwrap_or(Path::new(""));
-            return if rest.as_os_str().is_empty() { real } else { real.join(rest) };
-        }
-    }
-    path.to_owned()
-}
-
-/// Why a path is one where a new directory can change what the system, or a person on it, runs and trusts.
-fn system_place(path: &Path) -> Option<&'static str> {
-    if SYSTEM.iter().any(|place| path.starts_with(place)) {
-        return Some("it is a place of the system");
-    }
-    let mut names = path.components().skip(1).map(Component::as_os_str);
-    let rest: Vec<_> = match names.next().map(|name| name.to_string_lossy()).as_deref() {
-        Some("root") => names.collect(),
-        Some("home") => match names.next() {
-            Some(_) => names.collect(),
-            None => return None,
-        },
-        _ => return None,
-    };
-    match rest.first() {
-        None => Some("it is somebody's home, where programs look for what they shall run and trust"),
-        Some(name) if name.as_encoded_bytes().starts_with(b".") => {
-            Some("it is hidden in somebody's home, where programs look for what they shall run and trust")
-        }
-        Some(_) => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -545,6 +515,28 @@ mod tests {
         permits.change_over(&"data-agent".parse().unwrap()).unwrap();
         let own = permits.restore(&dir.path().join("state/agents/other")).unwrap_err();
         assert!(matches!(own, NotPermitted::Own { .. }), "{own}");
+    }
+
+    #[test]
+    fn repositories_of_other_hosts_are_permitted_by_their_names_and_by_no_place() {
+        let (main, other): (RepositoryName, RepositoryName) = ("main".parse().unwrap(), "other".parse().unwrap());
+        let permits = |text: &str| Bench::new(text).read().unwrap();
+        let (_dir, default) = none();
+        default.served(&main).unwrap();
+        default.serve().unwrap();
+        let named = permits("[repository]\nnames = [\"main\"]\nplaces = [\"/mnt\"]\n");
+        named.served(&main).unwrap();
+        let refused = named.served(&other).unwrap_err().to_string();
+        assert!(refused.contains("repository other") && refused.contains("line 2: repository.names"), "{refused}");
+        let refused = permits("[repository]\nplaces = [\"/mnt\"]\n").served(&main).unwrap_err().to_string();
+        assert!(
+            refused.contains("repository.places"),
+            "whoever said where they lie did not mean anywhere: {refused}"
+        );
+        let refused = permits("[repository]\nserve = false\n").serve().unwrap_err().to_string();
+        assert!(refused.contains("line 2: repository.serve"), "{refused}");
+        permits("[repository]\nserve = true\n").serve().unwrap();
+        assert!(Bench::new("[repository]\nnames = [\"/mnt\"]\n").read().is_err());
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub mod bundle;
 pub mod codec;
 pub mod daemon;
 pub mod delta;
+pub mod door;
 pub mod fault;
 pub mod frame;
 pub mod health;
@@ -57,7 +58,7 @@ pub mod width;
 pub use id::{ChunkId, ObjectId, TreeId};
 pub use manifest::Manifest;
 pub use name::{
-    ArgumentName, GenerationRef, GroupName, HostName, OperationKind, PolicyName, Product, Version,
+    ArgumentName, GenerationRef, GroupName, HostName, OperationKind, PolicyName, Product, RepositoryName, Version,
 };
 pub use path::TreePath;
 pub use publisher::{PublisherKey, Publishers};

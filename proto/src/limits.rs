@@ -27,6 +27,8 @@ pub const CHUNK_BYTES: u32 = 256 << 10;
 
 /// Bytes of one path component: `NAME_MAX` of Linux (`limits.h`).
 pub const NAME_BYTES_MAX: usize = 255;
+/// Bytes of `HOST:PORT`: a DNS name has 253 at most.
+pub const ADDRESS_BYTES_MAX: usize = 262;
 /// Bytes of one path or symlink target: `PATH_MAX` of Linux less its NUL.
 pub const PATH_BYTES_MAX: usize = 4095;
 /// Components of one path. Deeper trees only occur in archives made to hurt.

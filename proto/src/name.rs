@@ -117,6 +117,12 @@ checked_name!(
     "want 1 to 64 letters, digits, '.', '_', '-', starting with a letter or digit"
 );
 checked_name!(
+    /// A repository that a media agent serves. It never begins with `/`, so it is told from a path.
+    RepositoryName, "repository name", 64,
+    |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-',
+    "want 1 to 64 lowercase letters, digits, '-', starting with a letter or digit"
+);
+checked_name!(
     /// A kind of operation that a program brings itself, such as `rotate`.
     OperationKind, "kind of operation", 32,
     |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-',

@@ -3,10 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::backup::BackupOptions;
-use crate::bounded::{List, Own, PathText, Paths, Word, within};
-use crate::limits::{EARLIER_JOBS_MAX, SOURCES_BYTES_MAX, SOURCES_MAX, VERSION_BYTES_MAX};
+use crate::bounded::{Line, List, Own, PathText, Paths, Word, within};
+use crate::door::DoorKey;
+use crate::limits::{ADDRESS_BYTES_MAX, EARLIER_JOBS_MAX, SOURCES_BYTES_MAX, SOURCES_MAX, VERSION_BYTES_MAX};
 use crate::look::{Forget, Query};
-use crate::name::{OperationKind, Product};
+use crate::name::{OperationKind, Product, RepositoryName};
 use crate::own::Arguments;
 use crate::restore::RestoreOptions;
 use crate::snapshot::SnapshotRef;
@@ -107,6 +108,25 @@ pub enum Operation {
         /// Which part.
         options: RestoreOptions,
     },
+    /// Serve a repository to agents of other hosts, from now on and after every start; it is made if it is not there.
+    Serve {
+        /// Where it lies.
+        repository: Repository,
+        /// What it is called.
+        name: RepositoryName,
+        /// Where others reach the agent, `HOST:PORT`. It listens on that port.
+        #[serde(deserialize_with = "within::<_, Line<ADDRESS_BYTES_MAX>>")]
+        address: String,
+        /// What seals grants. `None` in the record of a job: it is told as the job is sent.
+        key: Option<DoorKey>,
+    },
+    /// Serve it no longer. What lies in it stays.
+    Unserve {
+        /// Where it lies.
+        repository: Repository,
+        /// What it is called.
+        name: RepositoryName,
+    },
 }
 
 /// On whose behalf an operation is done. The manager says it with the job, because only it knows: a machine's own name
@@ -132,10 +152,11 @@ impl JobOrigin {
     }
 }
 
-/// A restic-compatible repository on the agent's host.
+/// A restic-compatible repository on the agent's host, or one that another host serves.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Repository {
-    /// Absolute path of its directory. A backup makes it if it is not there.
+    /// Absolute path of its directory, which a backup makes if it is not there; or, to an agent, a [`crate::door::Door`];
+    /// or, in a job's record, the name of one that is served.
     #[serde(deserialize_with = "within::<_, PathText>")]
     pub path: String,
     /// File on the host with the password; `None`: `STATE/repository.password`, made at first use.
@@ -159,6 +180,8 @@ impl Operation {
             Operation::Own { kind, .. } => kind.as_str(),
             Operation::Look { query, .. } => query.kind(),
             Operation::Forget { .. } => "forget",
+            Operation::Serve { .. } => "serve",
+            Operation::Unserve { .. } => "unserve",
         }
     }
 
@@ -174,6 +197,27 @@ impl Operation {
             | Operation::Look { repository, .. }
             | Operation::Forget { repository, .. }
             | Operation::RestoreSome { repository, .. }
+            | Operation::Serve { repository, .. }
+            | Operation::Unserve { repository, .. }
+            | Operation::Identify { repository } => Some(repository),
+            Operation::Own { .. } => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn repository_mut(&mut self) -> Option<&mut Repository> {
+        match self {
+            Operation::Backup { repository, .. }
+            | Operation::BackupWith { repository, .. }
+            | Operation::Restore { repository, .. }
+            | Operation::Verify { repository, .. }
+            | Operation::Check { repository, .. }
+            | Operation::Prune { repository, .. }
+            | Operation::Look { repository, .. }
+            | Operation::Forget { repository, .. }
+            | Operation::RestoreSome { repository, .. }
+            | Operation::Serve { repository, .. }
+            | Operation::Unserve { repository, .. }
             | Operation::Identify { repository } => Some(repository),
             Operation::Own { .. } => None,
         }
@@ -192,6 +236,8 @@ impl Operation {
             | Operation::BackupWith { .. }
             | Operation::Look { .. }
             | Operation::RestoreSome { .. }
+            | Operation::Serve { .. }
+            | Operation::Unserve { .. }
             | Operation::Forget { .. } => true,
         }
     }
@@ -257,6 +303,23 @@ mod tests {
         let own = Operation::Own { kind: "rotate".parse().unwrap(), arguments: Arguments::default() };
         assert_eq!((own.kind(), own.repository()), ("rotate", None));
         assert!(own.is_newer() && plain.is_newer() && !plain.plain().unwrap().is_newer());
+    }
+
+    #[test]
+    fn serving_is_newer_and_a_repository_can_be_named_otherwise() {
+        let name: RepositoryName = "main".parse().unwrap();
+        let (address, key) = ("m:1".to_owned(), Some(DoorKey([1; 32])));
+        let serve = Operation::Serve { repository: repository("/r"), name: name.clone(), address, key };
+        let unserve = Operation::Unserve { repository: repository("/r"), name };
+        for (mut operation, kind) in [(serve, "serve"), (unserve, "unserve")] {
+            assert_eq!((operation.kind(), operation.repository()), (kind, Some(&repository("/r"))));
+            assert!(operation.is_newer() && operation.plain().is_none());
+            operation.repository_mut().unwrap().path = "other".into();
+            assert_eq!(operation.repository(), Some(&repository("other")));
+        }
+        let mut own = Operation::Own { kind: "rotate".parse().unwrap(), arguments: Arguments::default() };
+        assert_eq!(own.repository_mut(), None);
+        assert!("/main".parse::<RepositoryName>().is_err() && "Main".parse::<RepositoryName>().is_err());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::format::packs::StoreFault;
 use super::retention::RetentionFault;
 use super::selection::SelectionFault;
 use super::snapshots::ReferenceFault;
+use crate::kept::KeptFault;
 
 /// An operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +64,18 @@ pub(crate) enum EngineError {
     /// What was asked for cannot be had of the repository.
     #[error("repository {path}: {what} cannot be read: {fault}", path = path.display())]
     Damaged { path: PathBuf, what: String, fault: Box<BlobFault> },
+    /// The manager named a served repository in a way that this agent does not know.
+    #[error("the way to the repository cannot be understood; upgrade this agent, or its manager")]
+    Door,
+    /// Only a media agent does.
+    #[error("this agent serves no repositories")]
+    NoDesk,
+    /// It does not come about that it is served, or no longer.
+    #[error(transparent)]
+    Desk(#[from] super::DeskFault),
+    /// What this host serves cannot be read.
+    #[error(transparent)]
+    Kept(#[from] KeptFault),
     /// Nothing may be removed, because not everything can be read.
     #[error(
         "repository {path}: nothing is removed while a part of it cannot be read: {what}{more}; see `job check`",
@@ -86,6 +99,8 @@ pub(crate) enum EngineError {
 pub(crate) enum Refusal {
     #[error("a repository is named by its absolute path")]
     RepositoryNotAbsolute,
+    #[error("only the media agent that serves it removes anything from it: order it of that host")]
+    NotAlone,
     #[error("is not a repository, and not empty (there is {0:?}); name another directory")]
     NotARepository(std::ffi::OsString),
     #[error("a source is named by its absolute path, without `..`")]

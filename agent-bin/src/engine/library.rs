@@ -10,18 +10,32 @@ use rustic_backend::LocalBackend;
 use rustic_core::{
     CheckOptions, ConfigOptions, Credentials, KeyOptions, LimitOption, OpenStatus, Progress, ProgressBars,
     ProgressType, PruneOptions, Repository, RepositoryBackends, RepositoryOptions, RusticProgress, RusticResult,
+    WriteBackend,
 };
 
+use super::elsewhere::Elsewhere;
 use super::fault::{EngineError, Refusal, panic_text};
+use super::format::files::Store;
 use super::gate::{self, Gate};
 use super::meter::{SharedMeter, one_line};
 
 /// An open repository, as the library has it.
 pub(super) type Opened = Repository<OpenStatus>;
 
-/// Opens a repository by its password.
+/// Opens a repository in a directory by its password.
 pub(super) fn open(path: &Path, password: String, meter: &SharedMeter) -> Result<Opened, EngineError> {
-    guarded(path, meter, || connect(path, meter)?.open(&Credentials::Password(password)))
+    guarded(path, meter, || connect(directory(path)?, meter)?.open(&Credentials::Password(password)))
+}
+
+/// The same of one that lies elsewhere, whose place is called `path`.
+pub(super) fn open_store(
+    path: &Path,
+    store: Arc<dyn Store>,
+    password: String,
+    meter: &SharedMeter,
+) -> Result<Opened, EngineError> {
+    let files = Arc::new(Elsewhere(store));
+    guarded(path, meter, || connect(files, meter)?.open(&Credentials::Password(password)))
 }
 
 /// Makes a repository, unless another process was faster.
@@ -42,7 +56,7 @@ pub(super) fn make(path: &Path, password: &str, meter: &SharedMeter) -> Result<(
     }
     let credentials = Credentials::password(password);
     guarded(path, meter, || {
-        connect(path, meter)?.init(&credentials, &KeyOptions::default(), &ConfigOptions::default())
+        connect(directory(path)?, meter)?.init(&credentials, &KeyOptions::default(), &ConfigOptions::default())
     })?;
     // restic warns of every directory that is missing.
     for directory in ["data", "index", "keys", "locks", "snapshots"] {
@@ -89,8 +103,11 @@ pub(super) fn prune(path: &Path, repository: &Opened, meter: &SharedMeter) -> Re
     })
 }
 
-fn connect(path: &Path, meter: &SharedMeter) -> RusticResult<Repository<()>> {
-    let files = Arc::new(LocalBackend::new(path.to_string_lossy(), [])?);
+fn directory(path: &Path) -> RusticResult<Arc<dyn WriteBackend>> {
+    Ok(Arc::new(LocalBackend::new(path.to_string_lossy(), [])?))
+}
+
+fn connect(files: Arc<dyn WriteBackend>, meter: &SharedMeter) -> RusticResult<Repository<()>> {
     let gate = Gate::new(files, meter.clone());
     // A cache of a local repository would only be a second copy of its index.
     let options = RepositoryOptions::default().no_cache(true);

@@ -7,14 +7,16 @@
 mod archive;
 mod beneath;
 mod compare;
+mod elsewhere;
 mod facts;
 mod fault;
-mod format;
+pub(crate) mod format;
 mod gate;
 mod library;
 mod live;
 mod meter;
 mod patterns;
+mod remote;
 pub(crate) mod restic;
 mod restore;
 mod retention;
@@ -29,11 +31,13 @@ use std::path::Path;
 use std::sync::{Arc, Once};
 
 use agent_core::Permits;
+use proto::RepositoryName;
 use proto::agent::{JobOrigin, Repository, SnapshotRef};
 use proto::backup::{BackupCounts, BackupOptions};
 use proto::look::{Forget, Found, Query};
 use proto::restore::RestoreOptions;
 
+use crate::kept::Kept;
 pub(crate) use fault::EngineError;
 pub(crate) use meter::{Problems, SharedMeter};
 
@@ -54,6 +58,8 @@ pub(crate) struct Work {
     pub(crate) found: Vec<Found>,
     /// How much more there was.
     pub(crate) left_out: u64,
+    /// Of a repository that is served: what is shown to programs that are no agents.
+    pub(crate) certificate: Option<String>,
 }
 
 /// On whose behalf an operation is done, which its snapshots say, and what the host permits it.
@@ -121,6 +127,30 @@ pub(crate) trait BackupEngine: Send + Sync {
     fn reclaim(&self, at: &Repository, mark: &Mark, meter: &SharedMeter) -> Result<Work, EngineError>;
     /// The repository's own id, in the place of a snapshot's. Takes no lock: it is asked while others have theirs.
     fn identify(&self, at: &Repository, meter: &SharedMeter) -> Result<Work, EngineError>;
+    /// Makes a repository, or takes the one that is there, and serves it from now on; its password is that of a file, or
+    /// drawn. Its id stands in the place of a snapshot's.
+    fn serve(&self, kept: &Kept, password_file: Option<&Path>, meter: &SharedMeter) -> Result<Work, EngineError>;
+    /// Serves a repository no longer.
+    fn unserve(&self, name: &RepositoryName) -> Result<Work, EngineError>;
+}
+
+/// A repository is not served, or goes on being served: why, for people.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct DeskFault(pub(crate) String);
+
+/// What serves repositories to other hosts.
+pub(crate) trait Desk: Send + Sync {
+    /// From now on, and after every start. Returns the certificate that programs see which are no agents, as one line.
+    ///
+    /// # Errors
+    /// Why it cannot, for people.
+    fn begin(&self, kept: &Kept) -> Result<String, DeskFault>;
+    /// No longer.
+    ///
+    /// # Errors
+    /// Why it cannot be forgotten, for people.
+    fn end(&self, name: &RepositoryName) -> Result<(), DeskFault>;
 }
 
 /// From now on a panic in a thread of a library's is told to the operation that it belongs to, and is a line of the log.
@@ -142,6 +172,11 @@ pub(crate) fn ready() {
     // Otherwise a panic in what the library leaves to this pool would end the process, and every operation with it. A pool
     // that is there already is somebody else's, who has decided that.
     READY.call_once(|| drop(rayon::ThreadPoolBuilder::new().panic_handler(|_| {}).build_global()));
+}
+
+/// The repository's password in a file, which somebody whom the agent trusts has written.
+pub(crate) fn password_of(path: &Path) -> Result<String, EngineError> {
+    session::password(path, false)
 }
 
 /// How an operation ends in which a thread of the library's panicked.

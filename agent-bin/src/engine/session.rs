@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::agent::{JobOrigin, Repository as Location};
+use proto::door::Door;
 
 use super::fault::{EngineError, PasswordFault, Refusal};
 use super::format::blobs::{BlobFault, Blobs};
@@ -17,8 +18,10 @@ use super::format::locks::{Access, Lock, LockFault, Me};
 use super::format::packs::StoreFault;
 use super::format::seal::Key;
 use super::library::{self, Opened};
+use super::remote::Remote;
 use super::snapshots::{ReferenceFault, Snapshots};
 use super::{Mark, SharedMeter};
+use crate::kept::Kept;
 
 /// How often it is looked whether an agent of an earlier version, which knows no locks in the repository, has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
@@ -50,11 +53,26 @@ impl Session {
         mark: &Mark,
         meter: &SharedMeter,
     ) -> Result<Session, EngineError> {
-        let (path, repository) = Self::open_unlocked(state, at, make, meter)?;
-        let files = Arc::new(Files::new(&path));
+        let place = Place::of(state, at, meter)?;
+        match &place {
+            Place::Directory { path, .. } if Door::is(&at.path) => mark.permits.repository(path, true)?,
+            // Asked before, whatever the operation is.
+            Place::Directory { .. } => {}
+            Place::Served(remote) => mark.permits.served(remote.name())?,
+        }
+        if access == Access::Alone
+            && let Place::Served(remote) = &place
+        {
+            return Err(EngineError::refused(&remote.place(), Refusal::NotAlone));
+        }
+        let repository = place.open(make, meter)?;
+        let (path, files) = (place.path(), Arc::new(place.files()));
         let broken = || EngineError::Library { path: path.clone(), what: "its key has parts of wrong length".into() };
         let key = Key::new(&repository.key()).ok_or_else(broken)?;
-        let mut old_lock = old_lock(&path, access, meter)?;
+        let mut old_lock = match &place {
+            Place::Directory { path, .. } => old_lock(path, access, meter)?,
+            Place::Served(_) => None,
+        };
         let me =
             Me { host: mark.origin.host.to_string(), what: format!("{}, job {}", mark.origin.product, mark.job) };
         let lock = match Lock::take(&files, &key, me, access, &mut old_lock, meter) {
@@ -68,28 +86,6 @@ impl Session {
             Err(fault) => return Err(EngineError::Lock { path, fault }),
         };
         Ok(Self { path, repository, key, files, lock, _old_lock: old_lock })
-    }
-
-    /// The repository as the library has it, and where it is.
-    pub(super) fn open_unlocked(
-        state: &Path,
-        at: &Location,
-        make: bool,
-        meter: &SharedMeter,
-    ) -> Result<(PathBuf, Opened), EngineError> {
-        let path = PathBuf::from(&at.path);
-        if !path.is_absolute() {
-            return Err(EngineError::refused(&path, Refusal::RepositoryNotAbsolute));
-        }
-        if !path.join("config").is_file() {
-            if !make {
-                return Err(EngineError::NoRepository(path));
-            }
-            library::make(&path, &password(state, at, true)?, meter)?;
-        }
-        meter.say("opening the repository");
-        let repository = library::open(&path, password(state, at, false)?, meter)?;
-        Ok((path, repository))
     }
 
     /// Every snapshot; those that cannot be read are told if `tell`.
@@ -151,14 +147,86 @@ impl Session {
     }
 }
 
-fn password(state: &Path, at: &Location, make: bool) -> Result<String, EngineError> {
-    let own = || state.join("repository.password");
-    let path = at.password_file.as_ref().map_or_else(own, PathBuf::from);
-    let fault = |why| EngineError::Password { path: path.clone(), why };
-    if make && at.password_file.is_none() && !path.exists() {
-        make_password(&path).map_err(|error| fault(PasswordFault::Make(error)))?;
+/// Where a repository lies, and what opens it.
+pub(super) enum Place {
+    /// In a directory of this host.
+    Directory {
+        path: PathBuf,
+        password: PathBuf,
+        /// The password is the agent's to make.
+        own: bool,
+    },
+    /// With another host.
+    Served(Arc<Remote>),
+}
+
+impl Place {
+    pub(super) fn of(state: &Path, at: &Location, meter: &SharedMeter) -> Result<Place, EngineError> {
+        if Door::is(&at.path) {
+            let door: Door = at.path.parse().map_err(|_| EngineError::Door)?;
+            let kept = Kept::read(state, &door.repository)?;
+            return Ok(match kept.filter(|kept| kept.host == door.host) {
+                Some(kept) => Self::kept(state, &kept),
+                None => Place::Served(Arc::new(Remote::new(state, door, meter))),
+            });
+        }
+        let path = PathBuf::from(&at.path);
+        if !path.is_absolute() {
+            return Err(EngineError::refused(&path, Refusal::RepositoryNotAbsolute));
+        }
+        let own = || state.join("repository.password");
+        let password = at.password_file.as_ref().map_or_else(own, PathBuf::from);
+        Ok(Place::Directory { path, password, own: at.password_file.is_none() })
     }
-    let text = read_password(&path).map_err(fault)?;
+
+    /// One that this host serves.
+    pub(super) fn kept(state: &Path, kept: &Kept) -> Self {
+        Place::Directory { path: kept.path.clone(), password: Kept::password_file(state, &kept.name), own: true }
+    }
+
+    /// The repository as the library has it. One in a directory is made if it is not there, and if it may be.
+    pub(super) fn open(&self, make: bool, meter: &SharedMeter) -> Result<Opened, EngineError> {
+        match self {
+            Place::Directory { path, password: file, own } => {
+                if !path.join("config").is_file() {
+                    if !make {
+                        return Err(EngineError::NoRepository(path.clone()));
+                    }
+                    library::make(path, &password(file, *own)?, meter)?;
+                }
+                meter.say("opening the repository");
+                library::open(path, password(file, false)?, meter)
+            }
+            Place::Served(remote) => {
+                meter.say("opening the repository");
+                let password = remote.password()?;
+                library::open_store(&remote.place(), remote.clone(), password, meter)
+            }
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        match self {
+            Place::Directory { path, .. } => path.clone(),
+            Place::Served(remote) => remote.place(),
+        }
+    }
+
+    fn files(&self) -> Files {
+        match self {
+            Place::Directory { path, .. } => Files::new(path),
+            Place::Served(remote) => Files::of(remote.clone()),
+        }
+    }
+}
+
+/// The password in a file, which is made first if it may be.
+pub(super) fn password(path: &Path, make: bool) -> Result<String, EngineError> {
+    let fault = |why| EngineError::Password { path: path.to_owned(), why };
+    if make && !path.exists() {
+        make_password(path).map_err(|error| fault(PasswordFault::Make(error)))?;
+    }
+    let text = read_password(path).map_err(fault)?;
     if text.is_empty() {
         return Err(fault(PasswordFault::Empty));
     }
@@ -213,12 +281,17 @@ fn is_read_only(error: &io::Error) -> bool {
 }
 
 fn make_password(path: &Path) -> io::Result<()> {
-    if let Some(parent) = path.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-    }
     let mut random = [0u8; 32];
     File::open("/dev/urandom")?.read_exact(&mut random)?;
     let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    keep_password(path, &text)
+}
+
+/// Writes a password file, unless there is one.
+pub(super) fn keep_password(path: &Path, text: &str) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
     // Whole or not at all: half a password file would lock the repository for ever. `hard_link` never replaces a file
     // that another agent of this host made meanwhile.
     let draft = path.with_extension(format!("draft-{}", std::process::id()));

@@ -19,6 +19,8 @@ pub(super) enum JobFault {
     Permits(#[from] PermitsFault),
     #[error("at least one snapshot of each source is kept, and nothing says which")]
     KeepsNothing,
+    #[error("the manager did not say what seals grants for the repository; order `repository create` again")]
+    NoKey,
     #[error("a backup needs at least one source")]
     NoSource,
     #[error("job {job} was begun by a version that did not keep on whose behalf; run it again")]

@@ -12,6 +12,7 @@ use agent_core::{Demand, Ended, FileFault, OperationContext, Permits, PermitsFau
 use proto::agent::{JobOrigin, Operation, Outcome, Progress, Repository, Summary};
 use proto::backup::BackupCounts;
 use proto::look::Found;
+use proto::own::{Finding, OwnSummary};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Role;
@@ -121,6 +122,8 @@ struct Sums {
     found: Vec<Found>,
     #[serde(default)]
     left_out: u64,
+    #[serde(default)]
+    certificate: Option<String>,
 }
 
 impl Sums {
@@ -132,6 +135,7 @@ impl Sums {
         self.counts.add(work.counts);
         self.found.extend(work.found);
         self.left_out += work.left_out;
+        self.certificate = work.certificate.or(self.certificate.take());
         let mut sum = Problems { lines: std::mem::take(&mut self.problems), left_out: self.problems_left_out };
         sum.add(problems);
         (self.problems, self.problems_left_out) = (sum.lines, sum.left_out);
@@ -223,8 +227,17 @@ fn outcome(operation: &Operation, mut sums: Sums) -> Outcome {
             Outcome::Found { summary: sums.into(), found, left_out }
         }
         Operation::BackupWith { .. } => Outcome::BackedUp { summary: sums.into(), counts },
+        Operation::Serve { .. } => Outcome::OwnDone(served(sums)),
         _ => Outcome::Done(sums.into()),
     }
+}
+
+/// What came of serving a repository: its own id, and the certificate for programs that are no agents.
+fn served(sums: Sums) -> OwnSummary {
+    let found = [("repository", sums.snapshots.first().cloned()), ("certificate", sums.certificate.clone())];
+    let finding = |(name, text): (&str, Option<String>)| Some(Finding { name: name.parse().ok()?, text: text? });
+    let Summary { problems, versions, .. } = sums.into();
+    OwnSummary { results: found.into_iter().filter_map(finding).collect(), problems, versions }
 }
 
 /// Begins a unit on a thread of its own, so that nobody need wait for one that is stuck, such as in a network file system

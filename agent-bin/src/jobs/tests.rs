@@ -2,13 +2,16 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use proto::RepositoryName;
 use proto::agent::HostScope;
 use proto::agent::SnapshotRef;
 use proto::backup::BackupOptions;
+use proto::door::DoorKey;
 use proto::look::{Forget, Keep, Query, SnapshotFilter};
 use proto::restore::RestoreOptions;
 
 use super::*;
+use crate::kept::Kept;
 
 /// Does nothing, and tells what it was asked to do.
 #[derive(Default)]
@@ -109,6 +112,14 @@ impl BackupEngine for FakeEngine {
     }
     fn identify(&self, at: &Repository, meter: &SharedMeter) -> Result<Work, EngineError> {
         self.call(format!("identify {}", at.path), meter)
+    }
+    fn serve(&self, kept: &Kept, password: Option<&Path>, meter: &SharedMeter) -> Result<Work, EngineError> {
+        assert_eq!((kept.host.as_str(), kept.key, password), ("host-1", DoorKey([7; 32]), None));
+        self.call(format!("serve {} in {} at {}", kept.name, kept.path.display(), kept.address), meter)
+    }
+    fn unserve(&self, name: &RepositoryName) -> Result<Work, EngineError> {
+        self.calls.lock().unwrap().push(format!("unserve {name}"));
+        Ok(Work::default())
     }
 }
 
@@ -303,6 +314,26 @@ fn a_state_of_a_later_form_is_refused_by_number() {
     };
     assert!(what.contains("form 2") && what.contains("form 1"), "{what}");
     assert_eq!(host.state(), Some(later), "a state that is not understood is not written over");
+}
+
+#[test]
+fn a_repository_is_served_by_a_media_agent_that_was_told_its_key() {
+    let name: RepositoryName = "main".parse().unwrap();
+    let serve = |key| {
+        let (name, address) = (name.clone(), "m:7421".to_owned());
+        Operation::Serve { repository: repository(), name, address, key }
+    };
+    let (engine, host) = (Arc::new(FakeEngine::default()), FakeHost::new(&[Wanted::GoOn], None));
+    let ended = run(&engine, Role::Media, &serve(Some(DoorKey([7; 32]))), &host);
+    assert!(matches!(ended, Ended::Outcome(Outcome::OwnDone(_))), "{ended:?}");
+    let unserve = Operation::Unserve { repository: repository(), name: name.clone() };
+    assert!(matches!(run(&engine, Role::Media, &unserve, &host), Ended::Outcome(Outcome::Done(_))));
+    let calls = [format!("serve main in {} at m:7421", repository().path), "unserve main".into()];
+    assert_eq!(engine.calls(), calls);
+    for (role, operation) in [(Role::Media, serve(None)), (Role::Data, unserve)] {
+        assert!(matches!(run(&engine, role, &operation, &host), Ended::Outcome(Outcome::Failed(_))));
+    }
+    assert_eq!(engine.calls(), calls);
 }
 
 #[test]

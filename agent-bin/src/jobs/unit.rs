@@ -3,14 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use agent_core::{NotPermitted, Permits};
+use proto::RepositoryName;
 use proto::agent::{Operation, Repository, SnapshotRef};
 use proto::backup::BackupOptions;
+use proto::door::{Door, DoorKey};
 use proto::look::{Forget, Query};
 use proto::restore::RestoreOptions;
 
 use super::fault::JobFault;
 use crate::config::Role;
 use crate::engine::{BackupEngine, EngineError, Mark, SharedMeter, Work};
+use crate::kept::Kept;
 
 /// One step of an operation, after which it can be left and continued.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +41,12 @@ pub(super) enum Unit {
     Look(Query),
     Reclaim,
     Identify,
+    Serve {
+        name: RepositoryName,
+        address: String,
+        key: DoorKey,
+    },
+    Unserve(RepositoryName),
 }
 
 /// Refuses what the role does not do; the exhaustive match makes a new operation someone's decision. Returns what it
@@ -49,7 +58,11 @@ pub(super) fn accept(role: Role, operation: &Operation) -> Result<&Repository, J
         | Operation::Restore { .. }
         | Operation::RestoreSome { .. }
         | Operation::Verify { .. } => Role::Data,
-        Operation::Check { .. } | Operation::Prune { .. } | Operation::Forget { .. } => Role::Media,
+        Operation::Check { .. }
+        | Operation::Prune { .. }
+        | Operation::Forget { .. }
+        | Operation::Serve { .. }
+        | Operation::Unserve { .. } => Role::Media,
         // Either may be at a repository that the other is at, too.
         Operation::Identify { repository } | Operation::Look { repository, .. } => return Ok(repository),
         // The library performs those itself, and this program brings none.
@@ -60,15 +73,18 @@ pub(super) fn accept(role: Role, operation: &Operation) -> Result<&Repository, J
     }
     let does = match role {
         Role::Data => "backup, restore and verify",
-        Role::Media => "check, forget and prune",
+        Role::Media => "check, forget and prune, and serves repositories",
     };
     Err(JobFault::OtherRole { role, does, kind: operation.kind().to_owned(), other })
 }
 
 /// Refuses what the host's administrator does not allow.
 pub(super) fn permit(permits: &Permits, repository: &Repository, operation: &Operation) -> Result<(), NotPermitted> {
-    let repository = Path::new(&repository.path);
-    permits.repository(repository, repository.join("config").is_file())?;
+    // Of one that is served it is decided where it is known whether it lies here.
+    if !Door::is(&repository.path) {
+        let repository = Path::new(&repository.path);
+        permits.repository(repository, repository.join("config").is_file())?;
+    }
     match operation {
         Operation::Backup { sources, .. } | Operation::BackupWith { sources, .. } => {
             sources.iter().try_for_each(|source| permits.backup(Path::new(source)))
@@ -78,11 +94,13 @@ pub(super) fn permit(permits: &Permits, repository: &Repository, operation: &Ope
         }
         Operation::Prune { keep_last, .. } => permits.prune(*keep_last),
         Operation::Forget { order, .. } => permits.prune(order.keep.last),
+        Operation::Serve { .. } => permits.serve(),
         // What a look shows is decided where it is known what that is.
         Operation::Verify { .. }
         | Operation::Check { .. }
         | Operation::Identify { .. }
         | Operation::Look { .. }
+        | Operation::Unserve { .. }
         | Operation::Own { .. } => Ok(()),
     }
 }
@@ -109,6 +127,11 @@ pub(super) fn units(operation: &Operation) -> Result<Vec<Unit>, JobFault> {
         }
         Operation::Look { query, .. } => vec![Unit::Look(query.clone())],
         Operation::Identify { .. } => vec![Unit::Identify],
+        Operation::Serve { name, address, key, .. } => {
+            let key = key.ok_or(JobFault::NoKey)?;
+            vec![Unit::Serve { name: name.clone(), address: address.clone(), key }]
+        }
+        Operation::Unserve { name, .. } => vec![Unit::Unserve(name.clone())],
         Operation::Own { kind, .. } => return Err(JobFault::NotOurs(kind.clone())),
     })
 }
@@ -146,6 +169,12 @@ pub(super) fn one(
         Unit::Look(query) => engine.look(at, query, mark, meter),
         Unit::Reclaim => engine.reclaim(at, mark, meter),
         Unit::Identify => engine.identify(at, meter),
+        Unit::Serve { name, address, key } => {
+            let (host, path) = (mark.origin.host.clone(), PathBuf::from(&at.path));
+            let kept = Kept::new(name.clone(), host, path, address.clone(), *key);
+            engine.serve(&kept, at.password_file.as_deref().map(Path::new), meter)
+        }
+        Unit::Unserve(name) => engine.unserve(name),
     }
 }
 
@@ -166,6 +195,8 @@ pub(super) fn describe(unit: &Unit, activity: &str) -> String {
         Unit::Look(query) => format!("{} of the repository", query.kind()),
         Unit::Reclaim => "freeing unused space".to_owned(),
         Unit::Identify => "asking the repository for its id".to_owned(),
+        Unit::Serve { name, address, .. } => format!("beginning to serve {name} at {address}"),
+        Unit::Unserve(name) => format!("ending to serve {name}"),
     };
     if activity.is_empty() { what } else { format!("{what} ({activity})") }
 }

@@ -37,6 +37,7 @@ mod protection;
 mod publish;
 mod record;
 mod recover;
+mod repository;
 mod rescue;
 mod rollout;
 mod serve;
@@ -119,6 +120,9 @@ enum Command {
     /// Run and follow storage operations
     #[command(subcommand)]
     Job(job::JobCommand),
+    /// Repositories that media agents serve to other hosts
+    #[command(subcommand)]
+    Repository(repository::RepositoryCommand),
     /// Start a product's agent, watch it, and return it to the last good version if need be
     Launch(launch::LaunchArgs),
     /// Put an agent that does not come up on a generation by hand, offline; its next launch starts that
@@ -246,6 +250,7 @@ fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
         Command::Policy(command) => policy::run(&command, here),
         Command::Protection(args) => protection::run(&args, here),
         Command::Job(command) => job::run(&command, here),
+        Command::Repository(command) => repository::run(&command, here),
         Command::Launch(args) => launch::run(&args, here),
         Command::Rescue(args) => rescue::run(&args, dirs),
         Command::Permits(command) => permits::run(&command, dirs),

@@ -10,6 +10,7 @@ use super::control::ControlError;
 use super::control::generations::GenerationError;
 use super::control::hosts::HostError;
 use super::control::jobs::JobRecordError;
+use super::control::repositories::RepositoryError;
 use super::delta::SendDeltaError;
 use super::enrolment::EnrolmentError;
 use super::export::SendError;
@@ -20,6 +21,7 @@ use super::jobs::JobError;
 use super::policy::PolicyError;
 use super::publish::PublishError;
 use super::reports::ReportError;
+use super::repositories::RepositoriesError;
 use super::rollout::RolloutError;
 use super::store::StoreError;
 use super::upgrade::UpgradeError;
@@ -75,6 +77,9 @@ pub enum ManagerError {
     /// A job was not ordered or stopped.
     #[error(transparent)]
     Job(#[from] JobError),
+    /// A repository was not ordered, or no token given.
+    #[error(transparent)]
+    Repositories(#[from] RepositoriesError),
     /// Agents were not told to change over.
     #[error(transparent)]
     Upgrade(#[from] UpgradeError),
@@ -152,6 +157,12 @@ impl From<ManagerError> for Fault {
                 ReportError::Control(_) | ReportError::BrokenOff(_) => Fault::Failed,
             },
             ManagerError::Job(error) => of_job(error),
+            ManagerError::Repositories(error) => match error {
+                RepositoriesError::Repository(error) => of_repository(error),
+                RepositoriesError::Job(error) => of_job(error),
+                RepositoriesError::Address(_) | RepositoriesError::TooLong => Fault::BadRequest,
+                RepositoriesError::Random(_) | RepositoriesError::Grant(_) => Fault::Failed,
+            },
             ManagerError::Upgrade(error) => match error {
                 UpgradeError::NoEntryPoint(_) | UpgradeError::NoHosts => Fault::BadRequest,
                 UpgradeError::Target(error) => of_host(error),
@@ -217,6 +228,14 @@ fn of_identity(error: &IdentityError) -> Kind {
     }
 }
 
+fn of_repository(error: &RepositoryError) -> Kind {
+    match error {
+        RepositoryError::Unknown(_) => Fault::NotFound,
+        RepositoryError::Exists { .. } => Fault::BadRequest,
+        RepositoryError::Control(_) => Fault::Failed,
+    }
+}
+
 fn of_export(error: &ExportError) -> Kind {
     match error {
         ExportError::NotExported(_) => Fault::NotExported,
@@ -247,6 +266,7 @@ fn of_job(error: &JobError) -> Kind {
         JobError::Operation(_) | JobError::Record(JobRecordError::Over { .. }) => Fault::BadRequest,
         JobError::Host(error) => of_host(error),
         JobError::Record(JobRecordError::Unknown(_)) | JobError::NoHosts(_) => Fault::NotFound,
-        JobError::Record(_) | JobError::Control(_) => Fault::Failed,
+        JobError::Repository(error) => of_repository(error),
+        JobError::Record(_) | JobError::Control(_) | JobError::Grant(_) => Fault::Failed,
     }
 }

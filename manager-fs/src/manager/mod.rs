@@ -37,6 +37,7 @@ mod record_files;
 pub mod recover;
 mod repair;
 mod reports;
+pub mod repositories;
 pub mod rollout;
 mod server;
 mod session;

@@ -26,6 +26,7 @@ use super::now;
 use super::policy::{self, Policies};
 use super::record_files::RecordFiles;
 use super::reports::Reports;
+use super::repositories::Repositories;
 use super::rollout::{Here, Rollouts};
 use super::server::accept_hosts;
 use super::session::Services;
@@ -149,6 +150,11 @@ impl Manager {
             records,
             address: OnceLock::new(),
         }))
+    }
+
+    /// What media agents serve.
+    pub(super) fn repositories(&self) -> Repositories {
+        Repositories { state: Arc::clone(&self.state), jobs: Arc::clone(&self.jobs) }
     }
 
     /// Begins to listen for hosts and to drive jobs that are not over; returns the actual address.

@@ -10,6 +10,7 @@ use proto::agent::{
 use proto::backup::{BackupCounts, BackupOptions};
 use proto::bundle::Touch;
 use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
+use proto::door::DoorKey;
 use proto::look::{Forget, Found, FoundEntry, FoundSnapshot, Keep, Query, SnapshotFilter};
 use proto::message::{
     BundleFacts, ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, ManagerReply,
@@ -115,6 +116,16 @@ pub(crate) fn operation() -> impl Strategy<Value = Operation> {
                 options: RestoreOptions { include, exclude, dry_run },
             }
         ),
+        (repository(), "[a-z0-9][a-z0-9-]{0,63}", "[a-z]{1,9}:[1-9]", option::of(any::<[u8; 32]>())).prop_map(
+            |(repository, name, address, key)| Operation::Serve {
+                repository,
+                name: name.parse().unwrap(),
+                address,
+                key: key.map(DoorKey),
+            }
+        ),
+        (repository(), "[a-z0-9][a-z0-9-]{0,63}")
+            .prop_map(|(repository, name)| Operation::Unserve { repository, name: name.parse().unwrap() }),
     ]
 }
 

@@ -115,6 +115,7 @@ fn cases() -> Vec<Case> {
         plain::<FoundSnapshot>("FoundSnapshot", &samples::found_snapshot()),
         plain::<FoundEntry>("FoundEntry", &samples::found_entry()),
         plain::<proto::restore::RestoreOptions>("RestoreOptions", &samples::restore_options()),
+        plain::<proto::door::Grant>("Grant", &samples::grant()),
         plain::<BackupCounts>("BackupCounts", &samples::backup_counts()),
         plain::<Finding>("Finding", &samples::finding()),
         plain::<AgentStatus>("AgentStatus", &samples::status()),

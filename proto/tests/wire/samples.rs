@@ -8,6 +8,7 @@ use proto::agent::{
 use proto::backup::{BackupCounts, BackupOptions};
 use proto::bundle::Touch;
 use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
+use proto::door::{Access, Bearer, DoorKey, Grant};
 use proto::look::{Forget, Found, FoundEntry, FoundSnapshot, Keep, Query, SnapshotFilter};
 use proto::message::{
     BundleFacts, ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, Making, ManagerReply,
@@ -161,6 +162,16 @@ pub(crate) fn found_entry() -> FoundEntry {
         size: 4,
         mtime_unix_ms: Some(-1),
         change: Some("added".into()),
+    }
+}
+
+pub(crate) fn grant() -> Grant {
+    Grant {
+        repository: "main".parse().unwrap(),
+        bearer: Bearer::Host("web".parse().unwrap()),
+        access: Access::Add,
+        until_unix_ms: 1000,
+        what: "job 7".into(),
     }
 }
 
@@ -367,7 +378,7 @@ choice!(AgentReply { Done = 0, Status = 1, Outcome = 2, Fault = 3 } vec![
 ]);
 
 choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, Identify = 5, Own = 6,
-    BackupWith = 7, Look = 8, Forget = 9, RestoreSome = 10 } vec![
+    BackupWith = 7, Look = 8, Forget = 9, RestoreSome = 10, Serve = 11, Unserve = 12 } vec![
     Operation::Backup { repository: repository(), sources: vec!["/data".into()] },
     Operation::Restore { repository: repository(), snapshot: snapshot(), target: "/back".into() },
     Operation::Verify { repository: repository(), snapshot: SnapshotRef::latest() },
@@ -384,6 +395,13 @@ choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, I
         target: "/back".into(),
         options: restore_options(),
     },
+    Operation::Serve {
+        repository: repository(),
+        name: "main".parse().unwrap(),
+        address: "vault.example:7421".into(),
+        key: Some(DoorKey([0x17; 32])),
+    },
+    Operation::Unserve { repository: repository(), name: "main".parse().unwrap() },
 ]);
 
 choice!(Query { Snapshots = 0, List = 1, Find = 2, Diff = 3, Dump = 4 } vec![

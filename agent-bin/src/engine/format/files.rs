@@ -1,17 +1,22 @@
-//! The files of a repository as they lie in its directory, and the gate through which they are changed.
+//! The files of a repository, and the gate through which they are changed. Where they lie is a [`Store`]'s affair: in a
+//! directory of this host ([`Directory`]), or with another host's media agent.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::id::Id;
 
 /// Kinds of files of a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FileKind {
+    /// There is one, which has no id.
+    Config,
+    Key,
     Pack,
     Index,
     Snapshot,
@@ -19,9 +24,15 @@ pub(crate) enum FileKind {
 }
 
 impl FileKind {
-    /// Its directory in a repository.
-    fn directory(self) -> &'static str {
+    /// Those that have ids.
+    pub(crate) const WITH_ID: [FileKind; 5] =
+        [FileKind::Key, FileKind::Pack, FileKind::Index, FileKind::Snapshot, FileKind::Lock];
+
+    /// Its directory in a repository; of [`FileKind::Config`] the file itself.
+    pub(crate) fn name(self) -> &'static str {
         match self {
+            FileKind::Config => "config",
+            FileKind::Key => "keys",
             FileKind::Pack => "data",
             FileKind::Index => "index",
             FileKind::Snapshot => "snapshots",
@@ -38,10 +49,53 @@ pub(crate) struct FileFault {
     pub(crate) source: io::Error,
 }
 
-/// A repository's directory. Files are written whole or not at all, and are on the disk when the call returns.
+/// Where a repository's files lie. Every call waits until it is done; what it is asked for is bounded by what it has.
+/// Of [`FileKind::Config`] the id means nothing.
+pub(crate) trait Store: fmt::Debug + Send + Sync {
+    /// How people call a file.
+    fn path(&self, kind: FileKind, id: &Id) -> PathBuf;
+
+    /// Every file of a kind, with its size in bytes.
+    ///
+    /// # Errors
+    /// The place cannot be read.
+    fn list(&self, kind: FileKind) -> Result<Vec<(Id, u64)>, FileFault>;
+
+    /// All of a file.
+    ///
+    /// # Errors
+    /// It is not there (`NotFound`), or cannot be read.
+    fn read(&self, kind: FileKind, id: &Id) -> Result<Vec<u8>, FileFault>;
+
+    /// A part of a file, of just this length.
+    ///
+    /// # Errors
+    /// It is not there, ends before, or cannot be read.
+    fn read_part(&self, kind: FileKind, id: &Id, offset: u64, length: usize) -> Result<Vec<u8>, FileFault>;
+
+    /// Writes a file whole, or not at all. Once this returns it survives a power cut.
+    ///
+    /// # Errors
+    /// The place takes nothing.
+    fn write(&self, kind: FileKind, id: &Id, bytes: &[u8]) -> Result<(), FileFault>;
+
+    /// Removes a file; one that is not there is removed already.
+    ///
+    /// # Errors
+    /// The place does not let it go (`PermissionDenied`: not by us).
+    fn remove(&self, kind: FileKind, id: &Id) -> Result<(), FileFault>;
+
+    /// Whether a file is there; also where nobody can say.
+    fn is_there(&self, kind: FileKind, id: &Id) -> bool;
+
+    /// When a file was written; `None`: nobody can say.
+    fn written_at(&self, kind: FileKind, id: &Id) -> Option<SystemTime>;
+}
+
+/// A repository's files. They are written whole or not at all, and are on the disk when the call returns.
 #[derive(Debug)]
 pub(crate) struct Files {
-    root: PathBuf,
+    store: Arc<dyn Store>,
     writes: Mutex<Writes>,
     fewer: Condvar,
 }
@@ -54,68 +108,55 @@ struct Writes {
 }
 
 impl Files {
+    /// Of a directory.
     pub(crate) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), writes: Mutex::default(), fewer: Condvar::new() }
+        Self::of(Arc::new(Directory { root: root.to_owned() }))
+    }
+
+    pub(crate) fn of(store: Arc<dyn Store>) -> Self {
+        Self { store, writes: Mutex::default(), fewer: Condvar::new() }
     }
 
     /// Where a file is.
+    #[cfg(test)]
     pub(crate) fn path(&self, kind: FileKind, id: &Id) -> PathBuf {
-        let (directory, name) = (self.root.join(kind.directory()), id.to_string());
-        match kind {
-            // Two hundred and fifty-six directories keep each one short.
-            FileKind::Pack => directory.join(&name[..2]).join(name),
-            FileKind::Index | FileKind::Snapshot | FileKind::Lock => directory.join(name),
-        }
+        self.store.path(kind, id)
     }
 
     /// Every file of a kind, with its size in bytes.
     pub(crate) fn list(&self, kind: FileKind) -> Result<Vec<(Id, u64)>, FileFault> {
-        let directory = self.root.join(kind.directory());
-        let mut found = Vec::new();
-        if kind == FileKind::Pack {
-            for entry in read_directory(&directory)? {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    files_in(&entry.path(), &mut found)?;
-                }
-            }
-        } else {
-            files_in(&directory, &mut found)?;
-        }
-        Ok(found)
+        self.store.list(kind)
     }
 
     /// All of a file.
     pub(crate) fn read(&self, kind: FileKind, id: &Id) -> Result<Vec<u8>, FileFault> {
-        let path = self.path(kind, id);
-        fs::read(&path).map_err(|source| FileFault { path, source })
+        self.store.read(kind, id)
     }
 
     /// A part of a pack.
     pub(super) fn read_part(&self, pack: &Id, offset: u64, length: usize) -> Result<Vec<u8>, FileFault> {
-        let path = self.path(FileKind::Pack, pack);
-        let mut bytes = vec![0; length];
-        match File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, offset)) {
-            Ok(()) => Ok(bytes),
-            Err(source) => Err(FileFault { path, source }),
-        }
+        self.store.read_part(FileKind::Pack, pack, offset, length)
     }
 
     /// Writes a file under the name that its content has. Once this returns it survives a power cut.
     pub(crate) fn write(&self, kind: FileKind, bytes: &[u8]) -> Result<Id, FileFault> {
         let id = Id::of(bytes);
-        let path = self.path(kind, &id);
-        let _turn = self.begin(&path)?;
-        put(&path, bytes).map_err(|source| FileFault { path, source })?;
+        let _turn = self.begin(&self.store.path(kind, &id))?;
+        self.store.write(kind, &id, bytes)?;
         Ok(id)
     }
 
     /// Removes a file; one that is not there is removed already.
     pub(crate) fn remove(&self, kind: FileKind, id: &Id) -> Result<(), FileFault> {
-        let path = self.path(kind, id);
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(FileFault { path, source }),
-            _ => Ok(()),
-        }
+        self.store.remove(kind, id)
+    }
+
+    pub(crate) fn is_there(&self, kind: FileKind, id: &Id) -> bool {
+        self.store.is_there(kind, id)
+    }
+
+    pub(super) fn written_at(&self, kind: FileKind, id: &Id) -> Option<SystemTime> {
+        self.store.written_at(kind, id)
     }
 
     /// Lets no further write begin, and waits until none is under way; whether that came about in time. Then the
@@ -153,6 +194,74 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.0.writes.lock().unwrap_or_else(PoisonError::into_inner).under_way -= 1;
         self.0.fewer.notify_all();
+    }
+}
+
+/// A repository in a directory of this host.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    pub(crate) root: PathBuf,
+}
+
+impl Store for Directory {
+    fn path(&self, kind: FileKind, id: &Id) -> PathBuf {
+        let (directory, name) = (self.root.join(kind.name()), id.to_string());
+        match kind {
+            FileKind::Config => directory,
+            // Two hundred and fifty-six directories keep each one short.
+            FileKind::Pack => directory.join(&name[..2]).join(name),
+            FileKind::Key | FileKind::Index | FileKind::Snapshot | FileKind::Lock => directory.join(name),
+        }
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<(Id, u64)>, FileFault> {
+        let directory = self.root.join(kind.name());
+        let mut found = Vec::new();
+        if kind == FileKind::Pack {
+            for entry in read_directory(&directory)? {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    files_in(&entry.path(), &mut found)?;
+                }
+            }
+        } else if kind != FileKind::Config {
+            files_in(&directory, &mut found)?;
+        }
+        Ok(found)
+    }
+
+    fn read(&self, kind: FileKind, id: &Id) -> Result<Vec<u8>, FileFault> {
+        let path = self.path(kind, id);
+        fs::read(&path).map_err(|source| FileFault { path, source })
+    }
+
+    fn read_part(&self, kind: FileKind, id: &Id, offset: u64, length: usize) -> Result<Vec<u8>, FileFault> {
+        let path = self.path(kind, id);
+        let mut bytes = vec![0; length];
+        match File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, offset)) {
+            Ok(()) => Ok(bytes),
+            Err(source) => Err(FileFault { path, source }),
+        }
+    }
+
+    fn write(&self, kind: FileKind, id: &Id, bytes: &[u8]) -> Result<(), FileFault> {
+        let path = self.path(kind, id);
+        put(&path, bytes).map_err(|source| FileFault { path, source })
+    }
+
+    fn remove(&self, kind: FileKind, id: &Id) -> Result<(), FileFault> {
+        let path = self.path(kind, id);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(FileFault { path, source }),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_there(&self, kind: FileKind, id: &Id) -> bool {
+        self.path(kind, id).exists()
+    }
+
+    fn written_at(&self, kind: FileKind, id: &Id) -> Option<SystemTime> {
+        fs::metadata(self.path(kind, id)).and_then(|metadata| metadata.modified()).ok()
     }
 }
 

@@ -29,6 +29,11 @@ impl Id {
         Some(Self(id))
     }
 
+    /// Of a digest that was made piece by piece.
+    pub(crate) fn of_digest(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+
     pub(super) fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }

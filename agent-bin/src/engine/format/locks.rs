@@ -246,7 +246,7 @@ impl Lock {
     pub(crate) fn is_held(&self) -> Result<(), LockFault> {
         let state = lock(&self.shared.state);
         let old = Timestamp::now().duration_since(state.at) > LOST_AFTER;
-        let there = self.shared.files.path(FileKind::Lock, &state.id).exists();
+        let there = self.shared.files.is_there(FileKind::Lock, &state.id);
         if state.lost || old || !there { Err(LockFault::Lost) } else { Ok(()) }
     }
 }
@@ -358,7 +358,11 @@ fn conflict(files: &Files, key: &Key, access: Access, own: Option<&Id>) -> Resul
             key.open_document(&sealed).ok().and_then(|text| serde_json::from_slice::<LockFile>(&text).ok());
         if is_left_behind(files, &id, lock_file.as_ref()) {
             tracing::warn!("removing a lock that was left behind: {lock_file:?}");
-            remove(files, &id)?;
+            match remove(files, &id) {
+                // In a repository that another host serves it is somebody else's; the agent there removes it.
+                Err(fault) if fault.source.kind() == io::ErrorKind::PermissionDenied => {}
+                removed => removed?,
+            }
             continue;
         }
         // What cannot be read may be anything.
@@ -373,8 +377,8 @@ fn conflict(files: &Files, key: &Key, access: Access, own: Option<&Id>) -> Resul
 fn is_left_behind(files: &Files, id: &Id, lock_file: Option<&LockFile>) -> bool {
     let now = Timestamp::now();
     let Some(lock_file) = lock_file else {
-        let written = std::fs::metadata(files.path(FileKind::Lock, id)).and_then(|metadata| metadata.modified());
-        let written = written.ok().and_then(|time| Timestamp::try_from(time).ok());
+        let written = files.written_at(FileKind::Lock, id);
+        let written = written.and_then(|time| Timestamp::try_from(time).ok());
         return written.is_some_and(|time| now.duration_since(time) > STALE_AFTER);
     };
     if now.duration_since(lock_file.time) > STALE_AFTER {

@@ -1,22 +1,24 @@
 //! The engine: operations on repositories of restic's format, version 2 (and 1, if somebody else made them).
 
 mod look;
+mod made;
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
+use proto::RepositoryName;
 use proto::agent::{Repository as Location, SnapshotRef};
-use proto::backup::{BackupCounts, BackupOptions};
+use proto::backup::BackupOptions;
 use proto::look::{Forget, Found, FoundSnapshot, Query};
 use proto::restore::RestoreOptions;
-use rustic_core::repofile::{SnapshotFile, SnapshotSummary};
-use rustic_core::{SnapshotOptions, jiff};
+use rustic_core::jiff;
 
 use super::archive::{self, ArchiveFault, Parent, Seen, archive};
 use super::compare::{Compared, Comparison, Depth, LeftOut};
-use super::fault::EngineError;
+use super::fault::{EngineError, PasswordFault, Refusal};
 use super::format::blobs::{BlobFault, Blobs};
 use super::format::chunker::Chunker;
 use super::format::files::FileKind;
@@ -30,24 +32,32 @@ use super::patterns::rules_of;
 use super::restore::{self, RestoreFault};
 use super::retention::fates;
 use super::selection::{Rules, Selection};
-use super::session::Session;
-use super::snapshots::{self, OURS, Snapshot, Snapshots};
+use super::session::{Place, Session, keep_password, password};
+use super::snapshots::{self, Snapshot};
 use super::source::Source;
 use super::unfinished::Unfinished;
 use super::wanted::Wanted;
-use super::{BackupEngine, Mark, SharedMeter, Work};
+use super::{BackupEngine, Desk, Mark, SharedMeter, Work};
+use crate::kept::Kept;
 use look::{Findings, shown};
+use made::{finish_snapshot, finished, must_be_free, new_snapshot, total_bytes, work_of};
 
 /// The engine.
-#[derive(Debug)]
 pub(crate) struct Restic {
     /// The agent's directory: the password of repositories for which no other file is named, and unfinished restores.
     state: PathBuf,
+    /// Of a media agent.
+    desk: Option<Arc<dyn Desk>>,
 }
 
 impl Restic {
     pub(crate) fn new(state: &Path) -> Self {
-        Self { state: state.to_owned() }
+        Self { state: state.to_owned(), desk: None }
+    }
+
+    /// As [`Restic::new`]; what is to be served is given to `desk`.
+    pub(crate) fn with_desk(state: &Path, desk: Arc<dyn Desk>) -> Self {
+        Self { desk: Some(desk), ..Self::new(state) }
     }
 }
 
@@ -216,10 +226,35 @@ impl BackupEngine for Restic {
     }
 
     fn identify(&self, at: &Location, meter: &SharedMeter) -> Result<Work, EngineError> {
-        let repository = Session::open_unlocked(&self.state, at, false, meter)?.1;
-        let snapshots = vec![repository.config().id.to_hex().to_string()];
-        Ok(Work { snapshots, ..Work::default() })
+        let repository = Place::of(&self.state, at, meter)?.open(false, meter)?;
+        Ok(Work { snapshots: vec![id_of(&repository)], ..Work::default() })
     }
+
+    fn serve(&self, kept: &Kept, password_file: Option<&Path>, meter: &SharedMeter) -> Result<Work, EngineError> {
+        let desk = self.desk.as_ref().ok_or(EngineError::NoDesk)?;
+        if !kept.path.is_absolute() {
+            return Err(EngineError::refused(&kept.path, Refusal::RepositoryNotAbsolute));
+        }
+        let file = Kept::password_file(&self.state, &kept.name);
+        if let Some(theirs) = password_file {
+            let text = password(theirs, false)?;
+            let fault = |error| EngineError::Password { path: file.clone(), why: PasswordFault::Make(error) };
+            keep_password(&file, &text).map_err(fault)?;
+        }
+        let repository = Place::kept(&self.state, kept).open(true, meter)?;
+        let certificate = Some(desk.begin(kept)?);
+        Ok(Work { snapshots: vec![id_of(&repository)], certificate, ..Work::default() })
+    }
+
+    fn unserve(&self, name: &RepositoryName) -> Result<Work, EngineError> {
+        let desk = self.desk.as_ref().ok_or(EngineError::NoDesk)?;
+        desk.end(name)?;
+        Ok(Work::default())
+    }
+}
+
+fn id_of(repository: &Opened) -> String {
+    repository.config().id.to_hex().to_string()
 }
 
 impl Session {
@@ -313,105 +348,8 @@ struct BackupOrder<'a> {
     options: &'a BackupOptions,
 }
 
-/// Refuses a tag by which a snapshot would say of itself what only the agent knows.
-fn must_be_free(tag: &str) -> Result<(), EngineError> {
-    let fault = |why| Err(EngineError::Tag(tag.to_owned(), why));
-    match tag {
-        _ if tag.contains(',') => fault("a comma separates tags"),
-        OURS => fault("snapshots of agents have it"),
-        _ if ["job-", "product:", "policy:"].iter().any(|own| tag.starts_with(own)) => {
-            fault("the agent itself says that of its snapshots")
-        }
-        _ => Ok(()),
-    }
-}
-
 fn compression(repository: &Opened) -> Option<i32> {
     repository.config().zstd().ok().flatten()
-}
-
-fn total_bytes(snapshot: &Snapshot) -> u64 {
-    snapshot.file.summary.as_ref().map_or(0, |summary| summary.total_bytes_processed)
-}
-
-fn new_snapshot(mark: &Mark, sources: &[PathBuf], parent: Option<&Snapshot>) -> SnapshotFile {
-    // The library's options would ask the machine for its name, which may be a clone's.
-    let mut file = SnapshotOptions::default().host(mark.origin.host.to_string()).to_snapshot().unwrap_or_default();
-    file.hostname = mark.origin.host.to_string();
-    file.program_version = concat!("manager-fs ", env!("CARGO_PKG_VERSION")).to_owned();
-    file.tags.add(job_tag(mark.job));
-    file.tags.add(OURS.to_owned());
-    file.tags.add(format!("product:{}", mark.origin.product));
-    if let Some(policy) = &mark.origin.policy {
-        file.tags.add(format!("policy:{policy}"));
-    }
-    for source in sources {
-        file.paths.add(source.to_string_lossy().into_owned());
-    }
-    file.parent = parent.and_then(|parent| parent.id.to_string().parse().ok());
-    file
-}
-
-fn finish_snapshot(file: &mut SnapshotFile, tree: &Id, seen: &Seen, added: &Added) {
-    // An id of ours is always one of the library's.
-    file.tree = tree.to_string().parse().unwrap_or_default();
-    let mut summary = SnapshotSummary::default();
-    (summary.files_new, summary.files_changed) = (seen.files_new, seen.files_changed);
-    summary.files_unmodified = seen.files_unmodified;
-    (summary.dirs_new, summary.dirs_changed) = (seen.dirs_new, seen.dirs_changed);
-    summary.dirs_unmodified = seen.dirs_unmodified;
-    summary.total_files_processed = seen.files_new + seen.files_changed + seen.files_unmodified;
-    summary.total_dirs_processed = seen.dirs_new + seen.dirs_changed + seen.dirs_unmodified;
-    summary.total_bytes_processed = seen.bytes;
-    (summary.data_blobs, summary.tree_blobs) = (added.data_blobs, added.tree_blobs);
-    (summary.data_added, summary.data_added_packed) = (added.bytes, added.packed_bytes);
-    summary.backup_start = file.time.clone();
-    summary.backup_end = jiff::Zoned::now();
-    let duration = summary.backup_end.duration_since(&summary.backup_start).as_secs_f64();
-    (summary.backup_duration, summary.total_duration) = (duration, duration);
-    file.summary = Some(summary);
-}
-
-fn job_tag(job: u64) -> String {
-    format!("job-{job}")
-}
-
-/// The snapshot that an earlier run of the same job finished of these sources.
-fn finished<'a>(snapshots: &'a Snapshots, sources: &[PathBuf], mark: &Mark) -> Option<&'a Snapshot> {
-    let since = i64::try_from(mark.since_unix_ms).unwrap_or(i64::MAX);
-    let tag = job_tag(mark.job);
-    snapshots.all().iter().rev().find(|snapshot| {
-        snapshot.file.tags.contains(&tag)
-            && snapshot.file.hostname == mark.origin.host.as_str()
-            && snapshot.sources() == sources
-            && snapshot.at().as_millisecond() >= since
-    })
-}
-
-fn work_of(id: Id, file: &SnapshotFile) -> Work {
-    let summary = file.summary.as_ref();
-    Work {
-        snapshots: vec![id.to_string()],
-        files: summary.map_or(0, |summary| summary.total_files_processed),
-        bytes: summary.map_or(0, |summary| summary.total_bytes_processed),
-        repository_bytes: summary.map_or(0, |summary| summary.data_added_packed),
-        counts: summary.map(counts_of).unwrap_or_default(),
-        ..Work::default()
-    }
-}
-
-fn counts_of(summary: &SnapshotSummary) -> BackupCounts {
-    let lasted = summary.backup_end.duration_since(&summary.backup_start).as_millis();
-    BackupCounts {
-        files_new: summary.files_new,
-        files_changed: summary.files_changed,
-        files_unmodified: summary.files_unmodified,
-        dirs_new: summary.dirs_new,
-        dirs_changed: summary.dirs_changed,
-        dirs_unmodified: summary.dirs_unmodified,
-        added_bytes: summary.data_added,
-        duration_ms: u64::try_from(lasted).unwrap_or(0),
-    }
 }
 
 /// What is restored: a snapshot's one source, or everything of a snapshot of several; and the path in the snapshot that the

@@ -198,8 +198,8 @@ struct Order {
     /// On which host, or on each host of which group
     #[arg(long, value_name = "HOST|@GROUP")]
     host: Target,
-    /// The repository's directory on the host
-    #[arg(long, value_name = "DIR")]
+    /// The repository's directory on the host, or the name of one that is served
+    #[arg(long, value_name = "DIR|NAME")]
     repository: String,
     /// File on the host with the repository's password; by default one in the host's state directory
     #[arg(long, value_name = "FILE")]
@@ -222,7 +222,7 @@ pub(super) struct Own {
 
 /// How the job is followed.
 #[derive(Debug, Args)]
-struct Watch {
+pub(in crate::cli) struct Watch {
     /// Print the job's number and do not wait
     #[arg(long)]
     detach: bool,
@@ -373,8 +373,12 @@ fn follow(
             return follow_all(&Quick::JobRunOnGroup { group, product, operation }, watch, here);
         }
     };
-    let request = Quick::JobRun { host: host.clone(), product: product.clone(), operation };
-    let record = job(ask_once(here, &request)?)?;
+    ordered(&Quick::JobRun { host: host.clone(), product: product.clone(), operation }, watch, here)
+}
+
+/// Asks what is answered by a job, and follows that.
+pub(in crate::cli) fn ordered(request: &Quick, watch: &Watch, here: &Here) -> anyhow::Result<Done> {
+    let record = job(ask_once(here, request)?)?;
     if !watch.detach {
         note!("job {}", record.id);
         return wait(record.id, watch.json, here);

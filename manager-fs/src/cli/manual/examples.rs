@@ -285,6 +285,30 @@ const EXAMPLES: &[(&str, Examples)] = &[
     ),
     ("job show", &[("manager-fs job show 7", "its state, snapshots and problems")]),
     ("job wait", &[("manager-fs job wait 7", "follow it; Ctrl-C leaves it running")]),
+    (
+        "repository create",
+        &[
+            (
+                "manager-fs repository create main --on vault --path /srv/repository",
+                "served by the media agent of vault, at vault:7421",
+            ),
+            ("manager-fs job backup --host web --repository main /srv/www", "from another host, by its name"),
+        ],
+    ),
+    ("repository list", &[("manager-fs repository list", "what is served, and by whom")]),
+    ("repository show", &[("manager-fs repository show main", "where it lies and how it is reached")]),
+    (
+        "repository certificate",
+        &[(
+            "manager-fs repository certificate main > main.pem",
+            "then: restic --cacert main.pem -r rest:https://me:TOKEN@vault:7421/main/ …",
+        )],
+    ),
+    ("repository remove", &[("manager-fs repository remove main", "served no longer; what lies in it stays")]),
+    (
+        "repository token",
+        &[("manager-fs repository token main --access append --ttl 2h > token", "for a person's own program")],
+    ),
     ("job cancel", &[("manager-fs job cancel 7", "it stops at its next unit boundary")]),
     (
         "demo",

@@ -417,11 +417,7 @@ pub(super) const DOCUMENTS: &[Document] = &[
     Document { command: "rollout resume", what: "As rollout plan", fields: &[] },
     Document { command: "rollout abort", what: "As rollout plan", fields: &[] },
     Document { command: "rollout rollback", what: "As rollout plan", fields: &[] },
-    Document {
-        command: "rollout history",
-        what: ONE,
-        fields: &[("rollouts[].*?", "each as `rollout plan`, the newest last")],
-    },
+    Document { command: "rollout history", what: ONE, fields: super::rollout_fields::HISTORY },
     Document {
         command: "agents",
         what: ONE,
@@ -470,6 +466,12 @@ pub(super) const DOCUMENTS: &[Document] = &[
     },
     Document { command: "job show", what: ONE, fields: JOB },
     Document { command: "job cancel", what: ONE, fields: JOB },
+    Document { command: "repository create", what: "As job backup", fields: &[] },
+    Document { command: "repository remove", what: "As job backup", fields: &[] },
+    Document { command: "repository list", what: ONE, fields: super::repository_fields::LIST },
+    Document { command: "repository show", what: ONE, fields: super::repository_fields::REPOSITORY },
+    Document { command: "repository certificate", what: ONE, fields: super::repository_fields::CERTIFICATE },
+    Document { command: "repository token", what: ONE, fields: super::repository_fields::TOKEN },
     Document {
         command: "demo",
         what: ONE,

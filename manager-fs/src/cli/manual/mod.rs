@@ -6,6 +6,7 @@ mod fields;
 mod host_fields;
 mod page;
 mod policy_fields;
+mod repository_fields;
 mod rollout_fields;
 
 use std::sync::LazyLock;
@@ -41,7 +42,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
         &["hosts", "host", "token", "enroll", "mount", "unmount", "status", "attach", "release", "exec", "profile"],
     ),
     ("Agents", &["launch", "rescue", "permits", "upgrade", "rollout", "agents"]),
-    ("Jobs", &["policy", "protection", "job"]),
+    ("Jobs", &["policy", "protection", "job", "repository"]),
     ("This program", &["demo", "completions", "man", "help"]),
 ];
 const OTHERS: &str = "More";

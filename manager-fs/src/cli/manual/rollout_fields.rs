@@ -25,3 +25,5 @@ pub(super) const ROLLOUT: &[(&str, &str)] = &[
     ("problems[].*?", "hosts that are not as ordered: state, reason, count, and the first of them"),
     ("history[].*?", "what happened, and when: at_unix_ms and text"),
 ];
+
+pub(super) const HISTORY: &[(&str, &str)] = &[("rollouts[].*?", "each as `rollout plan`, the newest last")];

@@ -6,10 +6,11 @@ use proto::agent::StepEvent;
 use proto::name::Target;
 use proto::{GroupName, HostName};
 
-use super::message::{AgentView, ChangedView, HOSTS_PAGE, HostFilter, HostState, HostView};
+use super::message::{AgentView, ChangedView, HOSTS_PAGE, HostFilter, HostState, HostView, RepositoryView};
 use super::refusal::CatalogError;
 use crate::manager::control::HostStatus;
 use crate::manager::control::hosts::HostRecord;
+use crate::manager::control::repositories::RepositoryRecord;
 use crate::manager::control::tokens::{TOKEN_TTL_MS_MAX, TokenRecord};
 use crate::manager::error::ManagerError;
 use crate::manager::labels::{LabelChange, Selector, all_match};
@@ -126,6 +127,16 @@ impl Fleet<'_> {
             self.0.targets.joined(group, std::slice::from_ref(host)).await?;
         }
         Ok(())
+    }
+
+    /// Every repository that is served.
+    pub(super) async fn repositories(&self) -> Result<Vec<RepositoryView>, ManagerError> {
+        let all = self.0.state.repositories().await?.into_iter();
+        let view = |(name, record): (_, RepositoryRecord)| {
+            let RepositoryRecord { host, product, path, address, created, certificate, .. } = record;
+            RepositoryView { name, host, product, path, address, created, certificate }
+        };
+        Ok(all.map(view).collect())
     }
 
     /// Every agent that hosts have reported.

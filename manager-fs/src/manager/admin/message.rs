@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use proto::adapter::Adapter;
 use proto::agent::{AgentStatus, JobId, Operation, StepEvent};
 use proto::bundle::Touch;
+use proto::door::Access;
 use proto::health::HealthCheck;
 use proto::message::{BundleFacts, Fault, Unix};
 use proto::name::Target;
 use proto::number::RolloutId;
-use proto::{GenerationRecord, GenerationRef, GroupName, HostName, Product, TreeId, Version};
+use proto::{GenerationRecord, GenerationRef, GroupName, HostName, Product, RepositoryName, TreeId, Version};
 use serde::{Deserialize, Serialize};
 
 use super::diff::DiffReport;
@@ -21,6 +22,7 @@ use crate::manager::control::jobs::JobRecord;
 use crate::manager::jobs::{JobFilter, JobPage};
 use crate::manager::labels::{LabelChange, Labels, Selector};
 use crate::manager::policy::{PolicyAnswer, PolicyAsk};
+use crate::manager::repositories::RepositoryOrder;
 use crate::manager::rollout::machine::vocabulary::Wish;
 use crate::manager::rollout::{Plan, RolloutView};
 use crate::manager::store::GcReport;
@@ -162,6 +164,21 @@ pub enum Quick {
     Job(JobId),
     /// Stop a job.
     JobCancel(JobId),
+    /// Have a media agent serve a repository. Answered by the job that it is.
+    RepositoryCreate(RepositoryOrder),
+    /// Serve one no longer. Answered by the job that it is.
+    RepositoryRemove(RepositoryName),
+    /// Every repository that is served.
+    Repositories,
+    /// A token for a person's program.
+    RepositoryToken {
+        /// Of which repository.
+        name: RepositoryName,
+        /// What for.
+        access: Access,
+        /// For how long, milliseconds.
+        ttl_ms: u64,
+    },
     /// Check the text of a plan of a rollout, and keep it unless it is only looked at.
     RolloutPlan {
         /// The plan, TOML.
@@ -275,7 +292,7 @@ pub enum AdminReply {
     Groups(Vec<(GroupName, Vec<HostName>)>),
     /// To `Rules`: by group.
     Rules(BTreeMap<GroupName, Vec<Selector>>),
-    /// To `Token`: the token's text, which the manager cannot show again.
+    /// To `Token` and `RepositoryToken`: the token's text, which the manager cannot show again.
     Token(String),
     /// To `Damaged`: keys, and what is wrong with their records.
     Damaged(Vec<(String, String)>),
@@ -285,12 +302,14 @@ pub enum AdminReply {
     Upgraded(UpgradeReport),
     /// To `Agents`: by host and product, as their hosts reported them last.
     Agents(Vec<AgentView>),
-    /// To `JobRun`, `Job`, `JobWait` and `JobCancel`.
+    /// To `JobRun`, `Job`, `JobWait`, `JobCancel`, `RepositoryCreate` and `RepositoryRemove`.
     Job(JobRecord),
     /// To `Jobs`.
     Jobs(JobPage),
     /// To `JobRunOnGroup`: one a host.
     Ordered(Vec<JobRecord>),
+    /// To `Repositories`: by name.
+    Repositories(Vec<RepositoryView>),
     /// To `RolloutPlan`, `RolloutAdd`, `RolloutWish`, `Rollout` and `RolloutWatch`.
     Rollout(Box<RolloutView>),
     /// To `Rollouts`: the newest last.
@@ -299,6 +318,25 @@ pub enum AdminReply {
     Policy(PolicyAnswer),
     /// To any request: it was refused or failed, and why.
     Fault(Fault),
+}
+
+/// A repository that is served, as an operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryView {
+    /// What it is called.
+    pub name: RepositoryName,
+    /// Whose media agent serves it.
+    pub host: HostName,
+    /// Which agent of that host.
+    pub product: Product,
+    /// Its directory there.
+    pub path: String,
+    /// Where others reach it.
+    pub address: String,
+    /// When that was decided.
+    pub created: Unix,
+    /// What its agent shows to programs that are no agents: the base64 of a certificate's DER.
+    pub certificate: Option<String>,
 }
 
 /// What comes before an answer.

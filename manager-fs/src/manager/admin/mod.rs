@@ -34,7 +34,7 @@ use fleet::Fleet;
 pub use diff::{DiffEntry, DiffReport, Difference};
 pub use message::{
     AdminEvent, AdminReply, AdminRequest, AgentView, ChangedView, GenerationView, HOSTS_PAGE, HostFilter, HostState,
-    HostView, Long, ProblemView, PublishOrder, PublishReport, Quick, RepairOrder, VerifyView,
+    HostView, Long, ProblemView, PublishOrder, PublishReport, Quick, RepairOrder, RepositoryView, VerifyView,
 };
 
 /// How long nothing is accepted after a failure: out of descriptors, most likely, and connections that end will help.
@@ -163,6 +163,13 @@ async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<AdminReply, M
         Quick::Jobs(filter) => AdminReply::Jobs(manager.jobs.listed(&filter).await?),
         Quick::Job(id) => AdminReply::Job(manager.jobs.job(id).await?),
         Quick::JobCancel(id) => AdminReply::Job(manager.jobs.cancel(id).await?),
+        Quick::RepositoryCreate(order) => AdminReply::Job(manager.repositories().create(order).await?),
+        Quick::RepositoryRemove(name) => AdminReply::Job(manager.repositories().remove(&name).await?),
+        Quick::Repositories => AdminReply::Repositories(fleet.repositories().await?),
+        Quick::RepositoryToken { name, access, ttl_ms } => {
+            let time = Duration::from_millis(ttl_ms);
+            AdminReply::Token(manager.repositories().token(&name, access, time).await?)
+        }
         Quick::RolloutPlan { text, keep } => shown(manager.rollouts.plan(&text, keep).await)?,
         Quick::RolloutAdd(plan) => shown(manager.rollouts.add(*plan, true).await)?,
         Quick::RolloutWish(id, wish) => shown(manager.rollouts.wish(id, wish).await)?,

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::door::opened;
 use super::identify::{identify, keep_turn};
 use super::turn::{LEASE, Turn};
 use super::{JobError, Jobs};
@@ -251,7 +252,7 @@ async fn send(
     jobs.live().entry(id).or_default().sent += 1;
     // Only the last counts, and a host that sends them faster than they are written down fills no memory.
     let (progress, mut progressed) = watch::channel(None::<Progress>);
-    let request = run(jobs, record);
+    let request = run(jobs, record).await?;
     let on = move |incoming| {
         if let Incoming::Event(body) = incoming
             && let Ok(event) = codec::decode::<Progress, MESSAGE_BYTES_MAX>(&body)
@@ -293,15 +294,16 @@ async fn send(
     }
 }
 
-fn run(jobs: &Jobs, record: &JobRecord) -> ManagerRequest {
+async fn run(jobs: &Jobs, record: &JobRecord) -> Result<ManagerRequest, JobError> {
     let earlier = lock(&jobs.earlier).of(&record.host, &record.operation);
     let policy = record.run.as_ref().map(|run| run.policy.to_string());
-    ManagerRequest::Run {
+    let operation = in_their_words(jobs, record).unwrap_or_else(|| record.operation.clone());
+    Ok(ManagerRequest::Run {
         product: record.product.clone(),
         job: record.id,
         origin: JobOrigin { earlier, policy, ..JobOrigin::new(record.host.clone(), record.product.clone()) },
-        operation: in_their_words(jobs, record).unwrap_or_else(|| record.operation.clone()),
-    }
+        operation: opened(jobs, record, operation).await?,
+    })
 }
 
 /// The order for an agent that did not understand it as it is; `None`: it may, or there are no other words.
@@ -328,6 +330,7 @@ async fn answered(
             Fault::BadRequest(_) if record.operation.is_newer() => {
                 let what = match record.operation {
                     Operation::Own { .. } => "operations of a program's own",
+                    Operation::Serve { .. } | Operation::Unserve { .. } => "serving of repositories",
                     _ => "operations with these options",
                 };
                 let text = format!(

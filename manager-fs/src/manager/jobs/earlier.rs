@@ -33,7 +33,11 @@ impl Earlier {
                 HostScope::Host(other) => Some(other),
             },
             Operation::Backup { .. } | Operation::BackupWith { .. } => Some(host),
-            Operation::Check { .. } | Operation::Identify { .. } | Operation::Own { .. } => return Vec::new(),
+            Operation::Check { .. }
+            | Operation::Identify { .. }
+            | Operation::Serve { .. }
+            | Operation::Unserve { .. }
+            | Operation::Own { .. } => return Vec::new(),
         };
         let is_wanted = |of: &HostName| other.is_none_or(|other| of == other || of == host);
         let of_hosts = self.0.iter().filter(|(of, _)| is_wanted(of));

@@ -8,8 +8,9 @@ use proto::message::{HostReply, ManagerRequest};
 use proto::width;
 use tokio::task::JoinSet;
 
-use super::Jobs;
+use super::door::opened;
 use super::turn::{LEASE, RepositoryId, Turn};
+use super::{JobError, Jobs};
 use crate::manager::control::ControlError;
 use crate::manager::control::jobs::JobRecord;
 use crate::manager::now;
@@ -46,7 +47,7 @@ pub(super) async fn identify(jobs: &Arc<Jobs>, for_job: JobId) {
 
 async fn ask(jobs: &Jobs, link: &Link, job: JobId) -> Option<RepositoryId> {
     let record = jobs.state.job(job).await.ok()?;
-    match ask_agent(jobs, link, record).await {
+    match ask_agent(jobs, link, &record).await {
         Ok(HostReply::Outcome(Outcome::Done(summary))) => RepositoryId::parse(summary.snapshots.first()?),
         // A repository that is not there yet, an agent of an earlier version, one that changes over.
         other => {
@@ -62,19 +63,22 @@ enum NotSaid {
     #[error("the job is at no repository")]
     NoRepository,
     #[error(transparent)]
+    Job(#[from] JobError),
+    #[error(transparent)]
     Control(#[from] ControlError),
     #[error(transparent)]
     Net(#[from] NetError),
 }
 
-async fn ask_agent(jobs: &Jobs, link: &Link, record: JobRecord) -> Result<HostReply, NotSaid> {
+async fn ask_agent(jobs: &Jobs, link: &Link, record: &JobRecord) -> Result<HostReply, NotSaid> {
     let repository = record.operation.repository().ok_or(NotSaid::NoRepository)?.clone();
+    let operation = opened(jobs, record, Operation::Identify { repository }).await?;
     let request = ManagerRequest::Run {
-        origin: JobOrigin::new(record.host, record.product.clone()),
-        product: record.product,
+        origin: JobOrigin::new(record.host.clone(), record.product.clone()),
+        product: record.product.clone(),
         // No job of anybody's: the agent wants a number.
         job: jobs.state.draw_job(now())?,
-        operation: Operation::Identify { repository },
+        operation,
     };
     Ok(link.request::<_, HostReply>(&request, |_| {}, DEADLINE).await?)
 }

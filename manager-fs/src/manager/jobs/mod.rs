@@ -8,6 +8,7 @@
 //!    └── draining, connection lost <────────┘   (sent again; the agent joins a job that it knows)
 //! ```
 
+mod door;
 mod drive;
 mod earlier;
 mod identify;
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use proto::agent::{JobId, Operation, Outcome, Progress};
+use proto::door::GrantFault;
 use proto::name::Target;
 use proto::{GroupName, HostName, Product};
 
@@ -28,6 +30,7 @@ use super::connections::Connections;
 use super::control::changes::EndedBy;
 use super::control::hosts::HostError;
 use super::control::jobs::{JobRecord, JobRecordError, JobState, NewJob};
+use super::control::repositories::RepositoryError;
 use super::control::turns::KeptTurn;
 use super::control::{ControlError, Observation, State};
 use super::news::{News, NewsBoard};
@@ -63,6 +66,12 @@ pub enum JobError {
     /// Nobody of a group can be ordered anything.
     #[error("no host of group '{0}' is enrolled")]
     NoHosts(GroupName),
+    /// The repository that it names is not served.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// An agent cannot be let in there.
+    #[error("the repository cannot be opened to the agent: {0}")]
+    Grant(#[from] GrantFault),
     /// The control state failed.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -72,10 +81,17 @@ impl JobError {
     /// Whether the control state is to blame, and the same may succeed later.
     fn is_passing(&self) -> bool {
         match self {
-            JobError::Control(error) | JobError::Record(JobRecordError::Control(error)) => {
+            JobError::Control(error)
+            | JobError::Record(JobRecordError::Control(error))
+            | JobError::Repository(RepositoryError::Control(error)) => {
                 !matches!(error, ControlError::Damaged { .. } | ControlError::Closed)
             }
-            JobError::Operation(_) | JobError::Host(_) | JobError::Record(_) | JobError::NoHosts(_) => false,
+            JobError::Operation(_)
+            | JobError::Host(_)
+            | JobError::Record(_)
+            | JobError::Repository(_)
+            | JobError::NoHosts(_)
+            | JobError::Grant(_) => false,
         }
     }
 }
@@ -135,6 +151,9 @@ impl Jobs {
         for job in &jobs {
             self.state.known_host(&job.host)?;
             check(&job.operation)?;
+            if let Some(name) = door::name_of(&job.operation) {
+                self.state.repository(&name).await?;
+            }
         }
         let records = self.state.add_jobs(jobs, now()).await?;
         let mut many = false;
@@ -177,6 +196,14 @@ impl Jobs {
             return Err(JobError::NoHosts(group.clone()));
         }
         self.add_all(jobs).await
+    }
+
+    /// Whether an operation makes sense, whatever it is ordered of.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(crate) fn must_make_sense(operation: &Operation) -> Result<(), JobError> {
+        Ok(check(operation)?)
     }
 
     /// A job as it is this moment.
@@ -289,6 +316,7 @@ impl Jobs {
         self.save(host, id).await;
         if self.state.end_job(id, outcome, by, now()).await? {
             tracing::info!(job = %id, outcome = word(outcome), ?by, "job ended");
+            door::served(self, id, outcome).await?;
         }
         self.live().remove(&id);
         self.news.tell(host, News::Job(id));

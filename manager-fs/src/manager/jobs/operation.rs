@@ -1,8 +1,8 @@
 //! Which operations make sense, and which must be alone.
 
-use proto::OperationKind;
 use proto::agent::Operation;
 use proto::look::Query;
+use proto::{OperationKind, RepositoryName};
 
 /// What is wrong with an operation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -16,6 +16,9 @@ pub enum OperationFault {
         /// The path as it was typed.
         path: String,
     },
+    /// A password for a repository whose agents are told it.
+    #[error("a repository that is served has its own password, which agents are told: leave out --password-file")]
+    PasswordOfServed,
     /// A backup without sources.
     #[error("nothing to back up: name at least one source")]
     NothingToBackUp,
@@ -34,7 +37,14 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
         path.starts_with('/').then_some(()).ok_or_else(relative)
     };
     if let Some(repository) = operation.repository() {
-        absolute("repository", &repository.path)?;
+        // One that is served has a name, which is told from a path by its first character.
+        let is_named = repository.path.parse::<RepositoryName>().is_ok();
+        match operation {
+            Operation::Serve { .. } | Operation::Unserve { .. } => absolute("repository", &repository.path)?,
+            _ if is_named && repository.password_file.is_some() => return Err(OperationFault::PasswordOfServed),
+            _ if is_named => {}
+            _ => absolute("repository", &repository.path)?,
+        }
         repository.password_file.iter().try_for_each(|path| absolute("password file", path))?;
     }
     match operation {
@@ -61,6 +71,8 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
         | Operation::Identify { .. }
         | Operation::Look { .. }
         | Operation::Forget { .. }
+        | Operation::Serve { .. }
+        | Operation::Unserve { .. }
         | Operation::Own { .. } => Ok(()),
     }
 }
@@ -78,6 +90,8 @@ pub(super) fn is_exclusive(operation: &Operation) -> bool {
         | Operation::Check { .. }
         | Operation::Identify { .. }
         | Operation::Look { .. }
+        | Operation::Serve { .. }
+        | Operation::Unserve { .. }
         | Operation::Own { .. } => false,
     }
 }

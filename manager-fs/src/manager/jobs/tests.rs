@@ -59,7 +59,8 @@ async fn an_operation_that_makes_no_sense_is_refused_and_no_job() {
     let password = Repository { password_file: Some("key".into()), ..at("/r") };
     let latest = SnapshotRef::latest;
     let operations = [
-        (backup("r"), "repository 'r' is not an absolute path on the host"),
+        (backup("r"), "there is no repository 'r'"),
+        (backup("./r"), "repository './r' is not an absolute path on the host"),
         (Operation::Check { repository: password, read_data: false }, "password file 'key' is not an absolute path"),
         (Operation::Backup { repository: at("/r"), sources: vec![] }, "nothing to back up: name at least one source"),
         (Operation::Backup { repository: at("/r"), sources: vec!["/a".into(), "b".into()] }, "source 'b' is not"),

@@ -87,7 +87,8 @@ impl Entry {
     }
 
     fn is_named_as(&self, other: &Entry) -> bool {
-        self.host == other.host && self.path == other.path
+        // The name of one that is served is the same for every host.
+        self.path == other.path && (self.host == other.host || !self.path.starts_with('/'))
     }
 }
 
@@ -369,6 +370,14 @@ mod tests {
         assert_eq!(bench.take(3), None, "another repository is not concerned");
         bench.table.0.remove(&JobId(1));
         assert_eq!(bench.take(2), None);
+    }
+
+    #[test]
+    fn a_name_is_of_one_repository_wherever_the_job_is() {
+        let mut bench = Bench::new(&[("a", "main"), ("!b", "main"), ("c", "other")]);
+        assert_eq!((bench.take(1), bench.take(2), bench.take(3)), (None, Some(1), None));
+        let mut bench = Bench::new(&[("a", "/main"), ("!b", "/main")]);
+        assert_eq!((bench.take(1), bench.take(2)), (None, None), "a directory is of its host");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What a backup can be told: what it leaves out, how it stores, what it says; and that restic sees it so, too.
 
+use proto::backup::BackupCounts;
+
 use super::*;
 
 fn options() -> BackupOptions {

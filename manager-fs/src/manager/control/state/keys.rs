@@ -5,7 +5,7 @@ use std::fmt;
 use proto::agent::{ChangeId, JobId};
 use proto::name::Target;
 use proto::number::RolloutId;
-use proto::{GroupName, HostName, PolicyName, Product, Version};
+use proto::{GroupName, HostName, PolicyName, Product, RepositoryName, Version};
 
 /// A key, by what it is of.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +44,8 @@ pub enum Key {
     Rollout(RolloutId),
     /// `policy/NAME`: what is backed up where and when.
     Policy(PolicyName),
+    /// `repository/NAME`: a repository that a media agent serves.
+    Repository(RepositoryName),
     /// `set-aside/KEY`: that a record of an older store could not be brought over.
     SetAside(String),
 }
@@ -69,6 +71,7 @@ impl fmt::Display for Key {
             Key::Target(product, target) => write!(f, "target/{product}/{target}"),
             Key::Rollout(id) => write!(f, "rollout/{:016x}", id.0),
             Key::Policy(name) => write!(f, "policy/{name}"),
+            Key::Repository(name) => write!(f, "repository/{name}"),
             Key::SetAside(key) => write!(f, "set-aside/{key}"),
         }
     }
@@ -104,6 +107,7 @@ impl Key {
             }
             ["change", id] => Key::Change(ChangeId(number(id)?)),
             ["target", product, target] => Key::Target(product.parse().ok()?, target.parse().ok()?),
+            ["repository", name] => Key::Repository(name.parse().ok()?),
             ["rollout", id] => Key::Rollout(RolloutId(number(id)?)),
             ["policy", name] => Key::Policy(name.parse().ok()?),
             _ => return None,
@@ -143,6 +147,7 @@ mod tests {
             Key::Turn("5e".repeat(32), JobId(1 << 50)),
             Key::Change(ChangeId(7)),
             Key::Policy("nightly".parse().unwrap()),
+            Key::Repository("vault".parse().unwrap()),
             Key::SetAside(String::from("job/0000000000000007")),
         ];
         for key in keys {

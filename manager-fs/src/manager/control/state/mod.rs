@@ -28,6 +28,7 @@ mod keys;
 pub mod policies;
 mod records;
 mod refusal;
+pub mod repositories;
 pub mod rollouts;
 pub mod targets;
 #[cfg(test)]

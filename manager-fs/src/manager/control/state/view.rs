@@ -20,6 +20,7 @@ use super::generations::{Generation, GenerationHead};
 use super::hosts::HostRecord;
 use super::jobs::StoredJob;
 use super::policies::PolicyRecord;
+use super::repositories::RepositoryRecord;
 use super::rollouts::RolloutRecord;
 use super::targets::Wanted;
 
@@ -177,6 +178,7 @@ pub(super) fn shows(key: &str) -> bool {
             | Key::Turn(..)
             | Key::Rollout(_)
             | Key::Policy(_)
+            | Key::Repository(_)
             | Key::SetAside(_),
         )
         | None => false,
@@ -240,6 +242,7 @@ async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, Uns
         Key::Target(..) => decode(entry).map(Seen::Target),
         Key::Rollout(_) => decode::<RolloutRecord>(entry).map(|_| Seen::Other),
         Key::Policy(_) => decode::<PolicyRecord>(entry).map(|_| Seen::Other),
+        Key::Repository(_) => decode::<RepositoryRecord>(entry).map(|_| Seen::Other),
         Key::Sequence | Key::Lists => decode::<u64>(entry).map(|_| Seen::Other),
         Key::Part(..) => decode::<Vec<u8>>(entry).map(|_| Seen::Other),
         Key::SetAside(_) => {
@@ -408,6 +411,7 @@ impl Tables {
                 | Key::Change(_)
                 | Key::Rollout(_)
                 | Key::Policy(_)
+                | Key::Repository(_)
                 | Key::Sequence
                 | Key::Lists
                 | Key::Part(..)

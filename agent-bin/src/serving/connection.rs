@@ -1,0 +1,110 @@
+//! One connection: who it is, and one request after the other.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agent_core::{Pass, Permits};
+use proto::HostName;
+
+use super::request::{self, Answer, Caller, Status};
+use super::{Serving, Stream};
+use crate::wire::http::{self, Head, HttpFault};
+use crate::wire::timed::Timed;
+use crate::wire::tls::{self, TlsFault};
+
+/// From the first byte of a head to its last.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a connection may wait for its next request.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// How often an idle one looks whether a change-over wants its end.
+const BEAT: Duration = Duration::from_millis(100);
+
+/// A connection ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectionFault {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Http(#[from] HttpFault),
+    #[error(transparent)]
+    Tls(#[from] TlsFault),
+}
+
+pub(super) fn serve(serving: &Arc<Serving>, stream: TcpStream, pass: &Pass) -> Result<(), ConnectionFault> {
+    stream.set_nonblocking(false)?;
+    let port = stream.local_addr()?.port();
+    let (stream, host) = tls::accept(&serving.state, port, Timed::of(stream)?)?;
+    let mut stream = BufReader::with_capacity(64 << 10, stream);
+    while await_request(&mut stream, pass)? {
+        stream.get_mut().sock.within(HEAD_DEADLINE);
+        let Some(head) = Head::read(&mut stream)? else { break };
+        if !answer(serving, &mut stream, &head, host.as_ref(), pass)? {
+            break;
+        }
+    }
+    let stream = stream.get_mut();
+    stream.conn.send_close_notify();
+    stream.sock.within(BEAT);
+    drop(stream.conn.complete_io(&mut stream.sock));
+    Ok(())
+}
+
+/// Whether another request begins.
+fn await_request(stream: &mut Stream, pass: &Pass) -> io::Result<bool> {
+    let since = Instant::now();
+    while since.elapsed() < IDLE_MAX {
+        if !stream.buffer().is_empty() {
+            return Ok(true);
+        }
+        if pass.is_wanted_back() {
+            return Ok(false);
+        }
+        stream.get_mut().sock.within(BEAT);
+        match stream.fill_buf() {
+            Ok(bytes) => return Ok(!bytes.is_empty()),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+/// Answers one request; whether another may follow.
+fn answer(
+    serving: &Arc<Serving>,
+    stream: &mut Stream,
+    head: &Head,
+    host: Option<&HostName>,
+    pass: &Pass,
+) -> Result<bool, ConnectionFault> {
+    let (method, target) = head.request()?;
+    let bytes = head.body_bytes()?;
+    // Anew for each: what the host's administrator has written meanwhile holds.
+    let permitted = Permits::read(&serving.state, &serving.run).map_err(|fault| fault.to_string());
+    let permitted = permitted.and_then(|permits| permits.serve().map_err(|fault| fault.to_string()));
+    let caller = Caller { host, authorization: head.field("authorization") };
+    let answered = match permitted {
+        Ok(()) => request::answer(serving, &caller, method, target, head, bytes, stream),
+        Err(why) => Answer::refused(Status::Forbidden, why),
+    };
+    // What is left of a body that nobody wanted cannot be told from the next request.
+    let goes_on = answered.body_is_read(bytes) && !head.is_last() && !pass.is_wanted_back();
+    let length = answered.bytes().to_string();
+    let mut fields = vec![("Content-Length", length.as_str()), ("Content-Type", answered.kind())];
+    if answered.status == Status::Unauthorized {
+        fields.push(("WWW-Authenticate", "Basic realm=\"repositories\""));
+    }
+    if !goes_on {
+        fields.push(("Connection", "close"));
+    }
+    let out = stream.get_mut();
+    out.sock.within_body(answered.bytes());
+    http::write_head(out, &format!("HTTP/1.1 {}", answered.status.text()), &fields)?;
+    if method != "HEAD" {
+        answered.write_body(out)?;
+    }
+    out.flush()?;
+    Ok(goes_on)
+}

@@ -1,0 +1,243 @@
+//! The files of one repository that is served: read as they lie, added whole under the name of their content.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sha2::{Digest, Sha256};
+
+use crate::engine::format::files::{Directory, FileFault, FileKind, Store};
+use crate::engine::format::id::Id;
+use crate::engine::{EngineError, password_of};
+use crate::kept::Kept;
+
+/// Locks that may lie in a repository; each operation has one, or two while it is refreshed.
+const LOCKS_MAX: usize = 2048;
+/// Bytes that are read and written at once.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// A file of the repository cannot be given or taken.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ShelfFault {
+    #[error("there is no such file")]
+    NotThere,
+    #[error("the content's SHA-256 is not the file's name")]
+    NotItsName,
+    #[error("the content ended early")]
+    Cut,
+    #[error("this lock was taken by somebody else")]
+    NotYours,
+    #[error(
+        "there are {LOCKS_MAX} locks in the repository; the media agent's next job removes those that were left behind"
+    )]
+    TooManyLocks,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<FileFault> for ShelfFault {
+    fn from(fault: FileFault) -> Self {
+        Self::Io(fault.source)
+    }
+}
+
+/// One repository.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    pub(super) kept: Kept,
+    state: PathBuf,
+    directory: Directory,
+    drafts: AtomicU64,
+}
+
+impl Shelf {
+    pub(super) fn new(state: &Path, kept: Kept) -> Self {
+        let directory = Directory { root: kept.path.clone() };
+        Self { kept, state: state.to_owned(), directory, drafts: AtomicU64::new(0) }
+    }
+
+    pub(super) fn password(&self) -> Result<String, EngineError> {
+        password_of(&Kept::password_file(&self.state, &self.kept.name))
+    }
+
+    pub(super) fn list(&self, kind: FileKind) -> Result<Vec<(Id, u64)>, ShelfFault> {
+        Ok(self.directory.list(kind)?)
+    }
+
+    pub(super) fn open(&self, kind: FileKind, id: &Id) -> Result<File, ShelfFault> {
+        File::open(self.directory.path(kind, id)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => ShelfFault::NotThere,
+            _ => error.into(),
+        })
+    }
+
+    /// Takes a file whose content comes from `from`. On the disk when this returns. One that is there already, and as
+    /// long, stays as it is; one of another length was damaged, and what has the right hash is put in its place.
+    pub(super) fn add(&self, kind: FileKind, id: &Id, bytes: u64, from: &mut impl Read) -> Result<(), ShelfFault> {
+        let path = self.directory.path(kind, id);
+        let draft = Draft::new(&path, self.drafts.fetch_add(1, Ordering::Relaxed))?;
+        draft.fill(id, bytes, from)?;
+        if fs::metadata(&path).is_ok_and(|there| there.len() == bytes) {
+            return Ok(());
+        }
+        draft.file.sync_all()?;
+        fs::rename(&draft.path, &path)?;
+        if let Some(parent) = path.parent() {
+            File::open(parent)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// The same of a lock, whose owner may remove it.
+    pub(super) fn add_lock(&self, id: &Id, bytes: u64, from: &mut impl Read, owner: &str) -> Result<(), ShelfFault> {
+        if self.directory.list(FileKind::Lock)?.len() >= LOCKS_MAX {
+            return Err(ShelfFault::TooManyLocks);
+        }
+        let notes = self.kept.locks(&self.state);
+        DirBuilder::new().recursive(true).mode(0o700).create(&notes)?;
+        let note = notes.join(id.to_string());
+        match fs::read_to_string(&note) {
+            Ok(known) if known != owner => return Err(ShelfFault::NotYours),
+            _ => {}
+        }
+        // First: a lock whose owner is not known stays until it counts as left behind.
+        fs::write(&note, owner)?;
+        self.add(FileKind::Lock, id, bytes, from)?;
+        self.forget_notes(&notes);
+        Ok(())
+    }
+
+    pub(super) fn remove_lock(&self, id: &Id, owner: &str) -> Result<(), ShelfFault> {
+        let path = self.directory.path(FileKind::Lock, id);
+        if !path.exists() {
+            return Err(ShelfFault::NotThere);
+        }
+        let note = self.kept.locks(&self.state).join(id.to_string());
+        match fs::read_to_string(&note) {
+            Ok(known) if known == owner => {
+                fs::remove_file(&path)?;
+                // Without its lock a note means nothing.
+                drop(fs::remove_file(&note));
+                Ok(())
+            }
+            _ => Err(ShelfFault::NotYours),
+        }
+    }
+
+    /// Removes notes of locks that somebody else has removed since.
+    fn forget_notes(&self, notes: &Path) {
+        for entry in fs::read_dir(notes).into_iter().flatten().flatten() {
+            let id = entry.file_name().to_str().and_then(Id::parse);
+            // One that is just being made has its note first.
+            let age = entry.metadata().and_then(|found| found.modified()).ok().and_then(|at| at.elapsed().ok());
+            let is_old = age.is_some_and(|age| age.as_secs() > 3600);
+            if is_old && id.is_some_and(|id| !self.directory.is_there(FileKind::Lock, &id)) {
+                drop(fs::remove_file(entry.path()));
+            }
+        }
+    }
+}
+
+/// A file that is not there yet; gone if it is dropped before it got its name.
+struct Draft {
+    path: PathBuf,
+    file: File,
+}
+
+impl Draft {
+    fn new(path: &Path, number: u64) -> io::Result<Self> {
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(format!("-tmp-{}-{number}", std::process::id()));
+        let draft = PathBuf::from(draft);
+        let open = || OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft);
+        let file = open().or_else(|error| match (error.kind(), path.parent()) {
+            (io::ErrorKind::NotFound, Some(parent)) => {
+                DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+                open()
+            }
+            _ => Err(error),
+        })?;
+        Ok(Self { path: draft, file })
+    }
+
+    fn fill(&self, id: &Id, bytes: u64, from: &mut impl Read) -> Result<(), ShelfFault> {
+        let (mut hasher, mut left) = (Sha256::new(), bytes);
+        let mut piece = vec![0; PIECE_BYTES];
+        let mut file = &self.file;
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
+            let read = from.read(&mut piece[..most])?;
+            if read == 0 {
+                return Err(ShelfFault::Cut);
+            }
+            hasher.update(&piece[..read]);
+            file.write_all(&piece[..read])?;
+            left -= read as u64;
+        }
+        if Id::of_digest(hasher.finalize().into()) == *id { Ok(()) } else { Err(ShelfFault::NotItsName) }
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // Once it has its name there is nothing of this one.
+        drop(fs::remove_file(&self.path));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::door::DoorKey;
+
+    use super::*;
+
+    fn shelf(dir: &Path) -> Shelf {
+        let (state, path) = (dir.join("state"), dir.join("repository"));
+        let kept = Kept::new("vault".parse().unwrap(), "m".parse().unwrap(), path, "m:7421".into(), DoorKey([0; 32]));
+        Shelf::new(&state, kept)
+    }
+
+    fn names(dir: &Path) -> usize {
+        fs::read_dir(dir).map(Iterator::count).unwrap_or_default()
+    }
+
+    #[test]
+    fn what_is_added_has_the_name_of_its_content_and_comes_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = shelf(dir.path());
+        let (id, locks) = (Id::of(b"content"), dir.path().join("repository/index"));
+        assert!(matches!(shelf.add(FileKind::Index, &id, 7, &mut &b"CONTENT"[..]), Err(ShelfFault::NotItsName)));
+        assert!(matches!(shelf.add(FileKind::Index, &id, 7, &mut &b"cont"[..]), Err(ShelfFault::Cut)));
+        assert_eq!(names(&locks), 0, "nothing is left behind");
+        for _ in 0..2 {
+            shelf.add(FileKind::Index, &id, 7, &mut &b"content"[..]).unwrap();
+            assert_eq!(shelf.list(FileKind::Index).unwrap(), [(id, 7)]);
+            assert_eq!(names(&locks), 1);
+        }
+        fs::write(locks.join(id.to_string()), b"cut").unwrap();
+        shelf.add(FileKind::Index, &id, 7, &mut &b"content"[..]).unwrap();
+        let mut text = String::new();
+        shelf.open(FileKind::Index, &id).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "content", "a damaged file is healed");
+        assert!(matches!(shelf.open(FileKind::Pack, &id), Err(ShelfFault::NotThere)));
+    }
+
+    #[test]
+    fn a_lock_is_removed_by_whoever_took_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = shelf(dir.path());
+        let id = Id::of(b"lock");
+        shelf.add_lock(&id, 4, &mut &b"lock"[..], "host a").unwrap();
+        assert!(matches!(shelf.remove_lock(&id, "host b"), Err(ShelfFault::NotYours)));
+        assert!(matches!(shelf.add_lock(&id, 4, &mut &b"lock"[..], "host b"), Err(ShelfFault::NotYours)));
+        assert!(matches!(shelf.remove_lock(&Id::of(b"other"), "host a"), Err(ShelfFault::NotThere)));
+        shelf.remove_lock(&id, "host a").unwrap();
+        assert!(shelf.list(FileKind::Lock).unwrap().is_empty());
+        assert_eq!(names(&dir.path().join("state/repositories/vault.locks")), 0);
+        // Taken on the host itself: nobody's who comes from outside.
+        shelf.add(FileKind::Lock, &id, 4, &mut &b"lock"[..]).unwrap();
+        assert!(matches!(shelf.remove_lock(&id, "host a"), Err(ShelfFault::NotYours)));
+    }
+}
