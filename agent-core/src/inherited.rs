@@ -62,7 +62,9 @@ pub enum InheritedError {
 /// What is kept goes to the next version at a change-over, in both directions, and to whatever version the stub starts
 /// when one has crashed. A name that a version does not take goes on being kept, for the way back. A version on
 /// probation cannot lose what belongs to the one before it: what it forgets is forgotten when it has confirmed.
-#[derive(Clone)]
+///
+/// The default has inherited nothing, and keeps for nobody but itself.
+#[derive(Clone, Default)]
 pub struct Inherited {
     table: Arc<Mutex<Table>>,
     stub: Option<Arc<Channel>>,

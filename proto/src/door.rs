@@ -195,6 +195,8 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn grant() -> Grant {
@@ -223,6 +225,45 @@ mod tests {
         }
         for wrong in ["", "0", "zz", &text[2..], &"00".repeat(4000)] {
             assert_eq!(Grant::open(wrong, &key, &vault, 0), Err(GrantFault::Foreign));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_grant_that_was_changed_in_any_bit_or_cut_anywhere_is_refused(
+            until_unix_ms: u64, key: [u8; 32], host in "[a-z][a-z0-9]{0,30}", what in "[ -~]{0,64}", at: prop::sample::Index,
+        ) {
+            let (key, vault) = (DoorKey(key), "vault".parse().unwrap());
+            let bearer = Bearer::Host(host.parse().unwrap());
+            let made = Grant { until_unix_ms, what, bearer, ..grant() };
+            let text = made.seal(&key).unwrap();
+            prop_assert_eq!(Grant::open(&text, &key, &vault, 0), Ok(made));
+            let refused = |text: &str| Grant::open(text, &key, &vault, 0) == Err(GrantFault::Foreign);
+            let bytes = from_hex(&text).unwrap();
+            let bit = at.index(8 * bytes.len());
+            let mut forged = bytes.clone();
+            forged[bit / 8] ^= 1 << (bit % 8);
+            let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            prop_assert!(refused(&hex(&forged)), "bit {}", bit);
+            let cut = at.index(text.len());
+            prop_assert!(refused(&text[..cut]) && (cut == 0 || refused(&text[cut..])), "cut at {}", cut);
+            let longer = [format!("{text}00"), format!("00{text}")];
+            prop_assert!(longer.iter().all(|text| refused(text)));
+            // One byte taken out, or said twice.
+            let middle = bit / 8;
+            prop_assert!(refused(&hex(&[&bytes[..middle], &bytes[middle + 1..]].concat())));
+        }
+
+        #[test]
+        fn any_text_is_no_grant_and_any_door_is_read_as_it_is_written(text in "\\PC{0,200}", hex in "([0-9a-f]{2}){0,80}") {
+            let (key, vault) = (DoorKey([7; 32]), "vault".parse().unwrap());
+            prop_assert_eq!(Grant::open(&text, &key, &vault, 0), Err(GrantFault::Foreign));
+            prop_assert_eq!(Grant::open(&hex, &key, &vault, 0), Err(GrantFault::Foreign));
+            for text in [format!("{SCHEME}{text}"), format!("{SCHEME}a/b/{text}/{hex}"), format!("{SCHEME}a/b/c:1/{text}")] {
+                if let Ok(door) = text.parse::<Door>() {
+                    prop_assert_eq!(door.to_string(), text);
+                }
+            }
         }
     }
 

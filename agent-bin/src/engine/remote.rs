@@ -20,17 +20,19 @@ use super::SharedMeter;
 use super::format::files::{FileFault, FileKind, Store};
 use super::format::id::Id;
 use crate::wire::http::{self, Head, HttpFault};
+use crate::wire::timed::Patience;
 use crate::wire::tls::{self, Dialled};
 
 /// How long the other side may be away, or refuse for want of room for connections. A change-over takes seconds, a
 /// machine that starts again minutes.
-const PATIENCE: Duration = Duration::from_secs(15 * 60);
+const OUTAGE_MAX: Duration = Duration::from_secs(15 * 60);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// How often a pause looks whether the operation was stopped.
 const BEAT: Duration = Duration::from_millis(100);
-/// How long the other side may take to begin its answer. It syncs what it was sent first.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(120);
+/// What the other side may take. Before it begins its answer it syncs what it was sent.
+const PATIENCE: Patience =
+    Patience { handshake: Duration::from_secs(10), head: Duration::from_secs(120), body: Duration::from_secs(30) };
 /// Bytes of an answer where no part was asked for: the largest file of a repository, or the list of ten million.
 const ANSWER_BYTES_MAX: u64 = 1 << 30;
 /// Bytes of the text of a refusal.
@@ -48,6 +50,8 @@ pub(super) struct Remote {
     door: Door,
     authorization: String,
     meter: SharedMeter,
+    patience: Patience,
+    outage_max: Duration,
     kept: Mutex<Vec<(Connection, Instant)>>,
 }
 
@@ -77,7 +81,15 @@ impl Remote {
     /// Nothing is dialled yet.
     pub(super) fn new(state: &Path, door: Door, meter: &SharedMeter) -> Self {
         let authorization = format!("Basic {}", BASE64_STANDARD.encode(format!("grant:{}", door.grant)));
-        Self { state: state.to_owned(), door, authorization, meter: meter.clone(), kept: Mutex::default() }
+        Self {
+            state: state.to_owned(),
+            door,
+            authorization,
+            meter: meter.clone(),
+            patience: PATIENCE,
+            outage_max: OUTAGE_MAX,
+            kept: Mutex::default(),
+        }
     }
 
     /// The repository's name.
@@ -98,13 +110,17 @@ impl Remote {
     }
 
     fn ask(&self, request: &Request<'_>) -> Result<Vec<u8>, FileFault> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + self.outage_max;
         let mut pause = FIRST_PAUSE;
         loop {
             let error = match self.try_once(request) {
-                Ok(answer) => return Ok(answer),
+                Ok(Ok(answer)) => return Ok(answer),
+                // Whatever it is called, an answer is none that was cut.
+                Ok(Err(error)) if error.kind() != io::ErrorKind::ResourceBusy => {
+                    return Err(self.fault(request.path, error));
+                }
                 Err(error) if !may_pass(error.kind()) => return Err(self.fault(request.path, error)),
-                Err(error) => error,
+                Ok(Err(error)) | Err(error) => error,
             };
             if self.meter.is_stopped() || Instant::now() + pause > until {
                 return Err(self.fault(request.path, error));
@@ -125,7 +141,8 @@ impl Remote {
         }
     }
 
-    fn try_once(&self, request: &Request<'_>) -> io::Result<Vec<u8>> {
+    /// The answer; the outer error is the connection's.
+    fn try_once(&self, request: &Request<'_>) -> io::Result<io::Result<Vec<u8>>> {
         let kept = self.take();
         let was_kept = kept.is_some();
         let mut connection = kept.map_or_else(|| self.dial(), Ok)?;
@@ -134,7 +151,7 @@ impl Remote {
                 if !is_last {
                     self.keep(connection);
                 }
-                answer
+                Ok(answer)
             }
             // It has waited too long for this request: nothing is wrong with the other side.
             Err(error) if was_kept && may_pass(error.kind()) => {
@@ -144,7 +161,7 @@ impl Remote {
                 if !is_last {
                     self.keep(connection);
                 }
-                answer
+                Ok(answer)
             }
             Err(error) => Err(error),
         }
@@ -162,13 +179,14 @@ impl Remote {
 
     fn keep(&self, connection: Connection) {
         let mut kept = self.kept();
-        if kept.len() < KEPT_MAX {
+        // What follows an answer, and nobody has asked for, must not become the next one.
+        if kept.len() < KEPT_MAX && connection.buffer().is_empty() {
             kept.push((connection, Instant::now()));
         }
     }
 
     fn dial(&self) -> io::Result<Connection> {
-        let stream = tls::dial(&self.state, &self.door.host, &self.door.address)?;
+        let stream = tls::dial(&self.state, &self.door.host, &self.door.address, self.patience)?;
         Ok(BufReader::with_capacity(64 << 10, stream))
     }
 
@@ -194,10 +212,18 @@ impl Remote {
         http::write_head(stream, &first, &fields)?;
         stream.write_all(body)?;
         stream.flush()?;
-        stream.sock.within(ANSWER_DEADLINE);
+        stream.sock.within_head();
         let head = Head::read(connection).map_err(of_http)?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let (status, bytes) = (head.status().map_err(of_http)?, head.body_bytes().map_err(of_http)?);
-        let is_good = matches!(status, 200 | 206);
+        let is_good = status == if range.is_some() { 206 } else { 200 };
+        if matches!(status, 200 | 206) && !is_good {
+            let what = "it answers with another part of the file than was asked for";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        // Where its end is not said, nobody can tell that it was cut.
+        if is_good && *method == "GET" && head.field("content-length").is_none() {
+            return Err(of_http(HttpFault::Length));
+        }
         let has_body = *method != "HEAD";
         let at_most = match range {
             _ if !is_good => REFUSAL_BYTES_MAX,
@@ -301,3 +327,7 @@ impl Store for Remote {
         None
     }
 }
+
+#[cfg(test)]
+#[path = "remote_tests.rs"]
+mod tests;

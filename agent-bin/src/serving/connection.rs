@@ -1,6 +1,6 @@
 //! One connection: who it is, and one request after the other.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,11 +11,12 @@ use proto::HostName;
 use super::request::{self, Answer, Caller, Status};
 use super::{Serving, Stream};
 use crate::wire::http::{self, Head, HttpFault};
-use crate::wire::timed::Timed;
+use crate::wire::timed::{Patience, Timed};
 use crate::wire::tls::{self, TlsFault};
 
-/// From the first byte of a head to its last.
-const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// What whoever dials may take.
+pub(super) const PATIENCE: Patience =
+    Patience { handshake: Duration::from_secs(10), head: Duration::from_secs(10), body: Duration::from_secs(30) };
 /// How long a connection may wait for its next request.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// How often an idle one looks whether a change-over wants its end.
@@ -35,10 +36,10 @@ pub(super) enum ConnectionFault {
 pub(super) fn serve(serving: &Arc<Serving>, stream: TcpStream, pass: &Pass) -> Result<(), ConnectionFault> {
     stream.set_nonblocking(false)?;
     let port = stream.local_addr()?.port();
-    let (stream, host) = tls::accept(&serving.state, port, Timed::of(stream)?)?;
+    let (stream, host) = tls::accept(&serving.state, port, Timed::of(stream, serving.patience)?)?;
     let mut stream = BufReader::with_capacity(64 << 10, stream);
     while await_request(&mut stream, pass)? {
-        stream.get_mut().sock.within(HEAD_DEADLINE);
+        stream.get_mut().sock.within_head();
         let Some(head) = Head::read(&mut stream)? else { break };
         if !answer(serving, &mut stream, &head, host.as_ref(), pass)? {
             break;
@@ -90,7 +91,8 @@ fn answer(
         Err(why) => Answer::refused(Status::Forbidden, why),
     };
     // What is left of a body that nobody wanted cannot be told from the next request.
-    let goes_on = answered.body_is_read(bytes) && !head.is_last() && !pass.is_wanted_back();
+    let is_read = answered.body_is_read(bytes);
+    let goes_on = is_read && !head.is_last() && !pass.is_wanted_back();
     let length = answered.bytes().to_string();
     let mut fields = vec![("Content-Length", length.as_str()), ("Content-Type", answered.kind())];
     if answered.status == Status::Unauthorized {
@@ -106,5 +108,10 @@ fn answer(
         answered.write_body(out)?;
     }
     out.flush()?;
+    if !is_read {
+        // Whoever still sends would find the connection reset, and lose the answer with it.
+        out.sock.within_head();
+        drop(io::copy(&mut stream.take(bytes), &mut io::sink()));
+    }
     Ok(goes_on)
 }

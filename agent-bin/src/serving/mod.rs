@@ -27,6 +27,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use crate::engine::{Desk, DeskFault};
 use crate::kept::{Kept, KeptFault};
 use crate::wire::front::{Front, FrontFault};
+use crate::wire::timed::Patience;
 use crate::wire::tls::Accepted;
 use shelf::Shelf;
 
@@ -67,6 +68,7 @@ pub(crate) struct Serving {
     /// By port; `false` ends its thread.
     listeners: Mutex<BTreeMap<u16, Arc<AtomicBool>>>,
     connections: AtomicUsize,
+    patience: Patience,
 }
 
 impl Serving {
@@ -85,6 +87,7 @@ impl Serving {
             shelves: Mutex::default(),
             listeners: Mutex::default(),
             connections: AtomicUsize::new(0),
+            patience: connection::PATIENCE,
         });
         let (all, faults) = Kept::all(&serving.state);
         faults.iter().for_each(|fault| tracing::error!("{fault}"));
@@ -263,3 +266,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn now() -> u64 {
     agent_core::internal::report::unix_ms()
 }
+
+#[cfg(test)]
+mod tests;

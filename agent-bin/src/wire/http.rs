@@ -143,6 +143,10 @@ pub(crate) fn read_body(from: &mut impl Read, bytes: u64) -> io::Result<Vec<u8>>
 
 #[cfg(test)]
 mod tests {
+    use std::io::BufReader;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn head(text: &str) -> Result<Option<Head>, HttpFault> {
@@ -189,6 +193,125 @@ mod tests {
         assert!(matches!(head(&long), Err(HttpFault::TooLong)));
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: a\r\n".repeat(65));
         assert!(matches!(head(&many), Err(HttpFault::TooLong)));
+    }
+
+    #[test]
+    fn the_longest_head_is_read_and_none_that_is_longer() {
+        let of = |bytes: usize| {
+            let (begin, end) = ("GET / HTTP/1.1\r\nA: ", "\r\n\r\n");
+            format!("{begin}{}{end}", "a".repeat(bytes - begin.len() - end.len()))
+        };
+        let most = usize::try_from(HEAD_BYTES_MAX).unwrap();
+        assert!(head(&of(most)).unwrap().is_some());
+        assert!(matches!(head(&of(most + 1)), Err(HttpFault::TooLong)));
+        let fields = |count: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "A: a\r\n".repeat(count));
+        assert_eq!(head(&fields(FIELDS_MAX)).unwrap().unwrap().fields.len(), FIELDS_MAX);
+        assert!(matches!(head(&fields(FIELDS_MAX + 1)), Err(HttpFault::TooLong)));
+    }
+
+    #[test]
+    fn of_an_endless_head_no_more_is_read_than_is_bounded() {
+        for line in ["a", "A: a\r\n", "\n", "\r\n\r"] {
+            let mut endless = Counted(line.as_bytes().iter().copied().cycle(), 0);
+            assert!(Head::read(&mut BufReader::with_capacity(512, &mut endless)).is_err(), "{line:?}");
+            assert!(endless.1 <= HEAD_BYTES_MAX + 512, "{line:?}: {} bytes", endless.1);
+        }
+    }
+
+    /// Counts what was read of it.
+    struct Counted<I>(I, u64);
+
+    impl<I: Iterator<Item = u8>> Read for Counted<I> {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            let read = bytes.iter_mut().zip(&mut self.0).map(|(to, from)| *to = from).count();
+            self.1 += read as u64;
+            Ok(read)
+        }
+    }
+
+    /// Gives its bytes in pieces of these lengths.
+    struct Pieces<'a>(&'a [u8], Vec<usize>);
+
+    impl Read for Pieces<'_> {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            let most = self.1.pop().unwrap_or(usize::MAX).max(1).min(bytes.len());
+            self.0.read(&mut bytes[..most])
+        }
+    }
+
+    /// Every head of a connection, and how it ends.
+    fn heads(mut from: impl BufRead) -> (Vec<Head>, Option<String>) {
+        let mut all = Vec::new();
+        loop {
+            match Head::read(&mut from) {
+                Ok(Some(head)) => all.push(head),
+                Ok(None) => return (all, None),
+                Err(fault) => return (all, Some(fault.to_string())),
+            }
+        }
+    }
+
+    /// Bytes that are a head here and there.
+    fn nearly() -> impl Strategy<Value = Vec<u8>> {
+        let part = prop_oneof![
+            Just(b"GET /a HTTP/1.1\r\n".to_vec()),
+            Just(b"HTTP/1.1 200 OK\r\n".to_vec()),
+            Just(b"Content-Length: 7\r\n".to_vec()),
+            Just(b"\r\n".to_vec()),
+            "[A-Za-z-]{1,8}: ?[ -~]{0,20}\r\n".prop_map(String::into_bytes),
+            prop::collection::vec(any::<u8>(), 0..12),
+        ];
+        prop::collection::vec(part, 0..24).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_read_the_same_however_it_is_cut(
+            bytes in nearly(), pieces in prop::collection::vec(1_usize..40, 0..100), capacity in 1_usize..64,
+        ) {
+            let once = heads(&bytes[..]);
+            prop_assert_eq!(&heads(BufReader::with_capacity(capacity, Pieces(&bytes, pieces))), &once);
+            for head in once.0 {
+                prop_assert!(!(head.request().is_ok() && head.status().is_ok()));
+                let said = head.fields.iter().filter(|(name, _)| name == "content-length").count();
+                if said > 1 || head.has("transfer-encoding") {
+                    prop_assert!(head.body_bytes().is_err());
+                }
+                prop_assert!(head.fields.iter().all(|(name, _)| !name.is_empty() && *name == name.to_ascii_lowercase()));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_head_or_a_fault(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            heads(&bytes[..]);
+        }
+
+        #[test]
+        fn what_is_written_is_read(
+            target in "/[!-~]{0,40}", fields in prop::collection::vec(("[A-Za-z0-9_-]{1,12}", "([!-~]([ -~]{0,20}[!-~])?)?"), 0..64),
+        ) {
+            let fields: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            let mut text = Vec::new();
+            write_head(&mut text, &format!("PUT {target} HTTP/1.1"), &fields).unwrap();
+            let head = Head::read(&mut &text[..]).unwrap().unwrap();
+            prop_assert_eq!(head.request().unwrap(), ("PUT", target.as_str()));
+            let read: Vec<_> = head.fields.iter().map(|(name, value)| (name.clone(), value.as_str())).collect();
+            let written: Vec<_> = fields.iter().map(|(name, value)| (name.to_ascii_lowercase(), *value)).collect();
+            prop_assert_eq!(read, written);
+            // Cut anywhere it is nothing.
+            for at in 1..text.len() {
+                prop_assert!(Head::read(&mut &text[..at]).is_err(), "cut at {}", at);
+            }
+        }
+
+        #[test]
+        fn a_range_never_leaves_its_file(text in "bytes=[0-9]{0,20}-[0-9]{0,20}", first: u64, last: u64, bytes: u64) {
+            for text in [text, format!("bytes={first}-{last}")] {
+                if let Some((from, length)) = range(&text, bytes) {
+                    prop_assert!(length > 0 && from.checked_add(length).is_some_and(|end| end <= bytes), "{}", text);
+                }
+            }
+        }
     }
 
     #[test]

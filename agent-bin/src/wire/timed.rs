@@ -7,14 +7,25 @@ use std::time::{Duration, Instant};
 
 /// How long one address of a name may take to accept.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-/// What every body is granted, and how fast it must come or go beyond that.
-const BODY_GRACE: Duration = Duration::from_secs(30);
+/// How fast a body must come or go, beyond what every one is granted.
 const BYTES_A_SECOND_MIN: u64 = 16 << 10;
+
+/// What a peer may take for each part of what it says.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// One round trip.
+    pub(crate) handshake: Duration,
+    /// To the last byte of a head.
+    pub(crate) head: Duration,
+    /// What every body is granted, however short.
+    pub(crate) body: Duration,
+}
 
 /// A connection.
 #[derive(Debug)]
 pub(crate) struct Timed {
     stream: TcpStream,
+    patience: Patience,
     until: Instant,
 }
 
@@ -23,20 +34,20 @@ impl Timed {
     ///
     /// # Errors
     /// The socket's.
-    pub(crate) fn of(stream: TcpStream) -> io::Result<Self> {
+    pub(crate) fn of(stream: TcpStream, patience: Patience) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self { stream, until: Instant::now() })
+        Ok(Self { stream, patience, until: Instant::now() })
     }
 
     /// Dials `HOST:PORT`, one of its addresses after the other.
     ///
     /// # Errors
     /// The name has no address, or none of them accepts.
-    pub(crate) fn dial(address: &str) -> io::Result<Self> {
+    pub(crate) fn dial(address: &str, patience: Patience) -> io::Result<Self> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for one in address.to_socket_addrs()? {
             match TcpStream::connect_timeout(&one, CONNECT_DEADLINE) {
-                Ok(stream) => return Self::of(stream),
+                Ok(stream) => return Self::of(stream, patience),
                 Err(error) => last = error,
             }
         }
@@ -48,9 +59,19 @@ impl Timed {
         self.until = Instant::now() + time;
     }
 
+    /// The same for a handshake.
+    pub(super) fn within_handshake(&mut self) {
+        self.within(self.patience.handshake);
+    }
+
+    /// The same for a head.
+    pub(crate) fn within_head(&mut self) {
+        self.within(self.patience.head);
+    }
+
     /// The same for a body of so many bytes.
     pub(crate) fn within_body(&mut self, bytes: u64) {
-        self.within(BODY_GRACE + Duration::from_secs(bytes / BYTES_A_SECOND_MIN));
+        self.within(self.patience.body + Duration::from_secs(bytes / BYTES_A_SECOND_MIN));
     }
 
     fn left(&self) -> io::Result<Duration> {
@@ -98,13 +119,15 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
-        let mut timed = Timed::dial(&address).unwrap();
+        let none = Duration::ZERO;
+        let patience = Patience { handshake: none, head: none, body: none };
+        let mut timed = Timed::dial(&address, patience).unwrap();
         timed.within(Duration::from_millis(300));
         let mut all = Vec::new();
         assert_eq!(timed.read_to_end(&mut all).unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert!(!all.is_empty());
         drop(timed);
         dripping.join().unwrap();
-        assert!(Timed::dial(&address).is_err(), "nobody listens any more");
+        assert!(Timed::dial(&address, patience).is_err(), "nobody listens any more");
     }
 }

@@ -7,7 +7,6 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use agent_core::internal::identity::{self, IdentityFault};
 use proto::HostName;
@@ -26,10 +25,7 @@ use rustls::{
 };
 
 use super::front::Front;
-use super::timed::Timed;
-
-/// A handshake takes one round trip; a peer that needs longer is not one of ours.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+use super::timed::{Patience, Timed};
 
 /// What agents dial by; whoever dials by another name is none.
 const AGENT_NAME: &str = "media.manager-fs.internal";
@@ -84,12 +80,12 @@ pub(crate) type Accepted = StreamOwned<ServerConnection, Timed>;
 ///
 /// # Errors
 /// Nobody accepts there, or it is not that host.
-pub(crate) fn dial(state: &Path, host: &HostName, address: &str) -> io::Result<Dialled> {
+pub(crate) fn dial(state: &Path, host: &HostName, address: &str, patience: Patience) -> io::Result<Dialled> {
     let config = client(state, host).map_err(io::Error::other)?;
     let name = ServerName::try_from(AGENT_NAME).map_err(io::Error::other)?;
     let session = ClientConnection::new(config, name).map_err(io::Error::other)?;
-    let mut stream = StreamOwned::new(session, Timed::dial(address)?);
-    stream.sock.within(HANDSHAKE_DEADLINE);
+    let mut stream = StreamOwned::new(session, Timed::dial(address, patience)?);
+    stream.sock.within_handshake();
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock)?;
     }
@@ -103,7 +99,7 @@ pub(crate) fn dial(state: &Path, host: &HostName, address: &str) -> io::Result<D
 pub(crate) fn accept(state: &Path, port: u16, stream: Timed) -> Result<(Accepted, Option<HostName>), TlsFault> {
     let session = ServerConnection::new(server(state, port)?)?;
     let mut stream = StreamOwned::new(session, stream);
-    stream.sock.within(HANDSHAKE_DEADLINE);
+    stream.sock.within_handshake();
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock)?;
     }
@@ -234,3 +230,7 @@ impl ServerCertVerifier for IsHost {
         self.of_authority.supported_verify_schemes()
     }
 }
+
+#[cfg(test)]
+#[path = "tls_tests.rs"]
+pub(crate) mod tests;
