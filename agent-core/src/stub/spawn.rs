@@ -26,6 +26,9 @@ use crate::{exec, swap, sys};
 /// How long a version that is not on probation may take to serve, at least.
 const SERVING_PATIENCE_MS: u64 = 30_000;
 
+/// By when something must have happened, and how long that is, milliseconds; `None`: nothing must.
+type Deadline = Option<(Instant, u64)>;
+
 impl Stub<'_> {
     /// Starts the current version's program.
     pub(super) fn spawn(&mut self) -> Result<Running, Cause> {
@@ -76,17 +79,7 @@ impl Stub<'_> {
             Cause::NotStarted { of_the_version, fault: e.to_string() }
         })?;
         self.lock.note(Some(child.id()));
-        let probation = match self.journal.phase {
-            Phase::Probation { probation_ms, .. } => {
-                Some((Instant::now() + Duration::from_millis(probation_ms), probation_ms))
-            }
-            Phase::Launching | Phase::Confirmed => None,
-        };
-        let probation_ms = self.verified.record.metadata.health.probation_ms;
-        let serving_ms = probation_ms.max(SERVING_PATIENCE_MS);
-        // A probation has its own clock, which is the shorter one.
-        let serving_by =
-            probation.is_none().then(|| (Instant::now() + Duration::from_millis(serving_ms), serving_ms));
+        let (probation, serving_by) = self.clocks();
         Ok(Running {
             pid: Pid::from_child(&child),
             channel: ours,
@@ -104,6 +97,19 @@ impl Stub<'_> {
             overdue: None,
             stopping: None,
         })
+    }
+
+    /// By when a version on probation must have confirmed, and by when another must serve; each with how long that is,
+    /// milliseconds. A probation has its own clock, which is the shorter one.
+    fn clocks(&self) -> (Deadline, Deadline) {
+        let within = |ms: u64| Some((Instant::now() + Duration::from_millis(ms), ms));
+        match self.journal.phase {
+            Phase::Probation { probation_ms, .. } => (within(probation_ms), None),
+            Phase::Launching | Phase::Confirmed => {
+                let probation_ms = self.verified.record.metadata.health.probation_ms;
+                (None, within(probation_ms.max(SERVING_PATIENCE_MS)))
+            }
+        }
     }
 
     /// An agent may have become another version, and have ended before it said so to anybody but its journal.
