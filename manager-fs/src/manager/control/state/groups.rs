@@ -87,8 +87,10 @@ impl State {
     /// [`HostError::InByRule`]. The control state failed; some may be taken out then.
     pub async fn remove_members(&self, group: &GroupName, hosts: &[HostName]) -> Result<(), HostError> {
         let hosts: BTreeSet<&HostName> = hosts.iter().collect();
-        let added = self.view.read().added_to(group);
-        let members = self.hosts_of(&Target::Group(group.clone()))?;
+        let (added, members) = {
+            let tables = self.view.read();
+            (tables.added_to(group), tables.members_of(group))
+        };
         if let Some(host) = hosts.iter().find(|host| members.contains(**host) && !added.contains(**host)) {
             return Err(HostError::InByRule { group: group.clone(), host: (*host).clone() });
         }
@@ -136,3 +138,7 @@ impl State {
 fn member(group: &GroupName, host: &HostName) -> String {
     Key::Member(group.clone(), host.clone()).to_string()
 }
+
+#[cfg(test)]
+#[path = "groups_tests.rs"]
+mod tests;
