@@ -160,3 +160,7 @@ async fn store(manager: &Manager, page: &mut Page) -> Result<(), ManagerError> {
     );
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "metrics_tests.rs"]
+mod tests;
