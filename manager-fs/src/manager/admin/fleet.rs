@@ -6,7 +6,8 @@ use proto::agent::StepEvent;
 use proto::name::Target;
 use proto::{GroupName, HostName};
 
-use super::message::{AgentView, ChangedView, HOSTS_PAGE, HostFilter, HostState, HostView, RepositoryView};
+use super::filter::{HOSTS_PAGE, HostFilter, HostState};
+use super::message::{AgentView, ChangedView, HostView, RepositoryView};
 use super::refusal::CatalogError;
 use crate::manager::control::HostStatus;
 use crate::manager::control::hosts::HostRecord;

@@ -17,6 +17,7 @@ use proto::{GenerationRecord, GenerationRef, GroupName, HostName, Product, Repos
 use serde::{Deserialize, Serialize};
 
 use super::diff::DiffReport;
+use super::filter::HostFilter;
 use crate::manager::control::exports::Export;
 use crate::manager::control::jobs::JobRecord;
 use crate::manager::jobs::{JobFilter, JobPage};
@@ -107,7 +108,7 @@ pub enum Quick {
     ResetProfile(GenerationRef),
     /// Every host that is enrolled, also those that are away or revoked.
     Hosts,
-    /// Those of them that are meant, in the order of their names; a page of [`HOSTS_PAGE`] at most.
+    /// Those of them that are meant, in the order of their names; a page of [`super::HOSTS_PAGE`] at most.
     HostPage(HostFilter),
     /// Change the labels of hosts, which need not be enrolled yet.
     Label(Vec<Target>, Vec<LabelChange>),
@@ -196,33 +197,6 @@ pub enum Quick {
     Policy(PolicyAsk),
     /// Every rollout.
     Rollouts,
-}
-
-/// Hosts in one answer.
-pub const HOSTS_PAGE: usize = 2_000;
-
-/// Which hosts are meant.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostFilter {
-    /// Only these hosts and those of these groups; every host if there are none.
-    pub to: Vec<Target>,
-    /// Only those whose labels meet all of these.
-    pub labels: Vec<Selector>,
-    /// Only those in this state.
-    pub state: Option<HostState>,
-    /// Only those whose names come after this one.
-    pub after: Option<HostName>,
-}
-
-/// What a host is, as it is filtered by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum HostState {
-    /// It is connected now.
-    Connected,
-    /// It is enrolled and not connected.
-    Away,
-    /// It was revoked.
-    Revoked,
 }
 
 /// What `verify --repair` takes.

@@ -5,6 +5,7 @@
 
 mod catalog;
 mod diff;
+mod filter;
 mod fleet;
 mod long;
 mod message;
@@ -32,9 +33,10 @@ use catalog::Catalog;
 use fleet::Fleet;
 
 pub use diff::{DiffEntry, DiffReport, Difference};
+pub use filter::{HOSTS_PAGE, HostFilter, HostState};
 pub use message::{
-    AdminEvent, AdminReply, AdminRequest, AgentView, ChangedView, GenerationView, HOSTS_PAGE, HostFilter, HostState,
-    HostView, Long, ProblemView, PublishOrder, PublishReport, Quick, RepairOrder, RepositoryView, VerifyView,
+    AdminEvent, AdminReply, AdminRequest, AgentView, ChangedView, GenerationView, HostView, Long, ProblemView,
+    PublishOrder, PublishReport, Quick, RepairOrder, RepositoryView, VerifyView,
 };
 
 /// How long nothing is accepted after a failure: out of descriptors, most likely, and connections that end will help.
