@@ -45,7 +45,9 @@ fn absurd() -> Progress {
 
 /// What operators ask is answered at once.
 async fn answers_promptly(fixture: &Fixture) {
-    for request in [Quick::Hosts, Quick::Agents, Quick::Jobs(manager_fs::manager::jobs::JobFilter::default()), Quick::Groups] {
+    for request in
+        [Quick::Hosts, Quick::Agents, Quick::Jobs(manager_fs::manager::jobs::JobFilter::default()), Quick::Groups]
+    {
         let (begun, what) = (Instant::now(), format!("{request:?}"));
         fixture.ask(request).await.unwrap();
         assert!(begun.elapsed() < PROMPT, "{what} took {:?}", begun.elapsed());

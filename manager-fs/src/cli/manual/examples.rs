@@ -74,7 +74,7 @@ const EXAMPLES: &[(&str, Examples)] = &[
         "host label",
         &[("manager-fs host label host-17 site=fra role=db", "by which it is found, and comes to groups")],
     ),
-    ("host group rule", &[("manager-fs host group rule frankfurt site=fra '!spare'", "who is in it from now on")]),
+    ("host group rule", &[("manager-fs host group rule frankfurt site=fra !spare", "who is in it from now on")]),
     ("host revoke", &[("manager-fs host revoke host-17", "cut its connections, and refuse it from now on")]),
     ("host forget", &[("manager-fs host forget host-17", "it must enrol to come back")]),
     ("host group add", &[("manager-fs host group add production host-17 host-18", "made if need be")]),
@@ -287,13 +287,10 @@ const EXAMPLES: &[(&str, Examples)] = &[
     ("job wait", &[("manager-fs job wait 7", "follow it; Ctrl-C leaves it running")]),
     (
         "repository create",
-        &[
-            (
-                "manager-fs repository create main --on vault --path /srv/repository",
-                "served by the media agent of vault, at vault:7421",
-            ),
-            ("manager-fs job backup --host web --repository main /srv/www", "from another host, by its name"),
-        ],
+        &[(
+            "manager-fs repository create main --on vault --path /srv/repository",
+            "served by the media agent of vault, at vault:7421",
+        )],
     ),
     ("repository list", &[("manager-fs repository list", "what is served, and by whom")]),
     ("repository show", &[("manager-fs repository show main", "where it lies and how it is reached")]),

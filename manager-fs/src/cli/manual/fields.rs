@@ -272,31 +272,6 @@ pub(super) const DOCUMENTS: &[Document] = &[
     },
     Document { command: "export", what: ONE, fields: TARGETS },
     Document { command: "unexport", what: ONE, fields: TARGETS },
-    Document { command: "hosts", what: ONE, fields: super::host_fields::HOSTS },
-    Document { command: "host revoke", what: ONE, fields: &[("host", "which"), ("revoked", "true")] },
-    Document { command: "host forget", what: ONE, fields: &[("host", "which"), ("forgotten", "true")] },
-    Document {
-        command: "host label",
-        what: ONE,
-        fields: &[
-            ("of", "the host or group that was given labels"),
-            ("hosts[].name?", "an enrolled host among them"),
-            ("hosts[].labels[]?", "its labels then, as `key=value`"),
-        ],
-    },
-    Document { command: "host group rule", what: ONE, fields: super::host_fields::GROUP },
-    Document { command: "host group add", what: ONE, fields: super::host_fields::GROUP },
-    Document { command: "host group remove", what: ONE, fields: super::host_fields::GROUP },
-    Document {
-        command: "host group list",
-        what: ONE,
-        fields: &[
-            ("groups[].name", "a group"),
-            ("groups[].hosts[]?", "its hosts"),
-            ("groups[].rule[]?", "the selectors by which hosts are in it"),
-        ],
-    },
-    Document { command: "host group delete", what: ONE, fields: &[("group", "which"), ("deleted", "true")] },
     Document {
         command: "token",
         what: ONE,

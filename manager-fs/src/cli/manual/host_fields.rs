@@ -1,7 +1,38 @@
 //! The fields of hosts and groups.
 
+use super::fields::{Document, ONE};
+
+/// The JSON documents of these commands.
+pub(super) const DOCUMENTS: &[Document] = &[
+    Document { command: "hosts", what: ONE, fields: HOSTS },
+    Document { command: "host revoke", what: ONE, fields: &[("host", "which"), ("revoked", "true")] },
+    Document { command: "host forget", what: ONE, fields: &[("host", "which"), ("forgotten", "true")] },
+    Document {
+        command: "host label",
+        what: ONE,
+        fields: &[
+            ("of", "the host or group that was given labels"),
+            ("hosts[].name?", "an enrolled host among them"),
+            ("hosts[].labels[]?", "its labels then, as `key=value`"),
+        ],
+    },
+    Document { command: "host group rule", what: ONE, fields: GROUP },
+    Document { command: "host group add", what: ONE, fields: GROUP },
+    Document { command: "host group remove", what: ONE, fields: GROUP },
+    Document {
+        command: "host group list",
+        what: ONE,
+        fields: &[
+            ("groups[].name", "a group"),
+            ("groups[].hosts[]?", "its hosts"),
+            ("groups[].rule[]?", "the selectors by which hosts are in it"),
+        ],
+    },
+    Document { command: "host group delete", what: ONE, fields: &[("group", "which"), ("deleted", "true")] },
+];
+
 /// Path and meaning of each field of `hosts`.
-pub(super) const HOSTS: &[(&str, &str)] = &[
+const HOSTS: &[(&str, &str)] = &[
     ("hosts[].name", "the name in its certificate"),
     ("hosts[].connected", "whether it is connected now"),
     ("hosts[].connected_since_unix_ms?", "since when"),
@@ -18,7 +49,7 @@ pub(super) const HOSTS: &[(&str, &str)] = &[
 ];
 
 /// Of what changes a group.
-pub(super) const GROUP: &[(&str, &str)] = &[
+const GROUP: &[(&str, &str)] = &[
     ("group", "its name"),
     ("hosts[]?", "its hosts, as they are now"),
     ("not_enrolled[]?", "those of them that were typed and are not enrolled yet"),

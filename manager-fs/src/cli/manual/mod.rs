@@ -49,7 +49,8 @@ const OTHERS: &str = "More";
 
 /// Every JSON document that the commands print.
 pub fn documents() -> &'static [Document] {
-    static ALL: LazyLock<Vec<Document>> = LazyLock::new(|| [fields::DOCUMENTS, policy_fields::DOCUMENTS].concat());
+    static ALL: LazyLock<Vec<Document>> =
+        LazyLock::new(|| [fields::DOCUMENTS, host_fields::DOCUMENTS, policy_fields::DOCUMENTS].concat());
     &ALL
 }
 
