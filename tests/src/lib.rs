@@ -8,6 +8,7 @@ pub mod choices;
 pub mod clock;
 pub mod command;
 pub mod damage;
+pub mod dice;
 pub mod faults;
 pub mod fleet;
 pub mod languages;

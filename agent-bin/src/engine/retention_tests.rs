@@ -12,35 +12,16 @@ use rustic_core::jiff::tz::TimeZone;
 use rustic_core::jiff::{Timestamp, Zoned};
 
 use super::super::snapshots::testing;
+use ::tests::dice::Dice;
+
 use super::fates;
 
 const SEEDS: u64 = 300;
 const BEGIN: i64 = 1_767_225_600;
 const DAY: i64 = 24 * 3600;
 
-/// splitmix64.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end.max(1)
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    fn count(&mut self, end: u64) -> u32 {
-        u32::try_from(self.below(end)).unwrap()
-    }
-
-    fn seconds(&mut self, end: i64) -> i64 {
-        i64::try_from(self.below(u64::try_from(end).unwrap())).unwrap()
-    }
+fn seconds(dice: &mut Dice, end: i64) -> i64 {
+    i64::try_from(dice.below(u64::try_from(end).unwrap())).unwrap()
 }
 
 /// A snapshot as the model knows it.
@@ -56,7 +37,7 @@ struct Taken {
 }
 
 fn any_rules(dice: &mut Dice) -> Keep {
-    let mut some = |end| if dice.chance(50) { dice.count(end) } else { 0 };
+    let mut some = |end| if dice.chance(50) { u32::try_from(dice.below(end)).unwrap() } else { 0 };
     let (last, hourly, daily, weekly) = (some(4), some(8), some(10), some(5));
     let (monthly, yearly) = (some(6), some(3));
     let within_seconds = dice.chance(20).then(|| dice.below(9 * 24 * 3600));
@@ -110,8 +91,8 @@ struct Week {
 impl Week {
     fn take(&mut self) {
         let number = self.ever.len() as u64;
-        let host = ["host-1", "host-2", "host-3"][usize::try_from(self.dice.below(3)).unwrap()];
-        let source = ["/a", "/b"][usize::try_from(self.dice.below(2)).unwrap()];
+        let host = self.dice.one(&["host-1", "host-2", "host-3"]);
+        let source = self.dice.one(&["/a", "/b"]);
         let mark = if self.dice.chance(5) { ",forever" } else { "" };
         let (host, policy, tags) = match self.dice.below(10) {
             // A machine that bears a host's name, of a manager that nobody remembers.
@@ -137,7 +118,7 @@ impl Week {
         let gone = fates.iter().filter(|(_, fate)| fate.forgotten);
         let gone: Vec<u64> = gone.map(|(snapshot, _)| testing::number(snapshot, &made)).collect();
         let killed = self.dice.chance(20);
-        let many = if killed { usize::try_from(self.dice.below(gone.len() as u64)).unwrap() } else { gone.len() };
+        let many = if killed { self.dice.index(gone.len()) } else { gone.len() };
         for number in &gone[..many] {
             assert_eq!(self.ever[usize::try_from(*number).unwrap()].policy, Some(policy), "seed {}", self.seed);
             self.there.remove(number);
@@ -169,15 +150,15 @@ impl Week {
 }
 
 fn run(seed: u64) {
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     let rules = BTreeMap::from([("nightly", any_rules(&mut dice)), ("weekly", any_rules(&mut dice))]);
     let mut week = Week { dice, seed, now: BEGIN, rules, ever: Vec::new(), there: BTreeSet::new() };
     for _ in 0..60 {
         let step = if week.dice.chance(10) { 40 * DAY } else { DAY };
-        week.now += week.dice.seconds(step);
+        week.now += seconds(&mut week.dice, step);
         if week.dice.chance(5) {
             // The clock of a host is put back, for good.
-            week.now -= week.dice.seconds(3 * DAY);
+            week.now -= seconds(&mut week.dice, 3 * DAY);
         }
         week.take();
         if week.dice.chance(30) {

@@ -18,7 +18,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ::tests::damage::{Chance, changed};
+use ::tests::damage::changed;
+use ::tests::dice::Dice;
 
 /// A name, and what takes its bytes and says whether they were taken for something.
 type Target = (&'static str, fn(&[u8]) -> bool);
@@ -106,14 +107,14 @@ fn every_target_takes_its_seeds_and_what_becomes_of_them() {
         let count = if writes { CHANGES_OF_ARCHIVES } else { CHANGES };
         let began = Instant::now();
         for (number, (seed, bytes)) in seeds.iter().enumerate() {
-            let mut chance = Chance::new(number);
+            let mut dice = Dice::new(number as u64);
             let other = seeds[(number + 1) % seeds.len()].1;
             let taken = takes(name, run, seed, bytes);
             if !taken && !ONLY_OTHERWISE.contains(seed) {
                 idle.push(format!("{name}/{seed}"));
             }
             for _ in 0..count {
-                takes(name, run, seed, &changed(bytes, other, &mut chance));
+                takes(name, run, seed, &changed(bytes, other, &mut dice));
             }
         }
         slow.push((began.elapsed(), name));

@@ -3,7 +3,8 @@
 
 use std::fs;
 
-use ::tests::damage::{Chance, changed};
+use ::tests::damage::changed;
+use ::tests::dice::Dice;
 use rustic_core::repofile::MasterKey;
 use serde::de::DeserializeOwned;
 
@@ -17,11 +18,11 @@ const CHANGES: usize = 2000;
 
 /// Reads changes of a document, and what else is in it.
 fn read<T: DeserializeOwned>(document: &[u8], mut look: impl FnMut(T)) {
-    let mut chance = Chance::new(document.len());
+    let mut dice = Dice::new(document.len() as u64);
     serde_json::from_slice::<T>(document).unwrap();
     let mut taken = 0;
     for _ in 0..CHANGES {
-        if let Ok(value) = serde_json::from_slice(&changed(document, br#"\x\u{"d800"}"#, &mut chance)) {
+        if let Ok(value) = serde_json::from_slice(&changed(document, br#"\x\u{"d800"}"#, &mut dice)) {
             taken += 1;
             look(value);
         }
@@ -78,13 +79,13 @@ fn a_repository_of_damaged_files_is_told_of_and_does_not_end_the_agent() {
     let blobs = [blob(BlobKind::Data, 0, None), blob(BlobKind::Tree, 100, Some(400))];
     let header = encode_header(&blobs);
     let document = serde_json::to_vec(&IndexFile::default()).unwrap();
-    let mut chance = Chance::new(7);
+    let mut dice = Dice::new(7);
     let mut faults = Vec::new();
     for _ in 0..100 {
-        let sealed = key.seal(&changed(&header, &document, &mut chance)).unwrap();
+        let sealed = key.seal(&changed(&header, &document, &mut dice)).unwrap();
         let length = u32::try_from(sealed.len()).unwrap().to_le_bytes();
-        let pack = changed(&[vec![7; 200], sealed, length.to_vec()].concat(), &header, &mut chance);
-        let index = key.seal(&changed(&document, &header, &mut chance)).unwrap();
+        let pack = changed(&[vec![7; 200], sealed, length.to_vec()].concat(), &header, &mut dice);
+        let index = key.seal(&changed(&document, &header, &mut dice)).unwrap();
         for (kind, bytes) in [(FileKind::Pack, &pack), (FileKind::Index, &index)] {
             let path = files.path(kind, &Id::of(bytes));
             fs::create_dir_all(path.parent().unwrap()).unwrap();

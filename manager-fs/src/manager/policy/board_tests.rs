@@ -5,6 +5,7 @@
 //! A seed that fails is printed, and `POLICY_SEED=N` runs it alone; `POLICY_SEEDS=100000` runs more of them:
 //! `POLICY_SEEDS=100000 cargo test --release --workspace --lib policy::board -- --nocapture`.
 
+use ::tests::dice::Dice;
 use proto::agent::{JobId, Outcome, Summary};
 use proto::name::Target;
 
@@ -20,31 +21,6 @@ const DAY: Unix = 24 * HOUR;
 /// 2026-01-01T00:00:00Z.
 const BEGIN: Unix = 1_767_225_600_000;
 const SEEDS: u64 = 40;
-
-/// splitmix64.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.roll() % end.max(1)
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    fn one<'a>(&mut self, of: &[&'a str]) -> &'a str {
-        of[usize::try_from(self.below(of.len() as u64)).unwrap()]
-    }
-}
 
 fn host(number: u64) -> HostName {
     format!("host-{number}").parse().unwrap()
@@ -122,7 +98,7 @@ impl Fleet for World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let mut dice = Dice(seed);
+        let mut dice = Dice::new(seed);
         let hosts = 1 + dice.below(6);
         let members: BTreeSet<HostName> = (0..hosts).map(host).collect();
         let policies = (0..1 + dice.below(3)).map(|number| {

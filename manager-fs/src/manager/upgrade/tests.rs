@@ -8,22 +8,6 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::*;
 use crate::manager::whole::testing::{Answers, Bench, SOON, agent, alive, at_once, host, step};
 
-const STEPS: [Step; 13] = [
-    Step::MetadataSaved,
-    Step::Staged,
-    Step::Warmed,
-    Step::Drained,
-    Step::Journaled,
-    Step::Swapped,
-    Step::Started,
-    Step::Confirmed,
-    Step::Launched,
-    Step::Refused,
-    Step::ExecFailed,
-    Step::ProbationFailed,
-    Step::Returned,
-];
-
 fn order(target: &str) -> UpgradeOrder {
     UpgradeOrder {
         product: "a".parse().unwrap(),
@@ -235,7 +219,7 @@ enum Act {
 }
 
 fn any_act() -> impl Strategy<Value = Act> {
-    let said = (0..5_usize, prop::bool::weighted(0.9), prop::sample::select(&STEPS[..]));
+    let said = (0..5_usize, prop::bool::weighted(0.9), prop::sample::select(&Step::ALL[..]));
     prop_oneof![
         6 => (0..HOSTS.len(), prop::collection::vec(said, 1..4)).prop_map(|(host, said)| Act::Report(host, said)),
         2 => any::<prop::sample::Index>().prop_map(Act::Again),

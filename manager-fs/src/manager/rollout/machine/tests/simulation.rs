@@ -8,6 +8,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use ::tests::dice::Dice;
+
 use super::super::super::amount::Amount;
 use super::super::super::plan::Gates;
 use super::super::*;
@@ -16,27 +18,6 @@ use super::{MINUTE, plan};
 const SEEDS: u32 = 3_000;
 /// No simulated rollout takes longer.
 const END: Unix = 400 * 24 * 60 * MINUTE;
-
-/// splitmix64.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.roll() % end.max(1)
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
 
 /// How many of a hundred hosts are so.
 #[derive(Debug, Clone, Copy)]
@@ -103,7 +84,7 @@ struct World {
 
 impl World {
     fn new(seed: u64, plan: Plan, sizes: &[u32], rates: Rates) -> Self {
-        let mut dice = Dice(seed ^ 0x5eed);
+        let mut dice = Dice::new(seed ^ 0x5eed);
         let mut facts = Vec::new();
         for (ring, size) in (0..).zip(sizes) {
             for _ in 0..*size {
@@ -403,7 +384,7 @@ impl World {
 
 /// A plan and a fleet that nobody thought of.
 fn made_up(seed: u64) -> World {
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     let rings = 1 + dice.below(4);
     let mut planned = Vec::new();
     let mut sizes = Vec::new();
@@ -431,7 +412,7 @@ fn made_up(seed: u64) -> World {
         gates: Gates::default(),
         ..plan(planned)
     };
-    let sometimes = |dice: &mut Dice, percents: [u64; 4]| percents[usize::try_from(dice.below(4)).unwrap()];
+    let sometimes = |dice: &mut Dice, percents: [u64; 4]| dice.one(&percents);
     let rates = Rates {
         fails: sometimes(&mut dice, [0, 0, 5, 100]),
         falls_back_late: sometimes(&mut dice, [0, 0, 3, 50]),
