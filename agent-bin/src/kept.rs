@@ -13,12 +13,14 @@ use std::path::{Path, PathBuf};
 
 use agent_core::FileFault;
 use agent_core::internal::durable::{self, Durability};
-use proto::door::DoorKey;
+use proto::door::{Bearer, DoorKey, Grant};
+use proto::keeping::Refused;
+use proto::limits::REFUSED_MAX;
 use proto::{HostName, RepositoryName};
 use serde::{Deserialize, Serialize};
 
 /// A file of these is never longer.
-const BYTES_MAX: u64 = 64 << 10;
+const BYTES_MAX: u64 = 1 << 20;
 /// The form that this program writes.
 const SCHEMA: u32 = 1;
 
@@ -48,11 +50,14 @@ pub(crate) struct Kept {
     /// Where others reach it.
     pub(crate) address: String,
     pub(crate) key: DoorKey,
+    /// Grants that let nobody in, though they have not ended.
+    #[serde(default)]
+    pub(crate) refused: Vec<Refused>,
 }
 
 impl Kept {
     pub(crate) fn new(name: RepositoryName, host: HostName, path: PathBuf, address: String, key: DoorKey) -> Self {
-        Self { schema: SCHEMA, name, host, path, address, key }
+        Self { schema: SCHEMA, name, host, path, address, key, refused: Vec::new() }
     }
 
     /// Of one name, if it is served.
@@ -72,6 +77,25 @@ impl Kept {
             return Err(damaged(format!("it has form {} and is of {}", kept.schema, kept.name)));
         }
         Ok(Some(kept))
+    }
+
+    /// Whether a grant that was given is to let nobody in any more.
+    pub(crate) fn refuses(&self, grant: &Grant) -> bool {
+        self.refused.iter().any(|refused| match refused {
+            Refused::Grant { what, .. } => *what == grant.what,
+            Refused::Host { host, until_unix_ms } => {
+                grant.bearer == Bearer::Host(host.clone()) && grant.until_unix_ms <= *until_unix_ms
+            }
+        })
+    }
+
+    /// Refuses further grants. What has ended by `now` is forgotten, and of too many what ends first.
+    pub(crate) fn refuse(&mut self, grants: &[Refused], now: u64) {
+        self.refused.extend_from_slice(grants);
+        self.refused.retain(|refused| refused.until_unix_ms() >= now);
+        self.refused.sort_by_key(|refused| std::cmp::Reverse(refused.until_unix_ms()));
+        self.refused.dedup();
+        self.refused.truncate(REFUSED_MAX);
     }
 
     /// Everything that is served, and what cannot be read of it.

@@ -54,6 +54,11 @@ pub struct Door {
 pub struct NoDoor;
 
 impl Door {
+    /// Whether a text tells a way to a repository, and so what lets somebody in.
+    pub fn stands_in(text: &str) -> bool {
+        text.contains(SCHEME)
+    }
+
     /// Whether a repository's path is a door.
     pub fn is(path: &str) -> bool {
         path.starts_with(SCHEME)
@@ -279,6 +284,7 @@ mod tests {
         assert_eq!(text, "served:vault/media-1.example/[::1]:7421/00ff");
         assert_eq!(text.parse(), Ok(door));
         assert!(Door::is(&text) && !Door::is("/served:vault"));
+        assert!(Door::stands_in(&format!("{text}: not absolute")) && !Door::stands_in("main (served by vault)"));
         for bad in ["/a/b", "served:", "served:a/b/c/d", "served:a/b/c:0/d", "served:a/b/c:1", "served:a/b/c:1/d/e"] {
             assert_eq!(bad.parse::<Door>(), Err(NoDoor), "{bad}");
         }

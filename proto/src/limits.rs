@@ -103,6 +103,9 @@ pub const ARGUMENT_VALUE_BYTES_MAX: usize = 4096;
 pub const OWN_RESULTS_MAX: usize = 64;
 /// Bytes of one of them.
 pub const RESULT_BYTES_MAX: usize = 1024;
+/// Grants of one repository that are refused before their time: tokens that were taken back, and hosts that were revoked
+/// within a day.
+pub const REFUSED_MAX: usize = 1024;
 
 /// Agents of one host: one a product, and no product is many of the dozens that a large site has.
 pub const AGENTS_MAX: usize = 64;

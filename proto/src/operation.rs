@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::backup::BackupOptions;
 use crate::bounded::{Line, List, Own, PathText, Paths, Word, within};
 use crate::door::DoorKey;
+use crate::keeping::Keeping;
 use crate::limits::{ADDRESS_BYTES_MAX, EARLIER_JOBS_MAX, SOURCES_BYTES_MAX, SOURCES_MAX, VERSION_BYTES_MAX};
 use crate::look::{Forget, Query};
 use crate::name::{OperationKind, Product, RepositoryName};
@@ -127,6 +128,14 @@ pub enum Operation {
         /// What it is called.
         name: RepositoryName,
     },
+    /// Something about a repository that the agent serves, beside its data. Its outcome is
+    /// [`crate::outcome::Outcome::OwnDone`].
+    Keeping {
+        /// What it is called.
+        name: RepositoryName,
+        /// What.
+        order: Keeping,
+    },
 }
 
 /// On whose behalf an operation is done. The manager says it with the job, because only it knows: a machine's own name
@@ -182,10 +191,11 @@ impl Operation {
             Operation::Forget { .. } => "forget",
             Operation::Serve { .. } => "serve",
             Operation::Unserve { .. } => "unserve",
+            Operation::Keeping { order, .. } => order.kind(),
         }
     }
 
-    /// The repository that it works on; `None`: that is known to the program alone.
+    /// The repository whose data it works on; `None`: that is known to the program alone, or it works on none.
     pub fn repository(&self) -> Option<&Repository> {
         match self {
             Operation::Backup { repository, .. }
@@ -200,7 +210,7 @@ impl Operation {
             | Operation::Serve { repository, .. }
             | Operation::Unserve { repository, .. }
             | Operation::Identify { repository } => Some(repository),
-            Operation::Own { .. } => None,
+            Operation::Own { .. } | Operation::Keeping { .. } => None,
         }
     }
 
@@ -219,7 +229,7 @@ impl Operation {
             | Operation::Serve { repository, .. }
             | Operation::Unserve { repository, .. }
             | Operation::Identify { repository } => Some(repository),
-            Operation::Own { .. } => None,
+            Operation::Own { .. } | Operation::Keeping { .. } => None,
         }
     }
 
@@ -238,6 +248,7 @@ impl Operation {
             | Operation::RestoreSome { .. }
             | Operation::Serve { .. }
             | Operation::Unserve { .. }
+            | Operation::Keeping { .. }
             | Operation::Forget { .. } => true,
         }
     }
@@ -310,7 +321,10 @@ mod tests {
         let name: RepositoryName = "main".parse().unwrap();
         let (address, key) = ("m:1".to_owned(), Some(DoorKey([1; 32])));
         let serve = Operation::Serve { repository: repository("/r"), name: name.clone(), address, key };
-        let unserve = Operation::Unserve { repository: repository("/r"), name };
+        let unserve = Operation::Unserve { repository: repository("/r"), name: name.clone() };
+        let keep = Operation::Keeping { name, order: Keeping::Keys };
+        assert!(keep.is_newer() && keep.plain().is_none() && keep.repository().is_none());
+        assert_eq!(keep.kind(), "keys");
         for (mut operation, kind) in [(serve, "serve"), (unserve, "unserve")] {
             assert_eq!((operation.kind(), operation.repository()), (kind, Some(&repository("/r"))));
             assert!(operation.is_newer() && operation.plain().is_none());

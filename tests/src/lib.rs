@@ -23,6 +23,7 @@ pub mod repository;
 pub mod site;
 pub mod sources;
 pub mod tree;
+pub mod vault;
 
 pub use clock::Clock;
 pub use command::Output;

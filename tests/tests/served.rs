@@ -5,140 +5,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 use tests::command::until;
-use tests::{Host, Manager, TreeFixture, files_below, noise};
+use tests::vault::{DESCRIPTOR, Vault, fill, text};
+use tests::{Host, TreeFixture, files_below, noise};
 
-const DESCRIPTOR: &str = "drain_deadline = \"2s\"\nprobation = \"60s\"\n";
 /// Of nothing: no machine reads to its end before the test has looked at everything.
 const ENDLESS_BYTES: u64 = 1 << 40;
-
-/// A host that runs this agent, in version 1.0.
-#[track_caller]
-fn running(manager: &Manager, name: &str, product: &str, role: &str) -> Host {
-    let mut host = Host::mounted(name, manager);
-    let published = manager.run(&["show", &format!("{product}@1.0")]).code == Some(0);
-    if !published {
-        manager.publish(product, "1.0", TreeFixture::agent("1.0", role, DESCRIPTOR).path());
-    }
-    manager.export(&format!("{product}@1.0"), name);
-    host.launch(product);
-    manager.wait_for_version(name, product, "1.0");
-    host
-}
-
-/// A repository `main` of the host `vault`, and a host `web` that backs up to it.
-struct Lab {
-    manager: Manager,
-    vault: Host,
-    web: Host,
-    address: String,
-}
-
-impl Lab {
-    #[track_caller]
-    fn new() -> Self {
-        let manager = Manager::start();
-        let vault = running(&manager, "vault", "media-agent", "media");
-        let web = running(&manager, "web", "data-agent", "data");
-        // Somebody else may take it before the agent does; then the test says so.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let lab = Self { manager, vault, web, address };
-        let path = lab.repository().display().to_string();
-        let create = ["repository", "create", "main", "--on", "vault", "--path", &path, "--address", &lab.address];
-        lab.manager.run(&create).expect(0);
-        lab
-    }
-
-    fn repository(&self) -> PathBuf {
-        self.vault.path("repository")
-    }
-
-    fn password_file(&self) -> PathBuf {
-        self.vault.path("state/repositories/main.password")
-    }
-
-    /// A job's end.
-    #[track_caller]
-    fn job(&self, kind: &str, host: &str, more: &[&str], code: i32) -> Value {
-        let args = ["job", kind, "--host", host, "--repository", "main", "--json"];
-        self.manager.run(&[&args, more].concat()).expect(code).json_lines().pop().unwrap()
-    }
-
-    /// Debian's restic, in the directory itself.
-    #[track_caller]
-    fn restic(&self, arguments: &[&str]) -> String {
-        let output = Command::new("restic")
-            .args(["--no-cache", "--repo"])
-            .arg(self.repository())
-            .arg("--password-file")
-            .arg(self.password_file())
-            .args(arguments)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "restic {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Debian's restic from elsewhere, with a token; whether it succeeds, and what it says.
-    fn restic_by(&self, user: &str, arguments: &[&str]) -> (bool, String) {
-        let certificate = self.manager.path("main.pem");
-        fs::write(&certificate, self.manager.run(&["repository", "certificate", "main"]).expect(0).stdout).unwrap();
-        let output = Command::new("restic")
-            .args(["--no-cache", "--cacert", &text(&certificate)])
-            .args(["--repo", &format!("rest:https://{user}@{}/main/", self.address)])
-            .arg("--password-file")
-            .arg(self.password_file())
-            .args(arguments)
-            .output()
-            .unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
-    }
-
-    /// The status that `curl` gets.
-    #[track_caller]
-    fn curl(&self, method: &str, path: &str, user: Option<&str>) -> String {
-        self.ask(method, path, user, &[]).0
-    }
-
-    /// The same with more arguments; also what came of it.
-    #[track_caller]
-    fn ask(&self, method: &str, path: &str, user: Option<&str>, more: &[&str]) -> (String, Vec<u8>) {
-        let body = self.manager.path("answer");
-        let mut command = Command::new("curl");
-        command.args(["--silent", "--insecure", "--path-as-is", "--max-time", "60", "--write-out", "%{http_code}"]);
-        command.arg("--output").arg(&body).args(["--request", method]).args(more);
-        command.arg(format!("https://{}{path}", self.address));
-        if let Some(user) = user {
-            command.args(["--user", user]);
-        }
-        let status = String::from_utf8(command.output().unwrap().stdout).unwrap();
-        let answer = fs::read(&body).unwrap_or_default();
-        drop(fs::remove_file(&body));
-        (status, answer)
-    }
-
-    /// What lets somebody in, as `curl` takes it.
-    #[track_caller]
-    fn token(&self, more: &[&str]) -> String {
-        format!("me:{}", self.manager.run(&[&["repository", "token", "main"], more].concat()).text())
-    }
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
-
-fn fill(source: &Path) {
-    fs::create_dir_all(source.join("below")).unwrap();
-    fs::write(source.join("noise"), noise(1, 20 << 20)).unwrap();
-    fs::write(source.join("below/small"), "small\n").unwrap();
-}
 
 fn packs(repository: &Path) -> usize {
     files_below(&repository.join("data")).len()
@@ -146,7 +22,7 @@ fn packs(repository: &Path) -> usize {
 
 #[test]
 fn a_host_backs_up_to_another_and_can_take_nothing_away_there() {
-    let lab = Lab::new();
+    let lab = Vault::new();
     let source = lab.web.path("source");
     fill(&source);
     let backup = lab.job("backup", "web", &[&text(&source)], 0);
@@ -239,7 +115,7 @@ fn grant_of(web: &Host) -> String {
 
 #[test]
 fn what_is_sent_to_a_media_agent_is_taken_whole_under_its_own_name_or_not_at_all() {
-    let lab = Lab::new();
+    let lab = Vault::new();
     let (read, one, other) = (lab.token(&[]), lab.token(&["--access", "append"]), lab.token(&["--access", "append"]));
     let content = lab.manager.path("content");
     fs::write(&content, "content").unwrap();
@@ -301,8 +177,8 @@ fn what_is_sent_to_a_media_agent_is_taken_whole_under_its_own_name_or_not_at_all
 
     let short = lab.token(&["--ttl", "1s"]);
     until("a token ends", || (lab.curl("GET", "/main/config", Some(&short)) == "401").then_some(()));
-    lab.manager.run(&["repository", "token", "main", "--ttl", "1year"]).expect(1);
-    lab.manager.run(&["repository", "token", "other"]).expect(1);
+    lab.manager.run(&["repository", "token", "add", "main", "--ttl", "1year"]).expect(1);
+    lab.manager.run(&["repository", "token", "add", "other"]).expect(1);
     fs::write(lab.vault.path("state/permits.toml"), "[repository]\nserve = false\n").unwrap();
     let (status, why) = lab.ask("GET", "/main/config", Some(&read), &[]);
     assert_eq!(status, "403");
@@ -311,7 +187,7 @@ fn what_is_sent_to_a_media_agent_is_taken_whole_under_its_own_name_or_not_at_all
 
 #[test]
 fn what_lets_an_agent_in_is_worth_nothing_without_its_hosts_certificate() {
-    let lab = Lab::new();
+    let lab = Vault::new();
     let source = lab.web.path("source");
     fs::create_dir(&source).unwrap();
     fs::write(source.join("file"), "content").unwrap();
@@ -340,11 +216,28 @@ fn what_lets_an_agent_in_is_worth_nothing_without_its_hosts_certificate() {
         let said = lab.manager.run(command).expect(0).stdout;
         assert!(!said.contains("served:") && !said.contains("\"key\""), "{said}");
     }
+
+    // A token that is taken back opens nothing more, and another one goes on.
+    let (mine, theirs) = (lab.token(&[]), lab.token(&["--access", "append"]));
+    let listed = lab.manager.run(&["repository", "token", "list", "main", "--json"]).expect(0).json();
+    let tokens = listed["tokens"].as_array().unwrap();
+    assert_eq!((tokens.len(), &tokens[0]["revoked_unix_ms"]), (2, &json!(null)), "{listed}");
+    let of = |access: &str| tokens.iter().find(|token| token["access"] == access).unwrap()["id"].as_str().unwrap();
+    assert_eq!(lab.curl("GET", "/main/config", Some(&mine)), "200");
+    lab.manager.run(&["repository", "token", "revoke", "main", of("read")]).expect(0);
+    assert_eq!(lab.curl("GET", "/main/config", Some(&mine)), "401");
+    assert_eq!(lab.curl("GET", "/main/config", Some(&theirs)), "200");
+    lab.manager.run(&["repository", "token", "revoke", "main", "0000000000000000"]).expect(1);
+    // So does what a host was given that is revoked, though it has hours left.
+    assert_eq!(ask(Some(&lab.web), "/main/config").0, "200");
+    lab.manager.run(&["host", "revoke", "web"]).expect(0);
+    until("the media agent is told", || (ask(Some(&lab.web), "/main/config").0 == "401").then_some(()));
+    assert_eq!(lab.curl("GET", "/main/config", Some(&theirs)), "200");
 }
 
 #[test]
 fn a_repository_is_created_once_and_what_cannot_be_is_refused() {
-    let lab = Lab::new();
+    let lab = Vault::new();
     let path = text(&lab.repository());
     let create = |name: &str, more: &[&str]| {
         lab.manager.run(&[&["repository", "create", name, "--on", "vault", "--path"][..], more].concat())
@@ -382,7 +275,7 @@ fn a_repository_is_created_once_and_what_cannot_be_is_refused() {
 
 #[test]
 fn both_agents_change_their_version_in_the_middle_of_one_backup() {
-    let lab = Lab::new();
+    let lab = Vault::new();
     let source = lab.web.path("source");
     fill(&source);
     let endless = File::create(source.join("endless")).unwrap();

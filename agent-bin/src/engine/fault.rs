@@ -5,12 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use agent_core::NotPermitted;
+use proto::RepositoryName;
 
 use super::format::blobs::BlobFault;
 use super::format::chunker::ChunkerFault;
 use super::format::files::FileFault;
 use super::format::locks::LockFault;
 use super::format::packs::StoreFault;
+use super::keys::KeyFault;
 use super::retention::RetentionFault;
 use super::selection::SelectionFault;
 use super::snapshots::ReferenceFault;
@@ -70,6 +72,12 @@ pub(crate) enum EngineError {
     /// Only a media agent does.
     #[error("this agent serves no repositories")]
     NoDesk,
+    /// Nothing of this name is.
+    #[error("this host serves no repository {0}; order `repository create` again")]
+    NotServed(RepositoryName),
+    /// A key of a repository is not made, removed, or sealed.
+    #[error("repository {path}: {fault}", path = path.display())]
+    Key { path: PathBuf, fault: KeyFault },
     /// It does not come about that it is served, or no longer.
     #[error(transparent)]
     Desk(#[from] super::DeskFault),

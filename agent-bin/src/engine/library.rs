@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use proto::HostName;
 use rustic_backend::LocalBackend;
 use rustic_core::{
     CheckOptions, ConfigOptions, Credentials, KeyOptions, LimitOption, OpenStatus, Progress, ProgressBars,
@@ -16,6 +17,7 @@ use rustic_core::{
 use super::elsewhere::Elsewhere;
 use super::fault::{EngineError, Refusal, panic_text};
 use super::format::files::Store;
+use super::format::id::Id;
 use super::gate::{self, Gate};
 use super::meter::{SharedMeter, one_line};
 
@@ -64,6 +66,21 @@ pub(super) fn make(path: &Path, password: &str, meter: &SharedMeter) -> Result<(
         fs::create_dir_all(&directory).map_err(|error| EngineError::io(&directory, error))?;
     }
     Ok(())
+}
+
+/// Makes a further key. It says of itself on which host and when it was made.
+pub(super) fn add_key(
+    path: &Path,
+    repository: &Opened,
+    password: &str,
+    host: &HostName,
+    meter: &SharedMeter,
+) -> Result<Id, EngineError> {
+    let options =
+        KeyOptions::default().hostname(host.to_string()).username("manager-fs".to_owned()).with_created(true);
+    let id = guarded(path, meter, || repository.add_key(password, &options))?;
+    let strange = || EngineError::Library { path: path.to_owned(), what: "a key's id has another length".into() };
+    Id::parse(&id.to_hex()).ok_or_else(strange)
 }
 
 /// Checks the structure, with `read_data` every byte. What it finds are problems of the meter's; so is a fault that ends

@@ -12,6 +12,7 @@ mod facts;
 mod fault;
 pub(crate) mod format;
 mod gate;
+mod keys;
 mod library;
 mod live;
 mod meter;
@@ -34,6 +35,7 @@ use agent_core::Permits;
 use proto::RepositoryName;
 use proto::agent::{JobOrigin, Repository, SnapshotRef};
 use proto::backup::{BackupCounts, BackupOptions};
+use proto::keeping::{Keeping, Refused};
 use proto::look::{Forget, Found, Query};
 use proto::restore::RestoreOptions;
 
@@ -60,6 +62,8 @@ pub(crate) struct Work {
     pub(crate) left_out: u64,
     /// Of a repository that is served: what is shown to programs that are no agents.
     pub(crate) certificate: Option<String>,
+    /// What was asked of a repository that is served, beside its data: names and texts.
+    pub(crate) said: Vec<(String, String)>,
 }
 
 /// On whose behalf an operation is done, which its snapshots say, and what the host permits it.
@@ -132,6 +136,14 @@ pub(crate) trait BackupEngine: Send + Sync {
     fn serve(&self, kept: &Kept, password_file: Option<&Path>, meter: &SharedMeter) -> Result<Work, EngineError>;
     /// Serves a repository no longer.
     fn unserve(&self, name: &RepositoryName) -> Result<Work, EngineError>;
+    /// Something about a repository that is served, beside its data; what came of it is said.
+    fn keeping(
+        &self,
+        name: &RepositoryName,
+        order: &Keeping,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError>;
 }
 
 /// A repository is not served, or goes on being served: why, for people.
@@ -151,6 +163,11 @@ pub(crate) trait Desk: Send + Sync {
     /// # Errors
     /// Why it cannot be forgotten, for people.
     fn end(&self, name: &RepositoryName) -> Result<(), DeskFault>;
+    /// Lets in nobody by these grants from now on, nor by those that were refused before.
+    ///
+    /// # Errors
+    /// Why it cannot be kept, for people.
+    fn refuse(&self, name: &RepositoryName, grants: &[Refused]) -> Result<(), DeskFault>;
 }
 
 /// From now on a panic in a thread of a library's is told to the operation that it belongs to, and is a line of the log.

@@ -280,10 +280,15 @@ fn is_read_only(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
-fn make_password(path: &Path) -> io::Result<()> {
+/// Random bytes.
+pub(super) fn drawn() -> io::Result<[u8; 32]> {
     let mut random = [0u8; 32];
     File::open("/dev/urandom")?.read_exact(&mut random)?;
-    let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(random)
+}
+
+fn make_password(path: &Path) -> io::Result<()> {
+    let text: String = drawn()?.iter().map(|byte| format!("{byte:02x}")).collect();
     keep_password(path, &text)
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use agent_core::{Demand, Ended, FileFault, OperationContext, Permits, PermitsFault};
 use proto::agent::{JobOrigin, Operation, Outcome, Progress, Repository, Summary};
 use proto::backup::BackupCounts;
+use proto::limits::OWN_RESULTS_MAX;
 use proto::look::Found;
 use proto::own::{Finding, OwnSummary};
 use serde::{Deserialize, Serialize};
@@ -124,6 +125,9 @@ struct Sums {
     left_out: u64,
     #[serde(default)]
     certificate: Option<String>,
+    /// Name and text.
+    #[serde(default)]
+    said: Vec<(String, String)>,
 }
 
 impl Sums {
@@ -136,6 +140,7 @@ impl Sums {
         self.found.extend(work.found);
         self.left_out += work.left_out;
         self.certificate = work.certificate.or(self.certificate.take());
+        self.said.extend(work.said);
         let mut sum = Problems { lines: std::mem::take(&mut self.problems), left_out: self.problems_left_out };
         sum.add(problems);
         (self.problems, self.problems_left_out) = (sum.lines, sum.left_out);
@@ -174,7 +179,7 @@ fn try_run(
 ) -> Result<Ended, JobFault> {
     let repository = accept(role, operation)?;
     let permits = permits?;
-    permit(&permits, repository, operation)?;
+    permit(&permits, operation)?;
     let units = units(operation)?;
     let resumed = host.saved();
     let look = resumed.is_some();
@@ -195,7 +200,7 @@ fn try_run(
         }
         let meter = SharedMeter::default();
         let place = Place { unit: &unit, units_done: state.units_done, units: total };
-        let work = start(engine, repository, &unit, &mark, &meter);
+        let work = start(engine, &repository, &unit, &mark, &meter);
         let (work, asked) = watched(&work, &meter, host, &place);
         match work {
             Ok(work) => state.summary.add(work, meter.take_problems()),
@@ -227,17 +232,22 @@ fn outcome(operation: &Operation, mut sums: Sums) -> Outcome {
             Outcome::Found { summary: sums.into(), found, left_out }
         }
         Operation::BackupWith { .. } => Outcome::BackedUp { summary: sums.into(), counts },
-        Operation::Serve { .. } => Outcome::OwnDone(served(sums)),
+        Operation::Serve { .. } | Operation::Keeping { .. } => Outcome::OwnDone(said(sums)),
         _ => Outcome::Done(sums.into()),
     }
 }
 
-/// What came of serving a repository: its own id, and the certificate for programs that are no agents.
-fn served(sums: Sums) -> OwnSummary {
-    let found = [("repository", sums.snapshots.first().cloned()), ("certificate", sums.certificate.clone())];
-    let finding = |(name, text): (&str, Option<String>)| Some(Finding { name: name.parse().ok()?, text: text? });
+/// What came of serving a repository: its own id, and the certificate for programs that are no agents; and what was asked
+/// beside its data.
+fn said(mut sums: Sums) -> OwnSummary {
+    let named = |name: &str, text: Option<String>| Some((name.to_owned(), text?));
+    let id = named("repository", sums.snapshots.first().cloned());
+    let certificate = named("certificate", sums.certificate.take());
+    let all = id.into_iter().chain(certificate).chain(std::mem::take(&mut sums.said));
+    let finding = |(name, text): (String, String)| Some(Finding { name: name.parse().ok()?, text });
+    let results = all.filter_map(finding).take(OWN_RESULTS_MAX).collect();
     let Summary { problems, versions, .. } = sums.into();
-    OwnSummary { results: found.into_iter().filter_map(finding).collect(), problems, versions }
+    OwnSummary { results, problems, versions }
 }
 
 /// Begins a unit on a thread of its own, so that nobody need wait for one that is stuck, such as in a network file system

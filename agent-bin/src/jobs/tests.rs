@@ -7,6 +7,7 @@ use proto::agent::HostScope;
 use proto::agent::SnapshotRef;
 use proto::backup::BackupOptions;
 use proto::door::DoorKey;
+use proto::keeping::Keeping;
 use proto::look::{Forget, Keep, Query, SnapshotFilter};
 use proto::restore::RestoreOptions;
 
@@ -120,6 +121,17 @@ impl BackupEngine for FakeEngine {
     fn unserve(&self, name: &RepositoryName) -> Result<Work, EngineError> {
         self.calls.lock().unwrap().push(format!("unserve {name}"));
         Ok(Work::default())
+    }
+
+    fn keeping(
+        &self,
+        name: &RepositoryName,
+        order: &Keeping,
+        _: &Mark,
+        _: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        self.calls.lock().unwrap().push(format!("{} of {name}", order.kind()));
+        Ok(Work { said: vec![("key".into(), "4e".into())], ..Work::default() })
     }
 }
 
@@ -330,7 +342,12 @@ fn a_repository_is_served_by_a_media_agent_that_was_told_its_key() {
     assert!(matches!(run(&engine, Role::Media, &unserve, &host), Ended::Outcome(Outcome::Done(_))));
     let calls = [format!("serve main in {} at m:7421", repository().path), "unserve main".into()];
     assert_eq!(engine.calls(), calls);
-    for (role, operation) in [(Role::Media, serve(None)), (Role::Data, unserve)] {
+    let keys = Operation::Keeping { name: name.clone(), order: Keeping::Keys };
+    let Ended::Outcome(Outcome::OwnDone(said)) = run(&engine, Role::Media, &keys, &host) else { panic!("not done") };
+    assert_eq!((said.results[0].name.as_str(), said.results[0].text.as_str()), ("key", "4e"));
+    let calls = [&calls[..], &["keys of main".into()]].concat();
+    assert_eq!(engine.calls(), calls);
+    for (role, operation) in [(Role::Media, serve(None)), (Role::Data, unserve), (Role::Data, keys)] {
         assert!(matches!(run(&engine, role, &operation, &host), Ended::Outcome(Outcome::Failed(_))));
     }
     assert_eq!(engine.calls(), calls);

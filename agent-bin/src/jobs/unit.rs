@@ -7,6 +7,7 @@ use proto::RepositoryName;
 use proto::agent::{Operation, Repository, SnapshotRef};
 use proto::backup::BackupOptions;
 use proto::door::{Door, DoorKey};
+use proto::keeping::Keeping;
 use proto::look::{Forget, Query};
 use proto::restore::RestoreOptions;
 
@@ -47,11 +48,12 @@ pub(super) enum Unit {
         key: DoorKey,
     },
     Unserve(RepositoryName),
+    Keeping(RepositoryName, Keeping),
 }
 
 /// Refuses what the role does not do; the exhaustive match makes a new operation someone's decision. Returns what it
-/// works on.
-pub(super) fn accept(role: Role, operation: &Operation) -> Result<&Repository, JobFault> {
+/// works on; of one that is served its name.
+pub(super) fn accept(role: Role, operation: &Operation) -> Result<Repository, JobFault> {
     let other = match operation {
         Operation::Backup { .. }
         | Operation::BackupWith { .. }
@@ -62,14 +64,16 @@ pub(super) fn accept(role: Role, operation: &Operation) -> Result<&Repository, J
         | Operation::Prune { .. }
         | Operation::Forget { .. }
         | Operation::Serve { .. }
-        | Operation::Unserve { .. } => Role::Media,
+        | Operation::Unserve { .. }
+        | Operation::Keeping { .. } => Role::Media,
         // Either may be at a repository that the other is at, too.
-        Operation::Identify { repository } | Operation::Look { repository, .. } => return Ok(repository),
+        Operation::Identify { repository } | Operation::Look { repository, .. } => return Ok(repository.clone()),
         // The library performs those itself, and this program brings none.
         Operation::Own { kind, .. } => return Err(JobFault::NotOurs(kind.clone())),
     };
-    if let Some(repository) = operation.repository().filter(|_| other == role) {
-        return Ok(repository);
+    if other == role {
+        let path = if let Operation::Keeping { name, .. } = operation { name.to_string() } else { String::new() };
+        return Ok(operation.repository().cloned().unwrap_or(Repository { path, password_file: None }));
     }
     let does = match role {
         Role::Data => "backup, restore and verify",
@@ -79,9 +83,9 @@ pub(super) fn accept(role: Role, operation: &Operation) -> Result<&Repository, J
 }
 
 /// Refuses what the host's administrator does not allow.
-pub(super) fn permit(permits: &Permits, repository: &Repository, operation: &Operation) -> Result<(), NotPermitted> {
+pub(super) fn permit(permits: &Permits, operation: &Operation) -> Result<(), NotPermitted> {
     // Of one that is served it is decided where it is known whether it lies here.
-    if !Door::is(&repository.path) {
+    if let Some(repository) = operation.repository().filter(|repository| !Door::is(&repository.path)) {
         let repository = Path::new(&repository.path);
         permits.repository(repository, repository.join("config").is_file())?;
     }
@@ -94,7 +98,7 @@ pub(super) fn permit(permits: &Permits, repository: &Repository, operation: &Ope
         }
         Operation::Prune { keep_last, .. } => permits.prune(*keep_last),
         Operation::Forget { order, .. } => permits.prune(order.keep.last),
-        Operation::Serve { .. } => permits.serve(),
+        Operation::Serve { .. } | Operation::Keeping { .. } => permits.serve(),
         // What a look shows is decided where it is known what that is.
         Operation::Verify { .. }
         | Operation::Check { .. }
@@ -132,6 +136,7 @@ pub(super) fn units(operation: &Operation) -> Result<Vec<Unit>, JobFault> {
             vec![Unit::Serve { name: name.clone(), address: address.clone(), key }]
         }
         Operation::Unserve { name, .. } => vec![Unit::Unserve(name.clone())],
+        Operation::Keeping { name, order } => vec![Unit::Keeping(name.clone(), order.clone())],
         Operation::Own { kind, .. } => return Err(JobFault::NotOurs(kind.clone())),
     })
 }
@@ -175,6 +180,7 @@ pub(super) fn one(
             engine.serve(&kept, at.password_file.as_deref().map(Path::new), meter)
         }
         Unit::Unserve(name) => engine.unserve(name),
+        Unit::Keeping(name, order) => engine.keeping(name, order, mark, meter),
     }
 }
 
@@ -197,6 +203,7 @@ pub(super) fn describe(unit: &Unit, activity: &str) -> String {
         Unit::Identify => "asking the repository for its id".to_owned(),
         Unit::Serve { name, address, .. } => format!("beginning to serve {name} at {address}"),
         Unit::Unserve(name) => format!("ending to serve {name}"),
+        Unit::Keeping(name, order) => format!("{} of {name}", order.kind()),
     };
     if activity.is_empty() { what } else { format!("{what} ({activity})") }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use agent_core::{Pass, Permits};
 use proto::HostName;
 
+use super::newcomers::Newcomer;
 use super::request::{self, Answer, Caller, Status};
 use super::{Serving, Stream};
 use crate::wire::http::{self, Head, HttpFault};
@@ -16,7 +17,9 @@ use crate::wire::tls::{self, TlsFault};
 
 /// What whoever dials may take.
 pub(super) const PATIENCE: Patience =
-    Patience { handshake: Duration::from_secs(10), head: Duration::from_secs(10), body: Duration::from_secs(30) };
+    Patience { handshake: Duration::from_secs(4), head: Duration::from_secs(10), body: Duration::from_secs(30) };
+/// How long, in all, whoever has dialled may take until it has shown that something here is open to it.
+const FIRST: Duration = Duration::from_secs(8);
 /// How long a connection may wait for its next request.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// How often an idle one looks whether a change-over wants its end.
@@ -33,15 +36,32 @@ pub(super) enum ConnectionFault {
     Tls(#[from] TlsFault),
 }
 
-pub(super) fn serve(serving: &Arc<Serving>, stream: TcpStream, pass: &Pass) -> Result<(), ConnectionFault> {
+pub(super) fn serve(
+    serving: &Arc<Serving>,
+    stream: TcpStream,
+    newcomer: Newcomer,
+    pass: &Pass,
+) -> Result<(), ConnectionFault> {
+    let (first, mut newcomer) = (Instant::now() + FIRST, Some(newcomer));
     stream.set_nonblocking(false)?;
     let port = stream.local_addr()?.port();
     let (stream, host) = tls::accept(&serving.state, port, Timed::of(stream, serving.patience)?)?;
     let mut stream = BufReader::with_capacity(64 << 10, stream);
-    while await_request(&mut stream, pass)? {
+    loop {
+        let left = newcomer.as_ref().map(|_| first.saturating_duration_since(Instant::now()));
+        if !await_request(&mut stream, left.unwrap_or(IDLE_MAX), pass)? {
+            break;
+        }
         stream.get_mut().sock.within_head();
+        if newcomer.is_some() {
+            stream.get_mut().sock.by(first);
+        }
         let Some(head) = Head::read(&mut stream)? else { break };
-        if !answer(serving, &mut stream, &head, host.as_ref(), pass)? {
+        let (goes_on, is_let_in) = answer(serving, &mut stream, &head, host.as_ref(), pass)?;
+        if is_let_in {
+            newcomer = None;
+        }
+        if !goes_on {
             break;
         }
     }
@@ -52,10 +72,10 @@ pub(super) fn serve(serving: &Arc<Serving>, stream: TcpStream, pass: &Pass) -> R
     Ok(())
 }
 
-/// Whether another request begins.
-fn await_request(stream: &mut Stream, pass: &Pass) -> io::Result<bool> {
+/// Whether another request begins within this time.
+fn await_request(stream: &mut Stream, time: Duration, pass: &Pass) -> io::Result<bool> {
     let since = Instant::now();
-    while since.elapsed() < IDLE_MAX {
+    while since.elapsed() < time {
         if !stream.buffer().is_empty() {
             return Ok(true);
         }
@@ -72,14 +92,14 @@ fn await_request(stream: &mut Stream, pass: &Pass) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Answers one request; whether another may follow.
+/// Answers one request; whether another may follow, and whether it was one that somebody is let in by.
 fn answer(
     serving: &Arc<Serving>,
     stream: &mut Stream,
     head: &Head,
     host: Option<&HostName>,
     pass: &Pass,
-) -> Result<bool, ConnectionFault> {
+) -> Result<(bool, bool), ConnectionFault> {
     let (method, target) = head.request()?;
     let bytes = head.body_bytes()?;
     // Anew for each: what the host's administrator has written meanwhile holds.
@@ -91,7 +111,7 @@ fn answer(
         Err(why) => Answer::refused(Status::Forbidden, why),
     };
     // What is left of a body that nobody wanted cannot be told from the next request.
-    let is_read = answered.body_is_read(bytes);
+    let (is_read, is_let_in) = (answered.body_is_read(bytes), answered.is_let_in);
     let goes_on = is_read && !head.is_last() && !pass.is_wanted_back();
     let length = answered.bytes().to_string();
     let mut fields = vec![("Content-Length", length.as_str()), ("Content-Type", answered.kind())];
@@ -113,5 +133,5 @@ fn answer(
         out.sock.within_head();
         drop(io::copy(&mut stream.take(bytes), &mut io::sink()));
     }
-    Ok(goes_on)
+    Ok((goes_on, is_let_in))
 }

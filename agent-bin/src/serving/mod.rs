@@ -8,6 +8,7 @@
 //! waits in the listener's backlog for the next version.
 
 mod connection;
+mod newcomers;
 mod request;
 mod shelf;
 
@@ -18,10 +19,11 @@ use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use agent_core::{AgentConfig, Gate, Inherited, Pass};
 use proto::RepositoryName;
+use proto::keeping::Refused;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::engine::{Desk, DeskFault};
@@ -29,6 +31,7 @@ use crate::kept::{Kept, KeptFault};
 use crate::wire::front::{Front, FrontFault};
 use crate::wire::timed::Patience;
 use crate::wire::tls::Accepted;
+use newcomers::{Newcomer, Newcomers};
 use shelf::Shelf;
 
 /// Connections at once, in all. Each has a thread and some 100 KiB.
@@ -37,6 +40,8 @@ const CONNECTIONS_MAX: usize = 256;
 const BEAT_MS: i64 = 200;
 /// After a failure to accept: out of descriptors, most likely, and connections that end will help.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How often drafts that were left behind are looked for.
+const SWEPT_EVERY: Duration = Duration::from_secs(3600);
 const STACK_BYTES: usize = 1 << 20;
 
 /// One connection, after the handshake.
@@ -51,6 +56,8 @@ pub(crate) enum ServingFault {
     Address(String),
     #[error("port {port} is that of {name} already, at {address}: take the same address, or another port")]
     OtherAddress { port: u16, name: RepositoryName, address: String },
+    #[error("this host serves no repository {0}; order `repository create` again")]
+    NotServed(RepositoryName),
     #[error(transparent)]
     Kept(#[from] KeptFault),
     #[error(transparent)]
@@ -68,6 +75,7 @@ pub(crate) struct Serving {
     /// By port; `false` ends its thread.
     listeners: Mutex<BTreeMap<u16, Arc<AtomicBool>>>,
     connections: AtomicUsize,
+    newcomers: Arc<Newcomers>,
     patience: Patience,
 }
 
@@ -87,6 +95,7 @@ impl Serving {
             shelves: Mutex::default(),
             listeners: Mutex::default(),
             connections: AtomicUsize::new(0),
+            newcomers: Arc::default(),
             patience: connection::PATIENCE,
         });
         let (all, faults) = Kept::all(&serving.state);
@@ -106,6 +115,14 @@ impl Serving {
 
     /// Returns the certificate for programs that are no agents, as one line.
     fn begin(self: &Arc<Self>, kept: &Kept) -> Result<String, ServingFault> {
+        let mut kept = kept.clone();
+        // Whoever was refused stays so: the same key would let them in again.
+        if let Ok(Some(before)) = Kept::read(&self.state, &kept.name)
+            && before.key == kept.key
+        {
+            kept.refused = before.refused;
+        }
+        let kept = &kept;
         self.open(kept)?;
         kept.write(&self.state)?;
         tracing::info!("repository {} ({}) is served at {}", kept.name, kept.path.display(), kept.address);
@@ -129,6 +146,21 @@ impl Serving {
             }
             stays
         });
+        Ok(())
+    }
+
+    /// Lets in nobody by these grants, nor by those that were refused before: from the next request on, and for good.
+    fn refuse(&self, name: &RepositoryName, grants: &[Refused]) -> Result<(), ServingFault> {
+        let Some(mut kept) = Kept::read(&self.state, name)? else {
+            return Err(ServingFault::NotServed(name.clone()));
+        };
+        kept.refuse(grants, now());
+        kept.write(&self.state)?;
+        tracing::info!("repository {name}: {} grants are refused", kept.refused.len());
+        let mut shelves = lock(&self.shelves);
+        if shelves.contains_key(name) {
+            shelves.insert(name.clone(), Arc::new(Shelf::new(&self.state, kept)));
+        }
         Ok(())
     }
 
@@ -173,7 +205,12 @@ impl Serving {
     }
 
     fn accept(self: &Arc<Self>, listener: &TcpListener, goes_on: &AtomicBool) {
+        let mut swept: Option<Instant> = None;
         while goes_on.load(Ordering::Relaxed) {
+            if swept.is_none_or(|at| at.elapsed() >= SWEPT_EVERY) {
+                swept = Some(Instant::now());
+                self.sweep();
+            }
             // Before there is a connection: whoever closes the gate knows then that none is taken.
             let pass = self.gate.enter();
             let mut fds = [PollFd::new(listener, PollFlags::IN)];
@@ -183,7 +220,10 @@ impl Serving {
                 continue;
             }
             match listener.accept() {
-                Ok((stream, _)) => self.take(stream, pass),
+                Ok((stream, from)) => match self.newcomers.enter(from.ip()) {
+                    Some(newcomer) => self.take(stream, newcomer, pass),
+                    None => tracing::debug!("{from} has too many connections that were not let in yet"),
+                },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     tracing::warn!("a connection cannot be accepted: {error}");
@@ -193,7 +233,17 @@ impl Serving {
         }
     }
 
-    fn take(self: &Arc<Self>, stream: TcpStream, pass: Pass) {
+    /// Removes what uploads have left behind that were cut by a kill.
+    fn sweep(&self) {
+        let shelves: Vec<_> = lock(&self.shelves).values().cloned().collect();
+        let sweep = move || shelves.iter().for_each(|shelf| shelf.sweep(SystemTime::now()));
+        let thread = std::thread::Builder::new().name("sweeps".to_owned());
+        if let Err(error) = thread.spawn(sweep) {
+            tracing::warn!("drafts are not swept: {error}");
+        }
+    }
+
+    fn take(self: &Arc<Self>, stream: TcpStream, newcomer: Newcomer, pass: Pass) {
         if self.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
             self.connections.fetch_sub(1, Ordering::Relaxed);
             tracing::debug!("a connection too many is closed");
@@ -202,7 +252,7 @@ impl Serving {
         let serving = Arc::clone(self);
         let run = move || {
             let held = Held(&serving.connections);
-            if let Err(fault) = connection::serve(&serving, stream, &pass) {
+            if let Err(fault) = connection::serve(&serving, stream, newcomer, &pass) {
                 tracing::debug!("a connection ended: {fault}");
             }
             drop(held);
@@ -221,6 +271,10 @@ impl Desk for Arc<Serving> {
 
     fn end(&self, name: &RepositoryName) -> Result<(), DeskFault> {
         Serving::end(self, name).map_err(|fault| DeskFault(fault.to_string()))
+    }
+
+    fn refuse(&self, name: &RepositoryName, grants: &[Refused]) -> Result<(), DeskFault> {
+        Serving::refuse(self, name, grants).map_err(|fault| DeskFault(fault.to_string()))
     }
 }
 

@@ -70,6 +70,8 @@ pub(super) struct Answer {
     pub(super) status: Status,
     body: Body,
     read: bool,
+    /// A grant stood for it.
+    pub(super) is_let_in: bool,
 }
 
 #[derive(Debug)]
@@ -81,11 +83,16 @@ enum Body {
 
 impl Answer {
     fn with(kind: &'static str, body: Vec<u8>) -> Self {
-        Self { status: Status::Ok, body: Body::Text(kind, body), read: false }
+        Self { status: Status::Ok, body: Body::Text(kind, body), read: false, is_let_in: false }
     }
 
     pub(super) fn refused(status: Status, why: impl Into<String>) -> Self {
-        Self { status, body: Body::Text("text/plain; charset=utf-8", why.into().into_bytes()), read: false }
+        Self {
+            status,
+            body: Body::Text("text/plain; charset=utf-8", why.into().into_bytes()),
+            read: false,
+            is_let_in: false,
+        }
     }
 
     /// Whether the connection stands where the next request begins.
@@ -185,7 +192,7 @@ pub(super) fn answer(
             "no repository of this name is open to this grant, or to this host",
         );
     };
-    match (method, target) {
+    let answer = match (method, target) {
         ("GET", Target::Password) => password(&shelf, &grant),
         ("GET", Target::List(kind)) => list(&shelf, kind, head),
         ("GET" | "HEAD", Target::File(kind, id)) => read(&shelf, kind, &id, head),
@@ -198,7 +205,8 @@ pub(super) fn answer(
             Answer::refused(Status::Forbidden, "repositories are made by `manager-fs repository create`")
         }
         _ => Answer::refused(Status::NotAllowed, "this is not done here"),
-    }
+    };
+    Answer { is_let_in: true, ..answer }
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -211,6 +219,7 @@ fn admitted(shelf: &Shelf, caller: &Caller<'_>) -> Option<Grant> {
     let (_, grant) = pair.split_once(':')?;
     let kept = &shelf.kept;
     match Grant::open(grant, &kept.key, &kept.name, now()) {
+        Ok(grant) if kept.refuses(&grant) => None,
         Ok(grant) => match &grant.bearer {
             Bearer::Anyone => Some(grant),
             Bearer::Host(host) => (caller.host == Some(host)).then_some(grant),
@@ -267,13 +276,13 @@ fn read(shelf: &Shelf, kind: FileKind, id: &Id, head: &Head) -> Answer {
         Err(fault) => return fault.into(),
     };
     let Some(range) = head.field("range") else {
-        return Answer { status: Status::Ok, body: Body::File(file, bytes), read: false };
+        return Answer { status: Status::Ok, body: Body::File(file, bytes), read: false, is_let_in: false };
     };
     let Some((from, length)) = http::range(range, bytes) else {
         return Answer::refused(Status::Unsatisfiable, format!("the file has {bytes} bytes"));
     };
     match file.seek(SeekFrom::Start(from)) {
-        Ok(_) => Answer { status: Status::Part, body: Body::File(file, length), read: false },
+        Ok(_) => Answer { status: Status::Part, body: Body::File(file, length), read: false, is_let_in: false },
         Err(error) => ShelfFault::Io(error).into(),
     }
 }

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
@@ -15,6 +16,8 @@ use crate::kept::Kept;
 
 /// Locks that may lie in a repository; each operation has one, or two while it is refreshed.
 const LOCKS_MAX: usize = 2048;
+/// How long nobody has written to a draft that was left behind.
+const LEFT_BEHIND: Duration = Duration::from_secs(3600);
 /// Bytes that are read and written at once.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -49,13 +52,12 @@ pub(super) struct Shelf {
     pub(super) kept: Kept,
     state: PathBuf,
     directory: Directory,
-    drafts: AtomicU64,
 }
 
 impl Shelf {
     pub(super) fn new(state: &Path, kept: Kept) -> Self {
         let directory = Directory { root: kept.path.clone() };
-        Self { kept, state: state.to_owned(), directory, drafts: AtomicU64::new(0) }
+        Self { kept, state: state.to_owned(), directory }
     }
 
     pub(super) fn password(&self) -> Result<String, EngineError> {
@@ -77,7 +79,7 @@ impl Shelf {
     /// long, stays as it is; one of another length was damaged, and what has the right hash is put in its place.
     pub(super) fn add(&self, kind: FileKind, id: &Id, bytes: u64, from: &mut impl Read) -> Result<(), ShelfFault> {
         let path = self.directory.path(kind, id);
-        let draft = Draft::new(&path, self.drafts.fetch_add(1, Ordering::Relaxed))?;
+        let draft = Draft::new(&path)?;
         draft.fill(id, bytes, from)?;
         if fs::metadata(&path).is_ok_and(|there| there.len() == bytes) {
             return Ok(());
@@ -126,6 +128,29 @@ impl Shelf {
         }
     }
 
+    /// Removes drafts that nobody has written to for an hour: whoever made them was killed, since every body that comes
+    /// has a pace to keep. Also those of other programs that call theirs so, as restic does.
+    pub(super) fn sweep(&self, now: SystemTime) {
+        let mut swept = 0_u32;
+        for kind in FileKind::WITH_ID {
+            let directory = self.kept.path.join(kind.name());
+            let below = entries(&directory).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            for entry in below.flat_map(|entry| entries(&entry.path())).chain(entries(&directory)) {
+                let name = entry.file_name();
+                let is_draft = name.to_str().and_then(|name| name.split_once("-tmp-"));
+                let is_draft = is_draft.is_some_and(|(id, _)| Id::parse(id).is_some());
+                let written = entry.metadata().and_then(|found| found.modified()).ok();
+                let age = written.and_then(|at| now.duration_since(at).ok());
+                if is_draft && age.is_some_and(|age| age >= LEFT_BEHIND) && fs::remove_file(entry.path()).is_ok() {
+                    swept += 1;
+                }
+            }
+        }
+        if swept > 0 {
+            tracing::info!("repository {}: {swept} drafts that were left behind are removed", self.kept.name);
+        }
+    }
+
     /// Removes notes of locks that somebody else has removed since.
     fn forget_notes(&self, notes: &Path) {
         for entry in fs::read_dir(notes).into_iter().flatten().flatten() {
@@ -140,6 +165,10 @@ impl Shelf {
     }
 }
 
+fn entries(directory: &Path) -> impl Iterator<Item = fs::DirEntry> + use<> {
+    fs::read_dir(directory).into_iter().flatten().flatten()
+}
+
 /// A file that is not there yet; gone if it is dropped before it got its name.
 struct Draft {
     path: PathBuf,
@@ -147,7 +176,10 @@ struct Draft {
 }
 
 impl Draft {
-    fn new(path: &Path, number: u64) -> io::Result<Self> {
+    fn new(path: &Path) -> io::Result<Self> {
+        /// Of all that this process makes: a repository that is opened anew goes on counting.
+        static DRAFTS: AtomicU64 = AtomicU64::new(0);
+        let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
         let mut draft = path.as_os_str().to_owned();
         draft.push(format!("-tmp-{}-{number}", std::process::id()));
         let draft = PathBuf::from(draft);
@@ -222,6 +254,25 @@ mod tests {
         shelf.open(FileKind::Index, &id).unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "content", "a damaged file is healed");
         assert!(matches!(shelf.open(FileKind::Pack, &id), Err(ShelfFault::NotThere)));
+    }
+
+    #[test]
+    fn a_draft_that_was_left_behind_is_swept_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = shelf(dir.path());
+        let id = Id::of(b"content");
+        shelf.add(FileKind::Pack, &id, 7, &mut &b"content"[..]).unwrap();
+        let pack = shelf.directory.path(FileKind::Pack, &id);
+        let below = pack.parent().unwrap();
+        let drafts = [below.join(format!("{id}-tmp-7-1")), dir.path().join(format!("repository/locks/{id}-tmp-8"))];
+        let mine = below.join("notes-tmp-1");
+        fs::create_dir_all(dir.path().join("repository/locks")).unwrap();
+        drafts.iter().chain([&mine]).for_each(|path| fs::write(path, b"cut").unwrap());
+        let now = SystemTime::now();
+        shelf.sweep(now + LEFT_BEHIND / 2);
+        assert!(drafts.iter().all(|draft| draft.exists()), "somebody may be writing to them");
+        shelf.sweep(now + LEFT_BEHIND * 2);
+        assert!(!drafts.iter().any(|draft| draft.exists()) && mine.exists() && pack.exists());
     }
 
     #[test]

@@ -50,6 +50,7 @@ impl World {
             shelves: Mutex::new(shelves.into()),
             listeners: Mutex::default(),
             connections: AtomicUsize::new(0),
+            newcomers: Arc::default(),
             patience,
         });
         let goes_on = Arc::new(AtomicBool::new(true));
@@ -186,6 +187,51 @@ fn who_says_nothing_or_drips_its_head_is_gone_in_time() {
     assert_eq!(silent.read(&mut [0; 1]).unwrap_or(0), 0);
     world.await_connections(0);
     assert_eq!(ask(&mut world.dial("web-1"), "GET /vault/data/", &own(), b"").0, 200);
+}
+
+#[test]
+fn who_says_nothing_keeps_no_place_from_those_that_are_let_in() {
+    let world = World::new(PATIENT);
+    let mut known = world.dial("web-1");
+    assert_eq!(ask(&mut known, "GET /vault/data/", &own(), b"").0, 200);
+    let ended = |mut stream: TcpStream| {
+        stream.set_read_timeout(Some(SHORT)).unwrap();
+        matches!(stream.read(&mut [0; 1]), Ok(0))
+    };
+    // From one address; the first of them stay, and those beyond are closed at once.
+    let silent: Vec<_> = (0..40).map(|_| TcpStream::connect(&world.address).unwrap()).collect();
+    let closed = silent.into_iter().rev().filter_map(|stream| ended(stream).then_some(())).count();
+    assert!(closed >= 20, "{closed}");
+    assert!(world.serving.connections.load(Ordering::Relaxed) <= 20);
+    assert_eq!(ask(&mut known, "GET /vault/data/", &own(), b"").0, 200);
+    world.await_connections(1);
+    assert_eq!(ask(&mut world.dial("web-2"), "GET /vault/data/", "", b"").0, 401);
+    assert_eq!(ask(&mut world.dial("web-1"), "GET /vault/data/", &own(), b"").0, 200);
+}
+
+#[test]
+fn who_is_refused_from_now_on_is_not_let_in_by_what_it_has() {
+    let world = World::new(PATIENT);
+    let kept = world.serving.shelf("vault").unwrap().kept.clone();
+    kept.write(&world.serving.state).unwrap();
+    let mut client = world.dial("web-1");
+    let of = |what: &str, until_unix_ms| {
+        let grant = Grant { what: what.into(), until_unix_ms, ..good() };
+        sealed(&grant, 7)
+    };
+    let far = now() + 1_000_000;
+    let status = |client: &mut Client, grant: &str| ask(client, "GET /vault/data/", grant, b"").0;
+    assert_eq!(status(&mut client, &of("token 7", far)), 200);
+    let token = Refused::Grant { what: "token 7".into(), until_unix_ms: far };
+    Serving::refuse(&world.serving, &kept.name, &[token]).unwrap();
+    // On the connection that is there, too.
+    assert_eq!((status(&mut client, &of("token 7", far)), status(&mut client, &of("token 8", far))), (401, 200));
+    let host = Refused::Host { host: "web-1".parse().unwrap(), until_unix_ms: far };
+    Serving::refuse(&world.serving, &kept.name, &[host]).unwrap();
+    assert_eq!((status(&mut client, &of("job 1", far)), status(&mut client, &of("token 8", far - 1))), (401, 401));
+    assert_eq!(status(&mut client, &of("job 2", far + 1)), 200, "it was let in again");
+    assert_eq!(Kept::read(&world.serving.state, &kept.name).unwrap().unwrap().refused.len(), 2, "and stays so");
+    assert!(Serving::refuse(&world.serving, &"nothing".parse().unwrap(), &[]).is_err());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! A connection whose every read and write ends at a time that is set for it: a peer that sends a byte a minute gets no
 //! further than one that sends none.
 
-use std::io::{self, Read, Write};
+use std::fmt;
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,13 @@ use std::time::{Duration, Instant};
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// How fast a body must come or go, beyond what every one is granted.
 const BYTES_A_SECOND_MIN: u64 = 16 << 10;
+
+/// Bytes that are taken from the socket at once: TLS asks for four KiB at a time, and a call of the kernel costs more than
+/// what it brings then.
+const AHEAD_BYTES: usize = 64 << 10;
+
+/// A time of no more is said exactly.
+const NEAR: Duration = Duration::from_secs(1);
 
 /// What a peer may take for each part of what it says.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +35,30 @@ pub(crate) struct Timed {
     stream: TcpStream,
     patience: Patience,
     until: Instant,
+    /// What the socket waits for at most when it reads, and when it writes.
+    armed: [Duration; 2],
+    /// What was read and not yet given.
+    ahead: Ahead,
+}
+
+/// Bytes between two places of a buffer.
+struct Ahead {
+    bytes: Box<[u8]>,
+    from: usize,
+    to: usize,
+}
+
+impl fmt::Debug for Ahead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.to - self.from)
+    }
+}
+
+/// What a socket's time-out is for.
+#[derive(Clone, Copy)]
+enum Way {
+    Read,
+    Write,
 }
 
 impl Timed {
@@ -36,7 +68,8 @@ impl Timed {
     /// The socket's.
     pub(crate) fn of(stream: TcpStream, patience: Patience) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self { stream, patience, until: Instant::now() })
+        let ahead = Ahead { bytes: vec![0; AHEAD_BYTES].into_boxed_slice(), from: 0, to: 0 };
+        Ok(Self { stream, patience, until: Instant::now(), armed: [Duration::ZERO; 2], ahead })
     }
 
     /// Dials `HOST:PORT`, one of its addresses after the other.
@@ -59,6 +92,11 @@ impl Timed {
         self.until = Instant::now() + time;
     }
 
+    /// The same by a moment, if that is earlier.
+    pub(crate) fn by(&mut self, moment: Instant) {
+        self.until = self.until.min(moment);
+    }
+
     /// The same for a handshake.
     pub(super) fn within_handshake(&mut self) {
         self.within(self.patience.handshake);
@@ -78,24 +116,59 @@ impl Timed {
         let left = self.until.saturating_duration_since(Instant::now());
         if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
     }
-}
 
-/// What a socket's own time-out is called differs by system.
-fn late(error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { error }
+    /// Has the socket wait no longer than what is left. It is told so only where that has become much less or more: most
+    /// calls of a body need not say it again, and one that ends before its time is made once more.
+    fn arm(&mut self, way: Way) -> io::Result<()> {
+        let (left, armed) = (self.left()?, &mut self.armed[way as usize]);
+        if *armed > left || *armed < left / 2 {
+            let time = if left > NEAR { left * 3 / 4 } else { left.max(Duration::from_millis(1)) };
+            match way {
+                Way::Read => self.stream.set_read_timeout(Some(time))?,
+                Way::Write => self.stream.set_write_timeout(Some(time))?,
+            }
+            *armed = time;
+        }
+        Ok(())
+    }
+
+    fn do_within(&mut self, way: Way, mut call: impl FnMut(&mut Self) -> io::Result<usize>) -> io::Result<usize> {
+        loop {
+            self.arm(way)?;
+            match call(self) {
+                // What a socket's own time-out is called differs by system.
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+                done => return done,
+            }
+        }
+    }
 }
 
 impl Read for Timed {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(Some(self.left()?))?;
-        self.stream.read(bytes).map_err(late)
+        if self.ahead.from == self.ahead.to {
+            let read = self.do_within(Way::Read, |timed| timed.stream.read(&mut timed.ahead.bytes))?;
+            (self.ahead.from, self.ahead.to) = (0, read);
+        } else {
+            // Also what is there already has its time: a peer must not be served for ever by what it has sent at once.
+            self.left()?;
+        }
+        let there = &self.ahead.bytes[self.ahead.from..self.ahead.to];
+        let given = there.len().min(bytes.len());
+        bytes[..given].copy_from_slice(&there[..given]);
+        self.ahead.from += given;
+        Ok(given)
     }
 }
 
 impl Write for Timed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(Some(self.left()?))?;
-        self.stream.write(bytes).map_err(late)
+        self.do_within(Way::Write, |timed| timed.stream.write(bytes))
+    }
+
+    /// Several records of TLS are one call.
+    fn write_vectored(&mut self, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.do_within(Way::Write, |timed| timed.stream.write_vectored(bytes))
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -38,6 +38,7 @@ mod publish;
 mod record;
 mod recover;
 mod repository;
+mod repository_key;
 mod rescue;
 mod rollout;
 mod serve;

@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 use super::client::{ask_once, unexpected};
 use super::job::{Watch, ordered};
 use super::out::{self, say};
+use super::repository_key::{self, KeyCommand};
 use super::units::moment;
 use super::{Done, Here, Json};
-use crate::manager::admin::{AdminReply, Quick, RepositoryView};
+use crate::manager::admin::{AdminReply, Quick, RepositoryTokenView, RepositoryView};
 use crate::manager::repositories::RepositoryOrder;
 
 #[derive(Debug, Subcommand)]
@@ -35,6 +36,9 @@ pub(super) enum RepositoryCommand {
         /// Which agent of that host
         #[arg(long, default_value = "media-agent")]
         product: Product,
+        /// Take the place of the repository that has this name now, as when its host is lost
+        #[arg(long)]
+        adopt: bool,
         #[command(flatten)]
         watch: Watch,
     },
@@ -64,8 +68,34 @@ pub(super) enum RepositoryCommand {
         #[command(flatten)]
         watch: Watch,
     },
-    /// Print a token that lets any program of restic's REST protocol in for a while
-    Token(TokenArgs),
+    /// Tokens that let any program of restic's REST protocol in for a while
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Keys that open a repository, and passwords sealed for the day on which its host is lost
+    #[command(subcommand)]
+    Key(KeyCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TokenCommand {
+    /// Print a new token
+    Add(TokenArgs),
+    /// List the tokens of a repository that were given and have not ended
+    List {
+        /// The repository's name
+        name: RepositoryName,
+        #[command(flatten)]
+        output: Json,
+    },
+    /// Take a token back: whoever has it is let in no longer
+    Revoke {
+        /// The repository's name
+        name: RepositoryName,
+        /// The token's number, which the list shows
+        token: String,
+        #[command(flatten)]
+        watch: Watch,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -92,10 +122,10 @@ enum TokenAccess {
 
 pub(super) fn run(command: &RepositoryCommand, here: &Here) -> anyhow::Result<Done> {
     match command {
-        RepositoryCommand::Create { name, on, path, address, password_file, product, watch } => {
+        RepositoryCommand::Create { name, on, path, address, password_file, product, adopt, watch } => {
             let repository = Repository { path: path.clone(), password_file: password_file.clone() };
             let (name, host, product, address) = (name.clone(), on.clone(), product.clone(), address.clone());
-            let order = RepositoryOrder { name, host, product, repository, address };
+            let order = RepositoryOrder { name, host, product, repository, address, adopt: *adopt };
             ordered(&Quick::RepositoryCreate(order), watch, here)
         }
         RepositoryCommand::Remove { name, watch } => ordered(&Quick::RepositoryRemove(name.clone()), watch, here),
@@ -130,7 +160,12 @@ pub(super) fn run(command: &RepositoryCommand, here: &Here) -> anyhow::Result<Do
             }
             Ok(Done::Clean)
         }
-        RepositoryCommand::Token(args) => token(args, here),
+        RepositoryCommand::Token(TokenCommand::Add(args)) => token(args, here),
+        RepositoryCommand::Token(TokenCommand::List { name, output }) => tokens(name, *output, here),
+        RepositoryCommand::Token(TokenCommand::Revoke { name, token, watch }) => {
+            ordered(&Quick::RepositoryTokenRevoke(name.clone(), token.clone()), watch, here)
+        }
+        RepositoryCommand::Key(command) => repository_key::run(command, here),
     }
 }
 
@@ -185,11 +220,40 @@ fn token(args: &TokenArgs, here: &Here) -> anyhow::Result<Done> {
     };
     let ttl_ms = u64::try_from(args.ttl.as_millis()).unwrap_or(u64::MAX);
     let request = Quick::RepositoryToken { name: args.name.clone(), access, ttl_ms };
-    let AdminReply::Token(token) = ask_once(here, &request)? else { return unexpected() };
+    let AdminReply::RepositoryToken { id, token } = ask_once(here, &request)? else { return unexpected() };
     if args.output.json {
-        out::json(&json!({ "repository": args.name, "token": token, "ttl_ms": ttl_ms }));
+        out::json(&json!({ "repository": args.name, "id": id, "token": token, "ttl_ms": ttl_ms }));
     } else {
         say!("{token}");
     }
+    Ok(Done::Clean)
+}
+
+fn tokens(name: &RepositoryName, output: Json, here: &Here) -> anyhow::Result<Done> {
+    let AdminReply::RepositoryTokens(all) = ask_once(here, &Quick::RepositoryTokens(name.clone()))? else {
+        return unexpected();
+    };
+    let word = |access| match access {
+        Access::Read => "read",
+        Access::Add => "append",
+    };
+    if output.json {
+        let one = |one: &RepositoryTokenView| {
+            json!({
+                "id": one.id,
+                "access": word(one.access),
+                "created_unix_ms": one.created,
+                "until_unix_ms": one.until,
+                "revoked_unix_ms": one.revoked,
+            })
+        };
+        out::json(&json!({ "repository": name, "tokens": all.iter().map(one).collect::<Vec<_>>() }));
+        return Ok(Done::Clean);
+    }
+    let row = |one: &RepositoryTokenView| {
+        let revoked = one.revoked.map_or_else(String::new, moment);
+        vec![one.id.clone(), word(one.access).to_owned(), moment(one.created), moment(one.until), revoked]
+    };
+    out::table(&["TOKEN", "ACCESS", "GIVEN", "UNTIL", "TAKEN BACK"], &all.iter().map(row).collect::<Vec<_>>());
     Ok(Done::Clean)
 }

@@ -230,7 +230,7 @@ fn of_identity(error: &IdentityError) -> Kind {
 
 fn of_repository(error: &RepositoryError) -> Kind {
     match error {
-        RepositoryError::Unknown(_) => Fault::NotFound,
+        RepositoryError::Unknown(_) | RepositoryError::NoGrant { .. } => Fault::NotFound,
         RepositoryError::Exists { .. } => Fault::BadRequest,
         RepositoryError::Control(_) => Fault::Failed,
     }

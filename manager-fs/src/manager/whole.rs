@@ -221,6 +221,7 @@ impl Manager {
         // Its jobs end for want of a host; those that wait for it look at it now.
         self.news.tell(host, News::Disconnected);
         tracing::warn!(%host, "host revoked");
+        self.repositories().refuse(host).await;
         Ok(())
     }
 
@@ -233,6 +234,7 @@ impl Manager {
         self.connections.cut(host, "the host was forgotten");
         self.news.tell(host, News::Disconnected);
         tracing::warn!(%host, "host forgotten");
+        self.repositories().refuse(host).await;
         Ok(())
     }
 

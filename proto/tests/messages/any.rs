@@ -11,6 +11,7 @@ use proto::backup::{BackupCounts, BackupOptions};
 use proto::bundle::Touch;
 use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
 use proto::door::DoorKey;
+use proto::keeping::{Keeping, Refused};
 use proto::look::{Forget, Found, FoundEntry, FoundSnapshot, Keep, Query, SnapshotFilter};
 use proto::message::{
     BundleFacts, ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, ManagerReply,
@@ -19,6 +20,7 @@ use proto::message::{
 use proto::name::Target;
 use proto::own::{Arguments, Finding, OwnSummary};
 use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange, Script};
+use proto::recovery::RecoveryKey;
 use proto::restore::RestoreOptions;
 use proto::{GenerationRecord, GenerationRef, GroupName, HostName, ObjectId, Product, TreeId, TreePath, Version};
 
@@ -126,6 +128,22 @@ pub(crate) fn operation() -> impl Strategy<Value = Operation> {
         ),
         (repository(), "[a-z0-9][a-z0-9-]{0,63}")
             .prop_map(|(repository, name)| Operation::Unserve { repository, name: name.parse().unwrap() }),
+        ("[a-z0-9][a-z0-9-]{0,63}", keeping())
+            .prop_map(|(name, order)| Operation::Keeping { name: name.parse().unwrap(), order }),
+    ]
+}
+
+fn keeping() -> impl Strategy<Value = Keeping> {
+    let grant =
+        ("[ -~]{0,64}", any::<u64>()).prop_map(|(what, until_unix_ms)| Refused::Grant { what, until_unix_ms });
+    let host = ("[a-z][a-z0-9]{0,30}", any::<u64>())
+        .prop_map(|(host, until_unix_ms)| Refused::Host { host: host.parse().unwrap(), until_unix_ms });
+    prop_oneof![
+        Just(Keeping::Keys),
+        any::<[u8; 32]>().prop_map(|key| Keeping::AddKey(RecoveryKey(key))),
+        "[0-9a-f]{64}".prop_map(Keeping::RemoveKey),
+        any::<[u8; 32]>().prop_map(|key| Keeping::Escrow(RecoveryKey(key))),
+        vec(prop_oneof![grant, host], 0..4).prop_map(Keeping::Refuse),
     ]
 }
 

@@ -68,6 +68,7 @@ fn cases() -> Vec<Case> {
         backup::{BackupCounts, BackupOptions},
         bundle::Touch,
         daemon::*,
+        keeping::*,
         local_greeting::Greeting,
         message::*,
         name::Target,
@@ -86,6 +87,8 @@ fn cases() -> Vec<Case> {
         choice::<Fault>(),
         choice::<Operation>(),
         choice::<HostScope>(),
+        choice::<Keeping>(),
+        choice::<Refused>(),
         choice::<Outcome>(),
         choice::<Query>(),
         choice::<Found>(),
@@ -183,6 +186,8 @@ fn every_variant_has_a_sample_and_every_sample_a_variant() {
     check::<Fault>();
     check::<Operation>();
     check::<HostScope>();
+    check::<proto::keeping::Keeping>();
+    check::<proto::keeping::Refused>();
     check::<Outcome>();
     check::<Role>();
     check::<AgentState>();

@@ -9,6 +9,7 @@ use proto::backup::{BackupCounts, BackupOptions};
 use proto::bundle::Touch;
 use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
 use proto::door::{Access, Bearer, DoorKey, Grant};
+use proto::keeping::{Keeping, Refused};
 use proto::look::{Forget, Found, FoundEntry, FoundSnapshot, Keep, Query, SnapshotFilter};
 use proto::message::{
     BundleFacts, ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, Making, ManagerReply,
@@ -16,6 +17,7 @@ use proto::message::{
 };
 use proto::name::Target;
 use proto::own::{Arguments, Finding, OwnSummary};
+use proto::recovery::RecoveryKey;
 use proto::restore::RestoreOptions;
 use proto::{GenerationRef, ObjectId, Product, TreeId, Version};
 use serde::Serialize;
@@ -163,6 +165,10 @@ pub(crate) fn found_entry() -> FoundEntry {
         mtime_unix_ms: Some(-1),
         change: Some("added".into()),
     }
+}
+
+fn refused() -> Refused {
+    Refused::Grant { what: "token 7".into(), until_unix_ms: 1000 }
 }
 
 pub(crate) fn grant() -> Grant {
@@ -378,7 +384,7 @@ choice!(AgentReply { Done = 0, Status = 1, Outcome = 2, Fault = 3 } vec![
 ]);
 
 choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, Identify = 5, Own = 6,
-    BackupWith = 7, Look = 8, Forget = 9, RestoreSome = 10, Serve = 11, Unserve = 12 } vec![
+    BackupWith = 7, Look = 8, Forget = 9, RestoreSome = 10, Serve = 11, Unserve = 12, Keeping = 13 } vec![
     Operation::Backup { repository: repository(), sources: vec!["/data".into()] },
     Operation::Restore { repository: repository(), snapshot: snapshot(), target: "/back".into() },
     Operation::Verify { repository: repository(), snapshot: SnapshotRef::latest() },
@@ -402,6 +408,20 @@ choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, I
         key: Some(DoorKey([0x17; 32])),
     },
     Operation::Unserve { repository: repository(), name: "main".parse().unwrap() },
+    Operation::Keeping { name: "main".parse().unwrap(), order: Keeping::Keys },
+]);
+
+choice!(Keeping { Keys = 0, AddKey = 1, RemoveKey = 2, Escrow = 3, Refuse = 4 } vec![
+    Keeping::Keys,
+    Keeping::AddKey(RecoveryKey([0x17; 32])),
+    Keeping::RemoveKey("5e".repeat(32)),
+    Keeping::Escrow(RecoveryKey([0x17; 32])),
+    Keeping::Refuse(vec![refused()]),
+]);
+
+choice!(Refused { Grant = 0, Host = 1 } vec![
+    refused(),
+    Refused::Host { host: "web".parse().unwrap(), until_unix_ms: 1000 },
 ]);
 
 choice!(Query { Snapshots = 0, List = 1, Find = 2, Diff = 3, Dump = 4 } vec![

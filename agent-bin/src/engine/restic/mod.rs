@@ -12,6 +12,7 @@ use std::sync::Arc;
 use proto::RepositoryName;
 use proto::agent::{Repository as Location, SnapshotRef};
 use proto::backup::BackupOptions;
+use proto::keeping::Keeping;
 use proto::look::{Forget, Found, FoundSnapshot, Query};
 use proto::restore::RestoreOptions;
 use rustic_core::jiff;
@@ -27,6 +28,7 @@ use super::format::index::Index;
 use super::format::locks::Access;
 use super::format::packs::{Added, Packs};
 use super::format::tree::{Node, NodeKind};
+use super::keys;
 use super::library::{self, Opened};
 use super::patterns::rules_of;
 use super::restore::{self, RestoreFault};
@@ -250,6 +252,23 @@ impl BackupEngine for Restic {
         let desk = self.desk.as_ref().ok_or(EngineError::NoDesk)?;
         desk.end(name)?;
         Ok(Work::default())
+    }
+
+    fn keeping(
+        &self,
+        name: &RepositoryName,
+        order: &Keeping,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        let desk = self.desk.as_ref().ok_or(EngineError::NoDesk)?;
+        if let Keeping::Refuse(grants) = order {
+            desk.refuse(name, grants)?;
+            return Ok(Work::default());
+        }
+        let kept = Kept::read(&self.state, name)?.ok_or_else(|| EngineError::NotServed(name.clone()))?;
+        let said = keys::keeping(&self.state, &kept, order, mark, meter)?;
+        Ok(Work { said, ..Work::default() })
     }
 }
 

@@ -391,6 +391,25 @@ pub(in crate::cli) fn ordered(request: &Quick, watch: &Watch, here: &Here) -> an
     Ok(Done::Clean)
 }
 
+/// A job that has come to a good end, of which nothing is shown; another one is, and there is none.
+pub(in crate::cli) fn followed(id: JobId, here: &Here) -> anyhow::Result<Option<JobRecord>> {
+    let goes_on = format!("job {id} goes on: `manager-fs job wait {id}` follows it");
+    let mut said = None;
+    let reply = ask(here, &Long::JobWait(id), &goes_on, |event| {
+        let AdminEvent::Job(record) = event else { return };
+        if let Some(waiting) = record.waiting.as_ref().filter(|waiting| said.as_ref() != Some(*waiting)) {
+            note!("job {id} waits: {waiting}");
+            said = Some(waiting.clone());
+        }
+    });
+    let record = job(reply?)?;
+    if record.state == JobState::Done {
+        return Ok(Some(record));
+    }
+    print(&record, false);
+    Ok(None)
+}
+
 /// Orders a job on each host of a group, and follows one after the other to its end.
 fn follow_all(request: &Quick, watch: &Watch, here: &Here) -> anyhow::Result<Done> {
     let AdminReply::Ordered(jobs) = ask_once(here, request)? else { return unexpected() };

@@ -287,10 +287,16 @@ const EXAMPLES: &[(&str, Examples)] = &[
     ("job wait", &[("manager-fs job wait 7", "follow it; Ctrl-C leaves it running")]),
     (
         "repository create",
-        &[(
-            "manager-fs repository create main --on vault --path /srv/repository",
-            "served by the media agent of vault, at vault:7421",
-        )],
+        &[
+            (
+                "manager-fs repository create main --on vault --path /srv/repository",
+                "served by the media agent of vault, at vault:7421",
+            ),
+            (
+                "manager-fs repository create main --on vault-2 --path /srv/repository --password-file /root/p --adopt",
+                "vault is lost; its disk is in vault-2, and /root/p has what `repository key recover` printed",
+            ),
+        ],
     ),
     ("repository list", &[("manager-fs repository list", "what is served, and by whom")]),
     ("repository show", &[("manager-fs repository show main", "where it lies and how it is reached")]),
@@ -303,9 +309,41 @@ const EXAMPLES: &[(&str, Examples)] = &[
     ),
     ("repository remove", &[("manager-fs repository remove main", "served no longer; what lies in it stays")]),
     (
-        "repository token",
-        &[("manager-fs repository token main --access append --ttl 2h > token", "for a person's own program")],
+        "repository token add",
+        &[("manager-fs repository token add main --access append --ttl 2h > token", "for a person's own program")],
     ),
+    ("repository token list", &[("manager-fs repository token list main", "their numbers, and when they end")]),
+    (
+        "repository token revoke",
+        &[("manager-fs repository token revoke main 5e5e5e5e5e5e5e5e", "whoever has it is let in no longer")],
+    ),
+    (
+        "repository key new",
+        &[("manager-fs repository key new recovery.secret > recovery.key", "once; keep recovery.secret in a safe")],
+    ),
+    (
+        "repository key escrow",
+        &[(
+            "manager-fs repository key escrow main --to recovery.key > main.sealed",
+            "to be kept anywhere but on the host that serves it",
+        )],
+    ),
+    (
+        "repository key recover",
+        &[(
+            "manager-fs repository key recover main.sealed --secret recovery.secret > password",
+            "then: restic --password-file password -r /srv/repository …",
+        )],
+    ),
+    (
+        "repository key add",
+        &[(
+            "manager-fs repository key add main --to alice.key > alice.sealed",
+            "for one person, until it is removed",
+        )],
+    ),
+    ("repository key list", &[("manager-fs repository key list main", "as `restic key list` does")]),
+    ("repository key remove", &[("manager-fs repository key remove main 4e4e…", "its password opens nothing more")]),
     ("job cancel", &[("manager-fs job cancel 7", "it stops at its next unit boundary")]),
     (
         "demo",

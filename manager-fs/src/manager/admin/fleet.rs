@@ -4,17 +4,18 @@ use std::collections::BTreeSet;
 
 use proto::agent::StepEvent;
 use proto::name::Target;
-use proto::{GroupName, HostName};
+use proto::{GroupName, HostName, RepositoryName};
 
 use super::filter::{HOSTS_PAGE, HostFilter, HostState};
-use super::message::{AgentView, ChangedView, HostView, RepositoryView};
+use super::message::{AgentView, ChangedView, HostView, RepositoryTokenView, RepositoryView};
 use super::refusal::CatalogError;
 use crate::manager::control::HostStatus;
 use crate::manager::control::hosts::HostRecord;
-use crate::manager::control::repositories::RepositoryRecord;
+use crate::manager::control::repositories::{GrantRecord, RepositoryRecord};
 use crate::manager::control::tokens::{TOKEN_TTL_MS_MAX, TokenRecord};
 use crate::manager::error::ManagerError;
 use crate::manager::labels::{LabelChange, Selector, all_match};
+use crate::manager::repositories::RepositoriesError;
 use crate::manager::whole::Manager;
 use crate::manager::{identity, now};
 
@@ -138,6 +139,19 @@ impl Fleet<'_> {
             RepositoryView { name, host, product, path, address, created, certificate }
         };
         Ok(all.map(view).collect())
+    }
+
+    /// Every token of a repository that has not ended, or ended lately.
+    pub(super) async fn tokens_of(&self, name: &RepositoryName) -> Result<Vec<RepositoryTokenView>, ManagerError> {
+        self.0.state.repository(name).await.map_err(RepositoriesError::from)?;
+        let view = |(id, GrantRecord { access, created, until, revoked })| RepositoryTokenView {
+            id,
+            access,
+            created,
+            until,
+            revoked,
+        };
+        Ok(self.0.state.grants(name).await?.into_iter().map(view).collect())
     }
 
     /// Every agent that hosts have reported.

@@ -10,6 +10,7 @@ use proto::agent::{AgentStatus, JobId, Operation, StepEvent};
 use proto::bundle::Touch;
 use proto::door::Access;
 use proto::health::HealthCheck;
+use proto::keeping::Keeping;
 use proto::message::{BundleFacts, Fault, Unix};
 use proto::name::Target;
 use proto::number::RolloutId;
@@ -180,6 +181,12 @@ pub enum Quick {
         /// For how long, milliseconds.
         ttl_ms: u64,
     },
+    /// The tokens of a repository that were given.
+    RepositoryTokens(RepositoryName),
+    /// Take one back, by its number. Answered by the job that tells it.
+    RepositoryTokenRevoke(RepositoryName, String),
+    /// Something about a repository beside its data. Answered by the job that it is.
+    RepositoryKeeping(RepositoryName, Keeping),
     /// Check the text of a plan of a rollout, and keep it unless it is only looked at.
     RolloutPlan {
         /// The plan, TOML.
@@ -266,7 +273,16 @@ pub enum AdminReply {
     Groups(Vec<(GroupName, Vec<HostName>)>),
     /// To `Rules`: by group.
     Rules(BTreeMap<GroupName, Vec<Selector>>),
-    /// To `Token` and `RepositoryToken`: the token's text, which the manager cannot show again.
+    /// To `RepositoryToken`: its number, and its text, which the manager cannot show again.
+    RepositoryToken {
+        /// By which it can be taken back.
+        id: String,
+        /// What lets its owner in.
+        token: String,
+    },
+    /// To `RepositoryTokens`: the oldest first.
+    RepositoryTokens(Vec<RepositoryTokenView>),
+    /// To `Token`: the token's text, which the manager cannot show again.
     Token(String),
     /// To `Damaged`: keys, and what is wrong with their records.
     Damaged(Vec<(String, String)>),
@@ -276,7 +292,7 @@ pub enum AdminReply {
     Upgraded(UpgradeReport),
     /// To `Agents`: by host and product, as their hosts reported them last.
     Agents(Vec<AgentView>),
-    /// To `JobRun`, `Job`, `JobWait`, `JobCancel`, `RepositoryCreate` and `RepositoryRemove`.
+    /// To `JobRun`, `Job`, `JobWait`, `JobCancel`, and what is ordered of a repository.
     Job(JobRecord),
     /// To `Jobs`.
     Jobs(JobPage),
@@ -311,6 +327,21 @@ pub struct RepositoryView {
     pub created: Unix,
     /// What its agent shows to programs that are no agents: the base64 of a certificate's DER.
     pub certificate: Option<String>,
+}
+
+/// A token of a repository, as an operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryTokenView {
+    /// By which it can be taken back.
+    pub id: String,
+    /// What it lets do.
+    pub access: Access,
+    /// When it was given.
+    pub created: Unix,
+    /// When it ends by itself.
+    pub until: Unix,
+    /// When it was taken back.
+    pub revoked: Option<Unix>,
 }
 
 /// What comes before an answer.

@@ -36,7 +36,7 @@ pub use diff::{DiffEntry, DiffReport, Difference};
 pub use filter::{HOSTS_PAGE, HostFilter, HostState};
 pub use message::{
     AdminEvent, AdminReply, AdminRequest, AgentView, ChangedView, GenerationView, HostView, Long, ProblemView,
-    PublishOrder, PublishReport, Quick, RepairOrder, RepositoryView, VerifyView,
+    PublishOrder, PublishReport, Quick, RepairOrder, RepositoryTokenView, RepositoryView, VerifyView,
 };
 
 /// How long nothing is accepted after a failure: out of descriptors, most likely, and connections that end will help.
@@ -170,8 +170,14 @@ async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<AdminReply, M
         Quick::Repositories => AdminReply::Repositories(fleet.repositories().await?),
         Quick::RepositoryToken { name, access, ttl_ms } => {
             let time = Duration::from_millis(ttl_ms);
-            AdminReply::Token(manager.repositories().token(&name, access, time).await?)
+            let (id, token) = manager.repositories().token(&name, access, time).await?;
+            AdminReply::RepositoryToken { id, token }
         }
+        Quick::RepositoryTokens(name) => AdminReply::RepositoryTokens(fleet.tokens_of(&name).await?),
+        Quick::RepositoryTokenRevoke(name, id) => {
+            AdminReply::Job(manager.repositories().revoke_token(&name, &id).await?)
+        }
+        Quick::RepositoryKeeping(name, order) => AdminReply::Job(manager.repositories().keeping(&name, order).await?),
         Quick::RolloutPlan { text, keep } => shown(manager.rollouts.plan(&text, keep).await)?,
         Quick::RolloutAdd(plan) => shown(manager.rollouts.add(*plan, true).await)?,
         Quick::RolloutWish(id, wish) => shown(manager.rollouts.wish(id, wish).await)?,

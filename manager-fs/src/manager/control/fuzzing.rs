@@ -12,7 +12,7 @@ use super::state::exports::Export;
 use super::state::hosts::HostRecord;
 use super::state::jobs::StoredJob;
 use super::state::policies::PolicyRecord;
-use super::state::repositories::RepositoryRecord;
+use super::state::repositories::{GrantRecord, RepositoryRecord};
 use super::state::rollouts::RolloutRecord;
 use super::state::targets::Wanted;
 use super::state::tokens::TokenRecord;
@@ -39,6 +39,7 @@ pub(in crate::manager) fn records(bytes: &[u8]) -> bool {
         | stable::<RolloutRecord>(bytes)
         | stable::<PolicyRecord>(bytes)
         | stable::<RepositoryRecord>(bytes)
+        | stable::<GrantRecord>(bytes)
         | stable::<HostStatus>(bytes)
         | stable::<JobSeen>(bytes)
         | stable::<StepEvent>(bytes)

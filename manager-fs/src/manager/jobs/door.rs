@@ -6,14 +6,17 @@ use std::time::Duration;
 
 use proto::agent::{JobId, Operation, Outcome};
 use proto::door::{Access, Bearer, Door, Grant};
+use proto::keeping::{Keeping, Refused};
+use proto::limits::REFUSED_MAX;
 use proto::{HostName, RepositoryName, width};
 
 use super::{JobError, Jobs};
 use crate::manager::control::jobs::JobRecord;
+use crate::manager::control::repositories::RepositoryError;
 use crate::manager::now;
 
 /// How long an agent is let in. A job that takes longer ends, and what it stored is used by the next one.
-const GRANT_FOR: Duration = Duration::from_secs(24 * 3600);
+pub(in crate::manager) const GRANT_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// The name of a served repository, if an operation is at one.
 pub(super) fn name_of(operation: &Operation) -> Option<RepositoryName> {
@@ -21,10 +24,22 @@ pub(super) fn name_of(operation: &Operation) -> Option<RepositoryName> {
 }
 
 /// The operation as the agent of a host is told it.
-pub(super) async fn opened(jobs: &Jobs, record: &JobRecord, operation: Operation) -> Result<Operation, JobError> {
+pub(in crate::manager) async fn opened(
+    jobs: &Jobs,
+    record: &JobRecord,
+    operation: Operation,
+) -> Result<Operation, JobError> {
     let mut operation = operation;
     if let Operation::Serve { name, key, .. } = &mut operation {
         *key = Some(jobs.state.repository(name).await?.key);
+        return Ok(operation);
+    }
+    if let Operation::Keeping { name, order: Keeping::Refuse(grants) } = &mut operation {
+        grants.extend(refused(jobs, name).await?);
+        // Those that would be good for longest, if there are too many.
+        grants.sort_by_key(|refused| std::cmp::Reverse(refused.until_unix_ms()));
+        grants.dedup();
+        grants.truncate(REFUSED_MAX);
         return Ok(operation);
     }
     let Some(name) = name_of(&operation) else { return Ok(operation) };
@@ -33,6 +48,24 @@ pub(super) async fn opened(jobs: &Jobs, record: &JobRecord, operation: Operation
         repository.path = way.to_string();
     }
     Ok(operation)
+}
+
+/// What a token's grant says of itself.
+pub(in crate::manager) fn named(id: &str) -> String {
+    format!("token {id}")
+}
+
+/// Every grant of a repository that has not ended and is to let nobody in.
+async fn refused(jobs: &Jobs, name: &RepositoryName) -> Result<Vec<Refused>, JobError> {
+    let now = now();
+    let grants = jobs.state.grants(name).await.map_err(RepositoryError::from)?.into_iter();
+    let tokens = grants.filter(|(_, grant)| grant.revoked.is_some() && grant.until >= now);
+    let tokens = tokens.map(|(id, grant)| Refused::Grant { what: named(&id), until_unix_ms: grant.until });
+    let hosts = jobs.state.hosts().into_iter().filter_map(|(host, record)| {
+        let until_unix_ms = record.revoked?.saturating_add(width::millis(GRANT_FOR));
+        (until_unix_ms >= now).then_some(Refused::Host { host, until_unix_ms })
+    });
+    Ok(tokens.chain(hosts).collect())
 }
 
 /// What an agent says that has begun to serve a repository.
@@ -75,6 +108,7 @@ fn access_of(operation: &Operation) -> Access {
         | Operation::Forget { .. }
         | Operation::Serve { .. }
         | Operation::Unserve { .. }
+        | Operation::Keeping { .. }
         | Operation::Own { .. } => Access::Read,
     }
 }
@@ -105,7 +139,7 @@ mod tests {
             created: 1,
             certificate: None,
         };
-        bench.manager.state.add_repository(&name, &record).await.unwrap();
+        bench.manager.state.add_repository(&name, &record, false).await.unwrap();
         (bench, web, name)
     }
 

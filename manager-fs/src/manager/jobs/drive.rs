@@ -10,6 +10,7 @@ use std::time::Duration;
 use proto::HostName;
 use proto::agent::{JobOrigin, Operation, Outcome, Progress, Summary};
 use proto::codec;
+use proto::door::Door;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::{Fault, HostReply, ManagerRequest};
 use tokio::sync::watch;
@@ -306,6 +307,10 @@ async fn run(jobs: &Jobs, record: &JobRecord) -> Result<ManagerRequest, JobError
     })
 }
 
+fn is_at_served(record: &JobRecord) -> bool {
+    super::door::name_of(&record.operation).is_some()
+}
+
 /// The order for an agent that did not understand it as it is; `None`: it may, or there are no other words.
 fn in_their_words(jobs: &Jobs, record: &JobRecord) -> Option<Operation> {
     let only_plain = jobs.live().get(&record.id).is_some_and(|live| live.plain);
@@ -319,6 +324,15 @@ async fn answered(
 ) -> Result<Option<Interruption>, JobError> {
     // What a host says in an agent's place is a guess: the agent may say otherwise later.
     let (outcome, by) = match reply {
+        // An agent of an earlier version takes the way for a path, which is not absolute, and says so before it does anything.
+        // What lets somebody in must not stand in a record.
+        Ok(HostReply::Outcome(Outcome::Failed(why))) if is_at_served(record) && Door::stands_in(&why) => {
+            let text = format!(
+                "the agent of {} on {} is of a version that knows no repositories of other hosts; upgrade it",
+                record.product, record.host
+            );
+            (Outcome::Failed(text), EndedBy::Agent)
+        }
         Ok(HostReply::Outcome(outcome)) => (outcome, EndedBy::Agent),
         Ok(HostReply::Fault(fault)) => match fault {
             Fault::Draining | Fault::Unavailable(_) => return Ok(Some(Interruption::Wait(fault.to_string()))),
@@ -331,6 +345,7 @@ async fn answered(
                 let what = match record.operation {
                     Operation::Own { .. } => "operations of a program's own",
                     Operation::Serve { .. } | Operation::Unserve { .. } => "serving of repositories",
+                    Operation::Keeping { .. } => "keys and grants of repositories",
                     _ => "operations with these options",
                 };
                 let text = format!(

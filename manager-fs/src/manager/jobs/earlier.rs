@@ -37,6 +37,7 @@ impl Earlier {
             | Operation::Identify { .. }
             | Operation::Serve { .. }
             | Operation::Unserve { .. }
+            | Operation::Keeping { .. }
             | Operation::Own { .. } => return Vec::new(),
         };
         let is_wanted = |of: &HostName| other.is_none_or(|other| of == other || of == host);

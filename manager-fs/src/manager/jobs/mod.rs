@@ -8,7 +8,7 @@
 //!    └── draining, connection lost <────────┘   (sent again; the agent joins a job that it knows)
 //! ```
 
-mod door;
+pub(super) mod door;
 mod drive;
 mod earlier;
 mod identify;

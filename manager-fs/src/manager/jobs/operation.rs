@@ -73,6 +73,7 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
         | Operation::Forget { .. }
         | Operation::Serve { .. }
         | Operation::Unserve { .. }
+        | Operation::Keeping { .. }
         | Operation::Own { .. } => Ok(()),
     }
 }
@@ -92,6 +93,7 @@ pub(super) fn is_exclusive(operation: &Operation) -> bool {
         | Operation::Look { .. }
         | Operation::Serve { .. }
         | Operation::Unserve { .. }
+        | Operation::Keeping { .. }
         | Operation::Own { .. } => false,
     }
 }

@@ -121,6 +121,45 @@ async fn an_operation_of_a_programs_own_waits_for_no_turn_and_an_old_host_is_nam
     assert!(why.contains("knows no operations of a program's own") && why.contains("upgrade it"), "{why}");
 }
 
+/// What the first agents say of a door: to them it is a path, and they refuse it before they do anything.
+#[tokio::test]
+async fn an_old_agent_is_named_that_knows_no_served_repositories_and_no_record_lets_anybody_in() {
+    let bench = Bench::open().await;
+    let (web, vault) = (bench.enrol("web").await, bench.enrol("vault").await);
+    let says = |request| match request {
+        ManagerRequest::Run { operation: Operation::Keeping { .. } | Operation::Serve { .. }, .. } => {
+            HostReply::Fault(Fault::BadRequest("not understood".into()))
+        }
+        ManagerRequest::Run { operation, .. } => {
+            let path = operation.repository().unwrap().path.clone();
+            HostReply::Outcome(Outcome::Failed(format!("{path}: a repository is named by its absolute path")))
+        }
+        _ => HostReply::Done,
+    };
+    bench.connect(&web, at_once(says)).await;
+    bench.connect(&vault, at_once(says)).await;
+    let order = crate::manager::repositories::RepositoryOrder {
+        name: "main".parse().unwrap(),
+        host: vault.clone(),
+        product: "media-agent".parse().unwrap(),
+        repository: at("/srv/r"),
+        address: None,
+        adopt: false,
+    };
+    let all = bench.manager.repositories();
+    let serve = all.create(order).await.unwrap().id;
+    let keys = all.keeping(&"main".parse().unwrap(), proto::keeping::Keeping::Keys).await.unwrap().id;
+    let backup = add(&bench, &web, &backup("main")).await.unwrap().id;
+    for (id, what) in [
+        (serve, "knows no serving of repositories"),
+        (keys, "knows no keys and grants of repositories"),
+        (backup, "of a version that knows no repositories of other hosts"),
+    ] {
+        let Some(Outcome::Failed(why)) = ended(&bench, id).await.outcome else { panic!("it cannot have been done") };
+        assert!(why.contains(what) && why.contains("upgrade it") && !why.contains("served:"), "{why}");
+    }
+}
+
 /// Agents that were published before an order could say how it is done get it as they know it, unless that would do
 /// something else.
 #[tokio::test]

@@ -46,6 +46,8 @@ pub enum Key {
     Policy(PolicyName),
     /// `repository/NAME`: a repository that a media agent serves.
     Repository(RepositoryName),
+    /// `grant/NAME/ID`: a token that was given for a repository, until it has ended.
+    Grant(RepositoryName, String),
     /// `set-aside/KEY`: that a record of an older store could not be brought over.
     SetAside(String),
 }
@@ -72,6 +74,7 @@ impl fmt::Display for Key {
             Key::Rollout(id) => write!(f, "rollout/{:016x}", id.0),
             Key::Policy(name) => write!(f, "policy/{name}"),
             Key::Repository(name) => write!(f, "repository/{name}"),
+            Key::Grant(name, id) => write!(f, "grant/{name}/{id}"),
             Key::SetAside(key) => write!(f, "set-aside/{key}"),
         }
     }
@@ -107,6 +110,7 @@ impl Key {
             }
             ["change", id] => Key::Change(ChangeId(number(id)?)),
             ["target", product, target] => Key::Target(product.parse().ok()?, target.parse().ok()?),
+            ["grant", name, id] if is_grant(id) => Key::Grant(name.parse().ok()?, (*id).to_owned()),
             ["repository", name] => Key::Repository(name.parse().ok()?),
             ["rollout", id] => Key::Rollout(RolloutId(number(id)?)),
             ["policy", name] => Key::Policy(name.parse().ok()?),
@@ -115,6 +119,11 @@ impl Key {
         // One way to write each, or two keys would be of the same thing.
         (key.to_string() == text).then_some(key)
     }
+}
+
+/// As they are drawn: 16 hex digits.
+fn is_grant(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn is_hash(text: &str) -> bool {
@@ -148,6 +157,7 @@ mod tests {
             Key::Change(ChangeId(7)),
             Key::Policy("nightly".parse().unwrap()),
             Key::Repository("vault".parse().unwrap()),
+            Key::Grant("vault".parse().unwrap(), "5e".repeat(8)),
             Key::SetAside(String::from("job/0000000000000007")),
         ];
         for key in keys {

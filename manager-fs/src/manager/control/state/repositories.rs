@@ -1,12 +1,12 @@
 //! Repositories that media agents serve: where each lies, how it is reached, and what seals grants for it.
 
-use proto::door::DoorKey;
+use proto::door::{Access, DoorKey};
 use proto::message::Unix;
 use proto::{HostName, Product, RepositoryName};
 use serde::{Deserialize, Serialize};
 
-use super::super::contract::{Change, ControlError, Expect};
-use super::{Key, State};
+use super::super::contract::{CHANGES_MAX, Change, ControlError, Expect};
+use super::{Key, State, encode};
 
 /// Why a repository is not known, or not made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,7 +18,7 @@ pub enum RepositoryError {
     )]
     Unknown(RepositoryName),
     /// There is another one.
-    #[error("repository '{name}' is {path} on {host}; remove it first, or take another name")]
+    #[error("repository '{name}' is {path} on {host}; with --adopt this one is it from now on, or take another name")]
     Exists {
         /// Its name.
         name: RepositoryName,
@@ -26,6 +26,14 @@ pub enum RepositoryError {
         path: String,
         /// Who serves it.
         host: HostName,
+    },
+    /// There is no such token.
+    #[error("there is no token {id} of '{name}'; `manager-fs repository token list {name}` lists them")]
+    NoGrant {
+        /// Of which repository.
+        name: RepositoryName,
+        /// As it was typed.
+        id: String,
     },
     /// The control state failed.
     #[error(transparent)]
@@ -51,9 +59,22 @@ pub struct RepositoryRecord {
     pub certificate: Option<String>,
 }
 
+/// A token that was given for a repository. Of what lets anybody in nothing is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantRecord {
+    /// What it lets do.
+    pub access: Access,
+    /// When it was given.
+    pub created: Unix,
+    /// When it ends by itself.
+    pub until: Unix,
+    /// When it was taken back.
+    pub revoked: Option<Unix>,
+}
+
 impl State {
     /// Decides that a host serves a repository. One that the same host serves at the same place keeps its key, so that
-    /// what is under way there goes on.
+    /// what is under way there goes on. Where `adopt` is so, it replaces another one of the name, with a key of its own.
     ///
     /// # Errors
     /// [`RepositoryError::Exists`]; the control state failed.
@@ -61,6 +82,7 @@ impl State {
         &self,
         name: &RepositoryName,
         record: &RepositoryRecord,
+        adopt: bool,
     ) -> Result<RepositoryRecord, RepositoryError> {
         self.update(&Key::Repository(name.clone()), |known: Option<RepositoryRecord>| {
             let record = match known {
@@ -71,6 +93,7 @@ impl State {
                     certificate: known.certificate,
                     ..record.clone()
                 },
+                Some(_) if adopt => record.clone(),
                 Some(RepositoryRecord { path, host, .. }) => {
                     return Err(RepositoryError::Exists { name: name.clone(), path, host });
                 }
@@ -114,6 +137,53 @@ impl State {
         Ok(named.collect())
     }
 
+    /// Remembers a token of a repository. Those that have ended are forgotten on the way.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub async fn add_grant(
+        &self,
+        name: &RepositoryName,
+        id: &str,
+        grant: &GrantRecord,
+        now: Unix,
+    ) -> Result<(), ControlError> {
+        let known = self.grants(name).await?;
+        let ended = known.into_iter().filter(|(_, grant)| grant.until < now).take(CHANGES_MAX - 1);
+        let key = |id: &str| Key::Grant(name.clone(), id.to_owned()).to_string();
+        let mut changes: Vec<Change> = ended.map(|(id, _)| Change::delete(key(&id), Expect::Any)).collect();
+        changes.push(Change::put(&key(id), Expect::Absent, encode(&key(id), grant)?));
+        self.commit(changes).await.map(drop)
+    }
+
+    /// Every token of a repository that is remembered, the oldest first.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub async fn grants(&self, name: &RepositoryName) -> Result<Vec<(String, GrantRecord)>, ControlError> {
+        let found = self.read_all::<GrantRecord>(&format!("grant/{name}/")).await?;
+        let mut all: Vec<_> = found
+            .into_iter()
+            .filter_map(|(key, grant)| if let Key::Grant(_, id) = key { Some((id, grant)) } else { None })
+            .collect();
+        all.sort_by_key(|(_, grant)| grant.created);
+        Ok(all)
+    }
+
+    /// Takes a token back.
+    ///
+    /// # Errors
+    /// [`RepositoryError::NoGrant`]; the control state failed.
+    pub async fn revoke_grant(&self, name: &RepositoryName, id: &str, now: Unix) -> Result<(), RepositoryError> {
+        let none = || RepositoryError::NoGrant { name: name.clone(), id: id.to_owned() };
+        let key = Key::parse(&format!("grant/{name}/{id}")).ok_or_else(none)?;
+        self.update(&key, |known: Option<GrantRecord>| {
+            let known = known.ok_or_else(none)?;
+            Ok((Some(GrantRecord { revoked: known.revoked.or(Some(now)), ..known }), ()))
+        })
+        .await
+    }
+
     /// Forgets a repository. What lies in it stays.
     ///
     /// # Errors
@@ -122,6 +192,20 @@ impl State {
         let record = self.repository(name).await?;
         let key = Key::Repository(name.clone()).to_string();
         self.commit(vec![Change::delete(key, Expect::Any)]).await?;
+        self.forget_grants(name).await?;
         Ok(record)
+    }
+
+    /// Forgets every token of a repository whose key is another one now: none of them opens anything.
+    ///
+    /// # Errors
+    /// The control state failed.
+    pub async fn forget_grants(&self, name: &RepositoryName) -> Result<(), ControlError> {
+        let all = self.grants(name).await?;
+        for some in all.chunks(CHANGES_MAX) {
+            let key = |id: &String| Key::Grant(name.clone(), id.clone()).to_string();
+            self.commit(some.iter().map(|(id, _)| Change::delete(key(id), Expect::Any)).collect()).await?;
+        }
+        Ok(())
     }
 }

@@ -20,7 +20,7 @@ use super::generations::{Generation, GenerationHead};
 use super::hosts::HostRecord;
 use super::jobs::StoredJob;
 use super::policies::PolicyRecord;
-use super::repositories::RepositoryRecord;
+use super::repositories::{GrantRecord, RepositoryRecord};
 use super::rollouts::RolloutRecord;
 use super::targets::Wanted;
 
@@ -179,6 +179,7 @@ pub(super) fn shows(key: &str) -> bool {
             | Key::Rollout(_)
             | Key::Policy(_)
             | Key::Repository(_)
+            | Key::Grant(..)
             | Key::SetAside(_),
         )
         | None => false,
@@ -243,6 +244,7 @@ async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, Uns
         Key::Rollout(_) => decode::<RolloutRecord>(entry).map(|_| Seen::Other),
         Key::Policy(_) => decode::<PolicyRecord>(entry).map(|_| Seen::Other),
         Key::Repository(_) => decode::<RepositoryRecord>(entry).map(|_| Seen::Other),
+        Key::Grant(..) => decode::<GrantRecord>(entry).map(|_| Seen::Other),
         Key::Sequence | Key::Lists => decode::<u64>(entry).map(|_| Seen::Other),
         Key::Part(..) => decode::<Vec<u8>>(entry).map(|_| Seen::Other),
         Key::SetAside(_) => {
@@ -412,6 +414,7 @@ impl Tables {
                 | Key::Rollout(_)
                 | Key::Policy(_)
                 | Key::Repository(_)
+                | Key::Grant(..)
                 | Key::Sequence
                 | Key::Lists
                 | Key::Part(..)
