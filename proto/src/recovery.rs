@@ -38,7 +38,7 @@ pub struct RecoveryKey(pub [u8; 32]);
 
 /// A text is none of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this is no {what}; it begins with '{begins}'")]
+#[error("this is no {what}: one begins with '{begins}', and is whole")]
 pub struct NotOne {
     what: &'static str,
     begins: &'static str,

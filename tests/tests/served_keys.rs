@@ -157,7 +157,6 @@ fn nobody_prunes_beside_a_backup_and_nobody_backs_up_beside_who_is_alone() {
         "{pruned}"
     );
     lab.restic(&["check", "--read-data"]);
-    lab.job("verify", "web", &[], 0);
 
     // Somebody is alone in the directory, whom no manager knows: a served backup waits for that lock.
     let mut alone = restic(&lab.repository(), &lab.password_file())

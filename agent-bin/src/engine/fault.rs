@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 
 use agent_core::NotPermitted;
 use proto::RepositoryName;
+use proto::recovery::SealFault;
 
 use super::format::blobs::BlobFault;
 use super::format::chunker::ChunkerFault;
 use super::format::files::FileFault;
+use super::format::id::Id;
 use super::format::locks::LockFault;
 use super::format::packs::StoreFault;
-use super::keys::KeyFault;
 use super::retention::RetentionFault;
 use super::selection::SelectionFault;
 use super::snapshots::ReferenceFault;
@@ -127,6 +128,23 @@ pub(crate) enum Refusal {
     TargetNotEmpty,
     #[error("an unfinished restore of snapshot {0} is in it")]
     TargetUnfinished(String),
+}
+
+/// Why a key is not made, removed or sealed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeyFault {
+    #[error("'{0}' is no id of a key: 64 hexadecimal digits, which `repository key list` shows")]
+    NoId(String),
+    #[error("there is no key {0}")]
+    Unknown(Id),
+    #[error("key {0} is the one that the agent itself opens the repository by")]
+    Own(Id),
+    #[error("no random bytes: {0}")]
+    Random(io::Error),
+    #[error("{0}")]
+    Seal(#[from] SealFault),
+    #[error("the library does not say by which key it is open")]
+    NotSaid,
 }
 
 /// Why a password cannot be had.

@@ -7,10 +7,10 @@ use std::path::Path;
 
 use proto::agent::Repository as Location;
 use proto::keeping::Keeping;
-use proto::recovery::{RecoveryKey, SealFault, Sealed};
+use proto::recovery::{RecoveryKey, Sealed};
 use serde::Deserialize;
 
-use super::fault::EngineError;
+use super::fault::{EngineError, KeyFault};
 use super::format::files::{FileKind, Files};
 use super::format::id::Id;
 use super::format::locks::Access;
@@ -23,23 +23,6 @@ use crate::kept::Kept;
 const KEY_BYTES_MAX: u64 = 64 << 10;
 /// Keys that are told of; those beyond are counted.
 const TOLD_MAX: usize = 60;
-
-/// Why a key is not made, removed or sealed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum KeyFault {
-    #[error("'{0}' is no id of a key: 64 hexadecimal digits, which `repository key list` shows")]
-    NoId(String),
-    #[error("there is no key {0}")]
-    Unknown(Id),
-    #[error("key {0} is the one that the agent itself opens the repository by")]
-    Own(Id),
-    #[error("no random bytes: {0}")]
-    Random(std::io::Error),
-    #[error("{0}")]
-    Seal(#[from] SealFault),
-    #[error("the library does not say by which key it is open")]
-    NotSaid,
-}
 
 /// Name and text of what came of an order.
 type Said = (String, String);

@@ -37,9 +37,9 @@ pub(super) enum KeyCommand {
     Escrow {
         /// The repository's name
         name: RepositoryName,
-        /// File with the public half of a recovery key
-        #[arg(long, value_name = "FILE")]
-        to: PathBuf,
+        /// The public half of a recovery key, or a file with it
+        #[arg(long, value_name = "KEY")]
+        to: String,
         #[command(flatten)]
         output: Json,
     },
@@ -57,9 +57,9 @@ pub(super) enum KeyCommand {
     Add {
         /// The repository's name
         name: RepositoryName,
-        /// File with the public half of a recovery key
-        #[arg(long, value_name = "FILE")]
-        to: PathBuf,
+        /// The public half of a recovery key, or a file with it
+        #[arg(long, value_name = "KEY")]
+        to: String,
         #[command(flatten)]
         output: Json,
     },
@@ -105,8 +105,9 @@ fn line_of(path: &Path) -> anyhow::Result<String> {
     Ok(read().with_context(|| path.display().to_string())?.trim().to_owned())
 }
 
-fn recovery_key(path: &Path) -> anyhow::Result<RecoveryKey> {
-    line_of(path)?.parse().with_context(|| path.display().to_string())
+fn recovery_key(text: &str) -> anyhow::Result<RecoveryKey> {
+    // A file may have any name, but one of this form.
+    text.parse().or_else(|_| line_of(Path::new(text))?.parse().with_context(|| text.to_owned()))
 }
 
 fn new(path: &Path, output: Json) -> anyhow::Result<Done> {
@@ -117,7 +118,7 @@ fn new(path: &Path, output: Json) -> anyhow::Result<Done> {
         .create_new(true)
         .mode(0o600)
         .open(path)
-        .with_context(|| format!("{} is not made", path.display()))?;
+        .with_context(|| format!("{} is not made (a secret is never written over)", path.display()))?;
     writeln!(file, "{}", secret.text())?;
     file.sync_all()?;
     if output.json {

@@ -13,6 +13,10 @@ pub(crate) enum Asks {
     Nobody(&'static str),
 }
 
+/// A recovery key.
+const RECOVERY: &str =
+    "manager-fs-recovery-1:4521557cd220ab608adb734388117cd51b06e1e5a008cba1f40d7e204529422a121fcb72";
+
 /// The rows.
 const ROWS: &[(&str, &[&str], Asks)] = &[
     ("serve", &[], Asks::Nobody("it is the manager")),
@@ -84,7 +88,15 @@ const ROWS: &[(&str, &[&str], Asks)] = &[
     ("repository show", &["r"], Asks::Manager),
     ("repository certificate", &["r"], Asks::Manager),
     ("repository remove", &["r"], Asks::Manager),
-    ("repository token", &["r"], Asks::Manager),
+    ("repository token add", &["r"], Asks::Manager),
+    ("repository token list", &["r"], Asks::Manager),
+    ("repository token revoke", &["r", "0123456789abcdef"], Asks::Manager),
+    ("repository key new", &["/dev/null"], Asks::Nobody("it writes a file")),
+    ("repository key escrow", &["r", "--to", RECOVERY], Asks::Manager),
+    ("repository key recover", &["/dev/null", "--secret", "/dev/null"], Asks::Nobody("it reads two files")),
+    ("repository key add", &["r", "--to", RECOVERY], Asks::Manager),
+    ("repository key list", &["r"], Asks::Manager),
+    ("repository key remove", &["r", "k"], Asks::Manager),
     ("launch", &["p"], Asks::Nobody("a service: it waits for its daemon, and says so")),
     ("permits check", &["--restore", "/srv/x"], Asks::Nobody("it reads a file of this host")),
     ("rescue", &["p", "--to", "p@1"], Asks::Nobody("it works offline")),

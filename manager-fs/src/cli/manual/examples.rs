@@ -293,8 +293,8 @@ const EXAMPLES: &[(&str, Examples)] = &[
                 "served by the media agent of vault, at vault:7421",
             ),
             (
-                "manager-fs repository create main --on vault-2 --path /srv/repository --password-file /root/p --adopt",
-                "vault is lost; its disk is in vault-2, and /root/p has what `repository key recover` printed",
+                "manager-fs repository create main --on vault-2 --path /srv/repository --password-file /srv/p --adopt",
+                "vault is lost; its disk is in vault-2, and /srv/p has what `repository key recover` printed",
             ),
         ],
     ),
