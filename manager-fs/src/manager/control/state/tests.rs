@@ -331,7 +331,7 @@ async fn what_could_not_be_read_again_is_refused_when_it_is_written() {
     let summary = Summary { snapshots: vec!["x".repeat(1 << 10)], ..Summary::default() };
     let refused = state.end_job(id, &Outcome::Done(summary), EndedBy::Agent, 2).await;
     assert!(matches!(refused, Err(JobRecordError::Control(ControlError::Unfit { .. }))), "{refused:?}");
-    let summary = Summary { problems: vec!["p".repeat(1 << 20); 3000], ..Summary::default() };
+    let summary = Summary { problems: vec!["p".repeat(8 << 10); 3000], ..Summary::default() };
     let refused = state.end_job(id, &Outcome::Done(summary), EndedBy::Agent, 2).await;
     assert!(matches!(refused, Err(JobRecordError::Control(ControlError::TooLong { .. }))), "{refused:?}");
     // Words for people are cut instead.
