@@ -152,7 +152,7 @@ impl State {
         let ended = known.into_iter().filter(|(_, grant)| grant.until < now).take(CHANGES_MAX - 1);
         let key = |id: &str| Key::Grant(name.clone(), id.to_owned()).to_string();
         let mut changes: Vec<Change> = ended.map(|(id, _)| Change::delete(key(&id), Expect::Any)).collect();
-        changes.push(Change::put(&key(id), Expect::Absent, encode(&key(id), grant)?));
+        changes.push(Change::put(key(id), Expect::Absent, encode(&key(id), grant)?));
         self.commit(changes).await.map(drop)
     }
 
