@@ -17,6 +17,7 @@ use annotate::{Line, render};
 use document::Document;
 use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
+use proto::look::{Forget, Found, FoundEntry, FoundSnapshot, Keep, Query, SnapshotFilter};
 use samples::Choice;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -62,7 +63,6 @@ fn plain<T: Serialize + DeserializeOwned>(name: &str, value: &T) -> Case {
 }
 
 fn cases() -> Vec<Case> {
-    use proto::look::{Forget, Found, FoundEntry, FoundSnapshot, Keep, Query, SnapshotFilter};
     use proto::{
         agent::*,
         backup::{BackupCounts, BackupOptions},
