@@ -23,7 +23,7 @@ use crate::given::Given;
 use crate::handoff::{Handoff, variable};
 use crate::inherited::{Inherited, Table};
 use crate::intake::Gate;
-use crate::jobs::{Job, Jobs};
+use crate::jobs::{self, Job, Jobs, Vouched};
 use crate::journal::{Entry, Journal, Phase};
 use crate::kinds::Kinds;
 use crate::machine::{Facts, Origin, State};
@@ -193,7 +193,8 @@ impl Agent {
         take_over(operations.as_ref(), handoff.as_ref(), &config.inherited, &running)?;
         let schemas = verified.record.metadata.state_schemas;
         let probation_ms = verified.record.metadata.health.probation_ms;
-        let jobs = Jobs::open(&paths, verified.record.version.clone(), schemas, operations.clone(), config.kinds);
+        let (version, vouched) = (verified.record.version.clone(), vouched(handoff.as_ref()));
+        let jobs = Jobs::open(&paths, version, schemas, operations.clone(), config.kinds, vouched);
         if let Some(handoff) = &handoff {
             look_for_lost(handoff, &jobs);
         }
@@ -241,7 +242,7 @@ impl Agent {
             unwritten: given.unwritten,
             work: Work::default(),
         };
-        let (state, effects) = State::begin(change, probation_ms);
+        let (state, effects) = State::begin(change, probation_ms, gone_ms(driver.exec_us));
         let thread = std::thread::Builder::new().name("agent".to_owned());
         thread.spawn(move || driver.run(state, effects, &inbox)).map_err(io("no thread can be started"))?;
         let inherited = config.inherited;
@@ -405,12 +406,23 @@ fn check_of(verified: &Verified) -> Option<HealthCheck> {
     metadata.health.check.clone().filter(|_| metadata.adapter.is_none())
 }
 
+/// The jobs that the version before has handed over; of others the disk alone knows.
+fn vouched(handoff: Option<&Handoff>) -> Vouched<'_> {
+    let handed_over = handoff.map_or(&[][..], |handoff| handoff.unfinished.as_slice());
+    Vouched { handed_over, at_most: jobs::UNASKED_MAX }
+}
+
 fn look_for_lost(handoff: &Handoff, jobs: &Jobs) {
     let known = jobs.under_way();
     for lost in handoff.unfinished.iter().filter(|job| !known.contains(job)) {
         // Finished at the last moment, or its record is not readable: the manager asks for it again.
         tracing::warn!(job = lost.0, "a job that was handed over is not under way here");
     }
+}
+
+/// How long ago the `execve` was that this version came by, or its start.
+fn gone_ms(exec_us: u64) -> u64 {
+    sys::monotonic_us().saturating_sub(exec_us) / 1000
 }
 
 /// The report that this version serves, with the time in which nobody did.

@@ -114,6 +114,11 @@ impl AgentPaths {
         self.run.join("agents").join(self.product.as_str()).join("current")
     }
 
+    /// A mark for each job that the manager has asked for since the stub's start: `RUN/agents/PRODUCT/asked/`.
+    pub fn asked(&self) -> PathBuf {
+        self.run.join("agents").join(self.product.as_str()).join("asked")
+    }
+
     /// Where the mount daemon mounts a tree.
     pub fn generation(&self, tree: &TreeId) -> PathBuf {
         self.run.join("gens").join(tree.to_hex())

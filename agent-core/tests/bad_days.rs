@@ -100,6 +100,23 @@ fn a_version_that_dies_between_its_confirmation_and_its_report_ends_its_order_al
 }
 
 /// Removes a directory in which somebody may be writing.
+/// The disk is slow, and the report of a confirmation comes after the end of the probation.
+#[test]
+fn a_version_whose_confirmation_is_on_disk_is_not_ended_because_its_report_is_late() {
+    let mut host = Host::with_first(&quick("1.0", &[]));
+    let two = host.publish(&Spec { probation_ms: 3_000, ..quick("2.0", &[]) });
+    let pid = host.wait_serving("1.0").pid;
+    let (change, told) = host.tell(&two, &Order::default());
+    told.unwrap();
+    host.wait_step(change, Step::Started);
+    host.set_faults("report hold\n");
+    host.stub().wait_for("2.0 has confirmed, and has not said so yet");
+    assert_eq!(host.journal().phase, Phase::Confirmed);
+    host.set_faults("");
+    host.wait_step(change, Step::Confirmed);
+    assert_eq!(host.wait_serving("2.0").pid, pid, "it was ended");
+}
+
 fn lose(path: &Path) {
     while let Err(e) = fs::remove_dir_all(path) {
         if e.kind() == std::io::ErrorKind::NotFound {

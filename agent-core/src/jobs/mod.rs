@@ -1,10 +1,16 @@
 //! The operations under way and the newest finished ones, each with a durable record, so that neither a change-over
 //! nor a crash loses one, and nobody runs one twice.
 //!
+//! What is found on disk at a start is not believed by itself: STATE may be a copy of last month's, and the manager may
+//! have ended long ago what goes by it. It goes on where somebody who lives vouches for it (the version before, which
+//! handed it over, or a mark in RUN, which the stub sweeps at its own start); otherwise it waits for the manager to ask
+//! for it again, as that does of every job that it holds to be open.
+//!
 //! `table.rs` decides (pure, one step at a time), `job.rs` is one job as its thread and its watchers see it,
 //! `record.rs` is what is on disk; here are the threads. No lock that a status needs is held over a sync.
 
 mod job;
+mod marks;
 mod record;
 #[cfg(test)]
 mod schedules;
@@ -14,10 +20,10 @@ mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proto::Version;
-use proto::agent::{JobId, JobOrigin, Operation, Outcome};
+use proto::agent::{JobId, JobOrigin, Operation, Outcome, Summary};
 use proto::message::Fault;
 use proto::record::SchemaRange;
 
@@ -28,6 +34,7 @@ use crate::operations::{Ended, OperationContext, Operations};
 use crate::paths::AgentPaths;
 use crate::permits::Permits;
 pub(crate) use job::{Job, News};
+pub(crate) use marks::sweep as sweep_marks;
 pub(crate) use record::JobRecord;
 use table::{Admitted, CameBack, Table};
 
@@ -38,6 +45,18 @@ const FINISHED_MAX: usize = 64;
 /// Starts of one operation without a checkpoint between them. An operation that takes the agent down with it each time
 /// must not do so for ever.
 const STARTS_MAX: u32 = 5;
+
+/// How long a job that was found on disk waits for the manager to ask for it: longer than a manager is away.
+pub(crate) const UNASKED_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What the next program has to know of the jobs that it finds on disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Vouched<'a> {
+    /// Those that the version before has handed over.
+    pub(crate) handed_over: &'a [JobId],
+    /// How long others wait to be asked for.
+    pub(crate) at_most: Duration,
+}
 
 /// All jobs of the agent.
 pub(crate) struct Jobs {
@@ -51,7 +70,7 @@ pub(crate) struct Jobs {
 }
 
 impl Jobs {
-    /// Reads the saved jobs and runs on what was interrupted.
+    /// Reads the saved jobs and runs on what was interrupted, if somebody vouches for it; the rest waits to be asked for.
     /// A single damaged record is passed over with a warning, and kept; so is a directory that cannot be made or listed,
     /// since an agent without its earlier jobs is better than none.
     pub(crate) fn open(
@@ -60,6 +79,7 @@ impl Jobs {
         schemas: SchemaRange,
         operations: Arc<dyn Operations>,
         kinds: Kinds,
+        vouched: Vouched<'_>,
     ) -> Arc<Self> {
         if let Err(e) = durable::create_dir(&paths.jobs()) {
             tracing::warn!("no job can be kept: {e}");
@@ -74,15 +94,43 @@ impl Jobs {
                 Vec::new()
             });
             for record in saved {
+                let goes_on = vouched.handed_over.contains(&record.id) || marks::has(paths, record.id);
                 let job = jobs.job(record, table.drain());
-                table.add_saved(Arc::new(job));
+                table.add_saved(Arc::new(job), goes_on);
             }
             table.take_stopped()
         };
         for job in interrupted {
+            marks::set(paths, job.id());
             jobs.start(&job);
         }
+        if jobs.lock().has_unasked() {
+            jobs.give_up_in_the_end(vouched.at_most);
+        }
         jobs
+    }
+
+    /// What nobody has asked for by then is ended, with the reason. One sleep in all; nothing wakes before.
+    fn give_up_in_the_end(self: &Arc<Self>, at_most: Duration) {
+        let jobs = Arc::downgrade(self);
+        let give_up = move || {
+            std::thread::sleep(at_most);
+            let Some(jobs) = jobs.upgrade() else { return };
+            let unasked = jobs.lock().take_unasked(None);
+            for job in unasked {
+                let text = format!(
+                    "the manager has not asked for it again within {} h of the agent's start: it ended there, or this \
+                     host's STATE is an old copy",
+                    at_most.as_secs() / 3600
+                );
+                tracing::warn!(job = job.id().0, "given up: {text}");
+                jobs.ended(&job, Some(Outcome::Failed(format!("given up: {text}"))));
+            }
+        };
+        if let Err(e) = std::thread::Builder::new().name("unasked jobs".to_owned()).spawn(give_up) {
+            // They wait until the next start then, which does no harm.
+            tracing::warn!("jobs that nobody asks for are not given up: {e}");
+        }
     }
 
     /// Runs an operation, or joins the job if it is known.
@@ -99,12 +147,19 @@ impl Jobs {
         let admitted = self.lock().admit(id, &operation, make)?;
         let job = match admitted {
             Admitted::Joined(job) => return Ok(job),
+            Admitted::Confirmed(job) => {
+                marks::set(&self.paths, id);
+                self.start(&job);
+                return Ok(job);
+            }
             Admitted::New(job) => job,
         };
+        marks::set(&self.paths, id);
         // The table is free meanwhile, and the job is in it: whoever drains waits for it, and nobody else for the disk.
         let written = job.paper().write(Moment::JobStart);
         if let Err(e) = written {
             let why = format!("job {}: {e}", id.0);
+            marks::drop(&self.paths, id);
             self.lock().withdraw(id, &why);
             self.idle.notify_all();
             return Err(Fault::Failed(why));
@@ -117,10 +172,14 @@ impl Jobs {
     ///
     /// # Errors
     /// No such job, or its record cannot be written.
-    pub(crate) fn cancel(&self, id: JobId) -> Result<(), Fault> {
+    pub(crate) fn cancel(self: &Arc<Self>, id: JobId) -> Result<(), Fault> {
         let job = self.lock().get(id);
         let job = job.ok_or_else(|| Fault::NotFound(format!("job {} is not known to this agent", id.0)))?;
-        job.cancel().map_err(|e| Fault::Failed(format!("job {}: {e}", id.0)))
+        job.cancel().map_err(|e| Fault::Failed(format!("job {}: {e}", id.0)))?;
+        // One that waits to be asked for has nothing to stop.
+        let unasked = self.lock().take_unasked(Some(id));
+        unasked.iter().for_each(|job| self.ended(job, Some(Outcome::Cancelled(Summary::default()))));
+        Ok(())
     }
 
     /// Jobs without an outcome. Never waits for a disk.
@@ -268,6 +327,7 @@ impl Jobs {
                 tracing::warn!(job = job.id().0, "the outcome cannot be saved: {e}");
             }
         }
+        marks::drop(&self.paths, job.id());
         job.tell_outcome(outcome);
     }
 

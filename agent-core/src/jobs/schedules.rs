@@ -181,7 +181,7 @@ impl World {
                 self.job = Some(job);
                 Asker::Writing
             }
-            Ok(Admitted::Joined(_)) => panic!("nobody has asked before"),
+            Ok(Admitted::Joined(_) | Admitted::Confirmed(_)) => panic!("nobody has asked before"),
             Err(_) => Asker::Done,
         };
     }

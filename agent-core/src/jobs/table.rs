@@ -30,6 +30,8 @@ enum At {
     Working,
     /// It waits for its next start.
     Stopped,
+    /// It was found on disk, and waits for the manager to ask for it again.
+    Unasked,
     /// It has its outcome.
     Ended,
 }
@@ -40,6 +42,8 @@ pub(super) enum Admitted {
     New(Arc<Job>),
     /// It is known.
     Joined(Arc<Job>),
+    /// It was found on disk, and is open for the manager, too: its thread is to be started.
+    Confirmed(Arc<Job>),
 }
 
 /// What [`Table::came_back`] makes of a thread's end.
@@ -56,9 +60,14 @@ impl Table {
         self.drain.clone()
     }
 
-    /// Adds a job that was saved, without a thread.
-    pub(super) fn add_saved(&mut self, job: Arc<Job>) {
-        let at = if job.has_outcome() { At::Ended } else { At::Stopped };
+    /// Adds a job that was saved, without a thread. `goes_on`: somebody who lives knows that it was under way; without
+    /// that, the disk alone says so, and that may be an old copy of it.
+    pub(super) fn add_saved(&mut self, job: Arc<Job>, goes_on: bool) {
+        let at = match (job.has_outcome(), goes_on) {
+            (true, _) => At::Ended,
+            (false, true) => At::Stopped,
+            (false, false) => At::Unasked,
+        };
         self.places.insert(job.id(), Place { job, at });
     }
 
@@ -68,20 +77,31 @@ impl Table {
         operation: &Operation,
         make: impl FnOnce(DrainStage) -> Job,
     ) -> Result<Admitted, Fault> {
-        if let Some(Place { job, .. }) = self.places.get(&id) {
+        let (draining, full) = (self.is_draining(), self.working() >= RUNNING_MAX);
+        let full =
+            full.then(|| Fault::Unavailable(format!("{RUNNING_MAX} operations are under way; that is the most")));
+        if let Some(Place { job, at }) = self.places.get_mut(&id) {
             if job.operation() != operation {
                 let kind = job.operation().kind();
                 return Err(Fault::BadRequest(format!("job {} is known here as another operation ({kind})", id.0)));
             }
+            if *at == At::Unasked {
+                return match full {
+                    _ if draining => Err(Fault::Draining),
+                    Some(fault) => Err(fault),
+                    None => {
+                        *at = At::Working;
+                        Ok(Admitted::Confirmed(job.clone()))
+                    }
+                };
+            }
             // One that waits for the exec is not joined: its answer could only be that it has been suspended.
             return if job.is_suspended() { Err(Fault::Draining) } else { Ok(Admitted::Joined(job.clone())) };
         }
-        if self.is_draining() {
+        if draining {
             return Err(Fault::Draining);
         }
-        if self.working() >= RUNNING_MAX {
-            return Err(Fault::Unavailable(format!("{RUNNING_MAX} operations are under way; that is the most")));
-        }
+        full.map_or(Ok(()), Err)?;
         let job = Arc::new(make(self.drain()));
         self.places.insert(id, Place { job: job.clone(), at: At::Working });
         Ok(Admitted::New(job))
@@ -122,6 +142,24 @@ impl Table {
             .collect()
     }
 
+    /// Jobs that nobody has asked for since they were found on disk; `only`: this one, if it is one of them. Each is
+    /// counted as working from here on, and is to get an outcome.
+    pub(super) fn take_unasked(&mut self, only: Option<JobId>) -> Vec<Arc<Job>> {
+        let meant = |id: &JobId| only.is_none_or(|only| only == *id);
+        let unasked = self.places.iter_mut().filter(|(id, place)| meant(id) && place.at == At::Unasked);
+        unasked
+            .map(|(_, place)| {
+                place.at = At::Working;
+                place.job.clone()
+            })
+            .collect()
+    }
+
+    /// Whether any job waits to be asked for.
+    pub(super) fn has_unasked(&self) -> bool {
+        self.places.values().any(|place| place.at == At::Unasked)
+    }
+
     pub(super) fn begin_drain(&mut self) {
         self.drain.set(Demand::Finish);
     }
@@ -144,7 +182,8 @@ impl Table {
     pub(super) fn suspend(&mut self) -> (Vec<JobId>, usize) {
         let (mut unfinished, mut abandoned) = (Vec::new(), 0);
         for (id, place) in &self.places {
-            if !place.job.has_outcome() {
+            // What nobody has asked for here is not handed over either: it waits on under the next version.
+            if !place.job.has_outcome() && place.at != At::Unasked {
                 place.job.suspend(true);
                 abandoned += usize::from(place.at == At::Working);
                 unfinished.push(*id);
@@ -163,7 +202,8 @@ impl Table {
     }
 
     pub(super) fn under_way(&self) -> Vec<JobId> {
-        self.places.iter().filter(|(_, place)| !place.job.has_outcome()).map(|(id, _)| *id).collect()
+        let under_way = |place: &Place| !place.job.has_outcome() && place.at != At::Unasked;
+        self.places.iter().filter(|(_, place)| under_way(place)).map(|(id, _)| *id).collect()
     }
 
     /// The oldest finished jobs beyond [`FINISHED_MAX`]. Job numbers grow, so the oldest is the smallest.

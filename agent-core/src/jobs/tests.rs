@@ -47,10 +47,14 @@ fn fixture() -> Fixture {
 
 impl Fixture {
     fn open(&self, version: &str, schemas: (u32, u32)) -> (Arc<Jobs>, Begun) {
+        self.open_vouched(version, schemas, Vouched { handed_over: &[], at_most: UNASKED_MAX })
+    }
+
+    fn open_vouched(&self, version: &str, schemas: (u32, u32), vouched: Vouched<'_>) -> (Arc<Jobs>, Begun) {
         let (begun, receiver) = mpsc::channel();
         let operations = Arc::new(Scripted { begun: Mutex::new(begun) });
         let schemas = SchemaRange { min: schemas.0, max: schemas.1 };
-        (Jobs::open(&self.paths, version.parse().unwrap(), schemas, operations, kinds()), receiver)
+        (Jobs::open(&self.paths, version.parse().unwrap(), schemas, operations, kinds(), vouched), receiver)
     }
 }
 
@@ -189,6 +193,78 @@ fn the_next_version_goes_on_if_it_reads_the_state_and_begins_anew_if_not() {
         panic!("not cancelled")
     };
     assert_eq!(summary.versions, ["1.0", "2.0", "1.0"]);
+}
+
+/// A host whose STATE is a copy of some weeks ago, with a job in the middle: RUN has nothing of it.
+fn restored_from_a_copy() -> Fixture {
+    let fixture = fixture();
+    let (jobs, begun) = fixture.open("1.0", (1, 1));
+    jobs.run(JobId(1), origin(), long()).unwrap();
+    begun.recv().unwrap();
+    drain_off(&jobs);
+    marks::sweep(&fixture.paths).unwrap();
+    fixture
+}
+
+#[test]
+fn a_job_that_only_the_disk_knows_waits_until_the_manager_asks_for_it() {
+    let fixture = restored_from_a_copy();
+    let before = fs::read(fixture.paths.job(JobId(1))).unwrap();
+    let (jobs, begun) = fixture.open("1.0", (1, 1));
+    // Nothing is under way, to nobody: not for the status, not for a drain, not for the next version.
+    assert!(jobs.under_way().is_empty() && jobs.wait_idle(Instant::now()));
+    jobs.begin_drain();
+    assert_eq!(jobs.suspend(), (vec![], 0));
+    assert!(matches!(jobs.run(JobId(1), origin(), long()), Err(Fault::Draining)));
+    jobs.end_drain();
+    assert!(begun.try_recv().is_err() && fs::read(fixture.paths.job(JobId(1))).unwrap() == before, "it went on");
+    // The next start says so again, although an agent ran here since.
+    let (jobs, begun) = fixture.open("2.0", (1, 1));
+    assert!(jobs.under_way().is_empty() && begun.try_recv().is_err());
+    assert!(matches!(jobs.run(JobId(1), origin(), short()), Err(Fault::BadRequest(_))));
+    let job = jobs.run(JobId(1), origin(), long()).unwrap();
+    assert_eq!(begun.recv().unwrap().1.as_deref(), Some(b"half".as_slice()), "from its checkpoint");
+    // From here on this is no copy any more.
+    drain_off(&jobs);
+    drop(job);
+    let (jobs, begun) = fixture.open("2.0", (1, 1));
+    assert_eq!(begun.recv().unwrap().0, JobId(1));
+    jobs.cancel(JobId(1)).unwrap();
+    assert!(jobs.wait_idle(soon()));
+}
+
+#[test]
+fn what_the_version_before_has_handed_over_goes_on_unasked() {
+    let fixture = restored_from_a_copy();
+    let vouched = Vouched { handed_over: &[JobId(1)], at_most: UNASKED_MAX };
+    let (jobs, begun) = fixture.open_vouched("2.0", (1, 1), vouched);
+    assert_eq!(begun.recv().unwrap().1.as_deref(), Some(b"half".as_slice()));
+    jobs.cancel(JobId(1)).unwrap();
+    assert!(jobs.wait_idle(soon()));
+}
+
+#[test]
+fn a_job_that_nobody_asks_for_ends_unbegun_by_a_cancel_and_in_the_end_by_itself() {
+    let fixture = restored_from_a_copy();
+    let (jobs, begun) = fixture.open("1.0", (1, 1));
+    jobs.cancel(JobId(1)).unwrap();
+    assert!(matches!(outcome(&jobs.run(JobId(1), origin(), long()).unwrap()), Outcome::Cancelled(_)));
+    assert!(begun.try_recv().is_err(), "it was begun");
+
+    let fixture = restored_from_a_copy();
+    let vouched = Vouched { handed_over: &[], at_most: Duration::from_millis(1) };
+    let (_jobs, begun) = fixture.open_vouched("1.0", (1, 1), vouched);
+    let until = soon();
+    let outcome = loop {
+        if let Some(outcome) = read(&fixture.paths.job(JobId(1))).unwrap().outcome {
+            break outcome;
+        }
+        assert!(Instant::now() < until, "it waits for ever");
+        std::thread::yield_now();
+    };
+    let Outcome::Failed(why) = outcome else { panic!("{outcome:?}") };
+    assert!(why.contains("has not asked for it again") && why.contains("an old copy"), "{why}");
+    assert!(begun.try_recv().is_err(), "it was begun");
 }
 
 fn drain_off(jobs: &Arc<Jobs>) {

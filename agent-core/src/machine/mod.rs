@@ -95,11 +95,11 @@ pub(crate) struct Leaving {
 
 impl State {
     /// The state of a program that has just begun. `change`: see [`Probation::change`]; `probation_ms` is that of its
-    /// record.
-    pub(crate) fn begin(change: Option<Origin>, probation_ms: u64) -> (Self, Vec<Effect>) {
+    /// record, of which `gone_ms` have gone: the stub's clock runs since the `execve`, and a start may take its time.
+    pub(crate) fn begin(change: Option<Origin>, probation_ms: u64, gone_ms: u64) -> (Self, Vec<Effect>) {
         // A version that crashes after a while is as bad as one that does not come up: a new one works for the first
         // half of its probation before it may be believed, and has the second half to show its health.
-        let after_ms = if change.is_some() { probation_ms / 2 } else { 0 };
+        let after_ms = if change.is_some() { (probation_ms / 2).saturating_sub(gone_ms) } else { 0 };
         (State::Probation(Probation { change, saved: None, is_sick: false }), vec![Effect::CheckHealth { after_ms }])
     }
 

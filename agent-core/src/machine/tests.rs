@@ -148,7 +148,7 @@ proptest! {
         history in proptest::collection::vec((events(), proptest::option::of(0u8..6)), 0..40)
     ) {
         let mut world = World::default();
-        let (mut state, first) = State::begin(None, 1000);
+        let (mut state, first) = State::begin(None, 1000, 0);
         world.perform(first, &mut None);
         for (event, fail_at) in history {
             state = happens(state, event, fail_at, &mut world);
@@ -216,7 +216,7 @@ fn every_event() -> Vec<Event> {
 fn in_every_history_of_two_change_overs_the_old_version_works_unless_it_has_become_the_new() {
     // As the agent begins: after a start, and after a change-over.
     let origin = Origin { change: ChangeId(9), from: None };
-    let beginnings = [State::begin(None, 1000), State::begin(Some(origin), 1000)];
+    let beginnings = [State::begin(None, 1000, 0), State::begin(Some(origin), 1000, 0)];
     let (mut seen, mut open) = (BTreeSet::new(), Vec::new());
     for (state, first) in beginnings {
         let mut world = World::default();
@@ -241,6 +241,19 @@ fn in_every_history_of_two_change_overs_the_old_version_works_unless_it_has_beco
     for state in ["Probation", "Serving", "Staging", "Staged", "Draining", "Executing"] {
         assert!(seen.iter().any(|text| text.starts_with(state)), "no history comes to {state}");
     }
+}
+
+/// The stub's clock runs since the `execve`: what a start has taken on a busy host is not added to the half that a new
+/// version must work, or it would be late however well it is.
+#[test]
+fn half_of_the_probation_is_counted_from_the_exec() {
+    let after = |change, gone_ms| match State::begin(change, 1000, gone_ms).1.as_slice() {
+        [Effect::CheckHealth { after_ms }] => *after_ms,
+        other => panic!("{other:?}"),
+    };
+    let change = Some(Origin { change: ChangeId(9), from: None });
+    assert_eq!([0, 300, 500, 900].map(|gone_ms| after(change, gone_ms)), [500, 200, 0, 0]);
+    assert_eq!(after(None, 0), 0);
 }
 
 fn serving_with(candidate: Candidate) -> State {
@@ -345,7 +358,7 @@ fn messages_that_come_twice_are_answered_twice_and_followed_once() {
 #[test]
 fn a_believed_version_that_is_sick_may_be_left_and_a_new_one_has_its_probation() {
     let sick = |change| {
-        let (state, _) = State::begin(change, 1000);
+        let (state, _) = State::begin(change, 1000, 0);
         let (state, _) =
             state.on(Event::Health { result: Err(Reason::of(&std::io::Error::other("sick"))) }, &facts());
         let (state, _) = state.on(Event::SaveAsked { change: ChangeId(7), record: vec![2] }, &facts());

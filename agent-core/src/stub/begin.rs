@@ -19,6 +19,7 @@ use super::{Observer, StubError, io_error};
 use crate::AgentPaths;
 use crate::control::Client;
 use crate::durable;
+use crate::jobs::sweep_marks;
 use crate::journal::{Journal, Staged};
 use crate::records::{self, Verified};
 use crate::sys::signal::SignalFd;
@@ -77,6 +78,10 @@ pub(super) fn begin(
         durable::create_dir(dir)?;
     }
     let Some(lock) = Lock::take(paths, signals, observer)? else { return Ok(None) };
+    if let Err(e) = sweep_marks(paths) {
+        // Then jobs that are found on disk go on unasked, which only matters where STATE is an old copy.
+        observer.say(&format!("{}: {e}", paths.asked().display()));
+    }
     let door = open_door(paths, observer);
     let (desk, untold, carried) = (Desk::default(), Vec::new(), Vec::new());
     let mut waiting = Waiting { paths, signals, observer, door, desk, untold, carried };

@@ -149,6 +149,7 @@ impl Stub<'_> {
         self.read_stderr();
         let Program::Running(running) = std::mem::replace(&mut self.program, Program::Over) else { return Ok(()) };
         self.lock.note(None);
+        self.reporter.changed();
         let kept = if running.stopping.is_some() { Vec::new() } else { self.held.processes() };
         for stray in strays::end_all(&kept) {
             self.observer.say(&format!("killed what {} left behind: {stray}", self.verified.record.name()));
@@ -261,6 +262,8 @@ impl Stub<'_> {
         self.hold = None;
         let Program::Running(running) = &mut self.program else { return };
         running.serving_by = None;
+        // Whoever lists agents sees this process from here on, and not once it is believed.
+        self.reporter.changed();
         let took_us = micros(running.since);
         if let Some(last) = std::mem::take(&mut self.carried).last() {
             // From here on its end is the agent's to report, or the verdict's.
@@ -341,14 +344,7 @@ impl Stub<'_> {
                     kill_group(running.pid.as_raw_nonzero().get().unsigned_abs());
                     running.stopping = Some(now + STOP_PATIENCE);
                 }
-                if let Some((until, probation_ms)) = running.probation
-                    && until <= now
-                {
-                    running.probation = None;
-                    running.overdue = Some(Overdue::Confirming(probation_ms));
-                    // Whether it confirmed at the last moment is for the journal to say, after its end.
-                    kill_group(running.pid.as_raw_nonzero().get().unsigned_abs());
-                }
+                let probation = running.probation.take_if(|(until, _)| *until <= now);
                 if running.mute_by().is_some_and(|until| until <= now) {
                     running.overdue = Some(Overdue::Mute);
                     kill_group(running.pid.as_raw_nonzero().get().unsigned_abs());
@@ -360,10 +356,28 @@ impl Stub<'_> {
                     running.overdue = Some(Overdue::Serving(serving_ms));
                     kill_group(running.pid.as_raw_nonzero().get().unsigned_abs());
                 }
+                if let Some((_, probation_ms)) = probation {
+                    self.probation_is_over(probation_ms);
+                }
                 Ok(())
             }
             Program::Waiting(_) | Program::Over => Ok(()),
         }
+    }
+
+    /// Ends a version that has not confirmed. One whose confirmation is on disk, and that only has not come to say so (a
+    /// busy disk holds up the report of it), is believed: to end it would cost its operations a start, for nothing.
+    fn probation_is_over(&mut self, probation_ms: u64) {
+        let before = self.journal.current.clone();
+        self.look_at_journal();
+        let Program::Running(running) = &mut self.program else { return };
+        let came = running.change.as_deref().map_or(&before, |(_, _, to)| to);
+        if self.journal.phase == Phase::Confirmed && self.journal.current == *came {
+            return self.observer.say(&format!("{} has confirmed, and has not said so yet", came.version));
+        }
+        running.overdue = Some(Overdue::Confirming(probation_ms));
+        // Whether it confirmed at the very last moment is for the journal to say, after its end.
+        kill_group(running.pid.as_raw_nonzero().get().unsigned_abs());
     }
 }
 
