@@ -252,6 +252,7 @@ fn of_rollout(error: &RolloutError) -> Kind {
         | RolloutError::NoEntryPoint(_)
         | RolloutError::Busy { .. }
         | RolloutError::NotNow(_)
+        | RolloutError::NoWayBack { .. }
         | RolloutError::None
         | RolloutError::Gone(_) => Fault::BadRequest,
         RolloutError::Unknown(_) => Fault::NotFound,

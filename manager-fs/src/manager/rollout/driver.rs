@@ -18,9 +18,11 @@ use super::machine::NotNow;
 use super::machine::vocabulary::{Command, End, Event, HostNo, HostState, Phase, Progress, State, Wish};
 use super::run::{Here, Run, end_of};
 use super::view::RolloutView;
+use super::way_back::{self, NoWayBack};
 use crate::manager::control::ControlError;
 use crate::manager::control::changes::{ChangeOrder, ChangeRecord};
 use crate::manager::control::generations::Generation;
+use crate::manager::control::rollouts::RolloutRecord;
 use crate::manager::control::targets::Wanted;
 use crate::manager::news::News;
 use crate::manager::now;
@@ -34,13 +36,25 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 const REPORTS_COME: Duration = Duration::from_secs(2);
 
 /// A wish, and where its answer goes.
-pub(super) type Ask = (Wish, oneshot::Sender<Result<(), NotNow>>);
+pub(super) type Ask = (Wish, oneshot::Sender<Result<(), Declined>>);
+
+/// Why a wish is not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Declined {
+    /// It makes no sense now.
+    #[error(transparent)]
+    NotNow(#[from] NotNow),
+    /// A host would be left behind.
+    #[error(transparent)]
+    NoWayBack(#[from] NoWayBack),
+}
 
 /// One rollout, at work.
 pub(super) struct Driver {
     here: Arc<Here>,
     run: Run,
-    generation: Arc<Generation>,
+    /// `None`: it was taken back, or its record cannot be read. Hosts can leave it all the same.
+    generation: Option<Arc<Generation>>,
     news: broadcast::Receiver<(HostName, News)>,
     asked: mpsc::UnboundedReceiver<Ask>,
     told: mpsc::UnboundedReceiver<(HostNo, Told)>,
@@ -53,7 +67,7 @@ impl Driver {
     pub(super) fn new(
         here: Arc<Here>,
         run: Run,
-        generation: Arc<Generation>,
+        generation: Option<Arc<Generation>>,
         news: broadcast::Receiver<(HostName, News)>,
         asked: mpsc::UnboundedReceiver<Ask>,
         shown: watch::Sender<Arc<RolloutView>>,
@@ -103,8 +117,15 @@ impl Driver {
         }
     }
 
-    async fn wished(&mut self, wish: Wish, answer: oneshot::Sender<Result<(), NotNow>>) -> Result<(), ControlError> {
-        let may = self.run.machine.may(wish);
+    async fn wished(
+        &mut self,
+        wish: Wish,
+        answer: oneshot::Sender<Result<(), Declined>>,
+    ) -> Result<(), ControlError> {
+        let mut may = self.run.machine.may(wish).map_err(Declined::from);
+        if may.is_ok() && wish == Wish::Rollback {
+            may = way_back::check(&self.here, &self.run).await?.map_err(Declined::from);
+        }
         let mut done = Ok(());
         if may.is_ok() {
             if wish == Wish::Start {
@@ -172,12 +193,9 @@ impl Driver {
         }
         let mut to = Vec::new();
         for no in back {
-            match self.before(no).await? {
-                Some((version, tree)) => to.push((no, version, tree)),
-                None => {
-                    let why = String::from("it is not known what ran there before; name it with rollback-to");
-                    let _ = self.tell.send((no, Told::Refused(why)));
-                }
+            match way_back::of(&self.here, &self.run, no).await? {
+                Ok((version, tree)) => to.push((no, version, tree)),
+                Err(why) => drop(self.tell.send((no, Told::Refused(why.to_string())))),
             }
         }
         self.order(to).await
@@ -349,8 +367,10 @@ impl Driver {
 
     async fn export(&self, ring: u16) {
         let Some(planned) = self.run.record.plan.rings.get(usize::from(ring)) else { return };
+        // Of one that is gone, hosts hear that when they are told.
+        let Some(generation) = &self.generation else { return };
         if self.run.record.plan.export
-            && let Err(error) = self.here.exports.export(&self.generation, &planned.to).await
+            && let Err(error) = self.here.exports.export(generation, &planned.to).await
         {
             // Hosts that do not see it refuse, and say why.
             tracing::error!(rollout = %self.run.id, ring = planned.name, %error, "the generation is not exported");
@@ -390,36 +410,13 @@ impl Driver {
         }
         for (no, host) in self.run.hosts_of(ring) {
             let left = matches!(self.run.machine.host(no), Some(HostState::Good | HostState::Silent));
-            if let Some((version, tree)) = self.before(no).await?.filter(|_| left) {
+            if left && let Ok((version, tree)) = way_back::of(&self.here, &self.run, no).await? {
                 let set = self.here.state.ordered_after_all(now());
                 let wanted = Wanted { version, tree, set, lazy: false, drain_deadline_ms: None };
                 self.here.state.set_targets(&product, &[Target::Host(host)], &wanted).await?;
             }
         }
         Ok(())
-    }
-
-    /// What a host is to go back to.
-    async fn before(&self, no: HostNo) -> Result<Option<(Version, TreeId)>, ControlError> {
-        let (record, state) = (&self.run.record, &self.here.state);
-        if let Some(wanted) = &record.plan.rollback_to {
-            let found = state.resolve_of(&record.plan.product, wanted).ok();
-            return Ok(found.map(|generation| (generation.record.version.clone(), generation.record.tree)));
-        }
-        let Some(host) = self.run.name(no) else { return Ok(None) };
-        if let Some(change) = state.last_change(host, &record.plan.product) {
-            let from = state.steps_of(&change).await?.iter().find_map(|step| step.from);
-            let of = |generation: &&Arc<Generation>| {
-                generation.record.product == record.plan.product && Some(generation.record.tree) == from
-            };
-            let exported = state.exported_to(host);
-            if let Some(found) = exported.iter().rev().find(of) {
-                return Ok(Some((found.record.version.clone(), found.record.tree)));
-            }
-        }
-        let ring =
-            (0..).zip(&record.before).find(|(ring, _)| self.run.hosts_of(*ring).iter().any(|(of, _)| *of == no));
-        Ok(ring.and_then(|(_, before)| before.clone()))
     }
 
     /// Hosts of rings that have begun and are not done are told by nobody else.
@@ -438,9 +435,9 @@ impl Driver {
 }
 
 /// The generation that a record means, if it is still published.
-pub(super) fn generation_of(here: &Here, run: &Run) -> Option<Arc<Generation>> {
-    let named = GenerationRef::Named(run.record.plan.product.clone(), run.record.version.clone());
-    here.state.resolve(&named).ok().filter(|found| found.record.tree == run.record.tree)
+pub(super) fn generation_of(here: &Here, record: &RolloutRecord) -> Option<Arc<Generation>> {
+    let named = GenerationRef::Named(record.plan.product.clone(), record.version.clone());
+    here.state.resolve(&named).ok().filter(|found| found.record.tree == record.tree)
 }
 
 /// What has changed, for people.

@@ -15,6 +15,7 @@ mod plan_file;
 mod rollouts;
 mod run;
 mod view;
+mod way_back;
 
 pub(crate) use rollouts::Rollouts;
 pub(crate) use run::Here;
@@ -25,3 +26,4 @@ pub use plan::Plan;
 pub use plan_file::NotAPlan;
 pub use rollouts::RolloutError;
 pub use view::{ProblemGroup, RingView, RolloutView};
+pub use way_back::NoWayBack;

@@ -7,13 +7,14 @@ use proto::Product;
 use proto::number::RolloutId;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::driver::{Ask, Driver, generation_of};
+use super::driver::{Ask, Declined, Driver, generation_of};
 use super::machine::vocabulary::{Progress, State, Wish};
 use super::machine::{NotNow, may};
 use super::plan::Plan;
 use super::plan_file::NotAPlan;
 use super::run::{Here, Run};
 use super::view::RolloutView;
+use super::way_back::NoWayBack;
 use crate::manager::control::ControlError;
 use crate::manager::control::generations::GenerationError;
 use crate::manager::control::hosts::HostError;
@@ -61,6 +62,14 @@ pub enum RolloutError {
     /// It makes no sense now.
     #[error(transparent)]
     NotNow(#[from] NotNow),
+    /// Hosts would be left behind.
+    #[error("nothing of rollout {id} is taken back: {cause}")]
+    NoWayBack {
+        /// Which.
+        id: RolloutId,
+        /// Whom, and why.
+        cause: NoWayBack,
+    },
     /// The generation was taken back.
     #[error("{0} is no longer published as it was planned: plan it anew")]
     Gone(String),
@@ -168,13 +177,18 @@ impl Rollouts {
             may(record.progress.state, wish)?;
             if wish == Wish::Start {
                 self.nothing_else(&record.plan.product).await?;
+                let name = format!("{}@{}", record.plan.product, record.version);
+                generation_of(&self.here, &record).ok_or(RolloutError::Gone(name))?;
             }
             live = Some(self.drive(id, record).await?);
         }
         let Some(live) = live else { return Err(RolloutError::Unknown(id)) };
         let (answer, answered) = oneshot::channel();
         let _ = live.asks.send((wish, answer));
-        answered.await.map_err(|_| ControlError::Closed)??;
+        answered.await.map_err(|_| ControlError::Closed)?.map_err(|declined| match declined {
+            Declined::NotNow(not_now) => RolloutError::NotNow(not_now),
+            Declined::NoWayBack(cause) => RolloutError::NoWayBack { id, cause },
+        })?;
         let shown = live.shown.borrow().as_ref().clone();
         Ok(shown)
     }
@@ -249,8 +263,7 @@ impl Rollouts {
         // From before it is assembled, so that nothing is missed between.
         let news = self.here.news.of_all();
         let run = Run::assemble(&self.here, id, record).await?;
-        let name = format!("{}@{}", run.record.plan.product, run.record.version);
-        let generation = generation_of(&self.here, &run).ok_or(RolloutError::Gone(name))?;
+        let generation = generation_of(&self.here, &run.record);
         let (asks, asked) = mpsc::unbounded_channel();
         let (show, shown) = watch::channel(Arc::new(run.view()));
         let driver = Driver::new(Arc::clone(&self.here), run, generation, news, asked, show);

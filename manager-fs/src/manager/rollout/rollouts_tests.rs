@@ -189,6 +189,59 @@ async fn a_rollback_orders_what_ran_before_and_gives_groups_their_targets_back()
     assert!(told.ends_with(&["rolling back", "ring all: back to what it was", "rolled back"]), "{told:?}");
 }
 
+/// The older generation was taken back, or its record was set aside: nobody is ordered anything, and the answer says
+/// which, for whom, and what to do. Once it is there again, it is the way back.
+#[tokio::test]
+async fn a_rollback_to_what_is_no_longer_there_changes_nothing_and_says_so() {
+    let (bench, [one, two], mut orders) = prepared(3).await;
+    let rollouts = &bench.manager.rollouts;
+    let text = format!("{PLAN}[[ring]]\nname = \"all\"\nto = [\"@all\"]\ncanaries = 0\nin-flight = \"100%\"\n");
+    let id = rollouts.plan(&text, true).await.unwrap().id;
+    rollouts.wish(None, Wish::Start).await.unwrap();
+    for _ in 0..2 {
+        let (host, order) = tokio::time::timeout(SOON, orders.recv()).await.unwrap().unwrap();
+        over(&bench, &host, &order, &two, Step::Confirmed).await;
+    }
+    until(&bench, id, |view| view.state == State::Done).await;
+    let wanted = || bench.manager.state.target(&two.record.product, &"@all".parse().unwrap());
+    let before = wanted();
+
+    let unseen = rollouts.wish(Some(id), Wish::Rollback).await.unwrap_err().to_string();
+    assert!(unseen.contains("a@1, to which h1 (and 1 more) would go back, is not exported"), "{unseen}");
+    bench.manager.state.remove_generation(&one.record.product, &one.record.version).await.unwrap();
+    let gone = rollouts.wish(Some(id), Wish::Rollback).await.unwrap_err().to_string();
+    assert!(gone.contains("a@1, to which h1 (and 1 more) would go back, is no longer published"), "{gone}");
+    assert!(gone.contains("publish it again"), "{gone}");
+    let view = rollouts.view(Some(id)).await.unwrap();
+    assert_eq!((view.state, view.rings[0].hosts.good), (State::Done, 2), "{:?}", view.lines);
+    assert!(orders.try_recv().is_err() && wanted() == before, "half of it was done");
+
+    let again = bench.publish("a@1", "one").await;
+    assert_eq!(again.record.tree, one.record.tree);
+    bench.manager.exports.export(&again, &["@all".parse().unwrap()]).await.unwrap();
+    rollouts.wish(Some(id), Wish::Rollback).await.unwrap();
+    until(&bench, id, |view| view.state == State::RolledBack).await;
+}
+
+/// A new version whose own record cannot be read is all the more a reason to leave it.
+#[tokio::test]
+async fn a_rollout_whose_new_generation_is_gone_can_be_taken_back_and_not_be_begun() {
+    let (bench, [one, two], mut orders) = prepared(2).await;
+    let rollouts = &bench.manager.rollouts;
+    let text = format!("{PLAN}[[ring]]\nname = \"all\"\nto = [\"h1\"]\ncanaries = 0\n");
+    let (id, other) = (rollouts.plan(&text, true).await.unwrap().id, rollouts.plan(&text, true).await.unwrap().id);
+    rollouts.wish(Some(id), Wish::Start).await.unwrap();
+    let (host, order) = tokio::time::timeout(SOON, orders.recv()).await.unwrap().unwrap();
+    over(&bench, &host, &order, &two, Step::Confirmed).await;
+    until(&bench, id, |view| view.state == State::Done).await;
+    bench.manager.exports.export(&one, &["h1".parse().unwrap()]).await.unwrap();
+    bench.manager.state.remove_generation(&two.record.product, &two.record.version).await.unwrap();
+    let begun = rollouts.wish(Some(other), Wish::Start).await.unwrap_err().to_string();
+    assert!(begun.contains("a@2 is no longer published as it was planned"), "{begun}");
+    rollouts.wish(Some(id), Wish::Rollback).await.unwrap();
+    until(&bench, id, |view| view.state == State::RolledBack).await;
+}
+
 #[tokio::test]
 async fn a_version_that_falls_back_later_or_whose_operations_fail_stops_the_rollout() {
     let (bench, [one, two], mut orders) = prepared(3).await;

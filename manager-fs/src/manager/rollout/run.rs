@@ -191,6 +191,11 @@ impl Run {
         self.names.get(proto::width::index(u64::from(no.0))).map(|(host, _)| host)
     }
 
+    /// Every host that is or was in a ring.
+    pub(super) fn all_hosts(&self) -> impl Iterator<Item = (HostNo, HostName)> {
+        (0..).map(HostNo).zip(&self.names).map(|(no, (host, _))| (no, host.clone()))
+    }
+
     /// The hosts of a ring.
     pub(super) fn hosts_of(&self, ring: u16) -> Vec<(HostNo, HostName)> {
         let numbered = (0..).map(HostNo).zip(&self.names);
