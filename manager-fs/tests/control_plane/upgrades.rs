@@ -225,11 +225,16 @@ async fn what_cannot_be_changed_over_is_refused_with_the_reason() {
 async fn a_hundred_hosts_change_over_in_one_command() {
     let fixture = Fixture::new().await;
     let (one, _) = two_versions(&fixture).await;
-    let mut names = Vec::new();
-    let mut hosts = tokio::task::JoinSet::new();
+    let mut enrolled = Vec::new();
     for number in 0..100 {
-        let mut host = fixture.host(&format!("host-{number}")).await;
-        names.push(host.name.clone());
+        enrolled.push(fixture.host(&format!("host-{number}")).await);
+    }
+    let names = enrolled.iter().map(|host| host.name.clone()).collect();
+    fixture.ask(Quick::GroupAdd("all".parse().unwrap(), names)).await.unwrap();
+    fixture.export("data-agent@2.0", &["@all"]).await;
+    // From here on, since a host waits for its order no longer than it may take: the hundredth enrolment is no part of that.
+    let mut hosts = tokio::task::JoinSet::new();
+    for mut host in enrolled {
         hosts.spawn(async move {
             let (change, answer) = take_order(&mut host, status("1.0", one)).await;
             answer.finish(&HostReply::Done).await.unwrap();
@@ -245,8 +250,6 @@ async fn a_hundred_hosts_change_over_in_one_command() {
             host
         });
     }
-    fixture.ask(Quick::GroupAdd("all".parse().unwrap(), names)).await.unwrap();
-    fixture.export("data-agent@2.0", &["@all"]).await;
     let (events, report) = upgrade(&fixture, order(&["@all"])).await;
     let report = report.unwrap();
     assert_eq!(report.hosts.iter().filter(|end| end.verdict == Verdict::Confirmed).count(), 100);
