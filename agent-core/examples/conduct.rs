@@ -4,7 +4,8 @@
 //! answers `VERSION answered N`, and adds a line to the file NOTES for whatever happens to it.
 //!
 //! `--sick`: says that it is not healthy. `--fails CALLBACK`, `--blocks CALLBACK`: this one fails, or never comes back.
-//! `--without-extra`: it knows nothing of the descriptor of that name.
+//! `--without-extra`: it knows nothing of the descriptor of that name. `--large MIB`: its state goes through a memory file,
+//! and is so large.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -24,6 +25,8 @@ struct Conduct {
     sick: bool,
     fails: Option<String>,
     blocks: Option<String>,
+    /// Bytes that the state has behind the number, in a memory file.
+    large: usize,
     answered: AtomicU64,
 }
 
@@ -85,9 +88,30 @@ impl Operations for Shared {
 
     fn restore_state(&self, _schema: u32, state: &[u8]) -> Result<(), StateRefused> {
         self.0.called("restore_state");
-        let bytes = state.try_into().map_err(|_| "want eight bytes")?;
-        self.0.answered.store(u64::from_le_bytes(bytes), Ordering::SeqCst);
+        let (bytes, _) = state.split_first_chunk().ok_or("want eight bytes")?;
+        self.0.answered.store(u64::from_le_bytes(*bytes), Ordering::SeqCst);
         Ok(())
+    }
+
+    fn save_state_to(&self, schema: u32, file: &mut File) -> std::io::Result<()> {
+        if self.0.large == 0 {
+            return file.write_all(&self.save_state(schema));
+        }
+        self.0.called("save_state_to");
+        file.write_all(&self.0.answered.load(Ordering::SeqCst).to_le_bytes())?;
+        file.write_all(&pattern(self.0.large))
+    }
+
+    fn restore_state_from(&self, schema: u32, mut file: &File) -> Result<(), StateRefused> {
+        let mut state = Vec::new();
+        file.read_to_end(&mut state).map_err(|e| e.to_string())?;
+        if self.0.large == 0 {
+            return self.restore_state(schema, &state);
+        }
+        self.0.called("restore_state_from");
+        let (bytes, rest) = state.split_first_chunk().ok_or("want eight bytes")?;
+        self.0.answered.store(u64::from_le_bytes(*bytes), Ordering::SeqCst);
+        if rest == pattern(rest.len()) { Ok(()) } else { Err("these are other bytes".into()) }
     }
 
     fn healthy(&self) -> Result<(), NotHealthy> {
@@ -97,6 +121,10 @@ impl Operations for Shared {
     fn confirmed(&self) {
         self.0.called("confirmed");
     }
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..=250).cycle().take(length).collect()
 }
 
 #[derive(serde::Deserialize)]
@@ -137,6 +165,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         sick: has("--sick"),
         fails: value("--fails"),
         blocks: value("--blocks"),
+        large: value("--large").map_or(Ok(0), |mib| mib.parse::<usize>())? << 20,
         answered: AtomicU64::new(0),
     });
     let config = AgentConfig::from_env()?;

@@ -223,6 +223,33 @@ fn surroundings(text: &impl Fn(&str) -> Option<String>) {
     }
 }
 
+/// `--later handoff`, `--later inherited`: what this version is given is of a format that is not known yet, as if a version
+/// of years from now had left it.
+fn take_later(text: &impl Fn(&str) -> Option<String>) -> std::io::Result<()> {
+    use agent_core::internal::handoff::variable;
+    use rustix::fs::{MemfdFlags, SealFlags};
+    let variable = match text("--later").as_deref() {
+        Some("handoff") => variable::HANDOFF_FD,
+        Some("inherited") => variable::INHERITED_FD,
+        _ => return Ok(()),
+    };
+    let Some(number) = std::env::var(variable).ok().and_then(|number| number.parse().ok()) else { return Ok(()) };
+    let mut given = File::from(sys::fd::take_inherited(number)?);
+    let mut bytes = Vec::new();
+    // Whoever wrote it left it at its end.
+    std::io::Seek::rewind(&mut given)?;
+    given.read_to_end(&mut bytes)?;
+    // The last byte of the magic.
+    bytes[7] = 200;
+    let mut later = File::from(rustix::fs::memfd_create("later", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    later.write_all(&bytes)?;
+    rustix::fs::fcntl_add_seals(&later, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    let mut there = std::os::fd::OwnedFd::from(given);
+    rustix::io::dup2(&later, &mut there)?;
+    std::mem::forget(there);
+    Ok(())
+}
+
 /// The program as its arguments describe it.
 fn counter(text: &impl Fn(&str) -> Option<String>, has: &impl Fn(&str) -> bool) -> Counter {
     let value = |name: &str| text(name)?.parse::<u64>().ok();
@@ -267,6 +294,10 @@ fn main() {
     if has("--only-handed-over") && std::env::var_os("MANAGER_FS_HANDOFF_FD").is_none() {
         eprintln!("tiny agent: nothing was handed over");
         std::process::exit(7);
+    }
+    if let Err(e) = take_later(&text) {
+        eprintln!("tiny agent: {e}");
+        std::process::exit(6);
     }
     let child = arguments.iter().position(|a| a == "--child").and_then(|at| arguments.get(at + 1)).cloned();
     let counter = counter(&text, &has);

@@ -74,9 +74,13 @@ pub(crate) fn memory() -> io::Result<File> {
 /// Lets nobody change it any more, and says how long it is.
 ///
 /// # Errors
-/// `EBUSY`: somebody has it mapped for writing still.
+/// Somebody has it mapped for writing still.
 pub(crate) fn seal(file: &File) -> io::Result<u64> {
-    rustix::fs::fcntl_add_seals(file, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(file, seals).map_err(|e| match e {
+        rustix::io::Errno::BUSY => io::Error::other("its file is still mapped for writing: unmap it first"),
+        e => e.into(),
+    })?;
     Ok(file.metadata()?.len())
 }
 

@@ -125,6 +125,28 @@ fn a_panic_in_a_callback_has_the_outcome_that_its_refusal_has() {
 }
 
 #[test]
+fn a_version_that_cannot_read_what_a_later_one_left_gives_way_to_that_and_keeps_nothing_from_it() {
+    for what in ["handoff", "inherited"] {
+        let mut host = Host::new();
+        let (note, note_text) = file(&host, "note");
+        let one = host.publish(&spec("2.0", &["--keep", "3", "--note", &note_text]));
+        host.set_newest(&one);
+        host.launch().wait_for("stub: ready");
+        let older = host.publish(&spec("1.0", &["--later", what]));
+        let pid = host.wait_serving("2.0").pid;
+        let (change, told) = host.tell(&older, &Order::default());
+        told.unwrap();
+        let ended = host.wait_end(change);
+        assert_eq!(ended.step, Step::Returned, "{what}: {}", ended.detail);
+        let failed = host.wait_step(change, Step::ProbationFailed).detail;
+        assert!(failed.contains("newer version"), "{what}: {failed}");
+        let back = host.wait_serving("2.0").pid;
+        assert_ne!(back, pid);
+        noted(&note, back, "3 3");
+    }
+}
+
+#[test]
 fn a_callback_that_closes_what_is_not_its_own_ends_its_program_and_the_same_version_begins_anew() {
     // Before the intent is written, and after it.
     for (callback, end, said) in

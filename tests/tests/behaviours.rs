@@ -114,6 +114,24 @@ static TABLE: &[Behaviour] = &[
         lab.back();
         assert_eq!(lab.answered(), before + 2);
     }),
+    own("hands over a state of any size, as a memory file", NO_STATE, |lab| {
+        let before = lab.answered();
+        let large = ["--large", "4"];
+        lab.to("large", &large);
+        lab.to("larger", &large);
+        assert_eq!((lab.count("large restore_state_from"), lab.count("large save_state_to")), (1, 1));
+        // What it saved is its own again, where the next one fails.
+        lab.publish_script("heirless-too", "#!/bin/sh\nexit 7\n");
+        lab.upgrade("heirless-too", 1);
+        assert_eq!((lab.answered(), lab.count("larger restore_state_from")), (before + 1, 2));
+        lab.back();
+        assert_eq!(lab.answered(), before + 2);
+        lab.to("fails-at-large", &["--large", "1", "--fails", "save_state_to"]);
+        let said = lab.upgrade("1", 1);
+        assert!(said.contains("told to fail"), "{said}");
+        lab.serves("fails-at-large");
+        lab.fresh();
+    }),
     own("comes back when the new version refuses the state", NO_STATE, |lab| {
         lab.publish("refuses", &["--fails", "restore_state"]);
         lab.upgrade_under_load("refuses", 1);
@@ -179,13 +197,7 @@ static TABLE: &[Behaviour] = &[
         assert_eq!(end["state"], "cancelled", "{end}");
     }),
     all("is started again with what it listens on when it is killed", |lab| {
-        let pid = lab.site.agent_on_host()["pid"].clone();
-        let number = rustix::process::Pid::from_raw(i32::try_from(pid.as_i64().unwrap()).unwrap()).unwrap();
-        rustix::process::kill_process(number, rustix::process::Signal::KILL).unwrap();
-        until("it is there again", || {
-            let agent = lab.site.agent_on_host();
-            (agent["pid"] != pid && agent["state"] == "serving").then_some(())
-        });
+        lab.kill();
         lab.serves("1");
     }),
     all("ends in good order on SIGTERM", |lab| {
@@ -337,6 +349,28 @@ impl Lab {
         self.upgrade("1", 0);
     }
 
+    /// Kills the program, and waits until it is there again.
+    #[track_caller]
+    fn kill(&self) {
+        let pid = self.site.agent_on_host()["pid"].clone();
+        let number = rustix::process::Pid::from_raw(i32::try_from(pid.as_i64().unwrap()).unwrap()).unwrap();
+        rustix::process::kill_process(number, rustix::process::Signal::KILL).unwrap();
+        until("it is there again", || {
+            let agent = self.site.agent_on_host();
+            (agent["pid"] != pid && agent["state"] == "serving").then_some(())
+        });
+    }
+
+    /// Where the child is shown, as long as it is there, that this version has noted.
+    #[track_caller]
+    fn child(&self, version: &str) -> PathBuf {
+        let noted = format!("{version} child ");
+        until("a child was noted", || {
+            let notes = fs::read_to_string(self.notes()).unwrap_or_default();
+            notes.lines().find_map(|line| Some(Path::new("/proc").join(line.strip_prefix(&noted)?)))
+        })
+    }
+
     /// From a version that cannot be left: what was saved of `1` is what starts next.
     #[track_caller]
     fn fresh(&mut self) {
@@ -415,6 +449,55 @@ fn a_program_in_python_behaves() {
 #[test]
 fn an_unchanged_program_behaves() {
     behaves(Unchanged);
+}
+
+/// Whether this process is there, and not only waits for somebody to ask how it ended.
+fn lives(process: &Path) -> bool {
+    let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+}
+
+/// What no program should do, and one in C or Python can (Rust has no `fork` but in `unsafe`).
+fn embeds_badly(language: Language) {
+    let mut lab = Lab::running(language);
+    // A child by fork, which never executes anything and keeps all that was open, what is listened on among it.
+    lab.to("forks", &["--forks", "start"]);
+    let child = lab.child("forks");
+    lab.upgrade_under_load("1", 0);
+    assert!(lives(&child), "it is no child of the program any more, and harms nobody");
+    lab.kill();
+    until("it is ended with the program", || (!lives(&child)).then_some(()));
+    lab.serves("1");
+    // The same where nobody is left to end it: it holds the product's lock.
+    lab.to("forks-too", &["--forks", "start"]);
+    let child = lab.child("forks-too");
+    lab.site.stub().kill();
+    lab.site.stop();
+    lab.site.host.launch_by(lab.site.product, lab.site.host.command(&["launch", lab.site.product]));
+    lab.serves("forks-too");
+    until("whoever starts next is rid of it", || (!lives(&child)).then_some(()));
+    lab.back();
+    // A callback whose child goes on where its parent does, and one whose child ends as a program does.
+    for callback in ["quiesce", "save_state"] {
+        let version = format!("forks-in-{callback}");
+        lab.to(&version, &["--forks", callback]);
+        lab.upgrade_under_load("1", 0);
+        lab.serves("1");
+    }
+    lab.to("maps", &["--large", "1", "--maps"]);
+    let said = lab.upgrade("1", 1);
+    assert!(said.contains("still mapped for writing"), "{said}");
+    lab.serves("maps");
+}
+
+#[test]
+fn a_program_in_c_may_fork_and_map_what_it_should_not() {
+    embeds_badly(C);
+}
+
+#[test]
+fn a_program_in_python_may_fork_and_map_what_it_should_not() {
+    embeds_badly(Python);
 }
 
 #[test]

@@ -66,8 +66,7 @@ void agent_core_close(agent_core *agent);
 int32_t agent_core_take(const agent_core *agent, const char *name);
 
 /* Keeps a duplicate of this descriptor under a name of 1 to 64 letters, digits, '.', '-', '_', in the place of what had
- * it before. It goes from version to version in both directions, and the stub holds one for a version that crashes.
- * Large state goes into a memory file (memfd_create(2)) that is kept. */
+ * it before. It goes from version to version in both directions, and the stub holds one for a version that crashes. */
 int32_t agent_core_keep(const agent_core *agent, const char *name, int32_t descriptor, agent_core_error *error);
 
 /* Closes what is kept under a name, here and at the stub; what was taken stays open. */
@@ -129,8 +128,8 @@ typedef struct agent_core_operations {
     /* The change-over did not come about: go on. Called after every quiesce that no execve followed. */
     int32_t (*resume)(void *user, agent_core_answer *why);
 
-    /* Writes the state for the next version, in this schema. Not 0: the change-over does not come about. It has 5 s; a
-     * very large state is better kept in a memory file under a name. */
+    /* Writes the state for the next version, in this schema. Not 0: the change-over does not come about. It has 5 s;
+     * what is large is better written by save_state_to, below. */
     int32_t (*save_state)(void *user, uint32_t schema, agent_core_answer *state);
 
     /* Takes over what the version before saved, or this one itself where the next one failed, within agent_core_start.
@@ -142,6 +141,17 @@ typedef struct agent_core_operations {
 
     /* This version has proved itself and is believed. */
     void (*confirmed)(void *user);
+
+    /* As save_state, and called in its place where it is there: for a state of any size, which is written into this
+     * memory file (memfd_create(2)) and crosses execve where it lies. The file is empty; the descriptor is the
+     * callback's own, to be closed by it. The library seals the file, so nothing may have it mapped for writing when
+     * this comes back. Not 0: the change-over does not come about, for the reason that was written. It has 5 s, too. */
+    int32_t (*save_state_to)(void *user, uint32_t schema, int32_t file, agent_core_answer *why);
+
+    /* As restore_state, and called in its place where it is there, however the state was saved: out of a sealed memory
+     * file, which stands at its beginning and may be mapped for reading. The descriptor is the callback's own, to be
+     * closed by it, or kept. */
+    int32_t (*restore_state_from)(void *user, uint32_t schema, int32_t file, agent_core_answer *why);
 } agent_core_operations;
 
 /* Serves the operations socket, and confirms this version as soon as it is healthy. `operations` may be NULL, and is

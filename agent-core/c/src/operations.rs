@@ -1,7 +1,10 @@
 //! The program's callbacks: a table of functions with its own size, of which all may be missing.
 
 use std::ffi::c_void;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::ops::RangeInclusive;
+use std::os::fd::{IntoRawFd, RawFd};
 use std::panic::resume_unwind;
 use std::time::Instant;
 
@@ -27,6 +30,8 @@ type SaveState = unsafe extern "C" fn(*mut c_void, u32, &mut Answer) -> i32;
 type RestoreState = unsafe extern "C" fn(*mut c_void, u32, *const u8, usize, &mut Answer) -> i32;
 type Healthy = unsafe extern "C" fn(*mut c_void, &mut Answer) -> i32;
 type Confirmed = unsafe extern "C" fn(*mut c_void);
+/// Of a state in a memory file, both ways.
+type OfFile = unsafe extern "C" fn(*mut c_void, u32, RawFd, &mut Answer) -> i32;
 
 /// `agent_core_operations` of the header. What a later version of it has more comes behind what is here.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +47,8 @@ pub(crate) struct Table {
     restore_state: Option<RestoreState>,
     healthy: Option<Healthy>,
     confirmed: Option<Confirmed>,
+    save_state_to: Option<OfFile>,
+    restore_state_from: Option<OfFile>,
 }
 
 impl Table {
@@ -56,6 +63,8 @@ impl Table {
         restore_state: None,
         healthy: None,
         confirmed: None,
+        save_state_to: None,
+        restore_state_from: None,
     };
 
     /// The table of a program that was built with this header, an earlier or a later one.
@@ -110,6 +119,13 @@ fn demanded(call: impl FnOnce(&mut Answer) -> i32) -> Answer {
     answer(call).unwrap_or_else(|Declined(why)| resume_unwind(Box::new(why)))
 }
 
+/// All of it.
+fn read(mut file: &File) -> io::Result<Vec<u8>> {
+    let mut state = Vec::new();
+    file.read_to_end(&mut state)?;
+    Ok(state)
+}
+
 impl Operations for Table {
     fn quiesce(&self, until: Instant) {
         let Some(quiesce) = self.quiesce else { return };
@@ -137,12 +153,31 @@ impl Operations for Table {
         demanded(|state| unsafe { save_state(self.user.0, schema, state) }).0
     }
 
+    fn save_state_to(&self, schema: u32, file: &mut File) -> io::Result<()> {
+        let Some(save_state_to) = self.save_state_to else { return file.write_all(&self.save_state(schema)) };
+        let own = file.try_clone()?.into_raw_fd();
+        // SAFETY: see `quiesce`.
+        let saved = answer(|why| unsafe { save_state_to(self.user.0, schema, own, why) });
+        saved.map(drop).map_err(|Declined(why)| io::Error::other(why))
+    }
+
     fn restore_state(&self, schema: u32, state: &[u8]) -> Result<(), StateRefused> {
         let Some(restore_state) = self.restore_state else { return Ok(()) };
         // SAFETY: see `quiesce`.
         let restored =
             |why: &mut Answer| unsafe { restore_state(self.user.0, schema, state.as_ptr(), state.len(), why) };
         answer(restored).map(drop).map_err(|Declined(why)| StateRefused(why))
+    }
+
+    fn restore_state_from(&self, schema: u32, file: &File) -> Result<(), StateRefused> {
+        let unreadable = |e: io::Error| StateRefused(format!("the state cannot be read: {e}"));
+        let Some(restore_state_from) = self.restore_state_from else {
+            return self.restore_state(schema, &read(file).map_err(unreadable)?);
+        };
+        let own = file.try_clone().map_err(unreadable)?.into_raw_fd();
+        // SAFETY: see `quiesce`.
+        let restored = answer(|why| unsafe { restore_state_from(self.user.0, schema, own, why) });
+        restored.map(drop).map_err(|Declined(why)| StateRefused(why))
     }
 
     fn confirmed(&self) {
@@ -193,9 +228,51 @@ mod tests {
         Table { user, resume: Some(says), healthy: Some(says), ..state }
     }
 
-    fn read(table: &Table) -> Result<Table, Fault> {
+    fn read_table(table: &Table) -> Result<Table, Fault> {
         // SAFETY: it is as large as it says in every test.
         unsafe { Table::read(table) }
+    }
+
+    /// Writes the schema into the file, or finds it there; `user` is what it comes back with.
+    unsafe extern "C" fn through(user: *mut c_void, schema: u32, file: RawFd, why: &mut Answer) -> i32 {
+        // SAFETY: it is this function's own.
+        let mut file = unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(file) };
+        let mut found = Vec::new();
+        file.read_to_end(&mut found).unwrap();
+        if found.is_empty() {
+            file.write_all(&schema.to_le_bytes()).unwrap();
+        } else if found != schema.to_le_bytes() {
+            why.0.extend_from_slice(b"another schema");
+            return 1;
+        }
+        // SAFETY: the tests give a number.
+        unsafe { *user.cast::<i32>() }
+    }
+
+    #[test]
+    fn a_state_in_a_file_goes_before_one_in_bytes_and_either_reads_what_the_other_wrote() {
+        let file = |from: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(from).unwrap();
+            std::io::Seek::rewind(&mut file).unwrap();
+            file
+        };
+        let mut code = 0;
+        let bytes = with(&mut code);
+        let table = Table { save_state_to: Some(through), restore_state_from: Some(through), ..bytes };
+        for saving in [&table, &bytes] {
+            let mut saved = file(b"");
+            saving.save_state_to(7, &mut saved).unwrap();
+            std::io::Seek::rewind(&mut saved).unwrap();
+            assert!(table.restore_state_from(7, &saved).is_ok());
+            std::io::Seek::rewind(&mut saved).unwrap();
+            assert_eq!(table.restore_state_from(8, &saved).unwrap_err().to_string(), "another schema");
+        }
+        assert!(bytes.restore_state_from(1, &file(b"good")).is_ok());
+        assert_eq!(bytes.restore_state_from(1, &file(b"bad")).unwrap_err().to_string(), "it gave no reason");
+        let mut code = 3;
+        let table = Table { save_state_to: Some(through), ..with(&mut code) };
+        assert_eq!(table.save_state_to(7, &mut file(b"")).unwrap_err().to_string(), "it gave no reason");
     }
 
     #[test]
@@ -245,12 +322,15 @@ mod tests {
         assert!(read_later(&later).unwrap_err().text.contains("older library"));
         let mut earlier = with(&mut code);
         earlier.size = std::mem::offset_of!(Table, resume);
-        assert!(read(&earlier).unwrap().resume.is_none(), "what an earlier header did not have is not looked at");
+        assert!(
+            read_table(&earlier).unwrap().resume.is_none(),
+            "what an earlier header did not have is not looked at"
+        );
         for size in [0, 8, usize::MAX] {
             earlier.size = size;
-            assert!(read(&earlier).unwrap_err().text.contains("sizeof"));
+            assert!(read_table(&earlier).unwrap_err().text.contains("sizeof"));
         }
         let wrong = Table { writes_min: 2, writes_max: 1, ..Table::EMPTY };
-        assert_eq!(read(&wrong).unwrap_err().code, Code::Argument);
+        assert_eq!(read_table(&wrong).unwrap_err().code, Code::Argument);
     }
 }

@@ -146,7 +146,7 @@ fn the_library_shows_these_symbols_and_no_others() {
 fn probe() -> String {
     let functions = declared().into_keys().map(|name| format!("    (void (*)(void)){name},\n")).collect::<String>();
     let fields = ["size", "user", "writes_min", "writes_max", "quiesce", "resume", "save_state", "restore_state"];
-    let fields = fields.iter().chain(&["healthy", "confirmed"]);
+    let fields = fields.iter().chain(&["healthy", "confirmed", "save_state_to", "restore_state_from"]);
     let offsets = fields.map(|field| format!("    printf(\"%zu \", offsetof(agent_core_operations, {field}));\n"));
     format!(
         "#include <agent_core.h>\n#include <stdio.h>\nvoid (*const all[])(void) = {{\n{functions}}};\n\
@@ -180,7 +180,7 @@ fn a_c_program_with_every_function_builds_against_either_library_and_sees_the_sa
         let said = Output::of(run.env_remove("MANAGER_FS_PRODUCT")).text();
         // As `operations.rs` lays them out on a machine of 64 bits, and `error.rs`.
         let (layout, refusal) = said.split_once('\n').unwrap();
-        assert_eq!(layout, "0 8 16 20 24 32 40 48 56 64 72 1024");
+        assert_eq!(layout, "0 8 16 20 24 32 40 48 56 64 72 80 88 1024");
         let refused = "2 MANAGER_FS_PRODUCT is not set: start this program with `manager-fs launch PRODUCT`";
         assert_eq!(refusal, refused);
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import os
 import socket
-from typing import Any, Callable, Optional, Protocol, Union
+from typing import Any, BinaryIO, Callable, Optional, Protocol, Union
 
 from . import _library
 from ._arguments import Function, Signature
@@ -57,6 +58,14 @@ class Operations:
 
     def restore_state(self, schema: int, state: bytes) -> None:
         """Takes over what the version before saved. An exception: this version fails, the one before returns."""
+
+    def save_state_to(self, schema: int, file: BinaryIO) -> None:
+        """As save_state, and called in its place where it is written: for a state of any size, into a memory file. Nothing
+        may have the file mapped for writing when this comes back."""
+
+    def restore_state_from(self, schema: int, file: BinaryIO) -> None:
+        """As restore_state, and called in its place where it is written, however the state was saved: out of a memory file
+        that nobody can change, and that may be mapped for reading. It is closed when this comes back."""
 
     def healthy(self) -> None:
         """Returns if the program is fit to work. An exception says why it is not; it is asked again."""
@@ -233,6 +242,20 @@ def _table(operations: Operations) -> _library.Operations:
     def restore(_user: int, schema: int, state: Any, length: int, why: int) -> int:
         return _answered(why, lambda: operations.restore_state(schema, ctypes.string_at(state, length)))
 
+    def save_to(_user: int, schema: int, file: int, why: int) -> int:
+        def work() -> None:
+            with os.fdopen(file, "r+b") as stream:
+                operations.save_state_to(schema, stream)
+
+        return _answered(why, work)
+
+    def restore_from(_user: int, schema: int, file: int, why: int) -> int:
+        def work() -> None:
+            with os.fdopen(file, "rb") as stream:
+                operations.restore_state_from(schema, stream)
+
+        return _answered(why, work)
+
     functions: dict[str, Any] = {
         "quiesce": lambda _user, within, why: _answered(why, lambda: operations.quiesce(within / 1000)),
         "resume": lambda _user, why: _answered(why, operations.resume),
@@ -240,6 +263,8 @@ def _table(operations: Operations) -> _library.Operations:
         "restore_state": restore,
         "healthy": lambda _user, why: _answered(why, operations.healthy),
         "confirmed": lambda _user: operations.confirmed(),
+        "save_state_to": save_to,
+        "restore_state_from": restore_from,
     }
     table = _library.Operations(size=ctypes.sizeof(_library.Operations))
     for field in _library.Operations._fields_:

@@ -26,6 +26,7 @@ SaveState = CFUNCTYPE(c_int32, c_void_p, c_uint32, c_void_p)
 RestoreState = CFUNCTYPE(c_int32, c_void_p, c_uint32, bytes_p, c_size_t, c_void_p)
 Healthy = CFUNCTYPE(c_int32, c_void_p, c_void_p)
 Confirmed = CFUNCTYPE(None, c_void_p)
+OfFile = CFUNCTYPE(c_int32, c_void_p, c_uint32, c_int32, c_void_p)
 Run = CFUNCTYPE(c_int32, c_void_p, c_void_p, c_void_p)
 
 
@@ -41,6 +42,8 @@ class Operations(ctypes.Structure):
         ("restore_state", RestoreState),
         ("healthy", Healthy),
         ("confirmed", Confirmed),
+        ("save_state_to", OfFile),
+        ("restore_state_from", OfFile),
     ]
 
 

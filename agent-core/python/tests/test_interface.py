@@ -71,7 +71,7 @@ class Declared(unittest.TestCase):
         table = HEADER.split("typedef struct agent_core_operations {")[1].split("}")[0]
         names = re.findall(r"(\w+)(?:\)\(|;|,(?= writes_max))", table)
         self.assertEqual(names, [field[0] for field in _library.Operations._fields_])
-        self.assertEqual((ctypes.sizeof(_library.Operations), ctypes.sizeof(_library.Error)), (72, 1024))
+        self.assertEqual((ctypes.sizeof(_library.Operations), ctypes.sizeof(_library.Error)), (88, 1024))
         for codes in (agent_core.Code, agent_core.Demand, agent_core.Stop):
             for code in codes:
                 self.assertRegex(HEADER, rf"AGENT_CORE_{code.name} = {code.value}\b")
