@@ -142,6 +142,7 @@ mod moments;
 mod near;
 mod operations;
 mod paths;
+mod permit_rules;
 mod permits;
 mod places;
 mod predecessor;

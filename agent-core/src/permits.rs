@@ -13,10 +13,9 @@ use std::path::{Component, Path, PathBuf};
 
 use proto::{OperationKind, Product, RepositoryName};
 use rustix::fs::OFlags;
-use serde::Deserialize;
-use toml::Spanned;
 
 use crate::paths::AgentPaths;
+use crate::permit_rules::{List, Rules};
 use crate::places::{resolved, system_place};
 
 /// The file's name in STATE.
@@ -147,54 +146,6 @@ pub struct Permits {
     there: bool,
 }
 
-type Places = Spanned<Vec<Spanned<PathBuf>>>;
-
-/// The file, as TOML has it. An unknown key is an error: it may be meant to forbid something.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct Rules {
-    change_over: ChangeOver,
-    backup: Backup,
-    restore: Restore,
-    repository: RepositoryRules,
-    operations: OperationRules,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct ChangeOver {
-    pinned: Vec<Spanned<Product>>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Backup {
-    sources: Option<Places>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Restore {
-    targets: Option<Places>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct RepositoryRules {
-    places: Option<Places>,
-    prune: Option<Spanned<bool>>,
-    keep_last: Option<Spanned<u32>>,
-    show: Option<Places>,
-    names: Option<Spanned<Vec<RepositoryName>>>,
-    serve: Option<Spanned<bool>>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct OperationRules {
-    kinds: Option<Spanned<Vec<OperationKind>>>,
-}
-
 impl Permits {
     /// Reads the file of the host with these directories, or takes the default where there is none. Read it anew for
     /// every order: what the administrator has written holds from then on.
@@ -209,8 +160,7 @@ impl Permits {
             Some(text) => {
                 let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
                 let permits = Self { file: path, own, lines, rules: Rules::default(), there: true };
-                let rules = toml::from_str::<Rules>(&text);
-                let rules = rules.map_err(|error| permits.unclear(error.span(), error.message().to_owned()))?;
+                let rules = Rules::parse(&text).map_err(|unclear| permits.unclear(unclear.at, unclear.what))?;
                 permits.must_be_clear(&rules)?;
                 Ok(Self { rules, ..permits })
             }
@@ -233,7 +183,7 @@ impl Permits {
     /// It is pinned.
     pub fn change_over(&self, product: &Product) -> Result<(), NotPermitted> {
         let what = || format!("a change-over of {product}");
-        match self.rules.change_over.pinned.iter().find(|pinned| pinned.get_ref() == product) {
+        match self.rules.pinned.iter().flat_map(|all| all.get_ref()).find(|pinned| pinned.get_ref() == product) {
             Some(pinned) => Err(self.line(pinned.span(), what(), "it is pinned", "change-over.pinned")),
             None => Ok(()),
         }
@@ -244,7 +194,7 @@ impl Permits {
     /// # Errors
     /// It does not lie in what the file names.
     pub fn backup(&self, source: &Path) -> Result<(), NotPermitted> {
-        let Some(sources) = &self.rules.backup.sources else { return Ok(()) };
+        let Some(sources) = &self.rules.sources else { return Ok(()) };
         // Where a link leads counts as well as where it lies.
         for path in [source.to_owned(), resolved(source)] {
             if !sources.get_ref().iter().any(|place| path.starts_with(place.get_ref())) {
@@ -263,7 +213,7 @@ impl Permits {
     pub fn restore(&self, target: &Path) -> Result<(), NotPermitted> {
         let what = format!("restoring to {}", target.display());
         for path in [target.to_owned(), resolved(target)] {
-            self.place(&path, &what, self.rules.restore.targets.as_ref(), "restore.targets")?;
+            self.place(&path, &what, self.rules.targets.as_ref(), "restore.targets")?;
         }
         Ok(())
     }
@@ -274,12 +224,12 @@ impl Permits {
     /// # Errors
     /// As [`Permits::restore`].
     pub fn repository(&self, directory: &Path, is_there: bool) -> Result<(), NotPermitted> {
-        if is_there && self.rules.repository.places.is_none() {
+        if is_there && self.rules.places.is_none() {
             return Ok(());
         }
         let what = format!("a repository in {}", directory.display());
         for path in [directory.to_owned(), resolved(directory)] {
-            self.place(&path, &what, self.rules.repository.places.as_ref(), "repository.places")?;
+            self.place(&path, &what, self.rules.places.as_ref(), "repository.places")?;
         }
         Ok(())
     }
@@ -289,9 +239,9 @@ impl Permits {
     /// # Errors
     /// The file names repositories, and this is none of them; or it names only places of this host.
     pub fn served(&self, name: &RepositoryName) -> Result<(), NotPermitted> {
-        let (rules, what) = (&self.rules.repository, format!("the repository {name} of another host"));
+        let (rules, what) = (&self.rules, format!("the repository {name} of another host"));
         match (&rules.names, &rules.places) {
-            (Some(names), _) if names.get_ref().contains(name) => Ok(()),
+            (Some(names), _) if is_one(names, name) => Ok(()),
             (Some(names), _) => Err(self.line(names.span(), what, "it is none of these", "repository.names")),
             (None, Some(places)) => {
                 Err(self.line(places.span(), what, "it lies in none of these", "repository.places"))
@@ -305,7 +255,7 @@ impl Permits {
     /// # Errors
     /// It is forbidden.
     pub fn serve(&self) -> Result<(), NotPermitted> {
-        match self.rules.repository.serve.as_ref().filter(|serve| !*serve.get_ref()) {
+        match self.rules.serve.as_ref().filter(|serve| !*serve.get_ref()) {
             Some(serve) => {
                 let what = "serving repositories to other hosts".to_owned();
                 Err(self.line(serve.span(), what, "it is forbidden", "repository.serve"))
@@ -319,7 +269,7 @@ impl Permits {
     /// # Errors
     /// Not at all, or not so far.
     pub fn prune(&self, keep_last: u32) -> Result<(), NotPermitted> {
-        let rules = &self.rules.repository;
+        let rules = &self.rules;
         if let Some(prune) = rules.prune.as_ref().filter(|prune| !*prune.get_ref()) {
             return Err(self.line(prune.span(), "prune".to_owned(), "it is forbidden", "repository.prune"));
         }
@@ -338,7 +288,7 @@ impl Permits {
     /// No line of the file says that it may.
     pub fn show(&self, path: &Path) -> Result<(), NotPermitted> {
         let (what, key) = (format!("showing what is in {}", path.display()), "repository.show");
-        match &self.rules.repository.show {
+        match &self.rules.show {
             None => {
                 let why = "contents of files are for whoever restores them here";
                 Err(NotPermitted::Default { what, why, file: self.file.clone(), key })
@@ -353,7 +303,7 @@ impl Permits {
     /// # Errors
     /// The file names kinds, and this is none of them.
     pub fn own(&self, kind: &OperationKind) -> Result<(), NotPermitted> {
-        match self.rules.operations.kinds.as_ref().filter(|kinds| !kinds.get_ref().contains(kind)) {
+        match self.rules.kinds.as_ref().filter(|kinds| !is_one(kinds, kind)) {
             Some(kinds) => {
                 let what = format!("operations of the kind {kind}");
                 Err(self.line(kinds.span(), what, "it is none of these", "operations.kinds"))
@@ -366,7 +316,7 @@ impl Permits {
         &self,
         path: &Path,
         what: &str,
-        allowed: Option<&Places>,
+        allowed: Option<&List<PathBuf>>,
         key: &'static str,
     ) -> Result<(), NotPermitted> {
         if let Some(own) = self.own.iter().find(|own| path.starts_with(own)) {
@@ -396,19 +346,19 @@ impl Permits {
 
     /// Places are absolute, so that they mean the same wherever the agent stands.
     fn must_be_clear(&self, rules: &Rules) -> Result<(), PermitsFault> {
-        let all = [&rules.backup.sources, &rules.restore.targets, &rules.repository.places, &rules.repository.show];
+        let all = [&rules.sources, &rules.targets, &rules.places, &rules.show];
         for place in all.into_iter().flatten().flat_map(|places| places.get_ref()) {
             let path = place.get_ref();
             if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
                 let what = format!("{} is no absolute path without `..`", path.display());
-                return Err(self.unclear(Some(place.span()), what));
+                return Err(self.unclear(place.span(), what));
             }
         }
         Ok(())
     }
 
-    fn unclear(&self, span: Option<Range<usize>>, what: String) -> PermitsFault {
-        let line = self.line_of(span.unwrap_or_default());
+    fn unclear(&self, span: Range<usize>, what: String) -> PermitsFault {
+        let line = self.line_of(span);
         PermitsFault::Unclear { path: self.file.clone(), line, what }
     }
 
@@ -419,6 +369,10 @@ impl Permits {
     fn line_of(&self, span: Range<usize>) -> usize {
         self.lines.partition_point(|begin| *begin <= span.start)
     }
+}
+
+fn is_one<T: PartialEq>(list: &List<T>, wanted: &T) -> bool {
+    list.get_ref().iter().any(|item| item.get_ref() == wanted)
 }
 
 /// The text of a file that others than root and this user cannot have written; `None`: there is none.
