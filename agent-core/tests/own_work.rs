@@ -21,6 +21,8 @@ struct Service {
     host: Host,
     address: SocketAddr,
     arguments: [String; 2],
+    /// Which of the examples it is.
+    example: &'static str,
 }
 
 /// What one client saw.
@@ -38,11 +40,15 @@ impl Service {
         // Free a moment ago, and nobody else asks for ports by number here.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let arguments = ["--listen".to_owned(), address.to_string()];
-        Self { host: Host::new(), address, arguments }
+        Self { host: Host::new(), address, arguments, example: "http_service" }
     }
 
     fn launched() -> Self {
-        let mut service = Self::new();
+        Self::launched_as("http_service")
+    }
+
+    fn launched_as(example: &'static str) -> Self {
+        let mut service = Self { example, ..Self::new() };
         let first = service.publish("1.0");
         service.host.set_newest(&first);
         service.host.launch().wait_for("stub: ready");
@@ -54,7 +60,7 @@ impl Service {
         let root = self.host.paths.generation(&tree(version)).join("bin");
         std::fs::create_dir_all(&root).unwrap();
         if !root.join("agent").exists() {
-            self.host.place(&example("http_service"), &root.join("agent"));
+            self.host.place(&example(self.example), &root.join("agent"));
         }
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
         self.host.publish(&Spec { probation_ms: 400, ..Spec::new(version, &arguments) })
@@ -124,7 +130,17 @@ fn trials() -> usize {
 
 #[test]
 fn a_service_changes_its_version_and_nobody_is_refused_cut_or_left_without_an_answer() {
-    let mut service = Service::launched();
+    changes_its_version("http_service");
+}
+
+#[test]
+fn a_service_on_tokio_does_so_too() {
+    changes_its_version("tokio_service");
+    finishes_what_is_long("tokio_service");
+}
+
+fn changes_its_version(example: &'static str) {
+    let mut service = Service::launched_as(example);
     let (one, two) = (service.publish("1.0"), service.publish("2.0"));
     let pid = service.host.wait_serving("1.0").pid;
     let seen = service.under_load(8, "/", |service| {
@@ -165,7 +181,11 @@ fn a_change_over_that_fails_lets_nobody_down_either() {
 
 #[test]
 fn long_requests_are_finished_and_streams_end_in_good_order() {
-    let mut service = Service::launched();
+    finishes_what_is_long("http_service");
+}
+
+fn finishes_what_is_long(example: &'static str) {
+    let mut service = Service::launched_as(example);
     let two = service.publish("2.0");
     service.host.wait_serving("1.0");
     for path in ["/slow", "/stream"] {
