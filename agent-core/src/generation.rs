@@ -87,17 +87,8 @@ impl Attachment {
     }
 }
 
-/// Whether a program for `architecture` runs on a machine that calls itself `machine` (as `uname -m` does).
-pub(crate) fn runs_on(architecture: &str, machine: &str) -> bool {
-    let is_x86 = |name: &str| matches!(name, "x86" | "i386" | "i486" | "i586" | "i686");
-    architecture == machine
-        || machine == "x86_64" && is_x86(architecture)
-        || is_x86(machine) && is_x86(architecture)
-        || machine == "aarch64" && architecture == "arm"
-}
-
 /// What this machine calls itself.
-pub(crate) fn machine() -> String {
+pub fn machine() -> String {
     rustix::system::uname().machine().to_string_lossy().into_owned()
 }
 
@@ -120,11 +111,5 @@ mod tests {
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(attachment.program(&entry).unwrap(), program);
         assert!(attachment.program(&TreePath::parse(b"bin").unwrap()).unwrap_err().is_of_the_version());
-    }
-
-    #[test]
-    fn architectures_are_compared_with_the_machine() {
-        assert!(runs_on("x86_64", "x86_64") && runs_on("i386", "x86_64"));
-        assert!(!runs_on("aarch64", "x86_64") && !runs_on("x86_64", "aarch64"));
     }
 }

@@ -29,6 +29,11 @@ pub mod durable {
     pub use crate::durable::{Durability, create_dir, remove, sync_dir, write};
 }
 
+/// The machine that programs run on.
+pub mod generation {
+    pub use crate::generation::machine;
+}
+
 /// What crosses `execve`.
 pub mod handoff {
     pub use crate::handoff::{Handoff, variable};

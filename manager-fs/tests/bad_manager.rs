@@ -130,7 +130,7 @@ impl Evil {
     async fn answer(self: Arc<Self>, request: HostRequest, answer: Answer) {
         let attack = *self.attack.lock().unwrap();
         self.asked.fetch_add(1, Ordering::SeqCst);
-        if let HostRequest::Hello { .. } = request {
+        if let HostRequest::Hello { .. } | HostRequest::HelloFrom { .. } = request {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
             let welcome = ManagerReply::Welcome { host: self.host.clone(), now: width::millis(now) };
             return drop(answer.finish(&welcome).await);

@@ -108,6 +108,22 @@ pub enum HostRequest {
         #[serde(deserialize_with = "within::<_, List<Own<[u8; 32]>, EXPORTS_MAX>>")]
         have: Vec<[u8; 32]>,
     },
+    /// `Hello` of a host that says for which machine its programs must be: of a version that is published for several
+    /// architectures it is told of the tree of its own.
+    HelloFrom {
+        /// As of `Hello`.
+        protocol: u16,
+        /// As of `Hello`.
+        #[serde(deserialize_with = "within::<_, Line<VERSION_BYTES_MAX>>")]
+        software: String,
+        /// As of `Hello`.
+        role: Role,
+        /// As of `Hello`.
+        instance: Instance,
+        /// What the machine calls itself, such as `x86_64` (`uname -m`).
+        #[serde(deserialize_with = "within::<_, Line<VERSION_BYTES_MAX>>")]
+        machine: String,
+    },
 }
 
 /// What a host's connection is for.

@@ -39,6 +39,12 @@ impl GenerationRecord {
     pub fn name(&self) -> String {
         format!("{}@{}", self.product, self.version)
     }
+
+    /// Whether a host may go from one of the two to the other: neither is for another machine than the other.
+    pub fn shares_architecture(&self, other: &Self) -> bool {
+        let (own, other) = (&self.metadata.architecture, &other.metadata.architecture);
+        own.is_none() || other.is_none() || own == other
+    }
 }
 
 /// Extracted from the tree at publication (`system.md`, step 2).
@@ -173,6 +179,17 @@ pub struct Script {
     /// What stands after `#!`, trimmed.
     #[serde(deserialize_with = "within::<_, Line<ELF_TEXT_BYTES_MAX>>")]
     pub interpreter: String,
+}
+
+/// Whether a program for `architecture`, as records say it, runs on a machine that calls itself `machine` (as `uname -m`
+/// does).
+pub fn runs_on(architecture: &str, machine: &str) -> bool {
+    let is_x86 = |name: &str| matches!(name, "x86" | "i386" | "i486" | "i586" | "i686");
+    let is_arm = |name: &str| name == "arm" || name.starts_with("armv");
+    architecture == machine
+        || is_x86(architecture) && (machine == "x86_64" || is_x86(machine))
+        || is_arm(architecture) && (machine == "aarch64" || is_arm(machine))
+        || architecture == "powerpc64" && machine.starts_with("ppc64")
 }
 
 /// The versions of an agent's state that a program reads, both ends included.

@@ -317,6 +317,17 @@ fn what_a_host_says() {
         HostRequest::Hello { software, .. } => software,
         other => panic!("{other:?}"),
     });
+    let from = |machine| HostRequest::HelloFrom {
+        protocol: 2,
+        software: String::new(),
+        role: Role::Bulk,
+        instance: Instance([0; 16]),
+        machine,
+    };
+    cut_beyond("machine", VERSION_BYTES_MAX, from, |got| match got {
+        HostRequest::HelloFrom { machine, .. } => machine,
+        other => panic!("{other:?}"),
+    });
     let enroll =
         |secret: usize, csr: usize| HostRequest::Enroll { protocol: 2, secret: vec![7; secret], csr: vec![7; csr] };
     refused_beyond("secret", SECRET_BYTES_MAX, |n| enroll(n, 1));

@@ -168,3 +168,11 @@ fn the_list_of_publishers_names_its_first_bad_line() {
     let refused = Publishers::from_keys(&[key(7).to_bytes(), no_key]).unwrap_err();
     assert_eq!(refused.to_string(), "line 2 is not an ed25519 public key: want 64 lowercase hex digits");
 }
+
+#[test]
+fn architectures_are_compared_with_the_machine() {
+    let runs = |architecture, machine| proto::record::runs_on(architecture, machine);
+    assert!(runs("x86_64", "x86_64") && runs("x86", "x86_64") && runs("x86", "i686") && runs("s390x", "s390x"));
+    assert!(runs("arm", "aarch64") && runs("arm", "armv7l") && runs("powerpc64", "ppc64le"));
+    assert!(!runs("aarch64", "x86_64") && !runs("x86_64", "aarch64") && !runs("x86_64", "i686"));
+}

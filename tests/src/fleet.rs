@@ -240,6 +240,8 @@ pub struct Host {
     agents: Vec<(String, Service)>,
     faults: Option<Faults>,
     mount: Option<Service>,
+    /// What the kernel says to its programs that the machine is, where that is not what it is (setarch(8)).
+    machine: Option<String>,
     /// Where this process sees the daemon's mounts, when they are in a namespace of their own (without root).
     seen_below: Option<PathBuf>,
     environment: Vec<(&'static str, PathBuf)>,
@@ -251,7 +253,15 @@ impl Host {
     pub fn new(name: &str) -> Self {
         let dir = tempfile::Builder::new().prefix(name).tempdir().expect("a temporary directory");
         let (agents, environment) = (Vec::new(), Vec::new());
-        Self { name: name.to_owned(), agents, faults: None, mount: None, seen_below: None, environment, dir }
+        let (faults, mount, machine, seen_below) = (None, None, None, None);
+        Self { name: name.to_owned(), agents, faults, mount, machine, seen_below, environment, dir }
+    }
+
+    /// A host that is another machine, as far as programs are told (`setarch MACHINE`).
+    pub fn of_machine(name: &str, machine: &str) -> Self {
+        let mut host = Self::new(name);
+        host.machine = Some(machine.to_owned());
+        host
     }
 
     /// Makes a host's directories; nothing runs yet. Everything on it goes by this clock.
@@ -391,6 +401,11 @@ impl Host {
     /// A command of this host, not yet run.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = manager_fs(self.faults.as_ref());
+        if let Some(machine) = &self.machine {
+            let mut on = Command::new("setarch");
+            on.arg(machine).arg(command.get_program());
+            command = on;
+        }
         command.args(args);
         for (variable, name) in
             [("MANAGER_FS_STATE", "state"), ("MANAGER_FS_CACHE", "cache"), ("MANAGER_FS_RUN", "run")]

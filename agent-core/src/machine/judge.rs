@@ -4,7 +4,6 @@ use proto::TreeId;
 use proto::agent::ChangeId;
 
 use super::vocabulary::{Candidate, Facts};
-use crate::generation::runs_on;
 
 /// Message B, as it was asked.
 pub(crate) struct Asked {
@@ -58,7 +57,7 @@ pub(crate) fn judge(candidate: &Candidate, asked: &Asked, facts: &Facts) -> Resu
         ));
     }
     if let Some(architecture) = &candidate.architecture
-        && !runs_on(architecture, &facts.machine)
+        && !proto::record::runs_on(architecture, &facts.machine)
     {
         let text = format!("{version} is for {architecture}, and this host is {}", facts.machine);
         return Err(Refusal { text, remember: true });

@@ -1,12 +1,13 @@
 //! `diff`: what differs between two generations.
 
 use proto::GenerationRef;
+use serde_json::{Value, json};
 
 use super::client::{ask_once, unexpected};
 use super::out::{self, note, say};
 use super::units::bytes;
 use super::{Done, Here, Json};
-use crate::manager::admin::{AdminReply, Difference, Quick};
+use crate::manager::admin::{AdminReply, ArchitectureDiff, DiffReport, Difference, Quick};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DiffArgs {
@@ -19,13 +20,34 @@ pub(super) struct DiffArgs {
 }
 
 pub(super) fn diff(args: &DiffArgs, here: &Here) -> anyhow::Result<Done> {
-    let AdminReply::Diff(report) = ask_once(here, &Quick::Diff(args.old.clone(), args.new.clone()))? else {
+    let AdminReply::Diff(found) = ask_once(here, &Quick::Diff(args.old.clone(), args.new.clone()))? else {
         return unexpected();
     };
     if args.output.json {
-        out::json(&serde_json::to_value(&report)?);
+        out::json(&match found.as_slice() {
+            [only] => serde_json::to_value(&only.report)?,
+            several => {
+                json!({ "architectures": several.iter().map(architecture_json).collect::<Result<Vec<_>, _>>()? })
+            }
+        });
         return Ok(Done::Clean);
     }
+    for of in &found {
+        if found.len() > 1 {
+            say!("for {}", of.architecture.as_deref().unwrap_or("any machine"));
+        }
+        people(&of.report);
+    }
+    Ok(Done::Clean)
+}
+
+fn architecture_json(of: &ArchitectureDiff) -> serde_json::Result<Value> {
+    let mut document = serde_json::to_value(&of.report)?;
+    document["architecture"] = json!(of.architecture);
+    Ok(document)
+}
+
+fn people(report: &DiffReport) {
     for entry in &report.entries {
         let sign = match entry.difference {
             Difference::Added => '+',
@@ -49,5 +71,4 @@ pub(super) fn diff(args: &DiffArgs, here: &Here) -> anyhow::Result<Done> {
         bytes(report.new_object_bytes),
         bytes(report.new_chunk_bytes)
     );
-    Ok(Done::Clean)
 }

@@ -1,7 +1,7 @@
 //! `generations` and `show`.
 
 use proto::record::Metadata;
-use proto::{GenerationRecord, GenerationRef, Product};
+use proto::{GenerationRecord, GenerationRef, Product, TreeId};
 use serde_json::{Value, json};
 
 use super::client::{ask_once, unexpected};
@@ -37,7 +37,7 @@ pub(super) fn generations(args: &GenerationsArgs, here: &Here) -> anyhow::Result
             .iter()
             .map(|view| {
                 let record = &view.record;
-                json!({
+                let mut document = json!({
                     "product": record.product,
                     "version": record.version,
                     "sequence": record.sequence,
@@ -47,24 +47,27 @@ pub(super) fn generations(args: &GenerationsArgs, here: &Here) -> anyhow::Result
                     "content_bytes": record.metadata.content_bytes,
                     "exported_to": targets(view),
                     "attached_on": view.attached,
-                })
+                });
+                architectures(view, &mut document);
+                document
             })
             .collect();
         out::json(&json!({ "generations": list }));
         return Ok(Done::Clean);
     }
-    let rows: Vec<Vec<String>> = found
-        .iter()
-        .map(|view| {
-            vec![
-                view.record.name(),
-                view.record.tree.to_hex()[..16].to_owned(),
-                bytes(view.record.metadata.content_bytes),
-                moment(view.record.published_unix_ms),
-                targets(view).join(" "),
-            ]
-        })
-        .collect();
+    let row = |name: String, tree: &TreeId, content: u64, published: u64, exported: String| {
+        vec![name, tree.to_hex()[..16].to_owned(), bytes(content), moment(published), exported]
+    };
+    let mut rows = Vec::new();
+    for view in &found {
+        let record = &view.record;
+        let (content, published) = (record.metadata.content_bytes, record.published_unix_ms);
+        rows.push(row(record.name(), &record.tree, content, published, targets(view).join(" ")));
+        for other in &view.others {
+            let name = format!("{} for {}", record.name(), other.architecture);
+            rows.push(row(name, &other.tree, other.content_bytes, other.published_unix_ms, String::new()));
+        }
+    }
     out::table(&["GENERATION", "TREE", "CONTENT", "PUBLISHED", "EXPORTED TO"], &rows);
     Ok(Done::Clean)
 }
@@ -91,11 +94,35 @@ pub(super) fn show(args: &ShowArgs, here: &Here) -> anyhow::Result<Done> {
         }
         document["exported_to"] = json!(targets(&view));
         document["attached_on"] = json!(view.attached);
+        architectures(&view, &mut document);
         out::json(&document);
     } else {
         print_people(&view);
     }
     Ok(Done::Clean)
+}
+
+/// Of a version that is published for several, all of them.
+fn architectures(view: &GenerationView, document: &mut Value) {
+    if view.others.is_empty() {
+        return;
+    }
+    let (record, metadata) = (&view.record, &view.record.metadata);
+    let own = json!({
+        "architecture": metadata.architecture,
+        "tree_id": record.tree,
+        "content_bytes": metadata.content_bytes,
+        "published_unix_ms": record.published_unix_ms,
+    });
+    let others = view.others.iter().map(|other| {
+        json!({
+            "architecture": other.architecture,
+            "tree_id": other.tree,
+            "content_bytes": other.content_bytes,
+            "published_unix_ms": other.published_unix_ms,
+        })
+    });
+    document["architectures"] = std::iter::once(own).chain(others).collect();
 }
 
 /// A record as every command prints it: flat, with `tree_id`.
@@ -136,6 +163,9 @@ fn print_people(view: &GenerationView) {
     line("published", format!("{} (number {})", moment(record.published_unix_ms), record.sequence));
     line("publisher", view.publisher.clone());
     line("architecture", metadata.architecture.clone().unwrap_or_else(|| String::from("any")));
+    for other in &view.others {
+        line("also for", format!("{}, tree {}", other.architecture, other.tree));
+    }
     line("entry point", metadata.entry_point.as_ref().map_or_else(|| String::from("-"), ToString::to_string));
     line("arguments", or_none(metadata.arguments.join(" ")));
     line("entries", format!("{}, of them {} files", metadata.entry_count, metadata.file_count));

@@ -111,6 +111,7 @@ pub(super) fn hosts(args: &HostsArgs, here: &Here) -> anyhow::Result<Done> {
                     "groups": host.groups,
                     "labels": shown(&host.labels),
                     "software": host.software,
+                    "machine": host.machine,
                     "attached": host.attached,
                     "wrong_hashes": wrong,
                 })

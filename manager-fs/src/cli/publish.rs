@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use proto::name::Target;
-use proto::{GenerationRef, HostName, Product, Version};
-use serde_json::json;
+use proto::{GenerationRecord, GenerationRef, HostName, Product, Version};
+use serde_json::{Value, json};
 
 use super::client::{ask, ask_once, unexpected};
 use super::out::{self, note, say};
@@ -14,7 +14,7 @@ use super::profile::Recorded;
 use super::progress::ProgressLine;
 use super::units::{byte_count, bytes, count};
 use super::{Done, Here, Json};
-use crate::manager::admin::{AdminReply, Long, PublishOrder, Quick};
+use crate::manager::admin::{AdminReply, Long, PublishOrder, PublishReport, Quick};
 
 /// As the default of `profile --for`.
 const PROFILE_AT_MOST: Duration = Duration::from_secs(10);
@@ -76,7 +76,7 @@ pub(super) fn publish(args: &PublishArgs, here: &Here) -> anyhow::Result<Done> {
     );
     line.clear();
     let AdminReply::Published(report) = reply? else { return unexpected() };
-    let record = &report.record;
+    let Some(record) = report.records.first() else { return unexpected() };
     let profiled = if args.profile {
         Some(profile(GenerationRef::Named(record.product.clone(), record.version.clone()), here)?)
     } else {
@@ -84,29 +84,56 @@ pub(super) fn publish(args: &PublishArgs, here: &Here) -> anyhow::Result<Done> {
     };
     if args.output.json {
         let mut document = super::generations::record_json(record);
+        if report.records.len() > 1 {
+            document["architectures"] = report.records.iter().map(architecture_json).collect();
+        }
         document["already_published"] = json!(report.already);
         document["read_bytes"] = json!(report.read_bytes);
         document["new_chunks"] = json!(report.new_chunks);
         document["stored_bytes"] = json!(report.stored_bytes);
         document["profile"] = json!(profiled.as_ref().map(Recorded::json));
         out::json(&document);
-    } else if report.already {
-        say!("{} is published already, as tree {}", record.name(), record.tree);
     } else {
-        say!("{}  {}", record.name(), record.tree);
-        say!(
-            "{}, {} of content; {}, {} stored",
-            count(record.metadata.entry_count, "entry"),
-            bytes(record.metadata.content_bytes),
-            count(report.new_chunks, "new chunk"),
-            bytes(report.stored_bytes)
-        );
+        people(&report);
     }
     let done = profiled.as_ref().map_or(Done::Clean, Recorded::done);
     if let Some(profiled) = profiled.filter(|_| !args.output.json) {
         say!("{}", profiled.text());
     }
     Ok(done)
+}
+
+/// One of several, in short.
+fn architecture_json(record: &GenerationRecord) -> Value {
+    json!({
+        "architecture": record.metadata.architecture,
+        "tree_id": record.tree,
+        "content_bytes": record.metadata.content_bytes,
+        "published_unix_ms": record.published_unix_ms,
+    })
+}
+
+fn people(report: &PublishReport) {
+    let several = report.records.len() > 1;
+    for record in &report.records {
+        let architecture = record.metadata.architecture.as_deref().filter(|_| several);
+        let of = architecture.map(|name| format!(" for {name}")).unwrap_or_default();
+        if report.already {
+            say!("{} is published already{of}, as tree {}", record.name(), record.tree);
+        } else {
+            say!("{}  {}{of}", record.name(), record.tree);
+        }
+    }
+    if !report.already {
+        let sum = |of: fn(&GenerationRecord) -> u64| report.records.iter().map(of).sum::<u64>();
+        say!(
+            "{}, {} of content; {}, {} stored",
+            count(sum(|record| record.metadata.entry_count), "entry"),
+            bytes(sum(|record| record.metadata.content_bytes)),
+            count(report.new_chunks, "new chunk"),
+            bytes(report.stored_bytes)
+        );
+    }
 }
 
 /// Exports the generation to the host on this machine and records its start there. What is published stays published if

@@ -52,6 +52,8 @@ pub(crate) struct Newcomer {
     /// Version of its `manager-fs`.
     pub(crate) software: String,
     pub(crate) instance: Instance,
+    /// What its machine calls itself; `None`: it does not say so.
+    pub(crate) machine: Option<String>,
 }
 
 /// All of them.
@@ -59,6 +61,8 @@ pub(crate) struct Connections {
     state: Arc<State>,
     news: Arc<NewsBoard>,
     by_host: Mutex<HashMap<HostName, Vec<Connection>>>,
+    /// What hosts have said of their machines, also those that are away by now.
+    machines: Mutex<HashMap<HostName, String>>,
 }
 
 struct Connection {
@@ -71,12 +75,17 @@ struct Connection {
 impl Connections {
     /// Of a manager that has just started: no host is connected.
     pub(crate) fn new(state: Arc<State>, news: Arc<NewsBoard>) -> Self {
-        Self { state, news, by_host: Mutex::default() }
+        Self { state, news, by_host: Mutex::default(), machines: Mutex::default() }
     }
 
     /// The control connection of a host, if it is there.
     pub(crate) fn control_link(&self, host: &HostName) -> Option<Link> {
         self.control(host, |connection| connection.link.clone())
+    }
+
+    /// What a host's machine calls itself, as far as it has said so.
+    pub(crate) fn machine(&self, host: &HostName) -> Option<String> {
+        lock(&self.machines).get(host).cloned()
     }
 
     /// Since when a host's control connection is there.
@@ -137,6 +146,12 @@ impl Connections {
     pub(crate) async fn greeted(self: &Arc<Self>, newcomer: &Newcomer, link: &Link) -> Result<(), ConnectionError> {
         let Newcomer { peer, role, software, .. } = newcomer;
         let (host, role) = (&peer.host, *role);
+        // Before anybody tells it anything.
+        match &newcomer.machine {
+            Some(machine) => drop(lock(&self.machines).insert(host.clone(), machine.clone())),
+            None if role == Role::Control => drop(lock(&self.machines).remove(host)),
+            None => {}
+        }
         let replaced = self.register(newcomer, link);
         // Admitted before it was registered: a revocation in between has not seen it.
         if let Err(refusal) = self.state.admit(host, &peer.serial) {

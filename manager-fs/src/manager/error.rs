@@ -204,7 +204,7 @@ fn of_host(error: &HostError) -> Kind {
 fn of_generation(error: &GenerationError) -> Kind {
     match error {
         GenerationError::Unknown { .. } => Fault::NotFound,
-        GenerationError::Ambiguous { .. } => Fault::BadRequest,
+        GenerationError::Ambiguous { .. } | GenerationError::SeveralTrees { .. } => Fault::BadRequest,
         GenerationError::Control(_) => Fault::Failed,
     }
 }

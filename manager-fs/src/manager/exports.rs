@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use proto::message::ManagerReply;
 use proto::name::Target;
-use proto::{GenerationRecord, GenerationRef, HostName, TreeId};
+use proto::record::runs_on;
+use proto::{GenerationRecord, GenerationRef, HostName, Product, TreeId, Version};
 
 use super::connections::Connections;
 use super::control::generations::{Generation, GenerationError};
@@ -66,9 +67,45 @@ impl Exports {
         Self { state, connections, lists: Lists::after(first) }
     }
 
-    /// The signed records of everything that is exported to a host.
+    /// The signed records of everything that is exported to a host; of a version for several architectures that of its own.
     pub(crate) fn records_of(&self, host: &HostName) -> Vec<Vec<u8>> {
-        self.state.exported_to(host).iter().map(|generation| generation.signed.clone()).collect()
+        self.own_of(host).iter().map(|generation| generation.signed.clone()).collect()
+    }
+
+    /// What a host knows of a version, exported to it or not: of several architectures its own, or else the first.
+    pub(crate) fn generation_for(
+        &self,
+        host: &HostName,
+        product: &Product,
+        version: &Version,
+    ) -> Option<Arc<Generation>> {
+        own(&self.state.generations_of(product, version), self.connections.machine(host).as_deref())
+    }
+
+    /// Why a host cannot run a generation, as far as both have said what they are.
+    pub(crate) fn foreign(&self, host: &HostName, generation: &Generation) -> Option<String> {
+        let (record, machine) = (&generation.record, self.connections.machine(host)?);
+        let architecture = record.metadata.architecture.as_ref().filter(|own| !runs_on(own, &machine))?;
+        let all = self.state.generations_of(&record.product, &record.version);
+        let mut all: Vec<_> = all.iter().filter_map(|found| found.record.metadata.architecture.as_deref()).collect();
+        if all.is_empty() {
+            all.push(architecture);
+        }
+        Some(format!("{} is published for {}, and {host} is {machine}", record.name(), all.join(" and ")))
+    }
+
+    /// Of each version that is exported to a host the one generation that it is told of.
+    fn own_of(&self, host: &HostName) -> Vec<Arc<Generation>> {
+        let machine = self.connections.machine(host);
+        let exported = self.state.exported_to(host);
+        let mut of_versions: BTreeMap<(Product, Version), Vec<Arc<Generation>>> = BTreeMap::new();
+        for generation in exported {
+            let record = &generation.record;
+            of_versions.entry((record.product.clone(), record.version.clone())).or_default().push(generation);
+        }
+        let mut own: Vec<_> = of_versions.values().filter_map(|all| own(all, machine.as_deref())).collect();
+        own.sort_by(|a, b| (&a.record.product, a.record.sequence).cmp(&(&b.record.product, b.record.sequence)));
+        own
     }
 
     /// What a host is told of its exports that has these records already.
@@ -104,7 +141,7 @@ impl Exports {
     /// # Errors
     /// [`ExportError::NotExported`], [`ExportError::SeveralTrees`].
     pub(crate) fn one_exported(&self, host: &HostName, wanted: &GenerationRef) -> Result<TreeId, ExportError> {
-        let exported = self.state.exported_to(host);
+        let exported = self.own_of(host);
         let records = exported.iter().map(|generation| &generation.record);
         let matching = records.filter(|record| wanted.matches(&record.product, &record.version, &record.tree));
         let trees: BTreeSet<TreeId> = matching.map(|record| record.tree).collect();
@@ -135,6 +172,14 @@ impl Exports {
         let changed = Changed { targets, not_enrolled: self.not_enrolled(&hosts) };
         self.connections.exports_changed(hosts);
         Ok(changed)
+    }
+
+    /// A version has come to one more architecture: hosts that see it hear of it.
+    pub(crate) fn grown(&self, record: &GenerationRecord) {
+        let exports = self.state.exports().into_iter();
+        let of_it = exports.filter(|export| export.product == record.product && export.version == record.version);
+        let hosts = of_it.flat_map(|export| self.state.hosts_of(&export.target).unwrap_or_default());
+        self.connections.exports_changed(hosts.collect::<BTreeSet<HostName>>());
     }
 
     /// Takes exports back, unless a host that would lose the generation has it attached; with `force` there too.
@@ -199,7 +244,10 @@ impl Exports {
         targets: &[Target],
         affected: &BTreeSet<HostName>,
     ) -> Result<(), ExportError> {
-        let holding = self.attached().await?.remove(&record.tree).unwrap_or_default();
+        let mut attached = self.attached().await?;
+        let of_version = self.state.generations_of(&record.product, &record.version);
+        let trees = of_version.iter().filter_map(|generation| attached.remove(&generation.record.tree));
+        let holding: BTreeSet<HostName> = trees.flatten().collect();
         let exports = self.state.exports();
         for host in affected.intersection(&holding) {
             let groups = self.state.groups_of(host);
@@ -217,6 +265,20 @@ impl Exports {
         }
         Ok(())
     }
+}
+
+/// Of the generations of a version the one for a machine: that of its very name, one that runs on it, or else the first of
+/// all, which can be looked at.
+fn own(of_version: &[Arc<Generation>], machine: Option<&str>) -> Option<Arc<Generation>> {
+    let by = |is: &dyn Fn(&str, &str) -> bool| {
+        let machine = machine?;
+        let fits = |found: &&Arc<Generation>| {
+            found.record.metadata.architecture.as_deref().is_some_and(|architecture| is(architecture, machine))
+        };
+        of_version.iter().find(fits)
+    };
+    let first = || of_version.iter().find(|generation| !generation.is_also).or(of_version.first());
+    by(&|architecture, machine| architecture == machine).or_else(|| by(&runs_on)).or_else(first).cloned()
 }
 
 fn taken_back(generation: &Generation) -> GenerationError {

@@ -1,12 +1,14 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use proto::message::HostReport;
+use proto::message::{HostReport, Role};
 use proto::name::Target;
 use proto::{GenerationRef, GroupName, HostName, TreeId};
 
 use super::*;
-use crate::manager::whole::testing::{Bench, host};
+use crate::manager::connections::Newcomer;
+use crate::manager::control::generations::verify;
+use crate::manager::whole::testing::{Bench, alive, host};
 
 const HOSTS: [&str; 3] = ["h0", "h1", "h2"];
 const GROUPS: [&str; 2] = ["g0", "g1"];
@@ -304,4 +306,40 @@ async fn what_is_attached_is_taken_back_by_force_alone_and_a_revoked_host_has_no
     bench.manager.revoke(&web).await.unwrap();
     assert_eq!(exports.attached().await.unwrap(), BTreeMap::new());
     exports.unexport(&wanted, &targets, false).await.unwrap();
+}
+
+#[tokio::test]
+async fn of_several_architectures_a_host_is_told_of_its_own_and_may_fetch_all() {
+    let bench = Bench::open().await;
+    let (exports, connections) = (&bench.manager.exports, &bench.manager.connections);
+    let first = bench.publish_for("a@1", "x86_64", "64").await;
+    bench.publish_for("a@1", "x86", "32").await;
+    bench.publish_for("a@1", "aarch64", "arm").await;
+    let host = bench.enrol("h0").await;
+    exports.export(&first, &[Target::Host(host.clone())]).await.unwrap();
+    let tree = |text: &str| TreeId::of(text.as_bytes());
+    for (machine, own, foreign) in [
+        (None, "64", None),
+        (Some("x86_64"), "64", None),
+        (Some("i686"), "32", None),
+        (Some("aarch64"), "arm", None),
+        (Some("s390x"), "64", Some("a@1 is published for x86_64 and aarch64 and x86, and h0 is s390x")),
+    ] {
+        let newcomer = Newcomer { machine: machine.map(str::to_owned), ..bench.newcomer(&host, Role::Control, 1) };
+        bench.greet(&newcomer, alive()).await.unwrap();
+        assert_eq!(connections.machine(&host).as_deref(), machine);
+        let records = exports.records_of(&host);
+        let told: Vec<_> = records.iter().map(|signed| verify(signed).unwrap().tree).collect();
+        assert_eq!(told, [tree(own)], "{machine:?}");
+        let named = GenerationRef::Named("a".parse().unwrap(), "1".parse().unwrap());
+        assert_eq!(exports.one_exported(&host, &named).unwrap(), tree(own));
+        let generation = exports.generation_for(&host, &"a".parse().unwrap(), &"1".parse().unwrap()).unwrap();
+        assert_eq!(exports.foreign(&host, &generation).as_deref(), foreign);
+        assert!(["64", "32", "arm"].iter().all(|text| exports.permits(&host, &tree(text))));
+    }
+    let kept: Vec<_> = bench.manager.state.generations().iter().map(|generation| generation.full_name()).collect();
+    assert_eq!(kept, ["a@1", "a@1@x86", "a@1@aarch64"], "all of their trees are needed");
+    bench.manager.state.remove_generation(&"a".parse().unwrap(), &"1".parse().unwrap()).await.unwrap();
+    assert_eq!(bench.manager.state.generations().len(), 0);
+    assert!(!exports.permits(&host, &tree("arm")));
 }

@@ -11,7 +11,7 @@ use proto::manifest::ManifestFault;
 use proto::record::{Metadata, RecordFault};
 use proto::{Manifest, TreeId};
 
-use super::ingest::{self, IngestError};
+use super::ingest::{self, IngestError, Reading};
 use super::metadata::{Inspection, MetadataError};
 use super::monitor::Monitor;
 use super::store::{PublishGuard, Store, StoreError};
@@ -27,6 +27,8 @@ pub struct PublishOptions {
     pub chunk_bytes: Option<u32>,
     /// Refuse a tar archive that has a path twice, instead of taking the later entry as tar does.
     pub strict: bool,
+    /// Of an image for several architectures the one to take; `None`: that of this machine, or else the first.
+    pub architecture: Option<String>,
 }
 
 /// A tree that lies in the store, durably, and that no generation names yet.
@@ -38,6 +40,8 @@ pub struct Published {
     pub manifest_bytes: u64,
     /// What was found out about it.
     pub metadata: Metadata,
+    /// Of an image for several architectures: the one that was taken, and those that are left to take.
+    pub architectures: Vec<String>,
     /// What the publication did.
     pub stats: PublishStats,
     /// Keeps `gc` away; drop it when the generation's record is committed.
@@ -117,12 +121,14 @@ pub fn publish(
     let base = options.onto.map(|tree| base_tree(store, tree, &guard)).transpose()?;
     let chunk_bytes = chunk_bytes(options, base.as_ref())?;
     let (received, contents) = store.write_contents(chunk_bytes, &guard, monitor, cancelled, |writer| {
-        ingest::read_source(source, base.as_ref(), options.strict, writer)
+        let architecture = options.architecture.as_deref();
+        ingest::read_source(source, Reading { base: base.as_ref(), strict: options.strict, architecture }, writer)
     })?;
     let object = |id: &_| {
         let earlier = || base.as_ref().and_then(|base| base.object(id).cloned());
         contents.objects.get(id).cloned().or_else(earlier)
     };
+    let architectures = received.architectures;
     let manifest = received.tree.into_manifest(chunk_bytes, object);
     let manifest = manifest.map_err(|id| StoreError::Missing { what: format!("object {id}") })?;
     let chunk = |id: &_| contents.plain_chunk(store, id);
@@ -142,7 +148,7 @@ pub fn publish(
     let stats = PublishStats { read_bytes: contents.bytes, new_chunks, stored_bytes };
     contents.commit(store, &guard)?;
     store.put_manifest(&tree, &bytes, &guard)?;
-    Ok(Published { tree, manifest_bytes: bytes.len() as u64, metadata, stats, guard })
+    Ok(Published { tree, manifest_bytes: bytes.len() as u64, metadata, architectures, stats, guard })
 }
 
 /// The metadata within the bounds of its fields: texts from inside the files are cleaned, and what a host would refuse is

@@ -1,4 +1,4 @@
-//! Signed records as files (`STORE/records/PRODUCT@VERSION`), beside the control state that decides: what was published
+//! Signed records as files (`STORE/records/PRODUCT@VERSION`, and `…@ARCHITECTURE` of what came later to a version), beside the control state that decides: what was published
 //! can be found again when that is lost.
 
 use std::collections::BTreeSet;
@@ -20,8 +20,8 @@ pub(crate) struct RecordFiles(PathBuf);
 /// The records that lie in a store.
 #[derive(Default)]
 pub(crate) struct FoundRecords {
-    /// Those that are signed and can be read, with their files' bytes.
-    pub(crate) records: Vec<(GenerationRecord, Vec<u8>)>,
+    /// Those that are signed and can be read, with their files' bytes, and whether each came to a version later.
+    pub(crate) records: Vec<(GenerationRecord, Vec<u8>, bool)>,
     /// Names of the files that cannot.
     pub(crate) damaged: Vec<String>,
 }
@@ -41,7 +41,7 @@ impl RecordFiles {
         for entry in fs::read_dir(&self.0)? {
             there.insert(entry?.file_name());
         }
-        let mut missing = generations.into_iter().filter(|g| !there.contains(std::ffi::OsStr::new(&g.record.name())));
+        let mut missing = generations.into_iter().filter(|g| !there.contains(std::ffi::OsStr::new(&g.full_name())));
         missing.try_for_each(|generation| self.put(generation))
     }
 
@@ -56,7 +56,7 @@ impl RecordFiles {
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
         file.write_all(&generation.signed)?;
         file.sync_all()?;
-        fs::rename(&draft, self.path(&generation.record))?;
+        fs::rename(&draft, self.path(generation))?;
         File::open(&self.0)?.sync_all()
     }
 
@@ -64,8 +64,8 @@ impl RecordFiles {
     ///
     /// # Errors
     /// The disk fails.
-    pub(crate) fn remove(&self, record: &GenerationRecord) -> io::Result<()> {
-        let path = self.path(record);
+    pub(crate) fn remove(&self, generation: &Generation) -> io::Result<()> {
+        let path = self.path(generation);
         moments::reach(Moment::RecordFileRemove, &path)?;
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -92,15 +92,22 @@ impl RecordFiles {
             let file = File::open(self.0.join(&name))?;
             file.take(RECORD_BYTES_MAX as u64 + 1).read_to_end(&mut signed)?;
             match verify(&signed) {
-                Ok(record) if record.name() == name => found.records.push((record, signed)),
+                Ok(record) if record.name() == name => found.records.push((record, signed, false)),
+                Ok(record) if is_also(&record, &name) => found.records.push((record, signed, true)),
                 Ok(_) | Err(_) => found.damaged.push(name),
             }
         }
         Ok(found)
     }
 
-    fn path(&self, record: &GenerationRecord) -> PathBuf {
+    fn path(&self, generation: &Generation) -> PathBuf {
         // Checked names: each is safe as a part of a file's name.
-        self.0.join(record.name())
+        self.0.join(generation.full_name())
     }
+}
+
+/// Whether a file of this name holds what came to a version later.
+fn is_also(record: &GenerationRecord, name: &str) -> bool {
+    let architecture = record.metadata.architecture.as_deref();
+    architecture.is_some_and(|architecture| name == format!("{}@{architecture}", record.name()))
 }

@@ -80,9 +80,12 @@ pub fn recover(root: &Path) -> Result<Recovered, RecoverError> {
     let found = records.all().map_err(|cause| io_error(root, cause))?;
     recovered.damaged_files = found.damaged;
     let mut sequence = 0;
-    for (record, signed) in found.records {
+    let mut records = found.records;
+    // The first of each version before what came to it.
+    records.sort_by_key(|(_, _, is_also)| *is_also);
+    for (record, signed, is_also) in records {
         sequence = sequence.max(record.sequence);
-        if super::control::add_record(&mut entries, &record, signed)? {
+        if super::control::add_record(&mut entries, &record, is_also, signed)? {
             recovered.from_files.push(record.name());
         }
     }

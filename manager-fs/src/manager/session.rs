@@ -181,7 +181,7 @@ impl Handler for ServeSession {
         let request = codec::decode::<HostRequest, MESSAGE_BYTES_MAX>(&body);
         drop(body);
         // Noted before the next request is read.
-        if matches!(request, Ok(HostRequest::Hello { .. })) {
+        if matches!(request, Ok(HostRequest::Hello { .. } | HostRequest::HelloFrom { .. })) {
             session.greeting.begins();
         }
         Box::pin(async move {
@@ -268,13 +268,16 @@ impl Session {
         answer: &Answer,
         held: &mut Held<'a>,
     ) -> Result<ManagerReply, ManagerError> {
-        if let HostRequest::Hello { protocol, software, role, instance } = request {
-            let host = peer.host.clone();
-            let reply = self.hello(protocol, budget, Newcomer { peer, role, software, instance }).await;
-            let reply = reply.map(|()| ManagerReply::Welcome { host, now: now() }).map_err(Fault::from);
-            self.greeting.answered(reply.as_ref().map(|_| ()).map_err(Fault::clone));
-            return reply.map_err(|fault| GreetingError::Refused(fault).into());
-        }
+        let request = match newcomer(&peer, request) {
+            Ok((protocol, newcomer)) => {
+                let host = peer.host;
+                let reply = self.hello(protocol, budget, newcomer).await;
+                let reply = reply.map(|()| ManagerReply::Welcome { host, now: now() }).map_err(Fault::from);
+                self.greeting.answered(reply.as_ref().map(|_| ()).map_err(Fault::clone));
+                return reply.map_err(|fault| GreetingError::Refused(fault).into());
+            }
+            Err(request) => request,
+        };
         self.greeting.wait().await?;
         match request {
             HostRequest::Manifest { .. }
@@ -378,5 +381,19 @@ impl Session {
         if let Some(link) = self.link.get() {
             link.close(reason);
         }
+    }
+}
+
+/// Who greets, and in which protocol; `Err`: it is another request.
+fn newcomer(peer: &Peer, request: HostRequest) -> Result<(u16, Newcomer), HostRequest> {
+    let peer = peer.clone();
+    match request {
+        HostRequest::Hello { protocol, software, role, instance } => {
+            Ok((protocol, Newcomer { peer, role, software, instance, machine: None }))
+        }
+        HostRequest::HelloFrom { protocol, software, role, instance, machine } => {
+            Ok((protocol, Newcomer { peer, role, software, instance, machine: Some(machine) }))
+        }
+        other => Err(other),
     }
 }

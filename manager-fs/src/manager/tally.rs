@@ -75,7 +75,7 @@ impl Tally {
 /// The request's kind, as a label has it.
 pub(crate) fn kind(request: &HostRequest) -> &'static str {
     match request {
-        HostRequest::Hello { .. } => "hello",
+        HostRequest::Hello { .. } | HostRequest::HelloFrom { .. } => "hello",
         HostRequest::Enroll { .. } => "enroll",
         HostRequest::Renew { .. } => "renew",
         HostRequest::Exports | HostRequest::ExportList { .. } => "exports",

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proto::name::Target;
-use proto::{GroupName, HostName, Product};
+use proto::{GroupName, HostName, Product, TreeId};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::connections::Connections;
@@ -97,7 +97,9 @@ impl Targets {
         for (product, wanted) in self.state.wanted_of(host) {
             let open = self.open_change(host, &product, &wanted).filter(|_| !self.is_claimed(host, &product));
             let (Some(change), Some(_turn)) = (open, self.upgrades.telling.begin(host, &product)) else { continue };
-            let Some(generation) = self.state.generation(&product, &wanted.version) else { continue };
+            let Some(generation) = self.state.generation_of(&product, &wanted.version, &change.order.to) else {
+                continue;
+            };
             let told = self.upgrades.tell_again(&change, &generation, &manner(&wanted)).await;
             tracing::info!(%host, generation = generation.record.name(), ?told, "an order once more");
         }
@@ -129,16 +131,19 @@ impl Targets {
     /// The change-over to what is wanted that was ordered and is not over.
     fn open_change(&self, host: &HostName, product: &Product, wanted: &Wanted) -> Option<ChangeRecord> {
         let last = self.state.last_change(host, product)?;
-        (last.ordered >= wanted.set && last.ended.is_none() && last.order.to == wanted.tree).then_some(last)
+        let own = last.order.version == wanted.version;
+        (last.ordered >= wanted.set && last.ended.is_none() && own).then_some(last)
     }
 
     async fn order(&self, host: &HostName, product: &Product, wanted: &Wanted) -> Result<(), ControlError> {
-        let Some(generation) = self.state.generation(product, &wanted.version) else { return Ok(()) };
-        if !self.may_be_due(host, product, wanted).await? {
+        let own = self.upgrades.exports.generation_for(host, product, &wanted.version);
+        let Some(generation) = own else { return Ok(()) };
+        let tree = generation.record.tree;
+        if !self.may_be_due(host, product, wanted, tree).await? {
             return Ok(());
         }
         let (product, version) = (product.clone(), wanted.version.clone());
-        let order = ChangeOrder { host: host.clone(), product, version, to: wanted.tree };
+        let order = ChangeOrder { host: host.clone(), product, version, to: tree };
         let Some(change) = self.state.add_changes(vec![order], now()).await?.pop() else { return Ok(()) };
         let told = self.upgrades.tell_first(&change, &generation, &manner(wanted)).await;
         tracing::info!(%host, generation = generation.record.name(), ?told, "what was ordered meanwhile");
@@ -150,10 +155,16 @@ impl Targets {
 
     /// Whether it has an agent of the product that runs something else, as far as it is known: one that was never
     /// launched is told when it is.
-    async fn may_be_due(&self, host: &HostName, product: &Product, wanted: &Wanted) -> Result<bool, ControlError> {
+    async fn may_be_due(
+        &self,
+        host: &HostName,
+        product: &Product,
+        wanted: &Wanted,
+        tree: TreeId,
+    ) -> Result<bool, ControlError> {
         let status = self.state.observations().status(host).await?;
         let agent = status.agents.iter().find(|agent| agent.product == *product && agent.takes_orders());
-        Ok(agent.is_some_and(|agent| agent.tree != wanted.tree || agent.version != wanted.version))
+        Ok(agent.is_some_and(|agent| agent.tree != tree || agent.version != wanted.version))
     }
 }
 

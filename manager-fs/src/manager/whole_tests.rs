@@ -7,7 +7,7 @@ use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::message::{HostReply, HostReport, Instance, ManagerRequest, Role};
 use proto::record::Metadata;
-use proto::{GenerationRecord, SignedRecord, TreeId, TreePath};
+use proto::{GenerationRecord, Product, SignedRecord, TreeId, TreePath, Version};
 use rcgen::{CertificateParams, KeyPair};
 
 use super::*;
@@ -126,7 +126,33 @@ impl Bench {
                 SignedRecord::sign(&record, self.manager.identity.publisher()).unwrap().to_bytes().unwrap(),
             )
         };
-        self.manager.state.add_generation(&record.product, &record.version, sign).await.unwrap()
+        self.manager.state.add_generation(&record.product, &record.version, None, sign).await.unwrap()
+    }
+
+    /// A version for one more architecture, or the first with one: a tree whose id is that of these bytes.
+    pub(crate) async fn publish_for(&self, name: &str, architecture: &str, tree: &str) -> Arc<Generation> {
+        let (product, version) = name.split_once('@').unwrap();
+        let (product, version): (Product, Version) = (product.parse().unwrap(), version.parse().unwrap());
+        let also = self.manager.state.generation(&product, &version).map(|_| architecture);
+        let sign = |sequence| {
+            let record = GenerationRecord {
+                product: product.clone(),
+                version: version.clone(),
+                sequence,
+                tree: TreeId::of(tree.as_bytes()),
+                manifest_bytes: 1,
+                published_unix_ms: 1,
+                metadata: Metadata {
+                    entry_point: Some(TreePath::parse(b"bin/agent").unwrap()),
+                    architecture: Some(architecture.to_owned()),
+                    ..Metadata::default()
+                },
+            };
+            Ok::<_, ManagerError>(
+                SignedRecord::sign(&record, self.manager.identity.publisher()).unwrap().to_bytes().unwrap(),
+            )
+        };
+        self.manager.state.add_generation(&product, &version, also, sign).await.unwrap()
     }
 
     /// A token whose secret is this, good for so many milliseconds from now on.
@@ -152,7 +178,7 @@ impl Bench {
 
     pub(crate) fn newcomer(&self, host: &HostName, role: Role, number: u8) -> Newcomer {
         let peer = Peer { host: host.clone(), serial: self.serial(host) };
-        Newcomer { peer, role, software: String::from("0.6.0"), instance: instance(number) }
+        Newcomer { peer, role, software: String::from("0.6.0"), instance: instance(number), machine: None }
     }
 
     /// A connection that asks to be let in. Returns the manager's end of it.

@@ -158,7 +158,7 @@ async fn publishing_again_is_nothing_and_something_else_is_refused() {
     let AdminReply::Published(again) = fixture.ask(Long::Publish(order(Some("bin/agent")))).await.unwrap() else {
         panic!()
     };
-    assert!(again.already && again.record.tree == tree);
+    assert!(again.already && again.records[0].tree == tree);
     std::fs::write(source.join("bin/agent"), b"other").unwrap();
     let refused = fixture.ask(Long::Publish(order(Some("bin/agent")))).await.unwrap_err();
     assert!(refused.contains("published already, as tree"), "{refused}");

@@ -87,7 +87,7 @@ impl Fixture {
             strict: false,
         };
         match self.ask(Long::Publish(order)).await.unwrap() {
-            AdminReply::Published(report) => report.record.tree,
+            AdminReply::Published(report) => report.records[0].tree,
             other => panic!("{other:?}"),
         }
     }

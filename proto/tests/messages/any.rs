@@ -440,6 +440,9 @@ pub(crate) fn host_request() -> impl Strategy<Value = HostRequest> {
             .prop_map(|(generation, from, manifest)| HostRequest::Start { generation, from, manifest }),
         (tree(), vec(touch(), 0..4)).prop_map(|(tree, touches)| HostRequest::Profile { tree, touches }),
         vec(any::<[u8; 32]>(), 0..4).prop_map(|have| HostRequest::ExportList { have }),
+        (any::<u16>(), line(), any::<[u8; 16]>(), line()).prop_map(|(protocol, software, instance, machine)| {
+            HostRequest::HelloFrom { protocol, software, role: Role::Control, instance: Instance(instance), machine }
+        }),
     ]
 }
 

@@ -295,7 +295,7 @@ choice!(Role { Control = 0, Bulk = 1 } vec![Role::Control, Role::Bulk]);
 
 choice!(HostRequest {
     Hello = 0, Enroll = 1, Renew = 2, Exports = 3, Manifest = 4, Chunks = 5, Report = 6, Delta = 7, Start = 8, Profile = 9,
-    ExportList = 10,
+    ExportList = 10, HelloFrom = 11,
 } vec![
     HostRequest::Hello { protocol: 2, software: "0.1.0".into(), role: Role::Bulk, instance: Instance([0x15; 16]) },
     HostRequest::Enroll { protocol: 2, secret: vec![1, 2, 3], csr: vec![0x30, 0x82] },
@@ -308,6 +308,13 @@ choice!(HostRequest {
     HostRequest::Start { generation: named(), from: None, manifest: true },
     HostRequest::Profile { tree: tree(), touches: vec![touch()] },
     HostRequest::ExportList { have: vec![[0x1d; 32]] },
+    HostRequest::HelloFrom {
+        protocol: 2,
+        software: "0.1.0".into(),
+        role: Role::Control,
+        instance: Instance([0x15; 16]),
+        machine: "x86_64".into(),
+    },
 ]);
 
 choice!(ManagerReply {

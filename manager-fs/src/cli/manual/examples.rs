@@ -27,6 +27,7 @@ const EXAMPLES: &[(&str, Examples)] = &[
             ("manager-fs publish data-agent 2.0 ./build/data-agent", "take in a directory"),
             ("manager-fs publish node 22.1 node-22.1.tar.xz --entrypoint bin/node", "an archive, and what to start"),
             ("manager-fs publish data-agent 2.0.1 ./fix --onto data-agent@2.0", "only the files that changed"),
+            ("manager-fs publish data-agent 2.0 ./build/arm64", "the same version for another kind of machine"),
         ],
     ),
     ("unpublish", &[("manager-fs unpublish data-agent@1.9", "take it back; `gc` then frees its space")]),

@@ -155,6 +155,10 @@ pub(super) const DOCUMENTS: &[Document] = &[
             ("new_chunks", "chunks that the store did not have"),
             ("stored_bytes", "their bytes in the store"),
             ("profile?", "with --profile: as `profile --json`"),
+            (
+                "architectures[].*?",
+                "of a version for several: architecture, tree_id, content_bytes, published_unix_ms",
+            ),
             ("…", "and every field of `show` but publisher, exported_to and attached_on"),
         ],
     },
@@ -176,6 +180,10 @@ pub(super) const DOCUMENTS: &[Document] = &[
             ("generations[].content_bytes", "bytes of all files"),
             ("generations[].exported_to[]?", "hosts, and @groups"),
             ("generations[].attached_on[]?", "hosts on which its tree is attached"),
+            (
+                "generations[].architectures[].*?",
+                "of a version for several: architecture, tree_id, content_bytes, published_unix_ms",
+            ),
         ],
     },
     Document { command: "show", what: ONE, fields: RECORD },
@@ -188,6 +196,10 @@ pub(super) const DOCUMENTS: &[Document] = &[
             ("health_check?", "how the program is asked from outside: a URL, an address or a command"),
             ("exported_to[]?", "hosts, and @groups"),
             ("attached_on[]?", "hosts on which its tree is attached"),
+            (
+                "architectures[].*?",
+                "of a version for several: architecture, tree_id, content_bytes, published_unix_ms",
+            ),
         ],
     },
     Document {
@@ -203,6 +215,10 @@ pub(super) const DOCUMENTS: &[Document] = &[
             ("entries[].path", "one that differs; the first 20,000 are listed"),
             ("entries[].difference", "added, removed or changed"),
             ("entries[].what", "such as `content, mode`"),
+            (
+                "architectures[].*?",
+                "of versions for several: all of this for each that both have, with `architecture`",
+            ),
         ],
     },
     Document {

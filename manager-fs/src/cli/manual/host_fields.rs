@@ -43,6 +43,7 @@ const HOSTS: &[(&str, &str)] = &[
     ("hosts[].groups[]?", "its groups"),
     ("hosts[].labels[]?", "its labels, as `key=value`"),
     ("hosts[].software", "version of its manager-fs"),
+    ("hosts[].machine?", "what its machine calls itself, such as x86_64, once it has said so"),
     ("hosts[].attached[]?", "trees attached there"),
     ("hosts[].wrong_hashes[].at_unix_ms?", "when it found wrong bytes"),
     ("hosts[].wrong_hashes[].what?", "which"),

@@ -1,7 +1,7 @@
 //! One connection to the manager that is dialled again when it breaks: at once when a demand waits, otherwise with a
 //! growing pause.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -71,6 +71,12 @@ pub(super) struct Lane {
     /// Why the last dial failed or the last connection ended.
     down: Mutex<Option<String>>,
     ended: watch::Sender<bool>,
+    /// The manager is from before hosts said what machine they are.
+    is_old: AtomicBool,
+    /// How often a greeting was refused for that reason, with all that had gone out behind it.
+    refused_as_old: AtomicUsize,
+    /// The connection that there is has been welcomed.
+    is_greeted: AtomicBool,
 }
 
 impl Lane {
@@ -85,6 +91,9 @@ impl Lane {
             users: AtomicUsize::new(0),
             down: Mutex::default(),
             ended: watch::Sender::new(false),
+            is_old: AtomicBool::new(false),
+            refused_as_old: AtomicUsize::new(0),
+            is_greeted: AtomicBool::new(false),
         })
     }
 
@@ -93,20 +102,30 @@ impl Lane {
         &self,
         demand: bool,
         request: &HostRequest,
-        on: impl FnMut(Incoming),
+        mut on: impl FnMut(Incoming),
         deadline: Instant,
     ) -> Result<ManagerReply, Fault> {
-        let link = self.link(demand, deadline).await?;
-        match link.request(request, on, self.clock.left(deadline)).await {
-            Err(NetError::Closed(_)) => {
+        loop {
+            let refused = self.refused_as_old.load(Ordering::Acquire);
+            let link = self.link(demand, deadline).await?;
+            let reply = link.request(request, &mut on, self.clock.left(deadline)).await;
+            let is_broken = matches!(reply, Err(NetError::Closed(_)));
+            let is_behind = matches!(reply, Ok(ManagerReply::Fault(Fault::BadRequest(_))));
+            if is_broken || is_behind && !self.is_greeted.load(Ordering::Acquire) {
                 // The lane knows more of why than the connection itself does, and says it when it lets go of that.
                 let let_go = |now: &Option<Link>| now.as_ref().is_none_or(|now| !now.is_same(&link));
                 let noticed = deadline.min(self.clock.now() + NOTICED_WITHIN);
                 let mut links = self.link.subscribe();
                 let _ = self.clock.within(noticed, links.wait_for(let_go)).await;
-                Err(self.unavailable())
+                if self.refused_as_old.load(Ordering::Acquire) != refused {
+                    // It went out behind a greeting that the manager does not know, and nothing has become of it.
+                    continue;
+                }
             }
-            reply => reply.map_err(|error| unavailable(&error)),
+            return match reply {
+                Err(NetError::Closed(_)) => Err(self.unavailable()),
+                reply => reply.map_err(|error| unavailable(&error)),
+            };
         }
     }
 
@@ -271,6 +290,8 @@ enum GreetFault {
     Late,
     #[error("the manager refused this host: {0}")]
     Refused(String),
+    #[error("the manager knows no greeting with a machine ({0}); the older one is tried")]
+    Older(String),
     #[error("the manager answered Hello with something else")]
     Protocol,
     /// As [`Dial::explain`] says it.
@@ -283,7 +304,18 @@ enum GreetFault {
 async fn greet(lane: &Lane, dial: &dyn Dial, handler: Arc<dyn Handler>) -> Result<(Link, HostName), GreetFault> {
     let link = dial.dial(handler).await?;
     let software = env!("CARGO_PKG_VERSION").to_owned();
-    let hello = HostRequest::Hello { protocol: PROTOCOL, software, role: lane.role, instance: dial.instance() };
+    let (protocol, role, instance) = (PROTOCOL, lane.role, dial.instance());
+    let is_old = lane.is_old.load(Ordering::Acquire);
+    if role == Role::Control {
+        // It may be another one the next time.
+        lane.is_old.store(false, Ordering::Release);
+    }
+    let hello = if is_old {
+        HostRequest::Hello { protocol, software, role, instance }
+    } else {
+        let machine = agent_core::internal::generation::machine();
+        HostRequest::HelloFrom { protocol, software, role, instance, machine }
+    };
     let asking = link.clone();
     let mut reply = std::pin::pin!(asking.request(&hello, |_| (), DIAL_DEADLINE));
     let reply = tokio::select! {
@@ -291,6 +323,7 @@ async fn greet(lane: &Lane, dial: &dyn Dial, handler: Arc<dyn Handler>) -> Resul
         // The first look puts it into the connection's queue.
         reply = &mut reply => reply,
         () = std::future::ready(()) => {
+            lane.is_greeted.store(false, Ordering::Release);
             lane.link.send_replace(Some(link.clone()));
             reply.await
         }
@@ -304,7 +337,15 @@ async fn greet(lane: &Lane, dial: &dyn Dial, handler: Arc<dyn Handler>) -> Resul
                     "this host's clock and the manager's differ: certificates may fail"
                 );
             }
+            lane.is_greeted.store(true, Ordering::Release);
             Ok((link, host))
+        }
+        Ok(ManagerReply::Fault(Fault::BadRequest(why))) if !is_old => {
+            link.close("refused");
+            lane.is_old.store(true, Ordering::Release);
+            // Whoever finds a connection from now on finds another one: this is closed.
+            lane.refused_as_old.fetch_add(1, Ordering::AcqRel);
+            Err(GreetFault::Older(why))
         }
         Ok(ManagerReply::Fault(fault)) => {
             link.close("refused");

@@ -19,8 +19,10 @@ enum Act {
     Welcome,
     /// Welcomed, and the connection ends at once.
     ThrowOut,
-    /// `Hello` is answered with this.
+    /// `HelloFrom` is answered with this.
     Answer(ManagerReply),
+    /// A manager from before hosts said what machine they are.
+    Old,
 }
 
 /// A manager in memory; when its list is used up it goes on as it did last.
@@ -75,7 +77,7 @@ impl Dial for FakeDial {
                 Act::Hang => std::future::pending().await,
                 act => {
                     let (ours, theirs) = tokio::io::duplex(1 << 20);
-                    lock(&fake.links).push(start(theirs, Arc::new(Serve(act))));
+                    lock(&fake.links).push(start(theirs, Arc::new(Serve(act, Arc::default()))));
                     Ok(start(ours, handler))
                 }
             }
@@ -91,17 +93,25 @@ impl Dial for FakeDial {
     }
 }
 
-struct Serve(Act);
+/// What it does, and whether it has welcomed the host.
+struct Serve(Act, Arc<AtomicBool>);
 
 impl Handler for Serve {
     fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
-        let act = self.0.clone();
+        let (act, welcomed) = (self.0.clone(), Arc::clone(&self.1));
         Box::pin(async move {
             let welcome = ManagerReply::Welcome { host: "h".parse().unwrap(), now: Manual::BEGINS_UNIX_MS };
             let reply = match (codec::decode::<_, MESSAGE_BYTES_MAX>(&body).unwrap(), act) {
-                (HostRequest::Hello { .. }, Act::Welcome | Act::ThrowOut) => welcome,
-                (HostRequest::Hello { .. }, Act::Answer(reply)) => reply,
-                (HostRequest::Hello { .. }, _) => std::future::pending().await,
+                (HostRequest::Hello { .. }, Act::Old) => {
+                    welcomed.store(true, Ordering::Release);
+                    welcome
+                }
+                (_, Act::Old) if !welcomed.load(Ordering::Acquire) => {
+                    ManagerReply::Fault(Fault::BadRequest("a host says Hello first".to_owned()))
+                }
+                (HostRequest::HelloFrom { .. }, Act::Welcome | Act::ThrowOut) => welcome,
+                (HostRequest::HelloFrom { .. }, Act::Answer(reply)) => reply,
+                (HostRequest::Hello { .. } | HostRequest::HelloFrom { .. }, _) => std::future::pending().await,
                 _ => ManagerReply::Done,
             };
             // The connection may be over.
@@ -326,4 +336,18 @@ async fn a_lane_that_is_ended_lets_go_and_dials_no_more() {
         tokio::task::yield_now().await;
     }
     assert_eq!(fixture.fake.dials(), 1);
+}
+
+#[tokio::test]
+async fn a_manager_that_knows_no_machines_is_greeted_as_it_knows_it() {
+    for role in [Role::Control, Role::Bulk] {
+        let fixture = fixture(role, [Act::Old]);
+        let asked = fixture.ask(true, Duration::from_secs(60));
+        fixture.fake.dialled(1).await;
+        // A demand waits, so this is all of the pause.
+        fixture.time.pass(|left| left == PAUSE_MIN).await;
+        let answer = asked.await.unwrap();
+        assert_eq!(answer, Ok(ManagerReply::Done), "what went out behind the first greeting goes out again");
+        assert_eq!(fixture.fake.dials(), 2);
+    }
 }

@@ -62,7 +62,7 @@ impl Handler for Serve {
     fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
         Box::pin(async move {
             let reply = match codec::decode::<_, MESSAGE_BYTES_MAX>(&body).unwrap() {
-                HostRequest::Hello { .. } => {
+                HostRequest::Hello { .. } | HostRequest::HelloFrom { .. } => {
                     ManagerReply::Welcome { host: "h".parse().unwrap(), now: crate::clock::unix_ms() }
                 }
                 HostRequest::Manifest { tree } if tree == TreeId::of(b"secret") => {

@@ -29,6 +29,15 @@ pub struct DiffReport {
     pub entries: Vec<DiffEntry>,
 }
 
+/// What differs between two generations for one architecture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchitectureDiff {
+    /// For which; `None`: any.
+    pub architecture: Option<String>,
+    /// What differs.
+    pub report: DiffReport,
+}
+
 /// One path that differs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiffEntry {

@@ -81,6 +81,7 @@ impl Fleet<'_> {
             groups: self.0.state.groups_of(&name).into_iter().collect(),
             labels: self.0.state.labels_of(&name),
             software: status.software.clone(),
+            machine: self.0.connections.machine(&name),
             attached: status.attached.clone(),
             wrong_hashes: status.wrong_hashes.clone(),
             name,

@@ -36,7 +36,7 @@ pub(super) async fn answer(
                 // Also after one that failed: what it has held up goes on.
                 whole.idle.work();
                 let published = published?;
-                whole.bundles.published(published.record.tree);
+                published.records.iter().for_each(|record| whole.bundles.published(record.tree));
                 Ok(AdminReply::Published(published))
             })
             .await

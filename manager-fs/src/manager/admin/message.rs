@@ -17,7 +17,7 @@ use proto::number::RolloutId;
 use proto::{GenerationRecord, GenerationRef, GroupName, HostName, Product, RepositoryName, TreeId, Version};
 use serde::{Deserialize, Serialize};
 
-use super::diff::DiffReport;
+use super::diff::ArchitectureDiff;
 use super::filter::HostFilter;
 use crate::manager::control::exports::Export;
 use crate::manager::control::jobs::JobRecord;
@@ -259,8 +259,8 @@ pub enum AdminReply {
     Generations(Vec<GenerationView>),
     /// To `Show`: all that is known of it.
     Generation(GenerationView),
-    /// To `Diff`: the entries that are not the same in both trees.
-    Diff(DiffReport),
+    /// To `Diff`: the entries that are not the same in both trees, for each architecture that both have; at least one.
+    Diff(Vec<ArchitectureDiff>),
     /// To `Verify`: what was read, and what is wrong.
     Verified(VerifyView),
     /// To `Gc`: what was removed, or would be.
@@ -368,11 +368,11 @@ pub enum AdminEvent {
     Rollout(Box<RolloutView>),
 }
 
-/// The generation that was published, and what it cost the store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What was published, and what it cost the store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishReport {
-    /// The record that was signed: names, tree and metadata.
-    pub record: GenerationRecord,
+    /// The record that was signed: names, tree and metadata; of an image for several architectures one for each.
+    pub records: Vec<GenerationRecord>,
     /// The same generation was published before; nothing changed.
     pub already: bool,
     /// Bytes of content read from the source.
@@ -397,6 +397,8 @@ pub struct ChangedView {
 pub struct GenerationView {
     /// What its publisher signed.
     pub record: GenerationRecord,
+    /// Its version for other architectures.
+    pub others: Vec<Architecture>,
     /// Its adapter, which the record has in format 2 alone.
     pub adapter: Option<Adapter>,
     /// Its health check, likewise.
@@ -407,6 +409,31 @@ pub struct GenerationView {
     pub exports: Vec<Export>,
     /// Hosts on which its tree is attached.
     pub attached: Vec<HostName>,
+}
+
+/// A version for one more architecture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Architecture {
+    /// Which, such as `aarch64`.
+    pub architecture: String,
+    /// Its tree.
+    pub tree: TreeId,
+    /// Bytes of all its files.
+    pub content_bytes: u64,
+    /// When it was published.
+    pub published_unix_ms: Unix,
+}
+
+impl Architecture {
+    pub(super) fn of(record: &GenerationRecord) -> Self {
+        let metadata = &record.metadata;
+        Self {
+            architecture: metadata.architecture.clone().unwrap_or_default(),
+            tree: record.tree,
+            content_bytes: metadata.content_bytes,
+            published_unix_ms: record.published_unix_ms,
+        }
+    }
 }
 
 /// How much of the store was read, and what is wrong with it.
@@ -464,6 +491,8 @@ pub struct HostView {
     pub labels: Labels,
     /// Version of its `manager-fs`.
     pub software: String,
+    /// What its machine calls itself, if it has said so since the manager started.
+    pub machine: Option<String>,
     /// The trees attached there.
     pub attached: Vec<TreeId>,
     /// The last wrong hashes that it found.

@@ -32,11 +32,11 @@ use crate::version;
 use catalog::Catalog;
 use fleet::Fleet;
 
-pub use diff::{DiffEntry, DiffReport, Difference};
+pub use diff::{ArchitectureDiff, DiffEntry, DiffReport, Difference};
 pub use filter::{HOSTS_PAGE, HostFilter, HostState};
 pub use message::{
-    AdminEvent, AdminReply, AdminRequest, AgentView, ChangedView, GenerationView, HostView, Long, ProblemView,
-    PublishOrder, PublishReport, Quick, RepairOrder, RepositoryTokenView, RepositoryView, VerifyView,
+    AdminEvent, AdminReply, AdminRequest, AgentView, Architecture, ChangedView, GenerationView, HostView, Long,
+    ProblemView, PublishOrder, PublishReport, Quick, RepairOrder, RepositoryTokenView, RepositoryView, VerifyView,
 };
 
 /// How long nothing is accepted after a failure: out of descriptors, most likely, and connections that end will help.

@@ -41,6 +41,20 @@ pub enum CatalogError {
          choose another"
     )]
     OtherMetadata(String),
+    /// Nobody could say that he is one.
+    #[error("this source is for {0}, which has no name yet: a version can be for it alone, and not beside others")]
+    UnknownMachine(String),
+    /// An image says what is not so.
+    #[error(
+        "the image's files for {said} start a program for {found}, so no host could be given what is its own: have the \
+         image built anew, or name a program with --entrypoint PATH"
+    )]
+    OtherMachine {
+        /// The platform as the image names it.
+        said: String,
+        /// What the program is for.
+        found: String,
+    },
     /// What a record needs is not known, so nothing may be removed.
     #[error(
         "the record '{0}' cannot be read, so what it needs is not known: remove it with \

@@ -41,7 +41,9 @@ pub(super) fn source(
     is_recorded: impl Fn(&TreeId) -> bool,
 ) -> Option<TreeId> {
     let own: Vec<_> = records.iter().filter(|record| record.tree == *tree).collect();
-    let same_product = |record: &&&GenerationRecord| own.iter().any(|own| own.product == record.product);
+    let same_product = |record: &&&GenerationRecord| {
+        own.iter().any(|own| own.product == record.product && own.shares_architecture(record))
+    };
     let at = own.iter().map(|own| own.sequence).max()?;
     // The nearest before, then the nearest after.
     let distance = |record: &&&GenerationRecord| (record.sequence > at, record.sequence.abs_diff(at));

@@ -250,7 +250,10 @@ impl Bundles {
         let records = || generations.iter().map(|generation| &generation.record);
         let after = |record: &&GenerationRecord| {
             let precedes = |this: &GenerationRecord| {
-                this.tree == *tree && this.product == record.product && this.sequence < record.sequence
+                this.tree == *tree
+                    && this.product == record.product
+                    && this.sequence < record.sequence
+                    && this.shares_architecture(record)
             };
             record.tree != *tree && records().any(precedes)
         };
@@ -326,7 +329,10 @@ impl Bundles {
         let records = || generations.iter().map(|generation| &generation.record);
         let earlier = records().find(|record| record.tree == *tree).and_then(|this| {
             let earlier = records().filter(|record| {
-                record.product == this.product && record.sequence < this.sequence && record.tree != *tree
+                record.product == this.product
+                    && record.sequence < this.sequence
+                    && record.tree != *tree
+                    && record.shares_architecture(this)
             });
             earlier.max_by_key(|record| record.sequence).map(|record| record.tree)
         });

@@ -7,19 +7,21 @@ use proto::{GenerationRecord, TreeId};
 
 use super::contract::ControlError;
 use super::state::exports::after_loss;
-use super::state::generations::{PART_BYTES, verify};
+use super::state::generations::{PART_BYTES, key_of, verify};
 use super::state::{GenerationHead, Key, decode_value, encode};
 
-/// Adds a signed record, unless its generation is there already; whether it was added.
+/// Adds a signed record, of a new version or `also` for another architecture, unless its generation is there already; whether it was added.
 ///
 /// # Errors
 /// It cannot be kept.
 pub(crate) fn add_record(
     entries: &mut BTreeMap<String, Vec<u8>>,
     record: &GenerationRecord,
+    also: bool,
     signed: Vec<u8>,
 ) -> Result<bool, ControlError> {
-    let key = Key::Generation(record.product.clone(), record.version.clone()).to_string();
+    let first = key_of(record, false).to_string();
+    let key = if also && entries.contains_key(&first) { key_of(record, true).to_string() } else { first };
     if record_at(entries, &key).is_some() {
         return Ok(false);
     }

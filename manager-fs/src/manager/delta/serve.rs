@@ -131,7 +131,10 @@ impl Deltas {
         records.sort_by_key(|record| std::cmp::Reverse(record.sequence));
         let earlier = |this: &GenerationRecord| {
             let mut older = records.iter().filter(|record| record.sequence < this.sequence);
-            older.find(|record| record.product == this.product && record.tree != this.tree).map(|record| record.tree)
+            let may_come_from = |record: &&&GenerationRecord| {
+                record.product == this.product && record.tree != this.tree && record.shares_architecture(this)
+            };
+            older.find(may_come_from).map(|record| record.tree)
         };
         let pairs = records.iter().filter_map(|record| Some((earlier(record)?, record.tree)));
         pairs.filter(|(from, to)| matches!(self.store.has_delta(from, to), Ok(false))).collect()

@@ -97,6 +97,8 @@ pub(crate) struct Received {
     pub(crate) tree: TreeBuilder,
     /// What an image starts.
     pub(crate) start: Option<Start>,
+    /// Of an image for several architectures: the one that was taken, and those that are left to take.
+    pub(crate) architectures: Vec<String>,
 }
 
 /// What a container image starts.
@@ -126,9 +128,22 @@ pub(crate) struct Intake<'a, 'b> {
     base: Option<&'a Manifest>,
     /// Nothing is taken in whose meaning is in any doubt.
     strict: bool,
+    /// The one that is wanted of an image for several.
+    architecture: Option<&'a str>,
     devices: Devices,
     start: Option<Start>,
     bytes: u64,
+}
+
+/// What a source is taken for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Reading<'a> {
+    /// The source is a service pack, and the tree is that of both.
+    pub(crate) base: Option<&'a Manifest>,
+    /// Refuses a tar archive that has a path twice; otherwise the later entry counts, as for tar itself.
+    pub(crate) strict: bool,
+    /// Of an image for several architectures the one to take; `None`: that of this machine, or else the first.
+    pub(crate) architecture: Option<&'a str>,
 }
 
 impl Intake<'_, '_> {
@@ -196,24 +211,21 @@ impl Intake<'_, '_> {
     }
 }
 
-/// Reads a source into a tree; its contents go to `writer`. `source` is a path, or names an image (`location.rs`). With a `base` the source is a service pack, and the tree is
-/// that of both. `strict` refuses a tar archive that has a path twice; otherwise the later entry counts, as for tar itself.
+/// Reads a source into a tree; its contents go to `writer`. `source` is a path, or names an image (`location.rs`).
 ///
 /// # Errors
 /// See [`IngestError`]. Nothing is visible in the store.
 pub(crate) fn read_source(
     source: &Path,
-    base: Option<&Manifest>,
-    strict: bool,
+    reading: Reading<'_>,
     writer: &mut ContentWriter<'_>,
 ) -> Result<Received, IngestError> {
-    read_source_within(source, base, strict, writer, BombLimit::DEFAULT)
+    read_source_within(source, reading, writer, BombLimit::DEFAULT)
 }
 
 fn read_source_within(
     source: &Path,
-    base: Option<&Manifest>,
-    strict: bool,
+    Reading { base, strict, architecture }: Reading<'_>,
     writer: &mut ContentWriter<'_>,
     limit: BombLimit,
 ) -> Result<Received, IngestError> {
@@ -224,21 +236,22 @@ fn read_source_within(
         tree: TreeBuilder::new(Repeated::Refused),
         base,
         strict,
+        architecture,
         devices: Devices::Refused,
         start: None,
         bytes: 0,
     };
-    match &location {
-        Location::Files(path) => files(&mut intake, path, limit)?,
+    let architectures = match &location {
+        Location::Files(path) => files(&mut intake, path, limit).map(|()| Vec::new())?,
         Location::Image { path, reference } => image::read(&mut intake, path, reference.as_deref(), limit)?,
-    }
+    };
     let start = intake.start.take();
     let tree = match base {
         None => intake.tree,
         Some(base) => service_pack::lay(base, &intake.tree, Absent::Refused)
             .map_err(|(place, fault)| intake.refused(place.as_bytes(), fault))?,
     };
-    Ok(Received { tree, start })
+    Ok(Received { tree, start, architectures })
 }
 
 /// Reads a directory or an archive.
@@ -262,7 +275,7 @@ pub(crate) fn read_small_source(
     writer: &mut ContentWriter<'_>,
 ) -> Result<TreeBuilder, IngestError> {
     let limit = BombLimit { floor_bytes: 1 << 20, holes_floor_bytes: 1 << 20, ratio: 16 };
-    Ok(read_source_within(source, base, false, writer, limit)?.tree)
+    Ok(read_source_within(source, Reading { base, ..Reading::default() }, writer, limit)?.tree)
 }
 
 /// For `tests/fuzz`: an access control list in tar's text.

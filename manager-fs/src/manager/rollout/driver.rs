@@ -203,11 +203,15 @@ impl Driver {
 
     /// Records change-overs, and tells the hosts.
     async fn order(&mut self, to: Vec<(HostNo, Version, TreeId)>) -> Result<(), ControlError> {
+        self.run.look_at_trees(&self.here);
         let product = &self.run.record.plan.product;
         let mut orders = Vec::with_capacity(to.len());
         let mut numbers = Vec::with_capacity(to.len());
         for (no, version, to) in to {
             if let Some(host) = self.run.name(no) {
+                // Of a version for several architectures its own.
+                let own = self.here.exports.generation_for(host, product, &version);
+                let to = own.map_or(to, |generation| generation.record.tree);
                 orders.push(ChangeOrder { host: host.clone(), product: product.clone(), version, to });
                 numbers.push(no);
             }
@@ -226,7 +230,7 @@ impl Driver {
         tokio::spawn(async move {
             let (host, product) = (&change.order.host, &change.order.product);
             let _turn = here.upgrades.telling.begin(host, product);
-            let told = match here.state.generation(product, &change.order.version) {
+            let told = match here.state.generation_of(product, &change.order.version, &change.order.to) {
                 None => Told::Refused(format!("{product}@{} is no longer published", change.order.version)),
                 Some(generation) if first => here.upgrades.tell_first(&change, &generation, &manner).await,
                 Some(generation) => {
@@ -341,7 +345,7 @@ impl Driver {
     async fn started(&mut self, host: &HostName, no: HostNo) -> Result<(), ControlError> {
         let steps = self.here.state.observations().steps(host, &self.run.record.plan.product).await?;
         match steps.last() {
-            Some(step) if step.step == Step::Launched && step.to == self.run.record.tree => {
+            Some(step) if step.step == Step::Launched && self.run.is_of_it(step.to) => {
                 self.on(Event::Restarted(no)).await
             }
             _ => self.departed(host, no).await,

@@ -1,6 +1,6 @@
 //! One rollout with its hosts: the machine, made out of what is durable, and the names that it does not know.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use proto::agent::{AgentStatus, JobId, Step};
@@ -44,6 +44,8 @@ pub(super) struct Run {
     pub(super) id: RolloutId,
     pub(super) record: RolloutRecord,
     pub(super) machine: Machine,
+    /// The new version's trees: one for each architecture.
+    trees: BTreeSet<TreeId>,
     names: Vec<(HostName, u16)>,
     numbers: HashMap<HostName, HostNo>,
     /// Why hosts are not as ordered.
@@ -60,7 +62,8 @@ impl Run {
     pub(super) async fn assemble(here: &Here, id: RolloutId, record: RolloutRecord) -> Result<Self, ControlError> {
         let machine = Machine::new(Arc::new(record.plan.clone()), record.progress.clone(), now());
         let (names, numbers, why, counted) = (Vec::new(), HashMap::new(), HashMap::new(), HashSet::new());
-        let mut run = Self { id, record, machine, names, numbers, why, counted };
+        let trees = BTreeSet::from([record.tree]);
+        let mut run = Self { id, record, machine, trees, names, numbers, why, counted };
         run.members(here).await?;
         if run.record.plan.gates.jobs.is_some() {
             for job in here.state.jobs(usize::MAX).await? {
@@ -79,6 +82,7 @@ impl Run {
     /// # Errors
     /// The control state failed.
     pub(super) async fn members(&mut self, here: &Here) -> Result<Vec<HostNo>, ControlError> {
+        self.look_at_trees(here);
         let now = self.meant(here);
         let mut statuses = None;
         for (host, ring) in &now {
@@ -98,6 +102,12 @@ impl Run {
         }
         let gone = self.numbers.iter().filter(|(host, _)| !now.contains_key(*host)).map(|(_, no)| *no);
         Ok(gone.filter(|no| self.machine.host(*no) != Some(HostState::Gone)).collect())
+    }
+
+    /// Its version may be published for one more architecture at any time.
+    pub(super) fn look_at_trees(&mut self, here: &Here) {
+        let of_version = here.state.generations_of(&self.record.plan.product, &self.record.version);
+        self.trees.extend(of_version.iter().map(|generation| generation.record.tree));
     }
 
     /// Every enrolled host of a ring; of several rings it is in the first.
@@ -178,7 +188,12 @@ impl Run {
 
     /// Whether this is what the rollout brings.
     pub(super) fn is_new(&self, tree: TreeId, version: &Version) -> bool {
-        tree == self.record.tree && *version == self.record.version
+        self.is_of_it(tree) && *version == self.record.version
+    }
+
+    /// Whether a tree is one of what the rollout brings.
+    pub(super) fn is_of_it(&self, tree: TreeId) -> bool {
+        self.trees.contains(&tree)
     }
 
     /// A host's number.

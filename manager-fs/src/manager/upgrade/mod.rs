@@ -234,8 +234,11 @@ impl Upgrades {
             let _telling = telling;
             // It is never closed.
             let _turn = self.at_once.acquire().await.ok();
-            let link = self.may_be_ordered(host, &planned.generation).await?;
-            self.ordered(host, planned, link).await
+            let record = &planned.generation.record;
+            let own = self.exports.generation_for(host, &record.product, &record.version);
+            let generation = own.unwrap_or_else(|| Arc::clone(&planned.generation));
+            let link = self.may_be_ordered(host, &generation).await?;
+            self.ordered(host, planned, &generation, link).await
         };
         match told.await {
             Ok(accepted) => {
@@ -263,6 +266,9 @@ impl Upgrades {
             let name = record.name();
             return Err(refused(format!("{name} is not exported to {host}: `manager-fs export {name} --to {host}`")));
         }
+        if let Some(why) = self.exports.foreign(host, generation) {
+            return Err(refused(why));
+        }
         let not_connected = || HostEnd { verdict: Verdict::Away, ..refused(format!("host {host} is not connected")) };
         let link = self.connections.control_link(host).ok_or_else(not_connected)?;
         let running = self.running(host, &record.product, link.clone()).await;
@@ -281,15 +287,21 @@ impl Upgrades {
     }
 
     /// Records the change-over and tells the host; else how it ends there.
-    async fn ordered(&self, host: &HostName, planned: &Planned, link: Link) -> Result<Accepted, HostEnd> {
+    async fn ordered(
+        &self,
+        host: &HostName,
+        planned: &Planned,
+        generation: &Generation,
+        link: Link,
+    ) -> Result<Accepted, HostEnd> {
         // From before it was ordered.
         let news = self.news.of(host);
-        let added = self.add_change(host, &planned.generation.record).await;
+        let added = self.add_change(host, &generation.record).await;
         let change = added.map_err(|error| HostEnd::refused(host, error))?;
         let order = &planned.order;
         let (lazy, drain_deadline_ms, retry_bad) = (order.lazy, order.drain_deadline_ms, order.retry_bad);
         let manner = Manner { lazy, drain_deadline_ms, retry_bad };
-        self.tell(change, &planned.generation, &manner, link, news).await
+        self.tell(change, generation, &manner, link, news).await
     }
 
     /// Follows a change-over for as long as the operator wants to wait.

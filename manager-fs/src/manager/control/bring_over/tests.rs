@@ -77,7 +77,7 @@ async fn check(root: &Path) {
     assert_eq!(status.wrong_hashes, [(18, String::from("w"))]);
     // The counter stood at 3: that number was given to a record that is gone.
     let version = "9".parse().unwrap();
-    let refused = state.add_generation(&product, &version, |sequence| {
+    let refused = state.add_generation(&product, &version, None, |sequence| {
         Err::<Vec<u8>, _>(ControlError::Damaged { key: sequence.to_string(), reason: String::new() })
     });
     assert!(matches!(refused.await, Err(ControlError::Damaged { key, .. }) if key == "4"));

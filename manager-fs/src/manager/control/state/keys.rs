@@ -12,6 +12,8 @@ use proto::{GroupName, HostName, PolicyName, Product, RepositoryName, Version};
 pub enum Key {
     /// `generation/PRODUCT/VERSION`: a published generation.
     Generation(Product, Version),
+    /// `generation/PRODUCT/VERSION/ARCHITECTURE`: the same version for one more architecture.
+    Also(Product, Version, String),
     /// `part/HASH/NUMBER`: a piece of a signed record that is too long for one value. `HASH` is the record's BLAKE3.
     Part(String, u16),
     /// `sequence`: the number of the record that was signed last.
@@ -56,6 +58,7 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Key::Generation(product, version) => write!(f, "generation/{product}/{version}"),
+            Key::Also(product, version, machine) => write!(f, "generation/{product}/{version}/{machine}"),
             Key::Part(hash, number) => write!(f, "part/{hash}/{number:04x}"),
             Key::Sequence => f.write_str("sequence"),
             Key::Lists => f.write_str("lists"),
@@ -90,6 +93,9 @@ impl Key {
         let number = |hex: &str| u64::from_str_radix(hex, 16).ok();
         let key = match parts.as_slice() {
             ["generation", product, version] => Key::Generation(product.parse().ok()?, version.parse().ok()?),
+            ["generation", product, version, machine] if is_architecture(machine) => {
+                Key::Also(product.parse().ok()?, version.parse().ok()?, (*machine).to_owned())
+            }
             ["part", hash, number] if is_hash(hash) => {
                 Key::Part((*hash).to_owned(), u16::from_str_radix(number, 16).ok()?)
             }
@@ -126,6 +132,12 @@ fn is_grant(text: &str) -> bool {
     text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// A name that a part of a key and of a file's name can have.
+pub fn is_architecture(text: &str) -> bool {
+    let is_sign = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
+    (1..=32).contains(&text.len()) && text.bytes().all(is_sign)
+}
+
 fn is_hash(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -140,6 +152,7 @@ mod tests {
         let (host, group): (HostName, GroupName) = ("web-1.example".parse().unwrap(), "all".parse().unwrap());
         let keys = [
             Key::Generation(product.clone(), version.clone()),
+            Key::Also(product.clone(), version.clone(), String::from("x86_64")),
             Key::Part("0f".repeat(32), 3),
             Key::Sequence,
             Key::Lists,
@@ -163,7 +176,10 @@ mod tests {
         for key in keys {
             assert_eq!(Key::parse(&key.to_string()), Some(key.clone()), "{key}");
         }
-        for bad in ["", "host", "host/", "host/a/b", "job/7", "job/000000000000000G", "sequence/x", "x/y", "host/-"] {
+        let number = "job/000000000000000G";
+        for bad in
+            ["", "host", "host/", "host/a/b", "job/7", number, "sequence/x", "generation/p/1/A", "x/y", "host/-"]
+        {
             assert_eq!(Key::parse(bad), None, "{bad}");
         }
     }

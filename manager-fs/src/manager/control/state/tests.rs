@@ -89,7 +89,7 @@ fn sign(version: &Version, sequence: u64, elf_files: usize) -> Vec<u8> {
 async fn publish(state: &State, text: &str) -> Arc<Generation> {
     let version = version(text);
     let signed = |sequence| Ok::<_, ControlError>(sign(&version, sequence, 1));
-    state.add_generation(&product(), &version, signed).await.unwrap()
+    state.add_generation(&product(), &version, None, signed).await.unwrap()
 }
 
 async fn enroll(state: &State, name: &str) {
@@ -126,7 +126,7 @@ async fn fill(state: &State) -> (JobId, ChangeId) {
     let change = state.add_changes(vec![order("web-1")], 5).await.unwrap()[0].id;
     let large = version("large");
     let signed = |sequence| Ok::<_, ControlError>(sign(&large, sequence, 20_000));
-    state.add_generation(&product(), &large, signed).await.unwrap();
+    state.add_generation(&product(), &large, None, signed).await.unwrap();
     (job, change)
 }
 

@@ -46,6 +46,8 @@ pub(super) struct View {
 #[derive(Default)]
 pub(super) struct Tables {
     pub(super) generations: BTreeMap<(Product, Version), Arc<Generation>>,
+    /// Of versions that are published for several architectures all but the first, by architecture.
+    also: BTreeMap<(Product, Version), BTreeMap<String, Arc<Generation>>>,
     pub(super) exports: BTreeMap<Target, BTreeMap<(Product, Version), Export>>,
     pub(super) hosts: BTreeMap<HostName, Arc<HostRecord>>,
     pub(super) groups: BTreeSet<GroupName>,
@@ -160,6 +162,7 @@ pub(super) fn shows(key: &str) -> bool {
     match Key::parse(key) {
         Some(
             Key::Generation(..)
+            | Key::Also(..)
             | Key::Export(..)
             | Key::Host(_)
             | Key::Group(_)
@@ -222,7 +225,7 @@ enum Unseen {
 async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, Unseen>, ControlError> {
     let Some(key) = Key::parse(&entry.key) else { return Ok(Err(Unseen::Kind)) };
     let seen = match key {
-        Key::Generation(..) => match decode::<GenerationHead>(entry) {
+        Key::Generation(..) | Key::Also(..) => match decode::<GenerationHead>(entry) {
             Ok(head) => match Generation::read(store, &key, head, entry.changed).await {
                 Ok(generation) => Ok(Seen::Generation(Box::new(generation))),
                 Err(error @ ControlError::Damaged { .. }) => Err(error),
@@ -292,13 +295,23 @@ impl Tables {
         self.members.get(group).cloned().unwrap_or_default()
     }
 
-    /// Each generation that is exported to a host, by itself or by its groups; one may come more than once.
+    /// Each generation that is exported to a host, by itself or by its groups, for whatever architecture; one may come more
+    /// than once.
     pub(super) fn for_each_exported(&self, host: &HostName, mut each: impl FnMut(&Arc<Generation>)) {
         let groups = self.groups_of(host).into_iter().map(Target::Group);
         for target in groups.chain([Target::Host(host.clone())]) {
             let names = self.exports.get(&target).into_iter().flat_map(BTreeMap::keys);
-            names.filter_map(|name| self.generations.get(name)).for_each(&mut each);
+            names.flat_map(|name| self.of_version(name)).for_each(&mut each);
         }
+    }
+
+    /// The generations of one version, the first in front.
+    pub(super) fn of_version(&self, name: &(Product, Version)) -> impl Iterator<Item = &Arc<Generation>> {
+        self.generations.get(name).into_iter().chain(self.also.get(name).into_iter().flat_map(BTreeMap::values))
+    }
+
+    pub(super) fn each_generation(&self) -> impl Iterator<Item = &Arc<Generation>> {
+        self.generations.values().chain(self.also.values().flat_map(BTreeMap::values))
     }
 
     fn put(&mut self, text: &str, seen: Result<Seen, Unseen>) {
@@ -312,6 +325,9 @@ impl Tables {
         match (Key::parse(text), seen) {
             (Some(Key::Generation(product, version)), Seen::Generation(generation)) => {
                 self.generations.insert((product, version), Arc::new(*generation));
+            }
+            (Some(Key::Also(product, version, architecture)), Seen::Generation(generation)) => {
+                self.also.entry((product, version)).or_default().insert(architecture, Arc::new(*generation));
             }
             (Some(Key::Export(product, version, target)), Seen::Export(export)) => {
                 self.exports.entry(target).or_default().insert((product, version), export);
@@ -369,6 +385,15 @@ impl Tables {
         match Key::parse(text) {
             Some(Key::Generation(product, version)) => {
                 self.generations.remove(&(product, version));
+            }
+            Some(Key::Also(product, version, architecture)) => {
+                let of = (product, version);
+                if let Some(also) = self.also.get_mut(&of) {
+                    also.remove(&architecture);
+                    if also.is_empty() {
+                        self.also.remove(&of);
+                    }
+                }
             }
             Some(Key::Export(product, version, target)) => {
                 if let Some(exports) = self.exports.get_mut(&target) {

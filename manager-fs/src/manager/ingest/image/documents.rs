@@ -29,11 +29,29 @@ pub(super) struct Descriptor {
 pub(super) struct Platform {
     pub(super) os: String,
     pub(super) architecture: String,
+    #[serde(default)]
+    pub(super) variant: Option<String>,
+}
+
+impl Platform {
+    /// Its architecture as records say it. Images say it as Go does (`go tool dist list`).
+    pub(super) fn machine(&self) -> String {
+        match self.architecture.as_str() {
+            "amd64" => "x86_64",
+            "arm64" => "aarch64",
+            "386" => "x86",
+            "ppc64" | "ppc64le" => "powerpc64",
+            "loong64" => "loongarch64",
+            other => other,
+        }
+        .to_owned()
+    }
 }
 
 impl std::fmt::Display for Platform {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        self.variant.iter().try_for_each(|variant| write!(f, "/{variant}"))
     }
 }
 

@@ -50,18 +50,19 @@ enum Sum {
     Plain(String),
 }
 
-/// Reads an image into the intake.
+/// Reads an image into the intake. Returns the architectures of one for several: the one that was taken, then those that are
+/// left.
 pub(super) fn read(
     intake: &mut Intake<'_, '_>,
     path: &Path,
     reference: Option<&str>,
     limit: BombLimit,
-) -> Result<(), IngestError> {
+) -> Result<Vec<String>, IngestError> {
     if intake.base.is_some() {
         return Err(intake.unfit("an image is whole: it cannot be laid over an earlier generation"));
     }
     let blobs = open(path).map_err(|error| intake.unread(b"", error))?;
-    let (configuration, layers) = found(intake, &blobs, reference)?;
+    let Found { configuration, layers, architectures } = found(intake, &blobs, reference)?;
     if layers.len() > LAYERS_MAX {
         return Err(intake.unfit("it has more than 128 layers"));
     }
@@ -79,7 +80,7 @@ pub(super) fn read(
         intake.remark(&format!("{devices} devices, sockets and pipes of the image are left out"));
     }
     intake.start = start(intake, configuration.config);
-    Ok(())
+    Ok(architectures)
 }
 
 /// The image's files.
@@ -93,23 +94,27 @@ fn open(path: &Path) -> io::Result<Blobs> {
     }
 }
 
-/// The configuration and the layers of the image that is meant.
-fn found(
-    intake: &Intake<'_, '_>,
-    blobs: &Blobs,
-    reference: Option<&str>,
-) -> Result<(Configuration, Vec<Layer>), IngestError> {
+/// The image that is meant.
+struct Found {
+    configuration: Configuration,
+    layers: Vec<Layer>,
+    /// Of one for several: its own, then the others.
+    architectures: Vec<String>,
+}
+
+fn found(intake: &Intake<'_, '_>, blobs: &Blobs, reference: Option<&str>) -> Result<Found, IngestError> {
     match blobs.document("index.json") {
         Ok(bytes) => {
             let index: Index = parsed(intake, "index.json", &bytes)?;
-            let descriptor = chosen(intake, blobs, index, reference)?;
+            let (descriptor, architectures) = chosen(intake, blobs, index, reference)?;
             let manifest: Manifest = blob_document(intake, blobs, &descriptor)?;
             let configuration = blob_document(intake, blobs, &manifest.config)?;
             let layers = manifest.layers.iter().map(|layer| {
                 let sha256 = sha256_of(intake, &layer.digest)?;
                 Ok(Layer { name: blob_name(&sha256), sha256: Some(Sum::Stored(sha256)) })
             });
-            Ok((configuration, layers.collect::<Result<_, IngestError>>()?))
+            let layers = layers.collect::<Result<_, IngestError>>()?;
+            Ok(Found { configuration, layers, architectures })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => saved(intake, blobs, reference),
         Err(error) => Err(intake.unread(b"index.json", error)),
@@ -117,11 +122,7 @@ fn found(
 }
 
 /// As `docker save` wrote it before it wrote OCI layouts.
-fn saved(
-    intake: &Intake<'_, '_>,
-    blobs: &Blobs,
-    reference: Option<&str>,
-) -> Result<(Configuration, Vec<Layer>), IngestError> {
+fn saved(intake: &Intake<'_, '_>, blobs: &Blobs, reference: Option<&str>) -> Result<Found, IngestError> {
     let bytes = blobs.document("manifest.json").map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => intake.unfit("it is no image: it has neither 'index.json' nor 'manifest.json'"),
         _ => intake.unread(b"manifest.json", error),
@@ -143,29 +144,32 @@ fn saved(
         .zip(sums)
         .map(|(name, sum)| Ok(Layer { name, sha256: Some(Sum::Plain(sha256_of(intake, sum)?)) }));
     let layers = layers.collect::<Result<_, IngestError>>()?;
-    Ok((configuration, layers))
+    Ok(Found { configuration, layers, architectures: Vec::new() })
 }
 
-/// The manifest that is meant: by its reference, and of several platforms that of this machine.
+/// The manifest that is meant: by its reference, and of several platforms by the architecture that is wanted.
 fn chosen(
     intake: &Intake<'_, '_>,
     blobs: &Blobs,
     index: Index,
     reference: Option<&str>,
-) -> Result<Descriptor, IngestError> {
+) -> Result<(Descriptor, Vec<String>), IngestError> {
     let name = |descriptor: &Descriptor| descriptor.annotations.get(REFERENCE).cloned();
     let names: Vec<String> = index.manifests.iter().filter_map(name).collect();
     let named = |descriptor: &Descriptor| reference.is_none_or(|wanted| name(descriptor).as_deref() == Some(wanted));
     let mut manifests: Vec<Descriptor> = index.manifests.into_iter().filter(named).collect();
+    let mut architectures = Vec::new();
     for _ in 0..DEPTH_MAX {
         // What is told of a build (`unknown/unknown`) is no image.
         manifests.retain(|manifest| manifest.platform.as_ref().is_none_or(|platform| platform.os != "unknown"));
         if manifests.len() > 1 && manifests.iter().all(|manifest| manifest.platform.is_some()) {
-            manifests = of_this_platform(intake, manifests)?;
+            let manifest;
+            (manifest, architectures) = of_one_platform(intake, blobs, manifests)?;
+            manifests = vec![manifest];
         }
         let manifest = only(intake, manifests, &names)?;
         if !manifest.media_type.contains("index") && !manifest.media_type.contains("manifest.list") {
-            return Ok(manifest);
+            return Ok((manifest, architectures));
         }
         let inner: Index = blob_document(intake, blobs, &manifest)?;
         manifests = inner.manifests;
@@ -173,23 +177,49 @@ fn chosen(
     Err(intake.unfit("its indexes hold indexes, deeper than any image"))
 }
 
-fn of_this_platform(intake: &Intake<'_, '_>, manifests: Vec<Descriptor>) -> Result<Vec<Descriptor>, IngestError> {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    let wanted = Platform { os: "linux".into(), architecture: architecture.into() };
-    let platforms: Vec<Platform> = manifests.iter().filter_map(|manifest| manifest.platform.clone()).collect();
-    let fitting: Vec<Descriptor> =
-        manifests.into_iter().filter(|manifest| manifest.platform.as_ref() == Some(&wanted)).collect();
-    let listed: Vec<String> = platforms.iter().map(Platform::to_string).collect();
-    let listed = listed.join(", ");
-    if fitting.is_empty() {
-        return Err(intake.unfit(&format!("it has no image for {wanted}, but for {listed}")));
+/// One of several, for the architecture that is wanted, or else for this machine, or the first; and the architectures: its
+/// own, then the others.
+fn of_one_platform(
+    intake: &Intake<'_, '_>,
+    blobs: &Blobs,
+    manifests: Vec<Descriptor>,
+) -> Result<(Descriptor, Vec<String>), IngestError> {
+    let platforms: Vec<String> = manifests.iter().filter_map(|m| Some(m.platform.as_ref()?.to_string())).collect();
+    let mut found: Vec<(String, Descriptor)> = Vec::new();
+    let mut left = Vec::new();
+    for manifest in manifests {
+        let Some(platform) = manifest.platform.clone() else { continue };
+        // Of what runs on one machine that which demands the least of it, which is named by no variant or the smallest.
+        let demands = |of: &Descriptor| of.platform.as_ref().and_then(|platform| platform.variant.clone());
+        let name = blob_name(&sha256_of(intake, &manifest.digest)?);
+        let is_here = !matches!(blobs.bytes(&name), Err(error) if error.kind() == io::ErrorKind::NotFound);
+        let architecture = platform.machine();
+        match found.iter_mut().find(|(of, _)| *of == architecture) {
+            _ if platform.os != "linux" || !is_here => left.push(platform.to_string()),
+            Some((_, other)) if demands(other) <= demands(&manifest) => left.push(platform.to_string()),
+            Some((_, other)) => {
+                left.extend(other.platform.as_ref().map(Platform::to_string));
+                *other = manifest;
+            }
+            None => found.push((architecture, manifest)),
+        }
     }
-    intake.remark(&format!("of the image's platforms ({listed}) that of this machine is taken, {wanted}"));
-    Ok(fitting)
+    // This machine's in front: it is what hosts get that do not say what they are.
+    found.sort_by_key(|(architecture, _)| architecture != std::env::consts::ARCH);
+    let wanted = intake.architecture.unwrap_or(found.first().map_or("", |(architecture, _)| architecture));
+    let Some(at) = found.iter().position(|(architecture, _)| architecture == wanted) else {
+        let listed = platforms.join(", ");
+        return Err(intake.unfit(&format!("it has no image for Linux with its files beside it, but for {listed}")));
+    };
+    let taken = found.remove(at);
+    if intake.architecture.is_none() && !left.is_empty() {
+        intake.remark(&format!(
+            "of the image's platforms these are left out, as another does or their files are not here: {}",
+            left.join(", ")
+        ));
+    }
+    let others = found.into_iter().map(|(architecture, _)| architecture);
+    Ok((taken.1, std::iter::once(taken.0).chain(others).collect()))
 }
 
 /// The only one of what was found.
@@ -257,6 +287,7 @@ fn lay(intake: &mut Intake<'_, '_>, blobs: &Blobs, layer: &Layer, budget: Budget
         tree: TreeBuilder::new(Repeated::LaterWins),
         base: Some(&below),
         strict: intake.strict,
+        architecture: intake.architecture,
         devices: intake.devices,
         start: None,
         bytes: intake.bytes,

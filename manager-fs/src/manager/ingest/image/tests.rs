@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use proto::manifest::NodeKind;
 use serde_json::{Value, json};
 
-use super::super::read_source_within;
+use super::super::{Reading, read_source_within};
 use super::*;
 use crate::manager::monitor::Monitor;
 use crate::manager::publish::{PublishError, PublishOptions, Published, publish};
@@ -201,11 +201,39 @@ fn of_several_images_one_is_meant() {
     let inner = with(("mediaType", json!("application/vnd.oci.image.index.v1+json")), inner);
     layout.index(&[inner]);
     let (published, told) = layout.publish();
-    assert!(told[0].contains("linux/s390x"), "{told:?}");
-    assert_eq!(paths(&layout, &published.unwrap()).len(), 5);
+    let published = published.unwrap();
+    assert_eq!(paths(&layout, &published).len(), 5);
+    assert!(told.iter().all(|line| line.starts_with("no program to start")), "{told:?}");
+    assert_eq!(published.architectures, ["x86_64", "aarch64", "s390x"], "this machine's in front");
 
-    layout.index(&[platform("s390x", &base()), platform("riscv64", &base())]);
-    assert!(layout.refused().contains("but for linux/s390x, linux/riscv64"));
+    // None for this machine, several for one, one whose files are elsewhere, and one of another system.
+    let arm = |variant: &str, layer: &[u8]| {
+        let platform = json!({ "os": "linux", "architecture": "arm", "variant": variant });
+        with(("platform", platform), layout.manifest(&json!({}), &[layer]))
+    };
+    let elsewhere = json!({
+        "digest": format!("sha256:{}", "0".repeat(64)), "size": 1, "platform": { "os": "linux", "architecture": "386" }
+    });
+    let windows = with(
+        ("platform", json!({ "os": "windows", "architecture": "amd64" })),
+        layout.manifest(&json!({}), &[&upper()]),
+    );
+    layout.index(&[
+        arm("v7", &upper()),
+        platform("riscv64", &base()),
+        arm("v6", &base()),
+        elsewhere.clone(),
+        windows,
+    ]);
+    let (published, told) = layout.publish();
+    let published = published.unwrap();
+    assert_eq!(
+        (paths(&layout, &published).len(), published.architectures.as_slice()),
+        (5, &["arm".into(), "riscv64".into()][..])
+    );
+    assert!(told.iter().any(|line| line.ends_with("linux/arm/v7, linux/386, windows/amd64")), "{told:?}");
+    layout.index(&[elsewhere.clone(), elsewhere]);
+    assert!(layout.refused().contains("but for linux/386, linux/386"));
     let named = |name: &str, layer: &[u8]| {
         with(
             ("annotations", json!({ "org.opencontainers.image.ref.name": name })),
@@ -290,7 +318,7 @@ fn an_image_in_a_directory_is_as_large_as_its_layers() {
         let source = format!("oci:{}", layout.root.display());
         let (guard, cancelled) = (layout.fixture.store.guard(), std::sync::atomic::AtomicBool::new(false));
         let read = layout.fixture.store.write_contents(65536, &guard, &Told::default(), &cancelled, |writer| {
-            read_source_within(Path::new(&source), None, false, writer, limit)
+            read_source_within(Path::new(&source), Reading::default(), writer, limit)
         });
         assert_eq!(read.is_ok(), fits, "{:?}", read.err().map(|error| error.to_string()));
     }

@@ -388,7 +388,7 @@ fn within(fixture: &Fixture, bytes: &[u8], limit: BombLimit) -> Result<u64, supe
     fs::write(&path, bytes).unwrap();
     let (guard, cancelled) = (fixture.store.guard(), AtomicBool::new(false));
     let read = fixture.store.write_contents(65536, &guard, &Quiet, &cancelled, |writer| {
-        super::read_source_within(&path, None, false, writer, limit)
+        super::read_source_within(&path, super::Reading::default(), writer, limit)
     });
     read.map(|(_, contents)| contents.bytes)
 }
