@@ -4,7 +4,7 @@
 //! answers `VERSION answered N`, and adds a line to the file NOTES for whatever happens to it.
 //!
 //! `--sick`: says that it is not healthy. `--fails CALLBACK`, `--blocks CALLBACK`: this one fails, or never comes back.
-//! `--without-extra`: it knows nothing of the descriptor of that name. `--large MIB`: its state goes through a memory file,
+//! `--without-extra`: it knows nothing of the descriptor of that name. `--large KIB`: its state goes through a memory file,
 //! and is so large.
 
 use std::fs::File;
@@ -165,7 +165,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         sick: has("--sick"),
         fails: value("--fails"),
         blocks: value("--blocks"),
-        large: value("--large").map_or(Ok(0), |mib| mib.parse::<usize>())? << 20,
+        large: value("--large").map_or(Ok(0), |kib| kib.parse::<usize>())? << 10,
         answered: AtomicU64::new(0),
     });
     let config = AgentConfig::from_env()?;

@@ -34,6 +34,8 @@ impl Web {
     /// listener's backlog for whoever comes next.
     async fn serve(self, listener: TcpListener, gate: Gate) -> std::io::Result<()> {
         listener.set_nonblocking(true)?;
+        // It is unsound for what closes its descriptor on the way, which a listener does not.
+        #[allow(deprecated)]
         let listener = AsyncFd::new(listener)?;
         loop {
             let mut ready = listener.readable().await?;

@@ -116,7 +116,7 @@ static TABLE: &[Behaviour] = &[
     }),
     own("hands over a state of any size, as a memory file", NO_STATE, |lab| {
         let before = lab.answered();
-        let large = ["--large", "1"];
+        let large = ["--large", "64"];
         lab.to("large", &large);
         lab.to("larger", &large);
         assert_eq!((lab.count("large restore_state_from"), lab.count("large save_state_to")), (1, 1));

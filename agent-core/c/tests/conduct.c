@@ -169,7 +169,7 @@ static void read_flags(int argc, char **argv) {
         else if (strcmp(argv[at], "--forks") == 0)
             forks = argv[++at];
         else if (strcmp(argv[at], "--large") == 0)
-            large = (size_t)atoi(argv[++at]) << 20;
+            large = (size_t)atoi(argv[++at]) << 10;
         else if (strcmp(argv[at], "--fails") == 0)
             fails = argv[++at];
         else if (strcmp(argv[at], "--blocks") == 0)

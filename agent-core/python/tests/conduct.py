@@ -33,7 +33,7 @@ def called(callback: str) -> None:
 
 
 #: Bytes that the state has behind the number, in a memory file.
-LARGE = int(value("--large") or 0) << 20
+LARGE = int(value("--large") or 0) << 10
 
 
 def pattern(length: int) -> bytes:

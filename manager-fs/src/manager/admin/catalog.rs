@@ -8,8 +8,9 @@ use proto::limits::RECORD_BYTES_MAX;
 use proto::name::Target;
 use proto::{GenerationRecord, GenerationRef, HostName, Product, SignedRecord, TreeId};
 
+use super::architecture::Architecture;
 use super::diff::{ArchitectureDiff, compare};
-use super::message::{Architecture, ChangedView, GenerationView, PublishOrder, PublishReport};
+use super::message::{ChangedView, GenerationView, PublishOrder, PublishReport};
 use super::progress::Reporter;
 use super::refusal::CatalogError;
 use crate::manager::control::ControlError;

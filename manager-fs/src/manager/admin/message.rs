@@ -17,6 +17,7 @@ use proto::number::RolloutId;
 use proto::{GenerationRecord, GenerationRef, GroupName, HostName, Product, RepositoryName, TreeId, Version};
 use serde::{Deserialize, Serialize};
 
+use super::architecture::Architecture;
 use super::diff::ArchitectureDiff;
 use super::filter::HostFilter;
 use crate::manager::control::exports::Export;
@@ -409,31 +410,6 @@ pub struct GenerationView {
     pub exports: Vec<Export>,
     /// Hosts on which its tree is attached.
     pub attached: Vec<HostName>,
-}
-
-/// A version for one more architecture.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Architecture {
-    /// Which, such as `aarch64`.
-    pub architecture: String,
-    /// Its tree.
-    pub tree: TreeId,
-    /// Bytes of all its files.
-    pub content_bytes: u64,
-    /// When it was published.
-    pub published_unix_ms: Unix,
-}
-
-impl Architecture {
-    pub(super) fn of(record: &GenerationRecord) -> Self {
-        let metadata = &record.metadata;
-        Self {
-            architecture: metadata.architecture.clone().unwrap_or_default(),
-            tree: record.tree,
-            content_bytes: metadata.content_bytes,
-            published_unix_ms: record.published_unix_ms,
-        }
-    }
 }
 
 /// How much of the store was read, and what is wrong with it.

@@ -3,6 +3,7 @@
 //! Frames and codec are those of the network. Only root and the manager's own user are heard (peer credentials), and only
 //! by a program of the same messages: both sides greet each other first (`proto::local`).
 
+mod architecture;
 mod catalog;
 mod diff;
 mod filter;
@@ -32,11 +33,12 @@ use crate::version;
 use catalog::Catalog;
 use fleet::Fleet;
 
+pub use architecture::Architecture;
 pub use diff::{ArchitectureDiff, DiffEntry, DiffReport, Difference};
 pub use filter::{HOSTS_PAGE, HostFilter, HostState};
 pub use message::{
-    AdminEvent, AdminReply, AdminRequest, AgentView, Architecture, ChangedView, GenerationView, HostView, Long,
-    ProblemView, PublishOrder, PublishReport, Quick, RepairOrder, RepositoryTokenView, RepositoryView, VerifyView,
+    AdminEvent, AdminReply, AdminRequest, AgentView, ChangedView, GenerationView, HostView, Long, ProblemView,
+    PublishOrder, PublishReport, Quick, RepairOrder, RepositoryTokenView, RepositoryView, VerifyView,
 };
 
 /// How long nothing is accepted after a failure: out of descriptors, most likely, and connections that end will help.
