@@ -271,6 +271,7 @@ mod sealing {
 }
 
 #[cfg(all(test, feature = "sealing"))]
+#[allow(clippy::unwrap_used, reason = "panicking is how a test reports")]
 mod tests {
     use proptest::prelude::*;
 
