@@ -10,7 +10,7 @@ use proto::agent::{HostScope, JobId, Operation, Progress, Repository, SnapshotRe
 use proto::look::Query;
 use proto::name::{NameError, Target};
 use proto::own::Arguments;
-use proto::restore::RestoreOptions;
+use proto::restore::{Over, Overwrite, RestoreOptions};
 use proto::{ArgumentName, HostName, OperationKind, Product};
 use serde_json::json;
 
@@ -20,6 +20,7 @@ use super::progress::{ProgressLine, Rate};
 use super::{Done, Here, Json};
 use crate::manager::admin::{AdminEvent, AdminReply, Long, Quick};
 use crate::manager::control::jobs::{JobRecord, JobState};
+use crate::manager::policy::definition::{SAMPLE_FILES, SAMPLE_MIB};
 use backup::How;
 use list::WhichJobs;
 use look::{Filter, Rules};
@@ -58,6 +59,28 @@ pub(super) enum JobCommand {
         /// Write nothing, and list what would be restored
         #[arg(short = 'n', long)]
         dry_run: bool,
+        /// Restore into a directory that holds something, and replace it: never, if-newer, if-changed or always
+        #[arg(long, value_name = "WHEN")]
+        overwrite: Option<Overwrite>,
+        /// Remove from what is restored whatever the snapshot does not have
+        #[arg(long, requires = "overwrite")]
+        delete: bool,
+    },
+    /// Restore a sample of snapshots into a place of the agent's own, compare it, and remove it
+    RestoreTest {
+        #[command(flatten)]
+        common: DataAgent,
+        /// Snapshot id, the start of one, or latest (of each source)
+        #[arg(long, default_value = "latest")]
+        snapshot: String,
+        #[command(flatten)]
+        scope: Scope,
+        /// How many files of each snapshot at most
+        #[arg(long, value_name = "N", default_value_t = SAMPLE_FILES, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        files: u32,
+        /// How many MiB of each snapshot at most
+        #[arg(long, value_name = "MIB", default_value_t = SAMPLE_MIB, value_parser = clap::value_parser!(u32).range(1..))]
+        mib: u32,
     },
     /// Compare a snapshot with the directory that it was made of
     Verify {
@@ -279,17 +302,26 @@ pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
             let (repository, sources, options) = (common.order.repository(), sources.clone(), how.options());
             order(&common.product, &common.order, Operation::BackupWith { repository, sources, options }, here)
         }
-        JobCommand::Restore { common, snapshot, scope, target, include, exclude, dry_run } => {
+        JobCommand::Restore { common, snapshot, scope, target, include, exclude, dry_run, overwrite, delete } => {
             let (repository, snapshot, target) =
                 (common.order.repository(), scope.reference(snapshot), target.clone());
             let (include, exclude) = (include.clone(), exclude.clone());
             let options = RestoreOptions { include, exclude, dry_run: *dry_run };
             // Every agent knows how to restore all of a snapshot.
-            let operation = if options == RestoreOptions::default() {
+            let operation = if let Some(policy) = *overwrite {
+                let over = Over { policy, delete: *delete };
+                Operation::RestoreOver { repository, snapshot, target, options, over }
+            } else if options == RestoreOptions::default() {
                 Operation::Restore { repository, snapshot, target }
             } else {
                 Operation::RestoreSome { repository, snapshot, target, options }
             };
+            order(&common.product, &common.order, operation, here)
+        }
+        JobCommand::RestoreTest { common, snapshot, scope, files, mib } => {
+            let (repository, snapshot) = (common.order.repository(), scope.reference(snapshot));
+            let (files, bytes) = (*files, u64::from(*mib) << 20);
+            let operation = Operation::RestoreTest { repository, snapshot, files, bytes };
             order(&common.product, &common.order, operation, here)
         }
         JobCommand::Verify { common, snapshot, scope } => {
