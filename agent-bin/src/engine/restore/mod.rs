@@ -148,13 +148,10 @@ pub(super) fn restore(order: &Order<'_>) -> Result<Restored, RestoreFault> {
     if let Some(fault) = lock(&restore.fault).take() {
         return Err(fault);
     }
-    let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    Ok(Restored {
-        files: read(&restore.files),
-        bytes: read(&restore.bytes),
-        missing: std::mem::take(&mut *lock(&restore.missing)),
-        kept: std::mem::take(&mut *lock(&restore.kept)),
-    })
+    let Restore { missing, kept, files, bytes, .. } = restore;
+    let into = |set: Mutex<HashSet<PathBuf>>| set.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (files, bytes) = (files.into_inner(), bytes.into_inner());
+    Ok(Restored { files, bytes, missing: into(missing), kept: into(kept) })
 }
 
 impl Restore<'_> {

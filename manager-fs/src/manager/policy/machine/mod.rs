@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use proto::message::Unix;
 
-use vocabulary::{End, HostNo, LaneNo, Order, Past, PolicyNo, Rules, Task, Waits};
+use vocabulary::{End, HostNo, LaneNo, Order, Past, PolicyNo, Rule, Rules, Task, Waits};
 
 /// How far ahead of the clock a slot may lie that was run. One that lies further ahead was run by a clock that was wrong,
 /// and does not count. Whoever drives the machine makes it anew when the clock goes back further than this.
@@ -299,8 +299,7 @@ impl Machine {
     fn placed(&self, lane: &Lane) -> Place {
         let Some(rules) = self.rules(lane).filter(|_| !lane.past.open) else { return Place::Nowhere };
         let Some(rule) = rules.rules.iter().find(|rule| rule.task == lane.task) else { return Place::Nowhere };
-        let counts = |at: &Unix| *at <= self.now.saturating_add(AHEAD_MS);
-        let base = lane.past.last.filter(counts).max(Some(rule.since).filter(counts)).unwrap_or(0);
+        let base = self.base(lane, rule);
         let delay = lane.rank.checked_rem(rules.jitter_ms).unwrap_or(0);
         let from = self.now.saturating_sub(delay);
         match rule.schedule.last(from) {
@@ -321,6 +320,18 @@ impl Machine {
         }
     }
 
+    /// The first slot that has not been run: known from what was run last, so that a manager that dies forgets nobody's turn.
+    fn first_missed(&self, lane: &Lane) -> Option<Unix> {
+        let rule = self.rules(lane)?.rules.iter().find(|rule| rule.task == lane.task)?;
+        rule.schedule.next(self.base(lane, rule))
+    }
+
+    /// Slots until then are done, or were asked for by nobody.
+    fn base(&self, lane: &Lane, rule: &Rule) -> Unix {
+        let counts = |at: &Unix| *at <= self.now.saturating_add(AHEAD_MS);
+        lane.past.last.filter(counts).max(Some(rule.since).filter(counts)).unwrap_or(0)
+    }
+
     /// The slot whose run failed, and when it is tried again; not if nobody wants it any more.
     fn again(&self, lane: &Lane, base: Unix) -> Option<(Unix, Unix)> {
         let Past { last, failed, failed_at, .. } = lane.past;
@@ -334,7 +345,7 @@ impl Machine {
         let (place, task) = (self.placed(lane), lane.task);
         let late = match place {
             Place::Nowhere | Place::Asleep(_) => None,
-            Place::Due(slot, _) => Some(lane.late.map_or(slot, |late| late.min(slot))),
+            Place::Due(slot, _) => Some(self.first_missed(lane).map_or(slot, |first| first.min(slot))),
         };
         if let Place::Asleep(at) = place {
             self.asleep.insert((at, no));

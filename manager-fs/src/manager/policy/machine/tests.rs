@@ -54,7 +54,7 @@ fn a_slot_is_run_once_and_of_those_that_were_missed_the_last() {
     assert_eq!(machine.tick(2 * HOUR + 1), []);
     machine.connect(HostNo(0), false);
     assert_eq!(machine.tick(4 * DAY), []);
-    assert_eq!((machine.waits(lane), machine.late(lane)), (Waits::Away, Some(3 * DAY + 2 * HOUR)));
+    assert_eq!((machine.waits(lane), machine.late(lane)), (Waits::Away, Some(DAY + 2 * HOUR)));
     machine.connect(HostNo(0), true);
     assert_eq!(due(&machine.tick(4 * DAY + HOUR)), [(lane, 3 * DAY + 2 * HOUR)]);
     machine.ended(lane, End::Poor, 0);
