@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use ::tests::dice::Dice;
 use proto::look::{Keep, SnapshotFilter};
 
 use super::*;
@@ -19,27 +20,6 @@ const SEEDS: u64 = 3;
 const DAY: i64 = 24 * 3600;
 
 type Content = BTreeMap<PathBuf, Vec<u8>>;
-
-/// splitmix64.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end.max(1)
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    fn one<'a, T>(&mut self, of: &'a [T]) -> &'a T {
-        &of[usize::try_from(self.below(of.len() as u64)).unwrap()]
-    }
-}
 
 /// A snapshot that was made, as the model knows it.
 struct Made {
@@ -68,7 +48,7 @@ struct Week {
 
 impl Week {
     fn new(seed: u64) -> Self {
-        let mut dice = Dice(seed);
+        let mut dice = Dice::new(seed);
         let rule = |dice: &mut Dice| Keep {
             last: u32::try_from(1 + dice.below(3)).unwrap(),
             daily: u32::try_from(dice.below(4)).unwrap(),
@@ -139,7 +119,7 @@ impl Week {
     /// A backup that may be stopped, or given up as if its agent were killed, somewhere in its middle.
     fn back_up(&mut self) {
         let names: Vec<String> = self.hosts.keys().cloned().collect();
-        let host = self.dice.one(&names).clone();
+        let host = names[self.dice.index(names.len())].clone();
         let policy = usize::try_from(self.dice.below(self.policies.len() as u64)).unwrap();
         let (source, mark, at) = (self.source(&host), self.mark(&host, policy), self.at());
         let meter = SharedMeter::default();
@@ -242,7 +222,7 @@ impl Week {
     /// A host that is another one's clone: the same files under the same path of its own.
     fn clone_one(&mut self) {
         let names: Vec<String> = self.hosts.keys().cloned().collect();
-        let (of, new) = (self.dice.one(&names).clone(), format!("host-{}", names.len() + 1));
+        let (of, new) = (names[self.dice.index(names.len())].clone(), format!("host-{}", names.len() + 1));
         let content = self.hosts[&of].clone();
         for (below, bytes) in &content {
             let path = self.source(&new).join(below);
@@ -257,7 +237,7 @@ impl Week {
     /// A file of the repository is gone, cut off, or has another bit.
     fn damage(&mut self) {
         let folders = ["data", "index", "snapshots"];
-        let folder = *self.dice.one(&folders);
+        let folder = self.dice.one(&folders);
         let mut files: Vec<PathBuf> = Vec::new();
         let mut left = vec![self.bench.path("repo").join(folder)];
         while let Some(path) = left.pop() {
@@ -271,7 +251,7 @@ impl Week {
             return;
         }
         files.sort();
-        let path = self.dice.one(&files).clone();
+        let path = files[self.dice.index(files.len())].clone();
         let bytes = fs::read(&path).unwrap();
         fs::remove_file(&path).unwrap();
         let how = self.dice.below(3);
@@ -341,7 +321,7 @@ impl Week {
 
     fn event(&mut self) {
         let names: Vec<String> = self.hosts.keys().cloned().collect();
-        let host = self.dice.one(&names).clone();
+        let host = names[self.dice.index(names.len())].clone();
         (0..self.dice.below(4)).for_each(|_| self.change(&host));
         match self.dice.below(20) {
             0..=8 => self.back_up(),
