@@ -337,7 +337,7 @@ impl World {
         self.calm = true;
         // Through a window of half an hour at a busy repository comes one a day.
         let short = |key: &&LaneKey| self.policies[&key.0].policy.window.is_some();
-        let until = self.real + (9 + 2 * board.lanes.keys().filter(short).count() as u64) * DAY;
+        let until = self.real + (9 + 3 * board.lanes.keys().filter(short).count() as u64) * DAY;
         while self.real < until {
             board = self.step(board, true);
         }
