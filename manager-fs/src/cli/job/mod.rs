@@ -3,15 +3,16 @@
 mod backup;
 mod list;
 mod look;
+mod scope;
 mod show;
 
 use clap::{Args, Subcommand};
-use proto::agent::{HostScope, JobId, Operation, Progress, Repository, SnapshotRef};
+use proto::agent::{JobId, Operation, Progress, Repository};
 use proto::look::Query;
 use proto::name::{NameError, Target};
 use proto::own::Arguments;
 use proto::restore::{Over, Overwrite, RestoreOptions};
-use proto::{ArgumentName, HostName, OperationKind, Product};
+use proto::{ArgumentName, OperationKind, Product};
 use serde_json::json;
 
 use super::client::{ask, ask_once, unexpected};
@@ -24,6 +25,7 @@ use crate::manager::policy::definition::{SAMPLE_FILES, SAMPLE_MIB};
 use backup::How;
 use list::WhichJobs;
 use look::{Filter, Rules};
+use scope::Scope;
 use show::{job_json, print, show};
 
 #[derive(Debug, Subcommand)]
@@ -258,34 +260,6 @@ pub(in crate::cli) struct Watch {
 fn argument(text: &str) -> Result<(ArgumentName, String), String> {
     let (name, value) = text.split_once('=').ok_or("want NAME=VALUE")?;
     Ok((name.parse().map_err(|fault: NameError| fault.to_string())?, value.to_owned()))
-}
-
-/// Whose snapshots are meant; by default those of the host itself.
-#[derive(Debug, Args)]
-pub(super) struct Scope {
-    /// Only snapshots of this source
-    #[arg(long, value_name = "DIR")]
-    source: Option<String>,
-    /// Snapshots of another host
-    #[arg(long, value_name = "HOST", conflicts_with = "any_host")]
-    of_host: Option<HostName>,
-    /// Snapshots of any host
-    #[arg(long)]
-    any_host: bool,
-}
-
-impl Scope {
-    fn reference(&self, snapshot: &str) -> SnapshotRef {
-        SnapshotRef { snapshot: snapshot.to_owned(), of: self.hosts(), source: self.source.clone() }
-    }
-
-    fn hosts(&self) -> HostScope {
-        match (&self.of_host, self.any_host) {
-            (Some(host), _) => HostScope::Host(host.clone()),
-            (None, true) => HostScope::Any,
-            (None, false) => HostScope::Own,
-        }
-    }
 }
 
 #[derive(Debug, Args)]
