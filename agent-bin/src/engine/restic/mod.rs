@@ -16,6 +16,7 @@ use proto::backup::BackupOptions;
 use proto::keeping::Keeping;
 use proto::look::{Forget, Found, FoundSnapshot, Query};
 use proto::restore::RestoreOptions;
+use rustic_core::jiff;
 
 use super::archive::{self, ArchiveFault, Parent, Seen, archive};
 use super::compare::{Compared, Comparison, Depth, LeftOut};
@@ -219,7 +220,7 @@ impl BackupEngine for Restic {
         let snapshots = session.snapshots(&mark.origin, false, meter)?;
         session.must_be_sound(&snapshots)?;
         let host = mark.origin.host.as_str();
-        let fates = fates(&snapshots, &order.snapshots, &order.keep, host, &made::now())?;
+        let fates = fates(&snapshots, &order.snapshots, &order.keep, host, &jiff::Zoned::now())?;
         let (mut findings, mut forgotten) = (Findings::default(), 0);
         for (snapshot, fate) in fates {
             if meter.is_stopped() {

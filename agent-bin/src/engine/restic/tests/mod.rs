@@ -18,7 +18,6 @@ mod options;
 mod over;
 mod rehearsals;
 mod sources;
-mod week;
 
 struct Bench {
     dir: tempfile::TempDir,
