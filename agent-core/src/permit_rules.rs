@@ -1,7 +1,7 @@
 //! `permits.toml` as rules, each with the place where it stands.
 //!
 //! The document is read by the TOML library, and made into rules here: what makes any type out of any document would be
-//! a tenth of a small program that embeds this crate, for ten keys.
+//! a tenth of a small program that embeds this crate, for a dozen keys.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -19,6 +19,8 @@ pub(crate) struct Rules {
     pub(crate) pinned: Option<List<Product>>,
     pub(crate) sources: Option<List<PathBuf>>,
     pub(crate) targets: Option<List<PathBuf>>,
+    pub(crate) over: Option<List<PathBuf>>,
+    pub(crate) tests: Option<Spanned<bool>>,
     pub(crate) places: Option<List<PathBuf>>,
     pub(crate) prune: Option<Spanned<bool>>,
     pub(crate) keep_last: Option<Spanned<u32>>,
@@ -31,7 +33,7 @@ pub(crate) struct Rules {
 const TABLES: [(&str, &[&str]); 5] = [
     ("change-over", &["pinned"]),
     ("backup", &["sources"]),
-    ("restore", &["targets"]),
+    ("restore", &["targets", "over", "tests"]),
     ("repository", &["places", "prune", "keep-last", "show", "names", "serve"]),
     ("operations", &["kinds"]),
 ];
@@ -64,6 +66,8 @@ impl Rules {
                     ("change-over", "pinned") => rules.pinned = Some(list(value, named)?),
                     ("backup", "sources") => rules.sources = Some(list(value, path)?),
                     ("restore", "targets") => rules.targets = Some(list(value, path)?),
+                    ("restore", "over") => rules.over = Some(list(value, path)?),
+                    ("restore", "tests") => rules.tests = Some(flag(value)?),
                     ("repository", "places") => rules.places = Some(list(value, path)?),
                     ("repository", "prune") => rules.prune = Some(flag(value)?),
                     ("repository", "keep-last") => rules.keep_last = Some(number(value)?),

@@ -218,6 +218,35 @@ impl Permits {
         Ok(())
     }
 
+    /// Whether something may be restored over what is in this directory, and what a snapshot does not have be removed.
+    ///
+    /// # Errors
+    /// No line of the file says that it may, or it is the host's own.
+    pub fn restore_over(&self, target: &Path) -> Result<(), NotPermitted> {
+        let (what, key) = (format!("restoring over what is in {}", target.display()), "restore.over");
+        let Some(over) = &self.rules.over else {
+            let why = "what is there is only written over where its administrator says so";
+            return Err(NotPermitted::Default { what, why, file: self.file.clone(), key });
+        };
+        for path in [target.to_owned(), resolved(target)] {
+            self.place(&path, &what, Some(over), key)?;
+        }
+        Ok(())
+    }
+
+    /// Whether samples of this host's backups may be restored into its agent's own directory, to test them.
+    ///
+    /// # Errors
+    /// It is forbidden.
+    pub fn restore_test(&self) -> Result<(), NotPermitted> {
+        match self.rules.tests.as_ref().filter(|tests| !*tests.get_ref()) {
+            Some(tests) => {
+                Err(self.line(tests.span(), "restore tests".to_owned(), "they are forbidden", "restore.tests"))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Whether a repository may lie in this directory. One that `is_there` is refused by a line of the file only: it
     /// is used, and nothing new comes to be.
     ///
@@ -346,7 +375,7 @@ impl Permits {
 
     /// Places are absolute, so that they mean the same wherever the agent stands.
     fn must_be_clear(&self, rules: &Rules) -> Result<(), PermitsFault> {
-        let all = [&rules.sources, &rules.targets, &rules.places, &rules.show];
+        let all = [&rules.sources, &rules.targets, &rules.over, &rules.places, &rules.show];
         for place in all.into_iter().flatten().flat_map(|places| places.get_ref()) {
             let path = place.get_ref();
             if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
@@ -538,6 +567,29 @@ mod tests {
         assert!(refused.contains("line 2: repository.show"), "{refused}");
         let relative = Bench::new("[repository]\nshow = [\"srv\"]\n").read();
         assert!(matches!(relative, Err(PermitsFault::Unclear { line: 2, .. })));
+    }
+
+    #[test]
+    fn nothing_is_written_over_where_no_line_says_so() {
+        let (dir, none) = none();
+        let refused = none.restore_over(Path::new("/srv/data")).unwrap_err().to_string();
+        assert!(
+            refused.contains("restoring over what is in /srv/data") && refused.contains("restore.over"),
+            "{refused}"
+        );
+        none.restore_test().unwrap();
+        let some = Bench::new("[restore]\nover = [\"/srv/data\", \"/etc/nginx\", \"/var\"]\ntests = false\n");
+        let permits = some.read().unwrap();
+        permits.restore_over(Path::new("/srv/data/deep")).unwrap();
+        permits.restore_over(Path::new("/etc/nginx")).unwrap();
+        for bad in ["/srv", "/etc", "/var/lib/x"] {
+            let refused = permits.restore_over(Path::new(bad)).expect_err(bad).to_string();
+            assert!(refused.contains("line 2: restore.over"), "{refused}");
+        }
+        assert!(permits.restore_test().unwrap_err().to_string().contains("line 3: restore.tests"));
+        let own = Bench::new("[restore]\nover = [\"/\"]\n").0;
+        let permits = Permits::read(own.path(), &dir.path().join("run")).unwrap();
+        assert!(matches!(permits.restore_over(own.path()), Err(NotPermitted::Own { .. })));
     }
 
     #[test]

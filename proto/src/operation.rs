@@ -10,7 +10,7 @@ use crate::limits::{ADDRESS_BYTES_MAX, EARLIER_JOBS_MAX, SOURCES_BYTES_MAX, SOUR
 use crate::look::{Forget, Query};
 use crate::name::{OperationKind, Product, RepositoryName};
 use crate::own::Arguments;
-use crate::restore::RestoreOptions;
+use crate::restore::{Over, RestoreOptions};
 use crate::snapshot::SnapshotRef;
 
 /// The manager's number of a job.
@@ -136,6 +136,32 @@ pub enum Operation {
         /// What.
         order: Keeping,
     },
+    /// As `RestoreSome`, over what is in the target.
+    RestoreOver {
+        /// Where the snapshots are.
+        repository: Repository,
+        /// The snapshot that is meant.
+        snapshot: SnapshotRef,
+        /// Absolute path of the directory that it is restored into; for one in place that of the source.
+        #[serde(deserialize_with = "within::<_, PathText>")]
+        target: String,
+        /// Which part.
+        options: RestoreOptions,
+        /// What becomes of what is there.
+        over: Over,
+    },
+    /// Restore a sample of the newest snapshots into a private place, compare it with them and, where that has not
+    /// changed, with their sources, and remove it.
+    RestoreTest {
+        /// Where the snapshots are.
+        repository: Repository,
+        /// The snapshots that are meant.
+        snapshot: SnapshotRef,
+        /// Files of each snapshot, at most.
+        files: u32,
+        /// Bytes of them, at most.
+        bytes: u64,
+    },
 }
 
 /// On whose behalf an operation is done. The manager says it with the job, because only it knows: a machine's own name
@@ -181,7 +207,8 @@ impl Operation {
     pub fn kind(&self) -> &str {
         match self {
             Operation::Backup { .. } | Operation::BackupWith { .. } => "backup",
-            Operation::Restore { .. } | Operation::RestoreSome { .. } => "restore",
+            Operation::Restore { .. } | Operation::RestoreSome { .. } | Operation::RestoreOver { .. } => "restore",
+            Operation::RestoreTest { .. } => "restore-test",
             Operation::Verify { .. } => "verify",
             Operation::Check { .. } => "check",
             Operation::Prune { .. } => "prune",
@@ -207,6 +234,8 @@ impl Operation {
             | Operation::Look { repository, .. }
             | Operation::Forget { repository, .. }
             | Operation::RestoreSome { repository, .. }
+            | Operation::RestoreOver { repository, .. }
+            | Operation::RestoreTest { repository, .. }
             | Operation::Serve { repository, .. }
             | Operation::Unserve { repository, .. }
             | Operation::Identify { repository } => Some(repository),
@@ -226,6 +255,8 @@ impl Operation {
             | Operation::Look { repository, .. }
             | Operation::Forget { repository, .. }
             | Operation::RestoreSome { repository, .. }
+            | Operation::RestoreOver { repository, .. }
+            | Operation::RestoreTest { repository, .. }
             | Operation::Serve { repository, .. }
             | Operation::Unserve { repository, .. }
             | Operation::Identify { repository } => Some(repository),
@@ -246,6 +277,8 @@ impl Operation {
             | Operation::BackupWith { .. }
             | Operation::Look { .. }
             | Operation::RestoreSome { .. }
+            | Operation::RestoreOver { .. }
+            | Operation::RestoreTest { .. }
             | Operation::Serve { .. }
             | Operation::Unserve { .. }
             | Operation::Keeping { .. }
@@ -268,6 +301,7 @@ impl Operation {
 mod tests {
     use super::*;
     use crate::look::{Keep, SnapshotFilter};
+    use crate::restore::Overwrite;
     use crate::snapshot::HostScope;
 
     fn repository(path: &str) -> Repository {
@@ -314,6 +348,19 @@ mod tests {
         let own = Operation::Own { kind: "rotate".parse().unwrap(), arguments: Arguments::default() };
         assert_eq!((own.kind(), own.repository()), ("rotate", None));
         assert!(own.is_newer() && plain.is_newer() && !plain.plain().unwrap().is_newer());
+    }
+
+    #[test]
+    fn restoring_over_something_and_testing_a_restore_are_newer() {
+        let (at, snapshot) = (|| repository("/r"), SnapshotRef::latest);
+        let (options, over) = (RestoreOptions::default(), Over { policy: Overwrite::Never, delete: false });
+        let target = "/t".to_owned();
+        let over = Operation::RestoreOver { repository: at(), snapshot: snapshot(), target, options, over };
+        let test = Operation::RestoreTest { repository: at(), snapshot: snapshot(), files: 1, bytes: 1 };
+        for (mut operation, kind) in [(over, "restore"), (test, "restore-test")] {
+            assert_eq!((operation.kind(), operation.repository()), (kind, Some(&repository("/r"))));
+            assert!(operation.is_newer() && operation.plain().is_none() && operation.repository_mut().is_some());
+        }
     }
 
     #[test]

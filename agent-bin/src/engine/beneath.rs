@@ -17,6 +17,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, Reso
 use rustix::io::Errno;
 
 use super::facts::Facts;
+use super::format::tree::NodeKind;
 
 /// Only what is looked at, never read: also of a FIFO or a device, which nobody waits for.
 const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -37,6 +38,8 @@ pub(super) struct Beneath {
     path: PathBuf,
     /// Other file systems that are mounted below it are entered, too.
     mounts: bool,
+    /// It was not there, and was made.
+    made: bool,
 }
 
 /// What lies at one name: open, so that it stays the same whatever becomes of the name.
@@ -68,6 +71,7 @@ impl Beneath {
             _ => None,
         });
         let mut next = names.next();
+        let mut made = false;
         while let Some(name) = next {
             next = names.next();
             here.push(name);
@@ -76,7 +80,8 @@ impl Beneath {
                 // The last one is filled before it has its own mode: nobody else looks in until then.
                 let mode = Mode::from_raw_mode(if next.is_none() { 0o700 } else { 0o777 });
                 match rustix::fs::mkdirat(&directory, name, mode) {
-                    Ok(()) | Err(Errno::EXIST) => {}
+                    Ok(()) => made = next.is_none(),
+                    Err(Errno::EXIST) => {}
                     Err(error) => return Err(fault(&here, error)),
                 }
                 found = rustix::fs::openat(&directory, name, flags, Mode::empty());
@@ -87,17 +92,31 @@ impl Beneath {
                 if is_link { PathFault::Link(here.clone()) } else { fault(&here, error) }
             })?;
         }
-        Ok(Self { directory, path: here, mounts: false })
+        Ok(Self { directory, path: here, mounts: false, made })
+    }
+
+    /// Whether it was made, by [`Beneath::make`].
+    pub(super) fn is_new(&self) -> bool {
+        self.made
+    }
+
+    /// As [`Beneath::make`] opens it, if it is there.
+    pub(super) fn find(path: &Path) -> io::Result<Option<Self>> {
+        match Self::at(path) {
+            Ok(found) => Ok(Some(Self { mounts: false, ..found })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// A directory that is there, and what is mounted below it: for what is only read. Its absolute path has no link in
     /// it.
     pub(super) fn at(path: &Path) -> io::Result<Self> {
         let root = rustix::fs::open("/", LOOK | OFlags::DIRECTORY, Mode::empty())?;
-        let root = Self { directory: root, path: PathBuf::from("/"), mounts: true };
+        let root = Self { directory: root, path: PathBuf::from("/"), mounts: true, made: false };
         let below = path.strip_prefix("/").map_err(|_| io::ErrorKind::InvalidInput)?;
         let directory = root.open(below, LOOK | OFlags::DIRECTORY, 0)?;
-        Ok(Self { directory, path: path.to_owned(), mounts: true })
+        Ok(Self { directory, path: path.to_owned(), mounts: true, made: false })
     }
 
     /// The whole path of what lies at `below`, for people.
@@ -169,6 +188,34 @@ impl Beneath {
             },
             renamed => Ok(renamed?),
         }
+    }
+
+    /// Gives an entry the name of another one in the same directory, which is gone then.
+    pub(super) fn replace(&self, below: &Path, other: &OsStr) -> io::Result<()> {
+        let (above, name) = self.above(below)?;
+        Ok(rustix::fs::renameat(&above, name, &above, other)?)
+    }
+
+    /// Removes an empty directory.
+    pub(super) fn remove_directory(&self, below: &Path) -> io::Result<()> {
+        let (above, name) = self.above(below)?;
+        Ok(rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// Removes anything, a directory with all that is in it.
+    pub(super) fn remove_all(&self, below: &Path) -> io::Result<()> {
+        let found = self.look(below)?;
+        if found.facts.kind != NodeKind::Dir {
+            return self.remove(below);
+        }
+        if found.facts.mode & 0o700 != 0o700 {
+            // Whoever may remove it may look into it; where that is not so, the list says it.
+            drop(change_mode(&found, found.facts.mode & 0o7777 | 0o700));
+        }
+        for name in self.names(below)? {
+            self.remove_all(&below.join(name))?;
+        }
+        self.remove_directory(below)
     }
 
     /// Removes anything but a directory; what is not there is removed already.

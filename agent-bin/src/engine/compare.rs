@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use rustic_core::jiff::Timestamp;
 use rustix::fs::OFlags;
 
 use super::SharedMeter;
@@ -54,6 +55,12 @@ pub(super) struct Comparison<'a> {
     pub(super) depth: Depth,
     /// What is known to be missing, below `live`, and told already.
     pub(super) known: &'a HashSet<PathBuf>,
+    /// What a restore left as it was, below `live`; of directories only what they are, not what is in them.
+    pub(super) kept: &'a HashSet<PathBuf>,
+    /// More may lie beside what was restored.
+    pub(super) beside: bool,
+    /// What has changed in the live directory since then is no difference; that the repository can give it is looked at.
+    pub(super) since: Option<Timestamp>,
     /// Only this part of the node was restored.
     pub(super) wanted: Option<&'a Wanted>,
     /// What was never to be in the snapshot.
@@ -118,6 +125,9 @@ impl Comparison<'_> {
         let looked = match self.live.look(below) {
             Ok(looked) => looked,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if self.has_lost_something(below) {
+                    return self.give(node, below, sum);
+                }
                 self.differs(below, "is in the snapshot and not in the directory");
                 return Ok(());
             }
@@ -128,11 +138,21 @@ impl Comparison<'_> {
         };
         let facts = &looked.facts;
         let (kept, found) = (node.kind, facts.kind);
+        let changed = self.has_changed(facts);
+        if changed && (kept != NodeKind::Dir || found != NodeKind::Dir) {
+            return self.give(node, below, sum);
+        }
+        let stays = self.kept.contains(below);
+        if stays && (kept != found || kept != NodeKind::Dir) {
+            return Ok(());
+        }
         if kept != found {
             self.differs(below, &format!("is a {}, in the snapshot a {}", found.word(), kept.word()));
             return Ok(());
         }
-        self.metadata(node, below, &looked);
+        if !stays && !changed {
+            self.metadata(node, below, &looked);
+        }
         match node.kind {
             NodeKind::Dir => return self.directory(node, below, sum),
             NodeKind::File => self.file(node, below, facts, sum),
@@ -151,6 +171,51 @@ impl Comparison<'_> {
                 self.differs(below, &format!("is device {}, in the snapshot {}", facts.device, node.device));
             }
             NodeKind::Dev | NodeKind::Chardev | NodeKind::Fifo | NodeKind::Socket | NodeKind::Other => {}
+        }
+        Ok(())
+    }
+
+    /// Whether it was changed after what it is compared with was made, as far as that counts. Nobody can put this time back
+    /// but with the clock.
+    fn has_changed(&self, facts: &Facts) -> bool {
+        self.since.is_some_and(|since| time(facts.ctime).is_none_or(|changed| changed >= since))
+    }
+
+    /// Whether somebody has taken entries out of the directory of one since then.
+    fn has_lost_something(&self, below: &Path) -> bool {
+        let above = below.ancestors().skip(1).find_map(|above| self.live.look(above).ok());
+        self.since.is_some() && above.is_none_or(|above| self.has_changed(&above.facts))
+    }
+
+    /// Reads all that a node has out of the repository: with what, nobody can say any more.
+    fn give(&self, node: &Node, below: &Path, sum: &mut Compared) -> Result<(), Stopped> {
+        if self.meter.is_stopped() {
+            return Err(Stopped);
+        }
+        match node.subtree.filter(|_| node.kind == NodeKind::Dir).map(|tree| self.blobs.tree(&tree)) {
+            Some(Ok(tree)) => {
+                return tree.nodes.iter().try_for_each(|child| self.give(child, &below.join(child.file_name()), sum));
+            }
+            Some(Err(fault)) => {
+                self.differs(below, &format!("its directory cannot be read from the repository: {fault}"))
+            }
+            None => {}
+        }
+        if node.kind == NodeKind::File {
+            sum.files += 1;
+            sum.bytes += node.size;
+        }
+        for piece in node.content.iter().flatten() {
+            if self.meter.is_stopped() {
+                return Err(Stopped);
+            }
+            match self.blobs.read(BlobKind::Data, piece) {
+                Ok(bytes) => self.meter.advance(bytes.len() as u64),
+                Err(fault) => {
+                    self.differs(below, &ContentFault::Repository(fault).to_string());
+                    break;
+                }
+            }
         }
         Ok(())
     }
@@ -240,14 +305,17 @@ impl Comparison<'_> {
             self.entry(child, &below.join(name), sum)?;
         }
         // Beside a damaged file lies the part of it that could be read.
-        if node.mtime.is_some() && self.known.is_empty() {
+        if node.mtime.is_some() && self.known.is_empty() && !self.beside {
             let rest = match &self.left_out {
                 Some(left_out) if !extra.is_empty() => {
                     left_out.rest(self.live, below, extra.clone()).unwrap_or(extra)
                 }
                 _ => extra,
             };
-            for name in rest {
+            let is_new = |name: &OsString| {
+                self.live.look(&below.join(name)).is_ok_and(|looked| self.has_changed(&looked.facts))
+            };
+            for name in rest.into_iter().filter(|name| !is_new(name)) {
                 self.differs(&below.join(name), "is in the directory and not in the snapshot");
             }
         }

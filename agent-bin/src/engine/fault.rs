@@ -8,6 +8,7 @@ use agent_core::NotPermitted;
 use proto::RepositoryName;
 use proto::recovery::SealFault;
 
+use super::beneath::PathFault;
 use super::format::blobs::BlobFault;
 use super::format::chunker::ChunkerFault;
 use super::format::files::FileFault;
@@ -128,6 +129,10 @@ pub(crate) enum Refusal {
     TargetNotEmpty,
     #[error("an unfinished restore of snapshot {0} is in it")]
     TargetUnfinished(String),
+    #[error("a restore test of the same job is under way there")]
+    TestUnderWay,
+    #[error("a restore test of {bytes} bytes wants twice as many free, and there are {free}")]
+    NoRoomForTest { bytes: u64, free: u64 },
 }
 
 /// Why a key is not made, removed or sealed.
@@ -174,6 +179,15 @@ impl EngineError {
 
     pub(super) fn refused(path: &Path, why: Refusal) -> Self {
         EngineError::Refused { path: path.to_owned(), why }
+    }
+}
+
+impl From<PathFault> for EngineError {
+    fn from(fault: PathFault) -> Self {
+        match fault {
+            PathFault::Link(link) => EngineError::refused(&link.clone(), Refusal::TargetBehindLink(link)),
+            PathFault::Io { path, source } => EngineError::Io { path, source },
+        }
     }
 }
 

@@ -197,7 +197,22 @@ pub(super) fn set_metadata(file: impl AsFd, node: &Node, privileged: bool, probl
     }
 }
 
-/// The same for what cannot be opened (a symbolic link, a device), of what was looked at.
+/// Takes from a file that was there the extended attributes that its node does not have.
+pub(super) fn drop_attributes(file: impl AsFd, node: &Node, problem: impl Fn(&str, io::Error)) {
+    let fd = file.as_fd();
+    let found = match names_of(grown(|buffer| rustix::fs::flistxattr(fd, buffer))) {
+        Ok(found) => found,
+        Err(error) => return problem("extended attributes", error),
+    };
+    for name in found.iter().filter(|name| !node.extended_attributes.iter().any(|kept| kept.name() == *name)) {
+        let name = OsStr::from_bytes(name);
+        if let Err(error) = rustix::fs::fremovexattr(fd, name) {
+            problem(&format!("extended attribute {}", name.display()), error.into());
+        }
+    }
+}
+
+/// As [`set_metadata`], for what cannot be opened (a symbolic link, a device), of what was looked at.
 pub(super) fn set_metadata_of_special(
     made: &Looked,
     node: &Node,

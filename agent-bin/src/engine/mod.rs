@@ -37,7 +37,7 @@ use proto::agent::{JobOrigin, Repository, SnapshotRef};
 use proto::backup::{BackupCounts, BackupOptions};
 use proto::keeping::{Keeping, Refused};
 use proto::look::{Forget, Found, Query};
-use proto::restore::RestoreOptions;
+use proto::restore::{Over, RestoreOptions};
 
 use crate::kept::Kept;
 pub(crate) use fault::EngineError;
@@ -81,6 +81,24 @@ pub(crate) struct Mark {
     pub(crate) permits: Arc<Permits>,
 }
 
+/// What a restore goes to, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Onto<'a> {
+    /// An absolute path.
+    pub(crate) target: &'a Path,
+    /// Which part of the snapshot.
+    pub(crate) options: &'a RestoreOptions,
+    /// What becomes of what is there; `None`: nothing may be there.
+    pub(crate) over: Option<Over>,
+}
+
+/// How large the sample of a snapshot is at most that a restore test takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SampleBounds {
+    pub(crate) files: u32,
+    pub(crate) bytes: u64,
+}
+
 /// Storage operations on one repository. Every call blocks until it is done, has failed or was stopped through `meter`,
 /// which also collects what went wrong without ending it.
 pub(crate) trait BackupEngine: Send + Sync {
@@ -101,6 +119,25 @@ pub(crate) trait BackupEngine: Send + Sync {
         snapshot: &SnapshotRef,
         target: &Path,
         options: &RestoreOptions,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError>;
+    /// As `restore`, also over what is in the target.
+    fn restore_over(
+        &self,
+        at: &Repository,
+        snapshot: &SnapshotRef,
+        onto: &Onto<'_>,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError>;
+    /// Restores a sample of snapshots into a place of the agent's own, compares it with them and with what of it has not
+    /// changed in the sources, and removes it. Differences are problems.
+    fn restore_test(
+        &self,
+        at: &Repository,
+        snapshot: &SnapshotRef,
+        bounds: SampleBounds,
         mark: &Mark,
         meter: &SharedMeter,
     ) -> Result<Work, EngineError>;

@@ -21,6 +21,8 @@ pub(super) struct Wanted {
     exclude: Gitignore,
     /// Directories that lead to something, below the root.
     leading: HashSet<PathBuf>,
+    /// Just these entries and what leads to them, whatever the patterns say.
+    only: Option<HashSet<PathBuf>>,
 }
 
 impl Wanted {
@@ -28,7 +30,15 @@ impl Wanted {
     /// A pattern is none.
     pub(super) fn new(options: &RestoreOptions, root: PathBuf) -> Result<Self, SelectionFault> {
         let include = (!options.include.is_empty()).then(|| matcher(&options.include)).transpose()?;
-        Ok(Self { root, include, exclude: matcher(&options.exclude)?, leading: HashSet::new() })
+        Ok(Self { root, include, exclude: matcher(&options.exclude)?, leading: HashSet::new(), only: None })
+    }
+
+    /// Just some entries, named by where they lie below the root.
+    pub(super) fn only(root: PathBuf, entries: impl Iterator<Item = PathBuf>) -> Self {
+        let only: HashSet<PathBuf> = entries.collect();
+        let above = only.iter().flat_map(|below| below.ancestors().skip(1)).map(Path::to_owned);
+        let leading = above.collect();
+        Self { root, include: None, exclude: Gitignore::empty(), leading, only: Some(only) }
     }
 
     /// Looks in a directory for what its own path does not say: whether something in it is wanted. One that cannot be read
@@ -72,6 +82,9 @@ impl Wanted {
 
     /// Whether what lies at a path below the root is restored.
     pub(super) fn takes(&self, below: &Path, is_dir: bool) -> bool {
+        if let Some(only) = &self.only {
+            return only.contains(below) || (is_dir && self.leading.contains(below));
+        }
         if self.excludes(below, is_dir) {
             return false;
         }
@@ -110,5 +123,12 @@ mod tests {
             Wanted::new(&RestoreOptions { include: vec!["a[".into()], ..RestoreOptions::default() }, "/".into())
                 .is_err()
         );
+    }
+    #[test]
+    fn some_entries_come_with_what_leads_to_them_and_nothing_else() {
+        let wanted = Wanted::only("/srv".into(), ["a/b/c", "d"].into_iter().map(PathBuf::from));
+        let takes = |path: &str, is_dir| wanted.takes(Path::new(path), is_dir);
+        assert!(takes("a", true) && takes("a/b", true) && takes("a/b/c", false) && takes("d", false));
+        assert!(!takes("a/x", false) && !takes("a/b/x", true) && !takes("a", false));
     }
 }

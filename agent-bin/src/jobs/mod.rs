@@ -227,10 +227,13 @@ fn try_run(
 fn outcome(operation: &Operation, mut sums: Sums) -> Outcome {
     let (counts, found, left_out) = (sums.counts, std::mem::take(&mut sums.found), sums.left_out);
     match operation {
-        Operation::RestoreSome { options, .. } if !options.dry_run => Outcome::Done(sums.into()),
-        Operation::Look { .. } | Operation::Forget { .. } | Operation::RestoreSome { .. } => {
-            Outcome::Found { summary: sums.into(), found, left_out }
+        Operation::RestoreSome { options, .. } | Operation::RestoreOver { options, .. } if !options.dry_run => {
+            Outcome::Done(sums.into())
         }
+        Operation::Look { .. }
+        | Operation::Forget { .. }
+        | Operation::RestoreSome { .. }
+        | Operation::RestoreOver { .. } => Outcome::Found { summary: sums.into(), found, left_out },
         Operation::BackupWith { .. } => Outcome::BackedUp { summary: sums.into(), counts },
         Operation::Serve { .. } | Operation::Keeping { .. } => Outcome::OwnDone(said(sums)),
         _ => Outcome::Done(sums.into()),

@@ -12,6 +12,7 @@ use proto::look::{Forget, Keep, Query, SnapshotFilter};
 use proto::restore::RestoreOptions;
 
 use super::*;
+use crate::engine::{Onto, SampleBounds};
 use crate::kept::Kept;
 
 /// Does nothing, and tells what it was asked to do.
@@ -85,6 +86,26 @@ impl BackupEngine for FakeEngine {
         meter: &SharedMeter,
     ) -> Result<Work, EngineError> {
         self.call(format!("restore {} {}", snapshot.snapshot, target.display()), meter)
+    }
+    fn restore_over(
+        &self,
+        _: &Repository,
+        snapshot: &SnapshotRef,
+        onto: &Onto<'_>,
+        _: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        self.call(format!("restore {} over {}: {:?}", snapshot.snapshot, onto.target.display(), onto.over), meter)
+    }
+    fn restore_test(
+        &self,
+        _: &Repository,
+        snapshot: &SnapshotRef,
+        bounds: SampleBounds,
+        _: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        self.call(format!("test {} by {} files of {} bytes", snapshot.snapshot, bounds.files, bounds.bytes), meter)
     }
     fn verify(&self, _: &Repository, of: &SnapshotRef, _: &Mark, meter: &SharedMeter) -> Result<Work, EngineError> {
         self.call(format!("verify {}", of.snapshot), meter)

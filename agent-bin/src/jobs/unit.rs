@@ -9,11 +9,11 @@ use proto::backup::BackupOptions;
 use proto::door::{Door, DoorKey};
 use proto::keeping::Keeping;
 use proto::look::{Forget, Query};
-use proto::restore::RestoreOptions;
+use proto::restore::{Over, RestoreOptions};
 
 use super::fault::JobFault;
 use crate::config::Role;
-use crate::engine::{BackupEngine, EngineError, Mark, SharedMeter, Work};
+use crate::engine::{BackupEngine, EngineError, Mark, Onto, SampleBounds, SharedMeter, Work};
 use crate::kept::Kept;
 
 /// One step of an operation, after which it can be left and continued.
@@ -28,6 +28,11 @@ pub(super) enum Unit {
         snapshot: SnapshotRef,
         target: PathBuf,
         options: RestoreOptions,
+        over: Option<Over>,
+    },
+    RestoreTest {
+        snapshot: SnapshotRef,
+        bounds: SampleBounds,
     },
     Verify {
         snapshot: SnapshotRef,
@@ -59,6 +64,8 @@ pub(super) fn accept(role: Role, operation: &Operation) -> Result<Repository, Jo
         | Operation::BackupWith { .. }
         | Operation::Restore { .. }
         | Operation::RestoreSome { .. }
+        | Operation::RestoreOver { .. }
+        | Operation::RestoreTest { .. }
         | Operation::Verify { .. } => Role::Data,
         Operation::Check { .. }
         | Operation::Prune { .. }
@@ -96,6 +103,8 @@ pub(super) fn permit(permits: &Permits, operation: &Operation) -> Result<(), Not
         Operation::Restore { target, .. } | Operation::RestoreSome { target, .. } => {
             permits.restore(Path::new(target))
         }
+        Operation::RestoreOver { target, .. } => permits.restore_over(Path::new(target)),
+        Operation::RestoreTest { .. } => permits.restore_test(),
         Operation::Prune { keep_last, .. } => permits.prune(*keep_last),
         Operation::Forget { order, .. } => permits.prune(order.keep.last),
         Operation::Serve { .. } | Operation::Keeping { .. } => permits.serve(),
@@ -117,9 +126,16 @@ pub(super) fn units(operation: &Operation) -> Result<Vec<Unit>, JobFault> {
         Operation::Backup { sources, .. } => backups(sources, &BackupOptions::default()),
         Operation::BackupWith { sources, options, .. } => backups(sources, options),
         Operation::Restore { snapshot, target, .. } => {
-            vec![restore(snapshot, target, &RestoreOptions::default())]
+            vec![restore(snapshot, target, &RestoreOptions::default(), None)]
         }
-        Operation::RestoreSome { snapshot, target, options, .. } => vec![restore(snapshot, target, options)],
+        Operation::RestoreSome { snapshot, target, options, .. } => vec![restore(snapshot, target, options, None)],
+        Operation::RestoreOver { snapshot, target, options, over, .. } => {
+            vec![restore(snapshot, target, options, Some(*over))]
+        }
+        Operation::RestoreTest { snapshot, files, bytes, .. } => {
+            let bounds = SampleBounds { files: *files, bytes: *bytes };
+            vec![Unit::RestoreTest { snapshot: snapshot.clone(), bounds }]
+        }
         Operation::Verify { snapshot, .. } => vec![Unit::Verify { snapshot: snapshot.clone() }],
         Operation::Check { read_data, .. } => vec![Unit::Check { read_data: *read_data }],
         Operation::Prune { keep_last: 0, .. } => return Err(JobFault::KeepsNothing),
@@ -141,8 +157,8 @@ pub(super) fn units(operation: &Operation) -> Result<Vec<Unit>, JobFault> {
     })
 }
 
-fn restore(snapshot: &SnapshotRef, target: &str, options: &RestoreOptions) -> Unit {
-    Unit::Restore { snapshot: snapshot.clone(), target: target.into(), options: options.clone() }
+fn restore(snapshot: &SnapshotRef, target: &str, options: &RestoreOptions, over: Option<Over>) -> Unit {
+    Unit::Restore { snapshot: snapshot.clone(), target: target.into(), options: options.clone(), over }
 }
 
 fn backups(sources: &[String], options: &BackupOptions) -> Vec<Unit> {
@@ -166,7 +182,13 @@ pub(super) fn one(
             let sources: Vec<&Path> = sources.iter().map(PathBuf::as_path).collect();
             engine.backup(at, &sources, options, mark, meter)
         }
-        Unit::Restore { snapshot, target, options } => engine.restore(at, snapshot, target, options, mark, meter),
+        Unit::Restore { snapshot, target, options, over: None } => {
+            engine.restore(at, snapshot, target, options, mark, meter)
+        }
+        Unit::Restore { snapshot, target, options, over } => {
+            engine.restore_over(at, snapshot, &Onto { target, options, over: *over }, mark, meter)
+        }
+        Unit::RestoreTest { snapshot, bounds } => engine.restore_test(at, snapshot, *bounds, mark, meter),
         Unit::Verify { snapshot } => engine.verify(at, snapshot, mark, meter),
         Unit::Check { read_data } => engine.check(at, *read_data, mark, meter),
         Unit::Forget { keep_last } => engine.forget(at, *keep_last, mark, meter),
@@ -192,7 +214,11 @@ pub(super) fn describe(unit: &Unit, activity: &str) -> String {
             let dry = if options.dry_run { "trying to back up" } else { "backing up" };
             format!("{dry} {}", names.join(", "))
         }
-        Unit::Restore { snapshot, target, .. } => format!("restoring {} to {}", snapshot.snapshot, target.display()),
+        Unit::Restore { snapshot, target, over, .. } => {
+            let to = if over.is_some() { "over what is in" } else { "to" };
+            format!("restoring {} {to} {}", snapshot.snapshot, target.display())
+        }
+        Unit::RestoreTest { snapshot, .. } => format!("testing a restore of {}", snapshot.snapshot),
         Unit::Verify { snapshot } => format!("verifying {}", snapshot.snapshot),
         Unit::Check { read_data: true } => "checking every byte".to_owned(),
         Unit::Check { read_data: false } => "checking".to_owned(),

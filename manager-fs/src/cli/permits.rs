@@ -21,6 +21,9 @@ pub(super) enum PermitsCommand {
         /// Also ask whether something may be restored to here; absolute
         #[arg(long, value_name = "DIR")]
         restore: Vec<PathBuf>,
+        /// Also ask whether something may be restored over what is here; absolute
+        #[arg(long, value_name = "DIR")]
+        over: Vec<PathBuf>,
         /// Also ask whether an operation of a program's own kind may be ordered
         #[arg(long, value_name = "KIND")]
         operation: Vec<OperationKind>,
@@ -30,10 +33,11 @@ pub(super) enum PermitsCommand {
 }
 
 pub(super) fn run(command: &PermitsCommand, dirs: &Dirs) -> anyhow::Result<Done> {
-    let PermitsCommand::Check { backup, restore, operation, output } = command;
+    let PermitsCommand::Check { backup, restore, over, operation, output } = command;
     let permits = Permits::read(&dirs.state, &dirs.run)?;
     let asked = backup.iter().map(|source| permits.backup(source));
     let asked = asked.chain(restore.iter().map(|target| permits.restore(target)));
+    let asked = asked.chain(over.iter().map(|target| permits.restore_over(target)));
     let asked = asked.chain(operation.iter().map(|kind| permits.own(kind)));
     let refused: Vec<String> = asked.filter_map(|answer| Some(answer.err()?.to_string())).collect();
     if output.json {

@@ -76,7 +76,7 @@ pub(super) enum PolicyCommand {
         /// A host, or @ and a group [default: all of its hosts]
         #[arg(long, value_name = "HOST|@GROUP")]
         host: Option<Target>,
-        /// backup, verify, check or prune
+        /// backup, verify, check, prune or restore-test
         #[arg(long, default_value = "backup")]
         task: Task,
         #[command(flatten)]
@@ -131,6 +131,9 @@ pub(super) struct Terms {
     /// When the newest snapshots are compared with their sources, such as weekly
     #[arg(long, value_name = "WHEN", help_heading = "When")]
     verify: Option<String>,
+    /// When a sample of the newest snapshots is restored and compared, such as monthly
+    #[arg(long, value_name = "WHEN", help_heading = "When")]
+    restore_test: Option<String>,
     /// The host whose media agent looks after the repository; may be given several times
     #[arg(long, value_name = "HOST|@GROUP", help_heading = "The repository")]
     media: Vec<String>,
@@ -235,6 +238,7 @@ impl Terms {
             window: self.window.clone(),
             rpo: self.rpo.clone(),
             verify: self.verify.clone(),
+            restore_test: self.restore_test.clone(),
             media: self.media.clone(),
             media_product: self.media_product.clone(),
             check: self.check.clone(),
@@ -468,7 +472,7 @@ fn view_json(view: &PolicyView) -> Value {
 fn run_json(run: &RunFact) -> Value {
     json!({
         "job": run.job, "due_unix_ms": run.due, "ordered_unix_ms": run.ordered, "ended_unix_ms": run.ended,
-        "state": run.state, "problems": run.problems, "error": run.error, "snapshots": run.snapshots,
+        "state": run.state, "problems": run.problems, "first_problem": run.first_problem, "error": run.error, "snapshots": run.snapshots,
     })
 }
 
@@ -495,7 +499,18 @@ mod tests {
 
     fn run(state: JobState, problems: u32, error: Option<&str>) -> RunFact {
         let error = error.map(str::to_owned);
-        RunFact { job: JobId(7), due: 1, ordered: 2, ended: Some(3), state, problems, error, snapshots: Vec::new() }
+        let (first_problem, snapshots) = (None, Vec::new());
+        RunFact {
+            job: JobId(7),
+            due: 1,
+            ordered: 2,
+            ended: Some(3),
+            state,
+            problems,
+            first_problem,
+            error,
+            snapshots,
+        }
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(super) fn run(args: &ProtectionArgs, here: &Here) -> anyhow::Result<Done> {
 fn show(view: &ProtectionView, only_risks: bool) {
     let rows: Vec<Vec<String>> = view.rows.iter().map(row).collect();
     if !rows.is_empty() {
-        out::table(&["HOST", "SOURCE", "POLICY", "LAST GOOD BACKUP", "VERIFIED", ""], &rows);
+        out::table(&["HOST", "SOURCE", "POLICY", "LAST GOOD BACKUP", "VERIFIED", "RESTORED", ""], &rows);
     }
     let shown = view.rows.len() as u64;
     let of = if only_risks { view.at_risk } else { view.sources };
@@ -69,7 +69,9 @@ fn row(row: &ProtectionRow) -> Vec<String> {
         (true, 0) => String::from("ok"),
         (true, problems) => format!("ok, with {}", count(u64::from(problems), "problem")),
     };
-    vec![row.host.to_string(), row.source.clone(), row.policy.to_string(), at(&row.backup), at(&row.verified), remark]
+    let (host, policy) = (row.host.to_string(), row.policy.to_string());
+    let (backup, verified, tested) = (at(&row.backup), at(&row.verified), at(&row.tested));
+    vec![host, row.source.clone(), policy, backup, verified, tested, remark]
 }
 
 fn words(risk: &Risk, host: &HostName) -> String {
@@ -78,10 +80,12 @@ fn words(risk: &Risk, host: &HostName) -> String {
         Risk::Old { task, age_ms, promised_ms, why } => {
             format!("the last good {task} is {} old, {} promised{}", ms(*age_ms), ms(*promised_ms), reason(why, host))
         }
-        Risk::Found { task, on, problems, job } => {
+        Risk::Found { task, on, problems, first, job } => {
             let on = on.as_ref().map_or_else(String::new, |on| format!(" on {on}"));
-            format!("the last {task}{on} found {} (job {job})", count(u64::from(*problems), "problem"))
+            let first = first.as_ref().map_or_else(String::new, |first| format!(": {first}"));
+            format!("the last {task}{on} found {} (job {job}){first}", count(u64::from(*problems), "problem"))
         }
+        Risk::Unproved { task, why, job } => format!("the last {task} failed (job {job}): {why}"),
     }
 }
 
@@ -110,6 +114,7 @@ fn view_json(view: &ProtectionView) -> Value {
             "host": row.host, "source": row.source, "policy": row.policy, "at_risk": !row.risks.is_empty(),
             "risks": row.risks.iter().map(|risk| words(risk, &row.host)).collect::<Vec<_>>(),
             "rpo_ms": row.rpo_ms, "backup": run(&row.backup), "verified": run(&row.verified),
+            "restore_tested": run(&row.tested),
         })
     };
     json!({
@@ -136,6 +141,7 @@ mod tests {
             ended: Some(3),
             state: JobState::Done,
             problems: 2,
+            first_problem: None,
             error: None,
             snapshots: vec!["abc".into()],
         };
@@ -145,6 +151,7 @@ mod tests {
             source: "/srv".into(),
             backup: Some(run),
             verified: None,
+            tested: None,
             rpo_ms: 36 * 3_600_000,
             risks,
         }
@@ -156,14 +163,22 @@ mod tests {
         let why = Why::Waits(Waits::Repository(5), None);
         let old = Risk::Old { task: Task::Backup, age_ms: 40 * hour, promised_ms: 36 * hour, why };
         let never = Risk::Never { task: Task::Verify, why: Why::Failed("no space".into()) };
-        let found = Risk::Found { task: Task::Check, on: Some("m".parse().unwrap()), problems: 1, job: JobId(9) };
-        let text = row(&one(vec![old, never, found])).pop().unwrap();
+        let found = Risk::Found {
+            task: Task::Check,
+            on: Some("m".parse().unwrap()),
+            problems: 1,
+            first: Some("pack 7 is gone".into()),
+            job: JobId(9),
+        };
+        let unproved = Risk::Unproved { task: Task::RestoreTest, why: "the disk is full".into(), job: JobId(8) };
+        let text = row(&one(vec![old, never, found, unproved])).pop().unwrap();
         for part in [
             "at risk: the last good backup is ",
             " old, ",
             "waits: 5 under way at the repository, as many as may be",
             "no good verify yet: the last one failed, no space",
-            "the last check on m found 1 problem (job 9)",
+            "the last check on m found 1 problem (job 9): pack 7 is gone",
+            "the last restore-test failed (job 8): the disk is full",
         ] {
             assert!(text.contains(part), "no {part} in {text}");
         }

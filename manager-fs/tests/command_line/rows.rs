@@ -69,6 +69,7 @@ const ROWS: &[(&str, &[&str], Asks)] = &[
     ("agents", &[], Asks::Manager),
     ("job backup", &["--host", "h", "--repository", "/r", "/s"], Asks::Manager),
     ("job restore", &["--host", "h", "--repository", "/r", "--snapshot", "latest", "--target", "/t"], Asks::Manager),
+    ("job restore-test", &["--host", "h", "--repository", "/r"], Asks::Manager),
     ("job verify", &["--host", "h", "--repository", "/r"], Asks::Manager),
     ("job check", &["--host", "h", "--repository", "/r"], Asks::Manager),
     ("job prune", &["--host", "h", "--repository", "/r", "--keep-last", "1"], Asks::Manager),

@@ -21,7 +21,7 @@ use proto::name::Target;
 use proto::own::{Arguments, Finding, OwnSummary};
 use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange, Script};
 use proto::recovery::RecoveryKey;
-use proto::restore::RestoreOptions;
+use proto::restore::{Over, Overwrite, RestoreOptions};
 use proto::{GenerationRecord, GenerationRef, GroupName, HostName, ObjectId, Product, TreeId, TreePath, Version};
 
 fn product() -> impl Strategy<Value = Product> {
@@ -130,6 +130,18 @@ pub(crate) fn operation() -> impl Strategy<Value = Operation> {
             .prop_map(|(repository, name)| Operation::Unserve { repository, name: name.parse().unwrap() }),
         ("[a-z0-9][a-z0-9-]{0,63}", keeping())
             .prop_map(|(name, order)| Operation::Keeping { name: name.parse().unwrap(), order }),
+        (repository(), snapshot(), path(), vec(path(), 0..3), any::<(bool, bool, u8)>()).prop_map(
+            |(repository, snapshot, target, include, (dry_run, delete, which))| Operation::RestoreOver {
+                repository,
+                snapshot,
+                target,
+                options: RestoreOptions { include, exclude: Vec::new(), dry_run },
+                over: Over { policy: Overwrite::ALL[usize::from(which % 4)], delete },
+            }
+        ),
+        (repository(), snapshot(), any::<(u32, u64)>()).prop_map(|(repository, snapshot, (files, bytes))| {
+            Operation::RestoreTest { repository, snapshot, files, bytes }
+        }),
     ]
 }
 

@@ -90,6 +90,7 @@ fn cases() -> Vec<Case> {
         choice::<Keeping>(),
         choice::<Refused>(),
         choice::<Outcome>(),
+        choice::<proto::restore::Overwrite>(),
         choice::<Query>(),
         choice::<Found>(),
         choice::<Role>(),
@@ -188,6 +189,7 @@ fn every_variant_has_a_sample_and_every_sample_a_variant() {
     check::<HostScope>();
     check::<proto::keeping::Keeping>();
     check::<proto::keeping::Refused>();
+    check::<proto::restore::Overwrite>();
     check::<Outcome>();
     check::<Role>();
     check::<AgentState>();

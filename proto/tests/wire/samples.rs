@@ -18,7 +18,7 @@ use proto::message::{
 use proto::name::Target;
 use proto::own::{Arguments, Finding, OwnSummary};
 use proto::recovery::RecoveryKey;
-use proto::restore::RestoreOptions;
+use proto::restore::{Over, Overwrite, RestoreOptions};
 use proto::{GenerationRef, ObjectId, Product, TreeId, Version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -391,7 +391,8 @@ choice!(AgentReply { Done = 0, Status = 1, Outcome = 2, Fault = 3 } vec![
 ]);
 
 choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, Identify = 5, Own = 6,
-    BackupWith = 7, Look = 8, Forget = 9, RestoreSome = 10, Serve = 11, Unserve = 12, Keeping = 13 } vec![
+    BackupWith = 7, Look = 8, Forget = 9, RestoreSome = 10, Serve = 11, Unserve = 12,
+    Keeping = 13, RestoreOver = 14, RestoreTest = 15 } vec![
     Operation::Backup { repository: repository(), sources: vec!["/data".into()] },
     Operation::Restore { repository: repository(), snapshot: snapshot(), target: "/back".into() },
     Operation::Verify { repository: repository(), snapshot: SnapshotRef::latest() },
@@ -416,6 +417,14 @@ choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, I
     },
     Operation::Unserve { repository: repository(), name: "main".parse().unwrap() },
     Operation::Keeping { name: "main".parse().unwrap(), order: Keeping::Keys },
+    Operation::RestoreOver {
+        repository: repository(),
+        snapshot: SnapshotRef::latest(),
+        target: "/data".into(),
+        options: RestoreOptions::default(),
+        over: Over { policy: Overwrite::IfChanged, delete: true },
+    },
+    Operation::RestoreTest { repository: repository(), snapshot: SnapshotRef::latest(), files: 100, bytes: 1 << 20 },
 ]);
 
 choice!(Keeping { Keys = 0, AddKey = 1, RemoveKey = 2, Escrow = 3, Refuse = 4 } vec![
@@ -429,6 +438,13 @@ choice!(Keeping { Keys = 0, AddKey = 1, RemoveKey = 2, Escrow = 3, Refuse = 4 } 
 choice!(Refused { Grant = 0, Host = 1 } vec![
     refused(),
     Refused::Host { host: "web".parse().unwrap(), until_unix_ms: 1000 },
+]);
+
+choice!(Overwrite { Never = 0, IfNewer = 1, IfChanged = 2, Always = 3 } vec![
+    Overwrite::Never,
+    Overwrite::IfNewer,
+    Overwrite::IfChanged,
+    Overwrite::Always,
 ]);
 
 choice!(Query { Snapshots = 0, List = 1, Find = 2, Diff = 3, Dump = 4 } vec![

@@ -1,15 +1,22 @@
 //! What people ask of a repository: which snapshots, what is in them, where something lies, how two differ.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use proto::agent::SnapshotRef;
 use proto::limits::{DUMP_BYTES_MAX, FOUND_MAX};
 use proto::look::{Found, FoundEntry, FoundSnapshot, Query, SnapshotFilter};
+use proto::restore::Overwrite;
+use rustix::fs::OFlags;
 
+use super::super::beneath::Beneath;
+use super::super::facts::Facts;
 use super::super::fault::{EngineError, Refusal};
 use super::super::format::blobs::Blobs;
 use super::super::format::index::BlobKind;
 use super::super::format::tree::{Node, NodeKind};
+use super::super::live::time;
+use super::super::restore::over::{Delete, Fate, fate};
 use super::super::selection::matcher;
 use super::super::session::Session;
 use super::super::snapshots::{Snapshot, Snapshots};
@@ -256,30 +263,89 @@ impl<'a> Look<'a> {
     }
 }
 
-/// What a restore would write.
+/// How a restore would go over what is there.
+pub(super) struct WouldGoOver<'a> {
+    pub(super) policy: Overwrite,
+    pub(super) delete: Option<&'a Delete<'a>>,
+    pub(super) target: &'a Path,
+}
+
+impl WouldGoOver<'_> {
+    /// What would become of an entry: `None`, if it stays, and whether what is in it is looked at.
+    fn would(&self, target: Option<&Beneath>, below: &Path, node: &Node) -> (Option<&'static str>, bool) {
+        let Some(Ok(found)) = target.map(|target| target.look(below)) else { return (Some("added"), true) };
+        let facts = &found.facts;
+        match fate(self.policy, node, facts) {
+            // A directory is entered, whatever becomes of its own metadata.
+            _ if node.kind == NodeKind::Dir && facts.kind == NodeKind::Dir => (None, true),
+            Fate::Kept => (None, false),
+            Fate::Same => (None, true),
+            Fate::Replaced => (Some("overwritten"), true),
+        }
+    }
+
+    /// Tells what would be removed of a directory.
+    fn would_remove(
+        &self,
+        target: Option<&Beneath>,
+        (below, tree): (&Path, &[Node]),
+        wanted: &Wanted,
+        mut tell: impl FnMut(&Path, &Node),
+    ) {
+        let (Some(delete), Some(target)) = (self.delete, target) else { return };
+        let Ok(directory) = target.open(below, OFlags::RDONLY | OFlags::DIRECTORY, 0) else { return };
+        let is_kept = |name: &OsStr| tree.iter().any(|node| node.file_name() == name);
+        for name in delete.extra(&directory, below, wanted, is_kept).unwrap_or_default() {
+            let Ok(facts) = Facts::of_entry(&directory, &name) else { continue };
+            let mut node = Node::new(&name, facts.kind);
+            node.set_mode(facts.mode);
+            (node.size, node.mtime) = (facts.size, time(facts.mtime));
+            tell(&wanted.path(&below.join(name)), &node);
+        }
+    }
+}
+
+/// What a restore would write, and remove.
 pub(super) fn would_restore(
     snapshot: &Snapshot,
     blobs: &Blobs<'_>,
     root: &Node,
     wanted: &Wanted,
+    over: Option<&WouldGoOver<'_>>,
     meter: &SharedMeter,
 ) -> Result<Work, EngineError> {
     let mut sum = Work { snapshots: vec![snapshot.id.to_string()], ..Work::default() };
     let mut findings = Findings::default();
-    let mut waiting = vec![(PathBuf::new(), root.clone())];
+    let find =
+        |over: &WouldGoOver<'_>| Beneath::find(over.target).map_err(|error| EngineError::io(over.target, error));
+    let target = over.map(find).transpose()?.flatten();
+    let place = if root.kind == NodeKind::Dir { PathBuf::new() } else { root.file_name().into() };
+    let mut waiting = vec![(place, root.clone())];
     while let Some((below, node)) = waiting.pop() {
         if meter.is_stopped() {
             return Err(EngineError::Stopped);
+        }
+        let (change, goes_in) = match over {
+            Some(over) => over.would(target.as_ref(), &below, &node),
+            None => (None, true),
+        };
+        if !goes_in || (over.is_some() && change.is_none() && node.kind != NodeKind::Dir) {
+            continue;
         }
         if node.kind == NodeKind::File {
             sum.files += 1;
             sum.bytes += node.size;
         }
-        if !below.as_os_str().is_empty() || node.kind != NodeKind::Dir {
-            findings.add(entry(snapshot, &wanted.path(&below), &node, None));
+        if !below.as_os_str().is_empty() && (over.is_none() || change.is_some()) {
+            findings.add(entry(snapshot, &wanted.path(&below), &node, change));
         }
         match node.subtree.filter(|_| node.kind == NodeKind::Dir).map(|tree| blobs.tree(&tree)) {
             Some(Ok(tree)) => {
+                if let Some(over) = over {
+                    over.would_remove(target.as_ref(), (&below, &tree.nodes), wanted, |path, node| {
+                        findings.add(entry(snapshot, path, node, Some("removed")));
+                    });
+                }
                 let inside = tree.nodes.into_iter().map(|node| (below.join(node.file_name()), node));
                 let inside = inside.filter(|(path, node)| wanted.takes(path, node.kind == NodeKind::Dir));
                 let first = waiting.len();
@@ -324,8 +390,6 @@ fn entry(snapshot: &Snapshot, path: &Path, node: &Node, change: Option<&str>) ->
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsStr;
-
     use super::*;
 
     #[test]

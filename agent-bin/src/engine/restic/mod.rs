@@ -2,6 +2,7 @@
 
 mod look;
 mod made;
+mod rehearsal;
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -31,17 +32,18 @@ use super::format::tree::{Node, NodeKind};
 use super::keys;
 use super::library::{self, Opened};
 use super::patterns::rules_of;
+use super::restore::over::{Delete, Over};
 use super::restore::{self, RestoreFault};
 use super::retention::fates;
-use super::selection::{Rules, Selection};
+use super::selection::Selection;
 use super::session::{Place, Session, keep_password, password};
 use super::snapshots::{self, Snapshot};
 use super::source::Source;
-use super::unfinished::Unfinished;
+use super::unfinished::{OverRecord, Unfinished};
 use super::wanted::Wanted;
-use super::{BackupEngine, Desk, Mark, SharedMeter, Work};
+use super::{BackupEngine, Desk, Mark, Onto, SampleBounds, SharedMeter, Work};
 use crate::kept::Kept;
-use look::{Findings, shown};
+use look::{Findings, WouldGoOver, shown};
 use made::{finish_snapshot, finished, must_be_free, new_snapshot, total_bytes, work_of};
 
 /// The engine.
@@ -122,7 +124,31 @@ impl BackupEngine for Restic {
         meter: &SharedMeter,
     ) -> Result<Work, EngineError> {
         let session = Session::open(&self.state, at, Access::Shared, false, mark, meter)?;
-        session.restore(&self.state, reference, target, options, mark, meter)
+        session.restore(&self.state, reference, &Onto { target, options, over: None }, mark, meter)
+    }
+
+    fn restore_over(
+        &self,
+        at: &Location,
+        reference: &SnapshotRef,
+        onto: &Onto<'_>,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        let session = Session::open(&self.state, at, Access::Shared, false, mark, meter)?;
+        session.restore(&self.state, reference, onto, mark, meter)
+    }
+
+    fn restore_test(
+        &self,
+        at: &Location,
+        reference: &SnapshotRef,
+        bounds: SampleBounds,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        let session = Session::open(&self.state, at, Access::Shared, false, mark, meter)?;
+        rehearsal::restore_test(&session, &self.state, reference, bounds, mark, meter)
     }
 
     fn verify(
@@ -144,7 +170,7 @@ impl BackupEngine for Restic {
         for snapshot in &found {
             for source in snapshot.sources() {
                 match node_at(&blobs, snapshot, &source) {
-                    Ok(node) => sum.add(compare_source(&blobs, &node, &source, &snapshot.rules, mark, meter)?),
+                    Ok(node) => sum.add(compare_source(&blobs, &node, &source, snapshot, mark, meter)?),
                     Err(fault) => meter.problem(format!("{}: cannot be compared: {fault}", source.display())),
                 }
             }
@@ -281,11 +307,11 @@ impl Session {
         &self,
         state: &Path,
         reference: &SnapshotRef,
-        target: &Path,
-        options: &RestoreOptions,
+        onto: &Onto<'_>,
         mark: &Mark,
         meter: &SharedMeter,
     ) -> Result<Work, EngineError> {
+        let Onto { target, options, .. } = *onto;
         let snapshots = self.snapshots(&mark.origin, reference.is_latest(), meter)?;
         let host = mark.origin.host.as_str();
         let snapshot = snapshots.resolve_one(reference, host).map_err(|fault| self.reference_fault(fault))?;
@@ -295,24 +321,34 @@ impl Session {
         let mut wanted = Wanted::new(options, path)?;
         meter.begin("choosing");
         wanted.lead(&blobs, &root);
+        let (sources, delete) = (snapshot.sources(), onto.over.filter(|over| over.delete));
+        let selection = delete.map(|_| Selection::new(&snapshot.rules)).transpose()?;
+        let delete = selection.as_ref().map(|selection| Delete { sources: &sources, selection });
         if options.dry_run {
-            return look::would_restore(snapshot, &blobs, &root, &wanted, meter);
+            let over = onto.over.map(|over| WouldGoOver { policy: over.policy, delete: delete.as_ref(), target });
+            return look::would_restore(snapshot, &blobs, &root, &wanted, over.as_ref(), meter);
         }
-        let unfinished = Unfinished::begin(state, target, snapshot.id)?;
+        let unfinished = Unfinished::begin(state, target, snapshot.id, onto.over.is_some())?;
         meter.begin("writing files");
         meter.expect(total_bytes(snapshot));
         let (target, continued) = (&unfinished.target, unfinished.continued);
         let (blobs, root, wanted) = (&blobs, &root, &wanted);
-        let order = restore::Order { blobs, root, target, wanted, continued, meter };
-        let restored = restore::restore(&order).map_err(|fault| match fault {
-            RestoreFault::Stopped => EngineError::Stopped,
-            RestoreFault::Target { path, source } => EngineError::Io { path, source },
-        })?;
+        let over = onto.over.zip(unfinished.over.as_ref());
+        let over = over.map(|(over, OverRecord { draft, made })| Over {
+            policy: over.policy,
+            draft,
+            sweep: continued,
+            made: *made,
+            delete,
+        });
+        let (continued, beside) = (continued && over.is_none(), over.is_some());
+        let order = restore::Order { blobs, root, target, wanted, continued, over, meter };
+        let restored = restore::restore(&order).map_err(stopped_or_io)?;
         meter.begin("comparing");
         let depth = Depth { contents: false, ownership: rustix::process::geteuid().is_root() };
-        let known = &restored.missing;
-        let comparison =
-            Comparison { blobs, live: target, depth, known, wanted: Some(wanted), left_out: None, meter };
+        let (known, kept, wanted) = (&restored.missing, &restored.kept, Some(wanted));
+        let (live, since, left_out) = (target, None, None);
+        let comparison = Comparison { blobs, live, depth, known, kept, beside, since, wanted, left_out, meter };
         comparison.run(root, &place_of(root)).map_err(|_| EngineError::Stopped)?;
         unfinished.end()?;
         let snapshots = vec![snapshot.id.to_string()];
@@ -410,6 +446,13 @@ fn node_at(blobs: &Blobs<'_>, snapshot: &Snapshot, path: &Path) -> Result<Node, 
     Ok(node)
 }
 
+fn stopped_or_io(fault: RestoreFault) -> EngineError {
+    match fault {
+        RestoreFault::Stopped => EngineError::Stopped,
+        RestoreFault::Target { path, source } => EngineError::Io { path, source },
+    }
+}
+
 /// Where a node lies below the directory that it was restored into.
 fn place_of(root: &Node) -> PathBuf {
     if root.kind == NodeKind::Dir { PathBuf::new() } else { root.file_name().into() }
@@ -420,17 +463,20 @@ fn compare_source(
     blobs: &Blobs<'_>,
     node: &Node,
     source: &Path,
-    rules: &Rules,
+    snapshot: &Snapshot,
     mark: &Mark,
     meter: &SharedMeter,
 ) -> Result<Compared, EngineError> {
     // Rules that are none of ours say nothing.
-    let selection = Selection::new(rules).ok();
+    let selection = Selection::new(&snapshot.rules).ok();
     match Source::open(source, &mark.permits) {
         Ok(source) => {
             let ((live, name), depth) = (source.place(), Depth { contents: true, ownership: true });
             let left_out = selection.as_ref().map(|selection| LeftOut { selection, source: &source });
-            let comparison = Comparison { blobs, live, depth, known: &HashSet::new(), wanted: None, left_out, meter };
+            // By a policy the proof is wanted, not the changes of each day.
+            let since = mark.origin.policy.as_ref().map(|_| snapshot.at());
+            let (known, kept, beside, wanted) = (&HashSet::new(), &HashSet::new(), false, None);
+            let comparison = Comparison { blobs, live, depth, known, kept, beside, since, wanted, left_out, meter };
             comparison.run(node, name).map_err(|_| EngineError::Stopped)
         }
         Err(error) => {

@@ -20,22 +20,25 @@ const HOLE_BYTES: usize = 64 << 10;
 const PARTS_NAMED: usize = 3;
 
 /// A stretch of a file that cannot be read.
-struct Unreadable {
+pub(super) struct Unreadable {
     from: u64,
     to: u64,
     fault: BlobFault,
 }
 
 /// What became of a file's content.
-struct Written {
-    bytes: u64,
-    readable: bool,
-    unreadable: Vec<Unreadable>,
+pub(super) struct Written {
+    pub(super) bytes: u64,
+    pub(super) readable: bool,
+    pub(super) unreadable: Vec<Unreadable>,
 }
 
 impl Restore<'_> {
     pub(super) fn file(&self, task: &FileTask) -> Result<(), RestoreFault> {
         self.go_on()?;
+        if let Some(over) = &self.order.over {
+            return self.file_over(over, task);
+        }
         let FileTask { below, node, .. } = task;
         let content = node.content.as_deref().unwrap_or_default();
         if self.order.continued
@@ -59,24 +62,33 @@ impl Restore<'_> {
             self.done(task, &file, written.bytes);
             return Ok(());
         }
-        if !written.readable {
-            drop(self.order.target.remove(below));
-            self.lost(below, &describe(&written));
-            return Ok(());
-        }
-        self.keep_part(task, &file, &written)
+        self.not_whole(task, &file, below, &written)
     }
 
-    /// Leaves what can be read of a file under another name.
-    fn keep_part(&self, task: &FileTask, file: &File, written: &Written) -> Result<(), RestoreFault> {
+    /// Leaves what can be read of a file, which was written to `at`, under another name.
+    pub(super) fn not_whole(
+        &self,
+        task: &FileTask,
+        file: &File,
+        at: &Path,
+        written: &Written,
+    ) -> Result<(), RestoreFault> {
         let FileTask { below, node, folder } = task;
+        if !written.readable {
+            drop(self.order.target.remove(at));
+            self.lost(below, &describe(written));
+            return Ok(());
+        }
         let part = loop {
             let name = below.file_name().unwrap_or_default();
             let part = name_of_part(name, |name| {
                 folder.has(name) || self.order.target.look(&folder.below.join(name)).is_ok()
             });
-            match self.order.target.rename(below, &part) {
-                Ok(()) => break folder.below.join(part),
+            match self.order.target.rename(at, &part) {
+                Ok(()) => {
+                    folder.name(std::iter::once(part.clone()));
+                    break folder.below.join(part);
+                }
                 // Somebody took the name a moment ago.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.go_on()?,
                 Err(error) => return self.failed(below, error),
@@ -107,7 +119,7 @@ impl Restore<'_> {
     }
 
     /// A file of which an earlier run restored all of the content.
-    fn whole(&self, task: &FileTask, content: &[Id]) -> Result<Option<File>, RestoreFault> {
+    pub(super) fn whole(&self, task: &FileTask, content: &[Id]) -> Result<Option<File>, RestoreFault> {
         // A FIFO that took its name would be waited for.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let Ok(mut file) = self.order.target.open(&task.below, flags, 0).map(File::from) else { return Ok(None) };
@@ -136,7 +148,7 @@ impl Restore<'_> {
     }
 
     /// Writes every piece that can be read at its place.
-    fn write(&self, file: &File, content: &[Id], size: u64) -> Result<io::Result<Written>, RestoreFault> {
+    pub(super) fn write(&self, file: &File, content: &[Id], size: u64) -> Result<io::Result<Written>, RestoreFault> {
         let mut written = Written { bytes: 0, readable: false, unreadable: Vec::new() };
         let mut at = 0u64;
         for (number, piece) in content.iter().enumerate() {

@@ -15,7 +15,7 @@ pub(super) struct Folder {
     /// Device and number of the directory that was made: no other one gets its owner and mode.
     pub(super) identity: (u64, u64),
     /// What else is in it, for names that must not be taken.
-    names: Mutex<HashSet<OsString>>,
+    names: Mutex<Option<HashSet<OsString>>>,
     /// Entries that are not done, and one for whoever reads the directory.
     open: AtomicUsize,
     above: Option<Arc<Folder>>,
@@ -37,11 +37,17 @@ impl Folder {
 
     /// Says what all is in it.
     pub(super) fn name(&self, names: impl Iterator<Item = OsString>) {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().extend(names);
     }
 
     pub(super) fn has(&self, name: &OsStr) -> bool {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.as_ref().is_some_and(|names| names.contains(name))
+    }
+
+    /// Whether it is known what is in it.
+    pub(super) fn is_read(&self) -> bool {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     pub(super) fn enter(&self) {

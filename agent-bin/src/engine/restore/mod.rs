@@ -9,6 +9,7 @@
 
 mod file;
 mod folder;
+pub(super) mod over;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -29,9 +30,10 @@ use super::fault::panic_text;
 use super::format::blobs::Blobs;
 use super::format::id::Id;
 use super::format::tree::{Node, NodeKind};
-use super::live::{set_metadata, set_metadata_of_special};
+use super::live::{drop_attributes, set_metadata, set_metadata_of_special};
 use super::wanted::Wanted;
 use folder::Folder;
+use over::Over;
 
 /// Threads that decrypt and write.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=16;
@@ -45,6 +47,8 @@ pub(super) struct Restored {
     pub(super) bytes: u64,
     /// What is not there, or not under its name, below the target; told already.
     pub(super) missing: HashSet<PathBuf>,
+    /// What was there and stays as it was, below the target.
+    pub(super) kept: HashSet<PathBuf>,
 }
 
 /// Why a restore ended early.
@@ -67,6 +71,8 @@ pub(super) struct Order<'a> {
     pub(super) wanted: &'a Wanted,
     /// An earlier run was cut off: what lies in the target may be whole.
     pub(super) continued: bool,
+    /// It goes over what is there; otherwise the target holds nothing that is not its own.
+    pub(super) over: Option<Over<'a>>,
     pub(super) meter: &'a SharedMeter,
 }
 
@@ -97,8 +103,10 @@ struct Restore<'a> {
     links: Mutex<(HashMap<LinkKey, PathBuf>, Vec<Link>)>,
     fault: Mutex<Option<RestoreFault>>,
     missing: Mutex<HashSet<PathBuf>>,
+    kept: Mutex<HashSet<PathBuf>>,
     files: AtomicU64,
     bytes: AtomicU64,
+    drafts: AtomicU64,
 }
 
 #[derive(Default)]
@@ -123,8 +131,10 @@ pub(super) fn restore(order: &Order<'_>) -> Result<Restored, RestoreFault> {
         links: Mutex::default(),
         fault: Mutex::default(),
         missing: Mutex::default(),
+        kept: Mutex::default(),
         files: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
+        drafts: AtomicU64::new(0),
     };
     let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(*THREADS.start(), *THREADS.end());
     std::thread::scope(|scope| {
@@ -138,23 +148,29 @@ pub(super) fn restore(order: &Order<'_>) -> Result<Restored, RestoreFault> {
     if let Some(fault) = lock(&restore.fault).take() {
         return Err(fault);
     }
-    let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    Ok(Restored {
-        files: read(&restore.files),
-        bytes: read(&restore.bytes),
-        missing: std::mem::take(&mut *lock(&restore.missing)),
-    })
+    let Restore { missing, kept, files, bytes, .. } = restore;
+    let into = |set: Mutex<HashSet<PathBuf>>| set.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (files, bytes) = (files.into_inner(), bytes.into_inner());
+    Ok(Restored { files, bytes, missing: into(missing), kept: into(kept) })
 }
 
 impl Restore<'_> {
     fn begin(&self) -> Result<(), RestoreFault> {
         let Order { root, target, .. } = self.order;
-        let identity = match target.look(Path::new("")) {
-            Ok(looked) => looked.facts.identity,
+        let looked = match target.look(Path::new("")) {
+            Ok(looked) => looked,
             Err(error) => return self.failed(Path::new(""), error),
         };
+        let identity = looked.facts.identity;
         if root.kind == NodeKind::Dir {
-            self.directory(&Folder::root((*root).clone(), identity))
+            let node = match &self.order.over {
+                Some(over) => self.root_over(over, root, &looked),
+                None => Ok((*root).clone()),
+            };
+            match node {
+                Ok(node) => self.directory(&Folder::root(node, identity)),
+                Err(error) => self.failed(Path::new(""), error),
+            }
         } else {
             let folder = Folder::root(Node::new(OsStr::new(""), NodeKind::Dir), identity);
             self.entry(&folder, (*root).clone())?;
@@ -170,6 +186,9 @@ impl Restore<'_> {
             self.leave(folder);
             return Ok(());
         };
+        if let Some(over) = &self.order.over {
+            self.sweep(over, &folder.below);
+        }
         match self.order.blobs.tree(&tree) {
             Ok(tree) => {
                 folder.name(tree.nodes.iter().map(Node::file_name));
@@ -199,10 +218,7 @@ impl Restore<'_> {
             return Ok(());
         }
         match node.kind {
-            NodeKind::Dir => match self.make_directory(&below, &node) {
-                Ok(identity) => self.directory(&Folder::below(above, below, node, identity)),
-                Err(error) => self.failed(&below, error),
-            },
+            NodeKind::Dir => self.go_into(above, below, node),
             NodeKind::File => {
                 above.enter();
                 let task = FileTask { below, node, folder: Arc::clone(above) };
@@ -218,6 +234,16 @@ impl Restore<'_> {
                 self.lost(&below, "it is of a kind that this version does not know");
                 Ok(())
             }
+        }
+    }
+
+    fn go_into(&self, above: &Arc<Folder>, below: PathBuf, node: Node) -> Result<(), RestoreFault> {
+        if let Some(over) = &self.order.over {
+            return self.directory_over(over, above, below, &node);
+        }
+        match self.make_directory(&below, &node) {
+            Ok(identity) => self.directory(&Folder::below(above, below, node, identity)),
+            Err(error) => self.failed(&below, error),
         }
     }
 
@@ -247,6 +273,9 @@ impl Restore<'_> {
 
     /// Links and special files.
     fn special(&self, below: &Path, node: &Node) -> Result<(), RestoreFault> {
+        if let Some(over) = &self.order.over {
+            return self.special_over(over, below, node);
+        }
         match self.make_special(below, node) {
             Ok(made) => {
                 let tell = |what: &str, error: io::Error| self.not_set(below, what, &error);
@@ -321,6 +350,8 @@ impl Restore<'_> {
                 let first = self.order.target.shown(&first);
                 let why = format!("it is the same file as {}, which is not restored", first.display());
                 self.lost(&task.below, &why);
+            } else if let Some(over) = &self.order.over {
+                self.link_over(over, &first, &task)?;
             } else {
                 if self.order.continued {
                     drop(self.order.target.remove(&task.below));
@@ -374,10 +405,16 @@ impl Restore<'_> {
     fn leave(&self, folder: &Arc<Folder>) {
         let mut next = folder.leave();
         while let Some(done) = next {
+            if let Some(over) = &self.order.over {
+                self.remove_extra(over, &done);
+            }
             if done.node.mode().is_some() {
                 match self.reopen(&done) {
                     Ok(directory) => {
                         let tell = |what: &str, error: io::Error| self.not_set(&done.below, what, &error);
+                        if self.order.over.is_some() && done.node.mtime.is_some() {
+                            drop_attributes(&directory, &done.node, tell);
+                        }
                         set_metadata(&directory, &done.node, self.privileged, tell);
                     }
                     Err(error) => self.not_set(&done.below, "mode, owner and times", &error),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::super::out::{self, say};
 use super::super::units::{bytes, count, moment};
-use super::Scope;
+use super::scope::Scope;
 
 /// Which snapshots; by default those of the host itself.
 #[derive(Debug, Args)]
@@ -24,7 +24,7 @@ pub(in crate::cli) struct Filter {
 
 impl Filter {
     pub(super) fn snapshots(&self) -> SnapshotFilter {
-        SnapshotFilter { of: self.scope.hosts(), source: self.scope.source.clone(), tags: self.tag.clone() }
+        SnapshotFilter { of: self.scope.hosts(), source: self.scope.source(), tags: self.tag.clone() }
     }
 }
 

@@ -3,15 +3,16 @@
 mod backup;
 mod list;
 mod look;
+mod scope;
 mod show;
 
 use clap::{Args, Subcommand};
-use proto::agent::{HostScope, JobId, Operation, Progress, Repository, SnapshotRef};
+use proto::agent::{JobId, Operation, Progress, Repository};
 use proto::look::Query;
 use proto::name::{NameError, Target};
 use proto::own::Arguments;
-use proto::restore::RestoreOptions;
-use proto::{ArgumentName, HostName, OperationKind, Product};
+use proto::restore::{Over, Overwrite, RestoreOptions};
+use proto::{ArgumentName, OperationKind, Product};
 use serde_json::json;
 
 use super::client::{ask, ask_once, unexpected};
@@ -20,9 +21,11 @@ use super::progress::{ProgressLine, Rate};
 use super::{Done, Here, Json};
 use crate::manager::admin::{AdminEvent, AdminReply, Long, Quick};
 use crate::manager::control::jobs::{JobRecord, JobState};
+use crate::manager::policy::definition::{SAMPLE_FILES, SAMPLE_MIB};
 use backup::How;
 use list::WhichJobs;
 use look::{Filter, Rules};
+use scope::Scope;
 use show::{job_json, print, show};
 
 #[derive(Debug, Subcommand)]
@@ -58,6 +61,28 @@ pub(super) enum JobCommand {
         /// Write nothing, and list what would be restored
         #[arg(short = 'n', long)]
         dry_run: bool,
+        /// Restore into a directory that holds something, and replace it: never, if-newer, if-changed or always
+        #[arg(long, value_name = "WHEN")]
+        overwrite: Option<Overwrite>,
+        /// Remove from what is restored whatever the snapshot does not have
+        #[arg(long, requires = "overwrite")]
+        delete: bool,
+    },
+    /// Restore a sample of snapshots into a place of the agent's own, compare it, and remove it
+    RestoreTest {
+        #[command(flatten)]
+        common: DataAgent,
+        /// Snapshot id, the start of one, or latest (of each source)
+        #[arg(long, default_value = "latest")]
+        snapshot: String,
+        #[command(flatten)]
+        scope: Scope,
+        /// How many files of each snapshot at most
+        #[arg(long, value_name = "N", default_value_t = SAMPLE_FILES, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        files: u32,
+        /// How many MiB of each snapshot at most
+        #[arg(long, value_name = "MIB", default_value_t = SAMPLE_MIB, value_parser = clap::value_parser!(u32).range(1..))]
+        mib: u32,
     },
     /// Compare a snapshot with the directory that it was made of
     Verify {
@@ -237,34 +262,6 @@ fn argument(text: &str) -> Result<(ArgumentName, String), String> {
     Ok((name.parse().map_err(|fault: NameError| fault.to_string())?, value.to_owned()))
 }
 
-/// Whose snapshots are meant; by default those of the host itself.
-#[derive(Debug, Args)]
-pub(super) struct Scope {
-    /// Only snapshots of this source
-    #[arg(long, value_name = "DIR")]
-    source: Option<String>,
-    /// Snapshots of another host
-    #[arg(long, value_name = "HOST", conflicts_with = "any_host")]
-    of_host: Option<HostName>,
-    /// Snapshots of any host
-    #[arg(long)]
-    any_host: bool,
-}
-
-impl Scope {
-    fn reference(&self, snapshot: &str) -> SnapshotRef {
-        SnapshotRef { snapshot: snapshot.to_owned(), of: self.hosts(), source: self.source.clone() }
-    }
-
-    fn hosts(&self) -> HostScope {
-        match (&self.of_host, self.any_host) {
-            (Some(host), _) => HostScope::Host(host.clone()),
-            (None, true) => HostScope::Any,
-            (None, false) => HostScope::Own,
-        }
-    }
-}
-
 #[derive(Debug, Args)]
 pub(super) struct OneJob {
     /// The job's number
@@ -279,17 +276,26 @@ pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
             let (repository, sources, options) = (common.order.repository(), sources.clone(), how.options());
             order(&common.product, &common.order, Operation::BackupWith { repository, sources, options }, here)
         }
-        JobCommand::Restore { common, snapshot, scope, target, include, exclude, dry_run } => {
+        JobCommand::Restore { common, snapshot, scope, target, include, exclude, dry_run, overwrite, delete } => {
             let (repository, snapshot, target) =
                 (common.order.repository(), scope.reference(snapshot), target.clone());
             let (include, exclude) = (include.clone(), exclude.clone());
             let options = RestoreOptions { include, exclude, dry_run: *dry_run };
             // Every agent knows how to restore all of a snapshot.
-            let operation = if options == RestoreOptions::default() {
+            let operation = if let Some(policy) = *overwrite {
+                let over = Over { policy, delete: *delete };
+                Operation::RestoreOver { repository, snapshot, target, options, over }
+            } else if options == RestoreOptions::default() {
                 Operation::Restore { repository, snapshot, target }
             } else {
                 Operation::RestoreSome { repository, snapshot, target, options }
             };
+            order(&common.product, &common.order, operation, here)
+        }
+        JobCommand::RestoreTest { common, snapshot, scope, files, mib } => {
+            let (repository, snapshot) = (common.order.repository(), scope.reference(snapshot));
+            let (files, bytes) = (*files, u64::from(*mib) << 20);
+            let operation = Operation::RestoreTest { repository, snapshot, files, bytes };
             order(&common.product, &common.order, operation, here)
         }
         JobCommand::Verify { common, snapshot, scope } => {

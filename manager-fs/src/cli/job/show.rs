@@ -160,7 +160,7 @@ fn dry_run(record: &JobRecord) -> bool {
     match &record.operation {
         Operation::BackupWith { options, .. } => options.dry_run,
         Operation::Forget { order, .. } => order.dry_run,
-        Operation::RestoreSome { options, .. } => options.dry_run,
+        Operation::RestoreSome { options, .. } | Operation::RestoreOver { options, .. } => options.dry_run,
         _ => false,
     }
 }

@@ -226,7 +226,15 @@ const EXAMPLES: &[(&str, Examples)] = &[
                 "manager-fs job restore --host host-17 --repository /backup/repo --snapshot latest --target /srv/back --include /srv/a",
                 "only some of its files",
             ),
+            (
+                "manager-fs job restore --host host-17 --repository /backup/repo --snapshot latest --source /srv --target /srv --overwrite if-changed --delete --dry-run",
+                "in place: what would be written over and removed",
+            ),
         ],
+    ),
+    (
+        "job restore-test",
+        &[("manager-fs job restore-test --host host-17 --repository /backup/repo", "a sample of each source")],
     ),
     ("job verify", &[("manager-fs job verify --host host-17 --repository /backup/repo", "against the source")]),
     (

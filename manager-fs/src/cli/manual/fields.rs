@@ -435,6 +435,7 @@ pub(super) const DOCUMENTS: &[Document] = &[
     Document { command: "job backup", what: EVENT, fields: JOB_PROGRESS },
     Document { command: "job backup", what: LAST, fields: JOB },
     Document { command: "job restore", what: "As job backup", fields: &[] },
+    Document { command: "job restore-test", what: "As job backup", fields: &[] },
     Document { command: "job verify", what: "As job backup", fields: &[] },
     Document { command: "job check", what: "As job backup", fields: &[] },
     Document { command: "job prune", what: "As job backup", fields: &[] },

@@ -67,5 +67,6 @@ const PROTECTION: &[(&str, &str)] = &[
     ("rows[].rpo_ms?", "how old the newest good backup may be"),
     ("rows[].backup.*?", "the newest good backup: job, ordered_unix_ms, ended_unix_ms, problems, snapshots"),
     ("rows[].verified.*?", "the newest verification without problems, likewise"),
+    ("rows[].restore_tested.*?", "the newest restore test without problems, likewise"),
     ("without_policy[]?", "hosts that no policy backs up"),
 ];

@@ -99,6 +99,8 @@ fn access_of(operation: &Operation) -> Access {
         Operation::Backup { .. } | Operation::BackupWith { .. } => Access::Add,
         Operation::Restore { .. }
         | Operation::RestoreSome { .. }
+        | Operation::RestoreOver { .. }
+        | Operation::RestoreTest { .. }
         | Operation::Verify { .. }
         | Operation::Look { .. }
         | Operation::Identify { .. }

@@ -27,6 +27,8 @@ impl Earlier {
             Operation::Prune { .. } | Operation::Forget { .. } | Operation::Look { .. } => None,
             Operation::Restore { snapshot, .. }
             | Operation::RestoreSome { snapshot, .. }
+            | Operation::RestoreOver { snapshot, .. }
+            | Operation::RestoreTest { snapshot, .. }
             | Operation::Verify { snapshot, .. } => match &snapshot.of {
                 HostScope::Any => None,
                 HostScope::Own => Some(host),

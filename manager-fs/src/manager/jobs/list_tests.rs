@@ -86,3 +86,31 @@ fn a_page_fits_into_a_message() {
     assert!(proto::codec::encode(&page).unwrap().len() < proto::limits::MESSAGE_BYTES_MAX);
     assert_eq!(page.jobs.last().map(|job| job.id), Some(JobId(199)), "the newest");
 }
+
+/// Ten thousand are what is remembered; a command that lists them is not to be waited for. Times depend on the machine and
+/// how the crates were compiled, so what is held here is that a list costs no more for each job where there are many.
+#[tokio::test]
+async fn ten_thousand_jobs_are_listed_at_the_price_of_a_thousand_times_ten() {
+    let mut of_each = Vec::new();
+    for count in [1_000_u32, 10_000] {
+        let bench = crate::manager::whole::testing::Bench::open().await;
+        let host = bench.enrol("a").await;
+        let new = |number: u32| crate::manager::control::jobs::NewJob {
+            host: host.clone(),
+            product: "data-agent".parse().unwrap(),
+            operation: job(u64::from(number), "a", JobState::Done).operation,
+            run: Some(PolicyRun { policy: "nightly".parse().unwrap(), task: Task::Backup, due: u64::from(number) }),
+        };
+        bench.manager.state.add_jobs((0..count).map(new).collect(), 7).await.unwrap();
+        let mut best = std::time::Duration::MAX;
+        for _ in 0..5 {
+            let begun = std::time::Instant::now();
+            let page = bench.manager.jobs.listed(&JobFilter::default()).await.unwrap();
+            best = best.min(begun.elapsed());
+            assert_eq!((page.jobs.len(), page.more), (count as usize, false));
+        }
+        println!("{count} jobs are listed in {best:?}");
+        of_each.push(best / count);
+    }
+    assert!(of_each[1] < 4 * of_each[0], "{of_each:?} for each job of a thousand and of ten thousand");
+}

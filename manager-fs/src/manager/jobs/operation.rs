@@ -56,7 +56,9 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
             sources.iter().try_for_each(|path| absolute("source", path))?;
             options.exclude_files.iter().try_for_each(|path| absolute("file of patterns", path))
         }
-        Operation::Restore { target, .. } | Operation::RestoreSome { target, .. } => absolute("target", target),
+        Operation::Restore { target, .. }
+        | Operation::RestoreSome { target, .. }
+        | Operation::RestoreOver { target, .. } => absolute("target", target),
         Operation::Prune { keep_last: 0, .. } => Err(OperationFault::NothingKept),
         Operation::Forget { order, .. } if order.keep.is_nothing() => Err(OperationFault::NothingKept),
         Operation::Look { query: Query::Dump { path, .. } | Query::List { path: Some(path), .. }, .. } => {
@@ -66,6 +68,7 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
             Err(OperationFault::NotOwn(kind.clone()))
         }
         Operation::Verify { .. }
+        | Operation::RestoreTest { .. }
         | Operation::Check { .. }
         | Operation::Prune { .. }
         | Operation::Identify { .. }
@@ -87,6 +90,8 @@ pub(super) fn is_exclusive(operation: &Operation) -> bool {
         | Operation::BackupWith { .. }
         | Operation::Restore { .. }
         | Operation::RestoreSome { .. }
+        | Operation::RestoreOver { .. }
+        | Operation::RestoreTest { .. }
         | Operation::Verify { .. }
         | Operation::Check { .. }
         | Operation::Identify { .. }

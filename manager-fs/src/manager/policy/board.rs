@@ -144,10 +144,10 @@ impl Board {
 
     /// A job's record is as it is now.
     pub(super) fn learn(&mut self, record: &JobRecord) {
-        if let Some((key, good)) = self.runs.learn(record)
+        if let Some((key, end, at)) = self.runs.learn(record)
             && let Some(lane) = self.lanes.get(&key)
         {
-            self.machine.ended(*lane, good);
+            self.machine.ended(*lane, end, at);
         }
     }
 

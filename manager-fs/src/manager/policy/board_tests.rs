@@ -9,8 +9,8 @@ use ::tests::dice::Dice;
 use proto::agent::{JobId, Outcome, Summary};
 use proto::name::Target;
 
-use super::super::machine::AHEAD_MS;
 use super::super::machine::vocabulary::Waits;
+use super::super::machine::{AHEAD_MS, TRIES_MAX};
 use super::super::schedule::Schedule;
 use super::*;
 use crate::manager::control::jobs::JobState;
@@ -41,12 +41,15 @@ fn any_policy(dice: &mut Dice, number: u64) -> Policy {
         dice.below(120),
     );
     if dice.chance(40) {
-        // One that is shorter than what others have under way all the time may never be met.
-        let from = dice.below(24);
-        text += &format!("window = \"{from:02}:00-{:02}:30\"\n", (from + 8) % 24);
+        // Also one that is shorter than what others have under way.
+        let (from, hours) = (dice.below(24), if dice.chance(50) { 0 } else { 8 });
+        text += &format!("window = \"{from:02}:00-{:02}:30\"\n", (from + hours) % 24);
     }
     if dice.chance(60) {
         text += &format!("verify = \"{}\"\n", dice.one(&["weekly", "daily 05:00", "every 50h"]));
+    }
+    if dice.chance(30) {
+        text += &format!("restore-test = \"{}\"\n", dice.one(&["monthly", "weekly wed", "every 30h"]));
     }
     if dice.chance(60) {
         text += "media = [\"host-0\"]\nkeep.daily = 7\nprune = \"weekly\"\ncheck = \"daily 12:00\"\n";
@@ -73,6 +76,8 @@ struct World {
     next_job: u64,
     /// The clock was put back by more than what is put up with.
     far: bool,
+    /// It was put to another time at all.
+    jumped: bool,
     /// Jobs are short.
     calm: bool,
     seed: u64,
@@ -116,6 +121,7 @@ impl World {
             ends: BTreeMap::new(),
             next_job: 1,
             far: false,
+            jumped: false,
             calm: false,
             seed,
             dice,
@@ -186,11 +192,17 @@ impl World {
             record.host == job.host
                 && record.run.as_ref().is_some_and(|of| of.policy == run.policy && of.task == run.task)
         };
+        let mut failed = 0;
         for record in self.jobs.values().filter(of_lane) {
             assert!(record.state.is_final(), "seed {seed}: two of a lane under way: {run:?}");
             let same = record.run.as_ref().unwrap().due == run.due;
-            assert!(self.far || !same, "seed {seed}: twice: {run:?}");
+            // Only what failed is tried again, so often, and each time later.
+            assert!(self.far || !same || record.state == JobState::Failed, "seed {seed}: twice: {run:?}");
+            failed += u32::from(same);
+            let pause = self.now().saturating_sub(record.ended.unwrap_or(0));
+            assert!(self.ahead != 0 || self.jumped || !same || pause >= 10 * MINUTE, "seed {seed}: at once: {run:?}");
         }
+        assert!(self.far || failed <= TRIES_MAX, "seed {seed}: {failed} tries: {run:?}");
         let policy = &self.policies[&run.policy].policy;
         assert!(self.policies[&run.policy].paused.is_none(), "seed {seed}: paused");
         assert!(self.there.contains(&job.host), "seed {seed}: away");
@@ -198,7 +210,8 @@ impl World {
         assert!(policy.window.is_none_or(|window| window.is_open(zone, self.now())), "seed {seed}: window");
         let delay = rank(&run.policy, &job.host).checked_rem(policy.jitter_ms).unwrap_or(0);
         let last = policy.schedule_of(run.task).unwrap().last(self.now() - delay);
-        assert_eq!(Some(run.due), last, "seed {seed}: an old slot is made up for: {run:?}");
+        let is_again = failed > 0;
+        assert!(is_again || Some(run.due) == last, "seed {seed}: an old slot is made up for: {run:?}");
         // Those of hosts that are no longer meant hold nobody up.
         let is_meant = |record: &JobRecord| {
             let run = record.run.as_ref().unwrap();
@@ -212,7 +225,7 @@ impl World {
         assert!((at_place.count() as u64) < u64::from(policy.limits.repository), "seed {seed}: repository");
         let on_host = self.jobs.values().filter(open).filter(|record| record.host == job.host);
         assert!((on_host.count() as u64) < u64::from(policy.limits.host), "seed {seed}: host");
-        if run.task == Task::Verify {
+        if run.task.is_proof() {
             let backed_up = self.jobs.values().any(|record| {
                 let of = record.run.as_ref().unwrap();
                 of.policy == run.policy
@@ -271,6 +284,7 @@ impl World {
                 let before = self.now();
                 self.ahead = if self.dice.chance(50) { 0 } else { ahead };
                 self.far |= far;
+                self.jumped = true;
                 if self.now() + AHEAD_MS < before {
                     *board = self.board();
                 }
@@ -321,7 +335,9 @@ impl World {
         }
         (0..8).map(host).for_each(|host| board.connect(&host, true));
         self.calm = true;
-        let until = self.real + 9 * DAY;
+        // Through a window of half an hour at a busy repository comes one a day.
+        let short = |key: &&LaneKey| self.policies[&key.0].policy.window.is_some();
+        let until = self.real + (9 + 3 * board.lanes.keys().filter(short).count() as u64) * DAY;
         while self.real < until {
             board = self.step(board, true);
         }

@@ -16,6 +16,10 @@ use super::schedule::{Schedule, Window};
 
 /// A limit that nobody has set.
 pub(super) const UNLIMITED: u32 = u32::MAX;
+/// Files of each snapshot that a restore test takes at most.
+pub const SAMPLE_FILES: u32 = 100;
+/// And MiB of them.
+pub const SAMPLE_MIB: u32 = 256;
 /// What is under way at a repository at once, unless a policy says otherwise.
 pub(super) const AT_REPOSITORY: u32 = 100;
 
@@ -44,6 +48,8 @@ pub struct Policy {
     pub rpo_ms: Option<u64>,
     /// When every byte of the newest snapshots is read and compared.
     pub verify: Option<Schedule>,
+    /// When a sample of them is restored and compared.
+    pub restore_test: Option<Schedule>,
     /// The hosts whose media agent looks after the repository.
     pub media: Vec<Target>,
     /// That agent.
@@ -103,6 +109,7 @@ impl Policy {
             Task::Verify => self.verify.as_ref(),
             Task::Check => self.check.as_ref(),
             Task::Prune => self.prune.as_ref(),
+            Task::RestoreTest => self.restore_test.as_ref(),
         }
     }
 
@@ -115,6 +122,10 @@ impl Policy {
                 Operation::BackupWith { repository, sources, options }
             }
             Task::Verify => Operation::Verify { repository, snapshot: SnapshotRef::latest() },
+            Task::RestoreTest => {
+                let (files, bytes) = (SAMPLE_FILES, u64::from(SAMPLE_MIB) << 20);
+                Operation::RestoreTest { repository, snapshot: SnapshotRef::latest(), files, bytes }
+            }
             Task::Check => Operation::Check { repository, read_data: false },
             Task::Prune => {
                 let tags = vec![format!("policy:{}", self.name)];
@@ -157,6 +168,7 @@ impl Policy {
         said("window", self.window.as_ref().map(quoted));
         said("rpo", self.rpo_ms.map(duration));
         said("verify", self.verify.as_ref().map(quoted));
+        said("restore-test", self.restore_test.as_ref().map(quoted));
         said("media", (!self.media.is_empty()).then(|| targets(&self.media)));
         said("media-product", Some(quoted(&self.media_product)));
         said("check", self.check.as_ref().map(quoted));

@@ -46,6 +46,7 @@ pub struct PolicyForm {
     pub window: Option<String>,
     pub rpo: Option<String>,
     pub verify: Option<String>,
+    pub restore_test: Option<String>,
     pub media: Vec<String>,
     pub media_product: Option<String>,
     pub check: Option<String>,
@@ -148,39 +149,41 @@ impl PolicyForm {
     /// # Errors
     /// The key, and what is wrong with it.
     pub fn policy(self) -> Result<Policy, NotAPolicy> {
-        let of = |key: &'static str| move |fault: String| NotAPolicy(format!("{key}: {fault}"));
-        let name = |key: &'static str| move |fault: NameError| NotAPolicy(format!("{key}: {fault}"));
+        let name = of::<NameError>;
         let schedule = Schedule::parse(&self.schedule, None).map_err(of("schedule"))?;
         let when = |key: &'static str, text: &Option<String>| {
             text.as_ref().map(|text| Schedule::parse(text, Some(&schedule)).map_err(of(key))).transpose()
         };
         let (verify, check) = (when("verify", &self.verify)?, when("check", &self.check)?);
-        let prune = when("prune", &self.prune)?;
+        let (prune, restore_test) = (when("prune", &self.prune)?, when("restore-test", &self.restore_test)?);
         let product = |key: &'static str, text: Option<String>, usual: &str| {
             text.as_deref().unwrap_or(usual).parse::<Product>().map_err(name(key))
         };
         let keep = self.keep.keep().map_err(of("keep.within"))?;
         let media = targets("media", &self.media, 0)?;
         if keep.tags.len() > TAGS_MAX || self.backup.tags.len() > TAGS_MAX {
-            return Err(of("tags")(format!("more than {TAGS_MAX} tags")));
+            return Err(of::<String>("tags")(format!("more than {TAGS_MAX} tags")));
         }
         match (keep.is_nothing(), &prune) {
-            (true, Some(_)) => return Err(of("prune")("say what stays (keep-daily and the like)".into())),
-            (false, None) => return Err(of("keep")("say when what is not kept is forgotten (prune)".into())),
+            (true, Some(_)) => return Err(of::<&str>("prune")("say what stays (keep-daily and the like)")),
+            (false, None) => return Err(of::<&str>("keep")("say when what is not kept is forgotten (prune)")),
             (true, None) | (false, Some(_)) => {}
         }
         if media.is_empty() && (check.is_some() || prune.is_some()) {
-            return Err(of("media")("say whose media agent checks and prunes the repository".into()));
+            return Err(of::<&str>("media")("say whose media agent checks and prunes the repository"));
         }
         let ms = |key: &'static str, text: &Option<String>, max: u64| -> Result<Option<u64>, NotAPolicy> {
             let ms = text.as_deref().map(duration_of).transpose().map_err(of(key))?;
             match ms.filter(|ms| *ms > max) {
-                Some(_) => Err(of(key)(format!("longer than {} days", max / DAY_MS))),
+                Some(_) => Err(of::<String>(key)(format!("longer than {} days", max / DAY_MS))),
                 None => Ok(ms),
             }
         };
         if self.sources.is_empty() || self.sources.len() > SOURCES_MAX {
-            return Err(of("sources")(format!("there are {}; want 1 to {SOURCES_MAX}", self.sources.len())));
+            return Err(of::<String>("sources")(format!(
+                "there are {}; want 1 to {SOURCES_MAX}",
+                self.sources.len()
+            )));
         }
         self.sources.iter().try_for_each(|path| absolute(path).map_err(of("sources")))?;
         absolute(&self.repository).map_err(of("repository"))?;
@@ -202,6 +205,7 @@ impl PolicyForm {
             sources: self.sources,
             schedule,
             verify,
+            restore_test,
             media,
             keep,
             check,
@@ -263,6 +267,11 @@ fn targets(key: &'static str, all: &[String], min: usize) -> Result<Vec<Target>,
         .map(|text| text.parse().map_err(|fault| NotAPolicy(format!("{key}: {fault}"))))
         .collect::<Result<_, _>>()?;
     Ok(read.into_iter().collect())
+}
+
+/// What is wrong with a key.
+fn of<E: std::fmt::Display>(key: &'static str) -> impl Fn(E) -> NotAPolicy {
+    move |fault| NotAPolicy(format!("{key}: {fault}"))
 }
 
 fn duration_of(text: &str) -> Result<u64, String> {

@@ -31,6 +31,7 @@ fn large() -> String {
         window        = "22:00-06:00"
         rpo           = "26h"
         verify        = "weekly"
+        restore-test  = "monthly 1"
         media         = ["media-1"]
         check         = "weekly saturday"
         prune         = "weekly sunday 06:00"

@@ -44,6 +44,8 @@ pub struct ProtectionRow {
     pub backup: Option<RunFact>,
     /// The newest verification without problems.
     pub verified: Option<RunFact>,
+    /// The newest restore test without problems.
+    pub tested: Option<RunFact>,
     /// How old the newest good backup may be, milliseconds.
     pub rpo_ms: u64,
     /// What is not as promised.
@@ -79,6 +81,17 @@ pub enum Risk {
         on: Option<HostName>,
         /// How many.
         problems: u32,
+        /// The first of them.
+        first: Option<String>,
+        /// Its job.
+        job: proto::agent::JobId,
+    },
+    /// A proof could not be had: the last run failed.
+    Unproved {
+        /// Of which task.
+        task: Task,
+        /// Why.
+        why: String,
         /// Its job.
         job: proto::agent::JobId,
     },
@@ -116,6 +129,7 @@ pub(super) fn protection(board: &Board, seen: &Seen, enrolled: BTreeSet<HostName
                 source: source.clone(),
                 backup: good(Task::Backup),
                 verified: good(Task::Verify),
+                tested: good(Task::RestoreTest),
                 rpo_ms: record.policy.promised_ms(Task::Backup).unwrap_or(0),
                 risks: risks.clone(),
             }));
@@ -135,7 +149,7 @@ pub(super) fn protection(board: &Board, seen: &Seen, enrolled: BTreeSet<HostName
 fn damage(board: &Board, key: &LaneKey) -> Option<Risk> {
     let last = board.runs.lane(key).last.filter(|_| key.2 == Task::Check)?;
     let found = last.state == JobState::Done && last.problems > 0;
-    found.then(|| Risk::Found { task: Task::Check, on: Some(key.1.clone()), problems: last.problems, job: last.job })
+    found.then(|| found_by(Task::Check, Some(key.1.clone()), &last))
 }
 
 fn risks(
@@ -161,15 +175,35 @@ fn risks(
             _ => {}
         }
         let newer = |run: &&RunFact| runs.good.as_ref().is_none_or(|good| good.job != run.job);
-        if let Some(last) = runs.last.as_ref().filter(newer)
-            && task != Task::Backup
-            && last.state == JobState::Done
-            && last.problems > 0
-        {
-            risks.push(Risk::Found { task, on: None, problems: last.problems, job: last.job });
+        match runs.last.as_ref().filter(newer).filter(|_| task.is_proof()) {
+            Some(last) if last.state == JobState::Done && last.problems > 0 => {
+                risks.push(found_by(task, None, last));
+            }
+            // One of the last good ones is still promised; that there is none now is told at once.
+            Some(RunFact { state: JobState::Failed, error: Some(why), job, .. })
+                if !risks.iter().any(|risk| risk.is_of(task)) =>
+            {
+                risks.push(Risk::Unproved { task, why: why.clone(), job: *job });
+            }
+            _ => {}
         }
     }
     risks
+}
+
+impl Risk {
+    fn is_of(&self, of: Task) -> bool {
+        match self {
+            Risk::Never { task, .. }
+            | Risk::Old { task, .. }
+            | Risk::Found { task, .. }
+            | Risk::Unproved { task, .. } => *task == of,
+        }
+    }
+}
+
+fn found_by(task: Task, on: Option<HostName>, run: &RunFact) -> Risk {
+    Risk::Found { task, on, problems: run.problems, first: run.first_problem.clone(), job: run.job }
 }
 
 fn why(runs: &Runs, (waits, seen): (Waits, Option<Unix>)) -> Why {

@@ -32,7 +32,7 @@ fn host(name: &str) -> HostName {
 
 fn policy() -> PolicyRecord {
     let text = "name = \"n\"\nhosts = [\"@all\"]\nsources = [\"/x\", \"/y\"]\nrepository = \"/r\"\n\
-                schedule = \"daily 02:00\"\nverify = \"weekly\"\nmedia = [\"m\"]\ncheck = \"weekly\"\n";
+                schedule = \"daily 02:00\"\nverify = \"weekly\"\nrestore-test = \"monthly\"\nmedia = [\"m\"]\ncheck = \"weekly\"\n";
     let policy = Policy::parse(text).unwrap();
     PolicyRecord { policy, created: BEGIN, paused: None, since: Task::ALL.map(|task| (task, BEGIN)).into() }
 }
@@ -112,8 +112,34 @@ fn proof_may_take_its_time_and_what_it_finds_counts_at_once() {
     jobs.push(run(50, "a", Task::Verify, BEGIN + 3 * DAY, Ok(0)));
     assert_eq!(risks_of(&at(BEGIN + 11 * DAY, &jobs), "a"), []);
     jobs.push(run(51, "a", Task::Verify, BEGIN + 10 * DAY, Ok(2)));
-    let found = Risk::Found { task: Task::Verify, on: None, problems: 2, job: JobId(51) };
+    let first = Some("problem 0".to_owned());
+    let found = Risk::Found { task: Task::Verify, on: None, problems: 2, first, job: JobId(51) };
     assert_eq!(risks_of(&at(BEGIN + 11 * DAY, &jobs), "a"), [found]);
+}
+
+#[test]
+fn a_restore_test_that_failed_puts_its_sources_at_risk_and_says_why() {
+    let mut jobs = vec![
+        run(1, "a", Task::Backup, BEGIN + 2 * HOUR, Ok(0)),
+        run(2, "a", Task::Verify, BEGIN + 3 * HOUR, Ok(0)),
+        run(3, "a", Task::RestoreTest, BEGIN + 4 * HOUR, Ok(0)),
+    ];
+    let tested =
+        |jobs: &[JobRecord]| at(BEGIN + DAY, jobs).rows.into_iter().find(|row| row.host == host("a")).unwrap();
+    let row = tested(&jobs);
+    assert_eq!((row.tested.map(|run| run.job), row.risks), (Some(JobId(3)), vec![]));
+    jobs.push(run(4, "a", Task::RestoreTest, BEGIN + 5 * HOUR, Ok(1)));
+    let first = Some("problem 0".to_owned());
+    let row = tested(&jobs);
+    let found = Risk::Found { task: Task::RestoreTest, on: None, problems: 1, first, job: JobId(4) };
+    assert_eq!(
+        (row.tested.map(|run| run.job), row.risks),
+        (Some(JobId(3)), vec![found]),
+        "the good one stays the newest"
+    );
+    jobs[3] = run(4, "a", Task::RestoreTest, BEGIN + 5 * HOUR, Err("the disk is full"));
+    let why = "the disk is full".to_owned();
+    assert_eq!(tested(&jobs).risks, [Risk::Unproved { task: Task::RestoreTest, why, job: JobId(4) }]);
 }
 
 #[test]
@@ -123,7 +149,8 @@ fn a_repository_with_problems_is_a_risk_of_all_that_lies_in_it() {
         run(2, "b", Task::Backup, BEGIN + 2 * HOUR, Ok(0)),
         run(3, "m", Task::Check, BEGIN + 3 * HOUR, Ok(4)),
     ];
-    let found = Risk::Found { task: Task::Check, on: Some(host("m")), problems: 4, job: JobId(3) };
+    let first = Some("problem 0".to_owned());
+    let found = Risk::Found { task: Task::Check, on: Some(host("m")), problems: 4, first, job: JobId(3) };
     let view = at(BEGIN + DAY, &jobs);
     assert_eq!((risks_of(&view, "a"), risks_of(&view, "b"), view.at_risk), (vec![found.clone()], vec![found], 4));
     jobs.push(run(4, "m", Task::Check, BEGIN + 4 * HOUR, Ok(0)));
@@ -139,7 +166,12 @@ fn jobs_that_say_what_was_run_last_are_needed() {
         run(4, "b", Task::Backup, BEGIN + DAY, Ok(0)),
         // By a clock that was a year ahead.
         run(5, "b", Task::Backup, BEGIN + 365 * DAY, Ok(0)),
+        // How often it was tried, nobody may forget.
+        run(6, "b", Task::Check, BEGIN, Err("no")),
+        run(7, "b", Task::Check, BEGIN, Err("no")),
+        run(8, "b", Task::Check, BEGIN + DAY, Err("no")),
+        run(9, "b", Task::Check, BEGIN + DAY, Err("no")),
     ];
     let needed = super::super::runs::AllRuns::of(&jobs, BEGIN + 3 * DAY).needed();
-    assert_eq!(needed, [2, 3, 4].map(JobId).into());
+    assert_eq!(needed, [2, 3, 4, 8, 9].map(JobId).into());
 }

@@ -1,6 +1,6 @@
 //! What became of the runs of each policy: the last of each task on each host, and the last that was good.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use proto::agent::{JobId, Outcome};
 use proto::message::Unix;
@@ -8,7 +8,7 @@ use proto::{HostName, PolicyName};
 use serde::{Deserialize, Serialize};
 
 use super::machine::AHEAD_MS;
-use super::machine::vocabulary::{Past, Task};
+use super::machine::vocabulary::{End, Past, Task};
 use crate::manager::control::jobs::{JobRecord, JobState};
 
 /// Bytes of an error that is kept in memory; the job's record has all of it.
@@ -32,6 +32,8 @@ pub struct RunFact {
     pub state: JobState,
     /// Its problems.
     pub problems: u32,
+    /// The first of them.
+    pub first_problem: Option<String>,
     /// Why it failed.
     pub error: Option<String>,
     /// The snapshots that it made or read.
@@ -54,16 +56,21 @@ impl RunFact {
             ended: record.ended,
             state: record.state,
             problems: outcome.map_or(0, |outcome| proto::width::count(outcome.problems().len())),
+            first_problem: outcome.and_then(|of| of.problems().first()).map(|of| proto::text::line(of, ERROR_BYTES)),
             error,
             snapshots: outcome.and_then(Outcome::summary).map(|of| of.snapshots.clone()).unwrap_or_default(),
         };
         Some(((run.policy.clone(), record.host.clone(), run.task), fact))
     }
 
-    /// Whether what was wanted is there. A backup with problems has a snapshot; what else has problems proves nothing.
-    fn is_good(&self, task: Task) -> bool {
+    /// How it ended. A backup with problems has a snapshot; what else has problems proves nothing.
+    fn end(&self, task: Task) -> End {
         let clean = matches!(task, Task::Backup | Task::Prune) || self.problems == 0;
-        self.state == JobState::Done && clean
+        match self.state {
+            JobState::Done if clean => End::Good,
+            JobState::Failed => End::Failed,
+            _ => End::Poor,
+        }
     }
 }
 
@@ -72,15 +79,19 @@ impl RunFact {
 pub(super) struct Runs {
     pub(super) last: Option<RunFact>,
     pub(super) good: Option<RunFact>,
+    /// The slot of the last one that failed, and all that failed for it.
+    failed: (Unix, BTreeSet<JobId>),
 }
 
 impl Runs {
     pub(super) fn past(&self) -> Past {
-        Past {
-            last: self.last.as_ref().map(|run| run.due),
-            open: self.last.as_ref().is_some_and(|run| !run.state.is_final()),
-            good: self.good.is_some(),
-        }
+        let (last, good) = (self.last.as_ref(), self.good.is_some());
+        let (due, open) = (last.map(|run| run.due), last.is_some_and(|run| !run.state.is_final()));
+        let failed = if due == Some(self.failed.0) { proto::width::count(self.failed.1.len()) } else { 0 };
+        let failed_at = last.filter(|run| run.state == JobState::Failed).and_then(|run| run.ended);
+        // Nothing is tried again after what did not fail.
+        let failed = if open || failed_at.is_some() { failed } else { 0 };
+        Past { last: due, open, good, failed, failed_at: failed_at.unwrap_or(0) }
     }
 }
 
@@ -104,8 +115,8 @@ impl AllRuns {
         all
     }
 
-    /// A run was ordered, or is as it is now. Returns its lane, and whether it was good, if it ended just now.
-    pub(super) fn learn(&mut self, record: &JobRecord) -> Option<(LaneKey, bool)> {
+    /// A run was ordered, or is as it is now. Returns its lane, how it ended, and when, if it ended just now.
+    pub(super) fn learn(&mut self, record: &JobRecord) -> Option<(LaneKey, End, Unix)> {
         let (key, fact) = RunFact::of(record)?;
         let ended = fact.state.is_final();
         let known = if ended {
@@ -114,12 +125,18 @@ impl AllRuns {
             self.open.insert(fact.job, key.clone());
             false
         };
-        let good = fact.is_good(key.2);
+        let (end, at) = (fact.end(key.2), fact.ended.unwrap_or(fact.ordered));
         let runs = self.lanes.entry(key.clone()).or_default();
         let newer = |than: &Option<RunFact>| than.as_ref().is_none_or(|of| (of.due, of.job) <= (fact.due, fact.job));
         // One that is under way is the last, whatever its slot.
         let open = |of: &Option<RunFact>| of.as_ref().is_some_and(|of| !of.state.is_final() && of.job != fact.job);
-        let is_good = good && newer(&runs.good);
+        let is_good = end == End::Good && newer(&runs.good);
+        if end == End::Failed && fact.due >= runs.failed.0 {
+            if fact.due > runs.failed.0 {
+                runs.failed = (fact.due, BTreeSet::new());
+            }
+            runs.failed.1.insert(fact.job);
+        }
         let is_last = !ended || (newer(&runs.last) && !open(&runs.last));
         if is_good {
             runs.good = Some(fact.clone());
@@ -127,18 +144,23 @@ impl AllRuns {
         if is_last {
             runs.last = Some(fact);
         }
-        known.then_some((key, good))
+        known.then_some((key, end, at))
     }
 
     pub(super) fn is_open(&self, job: JobId) -> bool {
         self.open.contains_key(&job)
     }
 
-    /// Jobs whose records say what was done last, and what was good last: without them a slot would be run again, and
+    /// Jobs whose records say what was done last, how often that was tried, and what was good last: without them a slot would be run again, and
     /// nobody would know of a backup that is there.
     pub(crate) fn needed(&self) -> HashSet<JobId> {
-        let of_lane = |runs: &Runs| [runs.last.as_ref().map(|run| run.job), runs.good.as_ref().map(|run| run.job)];
-        self.lanes.values().flat_map(of_lane).flatten().collect()
+        let of_lane = |runs: &Runs| {
+            let known = [&runs.last, &runs.good].into_iter().flatten().map(|run| run.job);
+            let due = runs.last.as_ref().map(|run| run.due);
+            let failed = runs.failed.1.iter().copied().filter(|_| due == Some(runs.failed.0));
+            known.chain(failed).collect::<Vec<_>>()
+        };
+        self.lanes.values().flat_map(of_lane).collect()
     }
 
     pub(super) fn lane(&self, key: &LaneKey) -> Runs {

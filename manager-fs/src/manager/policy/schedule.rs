@@ -11,8 +11,8 @@ use jiff::civil::{Date, Weekday};
 use proto::message::Unix;
 use serde::{Deserialize, Serialize};
 
-use super::zone::Zone;
-use crate::manager::toml_text::duration_ms;
+use super::zone::{NoZone, Zone};
+use crate::manager::toml_text::{DurationFault, duration_ms};
 
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
@@ -65,21 +65,68 @@ enum Rule {
     Monthly(BTreeSet<u8>, BTreeSet<TimeOfDay>),
 }
 
+/// Why a text says no time at which something is due.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoSchedule {
+    /// It begins with none of the words of a rule.
+    #[error(
+        "'{0}' is no schedule: want such as \"daily 02:00 Europe/Berlin\", \"weekly sunday 03:00\", \"monthly 1 04:00\", \
+         \"hourly :15\" or \"every 6h\""
+    )]
+    Unknown(String),
+    /// An interval that is none.
+    #[error(transparent)]
+    Interval(#[from] DurationFault),
+    /// An interval that is too short or too long.
+    #[error("'{0}': want an interval from 10s to 366d")]
+    IntervalOutOfBounds(String),
+    /// No hour and minute of a day.
+    #[error("'{0}' is no time of day: want one from 00:00 to 23:59")]
+    TimeOfDay(String),
+    /// No minute of an hour.
+    #[error("':{0}' is no minute of an hour: want :00 to :59")]
+    Minute(String),
+    /// No day of a month.
+    #[error("'{0}' is no day of a month: want 1 to 31")]
+    DayOfMonth(String),
+    /// More times or days than one rule has.
+    #[error("'{0}' names more than {TIMES_MAX}")]
+    TooMany(String),
+    /// No time zone.
+    #[error(transparent)]
+    Zone(#[from] NoZone),
+    /// Something stands behind the time zone.
+    #[error("'{text}' goes on after the time zone: '{more}'")]
+    GoesOn {
+        /// All of it.
+        text: String,
+        /// The first word too many.
+        more: String,
+    },
+    /// No window.
+    #[error("'{0}' is no window: want one such as 22:00-06:00")]
+    Window(String),
+    /// A window without a moment.
+    #[error("'{0}' is never open: it ends when it begins")]
+    NeverOpen(String),
+}
+
 impl Schedule {
     /// Reads a schedule: `every 6h`, `hourly :15`, `daily 02:00,14:00`, `weekly sunday 03:00`, `monthly 1,15 04:00`, each
     /// with a time zone behind it, UTC by default. What is not said is taken from `like`.
     ///
     /// # Errors
-    /// What is wrong, for people.
-    pub fn parse(text: &str, like: Option<&Schedule>) -> Result<Self, String> {
+    /// What is wrong with it.
+    pub fn parse(text: &str, like: Option<&Schedule>) -> Result<Self, NoSchedule> {
         let mut words = text.split_whitespace().peekable();
         let kind = words.next().unwrap_or_default().to_ascii_lowercase();
         let like_zone = || like.map_or_else(Zone::utc, |like| like.zone.clone());
         if kind == "every" {
             let rest: Vec<&str> = words.collect();
-            let ms = duration_ms(&rest.join(" ")).map_err(|fault| fault.to_string())?;
+            let ms = duration_ms(&rest.join(" "))?;
             if !(EVERY_MS_MIN..=EVERY_MS_MAX).contains(&ms) {
-                return Err(format!("'{text}': want an interval from 10s to 366d"));
+                return Err(NoSchedule::IntervalOutOfBounds(text.to_owned()));
             }
             return Ok(Self { rule: Rule::Every(ms), zone: like_zone() });
         }
@@ -111,19 +158,14 @@ impl Schedule {
                     _ => Rule::Monthly(days, times),
                 }
             }
-            _ => {
-                return Err(format!(
-                    "'{text}' is no schedule: want such as \"daily 02:00 Europe/Berlin\", \"weekly sunday 03:00\", \
-                     \"monthly 1 04:00\", \"hourly :15\" or \"every 6h\""
-                ));
-            }
+            _ => return Err(NoSchedule::Unknown(text.to_owned())),
         };
         let zone = match words.next() {
             Some(name) => Zone::named(name)?,
             None => like_zone(),
         };
         match words.next() {
-            Some(more) => Err(format!("'{text}' goes on after the time zone: '{more}'")),
+            Some(more) => Err(NoSchedule::GoesOn { text: text.to_owned(), more: more.to_owned() }),
             None => Ok(Self { rule, zone }),
         }
     }
@@ -229,10 +271,10 @@ impl TimeOfDay {
 }
 
 impl FromStr for TimeOfDay {
-    type Err = String;
+    type Err = NoSchedule;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is no time of day: want one from 00:00 to 23:59");
+    fn from_str(text: &str) -> Result<Self, NoSchedule> {
+        let wrong = || NoSchedule::TimeOfDay(text.to_owned());
         let (hours, minutes) = text.split_once(':').ok_or_else(wrong)?;
         let hour = hours.parse().ok().filter(|hour| *hour < 24 && hours.len() <= 2).ok_or_else(wrong)?;
         Ok(Self { hour, minute: minute(minutes).map_err(|_| wrong())? })
@@ -245,14 +287,14 @@ impl fmt::Display for TimeOfDay {
     }
 }
 
-fn minute(text: &str) -> Result<u8, String> {
+fn minute(text: &str) -> Result<u8, NoSchedule> {
     let read = text.parse().ok().filter(|minute| *minute < 60 && text.len() == 2);
-    read.ok_or_else(|| format!("':{text}' is no minute of an hour: want :00 to :59"))
+    read.ok_or_else(|| NoSchedule::Minute(text.to_owned()))
 }
 
-fn day_of_month(text: &str) -> Result<u8, String> {
+fn day_of_month(text: &str) -> Result<u8, NoSchedule> {
     let read = text.parse().ok().filter(|day| (1..=31).contains(day));
-    read.ok_or_else(|| format!("'{text}' is no day of a month: want 1 to 31"))
+    read.ok_or_else(|| NoSchedule::DayOfMonth(text.to_owned()))
 }
 
 fn weekdays(text: &str) -> Option<BTreeSet<u8>> {
@@ -269,9 +311,9 @@ fn place_in_week(day: Weekday) -> u8 {
     u8::try_from(place).unwrap_or_default()
 }
 
-fn list<T: Ord>(text: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<BTreeSet<T>, String> {
+fn list<T: Ord>(text: &str, read: impl Fn(&str) -> Result<T, NoSchedule>) -> Result<BTreeSet<T>, NoSchedule> {
     let all: BTreeSet<T> = text.split(',').map(read).collect::<Result<_, _>>()?;
-    if all.len() > TIMES_MAX { Err(format!("'{text}' names more than {TIMES_MAX}")) } else { Ok(all) }
+    if all.len() > TIMES_MAX { Err(NoSchedule::TooMany(text.to_owned())) } else { Ok(all) }
 }
 
 impl fmt::Display for Schedule {
@@ -334,17 +376,13 @@ impl Window {
 }
 
 impl FromStr for Window {
-    type Err = String;
+    type Err = NoSchedule;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is no window: want one such as 22:00-06:00");
+    fn from_str(text: &str) -> Result<Self, NoSchedule> {
+        let wrong = || NoSchedule::Window(text.to_owned());
         let (from, to) = text.split_once('-').ok_or_else(wrong)?;
         let (from, to): (TimeOfDay, TimeOfDay) = (from.trim().parse()?, to.trim().parse()?);
-        if from == to {
-            Err(format!("'{text}' is never open: it ends when it begins"))
-        } else {
-            Ok(Self { from, to })
-        }
+        if from == to { Err(NoSchedule::NeverOpen(text.to_owned())) } else { Ok(Self { from, to }) }
     }
 }
 

@@ -90,10 +90,10 @@ fn a_refusal_says_what_is_wanted() {
         ("every now and then", "every"),
     ];
     for (text, fault) in cases {
-        let error = Schedule::parse(text, None).unwrap_err();
+        let error = Schedule::parse(text, None).unwrap_err().to_string();
         assert!(error.contains(fault) || text.contains(fault), "{text}: {error}");
     }
-    let window = |text: &str| text.parse::<Window>().unwrap_err();
+    let window = |text: &str| text.parse::<Window>().unwrap_err().to_string();
     assert!(window("22:00").contains("22:00-06:00") && window("06:00-06:00").contains("never open"));
 }
 

@@ -15,6 +15,11 @@ pub struct Zone {
     rules: TimeZone,
 }
 
+/// A text is the name of no time zone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no time zone: want one such as Europe/Berlin, or UTC")]
+pub struct NoZone(String);
+
 impl Zone {
     /// Greenwich without summer time.
     pub fn utc() -> Self {
@@ -24,11 +29,11 @@ impl Zone {
     /// The zone of this name, in whatever case it is typed.
     ///
     /// # Errors
-    /// There is none, for people.
-    pub fn named(name: &str) -> Result<Self, String> {
+    /// There is none.
+    pub fn named(name: &str) -> Result<Self, NoZone> {
         static BUNDLED: OnceLock<TimeZoneDatabase> = OnceLock::new();
         let rules = BUNDLED.get_or_init(TimeZoneDatabase::bundled).get(name);
-        let rules = rules.map_err(|_| format!("'{name}' is no time zone: want one such as Europe/Berlin, or UTC"))?;
+        let rules = rules.map_err(|_| NoZone(name.to_owned()))?;
         let name = rules.iana_name().unwrap_or(name).to_owned();
         Ok(Self { name, rules })
     }
@@ -103,7 +108,7 @@ mod tests {
         assert_eq!(Zone::named("utc").unwrap(), Zone::utc());
         assert_ne!(Zone::named("Europe/Berlin"), Zone::named("Europe/Vienna"));
         for wrong in ["", "Europe", "Europe/Berlyn", "../etc/passwd", "+02:00"] {
-            let fault = Zone::named(wrong).unwrap_err();
+            let fault = Zone::named(wrong).unwrap_err().to_string();
             assert!(fault.contains("is no time zone"), "{wrong}: {fault}");
         }
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 
 use super::*;
+use crate::engine::Onto;
 use crate::engine::format::files::Files;
 use crate::engine::format::index::BlobKind;
 
@@ -65,8 +66,7 @@ impl Damaged {
         let ended = self.session.restore(
             &state,
             &reference("latest"),
-            &target,
-            &RestoreOptions::default(),
+            &Onto { target: &target, options: &RestoreOptions::default(), over: None },
             &mark(false),
             &meter,
         );
@@ -258,8 +258,7 @@ fn of_a_large_file_the_readable_part_is_kept_under_another_name() {
                 .restore(
                     &bench.path("state"),
                     &reference("latest"),
-                    &target,
-                    &RestoreOptions::default(),
+                    &Onto { target: &target, options: &RestoreOptions::default(), over: None },
                     &mark(false),
                     &meter,
                 )

@@ -15,6 +15,8 @@ mod damage;
 mod hostile;
 mod looks;
 mod options;
+mod over;
+mod rehearsals;
 mod sources;
 
 struct Bench {
@@ -68,7 +70,7 @@ impl Bench {
 
     /// Leaves it on record that a restore into `target` was cut off.
     fn cut_off(&self, target: &Path, work: &Work) {
-        drop(Unfinished::begin(&self.path("state"), target, Id::parse(&work.snapshots[0]).unwrap()).unwrap());
+        drop(Unfinished::begin(&self.path("state"), target, Id::parse(&work.snapshots[0]).unwrap(), false).unwrap());
     }
 
     fn restore(&self, target: &Path) -> (Result<Work, EngineError>, Vec<String>) {
@@ -186,6 +188,42 @@ fn verify_names_every_kind_of_difference() {
     ] {
         assert!(problems.contains(expected), "no {expected:?} in:\n{problems}");
     }
+}
+
+#[test]
+fn of_a_policy_a_source_that_lives_is_no_failure_of_its_backup_and_a_repository_that_rots_is() {
+    let bench = Bench::new();
+    let source = bench.source();
+    bench.backup(&source);
+    let verify = || {
+        let (meter, mut mark) = (SharedMeter::default(), mark(false));
+        mark.origin.policy = Some("nightly".into());
+        let work = bench.engine.verify(&bench.at(), &reference("latest"), &mark, &meter).unwrap();
+        (work.files, meter.take_problems().into_lines())
+    };
+    assert_eq!(verify(), (4, vec![]));
+    fs::write(source.join("bin/program"), "another version of it").unwrap();
+    fs::remove_file(source.join("link")).unwrap();
+    fs::create_dir(source.join("link")).unwrap();
+    fs::write(source.join("bin/new"), "new").unwrap();
+    fs::remove_dir_all(source.join("bin/deep")).unwrap();
+    fs::set_permissions(source.join("nothing"), fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(verify(), (4, vec![]), "all that was backed up can be had");
+    assert!(bench.verify("latest").len() > 3, "and whoever asks for the differences gets them");
+    // What only the repository has by now is read, too.
+    for pack in
+        fs::read_dir(bench.path("repo/data")).unwrap().flat_map(|dir| fs::read_dir(dir.unwrap().path()).unwrap())
+    {
+        let path = pack.unwrap().path();
+        if fs::metadata(&path).unwrap().len() > 500_000 {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let (_, problems) = verify();
+    assert!(
+        problems.iter().any(|line| line.contains("bin/program: cannot be read from the repository")),
+        "{problems:?}"
+    );
 }
 
 #[test]

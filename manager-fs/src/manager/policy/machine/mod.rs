@@ -17,11 +17,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use proto::message::Unix;
 
-use vocabulary::{HostNo, LaneNo, Order, Past, PolicyNo, Rules, Task, Waits};
+use vocabulary::{End, HostNo, LaneNo, Order, Past, PolicyNo, Rule, Rules, Task, Waits};
 
 /// How far ahead of the clock a slot may lie that was run. One that lies further ahead was run by a clock that was wrong,
 /// and does not count. Whoever drives the machine makes it anew when the clock goes back further than this.
 pub const AHEAD_MS: u64 = 25 * 3600 * 1000;
+
+/// How often a run that failed is tried again for its slot.
+pub const TRIES_MAX: u32 = 3;
+/// How long after the first failure; each time four times as long.
+const TRY_AFTER_MS: u64 = 10 * 60 * 1000;
+/// A window that was missed is kept free of others for as long before it opens as the longest run takes, within this.
+const CLEAR_MS: std::ops::RangeInclusive<u64> = 3600 * 1000..=12 * 3600 * 1000;
 
 /// All policies.
 #[derive(Debug, Default)]
@@ -34,6 +41,8 @@ pub struct Machine {
     /// Lanes in which something is due, by the slot since which it is, and task: whoever waits longest comes first.
     due: BTreeSet<(Unix, Task, LaneNo)>,
     under_way: Counts,
+    /// Milliseconds that the longest run took so far.
+    longest: u64,
     next: u32,
     now: Unix,
 }
@@ -61,6 +70,8 @@ struct Lane {
     past: Past,
     /// The first slot that has not been run; a newer one takes its place, but not its turn.
     late: Option<Unix>,
+    /// When the run that is under way began, as far as it is known.
+    begun: Option<Unix>,
     /// Where it stands in `asleep` or `due`.
     place: Place,
 }
@@ -128,7 +139,10 @@ impl Machine {
     ) -> LaneNo {
         let no = LaneNo(self.next);
         self.next += 1;
-        self.lanes.insert(no, Lane { policy, host, task, rank, site, past, late: None, place: Place::Nowhere });
+        self.lanes.insert(
+            no,
+            Lane { policy, host, task, rank, site, past, late: None, begun: None, place: Place::Nowhere },
+        );
         self.hosts.entry(host).or_default().lanes.insert(no);
         if let Some(of) = self.policies.get_mut(&policy) {
             of.lanes.insert(no);
@@ -165,12 +179,21 @@ impl Machine {
 
     /// A run was begun by hand, then.
     pub fn began(&mut self, no: LaneNo, at: Unix) {
-        self.set_past(no, |past| *past = Past { last: past.last.max(Some(at)), open: true, ..*past });
+        self.set_past(no, |past| {
+            let failed = if past.last >= Some(at) { past.failed } else { 0 };
+            *past = Past { last: past.last.max(Some(at)), open: true, failed, ..*past };
+        });
     }
 
-    /// A run ended; `good`: what was wanted is there.
-    pub fn ended(&mut self, no: LaneNo, good: bool) {
-        self.set_past(no, |past| *past = Past { open: false, good: past.good || good, ..*past });
+    /// A run ended, then.
+    pub fn ended(&mut self, no: LaneNo, end: End, at: Unix) {
+        if let Some(begun) = self.lanes.get_mut(&no).and_then(|lane| lane.begun.take()) {
+            self.longest = self.longest.max(at.saturating_sub(begun));
+        }
+        self.set_past(no, |past| {
+            let (failed, failed_at) = if end == End::Failed { (past.failed + 1, at) } else { (0, 0) };
+            *past = Past { open: false, good: past.good || end == End::Good, failed, failed_at, ..*past };
+        });
     }
 
     /// What begins now, milliseconds since 1970.
@@ -197,8 +220,20 @@ impl Machine {
             let repository = self.rules(lane).map(|rules| rules.repository);
             match (self.held_up(no), place) {
                 (None, Place::Due(slot, _)) if !kept.is_for_others(host, repository, site) => {
-                    self.set_past(no, |past| *past = Past { last: Some(slot), open: true, ..*past });
+                    self.set_past(no, |past| {
+                        let failed = if past.last == Some(slot) { past.failed } else { 0 };
+                        *past = Past { last: Some(slot), open: true, failed, ..*past };
+                    });
+                    if let Some(lane) = self.lanes.get_mut(&no) {
+                        lane.begun = Some(now);
+                    }
                     orders.push(Order { lane: no, due: slot });
+                }
+                // It has missed its window before, because others were under way: not once more.
+                (Some(Waits::Window(Some(opens))), _) if self.is_passed_over(no, opens) => {
+                    kept.hosts.insert(host);
+                    kept.repositories.extend(repository);
+                    kept.sites.extend(site);
                 }
                 (Some(Waits::Host(_)), _) => drop(kept.hosts.insert(host)),
                 (Some(Waits::Repository(_)), _) => kept.repositories.extend(repository),
@@ -207,6 +242,18 @@ impl Machine {
             }
         }
         orders
+    }
+
+    /// Whether a lane whose window opens then has waited for a slot that a newer one took the place of, and its turn is so
+    /// near that what others begin now may still be under way.
+    fn is_passed_over(&self, no: LaneNo, opens: Unix) -> bool {
+        let clear = self.longest.clamp(*CLEAR_MS.start(), *CLEAR_MS.end());
+        self.lanes.get(&no).is_some_and(|lane| match lane.place {
+            Place::Due(slot, _) => {
+                lane.late.is_some_and(|late| late < slot) && opens <= self.now.saturating_add(clear)
+            }
+            Place::Nowhere | Place::Asleep(_) => false,
+        })
     }
 
     /// When the next tick is due, if nothing happens before.
@@ -252,8 +299,7 @@ impl Machine {
     fn placed(&self, lane: &Lane) -> Place {
         let Some(rules) = self.rules(lane).filter(|_| !lane.past.open) else { return Place::Nowhere };
         let Some(rule) = rules.rules.iter().find(|rule| rule.task == lane.task) else { return Place::Nowhere };
-        let counts = |at: &Unix| *at <= self.now.saturating_add(AHEAD_MS);
-        let base = lane.past.last.filter(counts).max(Some(rule.since).filter(counts)).unwrap_or(0);
+        let base = self.base(lane, rule);
         let delay = lane.rank.checked_rem(rules.jitter_ms).unwrap_or(0);
         let from = self.now.saturating_sub(delay);
         match rule.schedule.last(from) {
@@ -262,11 +308,35 @@ impl Machine {
                 let next = rule.schedule.next(slot).unwrap_or(Unix::MAX);
                 Place::Due(slot, next.saturating_add(delay))
             }
-            _ => match rule.schedule.next(base.max(from)) {
-                Some(slot) => Place::Asleep(slot.saturating_add(delay)),
-                None => Place::Nowhere,
-            },
+            _ => {
+                let next = rule.schedule.next(base.max(from)).map(|slot| slot.saturating_add(delay));
+                match (self.again(lane, base), next) {
+                    (Some((slot, at)), next) if at <= self.now => Place::Due(slot, next.unwrap_or(Unix::MAX)),
+                    (Some((_, at)), next) => Place::Asleep(next.map_or(at, |next| next.min(at))),
+                    (None, Some(next)) => Place::Asleep(next),
+                    (None, None) => Place::Nowhere,
+                }
+            }
         }
+    }
+
+    /// The first slot that has not been run: known from what was run last, so that a manager that dies forgets nobody's turn.
+    fn first_missed(&self, lane: &Lane) -> Option<Unix> {
+        let rule = self.rules(lane)?.rules.iter().find(|rule| rule.task == lane.task)?;
+        rule.schedule.next(self.base(lane, rule))
+    }
+
+    /// Slots until then are done, or were asked for by nobody.
+    fn base(&self, lane: &Lane, rule: &Rule) -> Unix {
+        let counts = |at: &Unix| *at <= self.now.saturating_add(AHEAD_MS);
+        lane.past.last.filter(counts).max(Some(rule.since).filter(counts)).unwrap_or(0)
+    }
+
+    /// The slot whose run failed, and when it is tried again; not if nobody wants it any more.
+    fn again(&self, lane: &Lane, base: Unix) -> Option<(Unix, Unix)> {
+        let Past { last, failed, failed_at, .. } = lane.past;
+        let slot = last.filter(|last| *last == base && (1..=TRIES_MAX).contains(&failed))?;
+        Some((slot, failed_at.saturating_add(TRY_AFTER_MS << (2 * (failed - 1)))))
     }
 
     fn place(&mut self, no: LaneNo) {
@@ -275,7 +345,7 @@ impl Machine {
         let (place, task) = (self.placed(lane), lane.task);
         let late = match place {
             Place::Nowhere | Place::Asleep(_) => None,
-            Place::Due(slot, _) => Some(lane.late.map_or(slot, |late| late.min(slot))),
+            Place::Due(slot, _) => Some(self.first_missed(lane).map_or(slot, |first| first.min(slot))),
         };
         if let Place::Asleep(at) = place {
             self.asleep.insert((at, no));

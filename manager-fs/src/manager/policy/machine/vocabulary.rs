@@ -32,11 +32,13 @@ pub enum Task {
     Check,
     /// What the policy does not keep is forgotten, and its space freed.
     Prune,
+    /// A sample of the newest snapshots is restored and compared.
+    RestoreTest,
 }
 
 impl Task {
     /// All of them.
-    pub const ALL: [Task; 4] = [Task::Backup, Task::Verify, Task::Check, Task::Prune];
+    pub const ALL: [Task; 5] = [Task::Backup, Task::Verify, Task::Check, Task::Prune, Task::RestoreTest];
 
     /// Whether it is the media agent's, on the hosts that look after the repository.
     pub fn is_of_media(self) -> bool {
@@ -45,7 +47,12 @@ impl Task {
 
     /// Whether there is nothing to do before the first backup.
     pub fn needs_backup(self) -> bool {
-        matches!(self, Task::Verify)
+        self.is_proof()
+    }
+
+    /// Whether it shows that what was backed up can be had: what else has problems is still there.
+    pub fn is_proof(self) -> bool {
+        matches!(self, Task::Verify | Task::RestoreTest)
     }
 
     /// As people write it.
@@ -55,6 +62,7 @@ impl Task {
             Task::Verify => "verify",
             Task::Check => "check",
             Task::Prune => "prune",
+            Task::RestoreTest => "restore-test",
         }
     }
 }
@@ -65,14 +73,29 @@ impl fmt::Display for Task {
     }
 }
 
-impl std::str::FromStr for Task {
-    type Err = String;
+/// A text is no [`Task`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{text}' is no task of a policy: want one of {names}", text = .0, names = Task::ALL.map(Task::name).join(", "))]
+pub struct NoTask(String);
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let names = || Task::ALL.map(Task::name).join(", ");
+impl std::str::FromStr for Task {
+    type Err = NoTask;
+
+    fn from_str(text: &str) -> Result<Self, NoTask> {
         let found = Task::ALL.into_iter().find(|task| task.name() == text);
-        found.ok_or_else(|| format!("'{text}' is no task of a policy: want one of {}", names()))
+        found.ok_or_else(|| NoTask(text.to_owned()))
     }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// What was wanted is there.
+    Good,
+    /// It was done, and proves nothing; or somebody stopped it. Doing it again would change nothing.
+    Poor,
+    /// It failed: it is tried again.
+    Failed,
 }
 
 /// When a task is due.
@@ -123,6 +146,10 @@ pub struct Past {
     pub open: bool,
     /// One was good.
     pub good: bool,
+    /// How many runs of the last slot have failed.
+    pub failed: u32,
+    /// When the last of them did.
+    pub failed_at: Unix,
 }
 
 /// A run that begins now. It is durable before anything follows from it.
