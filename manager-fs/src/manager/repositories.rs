@@ -308,7 +308,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let of_token = Refused::Grant { what: grant.what, until_unix_ms: grant.until_unix_ms };
-        assert_eq!(told(&job).await, [of_token.clone()]);
+        assert_eq!(told(&job).await, std::slice::from_ref(&of_token));
         for wrong in ["", "x/y", "0000000000000000"] {
             assert!(fault(all.revoke_token(&name, wrong).await.unwrap_err()).contains("there is no token"));
         }

@@ -7,7 +7,7 @@ mod scope;
 mod show;
 
 use clap::{Args, Subcommand};
-use proto::agent::{JobId, Operation, Progress, Repository};
+use proto::agent::{JobId, Operation, Progress, Repository, SnapshotRef};
 use proto::look::Query;
 use proto::name::{NameError, Target};
 use proto::own::Arguments;
@@ -277,19 +277,11 @@ pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
             order(&common.product, &common.order, Operation::BackupWith { repository, sources, options }, here)
         }
         JobCommand::Restore { common, snapshot, scope, target, include, exclude, dry_run, overwrite, delete } => {
-            let (repository, snapshot, target) =
-                (common.order.repository(), scope.reference(snapshot), target.clone());
             let (include, exclude) = (include.clone(), exclude.clone());
             let options = RestoreOptions { include, exclude, dry_run: *dry_run };
-            // Every agent knows how to restore all of a snapshot.
-            let operation = if let Some(policy) = *overwrite {
-                let over = Over { policy, delete: *delete };
-                Operation::RestoreOver { repository, snapshot, target, options, over }
-            } else if options == RestoreOptions::default() {
-                Operation::Restore { repository, snapshot, target }
-            } else {
-                Operation::RestoreSome { repository, snapshot, target, options }
-            };
+            let over = overwrite.map(|policy| Over { policy, delete: *delete });
+            let snapshot = scope.reference(snapshot);
+            let operation = restore(common.order.repository(), snapshot, target.clone(), options, over);
             order(&common.product, &common.order, operation, here)
         }
         JobCommand::RestoreTest { common, snapshot, scope, files, mib } => {
@@ -347,6 +339,21 @@ pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
             print(&record, one.output.json);
             Ok(Done::Clean)
         }
+    }
+}
+
+/// The oldest operation that says all of it: every agent knows how to restore all of a snapshot.
+fn restore(
+    repository: Repository,
+    snapshot: SnapshotRef,
+    target: String,
+    options: RestoreOptions,
+    over: Option<Over>,
+) -> Operation {
+    match over {
+        Some(over) => Operation::RestoreOver { repository, snapshot, target, options, over },
+        None if options == RestoreOptions::default() => Operation::Restore { repository, snapshot, target },
+        None => Operation::RestoreSome { repository, snapshot, target, options },
     }
 }
 
