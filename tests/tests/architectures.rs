@@ -1,6 +1,7 @@
 //! One version for several architectures: each host is shown, and runs, the tree of its own (`docs/tree-format.md`,
-//! "Several architectures").
+//! "Several architectures"). A machine of x86-64 is two: it runs programs of 32 bits as well.
 
+#![cfg(target_arch = "x86_64")]
 // Panicking is how a test reports, also in the functions that tests share.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -112,19 +113,22 @@ fn trees(manager: &Manager, version: &str) -> Vec<(String, String)> {
     architectures.iter().map(|one| (text(&one["architecture"]), text(&one["tree_id"]))).collect()
 }
 
-#[test]
-fn each_host_gets_the_tree_of_its_own_architecture() {
-    if cfg!(not(target_arch = "x86_64")) {
-        return;
-    }
-    let manager = Manager::start();
-    let mut host = Host::mounted("host-1", &manager);
+/// Two hosts in the group `all`: `host-1` is this machine, `host-2` runs programs of 32 bits alone.
+fn two_hosts(manager: &Manager) -> (Host, Host) {
+    let host = Host::mounted("host-1", manager);
     let mut other = Host::of_machine("host-2", "i686");
-    other.enroll(&manager, &manager.address());
+    other.enroll(manager, &manager.address());
     other.mount(&[]);
     manager.run(&["host", "group", "add", "all", "host-1", "host-2"]).expect(0);
     let hosts = manager.run(&["hosts", "--json"]).expect(0).json();
     assert_eq!((&hosts["hosts"][0]["machine"], &hosts["hosts"][1]["machine"]), (&json!("x86_64"), &json!("i686")));
+    (host, other)
+}
+
+#[test]
+fn each_host_gets_the_tree_of_its_own_architecture() {
+    let manager = Manager::start();
+    let (mut host, mut other) = two_hosts(&manager);
 
     // One source after the other.
     let [one, one_x86] = ["x86_64", "x86"].map(|machine| tree(machine, "one"));

@@ -62,19 +62,10 @@ fn plain<T: Serialize + DeserializeOwned>(name: &str, value: &T) -> Case {
     Case { document: MESSAGES, name: name.to_owned(), fresh: annotate::lines(value), read: message::<T> }
 }
 
-fn cases() -> Vec<Case> {
-    use proto::{
-        agent::*,
-        backup::{BackupCounts, BackupOptions},
-        bundle::Touch,
-        daemon::*,
-        keeping::*,
-        local_greeting::Greeting,
-        message::*,
-        name::Target,
-        own::Finding,
-    };
-    let mut cases = [
+/// Everything that is one of several, a sample for each.
+fn choices() -> Vec<Case> {
+    use proto::{agent::*, daemon::*, keeping::*, message::*, name::Target};
+    [
         choice::<HostRequest>(),
         choice::<ManagerReply>(),
         choice::<ManagerRequest>(),
@@ -101,8 +92,20 @@ fn cases() -> Vec<Case> {
     ]
     .into_iter()
     .flatten()
-    .collect::<Vec<_>>();
-    cases.extend([
+    .collect()
+}
+
+/// Everything else that messages are made of.
+fn plains() -> Vec<Case> {
+    use proto::{
+        agent::*,
+        backup::{BackupCounts, BackupOptions},
+        bundle::Touch,
+        daemon::*,
+        message::*,
+        own::Finding,
+    };
+    vec![
         plain::<ChunkRange>("ChunkRange", &samples::range()),
         plain::<Touch>("Touch", &samples::touch()),
         plain::<BundleFacts>("BundleFacts", &samples::facts()),
@@ -127,13 +130,13 @@ fn cases() -> Vec<Case> {
         plain::<Attached>("Attached", &samples::attached()),
         plain::<StageProgress>("StageProgress", &samples::stage_progress()),
         plain::<Making>("Making", &samples::making()),
-    ]);
-    cases.push(Case {
-        document: "control-protocol.md",
-        ..plain::<Greeting>("Greeting", &Greeting::new("1.4.0", [0xa7; 16]))
-    });
-    cases.extend(formats::cases());
-    cases
+    ]
+}
+
+fn cases() -> Vec<Case> {
+    let greeting = plain("Greeting", &proto::local_greeting::Greeting::new("1.4.0", [0xa7; 16]));
+    let greeting = Case { document: "control-protocol.md", ..greeting };
+    [choices(), plains(), vec![greeting], formats::cases()].into_iter().flatten().collect()
 }
 
 /// The documents by name, with the blocks that they have.
