@@ -134,16 +134,17 @@ impl Reporter {
         let mut client = None;
         let mut retry = RETRY_MIN;
         loop {
-            let changed = {
+            let (news, changed) = {
                 let mut state = self.lock();
                 while state.paused || !(state.news || state.changed) {
                     state = self.0.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
                 state.in_flight = true;
-                state.news = false;
-                std::mem::take(&mut state.changed)
+                (std::mem::take(&mut state.news), std::mem::take(&mut state.changed))
             };
-            let sent = self.send_all(&mut client, changed);
+            // A change alone sends no report: the other program is at its own, and two of them at once lose the order.
+            let sent = if news { self.send_all(&mut client) } else { Ok(()) };
+            let sent = sent.and_then(|()| if changed { self.say_changed(&mut client) } else { Ok(()) });
             let mut state = self.lock();
             state.in_flight = false;
             match sent {
@@ -151,12 +152,12 @@ impl Reporter {
                 Err(reason) => {
                     tracing::debug!("the mount daemon does not take reports now: {reason}");
                     client = None;
-                    state.news = true;
+                    state.news |= news;
                     state.changed |= changed;
                 }
             }
             self.0.wake.notify_all();
-            if state.news && client.is_none() {
+            if (state.news || state.changed) && client.is_none() {
                 // Other than the wait above this one must not end by what `report` says, or it would spin.
                 drop(state);
                 std::thread::sleep(retry);
@@ -165,7 +166,7 @@ impl Reporter {
         }
     }
 
-    fn send_all(&self, client: &mut Option<Client>, changed: bool) -> Result<(), Unsent> {
+    fn send_all(&self, client: &mut Option<Client>) -> Result<(), Unsent> {
         let waiting = list(&self.0.paths.events())?;
         for path in waiting {
             if self.lock().paused {
@@ -185,11 +186,12 @@ impl Reporter {
             ask(&self.0.paths, client, &DaemonRequest::Report { event })?;
             self.lock().unsaved.pop_front();
         }
-        if changed {
-            let product = self.0.paths.product().clone();
-            ask(&self.0.paths, client, &DaemonRequest::Changed { product })?;
-        }
         Ok(())
+    }
+
+    fn say_changed(&self, client: &mut Option<Client>) -> Result<(), Unsent> {
+        let product = self.0.paths.product().clone();
+        ask(&self.0.paths, client, &DaemonRequest::Changed { product })
     }
 
     fn lock(&self) -> MutexGuard<'_, Sending> {

@@ -90,6 +90,35 @@ fn an_ordered_version_that_fails_as_well_ends_the_order_and_not_the_host() {
     host.wait_report("what came of the return", |e| e.step == Step::Returned);
 }
 
+/// The version that runs is left for the one before while an order is being made ready: the order is no part of that, and
+/// must not be forgotten with it.
+#[test]
+fn an_order_outlives_a_return_and_whoever_is_killed_then_refuses_it() {
+    let (mut host, bad_world) = failing();
+    fs::remove_file(&bad_world).unwrap();
+    host.wait_serving("1.0");
+    let two = host.publish(&quick("2.0", &["--exit-if", bad_world.to_str().unwrap()]));
+    let change = host.upgrade(&two);
+    assert_eq!(host.wait_end(change).step, Step::Confirmed);
+    host.terminate();
+    fs::write(&bad_world, "").unwrap();
+    host.hold_staging(true);
+    host.launch().wait_for("starting it again in");
+    let three = host.publish(&quick("3.0", &[]));
+    let (change, told) = host.tell_stub(&three);
+    told.unwrap();
+    host.stub().wait_for("starting tiny@1.0");
+    host.stub().wait_for("starting it again in");
+    let stub = host.stub();
+    stub.child.kill().unwrap();
+    stub.child.wait().unwrap();
+    host.hold_staging(false);
+    host.launch();
+    let end = host.wait_end(change);
+    assert_eq!(end.step, Step::Refused, "{}", end.detail);
+    assert!(end.detail.contains("give the order again"), "{}", end.detail);
+}
+
 #[test]
 fn an_agent_that_comes_up_after_all_is_given_the_order() {
     let (mut host, bad_world) = failing();

@@ -9,11 +9,12 @@ use std::fs;
 use tests::repository::{Source, root};
 
 /// What reads bytes into something.
-const READERS: [&str; 10] = [
+const READERS: [&str; 11] = [
     "codec::decode",
     "serde_json::from_slice",
     "serde_json::from_str",
     "toml::from_str",
+    "DeTable::parse",
     "from_le_bytes",
     "from_be_bytes",
     "ZipArchive::new",
@@ -39,7 +40,7 @@ const COVERED: &[(&str, &str)] = &[
     ("agent-core/src/inherited.rs", "agent_files"),
     ("agent-core/src/jobs/record.rs", "agent_files"),
     ("agent-core/src/journal.rs", "agent_files"),
-    ("agent-core/src/permits.rs", "permits"),
+    ("agent-core/src/permit_rules.rs", "permits"),
     ("agent-core/src/report.rs", "events"),
     ("agent-core/src/state.rs", "agent_files"),
     ("agent-core/src/serve.rs", "agent_request"),

@@ -115,8 +115,9 @@ impl Stub<'_> {
     pub(super) fn take(&mut self, choice: Choice, held: Option<(PathBuf, Client)>) -> Result<(), StubError> {
         self.observer.say(&format!("starting {}", choice.verified.record.name()));
         self.held.give_up();
-        let sequence = self.journal.sequence;
-        self.journal = Journal { sequence, ..choice.journal };
+        // An order that the stub has taken goes on: should it be killed, the next one has to know whom to refuse.
+        let (sequence, staged) = (self.journal.sequence, self.journal.staged.take());
+        self.journal = Journal { sequence, staged, ..choice.journal };
         self.write_journal(Moment::StubReturn);
         let (path, hold) = held.unzip();
         self.path = path.unwrap_or_else(|| self.paths.generation(&choice.verified.record.tree));

@@ -3,11 +3,12 @@
 mod backup;
 mod list;
 mod look;
+mod restore;
 mod scope;
 mod show;
 
 use clap::{Args, Subcommand};
-use proto::agent::{JobId, Operation, Progress, Repository, SnapshotRef};
+use proto::agent::{JobId, Operation, Progress, Repository};
 use proto::look::Query;
 use proto::name::{NameError, Target};
 use proto::own::Arguments;
@@ -281,7 +282,7 @@ pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
             let options = RestoreOptions { include, exclude, dry_run: *dry_run };
             let over = overwrite.map(|policy| Over { policy, delete: *delete });
             let snapshot = scope.reference(snapshot);
-            let operation = restore(common.order.repository(), snapshot, target.clone(), options, over);
+            let operation = restore::operation(common.order.repository(), snapshot, target.clone(), options, over);
             order(&common.product, &common.order, operation, here)
         }
         JobCommand::RestoreTest { common, snapshot, scope, files, mib } => {
@@ -339,21 +340,6 @@ pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
             print(&record, one.output.json);
             Ok(Done::Clean)
         }
-    }
-}
-
-/// The oldest operation that says all of it: every agent knows how to restore all of a snapshot.
-fn restore(
-    repository: Repository,
-    snapshot: SnapshotRef,
-    target: String,
-    options: RestoreOptions,
-    over: Option<Over>,
-) -> Operation {
-    match over {
-        Some(over) => Operation::RestoreOver { repository, snapshot, target, options, over },
-        None if options == RestoreOptions::default() => Operation::Restore { repository, snapshot, target },
-        None => Operation::RestoreSome { repository, snapshot, target, options },
     }
 }
 

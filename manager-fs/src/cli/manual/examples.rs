@@ -227,8 +227,8 @@ const EXAMPLES: &[(&str, Examples)] = &[
                 "only some of its files",
             ),
             (
-                "manager-fs job restore --host host-17 --repository /backup/repo --snapshot latest --source /srv --target /srv --overwrite if-changed --delete --dry-run",
-                "in place: what would be written over and removed",
+                "manager-fs job restore --host host-17 --repository main --snapshot latest --target /srv --overwrite always --dry-run",
+                "in place: what would be written over",
             ),
         ],
     ),
@@ -303,7 +303,7 @@ const EXAMPLES: &[(&str, Examples)] = &[
             ),
             (
                 "manager-fs repository create main --on vault-2 --path /srv/repository --password-file /srv/p --adopt",
-                "vault is lost; its disk is in vault-2, and /srv/p has what `repository key recover` printed",
+                "vault is lost, its disk in vault-2; /srv/p has what `repository key recover` printed",
             ),
         ],
     ),
