@@ -103,7 +103,8 @@ fn a_lost_host_loses_no_repository_and_another_one_takes_it_over() {
         manager.run(&[&order, more].concat()).expect(0).json_lines().pop().unwrap()
     };
     let again = job("backup", &[&text(&source)]);
-    assert_eq!(again["counts"]["files_unmodified"], json!(2), "it goes on from what is there: {again}");
+    // Files that were written right before the first backup are read once more, and are there already.
+    assert!(again["counts"]["added_bytes"].as_u64().unwrap() < 1 << 20, "it goes on from what is there: {again}");
     job("verify", &[]);
     drop(web);
 }
