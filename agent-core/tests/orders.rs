@@ -8,6 +8,7 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use agent_core::internal::bad;
 use agent_core::internal::control::Client;
@@ -107,8 +108,12 @@ fn an_order_outlives_a_return_and_whoever_is_killed_then_refuses_it() {
     let three = host.publish(&quick("3.0", &[]));
     let (change, told) = host.tell_stub(&three);
     told.unwrap();
-    host.stub().wait_for("starting tiny@1.0");
-    host.stub().wait_for("starting it again in");
+    host.stub().wait_for("returning to 1.0");
+    let until = Instant::now() + PATIENCE;
+    while host.journal().current.tree != tree("1.0") {
+        assert!(Instant::now() < until, "{:?}", host.journal());
+        std::thread::yield_now();
+    }
     let stub = host.stub();
     stub.child.kill().unwrap();
     stub.child.wait().unwrap();
