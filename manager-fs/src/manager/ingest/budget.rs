@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::rc::Rc;
 
 /// Unpacked bytes that are always allowed, and how many for each byte of the archive beyond that. Real trees stay below
-/// twenty; a gzip bomb reaches a thousand.
+/// twenty; a gzip bomb reaches a thousand. The work of an archive of a few kilobytes is bounded by the floor.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BombLimit {
     pub(crate) floor_bytes: u64,
@@ -15,7 +15,7 @@ pub(crate) struct BombLimit {
 }
 
 impl BombLimit {
-    pub(crate) const DEFAULT: Self = Self { floor_bytes: 4 << 30, holes_floor_bytes: 32 << 30, ratio: 256 };
+    pub(crate) const DEFAULT: Self = Self { floor_bytes: 1 << 30, holes_floor_bytes: 32 << 30, ratio: 256 };
 
     pub(super) fn budget(&self, archive_bytes: u64) -> Budget {
         let by_ratio = archive_bytes.saturating_mul(self.ratio);

@@ -269,6 +269,8 @@ impl TreeBuilder {
             }
         }
         for parent in missing.into_iter().rev() {
+            // One long path names two thousand of them, which nobody has described.
+            self.describe(&parent, &NodeKind::Directory, &Attributes::of_implied_directory())?;
             let number = width::count(self.nodes.len());
             self.insert(parent, Slot { node: number, implied: true })?;
             self.nodes.push(node(NodeKind::Directory, Attributes::of_implied_directory()));

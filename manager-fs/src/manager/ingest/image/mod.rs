@@ -33,6 +33,8 @@ use documents::{Configuration, Descriptor, Execution, Index, Manifest, Platform,
 
 /// Layers of one image: container runtimes take no more (moby, `layer.MaxLayerDepth` of overlay2: 125 and a few).
 const LAYERS_MAX: usize = 128;
+/// Architectures of one image: the largest have ten. Each is published by itself.
+const ARCHITECTURES_MAX: usize = 32;
 /// An index may hold indexes; deeper than this is nothing that anybody writes.
 const DEPTH_MAX: usize = 3;
 const REFERENCE: &str = "org.opencontainers.image.ref.name";
@@ -203,6 +205,9 @@ fn of_one_platform(
             }
             None => found.push((architecture, manifest)),
         }
+        if found.len() > ARCHITECTURES_MAX {
+            return Err(intake.unfit("it has images for more than 32 architectures"));
+        }
     }
     // This machine's in front: it is what hosts get that do not say what they are.
     found.sort_by_key(|(architecture, _)| architecture != std::env::consts::ARCH);
@@ -280,6 +285,9 @@ fn lay(intake: &mut Intake<'_, '_>, blobs: &Blobs, layer: &Layer, budget: Budget
     let got = read_head(&mut stored, &mut head).map_err(|error| unread(intake, error))?;
     let is_plain = tar::is_header(&head[..got]);
 
+    // What lies below is gone through for each layer, also for an empty one.
+    let below_bytes = (tar::BLOCK * intake.tree.described().count()) as u64;
+    budget.take(below_bytes).map_err(|error| unread(intake, error))?;
     let below: Tree = std::mem::replace(&mut intake.tree, TreeBuilder::new(Repeated::LaterWins)).into_shape();
     let mut upper = Intake {
         from: intake.from.clone(),

@@ -60,6 +60,15 @@ impl Layout {
         self.publish_as(&format!("oci:{}", self.root.display()))
     }
 
+    fn read_within(&self, limit: BombLimit) -> Result<(), IngestError> {
+        let source = format!("oci:{}", self.root.display());
+        let (guard, cancelled) = (self.fixture.store.guard(), std::sync::atomic::AtomicBool::new(false));
+        let read = self.fixture.store.write_contents(65536, &guard, &Told::default(), &cancelled, |writer| {
+            read_source_within(Path::new(&source), Reading::default(), writer, limit)
+        });
+        read.map(drop)
+    }
+
     fn refused(&self) -> String {
         self.publish().0.unwrap_err().to_string()
     }
@@ -315,11 +324,39 @@ fn an_image_in_a_directory_is_as_large_as_its_layers() {
     let limit = BombLimit { floor_bytes: 1 << 10, holes_floor_bytes: 1 << 10, ratio: 2 };
     for (layer, fits) in [(large, true), (bomb, false)] {
         layout.index(&[layout.manifest(&config(), &[&layer])]);
-        let source = format!("oci:{}", layout.root.display());
-        let (guard, cancelled) = (layout.fixture.store.guard(), std::sync::atomic::AtomicBool::new(false));
-        let read = layout.fixture.store.write_contents(65536, &guard, &Told::default(), &cancelled, |writer| {
-            read_source_within(Path::new(&source), Reading::default(), writer, limit)
-        });
+        let read = layout.read_within(limit);
         assert_eq!(read.is_ok(), fits, "{:?}", read.err().map(|error| error.to_string()));
     }
+}
+
+#[test]
+fn an_image_of_a_few_kilobytes_is_not_gone_through_for_ever() {
+    // Layers that change nothing lie over many entries, each of which is gone through for each of them.
+    let layout = Layout::new();
+    let mut builder = ::tar::Builder::new(Vec::new());
+    for n in 0..20_000 {
+        let mut header = ::tar::Header::new_gnu();
+        header.set_size(0);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, format!("e{n}"), std::io::empty()).unwrap();
+    }
+    let (many, nothing) = (gzip(&builder.into_inner().unwrap()), gzip(&tar_of(&[])));
+    let limit = BombLimit { floor_bytes: 64 << 20, ..BombLimit::DEFAULT };
+    for (more, fits) in [(2, true), (20, false)] {
+        let layers: Vec<&[u8]> =
+            std::iter::once(&many).chain((0..more).map(|_| &nothing)).map(Vec::as_slice).collect();
+        layout.index(&[layout.manifest(&config(), &layers)]);
+        let read = layout.read_within(limit).map_err(|error| error.to_string());
+        assert_eq!(read.is_ok(), fits, "{read:?}");
+        assert!(read.err().is_none_or(|error| error.contains("bomb")));
+    }
+
+    // One image under the names of many architectures is published for each of them.
+    let image = layout.manifest(&config(), &[&base()]);
+    let for_machine =
+        |n: u32| with(("platform", json!({ "os": "linux", "architecture": format!("machine-{n}") })), image.clone());
+    layout.index(&(0..33).map(for_machine).collect::<Vec<_>>());
+    assert!(layout.refused().contains("more than 32 architectures"));
+    layout.index(&(0..32).map(for_machine).collect::<Vec<_>>());
+    layout.publish().0.unwrap();
 }

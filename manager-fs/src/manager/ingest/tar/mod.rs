@@ -26,6 +26,8 @@ use sparse::{Extent, SparseReader};
 pub(super) const BLOCK: usize = 512;
 /// Bytes of one pax header or GNU long name. Attributes are the largest: the kernel allows 64 KiB for each.
 const EXTENSION_BYTES_MAX: u64 = 4 << 20;
+/// What a byte that is parsed costs, in bytes that are unpacked and hashed.
+const PARSED_BYTES: u64 = 16;
 
 /// Whether these bytes begin a tar archive (an empty one is two blocks of zeros).
 pub(super) fn is_header(head: &[u8]) -> bool {
@@ -147,6 +149,8 @@ impl<R: Read> Reader<R> {
         header: &Header,
         pending: Pending,
     ) -> Result<Vec<u8>, IngestError> {
+        // What holds for the whole archive is parsed again for each entry.
+        self.budget.take(self.global.bytes() * PARSED_BYTES).map_err(|error| intake.unread(&header.name(), error))?;
         let records = Layered { own: &pending.records, global: &self.global };
         let entry = Described::new(header, records, pending.long_name, pending.long_link);
         let entry = entry.map_err(|(name, fault)| intake.refused(&name, fault))?;

@@ -33,6 +33,11 @@ impl Records {
         self.extend(bytes, GLOBAL_BYTES_MAX, "global extended headers of more than 64 KiB")
     }
 
+    /// Bytes of all keys and values.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes as u64
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.by_key.is_empty()
     }

@@ -14,6 +14,8 @@ use crate::manager::monitor::{Monitor, Quiet, Task};
 use crate::manager::publish::{PublishOptions, publish};
 use crate::manager::testing::*;
 
+mod bombs;
+mod given;
 mod odd;
 
 const CHUNK: u32 = 4096;

@@ -15,12 +15,12 @@ fn header_with_mode(name: &[u8], kind: u8, mode: u32, link: &[u8]) -> Vec<u8> {
     fix_sum(header)
 }
 
-fn taken(bytes: &[u8]) -> Manifest {
+pub(super) fn taken(bytes: &[u8]) -> Manifest {
     let fixture = Fixture::new();
     fixture.manifest(&fixture.publish_bytes(bytes).unwrap())
 }
 
-fn refused(bytes: &[u8]) -> String {
+pub(super) fn refused(bytes: &[u8]) -> String {
     let fixture = Fixture::new();
     let before = list(&fixture.dir.path().join("store"));
     let error = fixture.publish_bytes(bytes).unwrap_err().to_string();
@@ -28,11 +28,11 @@ fn refused(bytes: &[u8]) -> String {
     error
 }
 
-fn paths(manifest: &Manifest) -> Vec<String> {
+pub(super) fn paths(manifest: &Manifest) -> Vec<String> {
     manifest.entries.iter().map(|entry| entry.path.to_string()).collect()
 }
 
-fn node<'a>(manifest: &'a Manifest, path: &str) -> &'a Node {
+pub(super) fn node<'a>(manifest: &'a Manifest, path: &str) -> &'a Node {
     manifest.node(manifest.entry(&tree_path(path)).unwrap())
 }
 
