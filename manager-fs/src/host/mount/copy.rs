@@ -15,7 +15,7 @@ use proto::id::ChunkId;
 use proto::manifest::{Manifest, Node, NodeKind};
 use proto::{ObjectId, TreeId};
 
-use super::meta;
+use super::meta::{self, remove_tree};
 use crate::moments::{self, Moment};
 
 const MAKING: &str = ".making-";
@@ -205,22 +205,6 @@ fn open_for_reading(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Removes a tree whose directories may be closed even to their owner.
-pub(super) fn remove_tree(root: &Path) -> io::Result<()> {
-    match root.symlink_metadata() {
-        Ok(found) if found.is_dir() => {}
-        Ok(_) => return std::fs::remove_file(root),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    }
-    std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o700))?;
-    for entry in std::fs::read_dir(root)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() { remove_tree(&entry.path())? } else { std::fs::remove_file(entry.path())? }
-    }
-    std::fs::remove_dir(root)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,6 +286,39 @@ mod tests {
         copies.clear();
         let left = std::fs::read_dir(dir.path().join("copies")).unwrap().map(|entry| entry.unwrap().path());
         assert_eq!(left.collect::<Vec<_>>(), [path]);
+    }
+
+    /// A manifest that was published before there were bounds for every file system, or by somebody else.
+    #[test]
+    fn what_the_file_system_cannot_hold_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut copies, tree, mut manifest) = sample(dir.path());
+        let good = manifest.clone();
+        let large = proto::manifest::Xattr { name: b"user.large".to_vec(), value: vec![b'v'; 65_536] };
+        manifest.nodes[2].xattrs.push(large);
+        match copies.make(&tree, &manifest) {
+            Ok((path, _)) => {
+                let mut value = vec![0; 70_000];
+                let bytes = rustix::fs::getxattr(path.join("closed/file"), "user.large", value.as_mut_slice());
+                assert_eq!(bytes, Ok(65_536), "a file system that holds it");
+            }
+            Err(error) => {
+                let said = error.to_string();
+                assert!(said.contains("'closed/file'") && said.contains("user.large of 65536 bytes"), "{said}");
+            }
+        }
+        let mut manifest = good;
+        let hidden = manifest.entries.pop().unwrap();
+        let names =
+            (0..70_000).map(|n| Entry { path: TreePath::parse(format!("n{n:05}").as_bytes()).unwrap(), node: 3 });
+        manifest.entries.extend(std::iter::once(hidden).chain(names));
+        let other = TreeId::of(b"links");
+        match copies.make(&other, &manifest) {
+            Ok((path, _)) => assert_eq!(std::fs::metadata(path.join("n00007")).unwrap().nlink(), 70_001),
+            Err(error) => assert!(error.to_string().contains("one more name of 'hidden'"), "{error}"),
+        }
+        let left = std::fs::read_dir(dir.path().join("copies")).unwrap().flatten();
+        assert!(left.into_iter().all(|entry| !entry.file_name().as_bytes().starts_with(MAKING.as_bytes())));
     }
 
     #[test]

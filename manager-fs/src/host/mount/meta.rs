@@ -7,6 +7,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use proto::TreeId;
@@ -83,9 +85,18 @@ impl Flavour {
 
 impl TmpfsMeta {
     pub(super) fn new(dir: PathBuf, flavour: Flavour) -> Self {
+        // What a helper that was killed while it removed has left takes memory.
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if entry.file_name().as_bytes().starts_with(GONE.as_bytes()) {
+                let _ = remove_tree(&entry.path());
+            }
+        }
         Self { dir, flavour }
     }
 }
+
+/// A layer on its way out: what has a tree's own name is whole.
+const GONE: &str = ".gone-";
 
 impl MetaStore for TmpfsMeta {
     fn make(&self, tree: &TreeId, manifest: &Manifest) -> io::Result<Layer> {
@@ -94,23 +105,24 @@ impl MetaStore for TmpfsMeta {
             return Ok(Layer::new(path, None));
         }
         let making = self.dir.join(format!(".making-{}", tree.to_hex()));
-        if making.exists() {
-            std::fs::remove_dir_all(&making)?;
-        }
+        remove_tree(&making)?;
         let made = build(&making, manifest, Some(self.flavour), &mut |_, _| Ok(())).and_then(|()| {
             // Complete only under its own name: a helper killed in the middle leaves nothing that looks like a layer.
             std::fs::rename(&making, &path)
         });
         if made.is_err() {
-            let _ = std::fs::remove_dir_all(&making);
+            let _ = remove_tree(&making);
         }
         made.map(|()| Layer::new(path, None))
     }
 
     fn remove(&self, tree: &TreeId) -> io::Result<()> {
-        match std::fs::remove_dir_all(self.dir.join(tree.to_hex())) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        let gone = self.dir.join(format!("{GONE}{}", tree.to_hex()));
+        remove_tree(&gone)?;
+        match std::fs::rename(self.dir.join(tree.to_hex()), &gone) {
+            Ok(()) => remove_tree(&gone),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
         }
     }
 }
@@ -238,4 +250,71 @@ pub(super) fn is_initial_namespace() -> bool {
 fn times(node: &Node) -> Timestamps {
     let time = Timespec { tv_sec: node.mtime_s, tv_nsec: node.mtime_ns.into() };
     Timestamps { last_access: time, last_modification: time }
+}
+
+/// Removes a tree whose directories may be closed even to their owner.
+pub(super) fn remove_tree(root: &Path) -> io::Result<()> {
+    match root.symlink_metadata() {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return std::fs::remove_file(root),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o700))?;
+    for entry in std::fs::read_dir(root)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() { remove_tree(&entry.path())? } else { std::fs::remove_file(entry.path())? }
+    }
+    std::fs::remove_dir(root)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use proto::TreePath;
+    use proto::manifest::Entry;
+
+    use super::*;
+
+    #[test]
+    fn a_layer_is_whole_for_as_long_as_it_has_its_trees_name() {
+        const FILES: u32 = 3_000;
+        let dir = tempfile::tempdir().unwrap();
+        let node = |kind, mode| Node { mode, uid: 0, gid: 0, mtime_s: 7, mtime_ns: 0, xattrs: vec![], kind };
+        let file =
+            |n: u32| Entry { path: TreePath::parse(format!("closed/{n:04}").as_bytes()).unwrap(), node: 2 + n };
+        let closed = Entry { path: TreePath::parse(b"closed").unwrap(), node: 1 };
+        let directories = [node(NodeKind::Directory, 0o755), node(NodeKind::Directory, 0o555)];
+        let manifest = Manifest {
+            chunk_bytes: 65_536,
+            objects: vec![],
+            nodes: directories.into_iter().chain((0..FILES).map(|_| node(NodeKind::EmptyFile, 0o444))).collect(),
+            entries: [Entry { path: TreePath::root(), node: 0 }, closed]
+                .into_iter()
+                .chain((0..FILES).map(file))
+                .collect(),
+        };
+        let (store, tree) = (TmpfsMeta::new(dir.path().to_owned(), Flavour::User), TreeId::of(b"t"));
+        let layer = store.make(&tree, &manifest).unwrap().path().join("closed");
+        let whole = std::fs::metadata(&layer).unwrap().mtime_nsec();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Whatever is removed from it changes its directory's time: a helper that is killed then leaves it so.
+                while !over.load(Ordering::SeqCst) {
+                    let half = std::fs::metadata(&layer).is_ok_and(|found| found.mtime_nsec() != whole);
+                    assert!(!half, "a layer with less in it has the name of the whole one");
+                }
+            });
+            store.remove(&tree).unwrap();
+            over.store(true, Ordering::SeqCst);
+        });
+        // What is left by one that was killed then is no layer, and goes.
+        let left = dir.path().join(format!("{GONE}{}", TreeId::of(b"other").to_hex()));
+        std::fs::create_dir_all(left.join("closed")).unwrap();
+        TmpfsMeta::new(dir.path().to_owned(), Flavour::User);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 }
