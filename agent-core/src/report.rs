@@ -42,6 +42,8 @@ enum Unsent {
     Control(#[from] ControlError),
     #[error("the mount daemon refuses: {0}")]
     Refused(Fault),
+    #[error("the stub, or the agent, is sending the one before")]
+    Busy,
 }
 
 /// Sends reports from a thread of its own.
@@ -98,6 +100,12 @@ impl Reporter {
             state.unsaved.truncate(UNSAVED_MAX);
         }
         state.news = true;
+        self.0.wake.notify_all();
+    }
+
+    /// Sends what a program that has ended could not send any more.
+    pub(crate) fn take_over(&self) {
+        self.lock().news = true;
         self.0.wake.notify_all();
     }
 
@@ -238,9 +246,12 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>, FileFault> {
 
 fn send_one(paths: &AgentPaths, client: &mut Option<Client>, path: &Path) -> Result<Sent, Unsent> {
     let Ok(file) = File::open(path) else { return Ok(Sent::Gone) };
-    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() || !path.exists() {
-        // Stub and agent look at the same directory: the other one is at it, or done with it.
-        return Ok(Sent::Gone);
+    // Stub and agent look at the same directory: the other one is at it, or done with it. What comes after it waits, or it
+    // would be told before it.
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(Unsent::Busy),
+        _ if !path.exists() => return Ok(Sent::Gone),
+        _ => {}
     }
     let event = fs::read(path).map_err(|e| FileFault::io(path, e)).and_then(|bytes| {
         let body = durable::unseal(MAGIC, &bytes, path, "report")?;

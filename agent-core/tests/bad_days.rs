@@ -14,7 +14,7 @@ use agent_core::internal::bad;
 use agent_core::internal::control::Client;
 use agent_core::internal::journal::Phase;
 use common::{Host, Order, Spec, script, tree};
-use proto::agent::{ChangeId, Outcome, Step};
+use proto::agent::{AgentState, ChangeId, Outcome, Step};
 use proto::message::Fault;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -498,6 +498,44 @@ fn a_tree_that_is_lost_while_its_version_runs_gives_way_to_one_that_is_here() {
     assert!(began.elapsed() < COLD_FALLBACK, "{:?}", began.elapsed());
     assert_eq!(status.reason, "fell back from 2.0: unavailable: the manager is away");
     assert_eq!(host.journal().current.tree, tree("1.0"));
+}
+
+#[test]
+fn what_a_killed_agent_could_not_tell_is_told_though_none_starts_again() {
+    let mut host = Host::with_first(&quick("1.0", &[]));
+    let two = host.publish(&quick("2.0", &[]));
+    host.wait_serving("1.0");
+    host.hold_staging(true);
+    let (change, told) = host.tell(&two, &Order::default());
+    told.unwrap();
+    host.wait_step(change, Step::MetadataSaved);
+    host.hold_staging(false);
+    host.wait_step(change, Step::Staged);
+    host.stop_daemon();
+    host.wait_serving("2.0");
+    let until = Instant::now() + common::PATIENCE;
+    while host.journal().phase != Phase::Confirmed {
+        assert!(Instant::now() < until, "2.0 is not confirmed");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let pid = host.status().pid;
+    for version in ["1.0", "2.0"] {
+        let path = host.paths.generation(&tree(version));
+        fs::rename(&path, path.with_extension("gone")).unwrap();
+        host.set_absent(version, true);
+    }
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    host.start_daemon();
+    let wanted = [Step::Staged, Step::Drained, Step::Journaled, Step::Swapped, Step::Started, Step::Confirmed];
+    for step in wanted {
+        host.wait_step(change, step);
+    }
+    let told = host.steps(change);
+    let mut order = told.clone();
+    order.dedup();
+    let places: Vec<_> = wanted.iter().map(|step| order.iter().position(|told| told == step)).collect();
+    assert!(places.is_sorted(), "{told:?}");
+    assert_eq!(host.stub_status().state, AgentState::Stopped, "an agent runs, and may have told it");
 }
 
 #[test]

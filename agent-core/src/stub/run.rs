@@ -150,6 +150,7 @@ impl Stub<'_> {
         let Program::Running(running) = std::mem::replace(&mut self.program, Program::Over) else { return Ok(()) };
         self.lock.note(None);
         self.reporter.changed();
+        self.reporter.take_over();
         let kept = if running.stopping.is_some() { Vec::new() } else { self.held.processes() };
         for stray in strays::end_all(&kept) {
             self.observer.say(&format!("killed what {} left behind: {stray}", self.verified.record.name()));
