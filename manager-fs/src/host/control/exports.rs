@@ -140,7 +140,7 @@ impl Exports {
             if number < before {
                 return Err(Fault::Failed(format!(
                     "the manager's list of exports has the number {number}, and this host has had {before}: an older list is \
-                     not taken"
+                     not taken; if the manager's state is an old copy, start this mount daemon anew"
                 )));
             }
             let listed: BTreeSet<_> = ids.iter().collect();

@@ -313,10 +313,15 @@ impl Relay {
         attached: &mut watch::Receiver<Vec<TreeId>>,
     ) -> Result<(), Fault> {
         loop {
-            let batch = self.spool.oldest(proto::limits::REPORTS_MAX);
+            let mut batch = self.spool.oldest(proto::limits::REPORTS_MAX - 1);
             let (first, count) = (batch.first, batch.reports.len());
             if count == 0 {
                 break;
+            }
+            if batch.reports.iter().any(ends_a_change) {
+                // Whoever hears how it ended asks next what runs, and is not told what ran before.
+                self.look().await;
+                batch.reports.push(HostReport::Agents(agents.borrow_and_update().clone()));
             }
             send(manager, batch.reports).await?;
             let spool = Arc::clone(&self.spool);
@@ -337,6 +342,10 @@ impl Relay {
         news.extend(unheard.map(|(job, progress)| HostReport::JobProgress { job, progress }));
         if news.is_empty() { Ok(()) } else { send(manager, news).await }
     }
+}
+
+fn ends_a_change(report: &HostReport) -> bool {
+    matches!(report, HostReport::Step(event) if event.step.ends().is_some())
 }
 
 /// The products of which anything is here: a journal, or a socket.
