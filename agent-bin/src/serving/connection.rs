@@ -57,7 +57,8 @@ pub(super) fn serve(
             stream.get_mut().sock.by(first);
         }
         let Some(head) = Head::read(&mut stream)? else { break };
-        let (goes_on, is_let_in) = answer(serving, &mut stream, &head, host.as_ref(), pass)?;
+        let until = newcomer.as_ref().map(|_| first);
+        let (goes_on, is_let_in) = answer(serving, &mut stream, &head, host.as_ref(), until, pass)?;
         if is_let_in {
             newcomer = None;
         }
@@ -92,12 +93,14 @@ fn await_request(stream: &mut Stream, time: Duration, pass: &Pass) -> io::Result
     Ok(false)
 }
 
-/// Answers one request; whether another may follow, and whether it was one that somebody is let in by.
+/// Answers one request; whether another may follow, and whether it was one that somebody is let in by. Whoever is not has
+/// no more time than until `until`, for what else it sends and what it is told, too.
 fn answer(
     serving: &Arc<Serving>,
     stream: &mut Stream,
     head: &Head,
     host: Option<&HostName>,
+    until: Option<Instant>,
     pass: &Pass,
 ) -> Result<(bool, bool), ConnectionFault> {
     let (method, target) = head.request()?;
@@ -121,8 +124,10 @@ fn answer(
     if !goes_on {
         fields.push(("Connection", "close"));
     }
+    let until = until.filter(|_| !is_let_in);
     let out = stream.get_mut();
     out.sock.within_body(answered.bytes());
+    until.iter().for_each(|until| out.sock.by(*until));
     http::write_head(out, &format!("HTTP/1.1 {}", answered.status.text()), &fields)?;
     if method != "HEAD" {
         answered.write_body(out)?;
@@ -131,6 +136,7 @@ fn answer(
     if !is_read {
         // Whoever still sends would find the connection reset, and lose the answer with it.
         out.sock.within_head();
+        until.iter().for_each(|until| out.sock.by(*until));
         drop(io::copy(&mut stream.take(bytes), &mut io::sink()));
     }
     Ok((goes_on, is_let_in))

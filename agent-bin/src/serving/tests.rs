@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -136,6 +136,15 @@ fn ask(client: &mut Client, request: &str, fields: &str, body: &[u8]) -> (u16, S
     answered(client)
 }
 
+/// One request without a body, whatever the answer; an error once the other side has had enough.
+fn try_ask(client: &mut Client, request: &str) -> io::Result<()> {
+    client.get_mut().write_all(format!("{request} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())?;
+    client.get_mut().flush()?;
+    let head = Head::read(client).map_err(io::Error::other)?.ok_or(ErrorKind::UnexpectedEof)?;
+    let bytes = head.body_bytes().map_err(io::Error::other)?;
+    http::read_body(client, bytes).map(drop).map_err(io::Error::other)
+}
+
 /// Whether the other side ends the connection, be it with a word or without.
 fn is_ended(client: &mut Client) -> bool {
     match io::copy(client, &mut io::sink()) {
@@ -207,6 +216,21 @@ fn who_says_nothing_keeps_no_place_from_those_that_are_let_in() {
     world.await_connections(1);
     assert_eq!(ask(&mut world.dial("web-2"), "GET /vault/data/", "", b"").0, 401);
     assert_eq!(ask(&mut world.dial("web-1"), "GET /vault/data/", &own(), b"").0, 200);
+}
+
+#[test]
+fn who_asks_in_time_again_and_again_and_is_never_let_in_is_gone_as_soon_as_who_says_nothing() {
+    let world = World::new(PATIENT);
+    let (begun, mut asked) = (Instant::now(), 0);
+    let mut stranger = world.dial("web-2");
+    // Each request is a whole one, comes at once, and is answered.
+    while try_ask(&mut stranger, "GET /vault/data/").is_ok() {
+        asked += 1;
+        assert!(begun.elapsed() < Duration::from_secs(20), "it keeps its place after {asked} requests");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert!(asked > 5, "{asked}");
+    world.await_connections(0);
 }
 
 #[test]
