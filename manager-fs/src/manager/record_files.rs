@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use proto::GenerationRecord;
 use proto::limits::RECORD_BYTES_MAX;
@@ -13,9 +14,14 @@ use proto::limits::RECORD_BYTES_MAX;
 use super::control::RECORDS;
 use super::control::generations::{Generation, verify};
 use crate::moments::{self, Moment};
+use crate::sync::lock;
 
 /// The records of a store. Every method waits for the disk.
-pub(crate) struct RecordFiles(PathBuf);
+pub(crate) struct RecordFiles {
+    dir: PathBuf,
+    /// There is one draft.
+    writing: Mutex<()>,
+}
 
 /// The records that lie in a store.
 #[derive(Default)]
@@ -28,7 +34,7 @@ pub(crate) struct FoundRecords {
 
 impl RecordFiles {
     pub(crate) fn of(store: &Path) -> Self {
-        Self(store.join(RECORDS))
+        Self { dir: store.join(RECORDS), writing: Mutex::default() }
     }
 
     /// Writes the files of generations that have none.
@@ -36,9 +42,9 @@ impl RecordFiles {
     /// # Errors
     /// The disk fails.
     pub(crate) fn complete<'a>(&self, generations: impl IntoIterator<Item = &'a Generation>) -> io::Result<()> {
-        fs::create_dir_all(&self.0)?;
+        fs::create_dir_all(&self.dir)?;
         let mut there = BTreeSet::new();
-        for entry in fs::read_dir(&self.0)? {
+        for entry in fs::read_dir(&self.dir)? {
             there.insert(entry?.file_name());
         }
         let mut missing = generations.into_iter().filter(|g| !there.contains(std::ffi::OsStr::new(&g.full_name())));
@@ -50,14 +56,15 @@ impl RecordFiles {
     /// # Errors
     /// The disk fails.
     pub(crate) fn put(&self, generation: &Generation) -> io::Result<()> {
-        fs::create_dir_all(&self.0)?;
-        let draft = self.0.join(".new");
+        fs::create_dir_all(&self.dir)?;
+        let _writing = lock(&self.writing);
+        let draft = self.dir.join(".new");
         moments::reach(Moment::RecordFilePut, &draft)?;
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
         file.write_all(&generation.signed)?;
         file.sync_all()?;
         fs::rename(&draft, self.path(generation))?;
-        File::open(&self.0)?.sync_all()
+        File::open(&self.dir)?.sync_all()
     }
 
     /// Removes the file of a generation. It is no error that there is none.
@@ -79,7 +86,7 @@ impl RecordFiles {
     /// The directory cannot be read.
     pub(crate) fn all(&self) -> io::Result<FoundRecords> {
         let mut found = FoundRecords::default();
-        let entries = match fs::read_dir(&self.0) {
+        let entries = match fs::read_dir(&self.dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
             entries => entries?,
         };
@@ -89,7 +96,7 @@ impl RecordFiles {
                 continue;
             }
             let mut signed = Vec::new();
-            let file = File::open(self.0.join(&name))?;
+            let file = File::open(self.dir.join(&name))?;
             file.take(RECORD_BYTES_MAX as u64 + 1).read_to_end(&mut signed)?;
             match verify(&signed) {
                 Ok(record) if record.name() == name => found.records.push((record, signed, false)),
@@ -102,7 +109,7 @@ impl RecordFiles {
 
     fn path(&self, generation: &Generation) -> PathBuf {
         // Checked names: each is safe as a part of a file's name.
-        self.0.join(generation.full_name())
+        self.dir.join(generation.full_name())
     }
 }
 
