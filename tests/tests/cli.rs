@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tests::command::program;
+use tests::command::{program, until};
 use tests::sources::hostile;
 use tests::{Host, Manager, Output, TreeFixture, files_below};
 
@@ -381,4 +381,49 @@ fn ctrl_c_leaves_a_job_running_and_says_how_to_stop_it() {
     let shown = manager.run(&["job", "show", &job, "--json"]).expect(0).json();
     assert_eq!(shown["cancel_asked"], false, "{shown}");
     manager.run(&["job", "cancel", &job]).expect(0);
+}
+
+/// The commands that follow what others do: each ends at once, and says what goes on.
+#[test]
+fn ctrl_c_ends_whoever_follows_a_change_over_or_a_rollout() {
+    use rustix::process::{Pid, Signal, kill_process};
+    use std::io::{BufRead, BufReader, Read};
+    use std::process::Stdio;
+    // Believed after half of its probation: so long would be waited.
+    const DESCRIPTOR: &str = "drain_deadline = \"20s\"\nprobation = \"120s\"\n";
+    let manager = Manager::start();
+    let mut hosts = ["host-1", "host-2"].map(|name| Host::mounted(name, &manager));
+    manager.publish("data-agent", "1.0", TreeFixture::agent("1.0", "data", "").path());
+    manager.run(&["export", "data-agent@1.0", "--to", "host-1", "host-2"]).expect(0);
+    hosts.iter_mut().for_each(|host| host.launch("data-agent"));
+    hosts.iter().for_each(|host| drop(manager.wait_for_version(&host.name, "data-agent", "1.0")));
+    manager.publish("data-agent", "2.0", TreeFixture::agent("2.0", "data", DESCRIPTOR).path());
+    let plan = manager.path("plan.toml");
+    let ring = "export = true\n[[ring]]\nname = \"all\"\nto = [\"host-1\"]\n";
+    std::fs::write(&plan, format!("product = \"data-agent\"\ngeneration = \"data-agent@2.0\"\n{ring}")).unwrap();
+    let rollout = manager.run(&["rollout", "plan", plan.to_str().unwrap()]).text();
+    manager.run(&["rollout", "start", &rollout]).expect(0);
+    let follows: [(&[&str], &str); 2] = [
+        (&["rollout", "watch", &rollout, "--json"], "rings"),
+        (&["upgrade", "data-agent", "data-agent@2.0", "--to", "host-2", "--export", "--json"], "\"started\""),
+    ];
+    for (args, follows) in follows {
+        let mut command = manager.command(args);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let seen = lines.find(|line| line.contains(follows));
+        assert!(seen.is_some(), "{args:?} ends before: {:?}", child.wait_with_output());
+        kill_process(Pid::from_raw(child.id().cast_signed()).unwrap(), Signal::INT).unwrap();
+        let since = std::time::Instant::now();
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{args:?}: {said}");
+        assert!(since.elapsed() < std::time::Duration::from_secs(5), "{args:?}: {:?}", since.elapsed());
+        assert!(said.contains("goes on"), "{args:?}: {said}");
+    }
+    for host in &hosts {
+        until("what was ordered went on", || {
+            (manager.agent(&host.name, "data-agent")?["version"] == "2.0").then_some(())
+        });
+    }
 }

@@ -254,3 +254,66 @@ fn clients_of_every_version_are_heard_and_told_which_version_the_daemon_is() {
     let status = proto::codec::decode::<DaemonReply, { 1 << 20 }>(&answered(&mut socket, 3, &status)).unwrap();
     assert!(matches!(status, DaemonReply::Status(_)), "{status:?}");
 }
+
+/// A host that knows thirty versions hears of the next one, and not of the thirty again; nor when it starts anew.
+#[test]
+fn what_a_host_has_been_told_is_not_told_again() {
+    const VERSIONS: usize = 30;
+    let manager = Manager::start();
+    let proxy = tests::Proxy::start(&manager.address());
+    let mut host = Host::new("host-1");
+    host.enroll(&manager, &proxy.address());
+    host.mount(&[]);
+    // A record describes each program of its tree: this one has some 20 KB.
+    let tree = TreeFixture::new();
+    for n in 0..100 {
+        tree.system_program(&format!("bin/{}-{n:03}", "program".repeat(10)), "true");
+    }
+    let mut told = Vec::new();
+    for n in 1..=VERSIONS {
+        tree.file("version", 0o644, n.to_string());
+        manager.publish("sample", &n.to_string(), tree.path());
+        let before = proxy.to_host_bytes();
+        manager.export(&format!("sample@{n}"), "host-1");
+        known(&host, n);
+        told.push(proxy.to_host_bytes() - before);
+    }
+    let (third, last) = (told[2], told[VERSIONS - 1]);
+    assert!(third > 5_000, "a record is less than the list of them: {told:?}");
+    // Of each other version its id.
+    assert!(last < third + 40 * VERSIONS as u64 + 8_000, "{told:?}");
+    let before = proxy.to_host_bytes();
+    host.unmount();
+    host.mount(&[]);
+    until("it is connected", || (host.status()["manager"]["connected"] == true).then_some(()));
+    known(&host, VERSIONS);
+    let again = proxy.to_host_bytes() - before;
+    assert!(again < third + 40 * VERSIONS as u64 + 8_000, "{again}");
+}
+
+fn known(host: &Host, count: usize) {
+    let listed = || std::fs::read_dir(host.mountpoint().join("sample")).map_or(0, Iterator::count);
+    until("it is known", || (listed() == count).then_some(()));
+}
+
+/// Several at once, so that one's question to the manager is under way while the next one's export is made.
+#[test]
+fn an_attach_right_after_an_export_is_never_refused() {
+    let manager = Manager::start();
+    let host = Host::mounted("host-1", &manager);
+    std::thread::scope(|scope| {
+        for product in ["one", "two", "three"] {
+            let (manager, host) = (&manager, &host);
+            scope.spawn(move || {
+                let tree = TreeFixture::new();
+                for version in 1..=8 {
+                    tree.file("version", 0o644, format!("{product} {version}"));
+                    let name = format!("{product}@{version}");
+                    manager.publish(product, &version.to_string(), tree.path());
+                    manager.export(&name, "host-1");
+                    host.run(&["attach", &name]).expect(0);
+                }
+            });
+        }
+    });
+}

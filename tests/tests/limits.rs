@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::time::Duration;
 
 use proto::width::millis;
 use serde_json::Value;
@@ -134,4 +135,56 @@ fn a_host_that_its_manager_shuts_out_is_told_why() {
     host.mount(&["--manager", &other.address()]);
     let refused = host.run(&["attach", "sample@1"]).expect(1).stderr;
     assert!(refused.contains("issued by another manager") && refused.contains(&other.address()), "{refused}");
+}
+
+/// Seconds that a process has worked so far.
+fn worked(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    // In hundredths, on every Linux (`USER_HZ`).
+    f64::from(fields[11..13].iter().map(|field| field.parse::<u32>().unwrap()).sum::<u32>()) / 100.0
+}
+
+#[test]
+fn a_host_that_leaves_with_running_jobs_keeps_its_manager_neither_busy_nor_from_ending() {
+    let mut manager = Manager::start();
+    let mut host = Host::mounted("host-1", &manager);
+    manager.publish("data-agent", "1.0", TreeFixture::agent("1.0", "data", "").path());
+    manager.export("data-agent@1.0", "host-1");
+    host.launch("data-agent");
+    manager.wait_for_version("host-1", "data-agent", "1.0");
+    let source = host.path("source");
+    fs::create_dir(&source).unwrap();
+    for n in 0..8 {
+        fs::write(source.join(n.to_string()), noise(n, 16 << 20)).unwrap();
+    }
+    let source = source.to_str().unwrap().to_owned();
+    let backup = |repository: &str| {
+        let repository = host.path(repository);
+        let to = ["--repository", repository.to_str().unwrap(), "--detach", &source];
+        manager.run(&[&["job", "backup", "--host", "host-1"][..], &to].concat()).text()
+    };
+    manager.run(&["job", "wait", &backup("first")]).expect(0);
+    let jobs: Vec<String> = (0..4).map(|n| backup(&format!("repository-{n}"))).collect();
+    host.stop("data-agent");
+    assert_eq!(host.unmount(), Some(0));
+    until("the manager knows that it has left", || {
+        let hosts = manager.run(&["hosts", "--json"]).expect(0).json();
+        (hosts["hosts"][0]["connected"] == false).then_some(())
+    });
+    let before = worked(manager.pid());
+    std::thread::sleep(Duration::from_secs(3));
+    let took = worked(manager.pid()) - before;
+    assert!(took < 0.5, "it works {took} of 3 seconds for a host that is gone");
+    for job in &jobs {
+        manager.run(&["job", "show", job]).expect(0);
+    }
+    manager.stop();
+    manager.serve();
+    host.mount(&[]);
+    host.launch("data-agent");
+    for job in &jobs {
+        let ended = manager.run(&["job", "wait", job, "--json"]).json_lines().pop().unwrap();
+        assert_eq!(ended["state"], "done", "{ended}");
+    }
 }

@@ -186,6 +186,60 @@ fn permissions_of_the_tree_hold_for_other_users() {
     }
 }
 
+/// An access control list as the kernel has it (linux/posix_acl_xattr.h): user 1234 may read, the owner's group may not,
+/// though the permission bits that show the mask say so.
+fn list_for_user_1234() -> Vec<u8> {
+    let entries: [(u16, u16, u32); 5] =
+        [(0x01, 6, u32::MAX), (0x02, 4, 1234), (0x04, 0, u32::MAX), (0x10, 4, u32::MAX), (0x20, 0, u32::MAX)];
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        list.extend([tag.to_le_bytes(), permissions.to_le_bytes()].concat());
+        list.extend(id.to_le_bytes());
+    }
+    list
+}
+
+#[test]
+fn access_control_lists_hold_on_every_way_to_a_file() {
+    if !tests::needs::root() {
+        return;
+    }
+    let tree = TreeFixture::new();
+    tree.file("listed", 0o600, "for user 1234");
+    let none = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(tree.path().join("listed"), "system.posix_acl_access", &list_for_user_1234(), none).unwrap();
+    let (manager, host, roots) = attached(&tree);
+    // A host on which nothing may be mounted has a plain copy.
+    let other = Host::new("host-2");
+    other.enroll(&manager, &manager.address());
+    manager.export("sample@1.0", "host-2");
+    let mount = other.command(&["mount"]);
+    let mut lesser = Command::new("setpriv");
+    lesser.args(["--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", "--"]);
+    lesser.arg(mount.get_program()).args(mount.get_args());
+    lesser.envs(mount.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let _service = tests::command::Service::start("a mount daemon that may mount nothing", &mut lesser);
+    let copy = other.attach("sample@1.0");
+    let open = |path: &Path| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    open(&host.path(""));
+    // Whoever comes that far: the directories of a host let nobody else through.
+    let own: Vec<_> = copy.ancestors().skip(1).take_while(|path| path.starts_with(other.path(""))).collect();
+    own.into_iter().for_each(open);
+    let read_by = |path: &Path, user: u32, group: u32| {
+        let mut command = Command::new("cat");
+        std::os::unix::process::CommandExt::uid(&mut command, user);
+        std::os::unix::process::CommandExt::gid(&mut command, group);
+        Output::of(command.arg(path))
+    };
+    for root in roots.iter().chain([&copy]) {
+        let path = root.join("listed");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640, "{}", path.display());
+        let of_the_group = read_by(&path, 65_534, 0);
+        assert_eq!(of_the_group.code, Some(1), "{}: {}", path.display(), of_the_group.stdout);
+        assert_eq!(read_by(&path, 1234, 65_534).expect(0).stdout, "for user 1234", "{}", path.display());
+    }
+}
+
 #[test]
 fn a_program_finds_itself_and_its_libraries_beside_it() {
     let tree = TreeFixture::new();

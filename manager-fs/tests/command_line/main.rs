@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod interrupted;
 mod peers;
 mod pseudo;
 mod rows;

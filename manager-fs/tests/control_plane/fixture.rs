@@ -14,7 +14,8 @@ use proto::{HostName, TreeId};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// For whatever is answered at all, however slow the machine is; what is promised to be prompt is measured where it is.
+pub(crate) const SOON: Duration = Duration::from_secs(90);
 
 /// A manager in this process, and a directory that lives as long as the test.
 pub(crate) struct Fixture {

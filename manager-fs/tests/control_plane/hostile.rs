@@ -95,6 +95,58 @@ async fn requests_that_are_not_answered_yet_are_bounded_for_all_connections_of_a
     promptly("the end", evil.link.closed()).await;
 }
 
+/// Threads of this process, in which the manager runs.
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+/// Whatever a host may ask, two thousand times at once; who asks is of this process, too, so what it says is short.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_any_request_holds_up_neither_operators_nor_other_hosts_nor_a_revocation() {
+    let fixture = Fixture::new().await;
+    let tree = small_program(&fixture).await;
+    let good = fixture.host("good").await;
+    let touches = |count: u32| (0..count).map(|first| Touch { object: first % 2, first, count: 1 }).collect();
+    let csr = vec![0x30; 4_000];
+    let kinds: [(&str, HostRequest); 8] = [
+        ("touched", HostRequest::Report { reports: vec![HostReport::Touched { tree, touches: touches(200) }] }),
+        ("profile", HostRequest::Profile { tree, touches: touches(200) }),
+        ("renew", HostRequest::Renew { csr }),
+        ("exports", HostRequest::Exports),
+        (
+            "list",
+            HostRequest::ExportList {
+                have: (0..200_u32).map(|n| *blake3::hash(&n.to_le_bytes()).as_bytes()).collect(),
+            },
+        ),
+        ("manifest", HostRequest::Manifest { tree }),
+        ("start", HostRequest::Start { generation: "data-agent@1.0".parse().unwrap(), from: None, manifest: true }),
+        ("delta", HostRequest::Delta { from: TreeId::of(b"nobody's"), to: tree }),
+    ];
+    for (kind, request) in kinds {
+        let evil = fixture.host(&format!("evil-{kind}")).await;
+        fixture.export("data-agent@1.0", &[evil.name.as_str()]).await;
+        let links = [evil.link.clone(), bulk(&fixture, &evil).await];
+        let before = threads();
+        let mut flood = JoinSet::new();
+        for at in 0..2_000 {
+            let (link, request) = (links[at % links.len()].clone(), request.clone());
+            flood.spawn(async move { link.request::<_, ManagerReply>(&request, |_| {}, Duration::MAX).await });
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        for _ in 0..3 {
+            promptly(&format!("{kind}: hosts"), fixture.ask(Quick::Hosts)).await.unwrap();
+            promptly(&format!("{kind}: another host's exports"), good.exports()).await;
+            promptly(&format!("{kind}: another host's report"), good.report(HostReport::Agents(vec![]))).await;
+        }
+        let more = threads().saturating_sub(before);
+        assert!(more < 100, "{kind}: {more} threads more");
+        promptly(&format!("{kind}: the revocation"), fixture.ask(Quick::Revoke(evil.name.clone()))).await.unwrap();
+        promptly(&format!("{kind}: the end"), evil.link.closed()).await;
+        flood.abort_all();
+    }
+}
+
 #[tokio::test]
 async fn connections_and_renewals_of_a_host_are_bounded() {
     let fixture = Fixture::new().await;
