@@ -1,6 +1,6 @@
 //! What killed processes have left: files under names that only their makers meant to keep, for as long as they wrote them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::Dirs;
 
@@ -9,13 +9,23 @@ const OLD: std::time::Duration = std::time::Duration::from_secs(10 * 60);
 
 /// Removes the temporary files below STATE and CACHE whose process is gone.
 pub(super) fn clear(dirs: &Dirs) {
-    clear_dir(&dirs.state);
-    clear_dir(&dirs.cache.join("records"));
-    for parent in [dirs.state.join("agents"), dirs.cache.join("manifests")] {
-        for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
-            clear_dir(&entry.path());
-        }
+    for dir in [&dirs.state, &dirs.state.join("identity"), &dirs.cache.join("records")] {
+        clear_dir(dir);
     }
+    for shard in below(&dirs.cache.join("manifests")) {
+        clear_dir(&shard);
+    }
+    for agent in below(&dirs.state.join("agents")) {
+        clear_dir(&agent);
+        OF_AN_AGENT.iter().for_each(|name| clear_dir(&agent.join(name)));
+    }
+}
+
+/// The directories of an agent in which the library writes; what else lies there is its program's.
+const OF_AN_AGENT: [&str; 4] = ["bad", "events", "jobs", "records"];
+
+fn below(dir: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 fn clear_dir(dir: &Path) {
@@ -41,7 +51,7 @@ fn clear_dir(dir: &Path) {
 }
 
 /// The process or thread whose temporary file has this name: `.NAME.THREAD.tmp` of [`agent_core::internal::durable`], `identity.PROCESS`
-/// of an enrolment, `.PROCESS.TREE` of a manifest.
+/// of an enrolment, `.PROCESS.TREE` of a manifest (the process is that of the thread, which has a number of its own).
 fn maker(name: &str) -> Option<u32> {
     if let Some(process) = name.strip_prefix("identity.") {
         return process.parse().ok();
@@ -60,6 +70,30 @@ fn maker(name: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wherever_the_library_writes_nothing_of_a_killed_process_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let (state, cache, run, store) = (at("state"), at("cache"), at("run"), at("store"));
+        let dirs = Dirs { store, store_was_named: false, state, cache, run };
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let gone = child.id();
+        child.wait().unwrap();
+        let own = format!("state/agents/p/own/.mine.{gone}.tmp");
+        let left = OF_AN_AGENT.map(|of| format!("state/agents/p/{of}/.1.{gone}.tmp"));
+        let others =
+            ["state", "state/identity", "state/agents/p", "cache/records"].map(|of| format!("{of}/.1.{gone}.tmp"));
+        let manifest = format!("cache/manifests/ab/.{gone}.{}", "0".repeat(62));
+        let left: Vec<_> = left.into_iter().chain(others).chain([manifest]).collect();
+        for name in left.iter().chain([&own]) {
+            std::fs::create_dir_all(at(name).parent().unwrap()).unwrap();
+            std::fs::write(at(name), b"").unwrap();
+        }
+        clear(&dirs);
+        assert_eq!(left.iter().filter(|name| at(name).exists()).collect::<Vec<_>>(), Vec::<&String>::new());
+        assert!(at(&own).exists(), "it is the program's");
+    }
 
     #[test]
     fn what_a_killed_process_left_goes_and_nothing_else() {

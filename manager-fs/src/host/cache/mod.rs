@@ -247,7 +247,9 @@ impl Cache {
         let fail = |e| CacheError::io("write manifest", &path, e);
         let parent = path.parent().unwrap_or(&self.dir);
         make_private_dir(parent)?;
-        let temporary = parent.join(format!(".{}.{}", std::process::id(), &tree.to_hex()[2..]));
+        // Of this thread: another one may be at the same manifest.
+        let thread = rustix::thread::gettid().as_raw_nonzero();
+        let temporary = parent.join(format!(".{thread}.{}", &tree.to_hex()[2..]));
         let file = File::create(&temporary).map_err(fail)?;
         let written = file.write_all_at(bytes, 0).and_then(|()| if sync { file.sync_all() } else { Ok(()) });
         let reached = || moments::reach(Moment::ManifestKeep, &path);
