@@ -9,9 +9,12 @@ macro_rules! sample {
     };
 }
 
+/// A sample by its name, and every path of the tree that it is, with its mode.
+type Taken<'a> = (&'a str, &'a [u8], &'a [(&'a str, u32)]);
+
 #[test]
 fn each_archive_that_is_taken_is_the_tree_that_other_tools_make_of_it() {
-    let taken_in: [(&str, &[u8], &[(&str, u32)]); 6] = [
+    let taken_in: [Taken<'_>; 6] = [
         ("acl_bsd.tar", sample!("acl_bsd.tar"), &[("", 0o755), ("a", 0o750)]),
         (
             "gz_zeropad.tar.gz",
