@@ -101,7 +101,7 @@ pub(crate) fn run_without_fault(world: &mut World, scenario: Scenario) {
 pub(crate) fn strike(world: &World, step: Step, fault: Fault) {
     let mut victim = None;
     // What nobody waits for comes after the last command: a delta, a copy of the decisions.
-    world.until(&format!("somebody comes to {}", step.name), |world| {
+    world.until_at_rest(&format!("somebody comes to {}", step.name), |world| {
         victim = world.faults.struck();
         victim.is_some()
     });

@@ -179,10 +179,19 @@ impl World {
 
     /// Waits until it is so.
     #[track_caller]
-    pub(crate) fn until(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+    pub(crate) fn until(&self, what: &str, condition: impl FnMut(&Self) -> bool) {
+        self.until_in(PATIENCE, what, condition);
+    }
+
+    /// The same for what is done when nobody else wants the machine: at the lowest priority, on one that has other work.
+    pub(crate) fn until_at_rest(&self, what: &str, condition: impl FnMut(&Self) -> bool) {
+        self.until_in(8 * PATIENCE, what, condition);
+    }
+
+    fn until_in(&self, patience: Duration, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let since = Instant::now();
         while !condition(self) {
-            assert!(since.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain until {what}{}", self.logs());
+            assert!(since.elapsed() < patience, "waited {patience:?} in vain until {what}{}", self.logs());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
