@@ -9,7 +9,6 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tests::command::until;
 use tests::{Host, Manager, TreeFixture, noise};
 
 const PRODUCT: &str = "data-agent";
@@ -148,7 +147,7 @@ fn an_agent_changes_over_to_a_tree_of_very_many_entries_and_back() {
 fn a_manager_that_has_published_much_is_small_again() {
     // Three at a time, as an operator's script may.
     const ROUNDS: u64 = 6;
-    let size = if is_whole() { 96 << 20 } else { 2 << 20 };
+    let size = if is_whole() { 96 << 20 } else { 8 << 20 };
     let manager = Manager::start();
     for round in 0..ROUNDS {
         std::thread::scope(|scope| {
@@ -167,18 +166,19 @@ fn a_manager_that_has_published_much_is_small_again() {
     }
     let records = fs::read_dir(manager.store().join("records")).unwrap().count() as u64;
     assert_eq!(records, ROUNDS * 3, "each has its record as a file, too:\n{}", manager.log());
-    // It compresses when nobody else wants the machine, so there is no telling how long it takes.
-    let patience = Duration::from_secs(if is_whole() { 7_200 } else { 600 });
+    // It compresses when nobody else wants the machine, so there is no telling how long it takes: the short form does not
+    // wait for that, and is small meanwhile.
+    let patience = Duration::from_secs(if is_whole() { 7_200 } else { 300 });
     let best = |pack: &std::path::PathBuf| fs::read(pack).is_ok_and(|bytes| bytes[10] & 1 == 1);
+    let is_at_rest = || !is_whole() || tests::files_below(&manager.store().join("packs")).iter().all(best);
     let begun = Instant::now();
-    while !tests::files_below(&manager.store().join("packs")).iter().all(best) {
-        assert!(begun.elapsed() < patience, "packs are not compressed anew");
-        std::thread::sleep(Duration::from_secs(1));
-    }
-    let mut least = u64::MAX;
-    until("it holds no more than 100 MB", || {
-        least = least.min(memory(manager.pid(), "VmRSS") >> 10);
-        (least < 100).then_some(())
-    });
+    let least = loop {
+        let now = memory(manager.pid(), "VmRSS") >> 10;
+        if now < 100 && is_at_rest() {
+            break now;
+        }
+        assert!(begun.elapsed() < patience, "it holds {now} MiB");
+        std::thread::sleep(Duration::from_millis(200));
+    };
     println!("after {} publications {least} MiB, at most {} MiB", ROUNDS * 3, memory(manager.pid(), "VmHWM") >> 10);
 }
