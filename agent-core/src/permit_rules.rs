@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use proto::{OperationKind, Product, RepositoryName};
+use proto::{CommandName, OperationKind, Product, RepositoryName};
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
@@ -28,14 +28,18 @@ pub(crate) struct Rules {
     pub(crate) names: Option<List<RepositoryName>>,
     pub(crate) serve: Option<Spanned<bool>>,
     pub(crate) kinds: Option<List<OperationKind>>,
+    /// Name, and program with its arguments.
+    pub(crate) commands: Vec<(CommandName, Vec<String>)>,
 }
 
-const TABLES: [(&str, &[&str]); 5] = [
+const TABLES: [(&str, &[&str]); 6] = [
     ("change-over", &["pinned"]),
     ("backup", &["sources"]),
     ("restore", &["targets", "over", "tests"]),
     ("repository", &["places", "prune", "keep-last", "show", "names", "serve"]),
     ("operations", &["kinds"]),
+    // Its keys are names of the administrator's.
+    ("commands", &[]),
 ];
 
 /// What is not understood, and where it stands in the file, in bytes.
@@ -75,6 +79,10 @@ impl Rules {
                     ("repository", "names") => rules.names = Some(list(value, named)?),
                     ("repository", "serve") => rules.serve = Some(flag(value)?),
                     ("operations", "kinds") => rules.kinds = Some(list(value, named)?),
+                    ("commands", name) => {
+                        let name = named(name).map_err(|what| Unclear { at: key.span(), what })?;
+                        rules.commands.push((name, command(value)?));
+                    }
                     _ => return Err(unknown("key", key, keys)),
                 }
             }
@@ -91,6 +99,17 @@ fn list<T>(value: &Value<'_>, read: impl Fn(&str) -> Result<T, String>) -> Resul
         Ok(Spanned::new(item.span(), read))
     });
     Ok(Spanned::new(value.span(), items.collect::<Result<_, _>>()?))
+}
+
+/// A program by its absolute path, and its arguments.
+fn command(value: &Value<'_>) -> Result<Vec<String>, Unclear> {
+    let words = list(value, |text| Ok(text.to_owned()))?.into_inner().into_iter().map(Spanned::into_inner);
+    let words: Vec<String> = words.collect();
+    let is_clear = words.first().is_some_and(|program| program.starts_with('/'))
+        && words.iter().all(|word| !word.contains('\0'));
+    let unclear =
+        || Unclear { at: value.span(), what: "a command is a program's absolute path, then its arguments".into() };
+    is_clear.then_some(words).ok_or_else(unclear)
 }
 
 fn path(text: &str) -> Result<PathBuf, String> {

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use proto::{OperationKind, Product, RepositoryName};
+use proto::{CommandName, OperationKind, Product, RepositoryName};
 use rustix::fs::OFlags;
 
 use crate::paths::AgentPaths;
@@ -327,6 +327,22 @@ impl Permits {
         }
     }
 
+    /// The program, by its absolute path, and the arguments of a command that may be run for a backup here. Whoever
+    /// orders it says its name and nothing else.
+    ///
+    /// # Errors
+    /// No line of the file names it.
+    pub fn command(&self, name: &CommandName) -> Result<&[String], NotPermitted> {
+        let named = self.rules.commands.iter().find(|(named, _)| named == name);
+        let no_such = || NotPermitted::Default {
+            what: format!("the command {name}"),
+            why: "only commands that its administrator names are run for a backup",
+            file: self.file.clone(),
+            key: "commands",
+        };
+        named.map(|(_, words)| words.as_slice()).ok_or_else(no_such)
+    }
+
     /// Whether operations of this kind of a program's own may be ordered here.
     ///
     /// # Errors
@@ -554,6 +570,24 @@ mod tests {
         let none = Bench::new("[repository]\nprune = false\n").read().unwrap();
         none.own(&"wipe".parse().unwrap()).unwrap();
         assert!(none.prune(100).unwrap_err().to_string().contains("line 2: repository.prune"));
+    }
+
+    #[test]
+    fn a_command_is_what_a_line_says_of_its_name() {
+        let dump = "dump".parse().unwrap();
+        let refused = none().1.command(&dump).unwrap_err().to_string();
+        assert!(refused.contains("the command dump") && refused.contains("(commands)"), "{refused}");
+        let some = Bench::new("[commands]\ndump = [\"/usr/bin/pg_dump\", \"--all\"]\nthaw = [\"/bin/thaw\"]\n");
+        let permits = some.read().unwrap();
+        assert_eq!(permits.command(&dump).unwrap(), ["/usr/bin/pg_dump", "--all"]);
+        assert_eq!(permits.command(&"thaw".parse().unwrap()).unwrap(), ["/bin/thaw"]);
+        assert!(permits.command(&"freeze".parse().unwrap()).is_err());
+        let named: [&str; 5] =
+            ["dump = []", "dump = [\"pg_dump\"]", "dump = \"/bin/a\"", "\"a/b\" = [\"/b\"]", "a = [1]"];
+        for line in named {
+            let fault = Bench::new(&format!("[commands]\n{line}\n")).read().unwrap_err();
+            assert!(matches!(fault, PermitsFault::Unclear { line: 2, .. }), "{line}: {fault}");
+        }
     }
 
     #[test]

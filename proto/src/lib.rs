@@ -36,6 +36,7 @@ pub mod limits;
 pub mod local_greeting;
 pub mod look;
 pub mod manifest;
+pub mod means;
 pub mod message;
 pub mod name;
 pub mod number;
@@ -60,7 +61,8 @@ pub mod width;
 pub use id::{ChunkId, ObjectId, TreeId};
 pub use manifest::Manifest;
 pub use name::{
-    ArgumentName, GenerationRef, GroupName, HostName, OperationKind, PolicyName, Product, RepositoryName, Version,
+    ArgumentName, CommandName, GenerationRef, GroupName, HostName, OperationKind, PolicyName, Product,
+    RepositoryName, Version,
 };
 pub use path::TreePath;
 pub use publisher::{PublisherKey, Publishers};

@@ -86,6 +86,10 @@ pub const TAG_BYTES_MAX: usize = 128;
 pub const FOUND_MAX: usize = 4096;
 /// Bytes of a file's content that one job brings: what somebody looks at.
 pub const DUMP_BYTES_MAX: usize = 512 << 10;
+/// Lines of what a command of a host's printed: the last of them, where it says why.
+pub const OUTPUT_LINES_MAX: usize = 8;
+/// Commands that ran for one backup, of which is told; those that failed are problems besides.
+pub const RAN_MAX: usize = 12;
 /// Sources of a snapshot that are shown.
 pub const SOURCES_SHOWN_MAX: usize = 16;
 /// Bytes of a snapshot's id: 64 hex digits, as restic has them.

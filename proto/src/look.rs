@@ -48,6 +48,18 @@ pub enum Query {
         #[serde(deserialize_with = "within::<_, PathText>")]
         path: String,
     },
+    /// As `Find`, of what was modified in a time.
+    FindModified {
+        /// The snapshots that are searched.
+        snapshots: SnapshotFilter,
+        /// As in [`crate::backup::BackupOptions::exclude`]; none: every name.
+        #[serde(deserialize_with = "within::<_, Paths<PATTERNS_MAX, PATTERNS_BYTES_MAX>>")]
+        patterns: Vec<String>,
+        /// No earlier than this, milliseconds since 1970.
+        since_unix_ms: Option<i64>,
+        /// And no later than this.
+        until_unix_ms: Option<i64>,
+    },
 }
 
 impl Query {
@@ -56,7 +68,7 @@ impl Query {
         match self {
             Query::Snapshots(_) => "snapshots",
             Query::List { .. } => "ls",
-            Query::Find { .. } => "find",
+            Query::Find { .. } | Query::FindModified { .. } => "find",
             Query::Diff { .. } => "diff",
             Query::Dump { .. } => "dump",
         }

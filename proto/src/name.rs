@@ -129,6 +129,12 @@ checked_name!(
     "want 1 to 32 lowercase letters, digits, '-', starting with a letter or digit"
 );
 checked_name!(
+    /// A command of a host, by which its `permits.toml` names a program and its arguments.
+    CommandName, "command name", 64,
+    |b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'),
+    "want 1 to 64 letters, digits, '.', '_', '-', starting with a letter or digit"
+);
+checked_name!(
     /// What an argument, or a result, of such an operation is called.
     ArgumentName, "argument name", 64,
     |b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'),

@@ -8,6 +8,7 @@ use crate::door::DoorKey;
 use crate::keeping::Keeping;
 use crate::limits::{ADDRESS_BYTES_MAX, EARLIER_JOBS_MAX, SOURCES_BYTES_MAX, SOURCES_MAX, VERSION_BYTES_MAX};
 use crate::look::{Forget, Query};
+use crate::means::{Commands, Pace};
 use crate::name::{OperationKind, Product, RepositoryName};
 use crate::own::Arguments;
 use crate::restore::{Over, RestoreOptions};
@@ -162,6 +163,37 @@ pub enum Operation {
         /// Bytes of them, at most.
         bytes: u64,
     },
+    /// As `BackupWith`, with commands of the host's, or no faster than it may be. Its outcome is
+    /// [`crate::outcome::Outcome::BackedUpBy`].
+    BackupBy {
+        /// Where the snapshots go.
+        repository: Repository,
+        /// Absolute paths of directories or files; of the output of a command the one path that it has in the snapshot.
+        #[serde(deserialize_with = "within::<_, Paths<SOURCES_MAX, SOURCES_BYTES_MAX>>")]
+        sources: Vec<String>,
+        /// How.
+        options: BackupOptions,
+        /// What is run for it.
+        commands: Commands,
+        /// How fast.
+        pace: Pace,
+    },
+    /// As `RestoreSome`, or `RestoreOver`, no faster than it may be.
+    RestorePaced {
+        /// Where the snapshots are.
+        repository: Repository,
+        /// The snapshot that is meant.
+        snapshot: SnapshotRef,
+        /// Absolute path of the directory that it is restored into.
+        #[serde(deserialize_with = "within::<_, PathText>")]
+        target: String,
+        /// Which part.
+        options: RestoreOptions,
+        /// What becomes of what is there; none: the target is new or empty.
+        over: Option<Over>,
+        /// How fast.
+        pace: Pace,
+    },
 }
 
 /// On whose behalf an operation is done. The manager says it with the job, because only it knows: a machine's own name
@@ -206,8 +238,11 @@ impl Operation {
     /// One of [`Operation::KINDS`], or the program's own.
     pub fn kind(&self) -> &str {
         match self {
-            Operation::Backup { .. } | Operation::BackupWith { .. } => "backup",
-            Operation::Restore { .. } | Operation::RestoreSome { .. } | Operation::RestoreOver { .. } => "restore",
+            Operation::Backup { .. } | Operation::BackupWith { .. } | Operation::BackupBy { .. } => "backup",
+            Operation::Restore { .. }
+            | Operation::RestoreSome { .. }
+            | Operation::RestoreOver { .. }
+            | Operation::RestorePaced { .. } => "restore",
             Operation::RestoreTest { .. } => "restore-test",
             Operation::Verify { .. } => "verify",
             Operation::Check { .. } => "check",
@@ -227,6 +262,7 @@ impl Operation {
         match self {
             Operation::Backup { repository, .. }
             | Operation::BackupWith { repository, .. }
+            | Operation::BackupBy { repository, .. }
             | Operation::Restore { repository, .. }
             | Operation::Verify { repository, .. }
             | Operation::Check { repository, .. }
@@ -235,6 +271,7 @@ impl Operation {
             | Operation::Forget { repository, .. }
             | Operation::RestoreSome { repository, .. }
             | Operation::RestoreOver { repository, .. }
+            | Operation::RestorePaced { repository, .. }
             | Operation::RestoreTest { repository, .. }
             | Operation::Serve { repository, .. }
             | Operation::Unserve { repository, .. }
@@ -248,6 +285,7 @@ impl Operation {
         match self {
             Operation::Backup { repository, .. }
             | Operation::BackupWith { repository, .. }
+            | Operation::BackupBy { repository, .. }
             | Operation::Restore { repository, .. }
             | Operation::Verify { repository, .. }
             | Operation::Check { repository, .. }
@@ -256,6 +294,7 @@ impl Operation {
             | Operation::Forget { repository, .. }
             | Operation::RestoreSome { repository, .. }
             | Operation::RestoreOver { repository, .. }
+            | Operation::RestorePaced { repository, .. }
             | Operation::RestoreTest { repository, .. }
             | Operation::Serve { repository, .. }
             | Operation::Unserve { repository, .. }
@@ -279,6 +318,8 @@ impl Operation {
             | Operation::RestoreSome { .. }
             | Operation::RestoreOver { .. }
             | Operation::RestoreTest { .. }
+            | Operation::BackupBy { .. }
+            | Operation::RestorePaced { .. }
             | Operation::Serve { .. }
             | Operation::Unserve { .. }
             | Operation::Keeping { .. }
@@ -357,7 +398,13 @@ mod tests {
         let target = "/t".to_owned();
         let over = Operation::RestoreOver { repository: at(), snapshot: snapshot(), target, options, over };
         let test = Operation::RestoreTest { repository: at(), snapshot: snapshot(), files: 1, bytes: 1 };
-        for (mut operation, kind) in [(over, "restore"), (test, "restore-test")] {
+        let (sources, options, commands) = (vec!["/s".into()], BackupOptions::default(), Commands::default());
+        let by = Operation::BackupBy { repository: at(), sources, options, commands, pace: Pace::default() };
+        let (options, target, pace) = (RestoreOptions::default(), "/t".to_owned(), Pace::default());
+        let paced =
+            Operation::RestorePaced { repository: at(), snapshot: snapshot(), target, options, over: None, pace };
+        let all = [(over, "restore"), (test, "restore-test"), (by, "backup"), (paced, "restore")];
+        for (mut operation, kind) in all {
             assert_eq!((operation.kind(), operation.repository()), (kind, Some(&repository("/r"))));
             assert!(operation.is_newer() && operation.plain().is_none() && operation.repository_mut().is_some());
         }

@@ -5,10 +5,11 @@ use serde::{Deserialize, Serialize};
 use crate::backup::BackupCounts;
 use crate::bounded::{Line, Lines, List, Own, Word, within};
 use crate::limits::{
-    ACTIVITY_BYTES_MAX, FAULT_BYTES_MAX, FOUND_MAX, PROBLEM_BYTES_MAX, PROBLEMS_MAX, SNAPSHOT_BYTES_MAX, SOURCES_MAX,
-    VERSION_BYTES_MAX, VERSIONS_MAX,
+    ACTIVITY_BYTES_MAX, FAULT_BYTES_MAX, FOUND_MAX, PROBLEM_BYTES_MAX, PROBLEMS_MAX, RAN_MAX, SNAPSHOT_BYTES_MAX,
+    SOURCES_MAX, VERSION_BYTES_MAX, VERSIONS_MAX,
 };
 use crate::look::Found;
+use crate::means::Ran;
 use crate::own::OwnSummary;
 
 /// How far an operation is.
@@ -58,14 +59,42 @@ pub enum Outcome {
         /// How much more there was.
         left_out: u64,
     },
+    /// A [`crate::operation::Operation::BackupBy`] is done to the end.
+    BackedUpBy {
+        /// As of every operation.
+        summary: Summary,
+        /// What it found and stored, of all units together.
+        counts: BackupCounts,
+        /// The commands that ran, in order; the first of them, if there are many.
+        #[serde(deserialize_with = "within::<_, List<Own<Ran>, RAN_MAX>>")]
+        ran: Vec<Ran>,
+    },
 }
 
 impl Outcome {
+    /// What a backup found and stored, if it says so.
+    pub fn counts(&self) -> Option<&BackupCounts> {
+        match self {
+            Outcome::BackedUp { counts, .. } | Outcome::BackedUpBy { counts, .. } => Some(counts),
+            _ => None,
+        }
+    }
+
+    /// The commands that ran for a backup.
+    pub fn ran(&self) -> &[Ran] {
+        match self {
+            Outcome::BackedUpBy { ran, .. } => ran,
+            _ => &[],
+        }
+    }
+
     /// What an operation on a repository did; none of one that failed, or of a program's own.
     pub fn summary(&self) -> Option<&Summary> {
         match self {
             Outcome::Done(summary) | Outcome::Cancelled(summary) => Some(summary),
-            Outcome::BackedUp { summary, .. } | Outcome::Found { summary, .. } => Some(summary),
+            Outcome::BackedUp { summary, .. }
+            | Outcome::BackedUpBy { summary, .. }
+            | Outcome::Found { summary, .. } => Some(summary),
             Outcome::Failed(_) | Outcome::OwnDone(_) => None,
         }
     }
@@ -76,6 +105,7 @@ impl Outcome {
             Outcome::Done(Summary { problems, .. })
             | Outcome::Cancelled(Summary { problems, .. })
             | Outcome::BackedUp { summary: Summary { problems, .. }, .. }
+            | Outcome::BackedUpBy { summary: Summary { problems, .. }, .. }
             | Outcome::Found { summary: Summary { problems, .. }, .. }
             | Outcome::OwnDone(OwnSummary { problems, .. }) => problems,
             Outcome::Failed(_) => &[],
@@ -88,6 +118,7 @@ impl Outcome {
             Outcome::Done(Summary { versions, .. })
             | Outcome::Cancelled(Summary { versions, .. })
             | Outcome::BackedUp { summary: Summary { versions, .. }, .. }
+            | Outcome::BackedUpBy { summary: Summary { versions, .. }, .. }
             | Outcome::Found { summary: Summary { versions, .. }, .. }
             | Outcome::OwnDone(OwnSummary { versions, .. }) => versions,
             Outcome::Failed(_) => &[],
@@ -100,6 +131,7 @@ impl Outcome {
             Outcome::Done(Summary { versions, .. })
             | Outcome::Cancelled(Summary { versions, .. })
             | Outcome::BackedUp { summary: Summary { versions, .. }, .. }
+            | Outcome::BackedUpBy { summary: Summary { versions, .. }, .. }
             | Outcome::Found { summary: Summary { versions, .. }, .. }
             | Outcome::OwnDone(OwnSummary { versions, .. }) => *versions = taking_part,
             Outcome::Failed(_) => {}

@@ -102,6 +102,7 @@ fn the_bounds_fit_each_other() {
     const { assert!(OWN_ARGUMENTS_MAX * (ARGUMENT_VALUE_BYTES_MAX + 64 + 16) < 512 << 10) };
     const { assert!(OWN_RESULTS_MAX * (RESULT_BYTES_MAX + 64) < SOURCES_BYTES_MAX) };
     const { assert!(PROBLEMS_MAX * PROBLEM_BYTES_MAX + SOURCES_BYTES_MAX + DETAIL_BYTES_MAX < 1 << 20) };
+    const { assert!(RAN_MAX * OUTPUT_LINES_MAX * PROBLEM_BYTES_MAX + PATTERNS_BYTES_MAX < SOURCES_BYTES_MAX) };
 }
 
 fn arrived<T: Serialize + DeserializeOwned>(sent: &T) -> Result<T, codec::CodecError> {

@@ -218,3 +218,53 @@ fn several_sources_are_one_snapshot_and_what_is_not_understood_is_named() {
     let refused = lab.end("backup", &["--exclude-file", &text(&secret), &one], 1).to_string();
     assert!(refused.contains("does not permit") && !refused.contains("a word"), "{refused}");
 }
+
+#[test]
+fn a_backup_runs_commands_that_the_host_names_and_no_others() {
+    let lab = Lab::new();
+    let source = lab.source(&[("a", "one")]);
+    let dump = ["--stdin-from-command", "dump", "--stdin-filename", "/db/all.sql"];
+    let refused = lab.end("backup", &dump, 1);
+    let why = refused["error"].as_str().unwrap();
+    assert!(why.contains("does not permit the command dump") && why.contains("permits.toml"), "{why}");
+    let script = |text: &str| format!("[\"/bin/sh\", \"-c\", {text:?}]");
+    let permits = format!(
+        "[commands]\ndump = {}\nbad = {}\nfreeze = {}\nthaw = {}\n",
+        script("seq 1 100000"),
+        script("echo half; echo the disk is full >&2; exit 1"),
+        script("echo frozen"),
+        script("echo thawed after $MANAGER_FS_ENDED")
+    );
+    fs::write(lab.host.path("state/permits.toml"), permits).unwrap();
+    let done = lab.end("backup", &dump, 0);
+    let printed: String = (1..=100_000).map(|number| format!("{number}\n")).collect();
+    assert_eq!((&done["files"], &done["bytes"]), (&json!(1), &json!(printed.len())), "{done}");
+    assert_eq!((&done["ran"][0]["command"], &done["ran"][0]["moment"]), (&json!("dump"), &json!("output")), "{done}");
+    assert!(lab.restic(&["dump", "latest", "/db/all.sql"]) == printed);
+    let bad = lab.end("backup", &["--stdin-from-command", "bad"], 1);
+    assert!(bad["error"].as_str().unwrap().contains("the disk is full"), "{bad}");
+    assert!(lab.restic(&["snapshots"]).contains("1 snapshots"), "what failed makes none");
+
+    let hooks = ["--before", "freeze", "--after", "thaw", "--limit-upload", "50M", &text(&source)];
+    let done = lab.end("backup", &hooks, 0);
+    let ran = |at: usize, field: &str| done["ran"][at][field].clone();
+    assert_eq!((ran(0, "moment"), ran(0, "output")), (json!("before"), json!(["frozen"])));
+    assert_eq!((ran(1, "moment"), ran(1, "output")), (json!("after"), json!(["thawed after done"])));
+    let shown = lab.manager.run(&["job", "show", &done["job"].to_string()]).expect(0).stdout;
+    assert!(shown.contains("command freeze (before): exit status: 0") && shown.contains("  frozen"), "{shown}");
+    let none = lab.end("backup", &["--before", "bad", "--after", "thaw", &text(&source)], 1);
+    assert!(none["error"].as_str().unwrap().contains("command bad (before)"), "{none}");
+    assert!(lab.restic(&["snapshots"]).contains("2 snapshots"), "no backup without what comes before it");
+
+    let target = text(&lab.host.path("back"));
+    let of_source = text(&source);
+    let slow = ["--snapshot", "latest", "--source", &of_source, "--target", &target, "--limit-download", "10M"];
+    lab.end("restore", &slow, 0);
+    assert_eq!(fs::read_to_string(lab.host.path("back/a")).unwrap(), "one");
+    let day_before = ["--newest", "2020-01-01"];
+    assert_eq!(lab.end("find", &day_before, 0)["found"], json!([]));
+    let since = lab.end("find", &["--oldest", "2020-01-01", "a"], 0);
+    assert_eq!(since["found"][0]["path"], json!(source.join("a")), "{since}");
+    let checked = |name: &str| lab.host.run(&["permits", "check", "--command", name]).code;
+    assert_eq!((checked("dump"), checked("rm")), (Some(0), Some(1)));
+}

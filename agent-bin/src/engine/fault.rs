@@ -3,10 +3,12 @@
 use std::any::Any;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
 
 use agent_core::NotPermitted;
-use proto::RepositoryName;
 use proto::recovery::SealFault;
+use proto::{CommandName, RepositoryName};
 
 use super::beneath::PathFault;
 use super::format::blobs::BlobFault;
@@ -86,6 +88,9 @@ pub(crate) enum EngineError {
     /// What this host serves cannot be read.
     #[error(transparent)]
     Kept(#[from] KeptFault),
+    /// A command of the host's does not do what it is for.
+    #[error("command {name} ({moment}): {fault}")]
+    Command { name: CommandName, moment: &'static str, fault: Box<CommandFault> },
     /// Nothing may be removed, because not everything can be read.
     #[error(
         "repository {path}: nothing is removed while a part of it cannot be read: {what}{more}; see `job check`",
@@ -133,6 +138,30 @@ pub(crate) enum Refusal {
     TestUnderWay,
     #[error("a restore test of {bytes} bytes wants twice as many free, and there are {free}")]
     NoRoomForTest { bytes: u64, free: u64 },
+}
+
+/// Why a command did not do what it is for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandFault {
+    #[error("{program} cannot be run: {error}", program = program.display())]
+    NotRun { program: PathBuf, error: io::Error },
+    #[error(
+        "{program} is not run: others than root and the agent's user can write it (owner {owner}, mode {mode:04o})",
+        program = program.display()
+    )]
+    NotTrusted { program: PathBuf, owner: u32, mode: u32 },
+    #[error("it cannot be waited for: {0}")]
+    Io(#[from] io::Error),
+    #[error("it has not ended within {} s, and was killed{}", .after.as_secs(), said_so(.said))]
+    Late { after: Duration, said: Vec<String> },
+    #[error("it ended with {status}{}", said_so(.said))]
+    Failed { status: ExitStatus, said: Vec<String> },
+    #[error("what it prints cannot be read")]
+    Unread,
+}
+
+fn said_so(lines: &[String]) -> String {
+    if lines.is_empty() { String::new() } else { format!(": {}", lines.join(" / ")) }
 }
 
 /// Why a key is not made, removed or sealed.

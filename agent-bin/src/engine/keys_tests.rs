@@ -29,7 +29,8 @@ impl Bench {
     fn order(&self, order: &Keeping) -> Result<Vec<Said>, EngineError> {
         let origin = JobOrigin::new("vault".parse().unwrap(), "media-agent".parse().unwrap());
         let permits = Arc::new(Permits::read(Path::new("/nowhere"), Path::new("/nowhere")).unwrap());
-        let mark = Mark { job: 1, origin, since_unix_ms: 0, look: false, permits };
+        let mark =
+            Mark { job: 1, origin, since_unix_ms: 0, look: false, permits, pace: proto::means::Pace::default() };
         keeping(self.dir.path(), &self.kept, order, &mark, &SharedMeter::default())
     }
 

@@ -6,6 +6,7 @@
 
 mod archive;
 mod beneath;
+mod command;
 mod compare;
 mod elsewhere;
 mod facts;
@@ -37,9 +38,11 @@ use proto::agent::{JobOrigin, Repository, SnapshotRef};
 use proto::backup::{BackupCounts, BackupOptions};
 use proto::keeping::{Keeping, Refused};
 use proto::look::{Forget, Found, Query};
+use proto::means::{Commands, Pace, Ran};
 use proto::restore::{Over, RestoreOptions};
 
 use crate::kept::Kept;
+pub(crate) use command::around;
 pub(crate) use fault::EngineError;
 pub(crate) use meter::{Problems, SharedMeter};
 
@@ -56,6 +59,8 @@ pub(crate) struct Work {
     pub(crate) repository_bytes: u64,
     /// Of a backup.
     pub(crate) counts: BackupCounts,
+    /// Commands that ran for it.
+    pub(crate) ran: Vec<Ran>,
     /// Of a look.
     pub(crate) found: Vec<Found>,
     /// How much more there was.
@@ -79,6 +84,8 @@ pub(crate) struct Mark {
     pub(crate) look: bool,
     /// What may be read of the host, and where.
     pub(crate) permits: Arc<Permits>,
+    /// How fast it may be.
+    pub(crate) pace: Pace,
 }
 
 /// What a restore goes to, and how.
@@ -109,6 +116,16 @@ pub(crate) trait BackupEngine: Send + Sync {
         at: &Repository,
         sources: &[&Path],
         options: &BackupOptions,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError>;
+    /// As `backup`, of what a command prints, as one file at this path. If it does not end well there is no snapshot.
+    fn backup_output(
+        &self,
+        at: &Repository,
+        path: &Path,
+        options: &BackupOptions,
+        commands: &Commands,
         mark: &Mark,
         meter: &SharedMeter,
     ) -> Result<Work, EngineError>;

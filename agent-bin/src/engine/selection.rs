@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use proto::CommandName;
 use proto::backup::BackupOptions;
 use proto::limits::PATTERNS_MAX;
 use rustix::fs::{Mode, OFlags};
@@ -48,9 +49,16 @@ pub(super) struct Rules {
     caches: bool,
     larger_than: Option<u64>,
     one_file_system: bool,
+    /// The command whose output it is; then nothing was left out, and nothing lies at its path.
+    pub(super) output_of: Option<String>,
 }
 
 impl Rules {
+    /// Of what a command prints.
+    pub(super) fn of_output(command: &CommandName) -> Self {
+        Self { output_of: Some(command.to_string()), ..Self::default() }
+    }
+
     /// Of an order, and what its files of patterns say.
     pub(super) fn new(exclude: Vec<String>, options: &BackupOptions) -> Self {
         Self {
@@ -59,10 +67,11 @@ impl Rules {
             caches: options.exclude_caches,
             larger_than: options.exclude_larger_than,
             one_file_system: options.one_file_system,
+            output_of: None,
         }
     }
 
-    /// Whether nothing is left out.
+    /// Whether there is nothing to be kept of them.
     pub(super) fn are_none(&self) -> bool {
         *self == Self::default()
     }

@@ -15,6 +15,7 @@ use super::format::blobs::{BlobFault, Blobs};
 use super::format::files::{FileKind, Files};
 use super::format::index::Index;
 use super::format::locks::{Access, Lock, LockFault, Me};
+use super::format::pace::Pace;
 use super::format::packs::StoreFault;
 use super::format::seal::Key;
 use super::library::{self, Opened};
@@ -36,6 +37,10 @@ pub(super) struct Session {
     pub(super) key: Key,
     pub(super) files: Arc<Files>,
     pub(super) lock: Option<Lock>,
+    /// Out of the sources, into the repository, and out of it.
+    pub(super) reading: Pace,
+    pub(super) upload: Pace,
+    pub(super) download: Pace,
     /// Where there is no lock that has it.
     _old_lock: Option<File>,
 }
@@ -85,7 +90,9 @@ impl Session {
             }
             Err(fault) => return Err(EngineError::Lock { path, fault }),
         };
-        Ok(Self { path, repository, key, files, lock, _old_lock: old_lock })
+        let [reading, upload, download] =
+            [mark.pace.read, mark.pace.upload, mark.pace.download].map(|rate| Pace::new(rate, meter));
+        Ok(Self { path, repository, key, files, lock, reading, upload, download, _old_lock: old_lock })
     }
 
     /// Every snapshot; those that cannot be read are told if `tell`.
@@ -112,7 +119,7 @@ impl Session {
     }
 
     pub(super) fn blobs<'a>(&'a self, index: &'a Index) -> Blobs<'a> {
-        Blobs::new(&self.files, &self.key, index)
+        Blobs::new(&self.files, &self.key, index).paced(&self.download)
     }
 
     pub(super) fn reference_fault(&self, fault: ReferenceFault) -> EngineError {

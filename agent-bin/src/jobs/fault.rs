@@ -21,6 +21,8 @@ pub(super) enum JobFault {
     KeepsNothing,
     #[error("the manager did not say what seals grants for the repository; order `repository create` again")]
     NoKey,
+    #[error("the output of a command is one file, at one path")]
+    OnePath,
     #[error("a backup needs at least one source")]
     NoSource,
     #[error("job {job} was begun by a version that did not keep on whose behalf; run it again")]

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use agent_core::{Demand, Ended, FileFault, OperationContext, Permits, PermitsFault};
 use proto::agent::{JobOrigin, Operation, Outcome, Progress, Repository, Summary};
 use proto::backup::BackupCounts;
-use proto::limits::OWN_RESULTS_MAX;
+use proto::limits::{OWN_RESULTS_MAX, RAN_MAX};
 use proto::look::Found;
+use proto::means::{Pace, Ran};
 use proto::own::{Finding, OwnSummary};
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +121,8 @@ struct Sums {
     #[serde(default)]
     counts: BackupCounts,
     #[serde(default)]
+    ran: Vec<Ran>,
+    #[serde(default)]
     found: Vec<Found>,
     #[serde(default)]
     left_out: u64,
@@ -137,6 +140,8 @@ impl Sums {
         self.bytes += work.bytes;
         self.repository_bytes += work.repository_bytes;
         self.counts.add(work.counts);
+        let room = RAN_MAX.saturating_sub(self.ran.len());
+        self.ran.extend(work.ran.into_iter().take(room));
         self.found.extend(work.found);
         self.left_out += work.left_out;
         self.certificate = work.certificate.or(self.certificate.take());
@@ -190,7 +195,8 @@ fn try_run(
     state.origin = host.origin().cloned().or(state.origin.take());
     keep(&state, host)?;
     let origin = state.origin.clone().ok_or(JobFault::NoOrigin { job: host.job() })?;
-    let mark = Mark { job: host.job(), origin, since_unix_ms: state.began_unix_ms, look, permits: Arc::new(permits) };
+    let (permits, pace) = (Arc::new(permits), pace_of(operation));
+    let mark = Mark { job: host.job(), origin, since_unix_ms: state.began_unix_ms, look, permits, pace };
     let total = u32::try_from(units.len()).unwrap_or(u32::MAX);
     for unit in units.into_iter().skip(usize::try_from(state.units_done).unwrap_or(usize::MAX)) {
         match host.wanted() {
@@ -224,16 +230,27 @@ fn try_run(
     Ok(Ended::Outcome(outcome(operation, state.summary)))
 }
 
+fn pace_of(operation: &Operation) -> Pace {
+    match operation {
+        Operation::BackupBy { pace, .. } | Operation::RestorePaced { pace, .. } => *pace,
+        _ => Pace::default(),
+    }
+}
+
 fn outcome(operation: &Operation, mut sums: Sums) -> Outcome {
     let (counts, found, left_out) = (sums.counts, std::mem::take(&mut sums.found), sums.left_out);
+    let ran = std::mem::take(&mut sums.ran);
     match operation {
+        Operation::RestorePaced { options, .. } if !options.dry_run => Outcome::Done(sums.into()),
         Operation::RestoreSome { options, .. } | Operation::RestoreOver { options, .. } if !options.dry_run => {
             Outcome::Done(sums.into())
         }
         Operation::Look { .. }
         | Operation::Forget { .. }
         | Operation::RestoreSome { .. }
-        | Operation::RestoreOver { .. } => Outcome::Found { summary: sums.into(), found, left_out },
+        | Operation::RestoreOver { .. }
+        | Operation::RestorePaced { .. } => Outcome::Found { summary: sums.into(), found, left_out },
+        Operation::BackupBy { .. } => Outcome::BackedUpBy { summary: sums.into(), counts, ran },
         Operation::BackupWith { .. } => Outcome::BackedUp { summary: sums.into(), counts },
         Operation::Serve { .. } | Operation::Keeping { .. } => Outcome::OwnDone(said(sums)),
         _ => Outcome::Done(sums.into()),

@@ -9,6 +9,7 @@ use proto::backup::BackupOptions;
 use proto::door::DoorKey;
 use proto::keeping::Keeping;
 use proto::look::{Forget, Keep, Query, SnapshotFilter};
+use proto::means::{Commands, Pace};
 use proto::restore::RestoreOptions;
 
 use super::*;
@@ -75,6 +76,18 @@ impl BackupEngine for FakeEngine {
         let sources: Vec<_> = sources.iter().map(|source| source.display().to_string()).collect();
         let dry = if options.dry_run { " dry" } else { "" };
         self.call(format!("backup {}{dry}", sources.join(" ")), meter)
+    }
+    fn backup_output(
+        &self,
+        _: &Repository,
+        path: &Path,
+        _: &BackupOptions,
+        commands: &Commands,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        assert_eq!(mark.pace.upload, Some(5));
+        self.call(format!("backup what {:?} prints as {}", commands.output_of, path.display()), meter)
     }
     fn restore(
         &self,
@@ -282,6 +295,43 @@ fn all_sources_are_one_unit_if_they_are_to_be_and_the_counts_add_up() {
     assert_eq!(order(options()), (each(&["backup /a", "backup /b"]), 2, 6));
     let together = BackupOptions { together: true, dry_run: true, ..options() };
     assert_eq!(order(together), (each(&["backup /a /b dry"]), 1, 3));
+}
+
+#[test]
+fn commands_run_only_where_the_host_names_them_and_an_output_is_one_file() {
+    let name = || Some("dump".parse().unwrap());
+    let order = |sources: &[&str], commands: Commands, permits: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("permits.toml"), permits).unwrap();
+        let permits = Permits::read(dir.path(), Path::new("/nowhere"));
+        let (engine, host) = (Arc::new(FakeEngine::default()), FakeHost::new(&[Wanted::GoOn], None));
+        let sources = sources.iter().map(|source| (*source).to_owned()).collect();
+        let (options, pace) = (BackupOptions::default(), Pace { upload: Some(5), ..Pace::default() });
+        let operation = Operation::BackupBy { repository: repository(), sources, options, commands, pace };
+        let shared: Arc<dyn BackupEngine> = engine.clone();
+        let ended = super::run(&shared, Role::Data, permits, &operation, &host);
+        (ended, engine.calls())
+    };
+    let output = || Commands { output_of: name(), seconds: 60, ..Commands::default() };
+    let (refused, calls) = order(&["/dump.sql"], output(), "");
+    let Ended::Outcome(Outcome::Failed(why)) = refused else { panic!("{refused:?}") };
+    assert!(why.contains("does not permit the command dump") && why.contains("(commands)"), "{why}");
+    assert!(calls.is_empty());
+    let named = "[backup]\nsources = [\"/srv\"]\n[commands]\ndump = [\"/bin/true\"]\n";
+    let (ended, calls) = order(&["/dump.sql"], output(), named);
+    assert!(matches!(ended, Ended::Outcome(Outcome::BackedUpBy { .. })), "{ended:?}");
+    assert_eq!(calls, ["backup what Some(dump) prints as /dump.sql"]);
+    let (ended, calls) = order(&["/a", "/b"], output(), named);
+    assert!(matches!(ended, Ended::Outcome(Outcome::Failed(why)) if why.contains("one file")) && calls.is_empty());
+    // What surrounds a backup lets nothing be read that may not be.
+    let hooks = || Commands { before: name(), after: name(), seconds: 60, ..Commands::default() };
+    let (ended, calls) = order(&["/etc"], hooks(), named);
+    assert!(matches!(ended, Ended::Outcome(Outcome::Failed(_))) && calls.is_empty());
+    let (ended, calls) = order(&["/srv/a", "/srv/b"], hooks(), named);
+    assert_eq!(calls, ["backup /srv/a", "backup /srv/b"]);
+    let Ended::Outcome(Outcome::BackedUpBy { ran, .. }) = ended else { panic!("{ended:?}") };
+    let moments: Vec<_> = ran.iter().map(|ran| ran.moment.as_str()).collect();
+    assert_eq!(moments, ["before", "after", "before", "after"]);
 }
 
 #[test]

@@ -9,11 +9,12 @@ use proto::backup::BackupOptions;
 use proto::door::{Door, DoorKey};
 use proto::keeping::Keeping;
 use proto::look::{Forget, Query};
+use proto::means::Commands;
 use proto::restore::{Over, RestoreOptions};
 
 use super::fault::JobFault;
 use crate::config::Role;
-use crate::engine::{BackupEngine, EngineError, Mark, Onto, SampleBounds, SharedMeter, Work};
+use crate::engine::{self, BackupEngine, EngineError, Mark, Onto, SampleBounds, SharedMeter, Work};
 use crate::kept::Kept;
 
 /// One step of an operation, after which it can be left and continued.
@@ -23,6 +24,7 @@ pub(super) enum Unit {
     Backup {
         sources: Vec<PathBuf>,
         options: BackupOptions,
+        commands: Commands,
     },
     Restore {
         snapshot: SnapshotRef,
@@ -62,9 +64,11 @@ pub(super) fn accept(role: Role, operation: &Operation) -> Result<Repository, Jo
     let other = match operation {
         Operation::Backup { .. }
         | Operation::BackupWith { .. }
+        | Operation::BackupBy { .. }
         | Operation::Restore { .. }
         | Operation::RestoreSome { .. }
         | Operation::RestoreOver { .. }
+        | Operation::RestorePaced { .. }
         | Operation::RestoreTest { .. }
         | Operation::Verify { .. } => Role::Data,
         Operation::Check { .. }
@@ -100,10 +104,18 @@ pub(super) fn permit(permits: &Permits, operation: &Operation) -> Result<(), Not
         Operation::Backup { sources, .. } | Operation::BackupWith { sources, .. } => {
             sources.iter().try_for_each(|source| permits.backup(Path::new(source)))
         }
-        Operation::Restore { target, .. } | Operation::RestoreSome { target, .. } => {
-            permits.restore(Path::new(target))
+        Operation::BackupBy { sources, commands, .. } => {
+            commands.all().try_for_each(|name| permits.command(name).map(drop))?;
+            // Of the output of a command nothing is read there.
+            let read = sources.iter().filter(|_| commands.output_of.is_none());
+            read.into_iter().try_for_each(|source| permits.backup(Path::new(source)))
         }
-        Operation::RestoreOver { target, .. } => permits.restore_over(Path::new(target)),
+        Operation::Restore { target, .. }
+        | Operation::RestoreSome { target, .. }
+        | Operation::RestorePaced { target, over: None, .. } => permits.restore(Path::new(target)),
+        Operation::RestoreOver { target, .. } | Operation::RestorePaced { target, over: Some(_), .. } => {
+            permits.restore_over(Path::new(target))
+        }
         Operation::RestoreTest { .. } => permits.restore_test(),
         Operation::Prune { keep_last, .. } => permits.prune(*keep_last),
         Operation::Forget { order, .. } => permits.prune(order.keep.last),
@@ -120,17 +132,28 @@ pub(super) fn permit(permits: &Permits, operation: &Operation) -> Result<(), Not
 
 pub(super) fn units(operation: &Operation) -> Result<Vec<Unit>, JobFault> {
     Ok(match operation {
-        Operation::Backup { sources, .. } | Operation::BackupWith { sources, .. } if sources.is_empty() => {
+        Operation::Backup { sources, .. }
+        | Operation::BackupWith { sources, .. }
+        | Operation::BackupBy { sources, .. }
+            if sources.is_empty() =>
+        {
             return Err(JobFault::NoSource);
         }
-        Operation::Backup { sources, .. } => backups(sources, &BackupOptions::default()),
-        Operation::BackupWith { sources, options, .. } => backups(sources, options),
+        Operation::BackupBy { sources, commands: Commands { output_of: Some(_), .. }, .. } if sources.len() > 1 => {
+            return Err(JobFault::OnePath);
+        }
+        Operation::Backup { sources, .. } => backups(sources, &BackupOptions::default(), &Commands::default()),
+        Operation::BackupWith { sources, options, .. } => backups(sources, options, &Commands::default()),
+        Operation::BackupBy { sources, options, commands, .. } => backups(sources, options, commands),
         Operation::Restore { snapshot, target, .. } => {
             vec![restore(snapshot, target, &RestoreOptions::default(), None)]
         }
         Operation::RestoreSome { snapshot, target, options, .. } => vec![restore(snapshot, target, options, None)],
         Operation::RestoreOver { snapshot, target, options, over, .. } => {
             vec![restore(snapshot, target, options, Some(*over))]
+        }
+        Operation::RestorePaced { snapshot, target, options, over, .. } => {
+            vec![restore(snapshot, target, options, *over)]
         }
         Operation::RestoreTest { snapshot, files, bytes, .. } => {
             let bounds = SampleBounds { files: *files, bytes: *bytes };
@@ -161,10 +184,11 @@ fn restore(snapshot: &SnapshotRef, target: &str, options: &RestoreOptions, over:
     Unit::Restore { snapshot: snapshot.clone(), target: target.into(), options: options.clone(), over }
 }
 
-fn backups(sources: &[String], options: &BackupOptions) -> Vec<Unit> {
+fn backups(sources: &[String], options: &BackupOptions, commands: &Commands) -> Vec<Unit> {
     let unit = |sources: &[String]| Unit::Backup {
         sources: sources.iter().map(PathBuf::from).collect(),
         options: options.clone(),
+        commands: commands.clone(),
     };
     if options.together { vec![unit(sources)] } else { sources.chunks(1).map(unit).collect() }
 }
@@ -178,9 +202,14 @@ pub(super) fn one(
     meter: &SharedMeter,
 ) -> Result<Work, EngineError> {
     match unit {
-        Unit::Backup { sources, options } => {
+        Unit::Backup { sources, options, commands } => {
             let sources: Vec<&Path> = sources.iter().map(PathBuf::as_path).collect();
-            engine.backup(at, &sources, options, mark, meter)
+            let back_up = || match (&commands.output_of, &sources[..]) {
+                (Some(_), [path]) => engine.backup_output(at, path, options, commands, mark, meter),
+                _ => engine.backup(at, &sources, options, mark, meter),
+            };
+            // To try something is not to do it.
+            if options.dry_run { back_up() } else { engine::around(commands, &sources, mark, meter, back_up) }
         }
         Unit::Restore { snapshot, target, options, over: None } => {
             engine.restore(at, snapshot, target, options, mark, meter)
@@ -209,10 +238,11 @@ pub(super) fn one(
 /// What is being done, for people.
 pub(super) fn describe(unit: &Unit, activity: &str) -> String {
     let what = match unit {
-        Unit::Backup { sources, options } => {
+        Unit::Backup { sources, options, commands } => {
             let names: Vec<_> = sources.iter().map(|source| source.display().to_string()).collect();
             let dry = if options.dry_run { "trying to back up" } else { "backing up" };
-            format!("{dry} {}", names.join(", "))
+            let output = commands.output_of.as_ref().map(|name| format!("the output of {name} as "));
+            format!("{dry} {}{}", output.unwrap_or_default(), names.join(", "))
         }
         Unit::Restore { snapshot, target, over, .. } => {
             let to = if over.is_some() { "over what is in" } else { "to" };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use agent_core::Permits;
 use clap::Subcommand;
-use proto::OperationKind;
+use proto::{CommandName, OperationKind};
 use serde_json::json;
 
 use super::out::{self, say};
@@ -27,18 +27,22 @@ pub(super) enum PermitsCommand {
         /// Also ask whether an operation of a program's own kind may be ordered
         #[arg(long, value_name = "KIND")]
         operation: Vec<OperationKind>,
+        /// Also ask whether backups may run this command
+        #[arg(long, value_name = "COMMAND")]
+        command: Vec<CommandName>,
         #[command(flatten)]
         output: Json,
     },
 }
 
 pub(super) fn run(command: &PermitsCommand, dirs: &Dirs) -> anyhow::Result<Done> {
-    let PermitsCommand::Check { backup, restore, over, operation, output } = command;
+    let PermitsCommand::Check { backup, restore, over, operation, command, output } = command;
     let permits = Permits::read(&dirs.state, &dirs.run)?;
     let asked = backup.iter().map(|source| permits.backup(source));
     let asked = asked.chain(restore.iter().map(|target| permits.restore(target)));
     let asked = asked.chain(over.iter().map(|target| permits.restore_over(target)));
     let asked = asked.chain(operation.iter().map(|kind| permits.own(kind)));
+    let asked = asked.chain(command.iter().map(|name| permits.command(name).map(drop)));
     let refused: Vec<String> = asked.filter_map(|answer| Some(answer.err()?.to_string())).collect();
     if output.json {
         out::json(&json!({ "file": permits.file(), "there": permits.is_there(), "refused": refused }));

@@ -13,6 +13,7 @@ use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProg
 use proto::door::DoorKey;
 use proto::keeping::{Keeping, Refused};
 use proto::look::{Forget, Found, FoundEntry, FoundSnapshot, Keep, Query, SnapshotFilter};
+use proto::means::{Commands, Pace, Ran};
 use proto::message::{
     BundleFacts, ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, ManagerReply,
     ManagerRequest, Role,
@@ -22,7 +23,9 @@ use proto::own::{Arguments, Finding, OwnSummary};
 use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange, Script};
 use proto::recovery::RecoveryKey;
 use proto::restore::{Over, Overwrite, RestoreOptions};
-use proto::{GenerationRecord, GenerationRef, GroupName, HostName, ObjectId, Product, TreeId, TreePath, Version};
+use proto::{
+    CommandName, GenerationRecord, GenerationRef, GroupName, HostName, ObjectId, Product, TreeId, TreePath, Version,
+};
 
 fn product() -> impl Strategy<Value = Product> {
     "[a-zA-Z0-9][a-zA-Z0-9._+-]{0,63}".prop_map(|text| text.parse().unwrap())
@@ -139,10 +142,47 @@ pub(crate) fn operation() -> impl Strategy<Value = Operation> {
                 over: Over { policy: Overwrite::ALL[usize::from(which % 4)], delete },
             }
         ),
+        (repository(), vec(path(), 0..5), backup_options(), commands(), pace()).prop_map(
+            |(repository, sources, options, commands, pace)| Operation::BackupBy {
+                repository,
+                sources,
+                options,
+                commands,
+                pace,
+            }
+        ),
+        (repository(), snapshot(), path(), vec(path(), 0..3), pace(), any::<(bool, bool)>()).prop_map(
+            |(repository, snapshot, target, include, pace, (dry_run, over))| Operation::RestorePaced {
+                repository,
+                snapshot,
+                target,
+                options: RestoreOptions { include, exclude: Vec::new(), dry_run },
+                over: over.then_some(Over { policy: Overwrite::Always, delete: dry_run }),
+                pace,
+            }
+        ),
         (repository(), snapshot(), any::<(u32, u64)>()).prop_map(|(repository, snapshot, (files, bytes))| {
             Operation::RestoreTest { repository, snapshot, files, bytes }
         }),
     ]
+}
+
+fn command_name() -> impl Strategy<Value = CommandName> {
+    "[a-z0-9][a-zA-Z0-9._-]{0,63}".prop_map(|text| text.parse().unwrap())
+}
+
+fn commands() -> impl Strategy<Value = Commands> {
+    (option::of(command_name()), option::of(command_name()), option::of(command_name()), any::<u32>())
+        .prop_map(|(output_of, before, after, seconds)| Commands { output_of, before, after, seconds })
+}
+
+fn pace() -> impl Strategy<Value = Pace> {
+    any::<[Option<u64>; 3]>().prop_map(|[read, upload, download]| Pace { read, upload, download })
+}
+
+fn ran() -> impl Strategy<Value = Ran> {
+    (command_name(), line(), line(), vec(line(), 0..4), any::<u64>())
+        .prop_map(|(command, moment, ended, output, duration_ms)| Ran { command, moment, ended, output, duration_ms })
 }
 
 fn keeping() -> impl Strategy<Value = Keeping> {
@@ -209,6 +249,14 @@ fn query() -> impl Strategy<Value = Query> {
         (filter(), vec(path(), 0..3)).prop_map(|(snapshots, patterns)| Query::Find { snapshots, patterns }),
         (snapshot(), snapshot()).prop_map(|(old, new)| Query::Diff { old, new }),
         (snapshot(), path()).prop_map(|(snapshot, path)| Query::Dump { snapshot, path }),
+        (filter(), vec(path(), 0..3), any::<[Option<i64>; 2]>()).prop_map(
+            |(snapshots, patterns, [since_unix_ms, until_unix_ms])| Query::FindModified {
+                snapshots,
+                patterns,
+                since_unix_ms,
+                until_unix_ms,
+            }
+        ),
     ]
 }
 
@@ -320,6 +368,11 @@ pub(crate) fn outcome() -> impl Strategy<Value = Outcome> {
         summary().prop_map(Outcome::Done),
         own_summary().prop_map(Outcome::OwnDone),
         (summary(), backup_counts()).prop_map(|(summary, counts)| Outcome::BackedUp { summary, counts }),
+        (summary(), backup_counts(), vec(ran(), 0..4)).prop_map(|(summary, counts, ran)| Outcome::BackedUpBy {
+            summary,
+            counts,
+            ran
+        }),
         summary().prop_map(Outcome::Cancelled),
         line().prop_map(Outcome::Failed),
         (summary(), vec(found(), 0..4), any::<u64>()).prop_map(|(summary, found, left_out)| Outcome::Found {

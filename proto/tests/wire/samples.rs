@@ -11,6 +11,7 @@ use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProg
 use proto::door::{Access, Bearer, DoorKey, Grant};
 use proto::keeping::{Keeping, Refused};
 use proto::look::{Forget, Found, FoundEntry, FoundSnapshot, Keep, Query, SnapshotFilter};
+use proto::means::{Commands, Pace, Ran};
 use proto::message::{
     BundleFacts, ChangeOver, ChunkRange, Fault, HostReply, HostReport, HostRequest, Instance, Making, ManagerReply,
     ManagerRequest, Role,
@@ -115,6 +116,25 @@ pub(crate) fn backup_options() -> BackupOptions {
         force: true,
         readers: Some(4),
         compression: Some(19),
+    }
+}
+
+pub(crate) fn commands() -> Commands {
+    let (output_of, before) = (Some("dump".parse().unwrap()), Some("freeze".parse().unwrap()));
+    Commands { output_of, before, after: None, seconds: 3600 }
+}
+
+pub(crate) fn pace() -> Pace {
+    Pace { read: None, upload: Some(1 << 20), download: None }
+}
+
+pub(crate) fn ran() -> Ran {
+    Ran {
+        command: "freeze".parse().unwrap(),
+        moment: "before".into(),
+        ended: "exit status: 0".into(),
+        output: vec!["frozen".into()],
+        duration_ms: 12,
     }
 }
 
@@ -392,7 +412,7 @@ choice!(AgentReply { Done = 0, Status = 1, Outcome = 2, Fault = 3 } vec![
 
 choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, Identify = 5, Own = 6,
     BackupWith = 7, Look = 8, Forget = 9, RestoreSome = 10, Serve = 11, Unserve = 12,
-    Keeping = 13, RestoreOver = 14, RestoreTest = 15 } vec![
+    Keeping = 13, RestoreOver = 14, RestoreTest = 15, BackupBy = 16, RestorePaced = 17 } vec![
     Operation::Backup { repository: repository(), sources: vec!["/data".into()] },
     Operation::Restore { repository: repository(), snapshot: snapshot(), target: "/back".into() },
     Operation::Verify { repository: repository(), snapshot: SnapshotRef::latest() },
@@ -425,6 +445,21 @@ choice!(Operation { Backup = 0, Restore = 1, Verify = 2, Check = 3, Prune = 4, I
         over: Over { policy: Overwrite::IfChanged, delete: true },
     },
     Operation::RestoreTest { repository: repository(), snapshot: SnapshotRef::latest(), files: 100, bytes: 1 << 20 },
+    Operation::BackupBy {
+        repository: repository(),
+        sources: vec!["/dump.sql".into()],
+        options: BackupOptions::default(),
+        commands: commands(),
+        pace: pace(),
+    },
+    Operation::RestorePaced {
+        repository: repository(),
+        snapshot: SnapshotRef::latest(),
+        target: "/back".into(),
+        options: RestoreOptions::default(),
+        over: Some(Over { policy: Overwrite::IfNewer, delete: false }),
+        pace: pace(),
+    },
 ]);
 
 choice!(Keeping { Keys = 0, AddKey = 1, RemoveKey = 2, Escrow = 3, Refuse = 4 } vec![
@@ -447,12 +482,18 @@ choice!(Overwrite { Never = 0, IfNewer = 1, IfChanged = 2, Always = 3 } vec![
     Overwrite::Always,
 ]);
 
-choice!(Query { Snapshots = 0, List = 1, Find = 2, Diff = 3, Dump = 4 } vec![
+choice!(Query { Snapshots = 0, List = 1, Find = 2, Diff = 3, Dump = 4, FindModified = 5 } vec![
     Query::Snapshots(snapshot_filter()),
     Query::List { snapshot: SnapshotRef::latest(), path: Some("/data".into()), recursive: true },
     Query::Find { snapshots: snapshot_filter(), patterns: vec!["*.o".into()] },
     Query::Diff { old: snapshot(), new: SnapshotRef::latest() },
     Query::Dump { snapshot: SnapshotRef::latest(), path: "/data/a".into() },
+    Query::FindModified {
+        snapshots: snapshot_filter(),
+        patterns: vec!["*.o".into()],
+        since_unix_ms: Some(1000),
+        until_unix_ms: None,
+    },
 ]);
 
 choice!(Found { Snapshot = 0, Entry = 1, Content = 2 } vec![
@@ -466,13 +507,14 @@ choice!(HostScope { Own = 0, Host = 1, Any = 2 } vec![
 ]);
 
 choice!(Outcome { Done = 0, Cancelled = 1, Failed = 2, OwnDone = 3, BackedUp = 4,
-    Found = 5 } vec![
+    Found = 5, BackedUpBy = 6 } vec![
     Outcome::Done(summary()),
     Outcome::Cancelled(Summary::default()),
     Outcome::Failed("why".into()),
     Outcome::OwnDone(own_summary()),
     Outcome::BackedUp { summary: Summary::default(), counts: backup_counts() },
     Outcome::Found { summary: Summary::default(), found: vec![Found::Content(b"a".to_vec())], left_out: 2 },
+    Outcome::BackedUpBy { summary: Summary::default(), counts: backup_counts(), ran: vec![ran()] },
 ]);
 
 choice!(AgentState { Probation = 0, Serving = 1, Staging = 2, Draining = 3, Swapping = 4, Stopped = 5 } vec![

@@ -4,13 +4,17 @@
 //! is stored by whoever finishes its last entry ([`folder`]). The size that is stored is what was read.
 
 mod folder;
+mod output;
 mod queue;
 mod read;
 mod scan;
 mod sources;
 mod walk;
 
+use std::fs::File;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -22,6 +26,7 @@ use super::format::blobs::Blobs;
 use super::format::chunker::Chunker;
 use super::format::id::Id;
 use super::format::index::BlobKind;
+use super::format::pace::Pace;
 use super::format::packs::{Packs, StoreFault};
 use super::live::Owners;
 use super::selection::Selection;
@@ -37,8 +42,19 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=16;
 const THREADS_MAX: usize = 64;
 
 /// What is backed up.
+#[derive(Clone, Copy)]
+pub(super) enum Input<'a> {
+    /// What lies there.
+    Sources(&'a [Source]),
+    /// What comes out of it, as the one file at an absolute path.
+    Output(&'a Path, &'a File),
+}
+
+/// What is backed up, and how.
 pub(super) struct Order<'a> {
-    pub(super) sources: &'a [Source],
+    pub(super) input: Input<'a>,
+    /// How fast it may be read.
+    pub(super) reading: &'a Pace,
     pub(super) parent: Option<Parent>,
     /// What of them is left out.
     pub(super) selection: &'a Selection,
@@ -77,6 +93,8 @@ pub(super) enum ArchiveFault {
     Store(#[from] StoreFault),
     #[error("a directory cannot be written down: {0}")]
     Encode(#[from] serde_json::Error),
+    #[error("what a command prints cannot be read: {0}")]
+    Output(io::Error),
     #[error("a thread of the backup failed: {0}")]
     Panicked(String),
 }
@@ -89,7 +107,8 @@ struct Archive<'a> {
     owners: Owners,
     parent: Option<Parent>,
     selection: &'a Selection,
-    queue: Queue<FileTask<'a>, Piece<'a>>,
+    reading: &'a Pace,
+    queue: Queue<FileTask<'a>, Piece>,
     ended: Mutex<Option<Result<Id, ArchiveFault>>>,
     end: Condvar,
     counts: Counts,
@@ -126,6 +145,7 @@ pub(super) fn archive<'a>(
         owners: Owners::default(),
         parent: order.parent,
         selection: order.selection,
+        reading: order.reading,
         queue: Queue::new(),
         ended: Mutex::new(None),
         end: Condvar::new(),
@@ -137,13 +157,18 @@ pub(super) fn archive<'a>(
         for _ in 0..threads {
             scope.spawn(|| archive.work());
         }
-        // With a snapshot before, what that one had is near enough.
-        if order.parent.is_none() {
-            scope.spawn(|| archive.scan(order.sources));
-        }
         let root = Folder::root(order.parent.map(|parent| parent.tree));
-        let branches = Branch::of(order.sources.iter().map(|source| (source.path(), source)));
-        archive.guarded(|| archive.walk(&root, &branches));
+        match order.input {
+            Input::Sources(sources) => {
+                // With a snapshot before, what that one had is near enough.
+                if order.parent.is_none() {
+                    scope.spawn(|| archive.scan(sources));
+                }
+                let branches = Branch::of(sources.iter().map(|source| (source.path(), source)));
+                archive.guarded(|| archive.walk(&root, &branches));
+            }
+            Input::Output(path, from) => archive.guarded(|| archive.output(&root, path, from)),
+        }
         let root = archive.wait();
         archive.queue.close();
         root

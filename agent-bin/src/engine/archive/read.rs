@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,25 +27,30 @@ const SIZELESS_BYTES_MAX: u64 = 16 << 20;
 pub(super) struct FileTask<'a> {
     /// What it is read beneath.
     pub(super) source: &'a Source,
+    /// What its node was made of.
+    pub(super) facts: Facts,
+    pub(super) entry: Entry,
+}
+
+/// An entry of a directory whose content is to come.
+pub(super) struct Entry {
     pub(super) path: PathBuf,
     pub(super) node: Node,
-    /// What `node` was made of.
-    pub(super) facts: Facts,
     pub(super) folder: Arc<Folder>,
     pub(super) place: usize,
     pub(super) is_new: bool,
 }
 
 /// A piece of a large file, to be stored by any thread.
-pub(super) struct Piece<'a> {
+pub(super) struct Piece {
     bytes: Vec<u8>,
     number: usize,
-    file: Arc<OpenFile<'a>>,
+    file: Arc<OpenFile>,
 }
 
 /// A file of which not every piece is stored yet.
-struct OpenFile<'a> {
-    task: Mutex<Option<FileTask<'a>>>,
+struct OpenFile {
+    entry: Mutex<Option<Entry>>,
     pieces: Mutex<Vec<Option<Id>>>,
     /// Pieces that are not stored, and one for whoever reads.
     open: AtomicUsize,
@@ -54,13 +59,22 @@ struct OpenFile<'a> {
 }
 
 /// The bytes of one file that are still to be read.
-struct Bytes {
+pub(super) struct Bytes {
     file: File,
     left: u64,
     ended: bool,
+    /// What it was when it was opened; none: it is no file, but what a command prints.
+    before: Option<Facts>,
 }
 
-impl OpenFile<'_> {
+impl Bytes {
+    /// All that comes.
+    pub(super) fn printed(file: File) -> Self {
+        Self { file, left: u64::MAX, ended: false, before: None }
+    }
+}
+
+impl OpenFile {
     fn reserve(&self) -> usize {
         self.open.fetch_add(1, Ordering::Relaxed);
         let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,32 +85,38 @@ impl OpenFile<'_> {
 
 impl<'a> Archive<'a> {
     pub(super) fn file(&self, mut task: FileTask<'a>, buffer: &mut Vec<u8>) -> Result<(), ArchiveFault> {
-        self.meter.at(&task.path);
-        let opened = match self.open(&mut task) {
+        self.meter.at(&task.entry.path);
+        let opened = self.open(&mut task);
+        let FileTask { facts, entry, .. } = task;
+        let file = match opened {
             Ok(opened) => opened,
-            Err(error) => return self.lost(&task, &error),
+            Err(error) => return self.lost(&entry, &error),
         };
-        let size = task.facts.size;
-        let left = if size == 0 { SIZELESS_BYTES_MAX } else { size };
-        let mut bytes = Bytes { file: opened, left, ended: false };
+        let left = if facts.size == 0 { SIZELESS_BYTES_MAX } else { facts.size };
+        let mut bytes = Bytes { file, left, ended: false, before: Some(facts) };
         buffer.clear();
         // Most files are one piece, which needs none of what follows.
         if let Err(error) = self.fill(&mut bytes, buffer, self.chunker.min().saturating_add(1))? {
-            return self.lost(&task, &error);
+            return self.lost(&entry, &error);
         }
         if bytes.ended && buffer.len() <= self.chunker.min() {
             let content = if buffer.is_empty() { Vec::new() } else { vec![self.packs.add(BlobKind::Data, buffer)?] };
             let read = buffer.len() as u64;
-            self.look_again(&bytes.file, &task, read);
-            return self.complete(self.settle(task, content, read));
+            self.look_again(&bytes, &entry.path, read);
+            return self.complete(self.settle(entry, content, read));
         }
-        self.pieces(task, bytes, buffer)
+        self.pieces(entry, bytes, buffer)
     }
 
     /// Cuts a file; the pieces are stored by whoever has time.
-    fn pieces(&self, mut task: FileTask<'a>, mut bytes: Bytes, buffer: &mut Vec<u8>) -> Result<(), ArchiveFault> {
+    pub(super) fn pieces(
+        &self,
+        mut entry: Entry,
+        mut bytes: Bytes,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), ArchiveFault> {
         let file = Arc::new(OpenFile {
-            task: Mutex::new(None),
+            entry: Mutex::new(None),
             pieces: Mutex::default(),
             open: AtomicUsize::new(1),
             lost: AtomicBool::new(false),
@@ -109,7 +129,7 @@ impl<'a> Archive<'a> {
                 at = 0;
                 if let Err(error) = self.fill(&mut bytes, buffer, 2 * self.chunker.max())? {
                     file.lost.store(true, Ordering::Relaxed);
-                    self.not_backed_up(&task.path, &error.to_string());
+                    self.not_backed_up(&entry.path, &error.to_string());
                     break;
                 }
             }
@@ -125,14 +145,14 @@ impl<'a> Archive<'a> {
             }
         }
         if !file.lost.load(Ordering::Relaxed) {
-            self.look_again(&bytes.file, &task, read);
+            self.look_again(&bytes, &entry.path, read);
         }
-        task.node.size = read;
-        *file.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        entry.node.size = read;
+        *file.entry.lock().unwrap_or_else(PoisonError::into_inner) = Some(entry);
         self.stored(&file)
     }
 
-    pub(super) fn piece(&self, piece: Piece<'a>) -> Result<(), ArchiveFault> {
+    pub(super) fn piece(&self, piece: Piece) -> Result<(), ArchiveFault> {
         self.go_on()?;
         let id = self.packs.add(BlobKind::Data, &piece.bytes)?;
         if let Some(slot) = piece.file.pieces.lock().unwrap_or_else(PoisonError::into_inner).get_mut(piece.number) {
@@ -142,44 +162,44 @@ impl<'a> Archive<'a> {
     }
 
     /// One piece, or the reading itself, is done.
-    fn stored(&self, file: &OpenFile<'a>) -> Result<(), ArchiveFault> {
+    fn stored(&self, file: &OpenFile) -> Result<(), ArchiveFault> {
         if file.open.fetch_sub(1, Ordering::AcqRel) > 1 {
             return Ok(());
         }
-        let Some(task) = file.task.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+        let Some(entry) = file.entry.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
         if file.lost.load(Ordering::Relaxed) {
-            return self.complete(task.folder.settle(task.place, None));
+            return self.complete(entry.folder.settle(entry.place, None));
         }
         let content = std::mem::take(&mut *file.pieces.lock().unwrap_or_else(PoisonError::into_inner));
-        let read = task.node.size;
-        self.complete(self.settle(task, content.into_iter().flatten().collect(), read))
+        let read = entry.node.size;
+        self.complete(self.settle(entry, content.into_iter().flatten().collect(), read))
     }
 
-    fn settle(&self, task: FileTask<'a>, content: Vec<Id>, read: u64) -> Option<Complete> {
-        let count = if task.is_new { &self.counts.files_new } else { &self.counts.files_changed };
+    fn settle(&self, entry: Entry, content: Vec<Id>, read: u64) -> Option<Complete> {
+        let count = if entry.is_new { &self.counts.files_new } else { &self.counts.files_changed };
         count.fetch_add(1, Ordering::Relaxed);
         self.counts.bytes.fetch_add(read, Ordering::Relaxed);
-        let FileTask { mut node, folder, place, .. } = task;
+        let Entry { mut node, folder, place, .. } = entry;
         (node.size, node.content) = (read, Some(content));
         folder.settle(place, Some(node))
     }
 
-    fn lost(&self, task: &FileTask<'_>, error: &io::Error) -> Result<(), ArchiveFault> {
-        self.not_backed_up(&task.path, &error.to_string());
-        self.complete(task.folder.settle(task.place, None))
+    fn lost(&self, entry: &Entry, error: &io::Error) -> Result<(), ArchiveFault> {
+        self.not_backed_up(&entry.path, &error.to_string());
+        self.complete(entry.folder.settle(entry.place, None))
     }
 
     /// Opens what the walk saw. What took its name meanwhile is described as it is, and never waited for: opening a
     /// FIFO would block.
     fn open(&self, task: &mut FileTask<'_>) -> io::Result<File> {
-        let file = task.source.read(&task.path, OFlags::empty())?;
+        let file = task.source.read(&task.entry.path, OFlags::empty())?;
         let facts = Facts::of(&file)?;
         if facts.kind != NodeKind::File {
             return Err(io::Error::other(format!("became a {} while the backup ran", facts.kind.word())));
         }
         if facts.identity != task.facts.identity {
             let problem = |problem| self.meter.problem(problem);
-            task.node = node_of(At::Open(file.as_fd()), &task.path, &facts, &self.owners, problem)?;
+            task.entry.node = node_of(At::Open(file.as_fd()), &task.entry.path, &facts, &self.owners, problem)?;
         }
         task.facts = facts;
         Ok(file.into())
@@ -197,6 +217,7 @@ impl<'a> Archive<'a> {
                     bytes.left -= read as u64;
                     bytes.ended = (read as u64) < step || bytes.left == 0;
                     self.meter.advance(read as u64);
+                    self.reading.take(read);
                 }
                 Err(error) => return Ok(Err(error)),
             }
@@ -205,9 +226,9 @@ impl<'a> Archive<'a> {
     }
 
     /// What was read may be no state that the file ever had; whoever restores it should know.
-    fn look_again(&self, file: &File, task: &FileTask<'_>, read: u64) {
-        let (before, path) = (&task.facts, task.path.display());
-        let Ok(after) = Facts::of(file) else { return };
+    fn look_again(&self, bytes: &Bytes, path: &Path, read: u64) {
+        let Some(before) = &bytes.before else { return };
+        let (path, Ok(after)) = (path.display(), Facts::of(&bytes.file)) else { return };
         if after.size != before.size || (read != before.size && before.size != 0) {
             let (was, is) = (before.size, after.size);
             self.meter.problem(format!(

@@ -19,7 +19,7 @@ use super::super::format::tree::{Node, NodeKind};
 use super::super::live::{At, node_of};
 use super::super::source::Source;
 use super::folder::Folder;
-use super::read::FileTask;
+use super::read::{Entry, FileTask};
 use super::sources::Branch;
 use super::{Archive, ArchiveFault};
 
@@ -155,7 +155,8 @@ impl<'a> Archive<'a> {
                     self.complete(folder.settle(place, Some(node)))?;
                 } else {
                     let folder = Arc::clone(folder);
-                    self.queue.put(FileTask { source, path, node, facts, folder, place, is_new: was.is_none() });
+                    let entry = Entry { path, node, folder, place, is_new: was.is_none() };
+                    self.queue.put(FileTask { source, facts, entry });
                 }
             }
             // A FIFO, a socket, a device: what it is, never what comes out of it.

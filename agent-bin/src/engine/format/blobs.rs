@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::files::{FileFault, Files};
 use super::id::Id;
 use super::index::{BlobKind, Index, Location};
+use super::pace::Pace;
 use super::seal::{Key, SealFault, expand};
 use super::tree::Tree;
 
@@ -38,11 +39,17 @@ pub(crate) struct Blobs<'a> {
     files: &'a Files,
     key: &'a Key,
     index: &'a Index,
+    pace: Option<&'a Pace>,
 }
 
 impl<'a> Blobs<'a> {
     pub(crate) fn new(files: &'a Files, key: &'a Key, index: &'a Index) -> Self {
-        Self { files, key, index }
+        Self { files, key, index, pace: None }
+    }
+
+    /// Reads no faster than this.
+    pub(crate) fn paced(self, pace: &'a Pace) -> Self {
+        Self { pace: Some(pace), ..self }
     }
 
     pub(crate) fn index(&self) -> &'a Index {
@@ -63,6 +70,7 @@ impl<'a> Blobs<'a> {
 
     fn read_copy(&self, kind: BlobKind, id: &Id, at: &Location) -> Result<Vec<u8>, BlobFault> {
         let pack = at.pack;
+        self.pace.inspect(|pace| pace.take(at.length as usize));
         let sealed = self
             .files
             .read_part(&pack, u64::from(at.offset), at.length as usize)

@@ -13,6 +13,7 @@ pub(crate) mod files;
 pub(crate) mod id;
 pub(crate) mod index;
 pub(crate) mod locks;
+pub(crate) mod pace;
 pub(crate) mod packs;
 pub(crate) mod seal;
 pub(crate) mod tree;

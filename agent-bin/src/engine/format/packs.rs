@@ -13,6 +13,7 @@ use super::compression;
 use super::files::{FileFault, FileKind, Files};
 use super::id::Id;
 use super::index::{BlobKind, Index, IndexBlob, IndexFile, IndexPack, encode_header};
+use super::pace::Pace;
 use super::seal::{Key, SealFault};
 
 /// A pack is closed once it has this many bytes: restic's default, large enough for cheap listing, small enough for a
@@ -56,6 +57,7 @@ pub(crate) struct Packs<'a> {
     compression: Option<i32>,
     /// Nothing is written: what would be is only counted.
     dry: bool,
+    pace: Option<&'a Pace>,
     fresh: Mutex<HashSet<(BlobKind, Id)>>,
     open: [Mutex<OpenPack>; 2],
     unindexed: Mutex<Unindexed>,
@@ -91,6 +93,7 @@ impl<'a> Packs<'a> {
             index,
             compression,
             dry: false,
+            pace: None,
             fresh: Mutex::default(),
             open: Default::default(),
             unindexed: Mutex::new(unindexed),
@@ -101,6 +104,11 @@ impl<'a> Packs<'a> {
     /// Counts what would be written, and writes nothing.
     pub(crate) fn dry(self, dry: bool) -> Self {
         Self { dry, ..self }
+    }
+
+    /// Writes no faster than this, a pack at once.
+    pub(crate) fn paced(self, pace: &'a Pace) -> Self {
+        Self { pace: Some(pace), ..self }
     }
 
     /// Stores a blob unless the repository has it. Its pack may be written later, at [`Packs::finish`].
@@ -153,6 +161,7 @@ impl<'a> Packs<'a> {
         let length = u32::try_from(header.len()).map_err(|_| StoreFault::TooLarge(header.len()))?;
         bytes.extend_from_slice(&header);
         bytes.extend_from_slice(&length.to_le_bytes());
+        self.pace.inspect(|pace| pace.take(bytes.len()));
         let id = self.files.write(FileKind::Pack, &bytes)?;
         let due = {
             let mut unindexed = lock(&self.unindexed);

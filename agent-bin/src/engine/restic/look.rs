@@ -92,7 +92,10 @@ pub(super) fn look(session: &Session, query: &Query, mark: &Mark, meter: &Shared
         Query::List { snapshot, path, recursive } => {
             look.list(look.one(snapshot)?, path.as_deref(), *recursive, &mut findings)?;
         }
-        Query::Find { snapshots, patterns } => look.find(snapshots, patterns, &mut findings)?,
+        Query::Find { snapshots, patterns } => look.find(snapshots, patterns, (None, None), &mut findings)?,
+        Query::FindModified { snapshots, patterns, since_unix_ms, until_unix_ms } => {
+            look.find(snapshots, patterns, (*since_unix_ms, *until_unix_ms), &mut findings)?;
+        }
         Query::Diff { old, new } => {
             let (old, new) = (look.one(old)?, look.one(new)?);
             let roots = (look.root(old)?, look.root(new)?);
@@ -173,10 +176,17 @@ impl<'a> Look<'a> {
         &self,
         filter: &'a SnapshotFilter,
         patterns: &[String],
+        (since, until): (Option<i64>, Option<i64>),
         findings: &mut Findings,
     ) -> Result<(), EngineError> {
-        let patterns = matcher(patterns)?;
-        let mut wanted = |path: &Path, node: &Node| patterns.matched(path, node.kind == NodeKind::Dir).is_ignore();
+        let (any, patterns) = (patterns.is_empty(), matcher(patterns)?);
+        let in_time = |node: &Node| match node.mtime.map(|at| at.as_millisecond()) {
+            Some(at) => since.is_none_or(|since| at >= since) && until.is_none_or(|until| at <= until),
+            None => since.is_none() && until.is_none(),
+        };
+        let mut wanted = |path: &Path, node: &Node| {
+            in_time(node) && (any || patterns.matched(path, node.kind == NodeKind::Dir).is_ignore())
+        };
         for snapshot in self.filtered(filter) {
             self.below(snapshot, &self.root(snapshot)?, Path::new("/"), true, &mut wanted, findings)?;
         }

@@ -1,5 +1,6 @@
 //! The engine: operations on repositories of restic's format, version 2 (and 1, if somebody else made them).
 
+mod backup;
 mod look;
 mod made;
 mod rehearsal;
@@ -15,19 +16,16 @@ use proto::agent::{Repository as Location, SnapshotRef};
 use proto::backup::BackupOptions;
 use proto::keeping::Keeping;
 use proto::look::{Forget, Found, FoundSnapshot, Query};
+use proto::means::Commands;
 use proto::restore::RestoreOptions;
 use rustic_core::jiff;
 
-use super::archive::{self, ArchiveFault, Parent, Seen, archive};
 use super::compare::{Compared, Comparison, Depth, LeftOut};
 use super::fault::{EngineError, PasswordFault, Refusal};
 use super::format::blobs::{BlobFault, Blobs};
-use super::format::chunker::Chunker;
 use super::format::files::FileKind;
-use super::format::id::Id;
-use super::format::index::Index;
+use super::format::index::BlobKind;
 use super::format::locks::Access;
-use super::format::packs::{Added, Packs};
 use super::format::tree::{Node, NodeKind};
 use super::keys;
 use super::library::{self, Opened};
@@ -35,16 +33,16 @@ use super::patterns::rules_of;
 use super::restore::over::{Delete, Over};
 use super::restore::{self, RestoreFault};
 use super::retention::fates;
-use super::selection::Selection;
+use super::selection::{Rules, Selection};
 use super::session::{Place, Session, keep_password, password};
-use super::snapshots::{self, Snapshot};
+use super::snapshots::Snapshot;
 use super::source::Source;
 use super::unfinished::{OverRecord, Unfinished};
 use super::wanted::Wanted;
 use super::{BackupEngine, Desk, Mark, Onto, SampleBounds, SharedMeter, Work};
 use crate::kept::Kept;
 use look::{Findings, WouldGoOver, shown};
-use made::{finish_snapshot, finished, must_be_free, new_snapshot, total_bytes, work_of};
+use made::total_bytes;
 
 /// The engine.
 pub(crate) struct Restic {
@@ -74,44 +72,31 @@ impl BackupEngine for Restic {
         mark: &Mark,
         meter: &SharedMeter,
     ) -> Result<Work, EngineError> {
-        options.tags.iter().try_for_each(|tag| must_be_free(tag))?;
         let rules = rules_of(options, &mark.permits)?;
         let selection = Selection::new(&rules)?;
         let open = |path: &&Path| Source::open(path, &mark.permits);
         let opened = sources.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         opened.iter().try_for_each(Source::must_be_readable)?;
-        let mut sources: Vec<_> = opened.iter().map(|source| source.path().to_owned()).collect();
-        sources.sort();
-        sources.dedup();
-        let session = Session::open(&self.state, at, Access::Shared, !options.dry_run, mark, meter)?;
-        let snapshots = session.snapshots(&mark.origin, false, meter)?;
-        if mark.look
-            && let Some(snapshot) = finished(&snapshots, &sources, mark)
-        {
-            return Ok(work_of(snapshot.id, &snapshot.file));
-        }
-        let host = mark.origin.host.as_str();
-        let parent = snapshots.parent(host, &sources);
-        let mut file = new_snapshot(mark, &sources, parent);
-        options.tags.iter().for_each(|tag| file.tags.add(tag.clone()));
-        let index = session.index(meter)?;
-        let parent = parent.filter(|_| !options.force);
-        let order = BackupOrder { sources: &opened, parent, selection: &selection, options };
-        let (tree, seen, added) = session.store(&order, &index, meter)?;
-        finish_snapshot(&mut file, &tree, &seen, &added);
-        if options.dry_run {
-            return Ok(Work { snapshots: Vec::new(), ..work_of(tree, &file) });
-        }
-        // The lock is what kept others from removing what this snapshot needs.
-        if let Some(lock) = &session.lock {
-            lock.is_held().map_err(|fault| EngineError::Lock { path: session.path.clone(), fault })?;
-        }
-        let document = snapshots::write(&file, &rules).map_err(|e| session.store_fault(e.into(), meter))?;
-        let level = compression(&session.repository);
-        let sealed = session.key.seal_document(&document, level).map_err(|e| session.store_fault(e.into(), meter))?;
-        let id =
-            session.files.write(FileKind::Snapshot, &sealed).map_err(|e| session.store_fault(e.into(), meter))?;
-        Ok(work_of(id, &file))
+        let mut paths: Vec<_> = opened.iter().map(|source| source.path().to_owned()).collect();
+        paths.sort();
+        paths.dedup();
+        let order = backup::Order { at, paths, options, rules: &rules, selection: &selection };
+        backup::back_up(&self.state, &order, backup::Content::Sources(&opened), mark, meter)
+    }
+
+    fn backup_output(
+        &self,
+        at: &Location,
+        path: &Path,
+        options: &BackupOptions,
+        commands: &Commands,
+        mark: &Mark,
+        meter: &SharedMeter,
+    ) -> Result<Work, EngineError> {
+        let Some(command) = &commands.output_of else { return Ok(Work::default()) };
+        let (rules, paths) = (Rules::of_output(command), vec![backup::path_of_output(path)?]);
+        let order = backup::Order { at, paths, options, rules: &rules, selection: &Selection::new(&rules)? };
+        backup::back_up(&self.state, &order, backup::Content::Output(commands, command), mark, meter)
     }
 
     fn restore(
@@ -170,6 +155,9 @@ impl BackupEngine for Restic {
         for snapshot in &found {
             for source in snapshot.sources() {
                 match node_at(&blobs, snapshot, &source) {
+                    Ok(node) if snapshot.rules.output_of.is_some() => {
+                        sum.add(read_all(&blobs, &node, &source, meter)?)
+                    }
                     Ok(node) => sum.add(compare_source(&blobs, &node, &source, snapshot, mark, meter)?),
                     Err(fault) => meter.problem(format!("{}: cannot be compared: {fault}", source.display())),
                 }
@@ -354,53 +342,6 @@ impl Session {
         let snapshots = vec![snapshot.id.to_string()];
         Ok(Work { snapshots, files: restored.files, bytes: restored.bytes, ..Work::default() })
     }
-
-    /// Everything of a backup but its snapshot.
-    fn store(
-        &self,
-        order: &BackupOrder<'_>,
-        index: &Index,
-        meter: &SharedMeter,
-    ) -> Result<(Id, Seen, Added), EngineError> {
-        let BackupOrder { sources, parent, selection, options } = *order;
-        let config = self.repository.config();
-        let chunker =
-            Chunker::new(config).map_err(|fault| EngineError::Chunker { path: self.path.clone(), fault })?;
-        let level = match (compression(&self.repository), options.compression) {
-            // A repository of version 1 knows none.
-            (None, _) | (_, Some(0)) => None,
-            (own, asked) => asked.map(i32::from).or(own),
-        };
-        let packs = Packs::new(&self.files, &self.key, index, level).dry(options.dry_run);
-        meter.begin("reading");
-        meter.expect(parent.map_or(0, total_bytes));
-        let parent = parent.and_then(|parent| Some(Parent { tree: parent.tree()?, began: parent.at() }));
-        let order = archive::Order { sources, parent, selection, readers: options.readers };
-        let blobs = self.blobs(index);
-        let archived = archive(&blobs, &packs, &chunker, &order, meter);
-        let stopped = matches!(archived, Err(ArchiveFault::Stopped));
-        // Also of a backup that was stopped: what is stored and indexed need not be stored again.
-        let added = if stopped || archived.is_ok() { packs.finish() } else { Ok(Added::default()) };
-        match archived {
-            _ if meter.is_stopped() => Err(EngineError::Stopped),
-            Ok((tree, seen)) => Ok((tree, seen, added.map_err(|fault| self.store_fault(fault, meter))?)),
-            Err(ArchiveFault::Stopped) => Err(EngineError::Stopped),
-            Err(ArchiveFault::Store(fault)) => Err(self.store_fault(fault, meter)),
-            Err(ArchiveFault::Encode(fault)) => Err(self.store_fault(fault.into(), meter)),
-            Err(fault @ ArchiveFault::Panicked(_)) => {
-                Err(EngineError::Library { path: self.path.clone(), what: fault.to_string() })
-            }
-        }
-    }
-}
-
-/// What a backup stores, and how.
-#[derive(Clone, Copy)]
-struct BackupOrder<'a> {
-    sources: &'a [Source],
-    parent: Option<&'a Snapshot>,
-    selection: &'a Selection,
-    options: &'a BackupOptions,
 }
 
 fn compression(repository: &Opened) -> Option<i32> {
@@ -456,6 +397,20 @@ fn stopped_or_io(fault: RestoreFault) -> EngineError {
 /// Where a node lies below the directory that it was restored into.
 fn place_of(root: &Node) -> PathBuf {
     if root.kind == NodeKind::Dir { PathBuf::new() } else { root.file_name().into() }
+}
+
+/// What came out of a command: there is nothing to compare it with, but that every byte can be had.
+fn read_all(blobs: &Blobs<'_>, node: &Node, path: &Path, meter: &SharedMeter) -> Result<Compared, EngineError> {
+    for piece in node.content.iter().flatten() {
+        if meter.is_stopped() {
+            return Err(EngineError::Stopped);
+        }
+        match blobs.read(BlobKind::Data, piece) {
+            Ok(bytes) => meter.advance(bytes.len() as u64),
+            Err(fault) => meter.problem(format!("{}: cannot be read: {fault}", path.display())),
+        }
+    }
+    Ok(Compared { files: 1, bytes: node.size })
 }
 
 /// A source of a snapshot beside what it is now.

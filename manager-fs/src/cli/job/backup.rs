@@ -1,7 +1,12 @@
 //! `job backup`: how it is done.
 
+use std::time::Duration;
+
 use clap::Args;
+use proto::agent::{Operation, Repository};
 use proto::backup::BackupOptions;
+use proto::means::{Commands, Pace};
+use proto::{CommandName, width};
 
 use super::super::units::byte_count;
 
@@ -50,6 +55,31 @@ pub(in crate::cli) struct How {
     /// auto (as the repository says), off, max, or a level of zstd from 1 to 22
     #[arg(long, value_name = "LEVEL", default_value = "auto", value_parser = compression)]
     compression: Compression,
+    /// Back up what a command prints, as one file: a name by which the host's permits.toml knows it
+    #[arg(long, value_name = "COMMAND", conflicts_with = "sources", help_heading = "Commands of the host's")]
+    stdin_from_command: Option<CommandName>,
+    /// The path that its output has in the snapshot
+    #[arg(long, value_name = "PATH", default_value = "/stdin", help_heading = "Commands of the host's")]
+    stdin_filename: String,
+    /// Run this command before each snapshot; if it fails, none is made
+    #[arg(long, value_name = "COMMAND", help_heading = "Commands of the host's")]
+    before: Option<CommandName>,
+    /// Run this command after each, however it ended
+    #[arg(long, value_name = "COMMAND", help_heading = "Commands of the host's")]
+    after: Option<CommandName>,
+    /// How long each command may take
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration,
+        help_heading = "Commands of the host's")]
+    command_deadline: Duration,
+    /// Read no more than this of the sources in a second
+    #[arg(long, value_name = "SIZE", value_parser = byte_count, help_heading = "How fast")]
+    limit_read: Option<u64>,
+    /// Write no more than this to the repository in a second
+    #[arg(long, value_name = "SIZE", value_parser = byte_count, help_heading = "How fast")]
+    limit_upload: Option<u64>,
+    /// Read no more than this of the repository in a second
+    #[arg(long, value_name = "SIZE", value_parser = byte_count, help_heading = "How fast")]
+    limit_download: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +99,30 @@ fn compression(text: &str) -> Result<Compression, String> {
 }
 
 impl How {
-    pub(super) fn options(&self) -> BackupOptions {
+    /// The oldest operation that says all of it.
+    pub(super) fn operation(&self, repository: Repository, sources: Vec<String>) -> Operation {
+        let (options, commands, pace) = (self.options(), self.commands(), self.pace());
+        let sources = if commands.output_of.is_some() { vec![self.stdin_filename.clone()] } else { sources };
+        if commands.are_none() && pace == Pace::default() {
+            return Operation::BackupWith { repository, sources, options };
+        }
+        Operation::BackupBy { repository, sources, options, commands, pace }
+    }
+
+    fn commands(&self) -> Commands {
+        Commands {
+            output_of: self.stdin_from_command.clone(),
+            before: self.before.clone(),
+            after: self.after.clone(),
+            seconds: width::count(self.command_deadline.as_secs()),
+        }
+    }
+
+    fn pace(&self) -> Pace {
+        Pace { read: self.limit_read, upload: self.limit_upload, download: self.limit_download }
+    }
+
+    fn options(&self) -> BackupOptions {
         BackupOptions {
             exclude: self.exclude.clone(),
             exclude_files: self.exclude_file.clone(),

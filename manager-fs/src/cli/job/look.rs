@@ -28,6 +28,29 @@ impl Filter {
     }
 }
 
+/// The oldest question that says all of it.
+pub(super) fn find(
+    snapshots: SnapshotFilter,
+    patterns: &[String],
+    since_unix_ms: Option<i64>,
+    until_unix_ms: Option<i64>,
+) -> Query {
+    let patterns = patterns.to_vec();
+    match (since_unix_ms, until_unix_ms) {
+        (None, None) => Query::Find { snapshots, patterns },
+        _ => Query::FindModified { snapshots, patterns, since_unix_ms, until_unix_ms },
+    }
+}
+
+/// A time as people type it, in UTC: a day, or one with its time. Milliseconds since 1970.
+pub(super) fn moment_of(text: &str) -> Result<i64, String> {
+    let day = |text: &str| humantime::parse_rfc3339_weak(&format!("{text}T00:00:00"));
+    let at = humantime::parse_rfc3339_weak(text).or_else(|_| day(text));
+    let at = at.map_err(|_| format!("'{text}' is no time: want 2026-01-31, or 2026-01-31T08:15:00, in UTC"))?;
+    let since = at.duration_since(std::time::UNIX_EPOCH).map_err(|_| format!("'{text}' is before 1970"))?;
+    i64::try_from(since.as_millis()).map_err(|_| format!("'{text}' is too far away"))
+}
+
 /// What stays of the snapshots of each source of each host.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Rules {
@@ -172,7 +195,9 @@ fn line(operation: &Operation, entry: &FoundEntry) -> String {
     let FoundEntry { snapshot, path, kind, mode, size, change, .. } = entry;
     match (operation, change) {
         (_, Some(change)) => format!("{change:<9} {path}"),
-        (Operation::Look { query: Query::Find { .. }, .. }, None) => format!("{snapshot:.8}  {path}"),
+        (Operation::Look { query: Query::Find { .. } | Query::FindModified { .. }, .. }, None) => {
+            format!("{snapshot:.8}  {path}")
+        }
         (_, None) => {
             let mode = mode.map_or_else(|| "????".to_owned(), |mode| format!("{mode:04o}"));
             let size = if kind == "file" { bytes(*size) } else { String::new() };
@@ -207,6 +232,25 @@ mod tests {
             mtime_unix_ms: None,
             change: change.map(str::to_owned),
         }
+    }
+
+    #[test]
+    fn a_time_is_a_day_or_one_with_its_time() {
+        for (text, at) in [
+            ("1970-01-02", 86_400_000),
+            ("1970-01-01T00:00:01", 1000),
+            ("1970-01-01 00:00:01", 1000),
+            ("1970-01-01T00:00:01Z", 1000),
+            ("2026-02-28T12:00:00", 1_772_280_000_000),
+        ] {
+            assert_eq!(moment_of(text), Ok(at), "{text}");
+        }
+        for wrong in ["", "yesterday", "2026-02-30", "2026", "1969-01-01"] {
+            assert!(moment_of(wrong).is_err(), "{wrong}");
+        }
+        let all = || SnapshotFilter { of: HostScope::Any, source: None, tags: vec![] };
+        assert!(matches!(find(all(), &[], None, None), Query::Find { .. }));
+        assert!(matches!(find(all(), &[], None, Some(1)), Query::FindModified { until_unix_ms: Some(1), .. }));
     }
 
     #[test]

@@ -12,7 +12,6 @@ use proto::agent::{JobId, Operation, Progress, Repository};
 use proto::look::Query;
 use proto::name::{NameError, Target};
 use proto::own::Arguments;
-use proto::restore::{Over, Overwrite, RestoreOptions};
 use proto::{ArgumentName, OperationKind, Product};
 use serde_json::json;
 
@@ -38,36 +37,15 @@ pub(super) enum JobCommand {
         #[command(flatten)]
         how: How,
         /// Absolute paths on the host
-        #[arg(required = true, value_name = "SOURCE")]
+        #[arg(required_unless_present = "stdin_from_command", value_name = "SOURCE")]
         sources: Vec<String>,
     },
     /// Restore a snapshot into a directory
     Restore {
         #[command(flatten)]
         common: DataAgent,
-        /// Snapshot id, the start of one, or latest (latest~1 is the one before)
-        #[arg(long)]
-        snapshot: String,
         #[command(flatten)]
-        scope: Scope,
-        /// Absolute path on the host; it is made if need be
-        #[arg(long, value_name = "DIR")]
-        target: String,
-        /// Restore only what matches, as in a .gitignore, and what leads to it; may be given several times
-        #[arg(short, long, value_name = "PATTERN")]
-        include: Vec<String>,
-        /// Do not restore what matches; may be given several times
-        #[arg(short, long, value_name = "PATTERN")]
-        exclude: Vec<String>,
-        /// Write nothing, and list what would be restored
-        #[arg(short = 'n', long)]
-        dry_run: bool,
-        /// Restore into a directory that holds something, and replace it: never, if-newer, if-changed or always
-        #[arg(long, value_name = "WHEN")]
-        overwrite: Option<Overwrite>,
-        /// Remove from what is restored whatever the snapshot does not have
-        #[arg(long, requires = "overwrite")]
-        delete: bool,
+        what: restore::What,
     },
     /// Restore a sample of snapshots into a place of the agent's own, compare it, and remove it
     RestoreTest {
@@ -147,8 +125,14 @@ pub(super) enum JobCommand {
         common: DataAgent,
         #[command(flatten)]
         filter: Filter,
+        /// Only what was modified at this time or later (UTC: 2026-01-31, 2026-01-31T08:15:00)
+        #[arg(short = 'O', long, value_name = "TIME", value_parser = look::moment_of)]
+        oldest: Option<i64>,
+        /// Only what was modified at this time or earlier
+        #[arg(short = 'N', long, value_name = "TIME", value_parser = look::moment_of)]
+        newest: Option<i64>,
         /// As in a .gitignore
-        #[arg(required = true, value_name = "PATTERN")]
+        #[arg(required_unless_present_any = ["oldest", "newest"], value_name = "PATTERN")]
         patterns: Vec<String>,
     },
     /// Show how two snapshots differ
@@ -274,16 +258,11 @@ pub(super) struct OneJob {
 pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
     match command {
         JobCommand::Backup { common, how, sources } => {
-            let (repository, sources, options) = (common.order.repository(), sources.clone(), how.options());
-            order(&common.product, &common.order, Operation::BackupWith { repository, sources, options }, here)
-        }
-        JobCommand::Restore { common, snapshot, scope, target, include, exclude, dry_run, overwrite, delete } => {
-            let (include, exclude) = (include.clone(), exclude.clone());
-            let options = RestoreOptions { include, exclude, dry_run: *dry_run };
-            let over = overwrite.map(|policy| Over { policy, delete: *delete });
-            let snapshot = scope.reference(snapshot);
-            let operation = restore::operation(common.order.repository(), snapshot, target.clone(), options, over);
+            let operation = how.operation(common.order.repository(), sources.clone());
             order(&common.product, &common.order, operation, here)
+        }
+        JobCommand::Restore { common, what } => {
+            order(&common.product, &common.order, what.operation(common.order.repository()), here)
         }
         JobCommand::RestoreTest { common, snapshot, scope, files, mib } => {
             let (repository, snapshot) = (common.order.repository(), scope.reference(snapshot));
@@ -312,9 +291,8 @@ pub(super) fn run(command: &JobCommand, here: &Here) -> anyhow::Result<Done> {
             let (snapshot, path) = (scope.reference(snapshot), path.clone());
             ask_for(common, Query::List { snapshot, path, recursive: *recursive }, here)
         }
-        JobCommand::Find { common, filter, patterns } => {
-            let (snapshots, patterns) = (filter.snapshots(), patterns.clone());
-            ask_for(common, Query::Find { snapshots, patterns }, here)
+        JobCommand::Find { common, filter, oldest, newest, patterns } => {
+            ask_for(common, look::find(filter.snapshots(), patterns, *oldest, *newest), here)
         }
         JobCommand::Diff { common, scope, old, new } => {
             ask_for(common, Query::Diff { old: scope.reference(old), new: scope.reference(new) }, here)

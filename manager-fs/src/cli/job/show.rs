@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proto::agent::{Operation, Outcome, Progress, Summary};
 use proto::backup::BackupCounts;
 use proto::look::Found;
+use proto::means::Ran;
 use serde_json::{Map, Value, json};
 
 use super::super::out::{self, say};
@@ -26,9 +27,12 @@ fn unit(progress: &Progress) -> String {
 
 pub(super) fn job_json(record: &JobRecord) -> Value {
     let (summary, error, results) = match &record.outcome {
-        Some(Outcome::Done(summary) | Outcome::Cancelled(summary) | Outcome::BackedUp { summary, .. }) => {
-            (Some(summary), None, &[][..])
-        }
+        Some(
+            Outcome::Done(summary)
+            | Outcome::Cancelled(summary)
+            | Outcome::BackedUp { summary, .. }
+            | Outcome::BackedUpBy { summary, .. },
+        ) => (Some(summary), None, &[][..]),
         Some(Outcome::OwnDone(own)) => (None, None, &own.results[..]),
         Some(Outcome::Found { summary, .. }) => (Some(summary), None, &[][..]),
         Some(Outcome::Failed(error)) => (None, Some(error), &[][..]),
@@ -38,10 +42,8 @@ pub(super) fn job_json(record: &JobRecord) -> Value {
         Operation::Own { arguments, .. } => arguments.iter().collect(),
         _ => BTreeMap::new(),
     };
-    let counts = match &record.outcome {
-        Some(Outcome::BackedUp { counts, .. }) => Some(counts),
-        _ => None,
-    };
+    let counts = record.outcome.as_ref().and_then(Outcome::counts);
+    let ran = record.outcome.as_ref().map_or(&[][..], Outcome::ran);
     let (found, left_out) = found(record);
     let results: Map<String, Value> =
         results.iter().map(|finding| (finding.name.to_string(), finding.text.clone().into())).collect();
@@ -67,6 +69,7 @@ pub(super) fn job_json(record: &JobRecord) -> Value {
         "bytes": summary.map(|summary| summary.bytes),
         "repository_bytes": summary.map(|summary| summary.repository_bytes),
         "counts": counts,
+        "ran": ran,
         "found": found.iter().map(look::json).collect::<Vec<_>>(),
         "found_left_out": left_out,
         "dry_run": dry_run(record),
@@ -92,9 +95,18 @@ pub(super) fn print(record: &JobRecord, json: bool) {
         Some(doing(record)).filter(|text| !text.is_empty()).map_or_else(String::new, |text| format!(", {text}"))
     );
     match &record.outcome {
-        Some(Outcome::Done(summary) | Outcome::Cancelled(summary) | Outcome::BackedUp { summary, .. }) => {
-            if let Some(Outcome::BackedUp { counts, .. }) = &record.outcome {
+        Some(
+            outcome @ (Outcome::Done(summary)
+            | Outcome::Cancelled(summary)
+            | Outcome::BackedUp { summary, .. }
+            | Outcome::BackedUpBy { summary, .. }),
+        ) => {
+            if let Some(counts) = outcome.counts() {
                 say!("{}", counted(summary, counts));
+            }
+            for Ran { command, moment, ended, output, duration_ms } in outcome.ran() {
+                say!("command {command} ({moment}): {ended}, in {}", ms(*duration_ms));
+                output.iter().for_each(|line| say!("  {line}"));
             }
             if dry_run(record) {
                 say!("it was a dry run: nothing is stored");
@@ -116,7 +128,16 @@ pub(super) fn print(record: &JobRecord, json: bool) {
 pub(super) fn doing(record: &JobRecord) -> String {
     match (&record.outcome, &record.waiting, &record.progress) {
         (Some(Outcome::Failed(error)), _, _) => error.clone(),
-        (Some(Outcome::Done(summary) | Outcome::Cancelled(summary) | Outcome::BackedUp { summary, .. }), _, _) => {
+        (
+            Some(
+                Outcome::Done(summary)
+                | Outcome::Cancelled(summary)
+                | Outcome::BackedUp { summary, .. }
+                | Outcome::BackedUpBy { summary, .. },
+            ),
+            _,
+            _,
+        ) => {
             let versions = summary.versions.join(", ");
             match record.operation.repository() {
                 Some(_) => {
@@ -158,9 +179,11 @@ pub(super) fn state_name(state: JobState) -> String {
 /// Whether it was only to say what would be done.
 fn dry_run(record: &JobRecord) -> bool {
     match &record.operation {
-        Operation::BackupWith { options, .. } => options.dry_run,
+        Operation::BackupWith { options, .. } | Operation::BackupBy { options, .. } => options.dry_run,
         Operation::Forget { order, .. } => order.dry_run,
-        Operation::RestoreSome { options, .. } | Operation::RestoreOver { options, .. } => options.dry_run,
+        Operation::RestoreSome { options, .. }
+        | Operation::RestoreOver { options, .. }
+        | Operation::RestorePaced { options, .. } => options.dry_run,
         _ => false,
     }
 }

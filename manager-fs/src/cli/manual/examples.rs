@@ -213,6 +213,14 @@ const EXAMPLES: &[(&str, Examples)] = &[
                 "without images and caches",
             ),
             ("manager-fs job backup --host host-17 --repository /backup/repo /srv --dry-run", "what would be stored"),
+            (
+                "manager-fs job backup --host host-17 --repository /backup/repo --stdin-from-command dump",
+                "what a command prints that the host's permits.toml calls so",
+            ),
+            (
+                "manager-fs job backup --host host-17 --repository /backup/repo /srv --limit-upload 5M",
+                "no more than that a second",
+            ),
         ],
     ),
     (
@@ -268,7 +276,10 @@ const EXAMPLES: &[(&str, Examples)] = &[
     ),
     (
         "job find",
-        &[("manager-fs job find --host host-17 --repository /backup/repo '*.conf'", "in all of its snapshots")],
+        &[
+            ("manager-fs job find --host host-17 --repository /backup/repo '*.conf'", "in all of its snapshots"),
+            ("manager-fs job find --host host-17 --repository /backup/repo -O 2026-01-31", "modified since"),
+        ],
     ),
     ("job diff", &[("manager-fs job diff --host host-17 --repository /backup/repo latest~1", "what changed since")]),
     (

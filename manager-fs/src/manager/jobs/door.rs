@@ -96,10 +96,11 @@ async fn door(
 
 fn access_of(operation: &Operation) -> Access {
     match operation {
-        Operation::Backup { .. } | Operation::BackupWith { .. } => Access::Add,
+        Operation::Backup { .. } | Operation::BackupWith { .. } | Operation::BackupBy { .. } => Access::Add,
         Operation::Restore { .. }
         | Operation::RestoreSome { .. }
         | Operation::RestoreOver { .. }
+        | Operation::RestorePaced { .. }
         | Operation::RestoreTest { .. }
         | Operation::Verify { .. }
         | Operation::Look { .. }

@@ -14,7 +14,7 @@ pub(super) struct Earlier(BTreeMap<HostName, Vec<JobId>>);
 impl Earlier {
     /// Notes an order.
     pub(super) fn note(&mut self, host: &HostName, job: JobId, operation: &Operation) {
-        if let Operation::Backup { .. } | Operation::BackupWith { .. } = operation {
+        if let Operation::Backup { .. } | Operation::BackupWith { .. } | Operation::BackupBy { .. } = operation {
             self.0.entry(host.clone()).or_default().push(job);
         }
     }
@@ -28,13 +28,14 @@ impl Earlier {
             Operation::Restore { snapshot, .. }
             | Operation::RestoreSome { snapshot, .. }
             | Operation::RestoreOver { snapshot, .. }
+            | Operation::RestorePaced { snapshot, .. }
             | Operation::RestoreTest { snapshot, .. }
             | Operation::Verify { snapshot, .. } => match &snapshot.of {
                 HostScope::Any => None,
                 HostScope::Own => Some(host),
                 HostScope::Host(other) => Some(other),
             },
-            Operation::Backup { .. } | Operation::BackupWith { .. } => Some(host),
+            Operation::Backup { .. } | Operation::BackupWith { .. } | Operation::BackupBy { .. } => Some(host),
             Operation::Check { .. }
             | Operation::Identify { .. }
             | Operation::Serve { .. }

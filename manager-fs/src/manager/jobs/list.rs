@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use proto::agent::{JobId, Outcome};
+use proto::agent::{JobId, Operation, Outcome};
 use proto::message::Unix;
 use proto::name::{PolicyName, Target};
 use proto::{HostName, Product};
@@ -82,13 +82,16 @@ fn size_of(job: &JobRecord) -> usize {
     let outcome = match &job.outcome {
         // What it found may be half a MiB.
         Some(outcome @ Outcome::Found { .. }) => proto::codec::encode(outcome).map_or(0, |bytes| bytes.len()),
-        Some(outcome) => outcome.problems().iter().map(|problem| 8 + problem.len()).sum(),
+        Some(outcome) => {
+            let said = outcome.ran().iter().flat_map(|ran| &ran.output);
+            outcome.problems().iter().chain(said).map(|line| 8 + line.len()).sum()
+        }
         None => 0,
     };
     let paths = match &job.operation {
-        proto::agent::Operation::Backup { sources, .. } | proto::agent::Operation::BackupWith { sources, .. } => {
-            sources.iter().map(|path| 8 + path.len()).sum()
-        }
+        Operation::Backup { sources, .. }
+        | Operation::BackupWith { sources, .. }
+        | Operation::BackupBy { sources, .. } => sources.iter().map(|path| 8 + path.len()).sum(),
         _ => 0_usize,
     };
     JOB_BYTES + outcome + paths

@@ -389,7 +389,11 @@ impl Jobs {
 
 fn word(outcome: &Outcome) -> &'static str {
     match outcome {
-        Outcome::Done(_) | Outcome::OwnDone(_) | Outcome::BackedUp { .. } | Outcome::Found { .. } => "done",
+        Outcome::Done(_)
+        | Outcome::OwnDone(_)
+        | Outcome::BackedUp { .. }
+        | Outcome::BackedUpBy { .. }
+        | Outcome::Found { .. } => "done",
         Outcome::Cancelled(_) => "cancelled",
         Outcome::Failed(_) => "failed",
     }

@@ -2,6 +2,7 @@
 
 use proto::agent::Operation;
 use proto::look::Query;
+use proto::means::{Commands, Pace};
 use proto::{OperationKind, RepositoryName};
 
 /// What is wrong with an operation.
@@ -22,6 +23,15 @@ pub enum OperationFault {
     /// A backup without sources.
     #[error("nothing to back up: name at least one source")]
     NothingToBackUp,
+    /// A limit of nothing.
+    #[error("a limit of 0 bytes a second would never come to an end")]
+    StandsStill,
+    /// The output of a command under several paths.
+    #[error("the output of a command is one file: name one path for it")]
+    OneOutput,
+    /// Commands that may not take any time.
+    #[error("a command that may take 0 seconds cannot be run")]
+    NoTime,
     /// A prune that would leave nothing.
     #[error("prune and forget keep at least one snapshot of each source: say which (--keep-last, --keep-daily, …)")]
     NothingKept,
@@ -48,17 +58,31 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
         repository.password_file.iter().try_for_each(|path| absolute("password file", path))?;
     }
     match operation {
-        Operation::Backup { sources, .. } | Operation::BackupWith { sources, .. } if sources.is_empty() => {
+        Operation::Backup { sources, .. }
+        | Operation::BackupWith { sources, .. }
+        | Operation::BackupBy { sources, .. }
+            if sources.is_empty() =>
+        {
             Err(OperationFault::NothingToBackUp)
         }
+        Operation::BackupBy { pace, .. } | Operation::RestorePaced { pace, .. } if stands_still(pace) => {
+            Err(OperationFault::StandsStill)
+        }
+        Operation::BackupBy { sources, commands: Commands { output_of: Some(_), .. }, .. } if sources.len() > 1 => {
+            Err(OperationFault::OneOutput)
+        }
+        Operation::BackupBy { commands, .. } if !commands.are_none() && commands.seconds == 0 => {
+            Err(OperationFault::NoTime)
+        }
         Operation::Backup { sources, .. } => sources.iter().try_for_each(|path| absolute("source", path)),
-        Operation::BackupWith { sources, options, .. } => {
+        Operation::BackupWith { sources, options, .. } | Operation::BackupBy { sources, options, .. } => {
             sources.iter().try_for_each(|path| absolute("source", path))?;
             options.exclude_files.iter().try_for_each(|path| absolute("file of patterns", path))
         }
         Operation::Restore { target, .. }
         | Operation::RestoreSome { target, .. }
-        | Operation::RestoreOver { target, .. } => absolute("target", target),
+        | Operation::RestoreOver { target, .. }
+        | Operation::RestorePaced { target, .. } => absolute("target", target),
         Operation::Prune { keep_last: 0, .. } => Err(OperationFault::NothingKept),
         Operation::Forget { order, .. } if order.keep.is_nothing() => Err(OperationFault::NothingKept),
         Operation::Look { query: Query::Dump { path, .. } | Query::List { path: Some(path), .. }, .. } => {
@@ -81,6 +105,10 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
     }
 }
 
+fn stands_still(pace: &Pace) -> bool {
+    [pace.read, pace.upload, pace.download].contains(&Some(0))
+}
+
 /// Prune deletes packs that nothing refers to *yet*: it must be alone. Everything else adds or reads.
 pub(super) fn is_exclusive(operation: &Operation) -> bool {
     match operation {
@@ -88,6 +116,8 @@ pub(super) fn is_exclusive(operation: &Operation) -> bool {
         Operation::Forget { order, .. } => !order.dry_run,
         Operation::Backup { .. }
         | Operation::BackupWith { .. }
+        | Operation::BackupBy { .. }
+        | Operation::RestorePaced { .. }
         | Operation::Restore { .. }
         | Operation::RestoreSome { .. }
         | Operation::RestoreOver { .. }

@@ -1,6 +1,6 @@
 //! Looks into a repository, held against what restic says of the same.
 
-use proto::look::FoundEntry;
+use proto::look::{FoundEntry, SnapshotFilter};
 
 use super::*;
 
@@ -47,6 +47,47 @@ fn what_is_listed_is_what_restic_lists_of_either_ones_snapshot() {
     assert_eq!((program.size, program.mode, program.snapshot == ours.snapshots[0]), (3_000_000, Some(0o4755), true));
     let missing = Query::List { snapshot: any("latest"), path: Some("/no/such".into()), recursive: false };
     assert!(bench.look(&missing).is_err());
+}
+
+#[test]
+fn what_is_found_by_time_is_what_restic_finds() {
+    let bench = Bench::new();
+    let source = bench.path("source");
+    fs::create_dir(&source).unwrap();
+    // Years, each in its middle.
+    for year in 0..5u64 {
+        let path = source.join(format!("y{}", 2000 + year));
+        fs::write(&path, "x").unwrap();
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs((30 + year) * 31_557_600 + 15_000_000);
+        File::open(&path).unwrap().set_times(fs::FileTimes::new().set_modified(at)).unwrap();
+    }
+    let (work, _) = bench.backup(&source);
+    let begin = |year: i64| (year - 1970) * 31_557_600_000;
+    let filter = || SnapshotFilter { of: HostScope::Any, source: None, tags: vec![] };
+    for (patterns, since, until) in [
+        (&["y*"][..], Some(2002), None),
+        (&["y*"], None, Some(2002)),
+        (&["y*"], Some(2001), Some(2003)),
+        (&["*4"], Some(2001), Some(2003)),
+        (&[], Some(2001), Some(2003)),
+    ] {
+        let found = bench.entries(&Query::FindModified {
+            snapshots: filter(),
+            patterns: patterns.iter().map(|pattern| (*pattern).to_owned()).collect(),
+            since_unix_ms: since.map(begin),
+            until_unix_ms: until.map(begin),
+        });
+        let ours: Vec<_> = found.into_iter().map(|entry| entry.path).collect();
+        let mut words = vec!["find".to_owned(), "--snapshot".into(), work.snapshots[0].clone()];
+        words.extend(since.map(|year| format!("--oldest={year}-01-01")));
+        words.extend(until.map(|year| format!("--newest={year}-01-01")));
+        words.extend(patterns.iter().map(|pattern| (*pattern).to_owned()));
+        words.extend(patterns.is_empty().then(|| "*".to_owned()));
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        let theirs = restic(&bench, &words);
+        let theirs: Vec<_> = theirs.lines().filter(|line| line.starts_with('/')).collect();
+        assert_eq!(ours, theirs, "{words:?}");
+    }
 }
 
 #[test]

@@ -8,6 +8,8 @@ use ::tests::noise;
 use agent_core::Permits;
 use proto::agent::{HostScope, JobOrigin};
 
+use super::super::format::id::Id;
+use super::super::format::index::Index;
 use super::*;
 
 mod company;
@@ -15,6 +17,7 @@ mod damage;
 mod hostile;
 mod looks;
 mod options;
+mod outputs;
 mod over;
 mod rehearsals;
 mod sources;
@@ -114,7 +117,8 @@ fn restic(bench: &Bench, arguments: &[&str]) -> String {
 fn mark(look: bool) -> Mark {
     let origin = JobOrigin::new("host-1".parse().unwrap(), "data-agent".parse().unwrap());
     let nowhere = Path::new("/nowhere");
-    Mark { job: 1, origin, since_unix_ms: 0, look, permits: Arc::new(Permits::read(nowhere, nowhere).unwrap()) }
+    let permits = Arc::new(Permits::read(nowhere, nowhere).unwrap());
+    Mark { job: 1, origin, since_unix_ms: 0, look, permits, pace: proto::means::Pace::default() }
 }
 
 fn reference(snapshot: &str) -> SnapshotRef {

@@ -158,9 +158,11 @@ impl StoredJob {
         let state = match &self.end {
             None => JobState::Queued,
             Some(end) => match end.outcome {
-                Outcome::Done(_) | Outcome::OwnDone(_) | Outcome::BackedUp { .. } | Outcome::Found { .. } => {
-                    JobState::Done
-                }
+                Outcome::Done(_)
+                | Outcome::OwnDone(_)
+                | Outcome::BackedUp { .. }
+                | Outcome::BackedUpBy { .. }
+                | Outcome::Found { .. } => JobState::Done,
                 Outcome::Cancelled(_) => JobState::Cancelled,
                 Outcome::Failed(_) => JobState::Failed,
             },
