@@ -17,6 +17,7 @@ use super::format::files::FileFault;
 use super::format::id::Id;
 use super::format::locks::LockFault;
 use super::format::packs::StoreFault;
+use super::light_key::LightKeyFault;
 use super::retention::RetentionFault;
 use super::selection::SelectionFault;
 use super::snapshots::ReferenceFault;
@@ -82,6 +83,9 @@ pub(crate) enum EngineError {
     /// A key of a repository is not made, removed, or sealed.
     #[error("repository {path}: {fault}", path = path.display())]
     Key { path: PathBuf, fault: KeyFault },
+    /// A repository that was made has no key but the library's.
+    #[error("repository {path}: a key is not made: {fault}", path = path.display())]
+    LightKey { path: PathBuf, fault: LightKeyFault },
     /// It does not come about that it is served, or no longer.
     #[error(transparent)]
     Desk(#[from] super::DeskFault),

@@ -16,9 +16,10 @@ use rustic_core::{
 
 use super::elsewhere::Elsewhere;
 use super::fault::{EngineError, Refusal, panic_text};
-use super::format::files::Store;
+use super::format::files::{Files, Store};
 use super::format::id::Id;
 use super::gate::{self, Gate};
+use super::light_key;
 use super::meter::{SharedMeter, one_line};
 
 /// An open repository, as the library has it.
@@ -57,13 +58,17 @@ pub(super) fn make(path: &Path, password: &str, meter: &SharedMeter) -> Result<(
         }
     }
     let credentials = Credentials::password(password);
-    guarded(path, meter, || {
+    let made = guarded(path, meter, || {
         connect(directory(path)?, meter)?.init(&credentials, &KeyOptions::default(), &ConfigOptions::default())
     })?;
     // restic warns of every directory that is missing.
     for directory in ["data", "index", "keys", "locks", "snapshots"] {
         let directory = path.join(directory);
         fs::create_dir_all(&directory).map_err(|error| EngineError::io(&directory, error))?;
+    }
+    if light_key::is_drawn(password) {
+        let put = light_key::put(&Files::new(path), &made.key(), password);
+        put.map_err(|fault| EngineError::LightKey { path: path.to_owned(), fault })?;
     }
     Ok(())
 }

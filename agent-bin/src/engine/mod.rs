@@ -15,6 +15,7 @@ pub(crate) mod format;
 mod gate;
 mod keys;
 mod library;
+mod light_key;
 mod live;
 mod meter;
 mod patterns;
