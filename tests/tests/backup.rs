@@ -268,3 +268,92 @@ fn a_backup_runs_commands_that_the_host_names_and_no_others() {
     let checked = |name: &str| lab.host.run(&["permits", "check", "--command", name]).code;
     assert_eq!((checked("dump"), checked("rm")), (Some(0), Some(1)));
 }
+
+#[test]
+fn a_restore_goes_over_what_is_there_where_the_host_permits_it_through_a_kill_and_a_change_over() {
+    let mut lab = Lab::new();
+    let source = lab.source(&[("older", "as backed up"), ("gone", "as backed up"), ("dir/same", "as backed up")]);
+    // Enough of them that a restore is met in its middle.
+    let large = |number: u64| source.join("dir").join(format!("large-{number}"));
+    (0..40).for_each(|number| fs::write(large(number), tests::noise(number, 4 << 20)).unwrap());
+    lab.end("backup", &[&text(&source)], 0);
+    fs::write(source.join("older"), "another content").unwrap();
+    fs::remove_file(source.join("gone")).unwrap();
+    fs::write(source.join("dir/extra"), "nobody's").unwrap();
+    (0..40).for_each(|number| fs::write(large(number), "overwritten by a mistake").unwrap());
+    let place = text(&source);
+    let over = ["--snapshot", "latest", "--target", &place, "--overwrite", "always", "--delete"];
+    let refused = lab.end("restore", &over, 1);
+    assert!(refused["error"].as_str().unwrap().contains("restore.over"), "{refused}");
+    fs::write(lab.host.path("state/permits.toml"), format!("[restore]\nover = [{source:?}]\n")).unwrap();
+    let plain = lab.end("restore", &over[..4], 1);
+    assert!(plain["error"].as_str().unwrap().contains("is not empty"), "{plain}");
+    let dry = lab.end("restore", &[&over[..], &["--dry-run"]].concat(), 0);
+    let change = |name: &str| {
+        let path = text(&source.join(name));
+        let one = dry["found"].as_array().unwrap().iter().find(|one| one["path"] == json!(path)).cloned();
+        one.map(|one| one["change"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(
+        ["older", "gone", "dir/extra"].map(change),
+        ["overwritten", "added", "removed"].map(|word| Some(word.to_owned()))
+    );
+    assert!(source.join("dir/extra").exists() && !source.join("gone").exists(), "it was a dry run");
+
+    // The agent is killed in the middle: no half file is left under its name, and its next process goes on.
+    let kill = || {
+        let pid = lab.manager.agent("host-1", "data-agent").unwrap()["pid"].as_i64().unwrap();
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    };
+    let whole = |path: &Path, number: u64| {
+        let content = fs::read(path).unwrap();
+        content == b"overwritten by a mistake" || content == tests::noise(number, 4 << 20)
+    };
+    let repository = text(&lab.repository());
+    let order = ["job", "restore", "--host", "host-1", "--repository", &repository, "--detach", "--json"];
+    let job = lab.manager.run(&[&order[..], &over].concat()).expect(0).json()["job"].clone();
+    let begun = || (0..40).any(|number| fs::metadata(large(number)).is_ok_and(|file| file.len() > 100));
+    tests::command::until("some files are replaced", || begun().then_some(()));
+    kill();
+    assert!((0..40).all(|number| whole(&large(number), number)), "a file is half");
+    lab.manager.run(&["job", "wait", &job.to_string()]).expect(0);
+    let same = || {
+        assert!((0..40).all(|number| fs::read(large(number)).unwrap() == tests::noise(number, 4 << 20)));
+        assert_eq!(fs::read_to_string(source.join("older")).unwrap(), "as backed up");
+        assert!(source.join("gone").exists() && !source.join("dir/extra").exists());
+        let drafts = fs::read_dir(source.join("dir")).unwrap().flatten();
+        assert_eq!(drafts.filter(|entry| entry.file_name().to_string_lossy().starts_with(".manager-fs-")).count(), 0);
+        lab.end("verify", &[], 0);
+    };
+    same();
+
+    // And so does the next version, when the agent changes over in the middle.
+    (0..40).for_each(|number| fs::write(large(number), "overwritten by a mistake").unwrap());
+    let descriptor = "drain_deadline = \"1s\"\nprobation = \"10s\"\n";
+    lab.manager.publish("data-agent", "2.0", TreeFixture::agent("2.0", "data", descriptor).path());
+    lab.manager.export("data-agent@2.0", "host-1");
+    let job = lab.manager.run(&[&order[..], &over].concat()).expect(0).json()["job"].clone();
+    lab.manager.run(&["upgrade", "data-agent", "data-agent@2.0", "--to", "host-1"]).expect(0);
+    lab.manager.run(&["job", "wait", &job.to_string()]).expect(0);
+    lab.manager.wait_for_version("host-1", "data-agent", "2.0");
+    same();
+
+    // Another host's snapshot over what is here: only what is missing.
+    let mut other = Host::mounted("host-2", &lab.manager);
+    lab.manager.export("data-agent@2.0", "host-2");
+    other.launch("data-agent");
+    lab.manager.wait_for_version("host-2", "data-agent", "2.0");
+    let there = other.path("there");
+    fs::create_dir_all(&there).unwrap();
+    fs::write(there.join("older"), "host-2's own").unwrap();
+    fs::write(other.path("state/permits.toml"), format!("[restore]\nover = [{there:?}]\n")).unwrap();
+    let password = text(&lab.host.path("state/repository.password"));
+    let onto = text(&there);
+    let from = ["--snapshot", "latest", "--of-host", "host-1", "--target", &onto, "--overwrite", "never"];
+    let at = ["job", "restore", "--host", "host-2", "--repository", &repository, "--password-file", &password];
+    lab.manager.run(&[&at[..], &from].concat()).expect(0);
+    assert_eq!(fs::read_to_string(there.join("older")).unwrap(), "host-2's own");
+    assert_eq!(fs::read_to_string(there.join("gone")).unwrap(), "as backed up");
+    lab.host.stop("data-agent");
+}

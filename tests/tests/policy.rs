@@ -202,6 +202,7 @@ fn what_is_not_protected_comes_first_and_jobs_go_to_groups() {
     assert!(lines[1].starts_with("host-2") && lines[1].contains("at risk: no good backup yet"), "{}", text.stdout);
     assert!(lines[2].starts_with("host-1") && lines[2].ends_with("ok"), "{}", text.stdout);
     lab.manager.run(&["host", "group", "remove", "servers", "host-2"]).expect(0);
+    restore_tests(&lab);
     until("all that is promised is kept", || (lab.manager.run(&["protection"]).code == Some(0)).then_some(()));
     assert!(lab.manager.run(&["protection"]).stderr.contains("no policy backs up host-2"));
 
@@ -223,4 +224,47 @@ fn what_is_not_protected_comes_first_and_jobs_go_to_groups() {
     lab.manager.run(&["host", "group", "add", "nobody", "host-9"]).expect(0);
     let nobody = ["job", "check", "--host", "@nobody", "--repository", &repository];
     assert!(lab.manager.run(&nobody).expect(1).stderr.contains("no host of group 'nobody' is enrolled"));
+}
+
+/// A restore test really restores, leaves nothing, and puts its source at risk when the repository is damaged.
+fn restore_tests(lab: &Lab) {
+    lab.apply(&lab.text("monthly 1 02:00", "restore-test = \"monthly\"\n"), &[]).expect(0);
+    let test = || {
+        let words = ["policy", "run", "nightly", "--host", "host-1", "--task", "restore-test", "--json"];
+        let job = lab.manager.run(&words).expect(0).json()["jobs"][0]["job"].clone();
+        lab.manager.run(&["job", "wait", &job.to_string(), "--json"]).json_lines().pop().unwrap()
+    };
+    let row = || lab.manager.run(&["protection", "--json"]).json()["rows"][0].clone();
+    let done = test();
+    assert_eq!(
+        (&done["state"], &done["files"], &done["operation"]),
+        (&json!("done"), &json!(1), &json!("restore-test"))
+    );
+    until("it counts", || (row()["restore_tested"]["job"] == done["job"]).then_some(()));
+    // What changed in the source since is no failure.
+    fs::write(lab.host.path("source/file"), "other bytes").unwrap();
+    assert_eq!(test()["problems"], json!([]));
+    assert_eq!(fs::read_dir(lab.host.path("state/restore-tests/data-agent")).unwrap().count(), 0);
+    // Every pack has a byte that is another.
+    let packs = fs::read_dir(lab.host.path("repository/data")).unwrap().flatten();
+    let packs = packs.flat_map(|dir| fs::read_dir(dir.path()).unwrap().flatten().map(|pack| pack.path()));
+    let damage = || {
+        for pack in packs.collect::<Vec<_>>() {
+            let mut bytes = fs::read(&pack).unwrap();
+            bytes[10] ^= 1;
+            fs::remove_file(&pack).unwrap();
+            fs::write(&pack, bytes).unwrap();
+        }
+    };
+    damage();
+    let bad = test();
+    assert!(bad["state"] == "failed" || bad["problems"][0].is_string(), "{bad}");
+    let at_risk = until("it is at risk", || Some(row()).filter(|row| row["at_risk"] == true));
+    let why = at_risk["risks"].as_array().unwrap().iter().any(|risk| {
+        let risk = risk.as_str().unwrap();
+        risk.contains("the last restore-test")
+    });
+    assert!(why, "{at_risk}");
+    // Without the promise there is no risk.
+    lab.apply(&lab.text("monthly 1 02:00", ""), &[]).expect(0);
 }

@@ -113,7 +113,10 @@ fn choose(
             Some(Ok(tree)) => {
                 waiting.extend(tree.nodes.into_iter().map(|node| (below.join(node.file_name()), node)));
             }
-            Some(Err(fault)) => meter.problem(format!("{}: cannot be restored: {fault}", below.display())),
+            Some(Err(fault)) => {
+                let what = if below.as_os_str().is_empty() { Path::new("the source itself") } else { &below };
+                meter.problem(format!("{}: cannot be restored: {fault}", what.display()));
+            }
             None if node.kind == NodeKind::File && node.size <= bounds.bytes => {
                 smallest.push(Chosen { hash: hash(of, &below), below, bytes: node.size });
                 if smallest.len() > files_max {
