@@ -38,6 +38,20 @@ const BEAT: Duration = Duration::from_millis(200);
 /// How long a write that is under way may take once its operation is given up.
 const LAST_WRITE: Duration = Duration::from_secs(60);
 
+#[cfg(test)]
+thread_local! {
+    /// Tests in which nobody else comes at the same time need not wait for him.
+    pub(crate) static ALONE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+fn settle() -> Duration {
+    #[cfg(test)]
+    if ALONE.get() {
+        return Duration::ZERO;
+    }
+    SETTLE
+}
+
 /// The locks that this process holds: one that carries its number and is not among them is left from before an `execve`.
 static HELD: Mutex<Option<HashSet<Id>>> = Mutex::new(None);
 
@@ -189,7 +203,7 @@ impl Lock {
                 None => {
                     let at = Timestamp::now();
                     let id = write(files, key, &me, access, at)?;
-                    std::thread::sleep(SETTLE);
+                    std::thread::sleep(settle());
                     match conflict(files, key, access, Some(&id)) {
                         Ok(None) => {
                             let state = Mutex::new(Held { id, at, ended: false, lost: false });

@@ -26,6 +26,20 @@ pub(super) fn must_be_free(tag: &str) -> Result<(), EngineError> {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How much the clock of snapshots is ahead of the right one, in tests in which months pass.
+    pub(super) static AHEAD_SECONDS: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
+}
+
+/// What the clock says by which snapshots are dated.
+pub(super) fn now() -> jiff::Zoned {
+    #[cfg(test)]
+    return jiff::Zoned::now().saturating_add(jiff::SignedDuration::from_secs(AHEAD_SECONDS.get()));
+    #[cfg(not(test))]
+    jiff::Zoned::now()
+}
+
 pub(super) fn total_bytes(snapshot: &Snapshot) -> u64 {
     snapshot.file.summary.as_ref().map_or(0, |summary| summary.total_bytes_processed)
 }
@@ -34,6 +48,7 @@ pub(super) fn new_snapshot(mark: &Mark, sources: &[PathBuf], parent: Option<&Sna
     // The library's options would ask the machine for its name, which may be a clone's.
     let mut file = SnapshotOptions::default().host(mark.origin.host.to_string()).to_snapshot().unwrap_or_default();
     file.hostname = mark.origin.host.to_string();
+    file.time = now();
     file.program_version = concat!("manager-fs ", env!("CARGO_PKG_VERSION")).to_owned();
     file.tags.add(job_tag(mark.job));
     file.tags.add(OURS.to_owned());
@@ -62,7 +77,7 @@ pub(super) fn finish_snapshot(file: &mut SnapshotFile, tree: &Id, seen: &Seen, a
     (summary.data_blobs, summary.tree_blobs) = (added.data_blobs, added.tree_blobs);
     (summary.data_added, summary.data_added_packed) = (added.bytes, added.packed_bytes);
     summary.backup_start = file.time.clone();
-    summary.backup_end = jiff::Zoned::now();
+    summary.backup_end = now();
     let duration = summary.backup_end.duration_since(&summary.backup_start).as_secs_f64();
     (summary.backup_duration, summary.total_duration) = (duration, duration);
     file.summary = Some(summary);

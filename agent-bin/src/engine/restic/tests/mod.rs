@@ -21,6 +21,7 @@ mod outputs;
 mod over;
 mod rehearsals;
 mod sources;
+mod week;
 
 struct Bench {
     dir: tempfile::TempDir,
