@@ -235,7 +235,9 @@ fn title(view: &RolloutView) -> String {
 }
 
 fn ring_line(ring: &RingView) -> String {
-    format!("{:<16}{:<21}{}", ring.name, words(ring.phase), counts(&ring.hosts))
+    let closed = ring.window.as_ref().filter(|_| !matches!(ring.phase, Phase::Waiting | Phase::Done));
+    let opens = closed.and_then(|window| Some(format!(", told from {} on", moment(window.opens?))));
+    format!("{:<16}{:<21}{}{}", ring.name, words(ring.phase), counts(&ring.hosts), opens.unwrap_or_default())
 }
 
 fn counts(of: &Counts) -> String {
@@ -365,6 +367,7 @@ fn ring_json(ring: &RingView) -> Value {
         "canaries": ring.canaries,
         "at_once": ring.in_flight,
         "before": ring.before,
+        "window": ring.window.as_ref().map(|window| json!({ "hours": window.hours, "opens_unix_ms": window.opens })),
         "hosts": {
             "total": of.total(), "ready": of.ready, "away": of.away, "in_flight": of.in_flight, "good": of.good,
             "failed": of.failed, "refused": of.refused, "silent": of.silent, "returning": of.returning,
@@ -388,6 +391,7 @@ mod tests {
             in_flight: 2,
             before: Some("1.0".parse().unwrap()),
             hosts,
+            window: None,
         };
         RolloutView {
             id: RolloutId(7),

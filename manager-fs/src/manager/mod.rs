@@ -19,6 +19,7 @@ mod exports;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod greeting;
+pub mod hours;
 pub mod identity;
 mod idle_work;
 pub mod ingest;

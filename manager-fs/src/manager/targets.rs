@@ -23,6 +23,9 @@ use crate::sync::lock;
 /// How long a host that has just come may take to report what it has done while it was away.
 const REPORTS_COME: Duration = Duration::from_secs(2);
 
+/// How often it is looked whether the hours of a target have begun.
+const LOOK_FOR_HOURS: Duration = Duration::from_secs(60);
+
 /// Delivers what was ordered while a host was away.
 pub(crate) struct Targets {
     state: Arc<State>,
@@ -46,15 +49,26 @@ impl Targets {
     /// Tells hosts as they come, until it is aborted.
     pub(crate) async fn deliver(self: Arc<Self>) {
         let mut news = self.news.of_all();
+        let mut look = tokio::time::interval(LOOK_FOR_HOURS);
         loop {
-            match news.recv().await {
-                Ok((host, News::Connected)) => self.came(&host),
-                Ok((host, News::Agents)) => self.consider(&host),
-                Ok(_) => {}
-                // Nobody knows who was missed.
-                Err(RecvError::Lagged(_)) => self.state.hosts().iter().for_each(|(host, _)| self.came(host)),
-                Err(RecvError::Closed) => return,
+            tokio::select! {
+                news = news.recv() => match news {
+                    Ok((host, News::Connected)) => self.came(&host),
+                    Ok((host, News::Agents)) => self.consider(&host),
+                    Ok(_) => {}
+                    // Nobody knows who was missed.
+                    Err(RecvError::Lagged(_)) => self.state.hosts().iter().for_each(|(host, _)| self.came(host)),
+                    Err(RecvError::Closed) => return,
+                },
+                _ = look.tick() => self.hours_begin(),
             }
+        }
+    }
+
+    /// Hosts whose targets have hours may be told by now.
+    fn hours_begin(self: &Arc<Self>) {
+        if self.state.has_target_with_hours() {
+            self.state.hosts().iter().for_each(|(host, _)| self.consider(host));
         }
     }
 
@@ -111,6 +125,9 @@ impl Targets {
             // Something was ordered since: it was carried out, or refused, or goes on.
             let ordered = self.state.last_change(host, &product).is_some_and(|last| last.ordered >= wanted.set);
             if ordered || self.is_claimed(host, &product) || self.connections.control_link(host).is_none() {
+                continue;
+            }
+            if wanted.hours.as_ref().is_some_and(|hours| hours.open_since(now()).is_none()) {
                 continue;
             }
             let Some(turn) = self.upgrades.telling.begin(host, &product) else { continue };

@@ -134,6 +134,32 @@ async fn the_last_order_counts() {
 }
 
 #[tokio::test]
+async fn a_target_with_hours_is_told_in_them_and_not_before() {
+    let (bench, [one, two], _) = prepared().await;
+    let (product, state, web) = (one.record.product.clone(), &bench.manager.state, host("web"));
+    let (sent, mut orders) = mpsc::unbounded_channel();
+    bench.connect(&web, runs(&one, &sent)).await;
+    let hour = now() / 3_600_000 % 24;
+    let hours = |from: u64, to: u64| format!("{:02}:00-{:02}:00", (hour + from) % 24, (hour + to) % 24).parse().ok();
+    let wanted = |hours| Wanted {
+        version: two.record.version.clone(),
+        tree: two.record.tree,
+        set: state.ordered_after_all(now()),
+        lazy: false,
+        drain_deadline_ms: None,
+        hours,
+    };
+    bench.manager.exports.export(&two, &[Target::Host(web.clone())]).await.unwrap();
+    state.set_targets(&product, &[Target::Host(web.clone())], &wanted(hours(3, 5))).await.unwrap();
+    bench.manager.targets.hours_begin();
+    assert_eq!(state.wanted_of(&web)[0].1.hours, hours(3, 5), "they are kept");
+    assert!(orders.try_recv().is_err() && state.last_change(&web, &product).is_none());
+    state.set_targets(&product, &[Target::Host(web.clone())], &wanted(hours(23, 2))).await.unwrap();
+    bench.manager.targets.hours_begin();
+    assert_eq!(tokio::time::timeout(SOON, orders.recv()).await.unwrap().unwrap().attach, two.record.tree);
+}
+
+#[tokio::test]
 async fn what_is_known_of_last_orders_survives_a_start_and_is_never_forgotten() {
     let (bench, [one, two], _) = prepared().await;
     let (state, web) = (&bench.manager.state, host("web"));

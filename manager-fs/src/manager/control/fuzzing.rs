@@ -13,8 +13,8 @@ use super::state::hosts::HostRecord;
 use super::state::jobs::StoredJob;
 use super::state::policies::PolicyRecord;
 use super::state::repositories::{GrantRecord, RepositoryRecord};
-use super::state::rollouts::RolloutRecord;
-use super::state::targets::Wanted;
+use super::state::rollouts::StoredRollout;
+use super::state::targets::StoredTarget;
 use super::state::tokens::TokenRecord;
 use super::state::{GenerationHead, Key};
 
@@ -35,8 +35,8 @@ pub(in crate::manager) fn records(bytes: &[u8]) -> bool {
         | stable::<TokenRecord>(bytes)
         | stable::<StoredJob>(bytes)
         | stable::<StoredChange>(bytes)
-        | stable::<Wanted>(bytes)
-        | stable::<RolloutRecord>(bytes)
+        | stable::<StoredTarget>(bytes)
+        | stable::<StoredRollout>(bytes)
         | stable::<PolicyRecord>(bytes)
         | stable::<RepositoryRecord>(bytes)
         | stable::<GrantRecord>(bytes)

@@ -16,7 +16,7 @@ mod protection;
 pub(crate) mod runs;
 pub mod schedule;
 mod view;
-mod zone;
+pub mod zone;
 
 pub(crate) use policies::{Here, Policies};
 

@@ -367,6 +367,13 @@ impl Window {
         if from < to { (from..to).contains(&now) } else { now >= from || now < to }
     }
 
+    /// When it opened last.
+    pub fn opened(&self, zone: &Zone, at: Unix) -> Option<Unix> {
+        let first = zone.wall(at).date().tomorrow().ok()?;
+        let days = std::iter::successors(Some(first), |date| date.yesterday().ok()).take(4);
+        days.filter_map(|date| zone.once(date, self.from.hour, self.from.minute)).find(|opened| *opened <= at)
+    }
+
     /// When it opens next.
     pub fn opens(&self, zone: &Zone, after: Unix) -> Option<Unix> {
         let first = zone.wall(after).date().yesterday().ok()?;

@@ -1,7 +1,8 @@
 //! Does what the machine of one rollout says, and tells it what happens.
 //!
-//! What the machine says is done in this order, so that a manager that dies anywhere goes on: how far the rollout is
-//! becomes durable, then the orders, a hundred in one commit, then hosts are told.
+//! What the machine says is done in this order, so that a manager that dies anywhere goes on: what its rings' hosts may
+//! see and should run is set, which can be done twice; how far the rollout is becomes durable; then the orders, a hundred
+//! in one commit; then hosts are told.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::machine::NotNow;
 use super::machine::vocabulary::{Command, End, Event, HostNo, HostState, Phase, Progress, State, Wish};
 use super::run::{Here, Run, end_of};
-use super::view::RolloutView;
+use super::view::{RolloutView, state_words, words};
 use super::way_back::{self, NoWayBack};
 use crate::manager::control::ControlError;
 use crate::manager::control::changes::{ChangeOrder, ChangeRecord};
@@ -161,6 +162,15 @@ impl Driver {
     async fn on(&mut self, event: Event) -> Result<(), ControlError> {
         let before = self.run.machine.progress().clone();
         let commands = self.run.machine.apply(now(), event);
+        // Once the progress says that it was done, nobody would do it again.
+        for command in &commands {
+            match command {
+                Command::Begun(ring) => self.export(*ring).await,
+                Command::Done(ring) => self.ring_done(*ring).await?,
+                Command::Back(ring) => self.ring_back(*ring).await?,
+                Command::Order(_) | Command::Return(_) => {}
+            }
+        }
         let progress = self.run.machine.progress();
         if *progress != before {
             let lines = lines(&before, progress, &self.run.view());
@@ -175,15 +185,14 @@ impl Driver {
         self.carry_out(commands).await
     }
 
+    /// Orders what hosts are to be told; what concerns rings has been done.
     async fn carry_out(&mut self, commands: Vec<Command>) -> Result<(), ControlError> {
         let (mut order, mut back) = (Vec::new(), Vec::new());
         for command in commands {
             match command {
                 Command::Order(no) => order.push(no),
                 Command::Return(no) => back.push(no),
-                Command::Begun(ring) => self.export(ring).await,
-                Command::Done(ring) => self.ring_done(ring).await?,
-                Command::Back(ring) => self.ring_back(ring).await?,
+                Command::Begun(_) | Command::Done(_) | Command::Back(_) => {}
             }
         }
         if !order.is_empty() {
@@ -395,9 +404,10 @@ impl Driver {
             version: record.version.clone(),
             tree: record.tree,
             // Whoever was ordered something since the start is not meant.
-            set: record.progress.started.unwrap_or_else(now),
+            set: self.run.machine.progress().started.unwrap_or_else(now),
             lazy: record.plan.lazy,
             drain_deadline_ms: record.plan.drain_deadline_ms,
+            hours: planned.hours.clone(),
         };
         self.here.state.set_targets(&product, &to, &wanted).await
     }
@@ -416,7 +426,7 @@ impl Driver {
             let left = matches!(self.run.machine.host(no), Some(HostState::Good | HostState::Silent));
             if left && let Ok((version, tree)) = way_back::of(&self.here, &self.run, no).await? {
                 let set = self.here.state.ordered_after_all(now());
-                let wanted = Wanted { version, tree, set, lazy: false, drain_deadline_ms: None };
+                let wanted = Wanted { version, tree, set, lazy: false, drain_deadline_ms: None, hours: None };
                 self.here.state.set_targets(&product, &[Target::Host(host)], &wanted).await?;
             }
         }
@@ -463,30 +473,4 @@ fn lines(before: &Progress, after: &Progress, view: &RolloutView) -> Vec<String>
         lines.push(format!("{}{why}", state_words(after.state)));
     }
     lines
-}
-
-/// A phase, for people.
-pub fn words(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Waiting => "waits",
-        Phase::Canaries => "canaries",
-        Phase::CanarySoak => "canaries are watched",
-        Phase::Waves => "waves",
-        Phase::Soak => "watched",
-        Phase::Done => "done",
-    }
-}
-
-/// A state, for people.
-pub fn state_words(state: State) -> &'static str {
-    match state {
-        State::Planned => "planned",
-        State::Running => "running",
-        State::Paused => "paused",
-        State::Halted => "halted",
-        State::RollingBack => "rolling back",
-        State::RolledBack => "rolled back",
-        State::Done => "done",
-        State::Aborted => "aborted",
-    }
 }

@@ -21,9 +21,8 @@ pub(crate) use rollouts::Rollouts;
 pub(crate) use run::Here;
 
 pub use amount::{Amount, NotAnAmount};
-pub use driver::{state_words, words};
 pub use plan::Plan;
 pub use plan_file::NotAPlan;
 pub use rollouts::RolloutError;
-pub use view::{ProblemGroup, RingView, RolloutView};
+pub use view::{ProblemGroup, RingView, RolloutView, WindowView, state_words, words};
 pub use way_back::NoWayBack;

@@ -5,6 +5,7 @@ use proto::{GenerationRef, Product};
 use serde::{Deserialize, Serialize};
 
 use super::amount::Amount;
+use crate::manager::hours::Hours;
 
 /// Rings of one plan.
 pub const RINGS_MAX: usize = 64;
@@ -65,6 +66,10 @@ pub struct RingPlan {
     pub soak_ms: u64,
     /// Hosts that must be good, and heard of, for the ring to be done.
     pub min_hosts: u32,
+    /// When hosts are told to change over; `None`: at any time. Kept beside the plan (`control/state/rollouts.rs`), as
+    /// plans of earlier versions do not have it.
+    #[serde(skip)]
+    pub hours: Option<Hours>,
 }
 
 /// What must hold beside change-overs that succeed.

@@ -11,6 +11,8 @@ use toml::Spanned;
 
 use super::amount::Amount;
 use super::plan::{Gates, JobGate, Plan, RING_NAME_BYTES_MAX, RINGS_MAX, RingPlan, TARGETS_MAX};
+use crate::manager::hours::Hours;
+use crate::manager::policy::schedule::NoSchedule;
 use crate::manager::toml_text::{DurationFault, TomlFault, duration_ms, read};
 
 /// Bytes of a plan's text.
@@ -25,7 +27,7 @@ const JOBS_MIN: u32 = 10;
 const BELOW_BASELINE: u8 = 5;
 
 /// Why a text is no plan.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotAPlan {
     /// More than is read.
@@ -48,7 +50,7 @@ pub enum NotAPlan {
 }
 
 /// What is wrong with one part of a plan.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanFault {
     /// A generation of something else.
@@ -75,6 +77,14 @@ pub enum PlanFault {
         ring: String,
         /// How many it names.
         count: usize,
+    },
+    /// Hours in which nobody could change over, or of no day.
+    #[error("window of ring '{ring}': {fault}")]
+    Window {
+        /// Its name.
+        ring: String,
+        /// What is wrong with it.
+        fault: NoSchedule,
     },
     /// A ring that would never come to its end.
     #[error("in-flight of ring '{0}' is 0: nobody would ever change over")]
@@ -128,6 +138,7 @@ struct RingText {
     max_failures: u32,
     soak: Option<Time>,
     min_hosts: Option<u32>,
+    window: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -216,6 +227,7 @@ impl Plan {
             max_failures: u32::MAX,
             soak_ms: 0,
             min_hosts: 1,
+            hours: None,
         };
         Self {
             product,
@@ -258,6 +270,8 @@ impl RingText {
         if in_flight == Amount::Hosts(0) {
             return Err(PlanFault::NobodyInFlight(name));
         }
+        let hours = self.window.as_deref().map(str::parse::<Hours>).transpose();
+        let hours = hours.map_err(|fault| PlanFault::Window { ring: name.clone(), fault })?;
         Ok(RingPlan {
             to: self.to.into_iter().map(|target| target.0).collect(),
             wait_ms: self.wait.map_or(0, |time| time.0),
@@ -267,6 +281,7 @@ impl RingText {
             max_failures: self.max_failures,
             soak_ms: self.soak.map_or(0, |time| time.0),
             min_hosts: self.min_hosts.unwrap_or(1),
+            hours,
             name,
         })
     }
@@ -350,6 +365,16 @@ mod tests {
         assert_eq!((ring.canaries, ring.in_flight), (Amount::Hosts(1), Amount::Percent(10)));
         assert_eq!((ring.max_failures, ring.min_hosts, ring.soak_ms, ring.wait_ms), (0, 1, 0, 0));
         assert_eq!(plan.gates, Gates::default());
+    }
+
+    #[test]
+    fn a_ring_has_hours_of_its_own_and_a_refusal_names_it() {
+        let with = |window: &str| Plan::parse(&format!("{SMALL}window = \"{window}\"\n"));
+        let read = with("22:00-06:00 Europe/Berlin").unwrap().rings.remove(0).hours;
+        assert_eq!(read.unwrap().to_string(), "22:00-06:00 Europe/Berlin");
+        let fault = with("22:00-22:00").unwrap_err().to_string();
+        assert!(fault.contains("line 3: window of ring 'all': '22:00-22:00' is never open"), "{fault}");
+        assert!(with("22:00-06:00 Mars").unwrap_err().to_string().contains("is no time zone"));
     }
 
     #[test]

@@ -166,7 +166,7 @@ async fn a_rollback_orders_what_ran_before_and_gives_groups_their_targets_back()
     // Until then the group runs version 1, by an order of somebody.
     let (product, all) = (one.record.product.clone(), "@all".parse().unwrap());
     let (version, tree) = (one.record.version.clone(), one.record.tree);
-    let before = Wanted { version, tree, set: 5, lazy: false, drain_deadline_ms: None };
+    let before = Wanted { version, tree, set: 5, lazy: false, drain_deadline_ms: None, hours: None };
     bench.manager.state.set_targets(&product, std::slice::from_ref(&all), &before).await.unwrap();
     let id = rollouts.plan(&text, true).await.unwrap().id;
     rollouts.wish(None, Wish::Start).await.unwrap();

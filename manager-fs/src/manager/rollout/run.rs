@@ -10,13 +10,14 @@ use proto::{HostName, TreeId, Version};
 
 use super::machine::Machine;
 use super::machine::vocabulary::{End, HostNo, HostState, Jobs};
-use super::view::{ProblemGroup, RingView, RolloutView};
+use super::view::{ProblemGroup, RingView, RolloutView, WindowView};
 use crate::manager::connections::Connections;
 use crate::manager::control::changes::{ChangeRecord, EndedBy};
 use crate::manager::control::jobs::JobState;
 use crate::manager::control::rollouts::RolloutRecord;
 use crate::manager::control::{ControlError, HostStatus, State};
 use crate::manager::exports::Exports;
+use crate::manager::hours::Hours;
 use crate::manager::news::NewsBoard;
 use crate::manager::now;
 use crate::manager::targets::Targets;
@@ -243,6 +244,7 @@ impl Run {
             in_flight: planned.in_flight.of(hosts.total()).max(1),
             before: self.record.before.get(at).cloned().flatten().map(|(version, _)| version),
             hosts,
+            window: planned.hours.as_ref().map(|hours| window(hours, now())),
         });
         let halted = progress.halted.as_ref().map(|halt| {
             let of = halt.why.ring().and_then(|ring| self.record.plan.rings.get(usize::from(ring)));
@@ -346,6 +348,11 @@ pub(super) async fn end_of(here: &Here, change: &ChangeRecord) -> Result<Option<
     let steps = here.state.steps_of(change).await?;
     let refused = steps.iter().rev().find(|event| event.step.ends().is_some()).map(|event| event.step);
     Ok(Some(if refused == Some(Step::Refused) { End::Refused } else { End::Failed }))
+}
+
+fn window(hours: &Hours, at: Unix) -> WindowView {
+    let opens = if hours.open_since(at).is_some() { None } else { hours.opens(at) };
+    WindowView { hours: hours.to_string(), opens }
 }
 
 /// A host's place in the order of a rollout: the same for whoever computes it, another for each rollout.

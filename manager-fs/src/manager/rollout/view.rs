@@ -59,6 +59,17 @@ pub struct RingView {
     pub before: Option<Version>,
     /// How many of its hosts are in which state.
     pub hosts: Counts,
+    /// When its hosts may be told to change over; `None`: at any time.
+    pub window: Option<WindowView>,
+}
+
+/// The hours of a ring.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowView {
+    /// As the plan has them: `22:00-06:00 Europe/Berlin`.
+    pub hours: String,
+    /// When they begin next, milliseconds since 1970; `None`: they have begun.
+    pub opens: Option<Unix>,
 }
 
 /// Hosts with one reason.
@@ -72,4 +83,30 @@ pub struct ProblemGroup {
     pub count: u32,
     /// The first of them.
     pub hosts: Vec<HostName>,
+}
+
+/// A phase, for people.
+pub fn words(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Waiting => "waits",
+        Phase::Canaries => "canaries",
+        Phase::CanarySoak => "canaries are watched",
+        Phase::Waves => "waves",
+        Phase::Soak => "watched",
+        Phase::Done => "done",
+    }
+}
+
+/// A state, for people.
+pub fn state_words(state: State) -> &'static str {
+    match state {
+        State::Planned => "planned",
+        State::Running => "running",
+        State::Paused => "paused",
+        State::Halted => "halted",
+        State::RollingBack => "rolling back",
+        State::RolledBack => "rolled back",
+        State::Done => "done",
+        State::Aborted => "aborted",
+    }
 }

@@ -182,7 +182,7 @@ impl Upgrades {
         let (version, tree) = (generation.record.version.clone(), generation.record.tree);
         let (lazy, drain_deadline_ms) = (order.lazy, order.drain_deadline_ms);
         let set = self.state.ordered_after_all(now());
-        let wanted = Wanted { version, tree, set, lazy, drain_deadline_ms };
+        let wanted = Wanted { version, tree, set, lazy, drain_deadline_ms, hours: None };
         self.state.set_targets(&generation.record.product, &groups, &wanted).await?;
         Ok(hosts)
     }

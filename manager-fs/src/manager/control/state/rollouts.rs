@@ -8,8 +8,10 @@ use proto::{TreeId, Version};
 use serde::{Deserialize, Serialize};
 
 use super::super::contract::{Change, ControlError, Expect};
+use super::jobs::Later;
 use super::targets::Wanted;
 use super::{Key, State, encode};
+use crate::manager::hours::Hours;
 use crate::manager::rollout::machine::vocabulary::Progress;
 use crate::manager::rollout::plan::Plan;
 
@@ -39,6 +41,29 @@ pub struct RolloutRecord {
     pub lines: Vec<(Unix, String)>,
 }
 
+/// What stands under the key of a rollout: what came later stands behind what earlier versions wrote.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(in crate::manager::control) struct StoredRollout {
+    record: RolloutRecord,
+    /// The hours of each ring; absent where no ring has any.
+    hours: Later<Vec<Option<Hours>>>,
+}
+
+impl StoredRollout {
+    fn of(record: &RolloutRecord) -> Self {
+        let rings = &record.plan.rings;
+        let any = rings.iter().any(|ring| ring.hours.is_some());
+        let hours = any.then(|| rings.iter().map(|ring| ring.hours.clone()).collect());
+        Self { record: record.clone(), hours: Later(hours) }
+    }
+
+    pub(super) fn record(mut self) -> RolloutRecord {
+        let hours = self.hours.0.unwrap_or_default();
+        self.record.plan.rings.iter_mut().zip(hours).for_each(|(ring, hours)| ring.hours = hours);
+        self.record
+    }
+}
+
 impl RolloutRecord {
     /// Adds a line to the history; the oldest go.
     pub fn line(&mut self, at: Unix, text: String) {
@@ -61,7 +86,10 @@ impl State {
         loop {
             let id = RolloutId(self.draw(now)?);
             let key = Key::Rollout(id).to_string();
-            match self.commit(vec![Change::put(&key, Expect::Absent, encode(&key, record)?)]).await {
+            match self
+                .commit(vec![Change::put(&key, Expect::Absent, encode(&key, &StoredRollout::of(record))?)])
+                .await
+            {
                 Ok(_) => return Ok(id),
                 // Another manager drew the same number in the same second.
                 Err(ControlError::Conflict { .. }) => {}
@@ -76,7 +104,7 @@ impl State {
     /// The control state failed.
     pub async fn save_rollout(&self, id: RolloutId, record: &RolloutRecord) -> Result<(), ControlError> {
         let key = Key::Rollout(id).to_string();
-        self.commit(vec![Change::put(&key, Expect::Any, encode(&key, record)?)]).await.map(drop)
+        self.commit(vec![Change::put(&key, Expect::Any, encode(&key, &StoredRollout::of(record))?)]).await.map(drop)
     }
 
     /// One rollout.
@@ -84,7 +112,7 @@ impl State {
     /// # Errors
     /// The control state failed, or the record is damaged.
     pub async fn rollout(&self, id: RolloutId) -> Result<Option<RolloutRecord>, ControlError> {
-        Ok(self.read::<RolloutRecord>(&Key::Rollout(id)).await?.map(|(record, _)| record))
+        Ok(self.read::<StoredRollout>(&Key::Rollout(id)).await?.map(|(stored, _)| stored.record()))
     }
 
     /// Every rollout that can be read, oldest first.
@@ -92,9 +120,9 @@ impl State {
     /// # Errors
     /// The control state failed.
     pub async fn rollouts(&self) -> Result<Vec<(RolloutId, RolloutRecord)>, ControlError> {
-        let found = self.read_all::<RolloutRecord>("rollout/").await?;
-        let records = found.into_iter().filter_map(|(key, record)| match key {
-            Key::Rollout(id) => Some((id, record)),
+        let found = self.read_all::<StoredRollout>("rollout/").await?;
+        let records = found.into_iter().filter_map(|(key, stored)| match key {
+            Key::Rollout(id) => Some((id, stored.record())),
             _ => None,
         });
         Ok(records.collect())

@@ -7,7 +7,9 @@ use proto::{HostName, Product, TreeId, Version};
 use serde::{Deserialize, Serialize};
 
 use super::super::contract::{CHANGES_MAX, Change, ControlError, Expect};
+use super::jobs::Later;
 use super::{Key, State, encode};
+use crate::manager::hours::Hours;
 
 /// What should run, since when, and how a host comes there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +24,27 @@ pub struct Wanted {
     pub lazy: bool,
     /// How long operations may take to finish, milliseconds; `None`: what the generation says.
     pub drain_deadline_ms: Option<u64>,
+    /// When hosts are told; `None`: as soon as they are there. Stands behind the rest in the record ([`StoredTarget`]).
+    #[serde(skip)]
+    pub hours: Option<Hours>,
+}
+
+/// What stands under the key of a target.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(in crate::manager::control) struct StoredTarget {
+    wanted: Wanted,
+    hours: Later<Hours>,
+}
+
+impl StoredTarget {
+    fn of(wanted: &Wanted) -> Self {
+        Self { wanted: wanted.clone(), hours: Later(wanted.hours.clone()) }
+    }
+
+    /// What is wanted, with its hours.
+    pub(super) fn wanted(self) -> Wanted {
+        Wanted { hours: self.hours.0, ..self.wanted }
+    }
 }
 
 impl State {
@@ -34,7 +57,8 @@ impl State {
         keys.sort();
         keys.dedup();
         for keys in keys.chunks(CHANGES_MAX) {
-            let put = |key: &String| Ok(Change::put(key, Expect::Any, encode(key, wanted)?));
+            let stored = StoredTarget::of(wanted);
+            let put = |key: &String| Ok(Change::put(key, Expect::Any, encode(key, &stored)?));
             self.commit(keys.iter().map(put).collect::<Result<_, ControlError>>()?).await?;
         }
         Ok(())
@@ -64,6 +88,11 @@ impl State {
             Some((product.clone(), newest.clone()))
         });
         newest.collect()
+    }
+
+    /// Whether any target is told at certain hours only.
+    pub fn has_target_with_hours(&self) -> bool {
+        self.view.read().targets.values().flat_map(|targets| targets.values()).any(|wanted| wanted.hours.is_some())
     }
 
     /// Everything that was set of a host or group.

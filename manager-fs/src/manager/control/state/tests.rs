@@ -424,6 +424,14 @@ async fn rollouts_are_kept_with_a_bounded_history_and_the_oldest_that_are_over_g
         lines: Vec::new(),
     };
     let first = state.add_rollout(&record, 5).await.unwrap();
+    // Hours stand behind the rest; a record of before, which ends there, has none.
+    record.plan.rings[0].hours = Some("22:00-06:00 Europe/Berlin".parse().unwrap());
+    state.save_rollout(first, &record).await.unwrap();
+    assert_eq!(state.rollout(first).await.unwrap().as_ref(), Some(&record));
+    record.plan.rings[0].hours = None;
+    let bytes = proto::codec::encode(&record).unwrap();
+    let older: rollouts::StoredRollout = proto::codec::decode::<_, 4096>(&bytes).unwrap();
+    assert_eq!(older.record(), record);
     (0..500).for_each(|n| record.line(n, format!("line {n}")));
     assert_eq!((record.lines.len(), record.lines[0].1.as_str()), (200, "line 300"));
     record.progress.state = Becomes::Done;

@@ -21,8 +21,8 @@ use super::hosts::HostRecord;
 use super::jobs::StoredJob;
 use super::policies::PolicyRecord;
 use super::repositories::{GrantRecord, RepositoryRecord};
-use super::rollouts::RolloutRecord;
-use super::targets::Wanted;
+use super::rollouts::StoredRollout;
+use super::targets::{StoredTarget, Wanted};
 
 use super::tokens::TokenRecord;
 use super::turns::StoredTurn;
@@ -243,8 +243,8 @@ async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, Uns
         Key::Job(_) => decode::<StoredJob>(entry).map(|_| Seen::Other),
         Key::Turn(..) => decode::<StoredTurn>(entry).map(|_| Seen::Other),
         Key::Change(id) => decode::<StoredChange>(entry).map(|stored| Seen::Change(Box::new(stored.in_short(id)))),
-        Key::Target(..) => decode(entry).map(Seen::Target),
-        Key::Rollout(_) => decode::<RolloutRecord>(entry).map(|_| Seen::Other),
+        Key::Target(..) => decode::<StoredTarget>(entry).map(|stored| Seen::Target(stored.wanted())),
+        Key::Rollout(_) => decode::<StoredRollout>(entry).map(|_| Seen::Other),
         Key::Policy(_) => decode::<PolicyRecord>(entry).map(|_| Seen::Other),
         Key::Repository(_) => decode::<RepositoryRecord>(entry).map(|_| Seen::Other),
         Key::Grant(..) => decode::<GrantRecord>(entry).map(|_| Seen::Other),

@@ -9,6 +9,7 @@
 //! goes on where the last one stood. "No data" never counts as success: evidence that is missing is waited for, and then
 //! the rollout halts.
 
+mod due;
 mod judge;
 mod ring;
 #[cfg(test)]
@@ -76,7 +77,8 @@ impl Machine {
     }
 
     /// Takes an event at a time (milliseconds since 1970; a clock that goes back counts as one that stands). The
-    /// progress must be durable before the commands are carried out, in their order.
+    /// progress must be durable before commands that concern hosts are carried out, in their order, and after those that
+    /// concern rings.
     pub fn apply(&mut self, now: Unix, event: Event) -> Vec<Command> {
         self.now = self.now.max(now);
         self.take(event);
@@ -122,30 +124,6 @@ impl Machine {
     /// Operations of hosts that have changed over.
     pub fn jobs(&self) -> Jobs {
         self.jobs
-    }
-
-    /// When the next tick is due, if nothing happens before. Also of a rollout that has halted: what was ordered ends.
-    pub fn wake(&self) -> Option<Unix> {
-        let flights = self.rings.iter().filter_map(|ring| ring.flights.first());
-        let flights = flights.map(|(at, _)| at.saturating_add(self.plan.patience_ms));
-        let running = self.progress.state == State::Running;
-        let rings = (0..self.rings.len()).filter(|_| running);
-        let dues = rings.flat_map(|ring| self.dues(ring));
-        flights.chain(dues).filter(|due| *due > self.now && *due < Unix::MAX).min()
-    }
-
-    /// Times at which a ring may go on, or halts.
-    fn dues(&self, ring: usize) -> Vec<Unix> {
-        let (plan, since, last) = (self.plan(ring), self.progress.rings[ring].since, self.rings[ring].last);
-        let inconclusive = self.plan.inconclusive_ms;
-        let or_halt = |due: Unix| vec![due, due.saturating_add(inconclusive)];
-        match self.phase(ring) {
-            Phase::Waiting => vec![self.opens(ring)],
-            Phase::Canaries | Phase::Waves => vec![since.max(last).saturating_add(inconclusive)],
-            Phase::CanarySoak => or_halt(since.saturating_add(plan.canary_soak_ms)),
-            Phase::Soak => or_halt(since.saturating_add(plan.soak_ms)),
-            Phase::Done => Vec::new(),
-        }
     }
 
     fn take(&mut self, event: Event) {
@@ -395,13 +373,13 @@ impl Machine {
         false
     }
 
-    /// As long as a host may still say something, it is waited for.
+    /// As long as a host may still say something, or nobody may be ordered, it is waited for.
     fn or_halt(&mut self, ring: usize, missing: Missing) -> bool {
-        if self.rings[ring].counts.in_flight > 0 {
+        let counts = self.rings[ring].counts;
+        if counts.in_flight > 0 || counts.ready > 0 && !self.is_open(ring) {
             return false;
         }
-        let since = self.progress.rings[ring].since.max(self.rings[ring].last);
-        self.missed(ring, since, missing)
+        self.missed(ring, self.missing_since(ring), missing)
     }
 
     /// Orders as many as may be in flight.
@@ -411,6 +389,9 @@ impl Machine {
     }
 
     fn order(&mut self, ring: usize, hosts: u32) {
+        if !self.is_open(ring) {
+            return;
+        }
         for _ in 0..hosts {
             let Some((_, no)) = self.rings[ring].ready.first().copied() else { return };
             self.set(no, HostState::InFlight(self.now));

@@ -419,7 +419,8 @@ pub enum Wish {
     Rollback,
 }
 
-/// Something to do. It is done after the progress has been made durable.
+/// Something to do. What concerns a ring is done before the progress is made durable, as nothing else tells that it was
+/// not, and may be done twice; what concerns a host is done after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// Tell this host to change over.

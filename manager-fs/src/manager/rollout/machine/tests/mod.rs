@@ -19,6 +19,7 @@ fn ring(name: &str, canaries: u32, in_flight: Amount) -> RingPlan {
         max_failures: 0,
         soak_ms: 0,
         min_hosts: 1,
+        hours: None,
     }
 }
 
@@ -224,6 +225,40 @@ fn the_pause_before_a_ring_begins_when_the_one_before_is_done() {
     assert_eq!(told.ended(0, End::Good), [Command::Done(0)]);
     assert_eq!(told.due(), [Command::Begun(1), order(1)]);
     assert_eq!(told.now, (24 * 60 + 7) * MINUTE);
+}
+
+#[test]
+fn hosts_of_a_ring_with_hours_are_ordered_in_them_and_nothing_is_missed_before() {
+    const HOUR: Unix = 60 * MINUTE;
+    let hours = Some("02:00-04:00".parse().unwrap());
+    let nightly = RingPlan { hours, ..ring("lab", 1, Amount::Hosts(1)) };
+    let (mut told, commands) = Told::start(plan(vec![nightly]), &[3]);
+    assert_eq!(commands, [Command::Begun(0)], "hosts may see the generation before");
+    assert_eq!((told.due(), told.now), (vec![order(0)], 2 * HOUR), "and nobody was missed in these two hours");
+    told.now = 4 * HOUR - 1;
+    told.ended(0, End::Good);
+    assert_eq!(told.phases(), [Phase::CanarySoak]);
+    // The watch ends when the hours are over: the others wait for the next night.
+    assert_eq!((told.due(), told.phases()), (vec![], vec![Phase::Waves]));
+    told.restart();
+    assert_eq!((told.due(), told.now), (vec![order(1)], 26 * HOUR));
+    told.on(Event::Disconnected(HostNo(2)));
+    told.ended(1, End::Failed);
+    assert_eq!(told.why(), Why::Ring { ring: 0, failed: 1, allowed: 0 });
+    told.now = 30 * HOUR;
+    told.on(Event::Wish(Wish::Rollback));
+    assert_eq!(told.state(), State::RollingBack, "going back waits for no hours");
+}
+
+#[test]
+fn evidence_that_is_missing_is_waited_for_from_the_beginning_of_the_hours() {
+    const HOUR: Unix = 60 * MINUTE;
+    let nightly = RingPlan { hours: Some("02:00-04:00".parse().unwrap()), ..ring("lab", 1, Amount::Hosts(1)) };
+    let (mut told, _) = Told::start(plan(vec![nightly]), &[1]);
+    told.on(Event::Disconnected(HostNo(0)));
+    assert_eq!((told.due(), told.now, told.state()), (vec![], 2 * HOUR, State::Running));
+    assert_eq!((told.due(), told.now, told.state()), (vec![], 3 * HOUR, State::Halted));
+    assert_eq!(told.why(), Why::Inconclusive { ring: 0, missing: Missing::Canaries { good: 0, needed: 1 } });
 }
 
 #[test]

@@ -79,6 +79,9 @@ struct World {
     in_flight: Vec<u32>,
     /// Rings whose hosts are to have the version before, whenever they come.
     back: Vec<bool>,
+    /// Rings whose hosts may see the generation, and whose hosts that come later are told of it.
+    begun: Vec<bool>,
+    done: Vec<bool>,
     sizes: Vec<u32>,
 }
 
@@ -112,6 +115,8 @@ impl World {
             asked,
             failed,
             in_flight,
+            begun: back.clone(),
+            done: back.clone(),
             back,
             sizes,
         };
@@ -166,6 +171,18 @@ impl World {
     /// Gives the machine an event and does what it says, unless the manager dies on the way.
     fn on(&mut self, event: Event) {
         let commands = self.machine.apply(self.now, event);
+        for command in &commands {
+            let (of, ring) = match command {
+                Command::Begun(ring) => (&mut self.begun, ring),
+                Command::Done(ring) => (&mut self.done, ring),
+                Command::Back(ring) => (&mut self.back, ring),
+                Command::Order(_) | Command::Return(_) => continue,
+            };
+            of[usize::from(*ring)] = true;
+            if self.dies() {
+                return self.read();
+            }
+        }
         if self.dies() {
             return self.read();
         }
@@ -191,8 +208,7 @@ impl World {
                     self.fact(no.0).back = Some((self.now, None));
                     sent.push(no.0);
                 }
-                Command::Back(ring) => self.back[usize::from(ring)] = true,
-                Command::Begun(_) | Command::Done(_) => {}
+                Command::Begun(_) | Command::Done(_) | Command::Back(_) => {}
             }
         }
         self.holds();
@@ -212,7 +228,13 @@ impl World {
         let (state, fact) = (self.kept.state, *self.fact(host));
         let ring = usize::from(fact.ring);
         assert!(fact.order.is_none(), "host {host} is ordered twice");
+        assert!(self.begun[ring], "host {host} is ordered what it may not see");
         assert_eq!(state, State::Running, "host {host} is ordered although it does not run");
+        let hours = self.plan.rings[ring].hours.as_ref();
+        assert!(
+            hours.is_none_or(|hours| hours.open_since(self.now).is_some()),
+            "host {host} is ordered out of hours"
+        );
         let before = self.kept.rings.iter().take(ring);
         assert!(
             before.clone().all(|ring| ring.phase == Phase::Done),
@@ -366,6 +388,9 @@ impl World {
         for (ring, counts) in counts.iter().enumerate() {
             assert_eq!(counts.total(), self.sizes[ring], "every host has a state");
             assert_eq!(counts.in_flight + counts.returning, 0, "{counts:?}");
+            let (phase, back) = (self.kept.rings[ring].phase, self.kept.rings[ring].back);
+            assert!(self.done[ring] || phase != Phase::Done, "hosts of ring {ring} that come later are not told");
+            assert!(self.back[ring] || !back, "hosts of ring {ring} that come later are told what was taken back");
             // Those that fall back when it is done are nobody's any more.
             if state == State::Done && self.rates.falls_back_late == 0 {
                 assert!(counts.good >= self.plan.rings[ring].min_hosts, "{counts:?}");
@@ -401,6 +426,10 @@ fn made_up(seed: u64) -> World {
             max_failures: small(&mut dice, 4),
             soak_ms: dice.below(120) * MINUTE,
             min_hosts: small(&mut dice, 4),
+            hours: dice.chance(30).then(|| {
+                let from = dice.below(24);
+                format!("{from:02}:00-{:02}:30", (from + dice.below(12)) % 24).parse().unwrap()
+            }),
             ..super::ring(&format!("r{number}"), small(&mut dice, 4), in_flight)
         });
         sizes.push(small(&mut dice, 25));
