@@ -1,6 +1,8 @@
 //! The machine against random histories, and against every one that two change-overs can have: whatever comes in whatever
 //! order, some things hold.
 
+mod messages;
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
