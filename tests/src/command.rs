@@ -220,13 +220,27 @@ impl Drop for Service {
 /// # Panics
 /// It does not hold within [`DEADLINE`].
 #[track_caller]
-pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    until_in(DEADLINE, what, condition)
+}
+
+/// The same for what a manager does at the lowest priority: on a machine that has other work that may take minutes.
+///
+/// # Panics
+/// It does not hold within ten times [`DEADLINE`].
+#[track_caller]
+pub fn until_at_rest<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    until_in(10 * DEADLINE, what, condition)
+}
+
+#[track_caller]
+fn until_in<T>(deadline: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let since = Instant::now();
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(since.elapsed() < DEADLINE, "waited {DEADLINE:?} in vain until {what}");
+        assert!(since.elapsed() < deadline, "waited {deadline:?} in vain until {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::clock::Clock;
-use crate::command::{Output, Service, on_a_small_disk, program, until};
+use crate::command::{Output, Service, on_a_small_disk, program, until, until_at_rest};
 use crate::faults::{self, Faults};
 use crate::needs;
 use crate::tree::files_below;
@@ -139,7 +139,7 @@ impl Manager {
     /// Waits until every pack has been compressed anew, which its header tells (`docs/tree-format.md`, "Pack").
     #[track_caller]
     pub fn wait_until_repacked(&self) {
-        until("every pack is compressed anew", || {
+        until_at_rest("every pack is compressed anew", || {
             let packs = files_below(&self.store().join("packs"));
             // A pack that is gone by now has been replaced: look again.
             let best = |pack: &PathBuf| std::fs::read(pack).is_ok_and(|bytes| bytes[10] & 1 == 1);
@@ -150,7 +150,7 @@ impl Manager {
     /// Waits until every start-up bundle has been compressed well (`docs/bundle-format.md`, bit 1).
     #[track_caller]
     pub fn wait_until_bundled(&self) {
-        until("every start-up bundle is compressed well", || {
+        until_at_rest("every start-up bundle is compressed well", || {
             let bundles = files_below(&self.store().join("bundles"));
             let best = |bundle: &PathBuf| std::fs::read(bundle).is_ok_and(|bytes| bytes[10] & 2 == 0);
             bundles.iter().all(best).then_some(())
