@@ -36,7 +36,23 @@ wants_to_test() {
     wants pkg-config pkg-config "finds the C library for it"
     wants valgrind valgrind "watches the memory of a program in C"
     wants python3 python3-venv "runs the example in Python"
+    wants rclone rclone "is a REST server in which repositories lie"
     wants unshare util-linux "makes the namespaces in which tests without root mount"
+}
+
+# Servers of S3 that tests start are in no package of the system: they lie in an environment of their own, once for this
+# user. Where it cannot be made, the tests that want it say so.
+provide_tools() {
+    local dir=${XDG_CACHE_HOME:-$HOME/.cache}/manager-fs-tests/tools-1
+    if [ -e "$dir/complete" ] || ! have python3; then return; fi
+    say "installing servers of S3 for tests into $dir"
+    rm -rf "$dir"
+    if python3 -m venv "$dir" >&2 && "$dir/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: \
+        'moto[s3]==5.2.5' flask flask-cors localbucket==1.2.1 >&2; then
+        touch "$dir/complete"
+    else
+        say "they cannot be installed; tests that want them will be listed"
+    fi
 }
 
 # Installs what is wanted, by apt as root or by way of sudo; otherwise says all that is missing, and ends with 2.

@@ -16,13 +16,16 @@ use agent_core::internal::durable::{self, Durability};
 use proto::door::{Bearer, DoorKey, Grant};
 use proto::keeping::Refused;
 use proto::limits::REFUSED_MAX;
+use proto::location::Location;
 use proto::{HostName, RepositoryName};
 use serde::{Deserialize, Serialize};
 
 /// A file of these is never longer.
 const BYTES_MAX: u64 = 1 << 20;
-/// The form that this program writes.
+/// The form of one that lies in a directory.
 const SCHEMA: u32 = 1;
+/// The form of one that lies elsewhere: a program that knows only directories must not take its place for one.
+const SCHEMA_ELSEWHERE: u32 = 2;
 
 /// What is kept of a served repository cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +48,7 @@ pub(crate) struct Kept {
     pub(crate) name: RepositoryName,
     /// This host, when it was told to serve it.
     pub(crate) host: HostName,
-    /// The repository's directory.
+    /// The repository's directory, or the text of its [`Location`].
     pub(crate) path: PathBuf,
     /// Where others reach it.
     pub(crate) address: String,
@@ -57,7 +60,17 @@ pub(crate) struct Kept {
 
 impl Kept {
     pub(crate) fn new(name: RepositoryName, host: HostName, path: PathBuf, address: String, key: DoorKey) -> Self {
-        Self { schema: SCHEMA, name, host, path, address, key, refused: Vec::new() }
+        let mut kept = Self { schema: SCHEMA, name, host, path, address, key, refused: Vec::new() };
+        if !kept.location().is_directory() {
+            kept.schema = SCHEMA_ELSEWHERE;
+        }
+        kept
+    }
+
+    /// Where it lies.
+    pub(crate) fn location(&self) -> Location {
+        let text = self.path.to_string_lossy();
+        text.parse().unwrap_or_else(|_| Location::Directory(text.into_owned()))
     }
 
     /// Of one name, if it is served.
@@ -73,7 +86,7 @@ impl Kept {
         }
         let kept: Self =
             serde_json::from_slice(&fs::read(&path).map_err(fault)?).map_err(|e| damaged(e.to_string()))?;
-        if kept.schema != SCHEMA || kept.name != *name {
+        if ![SCHEMA, SCHEMA_ELSEWHERE].contains(&kept.schema) || kept.name != *name {
             return Err(damaged(format!("it has form {} and is of {}", kept.schema, kept.name)));
         }
         Ok(Some(kept))

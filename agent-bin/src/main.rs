@@ -10,6 +10,7 @@ mod health;
 mod jobs;
 mod kept;
 mod serving;
+mod storage;
 mod wire;
 
 use std::io::IsTerminal;

@@ -34,6 +34,7 @@ pub mod id;
 pub mod keeping;
 pub mod limits;
 pub mod local_greeting;
+pub mod location;
 pub mod look;
 pub mod manifest;
 pub mod means;

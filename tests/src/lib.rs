@@ -22,6 +22,7 @@ pub mod real;
 pub mod repository;
 pub mod site;
 pub mod sources;
+pub mod storages;
 pub mod tree;
 pub mod vault;
 

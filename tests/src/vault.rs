@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{Host, Manager, TreeFixture, noise};
+use crate::{Host, Manager, Output, TreeFixture, noise};
 
 /// Of the agents that a lab publishes.
 pub const DESCRIPTOR: &str = "drain_deadline = \"2s\"\nprobation = \"12s\"\n";
@@ -49,15 +50,35 @@ impl Vault {
     #[track_caller]
     #[expect(clippy::new_without_default, reason = "it starts programs")]
     pub fn new() -> Self {
+        let lab = Self::hosts();
+        let path = text(&lab.repository());
+        lab.create(&["--path", &path]).expect(0);
+        lab
+    }
+
+    /// Orders a repository that lies there.
+    #[track_caller]
+    pub fn create(&self, lies: &[&str]) -> Output {
+        let create = ["repository", "create", "main", "--on", "vault", "--address", &self.address];
+        self.manager.run(&[&create, lies].concat())
+    }
+
+    /// Both hosts, and no repository.
+    #[track_caller]
+    pub fn hosts() -> Self {
         let manager = Manager::start();
         let vault = running(&manager, "vault", "media-agent", "media");
         let web = running(&manager, "web", "data-agent", "data");
         let address = free_address();
-        let lab = Self { manager, vault, web, address };
-        let path = lab.repository().display().to_string();
-        let create = ["repository", "create", "main", "--on", "vault", "--path", &path, "--address", &lab.address];
-        lab.manager.run(&create).expect(0);
-        lab
+        Self { manager, vault, web, address }
+    }
+
+    /// Writes what lets the host in to a storage, as its administrator does.
+    #[track_caller]
+    pub fn lets_in(&self, storage: &str) {
+        let file = self.vault.path("state/storage.toml");
+        fs::write(&file, storage).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     /// Where the repository lies.

@@ -82,7 +82,8 @@ const NOT_OF_ITS_OWN: &[(&str, &str)] = &[
     (
         "agent-bin/src/",
         "repositories: sealed with the host's own key; engine/format/damaged_tests.rs damages what is in the seals; \
-         wire/http.rs has tests of what other readers might read differently, and TLS verifies certificates first",
+         wire/http.rs has tests of what other readers might read differently, and TLS verifies certificates first; \
+         wire/chunks.rs and engine/s3/answers.rs read what servers of others say, and their tests cut and change every byte",
     ),
     ("proto/src/door.rs", "a grant: its seal is checked before it is decoded, and its tests change every digit"),
     (

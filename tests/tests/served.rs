@@ -246,7 +246,7 @@ fn a_repository_is_created_once_and_what_cannot_be_is_refused() {
     let refused = create("main", &["/srv/elsewhere", "--address", &lab.address]).expect(1);
     assert!(refused.stderr.contains("'main' is"), "{}", refused.stderr);
     for (more, why) in
-        [(&["relative"][..], "not an absolute path"), (&["/srv/x", "--address", "nowhere"], "HOST:PORT")]
+        [(&["relative"][..], "want an absolute path"), (&["/srv/x", "--address", "nowhere"], "HOST:PORT")]
     {
         let refused = create("second", more).expect(1);
         assert!(refused.stderr.contains(why), "{}", refused.stderr);

@@ -10,7 +10,21 @@ use super::format::id;
 
 /// A repository that lies in no directory of this host.
 #[derive(Debug)]
-pub(super) struct Elsewhere(pub(super) Arc<dyn Store>);
+pub(super) struct Elsewhere {
+    pub(super) store: Arc<dyn Store>,
+    /// Whether this host looks after it: otherwise nothing is written or removed by the library, but where it does.
+    pub(super) is_ours: bool,
+}
+
+impl Elsewhere {
+    fn must_be_ours(&self) -> RusticResult<()> {
+        let not = || {
+            let what = "that is done by the media agent that serves the repository";
+            RusticError::new(ErrorKind::Unsupported, what)
+        };
+        self.is_ours.then_some(()).ok_or_else(not)
+    }
+}
 
 fn kind_of(kind: FileType) -> FileKind {
     match kind {
@@ -33,7 +47,7 @@ fn ours(id: &Id) -> RusticResult<id::Id> {
 
 impl ReadBackend for Elsewhere {
     fn location(&self) -> String {
-        format!("{:?}", self.0)
+        format!("{:?}", self.store)
     }
 
     fn list_with_size(&self, kind: FileType) -> RusticResult<Vec<(Id, u32)>> {
@@ -43,7 +57,7 @@ impl ReadBackend for Elsewhere {
             // One that is not there is no fault of this question.
             return Ok(config.map(|config| vec![(Id::default(), size(config.len() as u64))]).unwrap_or_default());
         }
-        let listed = self.0.list(kind_of(kind)).map_err(theirs)?;
+        let listed = self.store.list(kind_of(kind)).map_err(theirs)?;
         let mut found = Vec::with_capacity(listed.len());
         for (id, bytes) in listed {
             found.push((id.to_string().parse()?, size(bytes)));
@@ -52,11 +66,11 @@ impl ReadBackend for Elsewhere {
     }
 
     fn read_full(&self, kind: FileType, id: &Id) -> RusticResult<Bytes> {
-        self.0.read(kind_of(kind), &ours(id)?).map(Bytes::from).map_err(theirs)
+        self.store.read(kind_of(kind), &ours(id)?).map(Bytes::from).map_err(theirs)
     }
 
     fn read_partial(&self, kind: FileType, id: &Id, _: bool, offset: u32, length: u32) -> RusticResult<Bytes> {
-        let part = self.0.read_part(kind_of(kind), &ours(id)?, u64::from(offset), length as usize);
+        let part = self.store.read_part(kind_of(kind), &ours(id)?, u64::from(offset), length as usize);
         part.map(Bytes::from).map_err(theirs)
     }
 
@@ -65,21 +79,19 @@ impl ReadBackend for Elsewhere {
     }
 }
 
-/// What is written and removed by the library is so where the repository lies, and nowhere else.
 impl WriteBackend for Elsewhere {
     fn create(&self) -> RusticResult<()> {
-        Err(not_here())
+        self.must_be_ours()?;
+        self.store.make().map_err(theirs)
     }
 
-    fn write_bytes(&self, _: FileType, _: &Id, _: bool, _: BytesList) -> RusticResult<()> {
-        Err(not_here())
+    fn write_bytes(&self, kind: FileType, id: &Id, _: bool, content: BytesList) -> RusticResult<()> {
+        self.must_be_ours()?;
+        self.store.write(kind_of(kind), &ours(id)?, &content.slice().concat()).map_err(theirs)
     }
 
-    fn remove(&self, _: FileType, _: &Id, _: bool) -> RusticResult<()> {
-        Err(not_here())
+    fn remove(&self, kind: FileType, id: &Id, _: bool) -> RusticResult<()> {
+        self.must_be_ours()?;
+        self.store.remove(kind_of(kind), &ours(id)?).map_err(theirs)
     }
-}
-
-fn not_here() -> Box<RusticError> {
-    RusticError::new(ErrorKind::Unsupported, "that is done by the media agent that serves the repository")
 }

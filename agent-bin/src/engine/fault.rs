@@ -22,6 +22,8 @@ use super::retention::RetentionFault;
 use super::selection::SelectionFault;
 use super::snapshots::ReferenceFault;
 use crate::kept::KeptFault;
+use crate::storage::StorageFault;
+use crate::wire::web::WebFault;
 
 /// An operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +97,12 @@ pub(crate) enum EngineError {
     /// A command of the host's does not do what it is for.
     #[error("command {name} ({moment}): {fault}")]
     Command { name: CommandName, moment: &'static str, fault: Box<CommandFault> },
+    /// What lets this host in to a storage is not to be had.
+    #[error(transparent)]
+    Storage(#[from] StorageFault),
+    /// A server cannot be believed.
+    #[error(transparent)]
+    Web(#[from] WebFault),
     /// Nothing may be removed, because not everything can be read.
     #[error(
         "repository {path}: nothing is removed while a part of it cannot be read: {what}{more}; see `job check`",
@@ -116,12 +124,14 @@ pub(crate) enum EngineError {
 /// Why a path is not taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
-    #[error("a repository is named by its absolute path")]
+    #[error("a repository is named by its absolute path, or by the URL of a storage")]
     RepositoryNotAbsolute,
     #[error("only the media agent that serves it removes anything from it: order it of that host")]
     NotAlone,
     #[error("is not a repository, and not empty (there is {0:?}); name another directory")]
     NotARepository(std::ffi::OsString),
+    #[error("has no config, and yet {file}: it was a repository once; name another place", file = .0.display())]
+    NoConfig(PathBuf),
     #[error("a source is named by its absolute path, without `..`")]
     SourceNotAbsolute,
     #[error("is a symbolic link; name what it leads to: {to}", to = .0.display())]

@@ -1,6 +1,7 @@
 //! `rustic_core`, which finds keys, makes, checks and prunes repositories: how it is called, and how it fails.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -16,7 +17,7 @@ use rustic_core::{
 
 use super::elsewhere::Elsewhere;
 use super::fault::{EngineError, Refusal, panic_text};
-use super::format::files::{Files, Store};
+use super::format::files::{FileKind, Files, Store};
 use super::format::id::Id;
 use super::gate::{self, Gate};
 use super::light_key;
@@ -30,14 +31,15 @@ pub(super) fn open(path: &Path, password: String, meter: &SharedMeter) -> Result
     guarded(path, meter, || connect(directory(path)?, meter)?.open(&Credentials::Password(password)))
 }
 
-/// The same of one that lies elsewhere, whose place is called `path`.
+/// The same of one that lies elsewhere, whose place is called `path`, and which this host looks after, or another one.
 pub(super) fn open_store(
     path: &Path,
     store: Arc<dyn Store>,
+    is_ours: bool,
     password: String,
     meter: &SharedMeter,
 ) -> Result<Opened, EngineError> {
-    let files = Arc::new(Elsewhere(store));
+    let files = Arc::new(Elsewhere { store, is_ours });
     guarded(path, meter, || connect(files, meter)?.open(&Credentials::Password(password)))
 }
 
@@ -71,6 +73,37 @@ pub(super) fn make(path: &Path, password: &str, meter: &SharedMeter) -> Result<(
         put.map_err(|fault| EngineError::LightKey { path: path.to_owned(), fault })?;
     }
     Ok(())
+}
+
+/// Makes a repository elsewhere, unless there is one.
+pub(super) fn make_store(
+    path: &Path,
+    store: &Arc<dyn Store>,
+    password: &str,
+    meter: &SharedMeter,
+) -> Result<(), EngineError> {
+    let config = Id::of(&[]);
+    match store.read(FileKind::Config, &config) {
+        Ok(_) => return Ok(()),
+        Err(fault) if fault.source.kind() != io::ErrorKind::NotFound => return Err(fault.into()),
+        Err(_) => {}
+    }
+    // One that has lost its config is somebody's, and another key beside its own would open nothing of it.
+    for kind in [FileKind::Pack, FileKind::Snapshot] {
+        if let Some((id, _)) = store.list(kind)?.first() {
+            return Err(EngineError::refused(path, Refusal::NoConfig(store.path(kind, id))));
+        }
+    }
+    let files = Arc::new(Elsewhere { store: store.clone(), is_ours: true });
+    let credentials = Credentials::password(password);
+    let made = guarded(path, meter, || {
+        connect(files, meter)?.init(&credentials, &KeyOptions::default(), &ConfigOptions::default())
+    });
+    match made {
+        // Somebody else was faster; by which password is seen when it is opened.
+        Err(_) if !meter.is_stopped() && store.read(FileKind::Config, &config).is_ok() => Ok(()),
+        made => made.map(drop),
+    }
 }
 
 /// Makes a further key. It says of itself on which host and when it was made.

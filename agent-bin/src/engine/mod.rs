@@ -4,6 +4,7 @@
 //! in [`mod@format`]; `rustic_core` opens, checks and prunes them, and what knows that library stays below `engine/`,
 //! because its interface still moves.
 
+mod again;
 mod archive;
 mod beneath;
 mod command;
@@ -23,10 +24,12 @@ mod remote;
 pub(crate) mod restic;
 mod restore;
 mod retention;
+mod s3;
 mod selection;
 mod session;
 mod snapshots;
 mod source;
+mod stores;
 mod unfinished;
 mod wanted;
 
@@ -46,6 +49,7 @@ use crate::kept::Kept;
 pub(crate) use command::around;
 pub(crate) use fault::EngineError;
 pub(crate) use meter::{Problems, SharedMeter};
+pub(crate) use stores::store;
 
 /// What one call of the engine did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

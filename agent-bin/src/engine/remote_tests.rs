@@ -1,5 +1,6 @@
 //! What a media agent answers that is damaged, or lies: what is asked again, what is a fault that names the file.
 
+use std::io::{BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,6 +9,8 @@ use std::thread::JoinHandle;
 use tempfile::TempDir;
 
 use super::*;
+use crate::wire::client::of_http;
+use crate::wire::http::{self, Head};
 use crate::wire::timed::Timed;
 use crate::wire::tls::tests::{Authority, LONG, PATIENT, SHORT};
 
@@ -55,8 +58,8 @@ impl Other {
             address: address.clone(),
             grant: "00ff".into(),
         };
-        let mut remote = Remote::new(&here, door, &SharedMeter::default());
-        (remote.patience, remote.outage_max) = (PATIENT, LONG);
+        let mut remote = Remote::new(&here, &door, &SharedMeter::default());
+        (remote.client.patience, remote.again.outage_max) = (PATIENT, LONG);
         let (asked, ends) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let (acts, count, end): (Arc<Acts>, _, _) = (Arc::new(acts), asked.clone(), ends.clone());
         let thread = std::thread::spawn(move || {
@@ -174,7 +177,7 @@ fn a_body_that_does_not_come_to_its_end_is_given_up_and_asked_again() {
         0 => Act::Stall(said("200 OK", "Content-Length: 8", b"content")),
         _ => Act::Say(good.clone()),
     });
-    other.remote.patience.body = SHORT;
+    other.remote.client.patience.body = SHORT;
     assert_eq!(other.remote.read(FileKind::Pack, &id()).unwrap(), b"content");
     assert_eq!(other.asked(), 2);
 }
@@ -182,7 +185,7 @@ fn a_body_that_does_not_come_to_its_end_is_given_up_and_asked_again() {
 #[test]
 fn who_never_answers_is_given_up_when_the_patience_is_over() {
     let mut other = Other::new(|_, _| Act::Stall(b"HTTP/1.1 200".to_vec()));
-    (other.remote.patience.head, other.remote.outage_max) = (SHORT, SHORT);
+    (other.remote.client.patience.head, other.remote.again.outage_max) = (SHORT, SHORT);
     let error = fault(other.remote.read(FileKind::Pack, &id()), &pack());
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
 }
@@ -356,7 +359,7 @@ fn an_operation_that_is_stopped_waits_for_nobody() {
         }
         Act::Cut(Vec::new())
     });
-    other.remote.meter = meter;
+    other.remote.again.meter = meter;
     let error = fault(other.remote.read(FileKind::Pack, &id()), &pack());
     assert_eq!((error.kind(), other.asked()), (io::ErrorKind::UnexpectedEof, 3));
 }

@@ -7,20 +7,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::RepositoryName;
 use proto::agent::{JobOrigin, Repository as Location};
 use proto::door::Door;
+use proto::location::Location as Site;
 
 use super::fault::{EngineError, PasswordFault, Refusal};
 use super::format::blobs::{BlobFault, Blobs};
-use super::format::files::{FileKind, Files};
+use super::format::files::{FileKind, Files, Store};
+use super::format::id::Id;
 use super::format::index::Index;
 use super::format::locks::{Access, Lock, LockFault, Me};
 use super::format::pace::Pace;
 use super::format::packs::StoreFault;
 use super::format::seal::Key;
 use super::library::{self, Opened};
-use super::remote::Remote;
+use super::remote::{OUTAGE_MAX, Remote};
 use super::snapshots::{ReferenceFault, Snapshots};
+use super::stores::store;
 use super::{Mark, SharedMeter};
 use crate::kept::Kept;
 
@@ -63,12 +67,14 @@ impl Session {
             Place::Directory { path, .. } if Door::is(&at.path) => mark.permits.repository(path, true)?,
             // Asked before, whatever the operation is.
             Place::Directory { .. } => {}
-            Place::Served(remote) => mark.permits.served(remote.name())?,
+            // Its administrator has an entry for it.
+            Place::Stored { .. } => {}
+            Place::Served(_, name) => mark.permits.served(name)?,
         }
         if access == Access::Alone
-            && let Place::Served(remote) = &place
+            && let Place::Served(remote, _) = &place
         {
-            return Err(EngineError::refused(&remote.place(), Refusal::NotAlone));
+            return Err(EngineError::refused(remote.place(), Refusal::NotAlone));
         }
         let repository = place.open(make, meter)?;
         let (path, files) = (place.path(), Arc::new(place.files()));
@@ -76,7 +82,7 @@ impl Session {
         let key = Key::new(&repository.key()).ok_or_else(broken)?;
         let mut old_lock = match &place {
             Place::Directory { path, .. } => old_lock(path, access, meter)?,
-            Place::Served(_) => None,
+            Place::Stored { .. } | Place::Served(..) => None,
         };
         let me =
             Me { host: mark.origin.host.to_string(), what: format!("{}, job {}", mark.origin.product, mark.job) };
@@ -163,8 +169,17 @@ pub(super) enum Place {
         /// The password is the agent's to make.
         own: bool,
     },
+    /// With a storage that this host is let in to.
+    Stored {
+        store: Arc<dyn Store>,
+        /// How people call it.
+        path: PathBuf,
+        password: PathBuf,
+        /// The password is the agent's to make.
+        own: bool,
+    },
     /// With another host.
-    Served(Arc<Remote>),
+    Served(Arc<Remote>, RepositoryName),
 }
 
 impl Place {
@@ -173,22 +188,36 @@ impl Place {
             let door: Door = at.path.parse().map_err(|_| EngineError::Door)?;
             let kept = Kept::read(state, &door.repository)?;
             return Ok(match kept.filter(|kept| kept.host == door.host) {
-                Some(kept) => Self::kept(state, &kept),
-                None => Place::Served(Arc::new(Remote::new(state, door, meter))),
+                Some(kept) => Self::kept(state, &kept, meter)?,
+                None => Place::Served(Arc::new(Remote::new(state, &door, meter)), door.repository),
             });
         }
         let path = PathBuf::from(&at.path);
-        if !path.is_absolute() {
+        let Ok(location) = at.path.parse::<Site>() else {
             return Err(EngineError::refused(&path, Refusal::RepositoryNotAbsolute));
-        }
+        };
         let own = || state.join("repository.password");
         let password = at.password_file.as_ref().map_or_else(own, PathBuf::from);
-        Ok(Place::Directory { path, password, own: at.password_file.is_none() })
+        Self::located(state, &location, password, at.password_file.is_none(), meter)
     }
 
     /// One that this host serves.
-    pub(super) fn kept(state: &Path, kept: &Kept) -> Self {
-        Place::Directory { path: kept.path.clone(), password: Kept::password_file(state, &kept.name), own: true }
+    pub(super) fn kept(state: &Path, kept: &Kept, meter: &SharedMeter) -> Result<Self, EngineError> {
+        Self::located(state, &kept.location(), Kept::password_file(state, &kept.name), true, meter)
+    }
+
+    fn located(
+        state: &Path,
+        at: &Site,
+        password: PathBuf,
+        own: bool,
+        meter: &SharedMeter,
+    ) -> Result<Self, EngineError> {
+        if let Site::Directory(path) = at {
+            return Ok(Place::Directory { path: path.into(), password, own });
+        }
+        let store = store(state, at, meter, OUTAGE_MAX)?;
+        Ok(Place::Stored { store, path: at.to_string().into(), password, own })
     }
 
     /// The repository as the library has it. One in a directory is made if it is not there, and if it may be.
@@ -204,25 +233,35 @@ impl Place {
                 meter.say("opening the repository");
                 library::open(path, password(file, false)?, meter)
             }
-            Place::Served(remote) => {
+            Place::Stored { store, path, password: file, own } => {
+                meter.say("opening the repository");
+                if make {
+                    library::make_store(path, store, &password(file, *own)?, meter)?;
+                } else if !store.is_there(FileKind::Config, &Id::of(&[])) {
+                    return Err(EngineError::NoRepository(path.clone()));
+                }
+                library::open_store(path, store.clone(), true, password(file, false)?, meter)
+            }
+            Place::Served(remote, _) => {
                 meter.say("opening the repository");
                 let password = remote.password()?;
-                library::open_store(&remote.place(), remote.clone(), password, meter)
+                library::open_store(remote.place(), remote.clone(), false, password, meter)
             }
         }
     }
 
     fn path(&self) -> PathBuf {
         match self {
-            Place::Directory { path, .. } => path.clone(),
-            Place::Served(remote) => remote.place(),
+            Place::Directory { path, .. } | Place::Stored { path, .. } => path.clone(),
+            Place::Served(remote, _) => remote.place().to_owned(),
         }
     }
 
     fn files(&self) -> Files {
         match self {
             Place::Directory { path, .. } => Files::new(path),
-            Place::Served(remote) => Files::of(remote.clone()),
+            Place::Stored { store, .. } => Files::of(store.clone()),
+            Place::Served(remote, _) => Files::of(remote.clone()),
         }
     }
 }

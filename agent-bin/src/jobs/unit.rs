@@ -8,6 +8,7 @@ use proto::agent::{Operation, Repository, SnapshotRef};
 use proto::backup::BackupOptions;
 use proto::door::{Door, DoorKey};
 use proto::keeping::Keeping;
+use proto::location::Location;
 use proto::look::{Forget, Query};
 use proto::means::Commands;
 use proto::restore::{Over, RestoreOptions};
@@ -95,8 +96,13 @@ pub(super) fn accept(role: Role, operation: &Operation) -> Result<Repository, Jo
 
 /// Refuses what the host's administrator does not allow.
 pub(super) fn permit(permits: &Permits, operation: &Operation) -> Result<(), NotPermitted> {
-    // Of one that is served it is decided where it is known whether it lies here.
-    if let Some(repository) = operation.repository().filter(|repository| !Door::is(&repository.path)) {
+    // Of one that is served it is decided where it is known whether it lies here; and a storage elsewhere has an entry of
+    // the administrator's, or is not used.
+    let is_path = |repository: &&Repository| {
+        let is_elsewhere = repository.path.parse().is_ok_and(|location: Location| !location.is_directory());
+        !Door::is(&repository.path) && !is_elsewhere
+    };
+    if let Some(repository) = operation.repository().filter(is_path) {
         let repository = Path::new(&repository.path);
         permits.repository(repository, repository.join("config").is_file())?;
     }

@@ -2,12 +2,15 @@
 //! who were given a token.
 //!
 //! ```text
-//! listener (crosses `execve`) ──> connection.rs: TLS, who is it ──> request.rs: may it ──> shelf.rs: files
+//! listener (crosses `execve`) ──> connection.rs: TLS, who is it ──> request.rs: may it ──> shelf.rs: files of this host
+//!                                                                                        └─> far.rs: files elsewhere
 //! ```
 //! A change-over closes the gate: no further connection is taken, what was asked is answered, and whoever comes meanwhile
 //! waits in the listener's backlog for the next version.
 
 mod connection;
+mod far;
+mod fault;
 mod newcomers;
 mod request;
 mod shelf;
@@ -26,7 +29,7 @@ use proto::RepositoryName;
 use proto::keeping::Refused;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::engine::{Desk, DeskFault};
+use crate::engine::{Desk, DeskFault, EngineError};
 use crate::kept::{Kept, KeptFault};
 use crate::wire::front::{Front, FrontFault};
 use crate::wire::timed::Patience;
@@ -60,6 +63,8 @@ pub(crate) enum ServingFault {
     NotServed(RepositoryName),
     #[error(transparent)]
     Kept(#[from] KeptFault),
+    #[error(transparent)]
+    Store(#[from] EngineError),
     #[error(transparent)]
     Front(#[from] FrontFault),
 }
@@ -158,8 +163,8 @@ impl Serving {
         kept.write(&self.state)?;
         tracing::info!("repository {name}: {} grants are refused", kept.refused.len());
         let mut shelves = lock(&self.shelves);
-        if shelves.contains_key(name) {
-            shelves.insert(name.clone(), Arc::new(Shelf::new(&self.state, kept)));
+        if let Some(shelf) = shelves.get_mut(name) {
+            *shelf = Arc::new(shelf.kept_as(kept));
         }
         Ok(())
     }
@@ -174,6 +179,7 @@ impl Serving {
             return Err(ServingFault::OtherAddress { port, name, address });
         }
         Front::of(&self.state, &kept.address, port)?;
+        let shelf = Arc::new(Shelf::new(&self.state, kept.clone())?);
         let mut listeners = lock(&self.listeners);
         if let Entry::Vacant(free) = listeners.entry(port) {
             let goes_on = Arc::new(AtomicBool::new(true));
@@ -182,7 +188,6 @@ impl Serving {
             free.insert(goes_on);
         }
         drop(listeners);
-        let shelf = Arc::new(Shelf::new(&self.state, kept.clone()));
         lock(&self.shelves).insert(kept.name.clone(), shelf);
         Ok(())
     }

@@ -12,7 +12,9 @@ use base64::prelude::BASE64_STANDARD;
 use proto::HostName;
 use proto::door::{Access, Bearer, Grant};
 
-use super::shelf::{Shelf, ShelfFault};
+use super::far::Far;
+use super::fault::ShelfFault;
+use super::shelf::Shelf;
 use super::{Serving, Stream, now};
 use crate::engine::format::files::FileKind;
 use crate::engine::format::id::Id;
@@ -43,6 +45,7 @@ pub(super) enum Status {
     TooLarge,
     Unsatisfiable,
     Failed,
+    Busy,
     Full,
 }
 
@@ -59,6 +62,7 @@ impl Status {
             Status::TooLarge => "413 Content Too Large",
             Status::Unsatisfiable => "416 Range Not Satisfiable",
             Status::Failed => "500 Internal Server Error",
+            Status::Busy => "503 Service Unavailable",
             Status::Full => "507 Insufficient Storage",
         }
     }
@@ -79,6 +83,8 @@ enum Body {
     Text(&'static str, Vec<u8>),
     /// So many bytes of a file, from where it stands.
     File(File, u64),
+    /// So many bytes, of which only the number is asked for.
+    Bytes(u64),
 }
 
 impl Answer {
@@ -103,20 +109,21 @@ impl Answer {
     pub(super) fn bytes(&self) -> u64 {
         match &self.body {
             Body::Text(_, text) => text.len() as u64,
-            Body::File(_, bytes) => *bytes,
+            Body::File(_, bytes) | Body::Bytes(bytes) => *bytes,
         }
     }
 
     pub(super) fn kind(&self) -> &'static str {
         match &self.body {
             Body::Text(kind, _) => kind,
-            Body::File(..) => "application/octet-stream",
+            Body::File(..) | Body::Bytes(_) => "application/octet-stream",
         }
     }
 
     pub(super) fn write_body(self, to: &mut impl Write) -> io::Result<()> {
         match self.body {
             Body::Text(_, text) => to.write_all(&text),
+            Body::Bytes(_) => Ok(()),
             Body::File(file, bytes) => {
                 let written = io::copy(&mut file.take(bytes), to)?;
                 // The head has promised more: the connection must end.
@@ -132,6 +139,8 @@ impl From<ShelfFault> for Answer {
             ShelfFault::NotThere => Status::NotFound,
             ShelfFault::NotItsName | ShelfFault::Cut => Status::BadRequest,
             ShelfFault::NotYours | ShelfFault::TooManyLocks => Status::Forbidden,
+            ShelfFault::TooLarge => Status::TooLarge,
+            ShelfFault::Busy(_) => Status::Busy,
             ShelfFault::Io(error) => match error.kind() {
                 io::ErrorKind::NotFound => Status::NotFound,
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Status::Full,
@@ -195,7 +204,10 @@ pub(super) fn answer(
     let answer = match (method, target) {
         ("GET", Target::Password) => password(&shelf, &grant),
         ("GET", Target::List(kind)) => list(&shelf, kind, head),
-        ("GET" | "HEAD", Target::File(kind, id)) => read(&shelf, kind, &id, head),
+        ("GET" | "HEAD", Target::File(kind, id)) => match shelf.far() {
+            Some(far) => pass_on(far, kind, &id, head, method),
+            None => read(&shelf, kind, &id, head),
+        },
         ("POST", Target::File(kind, id)) => add(&shelf, &grant, caller, kind, &id, bytes, stream),
         ("DELETE", Target::File(FileKind::Lock, id)) => shelf
             .remove_lock(&id, &owner(&grant, caller))
@@ -285,6 +297,22 @@ fn read(shelf: &Shelf, kind: FileKind, id: &Id, head: &Head) -> Answer {
         Ok(_) => Answer { status: Status::Part, body: Body::File(file, length), read: false, is_let_in: false },
         Err(error) => ShelfFault::Io(error).into(),
     }
+}
+
+/// The same of a file that lies elsewhere.
+fn pass_on(far: &Far, kind: FileKind, id: &Id, head: &Head, method: &str) -> Answer {
+    const BYTES: &str = "application/octet-stream";
+    let answer = match (method, head.field("range")) {
+        ("HEAD", _) => {
+            far.bytes(kind, id).map(|bytes| Answer { body: Body::Bytes(bytes), ..Answer::with(BYTES, vec![]) })
+        }
+        (_, None) => far.whole(kind, id).map(|content| Answer::with(BYTES, content)),
+        (_, Some(range)) => far.part(kind, id, range).map(|part| match part {
+            Ok(part) => Answer { status: Status::Part, ..Answer::with(BYTES, part) },
+            Err(bytes) => Answer::refused(Status::Unsatisfiable, format!("the file has {bytes} bytes")),
+        }),
+    };
+    answer.unwrap_or_else(Answer::from)
 }
 
 fn add(

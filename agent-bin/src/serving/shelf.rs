@@ -4,60 +4,65 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
-use crate::engine::format::files::{Directory, FileFault, FileKind, Store};
+use super::far::{self, Far, OUTAGE_MAX};
+use super::fault::{LOCKS_MAX, ShelfFault};
+use crate::engine::format::files::{Directory, FileKind, Store};
 use crate::engine::format::id::Id;
-use crate::engine::{EngineError, password_of};
+use crate::engine::{EngineError, SharedMeter, password_of, store};
 use crate::kept::Kept;
 
-/// Locks that may lie in a repository; each operation has one, or two while it is refreshed.
-const LOCKS_MAX: usize = 2048;
 /// How long nobody has written to a draft that was left behind.
 const LEFT_BEHIND: Duration = Duration::from_secs(3600);
 /// Bytes that are read and written at once.
 const PIECE_BYTES: usize = 64 << 10;
-
-/// A file of the repository cannot be given or taken.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ShelfFault {
-    #[error("there is no such file")]
-    NotThere,
-    #[error("the content's SHA-256 is not the file's name")]
-    NotItsName,
-    #[error("the content ended early")]
-    Cut,
-    #[error("this lock was taken by somebody else")]
-    NotYours,
-    #[error(
-        "there are {LOCKS_MAX} locks in the repository; the media agent's next job removes those that were left behind"
-    )]
-    TooManyLocks,
-    #[error("{0}")]
-    Io(#[from] io::Error),
-}
-
-impl From<FileFault> for ShelfFault {
-    fn from(fault: FileFault) -> Self {
-        Self::Io(fault.source)
-    }
-}
 
 /// One repository.
 #[derive(Debug)]
 pub(super) struct Shelf {
     pub(super) kept: Kept,
     state: PathBuf,
-    directory: Directory,
+    lies: Lies,
+}
+
+/// Where its files are.
+#[derive(Debug, Clone)]
+pub(super) enum Lies {
+    Here(Arc<Directory>),
+    Far(Arc<Far>),
 }
 
 impl Shelf {
-    pub(super) fn new(state: &Path, kept: Kept) -> Self {
-        let directory = Directory { root: kept.path.clone() };
-        Self { kept, state: state.to_owned(), directory }
+    pub(super) fn new(state: &Path, kept: Kept) -> Result<Self, EngineError> {
+        let location = kept.location();
+        let lies = if location.is_directory() {
+            Lies::Here(Arc::new(Directory { root: kept.path.clone() }))
+        } else {
+            Lies::Far(Arc::new(Far::new(store(state, &location, &SharedMeter::default(), OUTAGE_MAX)?)))
+        };
+        Ok(Self { kept, state: state.to_owned(), lies })
+    }
+
+    /// The same files, of which something else is kept.
+    pub(super) fn kept_as(&self, kept: Kept) -> Self {
+        Self { kept, state: self.state.clone(), lies: self.lies.clone() }
+    }
+
+    /// Where its files are, if that is elsewhere.
+    pub(super) fn far(&self) -> Option<&Far> {
+        if let Lies::Far(far) = &self.lies { Some(far) } else { None }
+    }
+
+    fn store(&self) -> &dyn Store {
+        match &self.lies {
+            Lies::Here(directory) => &**directory,
+            Lies::Far(far) => &*far.store,
+        }
     }
 
     pub(super) fn password(&self) -> Result<String, EngineError> {
@@ -65,11 +70,14 @@ impl Shelf {
     }
 
     pub(super) fn list(&self, kind: FileKind) -> Result<Vec<(Id, u64)>, ShelfFault> {
-        Ok(self.directory.list(kind)?)
+        match &self.lies {
+            Lies::Here(directory) => Ok(directory.list(kind)?),
+            Lies::Far(far) => far.store.list(kind).map_err(far::fault),
+        }
     }
 
     pub(super) fn open(&self, kind: FileKind, id: &Id) -> Result<File, ShelfFault> {
-        File::open(self.directory.path(kind, id)).map_err(|error| match error.kind() {
+        File::open(self.store().path(kind, id)).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => ShelfFault::NotThere,
             _ => error.into(),
         })
@@ -78,7 +86,10 @@ impl Shelf {
     /// Takes a file whose content comes from `from`. On the disk when this returns. One that is there already, and as
     /// long, stays as it is; one of another length was damaged, and what has the right hash is put in its place.
     pub(super) fn add(&self, kind: FileKind, id: &Id, bytes: u64, from: &mut impl Read) -> Result<(), ShelfFault> {
-        let path = self.directory.path(kind, id);
+        if let Lies::Far(far) = &self.lies {
+            return far.add(kind, id, bytes, from);
+        }
+        let path = self.store().path(kind, id);
         let draft = Draft::new(&path)?;
         draft.fill(id, bytes, from)?;
         if fs::metadata(&path).is_ok_and(|there| there.len() == bytes) {
@@ -94,7 +105,7 @@ impl Shelf {
 
     /// The same of a lock, whose owner may remove it.
     pub(super) fn add_lock(&self, id: &Id, bytes: u64, from: &mut impl Read, owner: &str) -> Result<(), ShelfFault> {
-        if self.directory.list(FileKind::Lock)?.len() >= LOCKS_MAX {
+        if self.list(FileKind::Lock)?.len() >= LOCKS_MAX {
             return Err(ShelfFault::TooManyLocks);
         }
         let notes = self.kept.locks(&self.state);
@@ -112,14 +123,13 @@ impl Shelf {
     }
 
     pub(super) fn remove_lock(&self, id: &Id, owner: &str) -> Result<(), ShelfFault> {
-        let path = self.directory.path(FileKind::Lock, id);
-        if !path.exists() {
+        if !self.store().is_there(FileKind::Lock, id) {
             return Err(ShelfFault::NotThere);
         }
         let note = self.kept.locks(&self.state).join(id.to_string());
         match fs::read_to_string(&note) {
             Ok(known) if known == owner => {
-                fs::remove_file(&path)?;
+                self.store().remove(FileKind::Lock, id).map_err(far::fault)?;
                 // Without its lock a note means nothing.
                 drop(fs::remove_file(&note));
                 Ok(())
@@ -131,9 +141,10 @@ impl Shelf {
     /// Removes drafts that nobody has written to for an hour: whoever made them was killed, since every body that comes
     /// has a pace to keep. Also those of other programs that call theirs so, as restic does.
     pub(super) fn sweep(&self, now: SystemTime) {
+        let Lies::Here(root) = &self.lies else { return };
         let mut swept = 0_u32;
         for kind in FileKind::WITH_ID {
-            let directory = self.kept.path.join(kind.name());
+            let directory = root.root.join(kind.name());
             let below = entries(&directory).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
             for entry in below.flat_map(|entry| entries(&entry.path())).chain(entries(&directory)) {
                 let name = entry.file_name();
@@ -158,7 +169,7 @@ impl Shelf {
             // One that is just being made has its note first.
             let age = entry.metadata().and_then(|found| found.modified()).ok().and_then(|at| at.elapsed().ok());
             let is_old = age.is_some_and(|age| age.as_secs() > 3600);
-            if is_old && id.is_some_and(|id| !self.directory.is_there(FileKind::Lock, &id)) {
+            if is_old && id.is_some_and(|id| !self.store().is_there(FileKind::Lock, &id)) {
                 drop(fs::remove_file(entry.path()));
             }
         }
@@ -228,7 +239,7 @@ mod tests {
     fn shelf(dir: &Path) -> Shelf {
         let (state, path) = (dir.join("state"), dir.join("repository"));
         let kept = Kept::new("vault".parse().unwrap(), "m".parse().unwrap(), path, "m:7421".into(), DoorKey([0; 32]));
-        Shelf::new(&state, kept)
+        Shelf::new(&state, kept).unwrap()
     }
 
     fn names(dir: &Path) -> usize {
@@ -262,7 +273,7 @@ mod tests {
         let shelf = shelf(dir.path());
         let id = Id::of(b"content");
         shelf.add(FileKind::Pack, &id, 7, &mut &b"content"[..]).unwrap();
-        let pack = shelf.directory.path(FileKind::Pack, &id);
+        let pack = shelf.store().path(FileKind::Pack, &id);
         let below = pack.parent().unwrap();
         let drafts = [below.join(format!("{id}-tmp-7-1")), dir.path().join(format!("repository/locks/{id}-tmp-8"))];
         let mine = below.join("notes-tmp-1");

@@ -40,7 +40,7 @@ impl World {
             let path = dir.path().join(name);
             let host = "media-1".parse().unwrap();
             let kept = Kept::new(name.parse().unwrap(), host, path, address.clone(), DoorKey([key; 32]));
-            (kept.name.clone(), Arc::new(Shelf::new(&state, kept)))
+            (kept.name.clone(), Arc::new(Shelf::new(&state, kept).unwrap()))
         });
         let serving = Arc::new(Serving {
             run: dir.path().join("run"),

@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 use proto::agent::Repository;
 use proto::door::Access;
+use proto::location::Location;
 use proto::{HostName, Product, RepositoryName};
 use serde_json::{Value, json};
 
@@ -24,9 +25,8 @@ pub(super) enum RepositoryCommand {
         /// Whose media agent serves it
         #[arg(long, value_name = "HOST")]
         on: HostName,
-        /// Its directory on that host; absolute
-        #[arg(long, value_name = "DIR")]
-        path: String,
+        #[command(flatten)]
+        lies: Lies,
         /// Where agents of other hosts reach it [default: the host's name, and port 7421]
         #[arg(long, value_name = "HOST:PORT")]
         address: Option<String>,
@@ -76,6 +76,33 @@ pub(super) enum RepositoryCommand {
     Key(KeyCommand),
 }
 
+/// Where a repository lies.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Lies {
+    /// Its directory on that host; absolute
+    #[arg(long, value_name = "DIR")]
+    path: Option<String>,
+    /// In a bucket of S3 or of a server like it, `https://HOST/BUCKET/PREFIX`
+    #[arg(long, value_name = "URL")]
+    s3: Option<String>,
+    /// With a server of restic's REST protocol, `https://HOST/PATH`
+    #[arg(long, value_name = "URL")]
+    rest: Option<String>,
+}
+
+impl Lies {
+    /// As it is ordered. What the URL of a storage is not, is said here already.
+    fn text(&self) -> anyhow::Result<String> {
+        let text = match self {
+            Lies { s3: Some(url), .. } => format!("s3:{}", url.trim_start_matches("s3:")),
+            Lies { rest: Some(url), .. } => format!("rest:{}", url.trim_start_matches("rest:")),
+            Lies { path, .. } => return Ok(path.clone().unwrap_or_default()),
+        };
+        Ok(text.parse::<Location>()?.to_string())
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum TokenCommand {
     /// Print a new token
@@ -122,8 +149,8 @@ enum TokenAccess {
 
 pub(super) fn run(command: &RepositoryCommand, here: &Here) -> anyhow::Result<Done> {
     match command {
-        RepositoryCommand::Create { name, on, path, address, password_file, product, adopt, watch } => {
-            let repository = Repository { path: path.clone(), password_file: password_file.clone() };
+        RepositoryCommand::Create { name, on, lies, address, password_file, product, adopt, watch } => {
+            let repository = Repository { path: lies.text()?, password_file: password_file.clone() };
             let (name, host, product, address) = (name.clone(), on.clone(), product.clone(), address.clone());
             let order = RepositoryOrder { name, host, product, repository, address, adopt: *adopt };
             ordered(&Quick::RepositoryCreate(order), watch, here)

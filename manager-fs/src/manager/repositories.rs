@@ -245,8 +245,10 @@ mod tests {
         let nobody: HostName = "nobody".parse().unwrap();
         for (wrong, word) in [
             (order("main", &nobody, "/srv/r", None), "nobody"),
-            (order("main", &vault, "srv/r", None), "not an absolute path"),
-            (order("main", &vault, "main", None), "not an absolute path"),
+            (order("main", &vault, "srv/r", None), "no place for a repository"),
+            (order("main", &vault, "main", None), "no place for a repository"),
+            (order("main", &vault, "s3:https://h/bucket/../x", None), "none of them empty"),
+            (order("main", &vault, "rest:https://me:word@h/x", None), "no user or password"),
             (order("main", &vault, "/srv/r", Some("vault")), "HOST:PORT"),
         ] {
             let refused = fault(all.create(wrong).await.unwrap_err());

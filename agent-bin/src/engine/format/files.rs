@@ -1,5 +1,5 @@
 //! The files of a repository, and the gate through which they are changed. Where they lie is a [`Store`]'s affair: in a
-//! directory of this host ([`Directory`]), or with another host's media agent.
+//! directory of this host ([`Directory`]), with another host's media agent, or with a storage elsewhere.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -55,6 +55,14 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// How people call a file.
     fn path(&self, kind: FileKind, id: &Id) -> PathBuf;
 
+    /// Makes the place ready for a repository, where that needs anything.
+    ///
+    /// # Errors
+    /// It cannot be.
+    fn make(&self) -> Result<(), FileFault> {
+        Ok(())
+    }
+
     /// Every file of a kind, with its size in bytes.
     ///
     /// # Errors
@@ -73,10 +81,16 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// It is not there, ends before, or cannot be read.
     fn read_part(&self, kind: FileKind, id: &Id, offset: u64, length: usize) -> Result<Vec<u8>, FileFault>;
 
+    /// Bytes of a file.
+    ///
+    /// # Errors
+    /// It is not there (`NotFound`), or cannot be looked at.
+    fn bytes(&self, kind: FileKind, id: &Id) -> Result<u64, FileFault>;
+
     /// Writes a file whole, or not at all. Once this returns it survives a power cut.
     ///
     /// # Errors
-    /// The place takes nothing.
+    /// The place takes nothing; a config is there already (`AlreadyExists`), where that can be told.
     fn write(&self, kind: FileKind, id: &Id, bytes: &[u8]) -> Result<(), FileFault>;
 
     /// Removes a file; one that is not there is removed already.
@@ -241,6 +255,11 @@ impl Store for Directory {
             Ok(()) => Ok(bytes),
             Err(source) => Err(FileFault { path, source }),
         }
+    }
+
+    fn bytes(&self, kind: FileKind, id: &Id) -> Result<u64, FileFault> {
+        let path = self.path(kind, id);
+        fs::metadata(&path).map(|found| found.len()).map_err(|source| FileFault { path, source })
     }
 
     fn write(&self, kind: FileKind, id: &Id, bytes: &[u8]) -> Result<(), FileFault> {

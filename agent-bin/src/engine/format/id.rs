@@ -38,7 +38,7 @@ impl Id {
         Self(bytes)
     }
 
-    pub(super) fn as_bytes(&self) -> &[u8; 32] {
+    pub(in crate::engine) fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 }

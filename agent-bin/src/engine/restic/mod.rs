@@ -21,7 +21,7 @@ use proto::restore::RestoreOptions;
 use rustic_core::jiff;
 
 use super::compare::{Compared, Comparison, Depth, LeftOut};
-use super::fault::{EngineError, PasswordFault, Refusal};
+use super::fault::{EngineError, PasswordFault};
 use super::format::blobs::{BlobFault, Blobs};
 use super::format::files::FileKind;
 use super::format::index::BlobKind;
@@ -37,6 +37,7 @@ use super::selection::{Rules, Selection};
 use super::session::{Place, Session, keep_password, password};
 use super::snapshots::Snapshot;
 use super::source::Source;
+use super::stores;
 use super::unfinished::{OverRecord, Unfinished};
 use super::wanted::Wanted;
 use super::{BackupEngine, Desk, Mark, Onto, SampleBounds, SharedMeter, Work};
@@ -248,16 +249,15 @@ impl BackupEngine for Restic {
 
     fn serve(&self, kept: &Kept, password_file: Option<&Path>, meter: &SharedMeter) -> Result<Work, EngineError> {
         let desk = self.desk.as_ref().ok_or(EngineError::NoDesk)?;
-        if !kept.path.is_absolute() {
-            return Err(EngineError::refused(&kept.path, Refusal::RepositoryNotAbsolute));
-        }
+        // Whoever has mistyped something is told so at once.
+        stores::reach(&self.state, &kept.location(), meter)?;
         let file = Kept::password_file(&self.state, &kept.name);
         if let Some(theirs) = password_file {
             let text = password(theirs, false)?;
             let fault = |error| EngineError::Password { path: file.clone(), why: PasswordFault::Make(error) };
             keep_password(&file, &text).map_err(fault)?;
         }
-        let repository = Place::kept(&self.state, kept).open(true, meter)?;
+        let repository = Place::kept(&self.state, kept, meter)?.open(true, meter)?;
         let certificate = Some(desk.begin(kept)?);
         Ok(Work { snapshots: vec![id_of(&repository)], certificate, ..Work::default() })
     }

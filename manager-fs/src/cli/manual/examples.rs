@@ -313,6 +313,10 @@ const EXAMPLES: &[(&str, Examples)] = &[
                 "served by the media agent of vault, at vault:7421",
             ),
             (
+                "manager-fs repository create cloud --on vault --s3 https://s3.example/backups/cloud",
+                "in a bucket; storage.toml of vault says what lets that host in",
+            ),
+            (
                 "manager-fs repository create main --on vault-2 --path /srv/repository --password-file /srv/p --adopt",
                 "vault is lost, its disk in vault-2; /srv/p has what `repository key recover` printed",
             ),

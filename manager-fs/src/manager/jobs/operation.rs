@@ -1,6 +1,7 @@
 //! Which operations make sense, and which must be alone.
 
 use proto::agent::Operation;
+use proto::location::{Location, LocationFault};
 use proto::look::Query;
 use proto::means::{Commands, Pace};
 use proto::{OperationKind, RepositoryName};
@@ -17,6 +18,9 @@ pub enum OperationFault {
         /// The path as it was typed.
         path: String,
     },
+    /// A place where no repository can lie.
+    #[error(transparent)]
+    Location(#[from] LocationFault),
     /// A password for a repository whose agents are told it.
     #[error("a repository that is served has its own password, which agents are told: leave out --password-file")]
     PasswordOfServed,
@@ -50,7 +54,7 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationFault> {
         // One that is served has a name, which is told from a path by its first character.
         let is_named = repository.path.parse::<RepositoryName>().is_ok();
         match operation {
-            Operation::Serve { .. } | Operation::Unserve { .. } => absolute("repository", &repository.path)?,
+            Operation::Serve { .. } | Operation::Unserve { .. } => drop(repository.path.parse::<Location>()?),
             _ if is_named && repository.password_file.is_some() => return Err(OperationFault::PasswordOfServed),
             _ if is_named => {}
             _ => absolute("repository", &repository.path)?,
