@@ -248,15 +248,16 @@ fn restore_tests(lab: &Lab) {
     // Every pack has a byte that is another.
     let packs = fs::read_dir(lab.host.path("repository/data")).unwrap().flatten();
     let packs = packs.flat_map(|dir| fs::read_dir(dir.path()).unwrap().flatten().map(|pack| pack.path()));
-    let damage = || {
-        for pack in packs.collect::<Vec<_>>() {
-            let mut bytes = fs::read(&pack).unwrap();
-            bytes[10] ^= 1;
-            fs::remove_file(&pack).unwrap();
-            fs::write(&pack, bytes).unwrap();
+    let packs: Vec<_> = packs.map(|pack| (fs::read(&pack).unwrap(), pack)).collect();
+    let put = |flip: u8| {
+        for (bytes, pack) in &packs {
+            let mut bytes = bytes.clone();
+            bytes[10] ^= flip;
+            fs::remove_file(pack).unwrap();
+            fs::write(pack, bytes).unwrap();
         }
     };
-    damage();
+    put(1);
     let bad = test();
     assert!(bad["state"] == "failed" || bad["problems"][0].is_string(), "{bad}");
     let at_risk = until("it is at risk", || Some(row()).filter(|row| row["at_risk"] == true));
@@ -265,6 +266,7 @@ fn restore_tests(lab: &Lab) {
         risk.contains("the last restore-test")
     });
     assert!(why, "{at_risk}");
+    put(0);
     // Without the promise there is no risk.
     lab.apply(&lab.text("monthly 1 02:00", ""), &[]).expect(0);
 }

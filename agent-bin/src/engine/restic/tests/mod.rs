@@ -15,6 +15,7 @@ use super::*;
 mod company;
 mod damage;
 mod hostile;
+mod interop;
 mod looks;
 mod options;
 mod outputs;
