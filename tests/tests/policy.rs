@@ -202,7 +202,6 @@ fn what_is_not_protected_comes_first_and_jobs_go_to_groups() {
     assert!(lines[1].starts_with("host-2") && lines[1].contains("at risk: no good backup yet"), "{}", text.stdout);
     assert!(lines[2].starts_with("host-1") && lines[2].ends_with("ok"), "{}", text.stdout);
     lab.manager.run(&["host", "group", "remove", "servers", "host-2"]).expect(0);
-    restore_tests(&lab);
     until("all that is promised is kept", || (lab.manager.run(&["protection"]).code == Some(0)).then_some(()));
     assert!(lab.manager.run(&["protection"]).stderr.contains("no policy backs up host-2"));
 
@@ -224,6 +223,7 @@ fn what_is_not_protected_comes_first_and_jobs_go_to_groups() {
     lab.manager.run(&["host", "group", "add", "nobody", "host-9"]).expect(0);
     let nobody = ["job", "check", "--host", "@nobody", "--repository", &repository];
     assert!(lab.manager.run(&nobody).expect(1).stderr.contains("no host of group 'nobody' is enrolled"));
+    restore_tests(&lab);
 }
 
 /// A restore test really restores, leaves nothing, and puts its source at risk when the repository is damaged.
