@@ -18,6 +18,7 @@ pub mod net;
 pub(crate) mod patch;
 mod sync;
 mod sys;
+pub(crate) mod units;
 pub mod version;
 
 // As the targets of `tests/fuzz` call this crate.

@@ -123,6 +123,12 @@ checked_name!(
     "want 1 to 64 lowercase letters, digits, '-', starting with a letter or digit"
 );
 checked_name!(
+    /// A token of the manager's HTTP interface, or the certificate that stands for one.
+    ApiTokenName, "name of a token", 64,
+    |b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'),
+    "want 1 to 64 letters, digits, '_', '-', starting with a letter or digit"
+);
+checked_name!(
     /// A kind of operation that a program brings itself, such as `rotate`.
     OperationKind, "kind of operation", 32,
     |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-',

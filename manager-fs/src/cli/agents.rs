@@ -1,13 +1,13 @@
 //! `agents`: what runs where, and the steps by which it came there.
 
 use proto::agent::StepEvent;
-use serde_json::{Value, json};
 
 use super::client::{ask_once, unexpected};
 use super::out::{self, say};
 use super::units::{self, moment};
 use super::{Done, Here, Json};
 use crate::manager::admin::{AdminReply, AgentView, Quick};
+use crate::manager::documents::{self, AgentsDocument};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct AgentsArgs {
@@ -18,7 +18,7 @@ pub(super) struct AgentsArgs {
 pub(super) fn agents(args: &AgentsArgs, here: &Here) -> anyhow::Result<Done> {
     let AdminReply::Agents(agents) = ask_once(here, &Quick::Agents)? else { return unexpected() };
     if args.output.json {
-        out::json(&json!({ "agents": agents.iter().map(agent_json).collect::<Vec<_>>() }));
+        out::json(&documents::json(&AgentsDocument::of(&agents)));
         return Ok(Done::Clean);
     }
     for view in &agents {
@@ -41,48 +41,8 @@ pub(super) fn agents(args: &AgentsArgs, here: &Here) -> anyhow::Result<Done> {
     Ok(Done::Clean)
 }
 
-fn agent_json(view: &AgentView) -> Value {
-    let status = &view.status;
-    let change = view.last_change.last().map(|last| {
-        json!({
-            "change": last.change,
-            "from": last.from,
-            "to": last.to,
-            "ended": last.step.ends().is_some(),
-            "confirmed": last.step.ends(),
-            "steps": view.last_change.iter().map(step_json).collect::<Vec<_>>(),
-        })
-    });
-    json!({
-        "host": view.host,
-        "connected": view.connected,
-        "last_seen_unix_ms": view.last_seen,
-        "product": status.product,
-        "version": status.version,
-        "tree_id": status.tree,
-        "pid": status.pid,
-        "state": status.state,
-        "started_unix_ms": status.started_unix_ms,
-        "reason": status.reason,
-        "jobs": status.jobs,
-        "last_change": change,
-    })
-}
-
 fn state_name(view: &AgentView) -> String {
     serde_json::to_value(view.status.state).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
-/// One step, as every command prints it.
-pub(super) fn step_json(event: &StepEvent) -> Value {
-    json!({
-        "step": event.step,
-        "at_unix_ms": event.at_unix_ms,
-        "duration_us": event.duration_us,
-        "detail": event.detail,
-        "from": event.from,
-        "to": event.to,
-    })
 }
 
 /// One step, as every command tells it.

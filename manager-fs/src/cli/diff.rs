@@ -1,13 +1,13 @@
 //! `diff`: what differs between two generations.
 
 use proto::GenerationRef;
-use serde_json::{Value, json};
 
 use super::client::{ask_once, unexpected};
 use super::out::{self, note, say};
 use super::units::bytes;
 use super::{Done, Here, Json};
-use crate::manager::admin::{AdminReply, ArchitectureDiff, DiffReport, Difference, Quick};
+use crate::manager::admin::{AdminReply, DiffReport, Difference, Quick};
+use crate::manager::documents::{self, DiffDocument};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DiffArgs {
@@ -24,12 +24,7 @@ pub(super) fn diff(args: &DiffArgs, here: &Here) -> anyhow::Result<Done> {
         return unexpected();
     };
     if args.output.json {
-        out::json(&match found.as_slice() {
-            [only] => serde_json::to_value(&only.report)?,
-            several => {
-                json!({ "architectures": several.iter().map(architecture_json).collect::<Result<Vec<_>, _>>()? })
-            }
-        });
+        out::json(&documents::json(&DiffDocument::from(found)));
         return Ok(Done::Clean);
     }
     for of in &found {
@@ -39,12 +34,6 @@ pub(super) fn diff(args: &DiffArgs, here: &Here) -> anyhow::Result<Done> {
         people(&of.report);
     }
     Ok(Done::Clean)
-}
-
-fn architecture_json(of: &ArchitectureDiff) -> serde_json::Result<Value> {
-    let mut document = serde_json::to_value(&of.report)?;
-    document["architecture"] = json!(of.architecture);
-    Ok(document)
 }
 
 fn people(report: &DiffReport) {

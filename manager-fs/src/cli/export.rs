@@ -2,12 +2,12 @@
 
 use proto::name::Target;
 use proto::{GenerationRef, HostName};
-use serde_json::{Value, json};
 
 use super::client::{ask_once, unexpected};
 use super::out::{self, note};
 use super::{Done, Here, Json, near};
 use crate::manager::admin::{AdminReply, ChangedView, Quick};
+use crate::manager::documents::{self, ChangedDocument};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ExportArgs {
@@ -82,13 +82,5 @@ pub(super) fn tell_not_enrolled(hosts: &[HostName], here: &Here) {
 }
 
 fn print_changes(generation: &GenerationRef, targets: &[Target], changed: &ChangedView) {
-    let targets: Vec<Value> = targets
-        .iter()
-        .map(|target| json!({ "target": target.to_string(), "changed": changed.targets.contains(target) }))
-        .collect();
-    out::json(&json!({
-        "generation": generation.to_string(),
-        "targets": targets,
-        "not_enrolled": changed.not_enrolled,
-    }));
+    out::json(&documents::json(&ChangedDocument::of(generation, targets, changed)));
 }

@@ -2,13 +2,14 @@
 
 use proto::record::Metadata;
 use proto::{GenerationRecord, GenerationRef, Product, TreeId};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::client::{ask_once, unexpected};
 use super::out::{self, note, say};
 use super::units::{bytes, moment, ms};
 use super::{Done, Here, Json, near};
 use crate::manager::admin::{AdminReply, GenerationView, Quick};
+use crate::manager::documents::{self, GenerationsDocument, RecordDocument, ShownDocument};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct GenerationsArgs {
@@ -33,26 +34,7 @@ pub(super) fn generations(args: &GenerationsArgs, here: &Here) -> anyhow::Result
         note!("there is no generation of {product}{}", products_near(product, here)?);
     }
     if args.output.json {
-        let list: Vec<Value> = found
-            .iter()
-            .map(|view| {
-                let record = &view.record;
-                let mut document = json!({
-                    "product": record.product,
-                    "version": record.version,
-                    "sequence": record.sequence,
-                    "tree_id": record.tree,
-                    "published_unix_ms": record.published_unix_ms,
-                    "entry_count": record.metadata.entry_count,
-                    "content_bytes": record.metadata.content_bytes,
-                    "exported_to": targets(view),
-                    "attached_on": view.attached,
-                });
-                architectures(view, &mut document);
-                document
-            })
-            .collect();
-        out::json(&json!({ "generations": list }));
+        out::json(&documents::json(&GenerationsDocument::of(&found)));
         return Ok(Done::Clean);
     }
     let row = |name: String, tree: &TreeId, content: u64, published: u64, exported: String| {
@@ -84,70 +66,16 @@ pub(super) fn show(args: &ShowArgs, here: &Here) -> anyhow::Result<Done> {
         return unexpected();
     };
     if args.output.json {
-        let mut document = record_json(&view.record);
-        document["publisher"] = json!(view.publisher);
-        if let Some(adapter) = &view.adapter {
-            document["adapter"] = json!(adapter.handover);
-        }
-        if let Some(check) = &view.health_check {
-            document["health_check"] = json!(check.probe.to_string());
-        }
-        document["exported_to"] = json!(targets(&view));
-        document["attached_on"] = json!(view.attached);
-        architectures(&view, &mut document);
-        out::json(&document);
+        out::json(&documents::json(&ShownDocument::from(&view)));
     } else {
         print_people(&view);
     }
     Ok(Done::Clean)
 }
 
-/// Of a version that is published for several, all of them.
-fn architectures(view: &GenerationView, document: &mut Value) {
-    if view.others.is_empty() {
-        return;
-    }
-    let (record, metadata) = (&view.record, &view.record.metadata);
-    let own = json!({
-        "architecture": metadata.architecture,
-        "tree_id": record.tree,
-        "content_bytes": metadata.content_bytes,
-        "published_unix_ms": record.published_unix_ms,
-    });
-    let others = view.others.iter().map(|other| {
-        json!({
-            "architecture": other.architecture,
-            "tree_id": other.tree,
-            "content_bytes": other.content_bytes,
-            "published_unix_ms": other.published_unix_ms,
-        })
-    });
-    document["architectures"] = std::iter::once(own).chain(others).collect();
-}
-
 /// A record as every command prints it: flat, with `tree_id`.
 pub(super) fn record_json(record: &GenerationRecord) -> Value {
-    let metadata = &record.metadata;
-    json!({
-        "product": record.product,
-        "version": record.version,
-        "sequence": record.sequence,
-        "tree_id": record.tree,
-        "manifest_bytes": record.manifest_bytes,
-        "published_unix_ms": record.published_unix_ms,
-        "architecture": metadata.architecture,
-        "entry_point": metadata.entry_point,
-        "arguments": metadata.arguments,
-        "entry_count": metadata.entry_count,
-        "file_count": metadata.file_count,
-        "content_bytes": metadata.content_bytes,
-        "object_bytes": metadata.object_bytes,
-        "state_schemas": metadata.state_schemas,
-        "drain_deadline_ms": metadata.drain_deadline_ms,
-        "health": metadata.health,
-        "elf_files": metadata.elf_files,
-        "scripts": metadata.scripts,
-    })
+    documents::json(&RecordDocument::from(record))
 }
 
 fn targets(view: &GenerationView) -> Vec<String> {

@@ -2,12 +2,13 @@
 
 use clap::Subcommand;
 use proto::{GroupName, HostName};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::client::{ask_once, unexpected};
 use super::out::{self, say};
 use super::{Done, Here, Json, export};
 use crate::manager::admin::{AdminReply, Quick};
+use crate::manager::documents::{self, GroupChangedDocument, GroupsDocument};
 use crate::manager::labels::Selector;
 
 #[derive(Debug, Subcommand)]
@@ -92,9 +93,7 @@ fn changed(request: &Quick, group: &GroupName, output: Json, here: &Here) -> any
         export::tell_not_enrolled(&not_enrolled, here);
     } else {
         let AdminReply::Groups(groups) = ask_once(here, &Quick::Groups)? else { return unexpected() };
-        // Of a group whose last host was removed nothing may be left.
-        let hosts = groups.into_iter().find(|(name, _)| name == group).map(|(_, hosts)| hosts).unwrap_or_default();
-        out::json(&json!({ "group": group, "hosts": hosts, "not_enrolled": not_enrolled }));
+        out::json(&documents::json(&GroupChangedDocument::of(group, &groups, &not_enrolled)));
     }
     Ok(Done::Clean)
 }
@@ -106,9 +105,7 @@ fn list(output: Json, here: &Here) -> anyhow::Result<Done> {
         rules.get(group).into_iter().flatten().map(ToString::to_string).collect()
     };
     if output.json {
-        let one = |(group, hosts): &(GroupName, Vec<HostName>)| json!({ "name": group, "hosts": hosts, "rule": rule(group) });
-        let list: Vec<Value> = groups.iter().map(one).collect();
-        out::json(&json!({ "groups": list }));
+        out::json(&documents::json(&GroupsDocument::of(&groups, &rules)));
     } else {
         for (group, hosts) in groups {
             let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();

@@ -11,6 +11,7 @@ use super::out::{self, note};
 use super::units::moment;
 use super::{Done, Here, Json};
 use crate::manager::admin::{AdminReply, HOSTS_PAGE, HostFilter, HostState, HostView, Quick};
+use crate::manager::documents::{self, HostsDocument};
 use crate::manager::labels::{LabelChange, Labels, Selector};
 
 /// The words of `--only`.
@@ -95,29 +96,7 @@ pub(super) enum HostCommand {
 pub(super) fn hosts(args: &HostsArgs, here: &Here) -> anyhow::Result<Done> {
     let hosts = meant(args, here)?;
     if args.output.json {
-        let list: Vec<Value> = hosts
-            .iter()
-            .map(|host| {
-                let wrong = host.wrong_hashes.iter();
-                let wrong: Vec<Value> = wrong.map(|(at, what)| json!({ "at_unix_ms": at, "what": what })).collect();
-                json!({
-                    "name": host.name,
-                    "connected": host.connected_since.is_some(),
-                    "connected_since_unix_ms": host.connected_since,
-                    "last_seen_unix_ms": host.last_seen,
-                    "enrolled_unix_ms": host.enrolled,
-                    "certificate_expires_unix_ms": host.certificate_expires,
-                    "revoked_unix_ms": host.revoked,
-                    "groups": host.groups,
-                    "labels": shown(&host.labels),
-                    "software": host.software,
-                    "machine": host.machine,
-                    "attached": host.attached,
-                    "wrong_hashes": wrong,
-                })
-            })
-            .collect();
-        out::json(&json!({ "hosts": list }));
+        out::json(&documents::json(&HostsDocument::of(&hosts)));
         return Ok(Done::Clean);
     }
     let rows: Vec<Vec<String>> = hosts

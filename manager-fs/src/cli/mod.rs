@@ -1,11 +1,11 @@
 //! What the operator typed: one file a command. Each turns its flags into a call of the library and the result into
 //! text or JSON; none decides anything.
 //!
-//! `client` asks the manager and `daemon` this host's mount daemon; `out`, `units` and `progress` are how it
-//! looks; `manual` makes help, man pages and `docs/command-line.md` out of one source.
+//! `client` asks the manager and `daemon` this host's mount daemon; `out` and `progress` are how it looks; `manual` makes help, man pages and `docs/command-line.md` out of one source.
 
 mod adapter;
 mod agents;
+mod api_token;
 mod attach;
 mod client;
 mod completions;
@@ -46,7 +46,6 @@ mod started;
 mod status;
 mod status_text;
 mod token;
-pub(crate) mod units;
 mod unmount;
 mod upgrade;
 mod verify;
@@ -58,6 +57,7 @@ use clap::{FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Dirs, GlobalFlags};
 use crate::host::adapter::Keep;
+use crate::units;
 use out::note;
 
 /// Serves versioned executable trees to hosts, and changes their running agents' versions.
@@ -104,6 +104,9 @@ enum Command {
     Host(hosts::HostCommand),
     /// Print a one-time token that enrols a host
     Token(token::TokenArgs),
+    /// Who may use the HTTP interface and the console of the manager
+    #[command(subcommand)]
+    ApiToken(api_token::ApiTokenCommand),
     /// Enrol this host with a manager
     Enroll(enroll::EnrollArgs),
     /// Tell running agents to change over to another generation, in either direction
@@ -244,6 +247,7 @@ fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
         Command::Hosts(args) => hosts::hosts(&args, here),
         Command::Host(command) => hosts::host(&command, here),
         Command::Token(args) => token::token(&args, here),
+        Command::ApiToken(command) => api_token::run(&command, here),
         Command::Enroll(args) => enroll::enroll(&args, dirs),
         Command::Upgrade(args) => upgrade::upgrade(&args, here),
         Command::Rollout(command) => rollout::run(&command, here),

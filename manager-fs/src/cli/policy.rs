@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use proto::name::Target;
 use proto::{HostName, PolicyName};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::client::{ask_once, unexpected};
 use super::out::{self, note, say};
@@ -14,6 +14,7 @@ use super::units::{byte_count, count, moment};
 use super::{Done, Here, Json};
 use crate::manager::admin::{AdminReply, Quick};
 use crate::manager::control::jobs::JobState;
+use crate::manager::documents::{self, PoliciesDocument, PolicyDocument, PolicyRanDocument};
 use crate::manager::policy::machine::vocabulary::Task;
 use crate::manager::policy::{
     BackupForm, KeepForm, LaneView, LimitsForm, PolicyAnswer, PolicyAsk, PolicyForm, PolicyView, RunFact, TaskView,
@@ -338,10 +339,10 @@ fn apply(order: Typed, new: bool, dry_run: bool, output: Json, here: &Here) -> a
         return unexpected();
     };
     if output.json {
-        let mut document = view_json(&view);
-        document["changes"] = json!(changes);
-        document["applied"] = json!(!dry_run && !changes.is_empty());
-        out::json(&document);
+        let applied = !dry_run && !changes.is_empty();
+        let document =
+            PolicyDocument { changes: Some(changes), applied: Some(applied), ..PolicyDocument::from(view.as_ref()) };
+        out::json(&documents::json(&document));
         return Ok(Done::Clean);
     }
     changes.iter().for_each(|line| say!("{line}"));
@@ -358,7 +359,7 @@ fn apply(order: Typed, new: bool, dry_run: bool, output: Json, here: &Here) -> a
 fn list(output: Json, here: &Here) -> anyhow::Result<Done> {
     let PolicyAnswer::All(views) = answer(PolicyAsk::All, here)? else { return unexpected() };
     if output.json {
-        out::json(&json!({ "policies": views.iter().map(view_json).collect::<Vec<_>>() }));
+        out::json(&documents::json(&PoliciesDocument::of(&views)));
         return Ok(Done::Clean);
     }
     let row = |view: &PolicyView| {
@@ -384,9 +385,7 @@ fn list(output: Json, here: &Here) -> anyhow::Result<Done> {
 fn begin(ask: PolicyAsk, output: Json, here: &Here) -> anyhow::Result<Done> {
     let PolicyAnswer::Ran(jobs, not) = answer(ask, here)? else { return unexpected() };
     if output.json {
-        let jobs: Vec<Value> = jobs.iter().map(|job| json!({ "job": job.id, "host": job.host })).collect();
-        let not: Vec<Value> = not.iter().map(|(host, why)| json!({ "host": host, "reason": why })).collect();
-        out::json(&json!({ "jobs": jobs, "not_ordered": not }));
+        out::json(&documents::json(&PolicyRanDocument::of(&jobs, &not)));
     } else {
         jobs.iter().for_each(|job| say!("{} on {}", job.id, job.host));
         not.iter().for_each(|(host, why)| note!("{host}: {why}"));
@@ -445,35 +444,7 @@ fn state_of(run: &RunFact) -> String {
 }
 
 fn view_json(view: &PolicyView) -> Value {
-    let task = |task: &TaskView| {
-        json!({
-            "task": task.task, "schedule": task.schedule, "next_unix_ms": task.next, "hosts": task.hosts,
-            "running": task.running, "late": task.late, "failed": task.failed,
-        })
-    };
-    let lane = |lane: &LaneView| {
-        json!({
-            "host": lane.host, "task": lane.task, "standing": lane.standing, "next_unix_ms": lane.next,
-            "reason": lane.reason(moment), "last": lane.last.as_ref().map(run_json),
-            "good": lane.good.as_ref().map(run_json),
-        })
-    };
-    json!({
-        "policy": view.policy.name,
-        "text": view.policy.text(),
-        "created_unix_ms": view.created,
-        "paused_unix_ms": view.paused,
-        "tasks": view.tasks.iter().map(task).collect::<Vec<_>>(),
-        "hosts": view.lanes.iter().map(lane).collect::<Vec<_>>(),
-        "left_out": view.left_out,
-    })
-}
-
-fn run_json(run: &RunFact) -> Value {
-    json!({
-        "job": run.job, "due_unix_ms": run.due, "ordered_unix_ms": run.ordered, "ended_unix_ms": run.ended,
-        "state": run.state, "problems": run.problems, "first_problem": run.first_problem, "error": run.error, "snapshots": run.snapshots,
-    })
+    documents::json(&PolicyDocument::from(view))
 }
 
 #[cfg(test)]

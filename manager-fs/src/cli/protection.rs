@@ -2,15 +2,14 @@
 
 use clap::Args;
 use proto::HostName;
-use proto::message::Unix;
-use serde_json::{Value, json};
 
 use super::client::{ask_once, unexpected};
 use super::out::{self, note, say};
-use super::units::{count, moment, ms};
+use super::units::{count, moment};
 use super::{Done, Here, Json};
 use crate::manager::admin::{AdminReply, Quick};
-use crate::manager::policy::{PolicyAnswer, PolicyAsk, ProtectionRow, ProtectionView, Risk, RunFact, Why, waits_for};
+use crate::manager::documents::{self, ProtectionDocument, risk_words};
+use crate::manager::policy::{PolicyAnswer, PolicyAsk, ProtectionRow, ProtectionView, RunFact};
 
 /// Hosts without a policy that are named in a line.
 const NAMED_MAX: usize = 10;
@@ -34,7 +33,7 @@ pub(super) fn run(args: &ProtectionArgs, here: &Here) -> anyhow::Result<Done> {
         view.rows.retain(|row| !row.risks.is_empty());
     }
     if args.output.json {
-        out::json(&view_json(&view));
+        out::json(&documents::json(&ProtectionDocument::from(&view)));
     } else {
         show(&view, args.at_risk);
     }
@@ -62,7 +61,7 @@ fn show(view: &ProtectionView, only_risks: bool) {
 
 fn row(row: &ProtectionRow) -> Vec<String> {
     let at = |run: &Option<RunFact>| run.as_ref().map_or_else(|| String::from("never"), |run| moment(run.ordered));
-    let risks: Vec<String> = row.risks.iter().map(|risk| words(risk, &row.host)).collect();
+    let risks: Vec<String> = row.risks.iter().map(|risk| risk_words(risk, &row.host)).collect();
     let problems = row.backup.as_ref().map_or(0, |run| run.problems);
     let remark = match (risks.is_empty(), problems) {
         (false, _) => format!("at risk: {}", risks.join("; ")),
@@ -74,64 +73,16 @@ fn row(row: &ProtectionRow) -> Vec<String> {
     vec![host, row.source.clone(), policy, backup, verified, tested, remark]
 }
 
-fn words(risk: &Risk, host: &HostName) -> String {
-    match risk {
-        Risk::Never { task, why } => format!("no good {task} yet{}", reason(why, host)),
-        Risk::Old { task, age_ms, promised_ms, why } => {
-            format!("the last good {task} is {} old, {} promised{}", ms(*age_ms), ms(*promised_ms), reason(why, host))
-        }
-        Risk::Found { task, on, problems, first, job } => {
-            let on = on.as_ref().map_or_else(String::new, |on| format!(" on {on}"));
-            let first = first.as_ref().map_or_else(String::new, |first| format!(": {first}"));
-            format!("the last {task}{on} found {} (job {job}){first}", count(u64::from(*problems), "problem"))
-        }
-        Risk::Unproved { task, why, job } => format!("the last {task} failed (job {job}): {why}"),
-    }
-}
-
-fn reason(why: &Why, host: &HostName) -> String {
-    match why {
-        Why::Unknown => String::new(),
-        Why::Failed(error) => format!(": the last one failed, {error}"),
-        Why::Cancelled => String::from(": the last one was cancelled"),
-        Why::Waits(waits, seen) => format!(": {}", waits_for(*waits, host, *seen, moment)),
-    }
-}
-
-fn view_json(view: &ProtectionView) -> Value {
-    let run = |run: &Option<RunFact>| -> Value {
-        let at = |run: &RunFact| -> (Unix, Option<Unix>) { (run.ordered, run.ended) };
-        run.as_ref().map_or(Value::Null, |run| {
-            let (ordered, ended) = at(run);
-            json!({
-                "job": run.job, "ordered_unix_ms": ordered, "ended_unix_ms": ended, "problems": run.problems,
-                "snapshots": run.snapshots,
-            })
-        })
-    };
-    let row = |row: &ProtectionRow| {
-        json!({
-            "host": row.host, "source": row.source, "policy": row.policy, "at_risk": !row.risks.is_empty(),
-            "risks": row.risks.iter().map(|risk| words(risk, &row.host)).collect::<Vec<_>>(),
-            "rpo_ms": row.rpo_ms, "backup": run(&row.backup), "verified": run(&row.verified),
-            "restore_tested": run(&row.tested),
-        })
-    };
-    json!({
-        "at_risk": view.at_risk,
-        "sources": view.sources,
-        "rows": view.rows.iter().map(row).collect::<Vec<_>>(),
-        "without_policy": view.without_policy,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use proto::agent::JobId;
 
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::manager::control::jobs::JobState;
     use crate::manager::policy::machine::vocabulary::{Task, Waits};
+    use crate::manager::policy::{Risk, Why};
 
     fn one(risks: Vec<Risk>) -> ProtectionRow {
         let run = RunFact {
@@ -188,7 +139,7 @@ mod tests {
     #[test]
     fn the_document_says_of_each_source_what_there_is() {
         let view = ProtectionView { rows: vec![one(Vec::new())], at_risk: 0, sources: 1, without_policy: Vec::new() };
-        let document = view_json(&view);
+        let document = documents::json(&ProtectionDocument::from(&view));
         let of = &document["rows"][0];
         assert_eq!((&of["at_risk"], &of["verified"]), (&json!(false), &Value::Null));
         assert_eq!((&of["backup"]["job"], &of["backup"]["snapshots"]), (&json!(7), &json!(["abc"])));

@@ -5,7 +5,7 @@ use proto::agent::Repository;
 use proto::door::Access;
 use proto::location::Location;
 use proto::{HostName, Product, RepositoryName};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::client::{ask_once, unexpected};
 use super::job::{Watch, ordered};
@@ -14,6 +14,7 @@ use super::repository_key::{self, KeyCommand};
 use super::units::moment;
 use super::{Done, Here, Json};
 use crate::manager::admin::{AdminReply, Quick, RepositoryTokenView, RepositoryView};
+use crate::manager::documents::{self, RepositoriesDocument, RepositoryDocument, RepositoryTokensDocument};
 use crate::manager::repositories::RepositoryOrder;
 
 #[derive(Debug, Subcommand)]
@@ -159,7 +160,7 @@ pub(super) fn run(command: &RepositoryCommand, here: &Here) -> anyhow::Result<Do
         RepositoryCommand::List { output } => {
             let all = repositories(here)?;
             if output.json {
-                out::json(&json!({ "repositories": all.iter().map(document).collect::<Vec<_>>() }));
+                out::json(&documents::json(&RepositoriesDocument::of(&all)));
                 return Ok(Done::Clean);
             }
             let row = |one: &RepositoryView| {
@@ -219,7 +220,7 @@ fn pem(base64: &str) -> String {
 fn show(name: &RepositoryName, output: Json, here: &Here) -> anyhow::Result<Done> {
     let one = one(name, here)?;
     if output.json {
-        out::json(&document(&one));
+        out::json(&documents::json(&RepositoryDocument::from(&one)));
         return Ok(Done::Clean);
     }
     say!("repository {name}");
@@ -227,17 +228,6 @@ fn show(name: &RepositoryName, output: Json, here: &Here) -> anyhow::Result<Done
     say!("  lies in {}", one.path);
     say!("  is reached at {}", one.address);
     Ok(Done::Clean)
-}
-
-fn document(one: &RepositoryView) -> Value {
-    json!({
-        "repository": one.name,
-        "host": one.host,
-        "product": one.product,
-        "path": one.path,
-        "address": one.address,
-        "created_unix_ms": one.created,
-    })
 }
 
 fn token(args: &TokenArgs, here: &Here) -> anyhow::Result<Done> {
@@ -265,16 +255,7 @@ fn tokens(name: &RepositoryName, output: Json, here: &Here) -> anyhow::Result<Do
         Access::Add => "append",
     };
     if output.json {
-        let one = |one: &RepositoryTokenView| {
-            json!({
-                "id": one.id,
-                "access": word(one.access),
-                "created_unix_ms": one.created,
-                "until_unix_ms": one.until,
-                "revoked_unix_ms": one.revoked,
-            })
-        };
-        out::json(&json!({ "repository": name, "tokens": all.iter().map(one).collect::<Vec<_>>() }));
+        out::json(&documents::json(&RepositoryTokensDocument::of(name, &all)));
         return Ok(Done::Clean);
     }
     let row = |one: &RepositoryTokenView| {

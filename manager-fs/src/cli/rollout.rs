@@ -13,6 +13,7 @@ use super::out::{self, note, say};
 use super::units::{ago, count, moment};
 use super::{Done, Here, Json};
 use crate::manager::admin::{AdminEvent, AdminReply, Long, Quick};
+use crate::manager::documents::{self, RolloutDocument, RolloutsDocument};
 use crate::manager::rollout::machine::vocabulary::{Counts, Phase, State, Wish};
 use crate::manager::rollout::{RingView, RolloutView, state_words, words};
 
@@ -304,7 +305,7 @@ fn history(id: Option<RolloutId>, output: Json, here: &Here) -> anyhow::Result<D
     }
     let AdminReply::Rollouts(views) = ask_once(here, &Quick::Rollouts)? else { return unexpected() };
     if output.json {
-        out::json(&json!({ "rollouts": views.iter().map(json_of).collect::<Vec<_>>() }));
+        out::json(&documents::json(&RolloutsDocument::of(&views)));
     } else if views.is_empty() {
         note!("there is no rollout; `manager-fs rollout plan FILE` makes one");
     } else {
@@ -327,53 +328,7 @@ fn history(id: Option<RolloutId>, output: Json, here: &Here) -> anyhow::Result<D
 }
 
 fn json_of(view: &RolloutView) -> Value {
-    let rings: Vec<Value> = view.rings.iter().map(ring_json).collect();
-    let problems: Vec<Value> = view
-        .problems
-        .iter()
-        .map(|problem| {
-            json!({
-                "state": problem.state, "reason": problem.reason, "count": problem.count, "hosts": problem.hosts,
-            })
-        })
-        .collect();
-    let lines: Vec<Value> = view.lines.iter().map(|(at, text)| json!({ "at_unix_ms": at, "text": text })).collect();
-    json!({
-        "rollout": view.id.to_string(),
-        "product": view.product,
-        "version": view.version,
-        "state": view.state,
-        "since_unix_ms": view.since,
-        "planned_unix_ms": view.planned,
-        "started_unix_ms": view.started,
-        "halted": view.halted,
-        "next_unix_ms": view.next,
-        "rings": rings,
-        "jobs": { "done": view.jobs.done, "failed": view.jobs.failed },
-        "baseline": { "done": view.baseline.done, "failed": view.baseline.failed },
-        "restarts": view.restarts,
-        "problems": problems,
-        "history": lines,
-    })
-}
-
-fn ring_json(ring: &RingView) -> Value {
-    let of = &ring.hosts;
-    json!({
-        "name": ring.name,
-        "phase": ring.phase,
-        "done": ring.phase == Phase::Done,
-        "since_unix_ms": ring.since,
-        "canaries": ring.canaries,
-        "at_once": ring.in_flight,
-        "before": ring.before,
-        "window": ring.window.as_ref().map(|window| json!({ "hours": window.hours, "opens_unix_ms": window.opens })),
-        "hosts": {
-            "total": of.total(), "ready": of.ready, "away": of.away, "in_flight": of.in_flight, "good": of.good,
-            "failed": of.failed, "refused": of.refused, "silent": of.silent, "returning": of.returning,
-            "returned": of.returned, "stuck": of.stuck,
-        },
-    })
+    documents::json(&RolloutDocument::from(view))
 }
 
 #[cfg(test)]

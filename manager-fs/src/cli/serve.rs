@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use super::log::LogArgs;
 use super::out::note;
 use crate::config::Dirs;
 use crate::manager::admin::serve_admin;
+use crate::manager::http::{self, HttpOptions};
 use crate::manager::identity::HOST_CERTIFICATE_LIFETIME;
 use crate::manager::whole::{Manager, ManagerOptions};
 use crate::moments::{self, Moment};
@@ -27,6 +28,15 @@ pub(super) struct ServeArgs {
     /// Where monitoring is answered: /metrics, /healthz and /readyz by HTTP; without it nowhere
     #[arg(long, env = "MANAGER_FS_METRICS", value_name = "ADDR")]
     metrics: Option<SocketAddr>,
+    /// Where programs and browsers are answered, over TLS (docs/api.md, docs/console.md); without it nowhere
+    #[arg(long, env = "MANAGER_FS_HTTP", value_name = "ADDR")]
+    http: Option<SocketAddr>,
+    /// The certificate chain shown there, PEM [default: the manager's own, which hosts know]
+    #[arg(long, env = "MANAGER_FS_HTTP_CERTIFICATE", value_name = "FILE", requires_all = ["http", "http_key"])]
+    http_certificate: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, env = "MANAGER_FS_HTTP_KEY", value_name = "FILE", requires = "http_certificate")]
+    http_key: Option<PathBuf>,
     #[command(flatten)]
     log: LogArgs,
     /// How long the certificates of hosts are valid
@@ -62,6 +72,14 @@ async fn serve(args: &ServeArgs, dirs: &Dirs) -> anyhow::Result<()> {
         let metrics = manager.answer_monitoring(metrics).await?;
         note!("monitoring is answered at http://{metrics}/metrics");
     }
+    if let Some(address) = args.http {
+        let certificate = match (&args.http_certificate, &args.http_key) {
+            (Some(certificate), Some(key)) => Some((text_of(certificate)?, text_of(key)?)),
+            _ => None,
+        };
+        let address = http::serve(&manager, &HttpOptions { address, certificate }).await?;
+        note!("the console and the API are answered at https://{address}/");
+    }
     let in_store = listen_locally(&manager, &dirs.manager_socket_in_store())?;
     // A second way in, for commands that name no store. Another manager may have it; ours is then found by its store.
     let in_run = listen_locally(&manager, &dirs.manager_socket_in_run());
@@ -80,6 +98,10 @@ async fn serve(args: &ServeArgs, dirs: &Dirs) -> anyhow::Result<()> {
         socket.end();
     }
     Ok(())
+}
+
+fn text_of(file: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
 /// A local socket while it is served.

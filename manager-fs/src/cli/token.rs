@@ -1,12 +1,12 @@
 //! `token`: what a host needs to enrol.
 
 use proto::HostName;
-use serde_json::json;
 
 use super::client::{ask_once, unexpected};
 use super::out::{self, say};
 use super::{Done, Here, Json};
 use crate::manager::admin::{AdminReply, Quick};
+use crate::manager::documents::{self, EnrolmentDocument};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct TokenArgs {
@@ -24,7 +24,7 @@ pub(super) fn token(args: &TokenArgs, here: &Here) -> anyhow::Result<Done> {
     let request = Quick::Token { host: args.host.clone(), ttl_ms };
     let AdminReply::Token(token) = ask_once(here, &request)? else { return unexpected() };
     if args.output.json {
-        out::json(&json!({ "host": args.host, "token": token, "ttl_ms": ttl_ms }));
+        out::json(&documents::json(&EnrolmentDocument::of(&args.host, token, ttl_ms)));
     } else {
         say!("{token}");
     }

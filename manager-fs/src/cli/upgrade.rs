@@ -3,17 +3,17 @@
 use anyhow::bail;
 use proto::name::Target;
 use proto::{GenerationRef, Product};
-use serde_json::{Value, json};
 
-use super::agents::{step_json, step_line};
+use super::agents::step_line;
 use super::client::{ask, unexpected};
 use super::out::{self, note, say};
 use super::units::count;
 use super::{Done, Here, Json, rollout};
 use crate::manager::admin::{AdminEvent, AdminReply, Long, Quick};
+use crate::manager::documents::{self, UpgradeEventDocument, UpgradedDocument};
 use crate::manager::rollout::machine::vocabulary::Wish;
 use crate::manager::rollout::{Amount, Plan};
-use crate::manager::upgrade::{HostEnd, UpgradeEvent, UpgradeOrder, UpgradeReport, Verdict};
+use crate::manager::upgrade::{UpgradeEvent, UpgradeOrder, UpgradeReport, Verdict};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct UpgradeArgs {
@@ -76,17 +76,17 @@ pub(super) fn upgrade(args: &UpgradeArgs, here: &Here) -> anyhow::Result<Done> {
     let goes_on = "what was ordered goes on; `manager-fs agents` shows how it ends";
     let reply = ask(here, &Long::Upgrade(order), goes_on, |event| {
         if let AdminEvent::Upgrade(event) = event {
-            if json { out::json_line(&event_json(&event)) } else { print_event(&event) }
+            if json {
+                out::json_line(&documents::json(&UpgradeEventDocument::from(&event)))
+            } else {
+                print_event(&event)
+            }
         }
     })?;
     let AdminReply::Upgraded(report) = reply else { return unexpected() };
     let good = report.hosts.iter().filter(|end| end.verdict.is_good()).count();
     if json {
-        let hosts: Vec<Value> = report.hosts.iter().map(end_json).collect();
-        out::json_line(&json!({
-            "event": "report", "product": report.product, "version": report.version, "tree_id": report.tree,
-            "confirmed": good == report.hosts.len(), "hosts": hosts,
-        }));
+        out::json_line(&documents::json(&UpgradedDocument::from(&report)));
     } else {
         let away = away(&report);
         let later = match away {
@@ -129,34 +129,6 @@ fn as_a_rollout(args: &UpgradeArgs, order: &UpgradeOrder, here: &Here) -> anyhow
 
 fn away(report: &UpgradeReport) -> usize {
     report.hosts.iter().filter(|end| end.verdict == Verdict::Away).count()
-}
-
-fn event_json(event: &UpgradeEvent) -> Value {
-    match event {
-        UpgradeEvent::Accepted { host, change } => json!({ "event": "accepted", "host": host, "change": change }),
-        UpgradeEvent::Step { host, event } => {
-            let mut line = step_json(event);
-            line["event"] = json!("step");
-            line["host"] = json!(host);
-            line["change"] = json!(event.change);
-            line
-        }
-        UpgradeEvent::Ended(end) => {
-            let mut line = end_json(end);
-            line["event"] = json!("ended");
-            line
-        }
-    }
-}
-
-fn end_json(end: &HostEnd) -> Value {
-    json!({
-        "host": end.host,
-        "change": end.change,
-        "verdict": end.verdict,
-        "reason": end.reason,
-        "steps": end.steps.iter().map(step_json).collect::<Vec<_>>(),
-    })
 }
 
 fn print_event(event: &UpgradeEvent) {

@@ -7,6 +7,7 @@ use super::budget::BudgetError;
 use super::bundle::{BundleError, SendStartError};
 use super::connections::ConnectionError;
 use super::control::ControlError;
+use super::control::api_tokens::ApiTokenError;
 use super::control::generations::GenerationError;
 use super::control::hosts::HostError;
 use super::control::jobs::JobRecordError;
@@ -77,6 +78,9 @@ pub enum ManagerError {
     /// A job was not ordered or stopped.
     #[error(transparent)]
     Job(#[from] JobError),
+    /// A token of the HTTP interface was not given or taken back.
+    #[error(transparent)]
+    ApiToken(#[from] ApiTokenError),
     /// A repository was not ordered, or no token given.
     #[error(transparent)]
     Repositories(#[from] RepositoriesError),
@@ -162,6 +166,11 @@ impl From<ManagerError> for Fault {
                 RepositoriesError::Job(error) => of_job(error),
                 RepositoriesError::Address(_) | RepositoriesError::TooLong => Fault::BadRequest,
                 RepositoriesError::Random(_) | RepositoriesError::Grant(_) => Fault::Failed,
+            },
+            ManagerError::ApiToken(error) => match error {
+                ApiTokenError::Unknown(_) => Fault::NotFound,
+                ApiTokenError::Exists(_) | ApiTokenError::TooMany => Fault::BadRequest,
+                ApiTokenError::Control(_) => Fault::Failed,
             },
             ManagerError::Upgrade(error) => match error {
                 UpgradeError::NoEntryPoint(_) | UpgradeError::NoHosts => Fault::BadRequest,

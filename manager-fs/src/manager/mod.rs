@@ -1,7 +1,7 @@
 //! The manager's half, in the order the bytes travel: ingest, publish, store, export; then control, jobs, upgrades.
 //!
-//! Each part is a struct of the parts that it needs; `whole.rs` puts them together, and only `admin/` and the command line
-//! know the whole.
+//! Each part is a struct of the parts that it needs; `whole.rs` puts them together, and only `admin/`, `http/` and the
+//! command line know the whole.
 
 pub mod admin;
 mod admission;
@@ -11,6 +11,7 @@ mod connections;
 mod content;
 pub mod control;
 pub mod delta;
+pub(crate) mod documents;
 pub mod elf;
 mod enrolment;
 mod error;
@@ -20,6 +21,7 @@ mod exports;
 pub mod fuzzing;
 mod greeting;
 pub mod hours;
+pub mod http;
 pub mod identity;
 mod idle_work;
 pub mod ingest;

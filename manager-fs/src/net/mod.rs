@@ -24,7 +24,9 @@ pub mod unix;
 pub use answer::{Answer, Cancellation};
 pub use link::{Handler, Incoming, Link, LinkLimits, RefuseAll, start, start_with};
 pub use rustls::{ClientConfig, ServerConfig};
-pub use tls::{ServerStream, TlsIdentity, accept, client_config, connect, enrolment_config, server_config};
+pub use tls::{
+    ServerStream, TlsIdentity, accept, client_config, connect, enrolment_config, server_config, web_config,
+};
 pub use unix::{bind_unix, connect_unix, peer_is_trusted};
 
 /// A boxed future, as trait methods return it.

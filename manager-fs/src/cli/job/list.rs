@@ -6,16 +6,16 @@ use clap::{Args, ValueEnum};
 use proto::Product;
 use proto::agent::JobId;
 use proto::name::{PolicyName, Target};
-use serde_json::json;
 
 use super::super::client::{ask_once, unexpected};
 use super::super::out::{self, note};
 use super::super::units::moment;
 use super::super::{Done, Here};
-use super::show::{doing, job_json, state_name};
+use super::show::{doing, state_name};
 use crate::clock::unix_ms;
 use crate::manager::admin::{AdminReply, Quick};
 use crate::manager::control::jobs::{JobRecord, JobState};
+use crate::manager::documents::{self, JobsDocument};
 use crate::manager::jobs::{JobFilter, JobPage};
 
 /// Some of all jobs.
@@ -87,7 +87,7 @@ impl WhichJobs {
 pub(super) fn list(which: &WhichJobs, json: bool, here: &Here) -> anyhow::Result<Done> {
     let (jobs, more) = all(which.filter(), here)?;
     if json {
-        out::json(&json!({ "jobs": jobs.iter().map(job_json).collect::<Vec<_>>(), "more": more }));
+        out::json(&documents::json(&JobsDocument::of(&jobs, more)));
         return Ok(Done::Clean);
     }
     let rows: Vec<Vec<String>> = jobs

@@ -6,7 +6,6 @@ use clap::Args;
 use proto::HostName;
 use proto::agent::{HostScope, Operation};
 use proto::look::{Forget, Found, FoundEntry, FoundSnapshot, Keep, Query, SnapshotFilter};
-use serde_json::{Value, json};
 
 use super::super::out::{self, say};
 use super::super::units::{bytes, count, moment};
@@ -113,36 +112,6 @@ impl Rules {
             dry_run: self.dry_run,
             free: self.prune,
         }
-    }
-}
-
-pub(super) fn json(found: &Found) -> Value {
-    match found {
-        Found::Snapshot(FoundSnapshot { id, owner, at_unix_ms, sources, tags, files, bytes, forgotten, why }) => {
-            json!({
-                "snapshot": id,
-                "owner": owner,
-                "at_unix_ms": at_unix_ms,
-                "sources": sources,
-                "tags": tags,
-                "files": files,
-                "bytes": bytes,
-                "forgotten": forgotten,
-                "why": why,
-            })
-        }
-        Found::Entry(FoundEntry { snapshot, path, kind, mode, user, group, size, mtime_unix_ms, change }) => json!({
-            "snapshot": snapshot,
-            "path": path,
-            "kind": kind,
-            "mode": mode.map(|mode| format!("{mode:04o}")),
-            "user": user,
-            "group": group,
-            "bytes": size,
-            "mtime_unix_ms": mtime_unix_ms,
-            "change": change,
-        }),
-        Found::Content(content) => json!({ "content": String::from_utf8_lossy(content), "bytes": content.len() }),
     }
 }
 

@@ -1,18 +1,17 @@
 //! What is shown of a job: a line, a page, a JSON document.
 
-use std::collections::BTreeMap;
-
-use proto::agent::{Operation, Outcome, Progress, Summary};
+use proto::agent::{Outcome, Progress, Summary};
 use proto::backup::BackupCounts;
 use proto::look::Found;
 use proto::means::Ran;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::super::out::{self, say};
 use super::super::progress::{self, ProgressLine};
 use super::super::units::{bytes, bytes_of, count, ms};
 use super::look;
 use crate::manager::control::jobs::{JobRecord, JobState};
+use crate::manager::documents::{self, JobDocument};
 
 pub(super) fn show(line: &mut ProgressLine, progress: &Progress) {
     let task = format!("{}: {}", unit(progress), progress.activity);
@@ -26,64 +25,14 @@ fn unit(progress: &Progress) -> String {
 }
 
 pub(super) fn job_json(record: &JobRecord) -> Value {
-    let (summary, error, results) = match &record.outcome {
-        Some(
-            Outcome::Done(summary)
-            | Outcome::Cancelled(summary)
-            | Outcome::BackedUp { summary, .. }
-            | Outcome::BackedUpBy { summary, .. },
-        ) => (Some(summary), None, &[][..]),
-        Some(Outcome::OwnDone(own)) => (None, None, &own.results[..]),
-        Some(Outcome::Found { summary, .. }) => (Some(summary), None, &[][..]),
-        Some(Outcome::Failed(error)) => (None, Some(error), &[][..]),
-        None => (None, None, &[][..]),
-    };
-    let arguments: BTreeMap<_, _> = match &record.operation {
-        Operation::Own { arguments, .. } => arguments.iter().collect(),
-        _ => BTreeMap::new(),
-    };
-    let counts = record.outcome.as_ref().and_then(Outcome::counts);
-    let ran = record.outcome.as_ref().map_or(&[][..], Outcome::ran);
-    let (found, left_out) = found(record);
-    let results: Map<String, Value> =
-        results.iter().map(|finding| (finding.name.to_string(), finding.text.clone().into())).collect();
-    json!({
-        "job": record.id,
-        "host": record.host,
-        "product": record.product,
-        "operation": record.operation.kind(),
-        "policy": record.run.as_ref().map(|run| &run.policy),
-        "due_unix_ms": record.run.as_ref().map(|run| run.due),
-        "repository": record.operation.repository().map(|repository| &repository.path),
-        "arguments": arguments,
-        "state": record.state,
-        "created_unix_ms": record.created,
-        "started_unix_ms": record.started,
-        "ended_unix_ms": record.ended,
-        "progress": record.progress,
-        "waiting": record.waiting,
-        "cancel_asked": record.cancel,
-        "error": error,
-        "snapshots": summary.map_or(&[][..], |summary| &summary.snapshots),
-        "files": summary.map(|summary| summary.files),
-        "bytes": summary.map(|summary| summary.bytes),
-        "repository_bytes": summary.map(|summary| summary.repository_bytes),
-        "counts": counts,
-        "ran": ran,
-        "found": found.iter().map(look::json).collect::<Vec<_>>(),
-        "found_left_out": left_out,
-        "dry_run": dry_run(record),
-        "results": results,
-        "problems": record.outcome.as_ref().map_or(&[][..], Outcome::problems),
-        "versions": record.outcome.as_ref().map_or(&[][..], Outcome::versions),
-    })
+    documents::json(&JobDocument::from(record))
 }
 
 pub(super) fn print(record: &JobRecord, json: bool) {
     if json {
         return out::json(&job_json(record));
     }
-    let (found, left_out) = found(record);
+    let (found, left_out) = record.found();
     if let [Found::Content(_)] = found {
         // What is wanted is the file, byte for byte.
         return look::print(&record.operation, found, left_out);
@@ -108,7 +57,7 @@ pub(super) fn print(record: &JobRecord, json: bool) {
                 say!("command {command} ({moment}): {ended}, in {}", ms(*duration_ms));
                 output.iter().for_each(|line| say!("  {line}"));
             }
-            if dry_run(record) {
+            if record.is_dry_run() {
                 say!("it was a dry run: nothing is stored");
             }
             summary.snapshots.iter().for_each(|snapshot| say!("snapshot {snapshot}"));
@@ -174,26 +123,6 @@ pub(super) fn state_name(state: JobState) -> String {
         JobState::Cancelled => "cancelled",
     }
     .to_owned()
-}
-
-/// Whether it was only to say what would be done.
-fn dry_run(record: &JobRecord) -> bool {
-    match &record.operation {
-        Operation::BackupWith { options, .. } | Operation::BackupBy { options, .. } => options.dry_run,
-        Operation::Forget { order, .. } => order.dry_run,
-        Operation::RestoreSome { options, .. }
-        | Operation::RestoreOver { options, .. }
-        | Operation::RestorePaced { options, .. } => options.dry_run,
-        _ => false,
-    }
-}
-
-/// What a look at a repository found, and how much more there was.
-fn found(record: &JobRecord) -> (&[Found], u64) {
-    match &record.outcome {
-        Some(Outcome::Found { found, left_out, .. }) => (found, *left_out),
-        _ => (&[], 0),
-    }
 }
 
 /// What a backup found and stored, in two sentences.

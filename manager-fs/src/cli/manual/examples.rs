@@ -19,6 +19,7 @@ const EXAMPLES: &[(&str, Examples)] = &[
         &[
             ("manager-fs serve --store /srv/manager-fs", "serve hosts on port 7420; the store is made if need be"),
             ("manager-fs serve --listen 127.0.0.1:0", "on a free port, which STORE/address names"),
+            ("manager-fs serve --http 0.0.0.0:7443", "with the console and the API (docs/console.md, docs/api.md)"),
         ],
     ),
     (
@@ -89,6 +90,19 @@ const EXAMPLES: &[(&str, Examples)] = &[
             ("manager-fs token host-17 --ttl 1h", "valid for an hour"),
         ],
     ),
+    (
+        "api-token add",
+        &[
+            ("manager-fs api-token add on-call --role operator > token", "one line, for the console or a program"),
+            ("manager-fs api-token add board --role viewer --expires 90d", "good for three months"),
+            (
+                "manager-fs api-token add ci --role publisher --certificate ci.pem",
+                "whoever has the key of this certificate",
+            ),
+        ],
+    ),
+    ("api-token list", &[("manager-fs api-token list", "who is let in, as what, and until when")]),
+    ("api-token revoke", &[("manager-fs api-token revoke on-call", "refused from the next request on")]),
     (
         "enroll",
         &[

@@ -5,6 +5,28 @@ use super::fields::{Document, ONE};
 /// The JSON documents of these commands.
 pub(super) const DOCUMENTS: &[Document] = &[
     Document { command: "hosts", what: ONE, fields: HOSTS },
+    Document {
+        command: "api-token add",
+        what: ONE,
+        fields: &[
+            ("name", "what it is called"),
+            ("role", "viewer, operator, publisher or admin"),
+            ("ttl_ms?", "how long it is good; null: until it is taken back"),
+            ("token?", "the token; null: a certificate"),
+        ],
+    },
+    Document {
+        command: "api-token list",
+        what: ONE,
+        fields: &[
+            ("tokens[].name?", "what it is called"),
+            ("tokens[].role?", "viewer, operator, publisher or admin"),
+            ("tokens[].certificate?", "whether it is a certificate"),
+            ("tokens[].created_unix_ms?", "since when"),
+            ("tokens[].until_unix_ms?", "until when; null: until it is taken back"),
+        ],
+    },
+    Document { command: "api-token revoke", what: ONE, fields: &[("name", "which"), ("revoked", "true")] },
     Document { command: "host revoke", what: ONE, fields: &[("host", "which"), ("revoked", "true")] },
     Document { command: "host forget", what: ONE, fields: &[("host", "which"), ("forgotten", "true")] },
     Document {

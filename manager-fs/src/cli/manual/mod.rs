@@ -19,7 +19,7 @@ pub use page::markdown;
 use super::out::wrapped;
 
 /// The groups of the help, in its order. A command that stands in none is shown under [`OTHERS`].
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     (
         "The manager and its store",
         &[
@@ -43,6 +43,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ),
     ("Agents", &["launch", "rescue", "permits", "upgrade", "rollout", "agents"]),
     ("Jobs", &["policy", "protection", "job", "repository"]),
+    ("Programs and people", &["api-token"]),
     ("This program", &["demo", "completions", "man", "help"]),
 ];
 const OTHERS: &str = "More";

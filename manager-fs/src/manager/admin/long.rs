@@ -22,11 +22,30 @@ use crate::net::{Answer, NetError};
 /// Pause between two pictures of a rollout.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
 
+/// Whoever asked, while the work goes on.
+pub(crate) trait Asker: Sync {
+    /// Tells what happens meanwhile; fails when nobody is there any more.
+    fn event(&self, event: &AdminEvent) -> impl Future<Output = Result<(), NetError>> + Send;
+
+    /// Resolves when the asker has gone away.
+    fn cancelled(&self) -> impl Future<Output = ()> + Send;
+}
+
+impl Asker for Answer {
+    async fn event(&self, event: &AdminEvent) -> Result<(), NetError> {
+        Answer::event(self, event).await
+    }
+
+    async fn cancelled(&self) {
+        Answer::cancelled(self).await;
+    }
+}
+
 /// Answers one; events go before the answer.
-pub(super) async fn answer(
+pub(crate) async fn answer(
     manager: &Arc<Manager>,
     request: Long,
-    answer: &Answer,
+    answer: &impl Asker,
 ) -> Result<AdminReply, ManagerError> {
     let whole = Arc::clone(manager);
     match request {
@@ -66,7 +85,7 @@ pub(super) async fn answer(
 
 /// Runs long work on a thread of its own, passes its progress on, and stops it when the asker goes away.
 async fn work(
-    answer: &Answer,
+    answer: &impl Asker,
     work: impl FnOnce(&Reporter, &AtomicBool) -> Result<AdminReply, ManagerError> + Send + 'static,
 ) -> Result<AdminReply, ManagerError> {
     let (events, received) = mpsc::unbounded_channel();
@@ -84,7 +103,7 @@ async fn work(
     }
 }
 
-async fn wait_for_job(manager: &Manager, id: JobId, answer: &Answer) -> Result<AdminReply, ManagerError> {
+async fn wait_for_job(manager: &Manager, id: JobId, answer: &impl Asker) -> Result<AdminReply, ManagerError> {
     let host = manager.jobs.job(id).await?.host;
     let mut news = manager.news.of(&host);
     loop {
@@ -101,7 +120,7 @@ async fn wait_for_job(manager: &Manager, id: JobId, answer: &Answer) -> Result<A
 }
 
 /// Shows a rollout whenever it has changed, and at most some times a second.
-async fn watch_rollout(manager: &Manager, id: RolloutId, answer: &Answer) -> Result<AdminReply, ManagerError> {
+async fn watch_rollout(manager: &Manager, id: RolloutId, answer: &impl Asker) -> Result<AdminReply, ManagerError> {
     let Some(mut shown) = manager.rollouts.watch(id) else {
         return Ok(AdminReply::Rollout(Box::new(manager.rollouts.view(Some(id)).await?)));
     };
@@ -123,7 +142,7 @@ async fn watch_rollout(manager: &Manager, id: RolloutId, answer: &Answer) -> Res
 
 /// Sends events on while `work` goes on, and returns its result after the last of them.
 async fn pass_on<E>(
-    answer: &Answer,
+    answer: &impl Asker,
     mut received: mpsc::UnboundedReceiver<E>,
     wrap: impl Fn(E) -> AdminEvent,
     work: impl Future<Output = Result<AdminReply, ManagerError>>,

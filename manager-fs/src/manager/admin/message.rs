@@ -17,6 +17,7 @@ use proto::number::RolloutId;
 use proto::{GenerationRecord, GenerationRef, GroupName, HostName, Product, RepositoryName, TreeId, Version};
 use serde::{Deserialize, Serialize};
 
+use super::api_tokens::{ApiTokenAnswer, ApiTokenAsk};
 use super::architecture::Architecture;
 use super::diff::ArchitectureDiff;
 use super::filter::HostFilter;
@@ -205,6 +206,8 @@ pub enum Quick {
     Policy(PolicyAsk),
     /// Every rollout.
     Rollouts,
+    /// Something about tokens of the HTTP interface.
+    ApiToken(ApiTokenAsk),
 }
 
 /// What `verify --repair` takes.
@@ -307,6 +310,8 @@ pub enum AdminReply {
     Rollouts(Vec<RolloutView>),
     /// To `Policy`.
     Policy(PolicyAnswer),
+    /// To `ApiToken`.
+    ApiToken(ApiTokenAnswer),
     /// To any request: it was refused or failed, and why.
     Fault(Fault),
 }

@@ -3,12 +3,13 @@
 //! Frames and codec are those of the network. Only root and the manager's own user are heard (peer credentials), and only
 //! by a program of the same messages: both sides greet each other first (`proto::local`).
 
+mod api_tokens;
 mod architecture;
 mod catalog;
 mod diff;
 mod filter;
 mod fleet;
-mod long;
+pub(crate) mod long;
 mod message;
 mod progress;
 pub mod refusal;
@@ -33,6 +34,8 @@ use crate::version;
 use catalog::Catalog;
 use fleet::Fleet;
 
+pub(crate) use api_tokens::ApiToken;
+pub use api_tokens::{ApiTokenAnswer, ApiTokenAsk, ApiTokenView};
 pub use architecture::Architecture;
 pub use diff::{ArchitectureDiff, DiffEntry, DiffReport, Difference};
 pub use filter::{HOSTS_PAGE, HostFilter, HostState};
@@ -116,8 +119,8 @@ fn delivered(answered: Result<(), net::NetError>) {
     }
 }
 
-/// Answers what needs no more than the control state and some reading.
-async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<AdminReply, ManagerError> {
+/// Answers what needs no more than the control state and some reading, for whoever may ask it.
+pub(crate) async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<AdminReply, ManagerError> {
     let (catalog, fleet) = (Catalog(manager), Fleet(manager));
     Ok(match request {
         Quick::Generations(product) => AdminReply::Generations(catalog.generations(product.as_ref()).await?),
@@ -185,6 +188,7 @@ async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<AdminReply, M
         Quick::RolloutWish(id, wish) => shown(manager.rollouts.wish(id, wish).await)?,
         Quick::Rollout(id) => shown(manager.rollouts.view(id).await)?,
         Quick::Policy(ask) => AdminReply::Policy(manager.policies.answer(ask).await?),
+        Quick::ApiToken(ask) => AdminReply::ApiToken(api_tokens::answer(manager, ask).await?),
         Quick::Rollouts => AdminReply::Rollouts(manager.rollouts.all().await?),
     })
 }

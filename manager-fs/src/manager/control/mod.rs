@@ -28,8 +28,8 @@ pub use database::LocalStore;
 pub use observations::{HostStatus, JobSeen, LocalObservations, Noted, Observation, Observations};
 pub(crate) use rebuild::{add_record, names_without, raise_lists, raise_sequence};
 pub use state::{
-    Key, State, changes, exports, generations, groups, hosts, jobs, policies, repositories, rollouts, targets,
-    tokens, turns,
+    Key, State, api_tokens, changes, exports, generations, groups, hosts, jobs, policies, repositories, rollouts,
+    targets, tokens, turns,
 };
 
 /// The directory of the signed records in a store (`record_files.rs`).

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use proto::agent::{JobId, Operation, Outcome, Progress};
+use proto::look::Found;
 use proto::message::Unix;
 use proto::{HostName, Product};
 use serde::{Deserialize, Serialize};
@@ -71,6 +72,28 @@ pub struct JobRecord {
     /// How often the manager has sent it to the agent since it was started; at least once if it ever did. From then on
     /// an agent may be at it.
     pub sent: u32,
+}
+
+impl JobRecord {
+    /// Whether it was only to say what would be done.
+    pub fn is_dry_run(&self) -> bool {
+        match &self.operation {
+            Operation::BackupWith { options, .. } | Operation::BackupBy { options, .. } => options.dry_run,
+            Operation::Forget { order, .. } => order.dry_run,
+            Operation::RestoreSome { options, .. }
+            | Operation::RestoreOver { options, .. }
+            | Operation::RestorePaced { options, .. } => options.dry_run,
+            _ => false,
+        }
+    }
+
+    /// What a look at a repository found, and how much more there was.
+    pub fn found(&self) -> (&[Found], u64) {
+        match &self.outcome {
+            Some(Outcome::Found { found, left_out, .. }) => (found, *left_out),
+            _ => (&[], 0),
+        }
+    }
 }
 
 /// The states of a job. The last three are final.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use proto::agent::{ChangeId, JobId};
-use proto::name::Target;
+use proto::name::{ApiTokenName, Target};
 use proto::number::RolloutId;
 use proto::{GroupName, HostName, PolicyName, Product, RepositoryName, Version};
 
@@ -50,6 +50,8 @@ pub enum Key {
     Repository(RepositoryName),
     /// `grant/NAME/ID`: a token that was given for a repository, until it has ended.
     Grant(RepositoryName, String),
+    /// `api-token/NAME`: who may use the HTTP interface.
+    ApiToken(ApiTokenName),
     /// `set-aside/KEY`: that a record of an older store could not be brought over.
     SetAside(String),
 }
@@ -78,6 +80,7 @@ impl fmt::Display for Key {
             Key::Policy(name) => write!(f, "policy/{name}"),
             Key::Repository(name) => write!(f, "repository/{name}"),
             Key::Grant(name, id) => write!(f, "grant/{name}/{id}"),
+            Key::ApiToken(name) => write!(f, "api-token/{name}"),
             Key::SetAside(key) => write!(f, "set-aside/{key}"),
         }
     }
@@ -118,6 +121,7 @@ impl Key {
             ["target", product, target] => Key::Target(product.parse().ok()?, target.parse().ok()?),
             ["grant", name, id] if is_grant(id) => Key::Grant(name.parse().ok()?, (*id).to_owned()),
             ["repository", name] => Key::Repository(name.parse().ok()?),
+            ["api-token", name] => Key::ApiToken(name.parse().ok()?),
             ["rollout", id] => Key::Rollout(RolloutId(number(id)?)),
             ["policy", name] => Key::Policy(name.parse().ok()?),
             _ => return None,
@@ -171,6 +175,7 @@ mod tests {
             Key::Policy("nightly".parse().unwrap()),
             Key::Repository("vault".parse().unwrap()),
             Key::Grant("vault".parse().unwrap(), "5e".repeat(8)),
+            Key::ApiToken("on-call".parse().unwrap()),
             Key::SetAside(String::from("job/0000000000000007")),
         ];
         for key in keys {

@@ -18,6 +18,7 @@ use super::contract::{Change, ControlError, ControlStore, Entry, Expect, Revisio
 use super::ids::Ids;
 use super::observations::Observations;
 
+pub mod api_tokens;
 pub mod changes;
 pub mod exports;
 pub mod generations;

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::super::contract::{ControlError, ControlStore, Entry, Events, Revision, list_all};
 use super::super::ids::Last;
+use super::api_tokens::ApiTokenRecord;
 use super::changes::{ChangeRecord, StoredChange};
 use super::exports::Export;
 use super::generations::{Generation, GenerationHead};
@@ -183,6 +184,7 @@ pub(super) fn shows(key: &str) -> bool {
             | Key::Policy(_)
             | Key::Repository(_)
             | Key::Grant(..)
+            | Key::ApiToken(_)
             | Key::SetAside(_),
         )
         | None => false,
@@ -248,6 +250,7 @@ async fn see(store: &dyn ControlStore, entry: &Entry) -> Result<Result<Seen, Uns
         Key::Policy(_) => decode::<PolicyRecord>(entry).map(|_| Seen::Other),
         Key::Repository(_) => decode::<RepositoryRecord>(entry).map(|_| Seen::Other),
         Key::Grant(..) => decode::<GrantRecord>(entry).map(|_| Seen::Other),
+        Key::ApiToken(_) => decode::<ApiTokenRecord>(entry).map(|_| Seen::Other),
         Key::Sequence | Key::Lists => decode::<u64>(entry).map(|_| Seen::Other),
         Key::Part(..) => decode::<Vec<u8>>(entry).map(|_| Seen::Other),
         Key::SetAside(_) => {
@@ -440,6 +443,7 @@ impl Tables {
                 | Key::Policy(_)
                 | Key::Repository(_)
                 | Key::Grant(..)
+                | Key::ApiToken(_)
                 | Key::Sequence
                 | Key::Lists
                 | Key::Part(..)

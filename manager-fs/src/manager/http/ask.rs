@@ -1,0 +1,171 @@
+//! One request, taken apart: what stands in its address, its query and its body. All of it is somebody else's text, and
+//! becomes a value only through the type that it must be.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use hyper::body::Bytes;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
+
+use super::problem::Problem;
+use crate::manager::control::api_tokens::Role;
+
+/// Names and values in one query or form.
+const PAIRS_MAX: usize = 64;
+
+/// What is asked.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(super) path: Vec<(&'static str, String)>,
+    pub(super) query: Vec<(String, String)>,
+    pub(super) body: Bytes,
+    /// What whoever asks may do.
+    pub(super) role: Role,
+}
+
+impl Ask {
+    /// What stands in the place of `{name}` in the address.
+    pub(crate) fn path<T: FromStr<Err: Display>>(&self, name: &'static str) -> Result<T, Problem> {
+        let found = self.path.iter().find(|(of, _)| *of == name).map(|(_, text)| text.as_str());
+        parsed(name, found.unwrap_or_default())
+    }
+
+    /// The value of a name in the query, of which there may be one.
+    pub(crate) fn one<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Option<T>, Problem> {
+        let mut all = self.many(name)?;
+        let found = all.pop();
+        if all.is_empty() { Ok(found) } else { Err(Problem::bad_request(format!("{name} is given more than once"))) }
+    }
+
+    /// The values of a name in the query.
+    pub(crate) fn many<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Vec<T>, Problem> {
+        let named = self.query.iter().filter(|(of, _)| of == name);
+        named.map(|(_, text)| parsed(name, text)).collect()
+    }
+
+    /// Whether a name in the query is `true`.
+    pub(crate) fn flag(&self, name: &str) -> Result<bool, Problem> {
+        Ok(self.one(name)?.unwrap_or(false))
+    }
+
+    /// The body, JSON.
+    pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        serde_json::from_slice(&self.body)
+            .map_err(|error| Problem::bad_request(format!("the body is not what is wanted here: {error}")))
+    }
+}
+
+fn parsed<T: FromStr<Err: Display>>(name: &str, text: &str) -> Result<T, Problem> {
+    text.parse().map_err(|error: T::Err| Problem::bad_request(proto::text::line(&format!("{name}: {error}"), 400)))
+}
+
+/// A value that stands as text in a body.
+pub(super) fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(from: D) -> Result<T, D::Error> {
+    String::deserialize(from)?.parse().map_err(D::Error::custom)
+}
+
+/// One that may be absent.
+pub(super) fn from_text_if_any<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    let text = Option::<String>::deserialize(from)?;
+    text.map(|text| text.parse()).transpose().map_err(D::Error::custom)
+}
+
+/// A list of such.
+pub(super) fn from_texts<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(from: D) -> Result<Vec<T>, D::Error> {
+    let texts = Vec::<String>::deserialize(from)?;
+    texts.iter().map(|text| text.parse()).collect::<Result<_, _>>().map_err(D::Error::custom)
+}
+
+/// The names and values of a query or a form (`application/x-www-form-urlencoded`).
+pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, Problem> {
+    let mut pairs = Vec::new();
+    for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+        if pairs.len() == PAIRS_MAX {
+            return Err(Problem::bad_request(format!("there are more than {PAIRS_MAX} names in the query")));
+        }
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let plain = |text: &str| decoded(&text.replace('+', " "));
+        let (Some(name), Some(value)) = (plain(name), plain(value)) else {
+            return Err(Problem::bad_request("the query is no UTF-8 in percent signs"));
+        };
+        pairs.push((name, value));
+    }
+    Ok(pairs)
+}
+
+/// A text without its percent signs (RFC 3986); `None`: it has a wrong one, or is no UTF-8.
+pub(super) fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let mut digit = || char::from(rest.next()?).to_digit(16);
+            let (high, low) = (digit()?, digit()?);
+            bytes.push(u8::try_from(high * 16 + low).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// A text as a part of an address: everything but letters, digits, `-`, `.`, `_` and `~` in percent signs.
+pub(crate) fn encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
+            byte => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn of(query: &str) -> Ask {
+        Ask { path: Vec::new(), query: pairs(query).unwrap(), body: Bytes::new(), role: Role::Viewer }
+    }
+
+    #[test]
+    fn a_query_is_names_and_values_and_each_is_what_it_must_be() {
+        let ask = of("host=a&host=b&limit=7&only=&x=%40g%2B+1");
+        assert_eq!(ask.many::<proto::HostName>("host").unwrap().len(), 2);
+        assert_eq!(ask.one::<u32>("limit").unwrap(), Some(7));
+        assert_eq!(ask.one::<String>("x").unwrap().as_deref(), Some("@g+ 1"));
+        assert_eq!(ask.one::<u32>("gone").unwrap(), None);
+        for name in ["host", "x"] {
+            assert_eq!(ask.one::<u32>(name).map_err(|problem| problem.status), Err(400), "{name}");
+        }
+        assert!(ask.flag("limit").is_err(), "7 is no truth");
+        for bad in ["a=%", "a=%1", "a=%zz", "a=%ff", &"a&".repeat(65)] {
+            assert_eq!(pairs(bad).map_err(|problem| problem.status), Err(400), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_something_else_is_refused_with_the_place() {
+        let ask = Ask { body: Bytes::from_static(b"{\"a\": 1"), ..of("") };
+        let problem = ask.json::<std::collections::BTreeMap<String, u8>>().unwrap_err();
+        assert!(problem.status == 400 && problem.detail.contains("line 1 column 7"), "{problem:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_encoded_is_read_back(text in "\\PC*") {
+            prop_assert_eq!(decoded(&encoded(&text)), Some(text));
+        }
+
+        #[test]
+        fn no_query_is_too_odd_to_be_answered(text in "[a-c%&=+0-9f]{0,60}") {
+            let _ = pairs(&text);
+        }
+    }
+}

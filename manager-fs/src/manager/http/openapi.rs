@@ -1,0 +1,100 @@
+//! The description of the interface (OpenAPI 3.1), out of its routes and the types of what they take and answer.
+
+use schemars::generate::{SchemaGenerator, SchemaSettings};
+use serde_json::{Map, Value, json};
+
+use super::problem::Problem;
+use super::route::{Route, Work, name_in};
+use super::shape::{Parameter, in_path};
+
+/// The whole of it.
+pub(super) fn description(routes: &[Route]) -> Value {
+    let mut settings = SchemaSettings::draft2020_12();
+    settings.definitions_path = "/components/schemas".into();
+    settings.meta_schema = None;
+    let mut generator = settings.into_generator();
+    let mut paths = Map::new();
+    for route in routes {
+        let path = paths.entry(route.path).or_insert_with(|| json!({}));
+        path[route.method.as_str().to_ascii_lowercase()] = operation(route, &mut generator);
+    }
+    let problem = generator.subschema_for::<Problem>();
+    let schemas = generator.take_definitions(true);
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "manager-fs",
+            "version": crate::version::VERSION,
+            "description": "Everything that the manager's command line does, by HTTP. docs/api.md says how to begin.",
+            "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
+        },
+        "security": [{ "token": [] }],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "responses": {
+                "problem": {
+                    "description": "Why it was not done: the thing, the fault, and what to do",
+                    "content": { "application/problem+json": { "schema": problem } },
+                },
+            },
+            "securitySchemes": { "token": { "type": "http", "scheme": "bearer" } },
+        },
+    })
+}
+
+fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
+    let in_paths = route
+        .path
+        .split('/')
+        .filter_map(name_in)
+        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": in_path(name).schema() }));
+    let parameters: Vec<Value> = in_paths.chain(route.query.iter().map(in_query)).collect();
+    let answer = (route.answer)(generator);
+    let kind = match route.work {
+        Work::Long(_) => "text/event-stream",
+        _ => "application/json",
+    };
+    let answer = if kind == "application/json" { json!({ "schema": answer }) } else { events(&answer) };
+    let mut operation = json!({
+        "operationId": id(route),
+        "summary": route.what,
+        "description": format!("Takes the role {}.", route.role),
+        "parameters": parameters,
+        "responses": {
+            "200": { "description": "What was asked", "content": { kind: answer } },
+            "default": { "$ref": "#/components/responses/problem" },
+        },
+    });
+    if let Some(body) = route.body {
+        let schema = body(generator);
+        operation["requestBody"] =
+            json!({ "required": true, "content": { "application/json": { "schema": schema } } });
+    }
+    operation
+}
+
+/// A stream is text; what its events bear is said beside it.
+fn events(of: &schemars::Schema) -> Value {
+    json!({ "schema": { "type": "string" }, "x-event": of })
+}
+
+fn in_query(parameter: &Parameter) -> Value {
+    let one = parameter.kind.schema();
+    let schema = if parameter.many { json!({ "type": "array", "items": one, "maxItems": 64 }) } else { one };
+    json!({
+        "name": parameter.name,
+        "in": "query",
+        "description": parameter.what,
+        "required": parameter.required,
+        "schema": schema,
+    })
+}
+
+/// Such as `get_hosts_host`.
+fn id(route: &Route) -> String {
+    let parts = route.path.split('/').filter(|part| !part.is_empty() && *part != "v1");
+    let words = parts.map(|part| name_in(part).unwrap_or(part).replace(['-', '.'], "_"));
+    let method = route.method.as_str().to_ascii_lowercase();
+    std::iter::once(method).chain(words).collect::<Vec<_>>().join("_")
+}

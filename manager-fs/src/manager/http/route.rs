@@ -1,0 +1,173 @@
+//! What can be asked by HTTP: each address and method with the role that it takes, what it takes and answers, and how it
+//! becomes a command of the manager and its reply a document. No route does anything itself.
+
+use hyper::Method;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::ask::{Ask, decoded};
+use super::problem::Problem;
+use super::shape::Parameter;
+use crate::manager::admin::{AdminReply, Long, Quick};
+use crate::manager::control::api_tokens::Role;
+use crate::manager::documents;
+
+/// The form of a document.
+pub(super) type Form = fn(&mut SchemaGenerator) -> Schema;
+
+/// The manager's replies, in the order of what was asked.
+pub(super) struct Replies(std::vec::IntoIter<AdminReply>);
+
+impl Replies {
+    pub(super) fn new(all: Vec<AdminReply>) -> Self {
+        Self(all.into_iter())
+    }
+
+    /// The next one, which is made a value of the kind that was asked for.
+    pub(super) fn next<T>(&mut self, take: impl FnOnce(AdminReply) -> Option<T>) -> Result<T, Problem> {
+        self.0.next().and_then(take).ok_or_else(Problem::unexpected)
+    }
+}
+
+type ToQuick = Box<dyn Fn(&Ask) -> Result<Vec<Quick>, Problem> + Send + Sync>;
+type ToDocument = Box<dyn Fn(&Ask, Replies) -> Result<Value, Problem> + Send + Sync>;
+
+/// How it is answered.
+pub(super) enum Work {
+    /// By commands that are quick, one after the other, and a document.
+    Quick(ToQuick, ToDocument),
+    /// By one that takes its time: events, and the document in the last of them.
+    Long(fn(&Ask) -> Result<Long, Problem>),
+    /// By the description of the interface.
+    Description,
+    /// By who asks, and whom.
+    Status,
+}
+
+/// One address and method.
+pub(super) struct Route {
+    pub(super) method: Method,
+    /// With `{name}` in the places of what is asked for.
+    pub(super) path: &'static str,
+    /// What it takes at least.
+    pub(super) role: Role,
+    /// What it does, a sentence.
+    pub(super) what: &'static str,
+    pub(super) query: Vec<Parameter>,
+    pub(super) body: Option<Form>,
+    pub(super) answer: Form,
+    pub(super) work: Work,
+}
+
+fn form<D: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<D>()
+}
+
+impl Route {
+    /// One that is answered at once.
+    pub(super) fn quick<D: Serialize + JsonSchema + 'static>(
+        method: Method,
+        path: &'static str,
+        role: Role,
+        what: &'static str,
+        ask: fn(&Ask) -> Result<Vec<Quick>, Problem>,
+        answer: fn(&Ask, Replies) -> Result<D, Problem>,
+    ) -> Self {
+        let answer =
+            move |ask: &Ask, replies: Replies| answer(ask, replies).map(|document| documents::json(&document));
+        let work = Work::Quick(Box::new(ask), Box::new(answer));
+        Self { method, path, role, what, query: Vec::new(), body: None, answer: form::<D>, work }
+    }
+
+    /// One that is answered by something else than commands that are quick.
+    pub(super) fn other<D: JsonSchema>(
+        method: Method,
+        path: &'static str,
+        role: Role,
+        what: &'static str,
+        work: Work,
+    ) -> Self {
+        Self { method, path, role, what, query: Vec::new(), body: None, answer: form::<D>, work }
+    }
+
+    /// What its query may have.
+    pub(super) fn with(self, query: impl IntoIterator<Item = Parameter>) -> Self {
+        Self { query: query.into_iter().collect(), ..self }
+    }
+
+    /// That it takes a body, and which.
+    pub(super) fn takes<B: JsonSchema>(self) -> Self {
+        Self { body: Some(form::<B>), ..self }
+    }
+
+    /// What stands in the places of its names, if this path is of its form.
+    fn matches(&self, path: &str) -> Option<Vec<(&'static str, String)>> {
+        named(self.path, path)
+    }
+
+    /// The query as it may be here.
+    pub(super) fn allows(&self, query: &[(String, String)]) -> Result<(), Problem> {
+        let known = |name: &str| self.query.iter().any(|parameter| parameter.name == name);
+        if let Some((name, _)) = query.iter().find(|(name, _)| !known(name)) {
+            let names: Vec<&str> = self.query.iter().map(|parameter| parameter.name).collect();
+            let there = if names.is_empty() { String::from("there is none") } else { names.join(", ") };
+            let name = proto::text::line(name, 80);
+            return Err(Problem::bad_request(format!("nothing here is called '{name}': {there}")));
+        }
+        let missing =
+            |parameter: &&Parameter| parameter.required && !query.iter().any(|(name, _)| name == parameter.name);
+        match self.query.iter().find(missing) {
+            Some(parameter) => {
+                Err(Problem::bad_request(format!("{} is missing: {}", parameter.name, parameter.what)))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// What stands in the places of a form's names, if this path is of that form.
+pub(super) fn named(form: &'static str, path: &str) -> Option<Vec<(&'static str, String)>> {
+    let (mut wanted, mut given) = (form.split('/'), path.split('/'));
+    let mut named = Vec::new();
+    loop {
+        match (wanted.next(), given.next()) {
+            (None, None) => return Some(named),
+            (Some(wanted), Some(given)) => match name_in(wanted) {
+                Some(name) => named.push((name, decoded(given).filter(|text| !text.is_empty())?)),
+                None if wanted == given => {}
+                None => return None,
+            },
+            _ => return None,
+        }
+    }
+}
+
+/// The name that a part of a path has, such as `host` of `{host}`.
+pub(super) fn name_in(part: &str) -> Option<&str> {
+    part.strip_prefix('{')?.strip_suffix('}')
+}
+
+/// The route of a request, and what stands in the places of its names.
+pub(super) fn find<'a>(
+    routes: &'a [Route],
+    method: &Method,
+    path: &str,
+) -> Result<(&'a Route, Vec<(&'static str, String)>), Problem> {
+    // HEAD is GET without its body, which the server leaves out.
+    let method = if method == Method::HEAD { &Method::GET } else { method };
+    let mut there = Vec::new();
+    for route in routes {
+        if let Some(named) = route.matches(path) {
+            if route.method == *method {
+                return Ok((route, named));
+            }
+            there.push(route.method.to_string());
+        }
+    }
+    if there.is_empty() {
+        Err(Problem::not_found("there is nothing at this address; /v1/openapi.json says what there is"))
+    } else {
+        Err(Problem::method(there.join(", ")))
+    }
+}
