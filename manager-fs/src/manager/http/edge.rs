@@ -18,7 +18,7 @@ use super::problem::Problem;
 use super::reads::StatusDocument;
 use super::route::{self, Replies, Route, Work};
 use super::server::Peer;
-use super::{openapi, orders, reads, stream};
+use super::{members, openapi, orders, reads, stream};
 use crate::manager::admin::{self, Quick};
 use crate::manager::documents;
 use crate::manager::whole::Manager;
@@ -39,6 +39,7 @@ const JSON: &str = "application/json";
 /// What can be asked.
 pub(super) fn routes() -> Vec<Route> {
     let mut all = reads::routes();
+    all.extend(members::routes());
     all.extend(orders::routes());
     all
 }

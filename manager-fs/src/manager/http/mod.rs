@@ -3,7 +3,7 @@
 //! ```text
 //! bytes ──server──> request ──caller──> who, and which role ──route──> command ──admin──> reply ──> document, or page
 //! ```
-//! `server` bounds connections, `caller` knows who asks, `route` and what stands in `reads` and `orders` turn an address
+//! `server` bounds connections, `caller` knows who asks, `route` and what stands in `reads`, `members` and `orders` turn an address
 //! into a command of `admin` and its reply into a document; `openapi` describes just that. `console` shows the same to
 //! people. Nothing here decides anything. What it takes and answers: `docs/api.md`, `docs/console.md`.
 
@@ -12,6 +12,7 @@ mod body;
 mod caller;
 mod console;
 mod edge;
+mod members;
 mod openapi;
 mod orders;
 mod problem;

@@ -98,3 +98,38 @@ fn id(route: &Route) -> String {
     let method = route.method.as_str().to_ascii_lowercase();
     std::iter::once(method).chain(words).collect::<Vec<_>>().join("_")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::edge::routes;
+    use super::*;
+
+    #[test]
+    fn every_address_is_described_once_and_every_name_that_it_refers_to_is_there() {
+        let routes = routes();
+        let whole = description(&routes);
+        let ids: BTreeSet<String> = routes.iter().map(id).collect();
+        assert_eq!(ids.len(), routes.len(), "two have one name");
+        let described: usize =
+            whole["paths"].as_object().unwrap().values().map(|of| of.as_object().unwrap().len()).sum();
+        assert_eq!(described, routes.len());
+        let text = whole.to_string();
+        for reference in text.split("\"$ref\":\"#/").skip(1) {
+            let path = reference.split('"').next().unwrap();
+            assert!(whole.pointer(&format!("/{path}")).is_some(), "{path} is not there");
+        }
+        for (name, schema) in whole["components"]["schemas"].as_object().unwrap() {
+            assert!(schema["description"].is_string() || schema["type"] != "object", "{name} says not what it is");
+        }
+    }
+
+    #[test]
+    fn each_route_says_what_it_takes_in_its_path() {
+        for route in routes() {
+            let names = route.path.split('/').filter_map(name_in).count();
+            assert!(names < 3 && route.what.len() > 5 && !route.what.ends_with('.'), "{}", route.path);
+        }
+    }
+}

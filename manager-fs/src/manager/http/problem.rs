@@ -119,3 +119,29 @@ impl From<Fault> for Problem {
         Self::new(status, detail)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_of_the_manager_keeps_its_words_and_has_a_status() {
+        let why = || String::from("why");
+        for (fault, status, detail) in [
+            (Fault::NotFound(why()), 404, "why"),
+            (Fault::BadRequest(why()), 409, "why"),
+            (Fault::Refused(why()), 409, "refused: why"),
+            (Fault::NotExported(why()), 409, "not exported to this host: why"),
+            (Fault::Unavailable(why()), 503, "unavailable: why"),
+            (Fault::Failed(why()), 500, "why"),
+        ] {
+            let problem = Problem::from(fault);
+            assert_eq!((problem.status, problem.detail.as_str()), (status, detail));
+        }
+        let document = serde_json::to_value(Problem::method("GET, PUT".to_owned())).unwrap();
+        let wanted = serde_json::json!({
+            "title": "Method Not Allowed", "status": 405, "detail": "this address takes GET, PUT",
+        });
+        assert_eq!(document, wanted, "and nothing else");
+    }
+}

@@ -171,3 +171,49 @@ pub(super) fn find<'a>(
         Err(Problem::method(there.join(", ")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::edge::routes;
+    use super::*;
+
+    fn ask(method: &Method, path: &str) -> Result<(&'static str, Vec<String>), u16> {
+        let routes = routes();
+        let found = find(&routes, method, path).map_err(|problem| problem.status)?;
+        Ok((found.0.path, found.1.into_iter().map(|(_, text)| text).collect()))
+    }
+
+    #[test]
+    fn an_address_is_found_with_what_stands_in_it() {
+        assert_eq!(ask(&Method::GET, "/v1/hosts"), Ok(("/v1/hosts", Vec::new())));
+        assert_eq!(ask(&Method::HEAD, "/v1/hosts/a%2db"), Ok(("/v1/hosts/{host}", vec!["a-b".to_owned()])));
+        let wish = ask(&Method::POST, "/v1/rollouts/7/pause");
+        assert_eq!(wish, Ok(("/v1/rollouts/{rollout}/{wish}", vec!["7".to_owned(), "pause".to_owned()])));
+        // What is named exactly comes before what may be any name.
+        assert_eq!(ask(&Method::POST, "/v1/policies/n/runs").map(|found| found.0), Ok("/v1/policies/{policy}/runs"));
+        for (method, path, status) in [
+            (Method::GET, "/v1", 404),
+            (Method::GET, "/v1/hosts/", 404),
+            (Method::GET, "/v1/hosts/%ff", 404),
+            (Method::GET, "/v1/hosts/a/b", 404),
+            (Method::PUT, "/v1/hosts", 405),
+        ] {
+            assert_eq!(ask(&method, path), Err(status), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn a_query_has_only_what_is_known_and_all_that_is_wanted() {
+        let routes = routes();
+        let of = |path: &str, query: &[(&str, &str)]| {
+            let query: Vec<(String, String)> =
+                query.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+            find(&routes, &Method::GET, path).unwrap().0.allows(&query).map_err(|problem| problem.detail)
+        };
+        assert_eq!(of("/v1/hosts", &[("label", "site"), ("label", "!spare")]), Ok(()));
+        assert!(of("/v1/hosts", &[("lable", "site")]).unwrap_err().contains("label, only"));
+        assert!(of("/v1/groups", &[("x", "")]).unwrap_err().contains("there is none"));
+        assert_eq!(of("/v1/diff", &[("old", "p@1"), ("new", "p@2")]), Ok(()));
+        assert_eq!(of("/v1/diff", &[("old", "p@1")]), Err("new is missing: to this one".to_owned()));
+    }
+}

@@ -123,3 +123,30 @@ pub(super) fn bar(parts: &[Part], whole: u64, words: &str) -> Markup {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_anybody_calls_something_is_text() {
+        let hostile = "\"><script>alert(1)</script>";
+        let text = host_link(hostile).into_string();
+        assert!(!text.contains("<script") && text.contains("&lt;script&gt;"), "{text}");
+        assert!(text.contains("href=\"/hosts/%22%3E%3Cscript%3E"), "{text}");
+        let drawn = bar(&[Part { much: 1, class: "good" }], 2, hostile).into_string();
+        assert!(!drawn.contains("<script") && drawn.contains("width=\"50.00%\""), "{drawn}");
+        let problem = Problem::not_found(hostile);
+        assert!(!fault_page(&problem).into_string().contains("<script"));
+    }
+
+    #[test]
+    fn a_bar_of_nothing_is_empty_and_parts_follow_each_other() {
+        let none = bar(&[Part { much: 0, class: "good" }], 0, "none").into_string();
+        assert!(!none.contains("<rect"), "{none}");
+        let parts =
+            [Part { much: 1, class: "good" }, Part { much: 0, class: "warn" }, Part { much: 2, class: "bad" }];
+        let drawn = bar(&parts, 4, "3 of 4").into_string();
+        assert!(drawn.contains("class=\"bad\" x=\"25.00%\" width=\"50.00%\"") && !drawn.contains("warn"), "{drawn}");
+    }
+}
