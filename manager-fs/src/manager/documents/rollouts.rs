@@ -194,10 +194,10 @@ impl From<&RingView> for RingDocument {
             canaries: ring.canaries,
             at_once: ring.in_flight,
             before: ring.before.as_ref().map(ToString::to_string),
-            window: ring.window.as_ref().map(|window| WindowDocument {
-                hours: window.hours.to_string(),
-                opens_unix_ms: window.opens,
-            }),
+            window: ring
+                .window
+                .as_ref()
+                .map(|window| WindowDocument { hours: window.hours.clone(), opens_unix_ms: window.opens }),
             hosts: CountsDocument::from(&ring.hosts),
         }
     }
