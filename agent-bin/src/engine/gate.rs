@@ -109,6 +109,20 @@ impl WriteBackend for Gate {
 
     fn remove(&self, kind: FileType, id: &Id, cacheable: bool) -> RusticResult<()> {
         self.go_on()?;
-        self.files.remove(kind, id, cacheable)
+        match self.files.remove(kind, id, cacheable) {
+            // An index file that somebody put back names packs that an earlier prune has removed. That they are gone is what
+            // is wanted; otherwise no prune of this repository would ever come to its end again.
+            Err(error) if is_gone(&*error) => Ok(()),
+            removed => removed,
+        }
     }
+}
+
+/// Whether a file is not there, as the file system says.
+fn is_gone(error: &RusticError) -> bool {
+    let first: &(dyn std::error::Error + 'static) = error;
+    let mut causes = std::iter::successors(Some(first), |error| error.source());
+    causes.any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    })
 }

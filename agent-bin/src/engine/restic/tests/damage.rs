@@ -383,3 +383,28 @@ fn a_panic_of_the_library_ends_the_operation_with_a_name_wherever_it_comes() {
     restic(&bench, &["check", "--read-data"]);
     assert_eq!(bench.verify("latest"), Vec::<String>::new());
 }
+
+#[test]
+fn a_prune_ends_although_an_index_that_was_put_back_names_packs_that_are_gone() {
+    let bench = Bench::new();
+    let source = bench.path("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file"), noise(1, 100_000)).unwrap();
+    bench.backup(&source);
+    let index = fs::read_dir(bench.path("repo/index")).unwrap().next().unwrap().unwrap().path();
+    let kept = fs::read(&index).unwrap();
+    // Nothing names what is in these packs, and no snapshot needs it: the next prune removes them.
+    fs::remove_file(&index).unwrap();
+    for snapshot in fs::read_dir(bench.path("repo/snapshots")).unwrap() {
+        fs::remove_file(snapshot.unwrap().path()).unwrap();
+    }
+    fs::write(source.join("file"), noise(2, 100_000)).unwrap();
+    bench.backup(&source);
+    let prune = || bench.engine.reclaim(&bench.at(), &mark(false), &SharedMeter::default());
+    prune().unwrap();
+    fs::write(&index, kept).unwrap();
+    prune().unwrap();
+    prune().unwrap();
+    restic(&bench, &["check", "--read-data"]);
+    assert_eq!(bench.verify("latest"), Vec::<String>::new());
+}
