@@ -450,6 +450,7 @@ fn view_json(view: &PolicyView) -> Value {
 #[cfg(test)]
 mod tests {
     use proto::agent::JobId;
+    use serde_json::json;
 
     use super::*;
     use crate::manager::policy::machine::vocabulary::Waits;
