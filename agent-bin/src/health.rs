@@ -17,6 +17,8 @@ use rustic_core::{
     RusticResult, SnapshotOptions, WriteBackend,
 };
 
+use crate::draft;
+
 /// What is backed up and must come back.
 const SAMPLE: &[u8] = b"what is read back is what was backed up\n";
 
@@ -52,7 +54,7 @@ fn is_of_the_disk(error: &io::Error) -> bool {
 
 fn writable(state: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(state)?;
-    let probe = state.join(format!(".probe-{}", std::process::id()));
+    let probe = state.join(format!(".probe-{}", draft::mark()));
     let written = fs::write(&probe, SAMPLE);
     let removed = fs::remove_file(probe);
     // A full disk may have taken the name and not the bytes.

@@ -5,6 +5,7 @@
 //! on a local socket, changes its own version, and starts from the saved metadata alone.
 
 mod config;
+mod draft;
 mod engine;
 mod health;
 mod jobs;

@@ -26,6 +26,7 @@ use super::remote::{OUTAGE_MAX, Remote};
 use super::snapshots::{ReferenceFault, Snapshots};
 use super::stores::store;
 use super::{Mark, SharedMeter};
+use crate::draft;
 use crate::kept::Kept;
 
 /// How often it is looked whether an agent of an earlier version, which knows no locks in the repository, has ended.
@@ -345,7 +346,7 @@ pub(super) fn keep_password(path: &Path, text: &str) -> io::Result<()> {
     }
     // Whole or not at all: half a password file would lock the repository for ever. `hard_link` never replaces a file
     // that another agent of this host made meanwhile.
-    let draft = path.with_extension(format!("draft-{}", std::process::id()));
+    let draft = path.with_extension(format!("draft-{}", draft::mark()));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
     writeln!(file, "{text}")?;
     file.sync_all()?;
@@ -356,4 +357,27 @@ pub(super) fn keep_password(path: &Path, text: &str) -> io::Result<()> {
         _ => {}
     }
     path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_that_draw_a_password_at_once_agree_on_one() {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..50 {
+            let path = dir.path().join(format!("repository-{round}.password"));
+            std::thread::scope(|scope| {
+                for job in 0..4 {
+                    let path = &path;
+                    scope.spawn(move || keep_password(path, &format!("password {job}")).unwrap());
+                }
+            });
+            let text = fs::read_to_string(&path).unwrap();
+            assert!((0..4).any(|job| text == format!("password {job}\n")), "{text}");
+        }
+        let names = fs::read_dir(dir.path()).unwrap();
+        assert_eq!(names.count(), 50, "no draft is left");
+    }
 }

@@ -5,13 +5,13 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
 use super::far::{self, Far, OUTAGE_MAX};
 use super::fault::{LOCKS_MAX, ShelfFault};
+use crate::draft;
 use crate::engine::format::files::{Directory, FileKind, Store};
 use crate::engine::format::id::Id;
 use crate::engine::{EngineError, SharedMeter, password_of, store};
@@ -188,11 +188,8 @@ struct Draft {
 
 impl Draft {
     fn new(path: &Path) -> io::Result<Self> {
-        /// Of all that this process makes: a repository that is opened anew goes on counting.
-        static DRAFTS: AtomicU64 = AtomicU64::new(0);
-        let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
         let mut draft = path.as_os_str().to_owned();
-        draft.push(format!("-tmp-{}-{number}", std::process::id()));
+        draft.push(format!("-tmp-{}", draft::mark()));
         let draft = PathBuf::from(draft);
         let open = || OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft);
         let file = open().or_else(|error| match (error.kind(), path.parent()) {

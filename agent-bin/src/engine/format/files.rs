@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::id::Id;
+use crate::draft;
 
 /// Kinds of files of a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -310,7 +311,7 @@ fn files_in(directory: &Path, found: &mut Vec<(Id, u64)>) -> Result<(), FileFaul
 fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let Some(parent) = path.parent() else { return Err(io::ErrorKind::InvalidInput.into()) };
     let mut draft = path.as_os_str().to_owned();
-    draft.push(format!("-tmp-{}", std::process::id()));
+    draft.push(format!("-tmp-{}", draft::mark()));
     let draft = PathBuf::from(draft);
     let written = fill(&draft, bytes).or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => fs::create_dir_all(parent).and_then(|()| fill(&draft, bytes)),
