@@ -88,13 +88,18 @@ impl Door {
         }
     }
 
-    /// Who has this token.
-    pub(super) async fn bearer(&self, state: &State, text: &str, peer: &Peer) -> Result<Caller, Problem> {
+    /// Who has this token, and what is kept of it.
+    pub(super) async fn bearer(
+        &self,
+        state: &State,
+        text: &str,
+        peer: &Peer,
+    ) -> Result<(Caller, Credential), Problem> {
         self.may_try(peer.address)?;
         match of_token(state, text).await.map_err(Problem::from)? {
-            Some(caller) => {
+            Some(known) => {
                 peer.is_known();
-                Ok(caller)
+                Ok(known)
             }
             None => {
                 self.failed(peer.address);
@@ -107,15 +112,16 @@ impl Door {
         if let Some(said) = headers.get(AUTHORIZATION) {
             let token = said.to_str().ok().and_then(|said| said.strip_prefix("Bearer "));
             return match token {
-                Some(token) => of_token(state, token).await,
+                Some(token) => Ok(of_token(state, token).await?.map(|(caller, _)| caller)),
                 None => Ok(None),
             };
         }
         if let Some(session) = cookie(headers, SESSION_COOKIE)
-            && let Some((name, form_key)) = self.sessions.of(session)
+            && let Some((name, credential, form_key)) = self.sessions.of(session)
         {
-            // Its token may have been taken back since.
-            let record = state.api_token(&name).await?.filter(|record| record.is_good(now()));
+            // Its token may have been taken back since, and another given of the same name.
+            let is_it = |record: &ApiTokenRecord| record.credential == credential && record.is_good(now());
+            let record = state.api_token(&name).await?.filter(is_it);
             return Ok(record.map(|record| Caller {
                 name,
                 role: record.role,
@@ -152,15 +158,16 @@ fn remembered(failures: u32, since: Instant) -> u32 {
     failures.saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX))
 }
 
-/// Of IPv6 the network: one machine has as many addresses there as it likes.
+/// Of IPv6 the network: one machine has as many addresses there as it likes. Addresses of IPv4 that are written as those of
+/// IPv6, as they come to a socket of both, are not one network.
 fn whose(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
+    match address.to_canonical() {
+        IpAddr::V4(four) => IpAddr::V4(four),
         IpAddr::V6(six) => IpAddr::from((u128::from(six) >> 64 << 64).to_be_bytes()),
     }
 }
 
-async fn of_token(state: &State, text: &str) -> Result<Option<Caller>, ManagerError> {
+async fn of_token(state: &State, text: &str) -> Result<Option<(Caller, Credential)>, ManagerError> {
     let Ok(token) = text.parse::<ApiToken>() else { return Ok(None) };
     let record = state.api_token(&token.name).await?;
     // Hashes are compared in constant time, also where there is none of that name.
@@ -170,7 +177,11 @@ async fn of_token(state: &State, text: &str) -> Result<Option<Caller>, ManagerEr
     };
     let is_it = token.hash() == blake3::Hash::from_bytes(kept);
     let good = record.filter(|record| is_it && record.is_good(now()));
-    Ok(good.map(|record| Caller { name: token.name, role: record.role, by: By::Token, form_key: None }))
+    let caller = |record: ApiTokenRecord| {
+        let known = Caller { name: token.name, role: record.role, by: By::Token, form_key: None };
+        (known, record.credential)
+    };
+    Ok(good.map(caller))
 }
 
 async fn of_certificate(state: &State, shown: blake3::Hash) -> Result<Option<Caller>, ManagerError> {
@@ -212,6 +223,8 @@ mod tests {
         let of = |text: &str| whose(text.parse().unwrap());
         assert_eq!(of("2001:db8:1:2:3::4"), of("2001:db8:1:2:ffff::1"));
         assert_ne!(of("2001:db8:1:3::"), of("2001:db8:1:2::"));
+        assert_ne!(of("::ffff:10.0.0.1"), of("::ffff:10.0.0.2"), "all of IPv4 is not one network");
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"), "and one address is one, however it is written");
     }
 
     #[test]
@@ -225,3 +238,7 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+#[path = "caller_tests.rs"]
+mod door_tests;

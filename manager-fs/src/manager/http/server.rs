@@ -133,3 +133,17 @@ async fn converse<A, F>(
         tracing::debug!(%address, %error, "a connection of the HTTP interface ended");
     }
 }
+
+#[cfg(test)]
+impl Peer {
+    /// One that has just come.
+    pub(super) fn stranger(address: &str, certificate: Option<&[u8]>) -> Self {
+        let certificate = certificate.map(blake3::hash);
+        Self { address: address.parse().unwrap(), certificate, known: Arc::default() }
+    }
+
+    /// Whether it has shown who it is.
+    pub(super) fn has_shown(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
+    }
+}

@@ -2,7 +2,7 @@
 
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue, LOCATION, SET_COOKIE};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
 use super::ask::{Ask, pairs};
 use super::body::{Body, whole};
@@ -101,10 +101,15 @@ async fn form(request: Request<Incoming>) -> Result<Vec<(String, String)>, Probl
 }
 
 async fn sign_in(edge: &Edge, request: Request<Incoming>, peer: &Peer) -> Result<Response<Body>, Problem> {
+    // Another site's page signs nobody in with a token of its own, and tries none at the cost of this address.
+    if is_from_elsewhere(request.headers()) {
+        return Err(Problem::forged());
+    }
+    let before = cookie(request.headers(), SESSION_COOKIE).map(str::to_owned);
     let form = form(request).await?;
     let token = form.iter().find(|(name, _)| name == "token").map_or("", |(_, token)| token);
-    let caller = match edge.door.bearer(&edge.manager.state, token, peer).await {
-        Ok(caller) => caller,
+    let (caller, credential) = match edge.door.bearer(&edge.manager.state, token, peer).await {
+        Ok(known) => known,
         Err(problem) => {
             let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::UNAUTHORIZED);
             return Ok(html(status, console::sign_in_page(Some(&problem.detail))));
@@ -112,7 +117,12 @@ async fn sign_in(edge: &Edge, request: Request<Incoming>, peer: &Peer) -> Result
     };
     let (name, role) = (caller.name.as_str(), caller.role);
     tracing::info!(by = name, %role, "signed in at the console");
-    let session = edge.door.sessions.begin(caller.name.clone()).map_err(crate::manager::ManagerError::from)?;
+    let begun = edge.door.sessions.begin(caller.name.clone(), credential);
+    let session = begun.map_err(crate::manager::ManagerError::from)?;
+    // Whoever was signed in here before is no longer.
+    if let Some(before) = before {
+        edge.door.sessions.end(&before);
+    }
     Ok(with_cookie(to("/"), &session, ""))
 }
 
@@ -123,6 +133,11 @@ async fn sign_out(edge: &Edge, request: Request<Incoming>, peer: &Peer) -> Resul
         edge.door.sessions.end(&session);
     }
     Ok(with_cookie(to("/sign-in"), "", "; Max-Age=0"))
+}
+
+/// Whether a browser says that a page of another site made it ask.
+fn is_from_elsewhere(headers: &HeaderMap) -> bool {
+    headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
 }
 
 /// A cookie that no script reads and no other site sends.
@@ -151,4 +166,42 @@ fn to(place: &str) -> Response<Body> {
         response.headers_mut().insert(LOCATION, place);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_of_another_site_is_known_as_one() {
+        let of = |site: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(site) = site {
+                headers.insert("sec-fetch-site", site.parse().unwrap());
+            }
+            is_from_elsewhere(&headers)
+        };
+        assert!(of(Some("cross-site")) && of(Some("same-site")) && of(Some("")));
+        assert!(!of(Some("same-origin")) && !of(Some("none")) && !of(None), "programs say nothing");
+    }
+
+    #[test]
+    fn a_cookie_is_for_this_host_alone_and_one_that_ends_is_empty() {
+        let of = |response: Response<Body>| response.headers()[SET_COOKIE].to_str().unwrap().to_owned();
+        let begun = of(with_cookie(to("/"), "5ec2e7", ""));
+        assert!(begun.starts_with("__Host-manager-fs=5ec2e7; Path=/; "), "{begun}");
+        for word in ["Secure", "HttpOnly", "SameSite=Strict"] {
+            assert!(begun.split("; ").any(|part| part == word), "{begun}");
+        }
+        assert!(!begun.contains("Domain") && !begun.contains("Max-Age"), "{begun}");
+        let ended = of(with_cookie(to("/sign-in"), "", "; Max-Age=0"));
+        assert!(ended.starts_with("__Host-manager-fs=; ") && ended.ends_with("; Max-Age=0"), "{ended}");
+    }
+
+    #[test]
+    fn a_place_with_a_line_end_is_no_header() {
+        assert_eq!(to("/rollouts/7").headers()[LOCATION], "/rollouts/7");
+        let hostile = to("/\r\nset-cookie: a=b");
+        assert!(hostile.status() == 303 && hostile.headers().get(LOCATION).is_none());
+    }
 }
