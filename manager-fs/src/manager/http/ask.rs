@@ -52,7 +52,9 @@ impl Ask {
     /// The body, JSON.
     pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         serde_json::from_slice(&self.body)
-            .map_err(|error| Problem::bad_request(format!("the body is not what is wanted here: {error}")))
+            .map_err(|error| format!("the body is not what is wanted here: {error}"))
+            // It may quote the body, which may be long.
+            .map_err(|why| Problem::bad_request(proto::text::line(&why, 400)))
     }
 }
 
@@ -155,6 +157,79 @@ mod tests {
         let ask = Ask { body: Bytes::from_static(b"{\"a\": 1"), ..of("") };
         let problem = ask.json::<std::collections::BTreeMap<String, u8>>().unwrap_err();
         assert!(problem.status == 400 && problem.detail.contains("line 1 column 7"), "{problem:?}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_a_line_however_long_it_is() {
+        let long = "x".repeat(1 << 19);
+        let body = Bytes::from(format!("{{\"{long}\": true}}"));
+        let problem = Ask { body, ..of("") }.json::<std::collections::BTreeMap<String, u8>>().unwrap_err();
+        assert!(problem.detail.len() <= 400, "{}", problem.detail.len());
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Nothing {}
+        let body = Bytes::from(format!("{{\"{long}\\n\": 1}}"));
+        let problem = Ask { body, ..of("") }.json::<Nothing>().unwrap_err();
+        assert!(problem.detail.len() <= 400 && problem.detail.contains("unknown field"), "{}", problem.detail.len());
+        let problem = of(&format!("limit={long}%0a")).one::<proto::HostName>("limit").unwrap_err();
+        assert!(problem.detail.len() <= 400 && !problem.detail.contains('\n'), "{}", problem.detail);
+    }
+
+    #[test]
+    fn percent_signs_are_read_once_and_a_plus_is_a_space_in_queries_alone() {
+        assert_eq!(decoded("a%2Fb%252e+").as_deref(), Some("a/b%2e+"));
+        assert_eq!(decoded("%00%0d%0A").as_deref(), Some("\0\r\n"), "what it may be, its type decides");
+        assert_eq!(decoded("%C3%A4").as_deref(), Some("\u{e4}"));
+        for wrong in ["%c3", "%+1", "%-1", "% 1", "%1", "a%", "%\u{e4}a", "%c0%af"] {
+            assert_eq!(decoded(wrong), None, "{wrong}");
+        }
+        let read = |text: &str| pairs(text).unwrap();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(read("a=b=c&&a&=d"), [pair("a", "b=c"), pair("a", ""), pair("", "d")]);
+        assert_eq!(read("%26=%3D&+=%2b"), [pair("&", "="), pair(" ", "+")]);
+        assert_eq!(read(&"a&".repeat(PAIRS_MAX)).len(), PAIRS_MAX);
+        assert_eq!(encoded("a/../?#&=% \r\n\"<"), "a%2F..%2F%3F%23%26%3D%25%20%0D%0A%22%3C");
+    }
+
+    #[test]
+    fn what_stands_in_an_address_is_its_type_or_nothing() {
+        let path = |text: &str| Ask { path: vec![("host", text.to_owned())], ..of("") };
+        assert_eq!(path("web-1").path::<proto::HostName>("host").unwrap().as_str(), "web-1");
+        for wrong in ["..", "", "a/b", "a b", "-a", "a\n", "a\0", "<b>", &"a".repeat(300)] {
+            let problem = path(wrong).path::<proto::HostName>("host").unwrap_err();
+            assert_eq!(problem.status, 400, "{wrong}");
+            assert!(problem.detail.starts_with("host: ") && !problem.detail.contains(['\n', '\0']), "{problem:?}");
+        }
+        assert!(path("a").path::<proto::HostName>("group").is_err(), "of another name there is none");
+    }
+
+    #[test]
+    fn bodies_hold_texts_that_are_what_they_must_be() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Wanted {
+            #[serde(deserialize_with = "from_text")]
+            one: proto::GenerationRef,
+            #[serde(default, deserialize_with = "from_text_if_any")]
+            other: Option<proto::GenerationRef>,
+            #[serde(deserialize_with = "from_texts")]
+            to: Vec<proto::name::Target>,
+        }
+        let read = |body: &str| Ask { body: Bytes::from(body.to_owned()), ..of("") }.json::<Wanted>();
+        let wanted = read(r#"{"one": "p@1", "to": ["a", "@g"]}"#).unwrap();
+        assert_eq!((wanted.one.to_string(), wanted.other, wanted.to.len()), ("p@1".to_owned(), None, 2));
+        assert!(read(r#"{"one": "p@1", "other": null, "to": []}"#).unwrap().other.is_none());
+        for wrong in [
+            r#"{"one": "../x", "to": []}"#,
+            r#"{"one": 1, "to": []}"#,
+            r#"{"one": "p@1", "to": ["a", "a b"]}"#,
+            r#"{"one": "p@1", "to": "a"}"#,
+            r#"{"one": "p@1", "other": "@", "to": []}"#,
+            r#"{"one": "p@1", "one": "p@2", "to": []}"#,
+            r#"{"one": "p@1", "to": []} x"#,
+            "",
+        ] {
+            assert_eq!(read(wrong).map_err(|problem| problem.status).err(), Some(400), "{wrong}");
+        }
     }
 
     proptest! {

@@ -144,4 +144,29 @@ mod tests {
         });
         assert_eq!(document, wanted, "and nothing else");
     }
+
+    #[test]
+    fn every_problem_has_the_same_shape_and_says_what_to_do() {
+        let all = [
+            (Problem::bad_request("x"), 400, "Bad Request"),
+            (Problem::stranger("x"), 401, "Unauthorized"),
+            (Problem::forbidden(Role::Admin, Role::Viewer), 403, "Forbidden"),
+            (Problem::forged(), 403, "Forbidden"),
+            (Problem::not_found("x"), 404, "Not Found"),
+            (Problem::too_slow(), 408, "Request Timeout"),
+            (Problem::too_large(7), 413, "Payload Too Large"),
+            (Problem::too_often(6), 429, "Too Many Requests"),
+            (Problem::unexpected(), 500, "Internal Server Error"),
+            (Problem::busy(), 503, "Service Unavailable"),
+        ];
+        for (problem, status, title) in all {
+            let document = serde_json::to_value(&problem).unwrap();
+            let wanted = serde_json::json!({ "title": title, "status": status, "detail": problem.detail });
+            assert_eq!(document, wanted);
+            assert!(!problem.detail.is_empty() && problem.allow.is_none(), "{problem:?}");
+            assert_eq!(problem.retry_after.is_some(), matches!(status, 429 | 503), "{status}");
+        }
+        let forbidden = Problem::forbidden(Role::Publisher, Role::Viewer).detail;
+        assert!(forbidden.contains("takes the role publisher, and the token has viewer"), "{forbidden}");
+    }
 }

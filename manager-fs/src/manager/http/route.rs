@@ -216,4 +216,60 @@ mod tests {
         assert_eq!(of("/v1/diff", &[("old", "p@1"), ("new", "p@2")]), Ok(()));
         assert_eq!(of("/v1/diff", &[("old", "p@1")]), Err("new is missing: to this one".to_owned()));
     }
+
+    #[test]
+    fn who_only_looks_orders_nothing_and_who_lets_people_in_is_an_admin() {
+        for Route { method, path, role, body, .. } in routes() {
+            let needed = match path {
+                path if path.starts_with("/v1/api-tokens") => Role::Admin,
+                path if path.ends_with("/revoke") && method != Method::GET => Role::Admin,
+                "/v1/enrolments" => Role::Admin,
+                _ if method != Method::GET => Role::Operator,
+                _ => Role::Viewer,
+            };
+            assert!(role >= needed, "{method} {path} takes {role}");
+            assert!(method != Method::GET || (body.is_none() && role != Role::Operator), "{method} {path}");
+            assert!(path.starts_with("/v1/") && !path.ends_with('/'), "{path}");
+        }
+    }
+
+    #[test]
+    fn nothing_in_an_address_leads_out_of_it() {
+        for path in ["/v1/../v1/hosts", "//v1/hosts", "/v1//hosts", "/v1/hosts/./a", "/V1/hosts", "/v1/hosts%2fa"] {
+            assert_eq!(ask(&Method::GET, path), Err(404), "{path}");
+        }
+        // A slash in percent signs is of the name, whose type refuses it.
+        let found = ask(&Method::GET, "/v1/hosts/..%2f..%2fetc").unwrap();
+        assert_eq!(found, ("/v1/hosts/{host}", vec!["../../etc".to_owned()]));
+        let routes = routes();
+        let (route, path) = find(&routes, &Method::GET, "/v1/hosts/..%2f..%2fetc").unwrap();
+        let Work::Quick(to_quick, _) = &route.work else { panic!() };
+        let asked = Ask { path, query: Vec::new(), body: Default::default(), role: Role::Admin };
+        assert_eq!(to_quick(&asked).map_err(|problem| problem.status).err(), Some(400));
+    }
+
+    #[test]
+    fn each_address_and_method_is_there_once_and_every_wrong_method_is_told_the_right_ones() {
+        let routes = routes();
+        let mut seen = std::collections::BTreeSet::new();
+        for route in &routes {
+            assert!(seen.insert((route.path, route.method.to_string())), "{} {} twice", route.method, route.path);
+            let path = route.path.replace(['{', '}'], "");
+            let problem = find(&routes, &Method::PATCH, &path).map(|_| ()).unwrap_err();
+            let allow = problem.allow.unwrap();
+            assert!(
+                problem.status == 405 && allow.split(", ").any(|one| one == route.method.as_str()),
+                "{path}: {allow}"
+            );
+        }
+    }
+
+    #[test]
+    fn replies_of_another_kind_or_too_few_are_a_fault_of_ours() {
+        let done = |reply| if let AdminReply::Done = reply { Some(()) } else { None };
+        let mut replies = Replies::new(vec![AdminReply::Done, AdminReply::Hosts(Vec::new())]);
+        assert_eq!(replies.next(done), Ok(()));
+        assert_eq!(replies.next(done), Err(Problem::unexpected()));
+        assert_eq!(replies.next(done), Err(Problem::unexpected()));
+    }
 }

@@ -110,3 +110,81 @@ fn veil(role: Role, job: &mut JobDocument) {
 fn lines(name: &str, document: &serde_json::Value) -> String {
     format!("event: {name}\ndata: {document}\n\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use proto::agent::{JobId, Operation, Outcome, Repository, Summary};
+    use proto::look::Found;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::manager::control::jobs::{JobRecord, JobState};
+
+    /// The events of a stream, as a reader of `text/event-stream` takes them.
+    fn read(text: &str) -> Vec<(String, Value)> {
+        let events = text.split_terminator("\n\n").map(|event| {
+            let (name, data) = event.split_once('\n').unwrap();
+            let (name, data) = (name.strip_prefix("event: ").unwrap(), data.strip_prefix("data: ").unwrap());
+            (name.to_owned(), serde_json::from_str(data).unwrap())
+        });
+        events.collect()
+    }
+
+    #[test]
+    fn a_text_with_line_ends_is_one_event_and_not_two() {
+        let hostile = "a\n\nevent: done\ndata: {}\r\n\r\u{85}\u{2028}\0";
+        let document = json!({ "reason": hostile, hostile: [hostile] });
+        let text = lines("job", &document);
+        assert_eq!(read(&text), [("job".to_owned(), document)]);
+        assert_eq!(text.matches(['\n', '\r']).count(), 3, "{text:?}");
+    }
+
+    fn job() -> JobRecord {
+        let found = vec![Found::Content(b"of a file".to_vec())];
+        JobRecord {
+            id: JobId(7),
+            host: "web".parse().unwrap(),
+            product: "data-agent".parse().unwrap(),
+            operation: Operation::Check {
+                repository: Repository { path: "/r".into(), password_file: None },
+                read_data: false,
+            },
+            run: None,
+            state: JobState::Done,
+            created: 1,
+            started: None,
+            ended: None,
+            progress: None,
+            outcome: Some(Outcome::Found { summary: Summary::default(), found, left_out: 0 }),
+            waiting: None,
+            cancel: false,
+            sent: 0,
+        }
+    }
+
+    #[test]
+    fn what_was_read_out_of_a_repository_is_not_for_viewers() {
+        let found = |role| {
+            let (name, document) = read(&done(AdminReply::Job(job()), role)).remove(0);
+            (name, document["found"].as_array().map_or(0, Vec::len))
+        };
+        assert_eq!(found(Role::Viewer), ("done".to_owned(), 0));
+        assert_eq!(found(Role::Operator), ("done".to_owned(), 1));
+    }
+
+    #[test]
+    fn the_last_event_of_what_has_no_answer_is_a_problem() {
+        let all = read(&done(AdminReply::Done, Role::Admin));
+        assert_eq!((all[0].0.as_str(), &all[0].1["status"]), ("failed", &json!(500)));
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_gone_is_known_to_be() {
+        let (sender, received) = mpsc::channel(WAITING_MAX);
+        let reader = Reader { sender, role: Role::Viewer };
+        reader.send(String::from("x")).await.unwrap();
+        drop(received);
+        reader.cancelled().await;
+        assert!(matches!(reader.send(String::from("x")).await, Err(NetError::Cancelled)));
+    }
+}
