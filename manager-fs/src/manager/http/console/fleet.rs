@@ -217,9 +217,9 @@ fn changed(of: &Picture) -> Markup {
     lines.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
     html! {
         @if lines.is_empty() { p.quiet { "Nothing yet." } }
-        table.stack { tbody {
+        @else { table.stack { thead { tr { th { "When" } th { "What" } } } tbody {
             @for (at, line) in lines.iter().take(LINES_MAX) { tr { td { (since(*at)) } td { (line) } } }
-        } }
+        } } }
     }
 }
 
@@ -253,7 +253,7 @@ fn versions(agents: &[AgentView]) -> Markup {
         @for (product, versions) in &products {
             @let all: u64 = versions.values().sum();
             h3 { (product) }
-            div.scroll { table { tbody {
+            div.scroll { table { thead { tr { th { "Version" } th { "Agents" } } } tbody {
                 @for (version, many) in versions.iter().rev() {
                     tr {
                         td { a href=(format!("/generations/{}", encoded(&format!("{product}@{version}")))) { (version) } }

@@ -128,7 +128,7 @@ fn differences(of: &ArchitectureDiff) -> Markup {
             " equal; new content " (bytes(report.new_object_bytes)) ", of it " (bytes(report.new_chunk_bytes))
             " in chunks that the first does not have"
         }
-        div.scroll { table.stack { tbody { @for entry in report.entries.iter().take(ENTRIES_MAX) { tr {
+        div.scroll { table.stack { thead { tr { th { "Difference" } th { "Path" } th { "What of it" } } } tbody { @for entry in report.entries.iter().take(ENTRIES_MAX) { tr {
             td {
                 @match entry.difference {
                     Difference::Added => span.good { "added" },

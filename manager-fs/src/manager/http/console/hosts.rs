@@ -57,7 +57,13 @@ fn list(ask: &Ask, mut replies: Replies) -> Result<Shown, Problem> {
         _ => None,
     };
     let next = after.map(|after| {
-        format!("/hosts?q={}&label={}&only={only}&after={}", encoded(&text), encoded(&label), encoded(&after))
+        format!(
+            "/hosts?q={}&label={}&only={}&after={}",
+            encoded(&text),
+            encoded(&label),
+            encoded(&only),
+            encoded(&after)
+        )
     });
     Ok(Shown::new(
         "Hosts",
@@ -178,7 +184,7 @@ pub(super) fn job_rows(jobs: &[JobRecord]) -> Markup {
         @if jobs.is_empty() { p.quiet { "None." } }
         @else {
             div.scroll { table.stack {
-                thead { tr { th { "Job" } th { "On" } th { "What" } th { "State" } th { "Ordered" } th { "" } } }
+                thead { tr { th { "Job" } th { "On" } th { "What" } th { "State" } th { "Ordered" } th { "What it says" } } }
                 tbody { @for job in jobs.iter().rev() { tr {
                     td { code { (job.id.to_string()) } }
                     td { (host_link(job.host.as_str())) }

@@ -71,3 +71,7 @@ pub(super) fn pages() -> Vec<Page> {
 pub(super) fn orders() -> Vec<Order> {
     vec![rollouts::order()]
 }
+
+#[cfg(test)]
+#[path = "pages_tests.rs"]
+mod tests;

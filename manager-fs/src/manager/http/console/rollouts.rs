@@ -167,7 +167,7 @@ fn one(caller: &Caller, view: &RolloutView) -> Markup {
         h2 { "Hosts that are not as ordered, by the reason" }
         (problems(&view.problems))
         h2 { "What happened" }
-        div.scroll { table.stack { tbody { @for (at, text) in view.lines.iter().rev() {
+        div.scroll { table.stack { thead { tr { th { "When" } th { "What" } } } tbody { @for (at, text) in view.lines.iter().rev() {
             tr { td { time { (moment(*at)) } } td { (text) } }
         } } } }
     }
