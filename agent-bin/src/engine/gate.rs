@@ -112,7 +112,7 @@ impl WriteBackend for Gate {
         match self.files.remove(kind, id, cacheable) {
             // An index file that somebody put back names packs that an earlier prune has removed. That they are gone is what
             // is wanted; otherwise no prune of this repository would ever come to its end again.
-            Err(error) if is_gone(&*error) => Ok(()),
+            Err(error) if is_gone(&error) => Ok(()),
             removed => removed,
         }
     }

@@ -123,7 +123,7 @@ enum Command {
     Protection(protection::ProtectionArgs),
     /// Run and follow storage operations
     #[command(subcommand)]
-    Job(job::JobCommand),
+    Job(Box<job::JobCommand>),
     /// Repositories that media agents serve to other hosts
     #[command(subcommand)]
     Repository(repository::RepositoryCommand),

@@ -206,7 +206,7 @@ fn records(put: &mut Put<'_>) {
     let operation = block("messages.md", "Operation::Backup");
     let with = |parts: &[&[u8]]| parts.concat();
 
-    put("admin_request", "generations", bytes_of(&AdminRequest::Quick(Quick::Generations(Some(product.clone())))));
+    put("admin_request", "generations", bytes_of(&AdminRequest::from(Quick::Generations(Some(product.clone())))));
     put("admin_request", "gc", bytes_of(&AdminRequest::Long(Long::Gc { dry_run: true })));
     put("admin_request", "wait", bytes_of(&AdminRequest::Long(Long::JobWait(proto::agent::JobId(9)))));
     let group = ("web".parse().unwrap(), vec![host.clone()]);

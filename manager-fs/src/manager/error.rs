@@ -161,17 +161,8 @@ impl From<ManagerError> for Fault {
                 ReportError::Control(_) | ReportError::BrokenOff(_) => Fault::Failed,
             },
             ManagerError::Job(error) => of_job(error),
-            ManagerError::Repositories(error) => match error {
-                RepositoriesError::Repository(error) => of_repository(error),
-                RepositoriesError::Job(error) => of_job(error),
-                RepositoriesError::Address(_) | RepositoriesError::TooLong => Fault::BadRequest,
-                RepositoriesError::Random(_) | RepositoriesError::Grant(_) => Fault::Failed,
-            },
-            ManagerError::ApiToken(error) => match error {
-                ApiTokenError::Unknown(_) => Fault::NotFound,
-                ApiTokenError::Exists(_) | ApiTokenError::TooMany => Fault::BadRequest,
-                ApiTokenError::Control(_) => Fault::Failed,
-            },
+            ManagerError::Repositories(error) => of_repositories(error),
+            ManagerError::ApiToken(error) => of_api_token(error),
             ManagerError::Upgrade(error) => match error {
                 UpgradeError::NoEntryPoint(_) | UpgradeError::NoHosts => Fault::BadRequest,
                 UpgradeError::Target(error) => of_host(error),
@@ -234,6 +225,23 @@ fn of_identity(error: &IdentityError) -> Kind {
     match error {
         IdentityError::Request(_) => Fault::BadRequest,
         _ => Fault::Failed,
+    }
+}
+
+fn of_api_token(error: &ApiTokenError) -> Kind {
+    match error {
+        ApiTokenError::Unknown(_) => Fault::NotFound,
+        ApiTokenError::Exists(_) | ApiTokenError::TooMany => Fault::BadRequest,
+        ApiTokenError::Control(_) => Fault::Failed,
+    }
+}
+
+fn of_repositories(error: &RepositoriesError) -> Kind {
+    match error {
+        RepositoriesError::Repository(error) => of_repository(error),
+        RepositoriesError::Job(error) => of_job(error),
+        RepositoriesError::Address(_) | RepositoriesError::TooLong => Fault::BadRequest,
+        RepositoriesError::Random(_) | RepositoriesError::Grant(_) => Fault::Failed,
     }
 }
 

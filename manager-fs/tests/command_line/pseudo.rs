@@ -164,7 +164,9 @@ impl Handler for Bad {
                 }
                 Behaviour::Slow => {
                     let request = codec::decode::<AdminRequest, MESSAGE_BYTES_MAX>(&body);
-                    if !matches!(request, Ok(AdminRequest::Quick(Quick::Groups))) {
+                    let is_sign_of_life =
+                        matches!(request, Ok(AdminRequest::Quick(quick)) if matches!(*quick, Quick::Groups));
+                    if !is_sign_of_life {
                         tokio::time::sleep(SLOW).await;
                     }
                     drop(answer.finish(&AdminReply::Fault(refusal())).await);

@@ -142,6 +142,16 @@ pub(crate) fn operation() -> impl Strategy<Value = Operation> {
                 over: Over { policy: Overwrite::ALL[usize::from(which % 4)], delete },
             }
         ),
+        paced(),
+        (repository(), snapshot(), any::<(u32, u64)>()).prop_map(|(repository, snapshot, (files, bytes))| {
+            Operation::RestoreTest { repository, snapshot, files, bytes }
+        }),
+    ]
+}
+
+/// Those with limits of speed.
+fn paced() -> impl Strategy<Value = Operation> {
+    prop_oneof![
         (repository(), vec(path(), 0..5), backup_options(), commands(), pace()).prop_map(
             |(repository, sources, options, commands, pace)| Operation::BackupBy {
                 repository,
@@ -161,9 +171,6 @@ pub(crate) fn operation() -> impl Strategy<Value = Operation> {
                 pace,
             }
         ),
-        (repository(), snapshot(), any::<(u32, u64)>()).prop_map(|(repository, snapshot, (files, bytes))| {
-            Operation::RestoreTest { repository, snapshot, files, bytes }
-        }),
     ]
 }
 

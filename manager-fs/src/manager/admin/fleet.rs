@@ -33,6 +33,12 @@ impl Fleet<'_> {
         Ok(hosts.collect())
     }
 
+    /// Every group, with the hosts that are in it.
+    pub(super) fn groups(&self) -> Vec<(GroupName, Vec<HostName>)> {
+        let groups = self.0.state.groups().into_iter();
+        groups.map(|(group, hosts)| (group, hosts.into_iter().collect())).collect()
+    }
+
     /// The first hosts that are meant, [`HOSTS_PAGE`] at most. What each last said is read for these alone.
     pub(super) async fn page(&self, filter: &HostFilter) -> Result<Vec<HostView>, ManagerError> {
         let state = &self.0.state;

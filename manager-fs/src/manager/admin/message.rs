@@ -36,14 +36,14 @@ use crate::manager::upgrade::{UpgradeEvent, UpgradeOrder, UpgradeReport};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AdminRequest {
     /// One that is answered at once.
-    Quick(Quick),
+    Quick(Box<Quick>),
     /// One that takes its time.
     Long(Long),
 }
 
 impl From<Quick> for AdminRequest {
     fn from(quick: Quick) -> Self {
-        Self::Quick(quick)
+        Self::Quick(Box::new(quick))
     }
 }
 

@@ -100,7 +100,7 @@ impl Handler for Admin {
         Box::pin(async move {
             let reply = match codec::decode::<AdminRequest, MESSAGE_BYTES_MAX>(&body) {
                 _ if !same => Ok(AdminReply::Fault(Fault::BadRequest(not_greeted()))),
-                Ok(AdminRequest::Quick(request)) => at_once(&manager, request).await,
+                Ok(AdminRequest::Quick(request)) => at_once(&manager, *request).await,
                 Ok(AdminRequest::Long(request)) => long::answer(&manager, request, &answer).await,
                 Err(error) => Ok(AdminReply::Fault(Fault::BadRequest(error.to_string()))),
             };
@@ -154,10 +154,7 @@ pub(crate) async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<Ad
         Quick::RemoveDamaged(key) => fleet.remove_damaged(&key).await.map(|()| AdminReply::Done)?,
         Quick::GroupAdd(group, hosts) => AdminReply::Changed(fleet.add_to_group(&group, &hosts).await?),
         Quick::GroupRemove(group, hosts) => AdminReply::Changed(fleet.remove_from_group(&group, &hosts).await?),
-        Quick::Groups => {
-            let groups = manager.state.groups().into_iter();
-            AdminReply::Groups(groups.map(|(group, hosts)| (group, hosts.into_iter().collect())).collect())
-        }
+        Quick::Groups => AdminReply::Groups(fleet.groups()),
         Quick::GroupDelete(group) => fleet.delete_group(&group).await.map(|()| AdminReply::Done)?,
         Quick::Token { host, ttl_ms } => AdminReply::Token(fleet.token(&host, ttl_ms).await?),
         Quick::Agents => AdminReply::Agents(fleet.agents().await?),

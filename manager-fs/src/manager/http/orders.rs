@@ -328,7 +328,11 @@ fn work() -> Vec<Route> {
         },
     )
     .takes::<RunBody>();
-    let pause = Route::quick(
+    vec![cancel, apply, remove, run, pause()]
+}
+
+fn pause() -> Route {
+    Route::quick(
         Method::POST,
         "/v1/policies/{policy}/{halt}",
         Role::Operator,
@@ -343,8 +347,7 @@ fn work() -> Vec<Route> {
             Ok(vec![Quick::Policy(PolicyAsk::Pause(name, pause))])
         },
         |_, replies| policy(replies),
-    );
-    vec![cancel, apply, remove, run, pause]
+    )
 }
 
 /// A token of this interface.

@@ -78,6 +78,7 @@ pub(super) fn routes() -> Vec<Route> {
     all.extend(generations());
     all.extend(work());
     all.extend(others());
+    all.extend(kept());
     all
 }
 
@@ -368,6 +369,12 @@ fn others() -> Vec<Route> {
             answer_protection,
         )
         .with([may("at_risk", Kind::Truth, "only what is at risk")]),
+    ]
+}
+
+/// What the manager keeps of repositories, of itself, and of who uses this.
+fn kept() -> Vec<Route> {
+    vec![
         get(
             "/v1/repositories",
             Role::Viewer,

@@ -149,11 +149,10 @@ pub(super) fn name_in(part: &str) -> Option<&str> {
 }
 
 /// The route of a request, and what stands in the places of its names.
-pub(super) fn find<'a>(
-    routes: &'a [Route],
-    method: &Method,
-    path: &str,
-) -> Result<(&'a Route, Vec<(&'static str, String)>), Problem> {
+type Found<'a> = (&'a Route, Vec<(&'static str, String)>);
+
+/// Looks for the route of a request.
+pub(super) fn find<'a>(routes: &'a [Route], method: &Method, path: &str) -> Result<Found<'a>, Problem> {
     // HEAD is GET without its body, which the server leaves out.
     let method = if method == Method::HEAD { &Method::GET } else { method };
     let mut there = Vec::new();
