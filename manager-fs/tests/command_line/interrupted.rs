@@ -14,7 +14,9 @@ const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Starts a command that would wait for ten minutes, and waits until it has a connection.
 fn waits(arguments: &[&str], dir: &Path) -> Option<Child> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_manager-fs"));
+    // Whoever runs tests in the background may ignore SIGINT, and a program that is started so does too.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT,TERM", env!("CARGO_BIN_EXE_manager-fs")]);
     command.args(["--silence", "10m"]).args(arguments);
     for name in ["store", "state", "cache", "run"] {
         command.env(format!("MANAGER_FS_{}", name.to_uppercase()), dir.join(name));
