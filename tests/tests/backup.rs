@@ -19,6 +19,12 @@ struct Lab {
 }
 
 impl Lab {
+    fn kill_agent(&self) {
+        let pid = self.manager.agent("host-1", "data-agent").unwrap()["pid"].as_i64().unwrap();
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
     /// A host with a data agent.
     fn new() -> Self {
         let manager = Manager::start();
@@ -290,9 +296,8 @@ fn a_restore_goes_over_what_is_there_where_the_host_permits_it_through_a_kill_an
     assert!(plain["error"].as_str().unwrap().contains("is not empty"), "{plain}");
     let dry = lab.end("restore", &[&over[..], &["--dry-run"]].concat(), 0);
     let change = |name: &str| {
-        let path = text(&source.join(name));
-        let one = dry["found"].as_array().unwrap().iter().find(|one| one["path"] == json!(path)).cloned();
-        one.map(|one| one["change"].as_str().unwrap().to_owned())
+        let one = dry["found"].as_array().unwrap().iter().find(|one| one["path"] == json!(source.join(name)))?;
+        Some(one["change"].as_str().unwrap().to_owned())
     };
     assert_eq!(
         ["older", "gone", "dir/extra"].map(change),
@@ -301,22 +306,15 @@ fn a_restore_goes_over_what_is_there_where_the_host_permits_it_through_a_kill_an
     assert!(source.join("dir/extra").exists() && !source.join("gone").exists(), "it was a dry run");
 
     // The agent is killed in the middle: no half file is left under its name, and its next process goes on.
-    let kill = || {
-        let pid = lab.manager.agent("host-1", "data-agent").unwrap()["pid"].as_i64().unwrap();
-        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    };
-    let whole = |path: &Path, number: u64| {
-        let content = fs::read(path).unwrap();
-        content == b"overwritten by a mistake" || content == tests::noise(number, 4 << 20)
-    };
     let repository = text(&lab.repository());
     let order = ["job", "restore", "--host", "host-1", "--repository", &repository, "--detach", "--json"];
     let job = lab.manager.run(&[&order[..], &over].concat()).expect(0).json()["job"].clone();
     let begun = || (0..40).any(|number| fs::metadata(large(number)).is_ok_and(|file| file.len() > 100));
     tests::command::until("some files are replaced", || begun().then_some(()));
-    kill();
-    assert!((0..40).all(|number| whole(&large(number), number)), "a file is half");
+    lab.kill_agent();
+    let is_whole =
+        |content: Vec<u8>, number| content == b"overwritten by a mistake" || content == tests::noise(number, 4 << 20);
+    assert!((0..40).all(|number| is_whole(fs::read(large(number)).unwrap(), number)), "a file is half");
     lab.manager.run(&["job", "wait", &job.to_string()]).expect(0);
     let same = || {
         assert!((0..40).all(|number| fs::read(large(number)).unwrap() == tests::noise(number, 4 << 20)));
