@@ -24,7 +24,7 @@ pub struct Wanted {
     pub lazy: bool,
     /// How long operations may take to finish, milliseconds; `None`: what the generation says.
     pub drain_deadline_ms: Option<u64>,
-    /// When hosts are told; `None`: as soon as they are there. Stands behind the rest in the record ([`StoredTarget`]).
+    /// When hosts are told; `None`: as soon as they are there. Stands behind the rest in the record (`StoredTarget`).
     #[serde(skip)]
     pub hours: Option<Hours>,
 }
