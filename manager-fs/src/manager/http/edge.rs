@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
@@ -16,6 +15,7 @@ use super::body::{Body, whole};
 use super::caller::{By, Caller, Door};
 use super::problem::Problem;
 use super::reads::StatusDocument;
+use super::received::taken;
 use super::route::{self, Replies, Route, Work};
 use super::server::Peer;
 use super::{members, openapi, orders, reads, stream};
@@ -23,10 +23,6 @@ use crate::manager::admin::{self, Quick};
 use crate::manager::documents;
 use crate::manager::whole::Manager;
 
-/// Bytes of a body that is a document; a policy or plan is never as long.
-const BODY_BYTES_MAX: usize = 1 << 20;
-/// How long such a body may take.
-const BODY_DEADLINE: Duration = Duration::from_secs(30);
 /// Requests that are worked on at once; others wait for their turn.
 const AT_ONCE: usize = 16;
 /// How long they wait.
@@ -65,14 +61,14 @@ impl Edge {
     }
 
     /// Answers with a document.
-    pub(super) async fn answer(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+    pub(super) async fn answer(&self, request: &mut Request<Incoming>, peer: &Peer) -> Response<Body> {
         match request.uri().path() {
             "/healthz" => plain(StatusCode::OK, "ok\n"),
             _ => self.of_api(request, peer).await.unwrap_or_else(|problem| refused(&problem)),
         }
     }
 
-    async fn of_api(&self, request: Request<Incoming>, peer: &Peer) -> Result<Response<Body>, Problem> {
+    async fn of_api(&self, request: &mut Request<Incoming>, peer: &Peer) -> Result<Response<Body>, Problem> {
         let caller = self.door.caller(&self.manager.state, request.headers(), peer).await?;
         let (route, named) = route::find(&self.routes, request.method(), request.uri().path())?;
         if caller.role < route.role {
@@ -90,7 +86,7 @@ impl Edge {
             tracing::info!(by = name, role = %caller.role, method = %request.method(), path, "ordered by HTTP");
         }
         let body = if route.body.is_some() {
-            taken(request.into_body()).await?
+            taken(request.body_mut()).await?
         } else if request.body().is_end_stream() {
             Bytes::new()
         } else {
@@ -137,17 +133,6 @@ impl Edge {
             address: self.manager.address().map(|address| address.to_string()),
             notices: self.manager.notices(),
         }
-    }
-}
-
-/// The whole body, within its bounds.
-pub(super) async fn taken(body: Incoming) -> Result<Bytes, Problem> {
-    let collected = timeout(BODY_DEADLINE, Limited::new(body, BODY_BYTES_MAX).collect()).await;
-    match collected {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::too_large(BODY_BYTES_MAX)),
-        Ok(Err(_)) => Err(Problem::bad_request("the body ended before its end")),
-        Err(_) => Err(Problem::too_slow()),
     }
 }
 

@@ -17,6 +17,7 @@ mod openapi;
 mod orders;
 mod problem;
 mod reads;
+mod received;
 mod route;
 mod server;
 mod sessions;
@@ -68,14 +69,15 @@ pub async fn serve(manager: &Arc<Manager>, options: &HttpOptions) -> Result<Sock
 }
 
 /// Answers whatever comes.
-async fn answer(both: Arc<(Edge, Console)>, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+async fn answer(both: Arc<(Edge, Console)>, mut request: Request<Incoming>, peer: Peer) -> Response<Body> {
     let (edge, console) = both.as_ref();
     let path = request.uri().path();
     let mut response = if path == "/healthz" || path.starts_with("/v1/") {
-        edge.answer(request, &peer).await
+        edge.answer(&mut request, &peer).await
     } else {
-        console.answer(edge, request, &peer).await
+        console.answer(edge, &mut request, &peer).await
     };
+    received::forget(&mut request).await;
     edge::harden(response.headers_mut());
     response
 }

@@ -8,8 +8,9 @@ use super::ask::{Ask, pairs};
 use super::body::{Body, whole};
 use super::caller::{Caller, cookie};
 use super::console::{self, Order, Page};
-use super::edge::{Edge, taken};
+use super::edge::Edge;
 use super::problem::Problem;
+use super::received::taken;
 use super::route::named;
 use super::server::Peer;
 use super::sessions::SESSION_COOKIE;
@@ -28,14 +29,14 @@ impl Default for Console {
 
 impl Console {
     /// Answers whatever is no document.
-    pub(super) async fn answer(&self, edge: &Edge, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+    pub(super) async fn answer(&self, edge: &Edge, request: &mut Request<Incoming>, peer: &Peer) -> Response<Body> {
         let is_get = matches!(*request.method(), Method::GET | Method::HEAD);
         let visited = match (request.uri().path(), is_get) {
             ("/style.css", true) => Ok(typed(StatusCode::OK, "text/css; charset=utf-8", console::STYLE.to_owned())),
             ("/sign-in", true) => Ok(html(StatusCode::OK, console::sign_in_page(None))),
             ("/sign-in", false) => sign_in(edge, request, peer).await,
             ("/sign-out", false) => sign_out(edge, request, peer).await,
-            (_, true) => self.page(edge, &request, peer).await,
+            (_, true) => self.page(edge, request, peer).await,
             (_, false) => self.order(edge, request, peer).await,
         };
         visited.unwrap_or_else(|problem| match problem.status {
@@ -62,7 +63,12 @@ impl Console {
         Ok(html(StatusCode::OK, console::page(&caller, path, &shown)))
     }
 
-    async fn order(&self, edge: &Edge, request: Request<Incoming>, peer: &Peer) -> Result<Response<Body>, Problem> {
+    async fn order(
+        &self,
+        edge: &Edge,
+        request: &mut Request<Incoming>,
+        peer: &Peer,
+    ) -> Result<Response<Body>, Problem> {
         let path = request.uri().path().to_owned();
         let (caller, _) = formed(edge, request, peer).await?;
         let found = self.orders.iter().find_map(|order| Some((order, named(order.path, &path)?)));
@@ -81,7 +87,7 @@ impl Console {
 /// Who sends a form that was made for them, and what it has.
 async fn formed(
     edge: &Edge,
-    request: Request<Incoming>,
+    request: &mut Request<Incoming>,
     peer: &Peer,
 ) -> Result<(Caller, Vec<(String, String)>), Problem> {
     let caller = edge.door.caller(&edge.manager.state, request.headers(), peer).await?;
@@ -95,12 +101,12 @@ async fn formed(
     }
 }
 
-async fn form(request: Request<Incoming>) -> Result<Vec<(String, String)>, Problem> {
-    let body = taken(request.into_body()).await?;
+async fn form(request: &mut Request<Incoming>) -> Result<Vec<(String, String)>, Problem> {
+    let body = taken(request.body_mut()).await?;
     pairs(std::str::from_utf8(&body).map_err(|_| Problem::bad_request("the form is no text"))?)
 }
 
-async fn sign_in(edge: &Edge, request: Request<Incoming>, peer: &Peer) -> Result<Response<Body>, Problem> {
+async fn sign_in(edge: &Edge, request: &mut Request<Incoming>, peer: &Peer) -> Result<Response<Body>, Problem> {
     // Another site's page signs nobody in with a token of its own, and tries none at the cost of this address.
     if is_from_elsewhere(request.headers()) {
         return Err(Problem::forged());
@@ -126,7 +132,7 @@ async fn sign_in(edge: &Edge, request: Request<Incoming>, peer: &Peer) -> Result
     Ok(with_cookie(to("/"), &session, ""))
 }
 
-async fn sign_out(edge: &Edge, request: Request<Incoming>, peer: &Peer) -> Result<Response<Body>, Problem> {
+async fn sign_out(edge: &Edge, request: &mut Request<Incoming>, peer: &Peer) -> Result<Response<Body>, Problem> {
     let session = cookie(request.headers(), SESSION_COOKIE).map(str::to_owned);
     formed(edge, request, peer).await?;
     if let Some(session) = session {
