@@ -94,6 +94,29 @@ fn nobody_is_lost(seen: &Seen) {
     assert_eq!(seen.lost(), 0, "{seen}");
 }
 
+/// Whether the socket that the program was started with makes nobody wait.
+#[track_caller]
+fn started_without_blocking(lab: &Lab) -> bool {
+    let found = lab.site.host.path("state/agents/plain/data/found");
+    let found =
+        until("the program has said it", || fs::read_to_string(&found).ok().filter(|text| text.contains("mnt_id")));
+    let flags = found.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+    i32::from_str_radix(flags.trim(), 8).unwrap() & libc::O_NONBLOCK != 0
+}
+
+#[test]
+fn sockets_block_but_for_programs_that_take_them_as_nginx_does() {
+    for (environment, without_blocking) in [("OTHER = '3;'", false), ("NGINX = '3;'", true)] {
+        let mut lab = Lab::new();
+        let adapter = format!(
+            "handover = 'sockets'\nlisten = [{{ name = 'http', tcp = 'ADDRESS' }}]\nenvironment = {{ {environment} }}\n"
+        );
+        lab.publish("1", "cat /proc/$$/fdinfo/3 > found; exec \"$T\"/bin/plain one", &adapter);
+        lab.site.start();
+        assert_eq!(started_without_blocking(&lab), without_blocking, "{environment}");
+    }
+}
+
 #[test]
 fn a_program_changes_its_version_under_load_both_ways_and_nobody_is_lost() {
     let lab = Lab::running("");

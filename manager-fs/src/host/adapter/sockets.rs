@@ -7,14 +7,34 @@ use std::os::unix::net::UnixListener;
 
 use agent_core::Inherited;
 use agent_core::internal::health::who_listens;
-use proto::adapter::{Listen, ListenAddress};
+use proto::adapter::{Adapter, Listen, ListenAddress};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::AdapterError;
 
+/// The variable by which nginx, and what was made of it, takes sockets of the nginx before it.
+const OF_NGINX: &str = "NGINX";
+
 /// All of them, in the order of the record. What has a name but another address than the record says is bound anew, and
 /// what the record does not name any more is forgotten: both count for good when this version is believed.
-pub(super) fn all(wanted: &[Listen], inherited: &Inherited) -> Result<Vec<(String, OwnedFd)>, AdapterError> {
-    wanted.iter().map(|listen| Ok((listen.name.clone(), one(listen, inherited)?))).collect()
+pub(super) fn all(adapter: &Adapter, inherited: &Inherited) -> Result<Vec<(String, OwnedFd)>, AdapterError> {
+    let mut sockets = Vec::new();
+    for listen in &adapter.listen {
+        let socket = one(listen, inherited)?;
+        as_expected(adapter, &socket).map_err(|e| fault_of(listen, e))?;
+        sockets.push((listen.name.clone(), socket));
+    }
+    Ok(sockets)
+}
+
+/// Sockets are passed blocking, as service managers do (`NonBlocking=`, systemd.service(5)), but for those that a program
+/// takes as an nginx takes them of another: that one never waits in accept(2), and leaves them as it finds them. Where
+/// two of its workers are woken for one client, the second would wait there for the next, with the clients it has.
+fn as_expected(adapter: &Adapter, socket: &OwnedFd) -> io::Result<()> {
+    if adapter.environment.iter().any(|variable| variable.name == OF_NGINX) {
+        fcntl_setfl(socket, fcntl_getfl(socket)? | OFlags::NONBLOCK)?;
+    }
+    Ok(())
 }
 
 /// What listens and is none of these is closed, or clients would go on connecting to what nobody serves any more.
@@ -31,17 +51,18 @@ fn one(listen: &Listen, inherited: &Inherited) -> Result<OwnedFd, AdapterError> 
     if let Some(found) = inherited.take(&listen.name).filter(|found| is_at(found, &listen.at)) {
         return Ok(found);
     }
-    let fault = |source: io::Error| {
-        let holder = match (&listen.at, source.kind()) {
-            (ListenAddress::Tcp(at), io::ErrorKind::AddrInUse) => who_listens(*at),
-            _ => None,
-        };
-        let holder = holder.map(|(pid, name)| format!(" (process {pid}, {name}, listens there)")).unwrap_or_default();
-        AdapterError::Listen { name: listen.name.clone(), at: listen.at.to_string(), source, holder }
-    };
-    let bound = bind(&listen.at).map_err(fault)?;
-    inherited.keep(&listen.name, &bound).map_err(|e| fault(io::Error::other(e)))?;
+    let bound = bind(&listen.at).map_err(|e| fault_of(listen, e))?;
+    inherited.keep(&listen.name, &bound).map_err(|e| fault_of(listen, io::Error::other(e)))?;
     Ok(bound)
+}
+
+fn fault_of(listen: &Listen, source: io::Error) -> AdapterError {
+    let holder = match (&listen.at, source.kind()) {
+        (ListenAddress::Tcp(at), io::ErrorKind::AddrInUse) => who_listens(*at),
+        _ => None,
+    };
+    let holder = holder.map(|(pid, name)| format!(" (process {pid}, {name}, listens there)")).unwrap_or_default();
+    AdapterError::Listen { name: listen.name.clone(), at: listen.at.to_string(), source, holder }
 }
 
 fn bind(at: &ListenAddress) -> io::Result<OwnedFd> {

@@ -78,7 +78,7 @@ impl Watch {
         let metadata = &version.verified.record.metadata;
         let record = || version.verified.record.name();
         let adapter = metadata.adapter.as_ref().ok_or_else(|| AdapterError::NoAdapter(record()))?;
-        let (handover, sockets) = (adapter.handover, sockets::all(&adapter.listen, &inherited)?);
+        let (handover, sockets) = (adapter.handover, sockets::all(adapter, &inherited)?);
         let mut check = metadata.health.check.clone();
         if let Some(HealthCheck { probe: HealthProbe::Command(command), .. }) = &mut check {
             command.iter_mut().for_each(|text| *text = version.resolve(text));
