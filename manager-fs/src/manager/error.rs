@@ -275,7 +275,7 @@ fn of_rollout(error: &RolloutError) -> Kind {
         RolloutError::Unknown(_) => Fault::NotFound,
         RolloutError::Target { cause, .. } => of_host(cause),
         RolloutError::Generation(error) => of_generation(error),
-        RolloutError::Control(_) => Fault::Failed,
+        RolloutError::Control(_) | RolloutError::NotRecorded { .. } => Fault::Failed,
     }
 }
 

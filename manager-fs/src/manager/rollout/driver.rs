@@ -25,6 +25,7 @@ use crate::manager::control::changes::{ChangeOrder, ChangeRecord};
 use crate::manager::control::generations::Generation;
 use crate::manager::control::rollouts::RolloutRecord;
 use crate::manager::control::targets::Wanted;
+use crate::manager::exports::ExportError;
 use crate::manager::news::News;
 use crate::manager::now;
 use crate::manager::upgrade::{Manner, Told};
@@ -48,6 +49,9 @@ pub(super) enum Declined {
     /// A host would be left behind.
     #[error(transparent)]
     NoWayBack(#[from] NoWayBack),
+    /// The control state failed: whether it is recorded is seen when it answers again.
+    #[error("the control state failed: {0}")]
+    NotRecorded(String),
 }
 
 /// One rollout, at work.
@@ -135,6 +139,7 @@ impl Driver {
                 self.run.machine.compare_with(baseline);
             }
             done = self.on(Event::Wish(wish)).await;
+            may = done.as_ref().map_err(|error| Declined::NotRecorded(error.to_string())).copied();
         }
         self.shown.send_replace(Arc::new(self.run.view()));
         let _ = answer.send(may);
@@ -165,7 +170,7 @@ impl Driver {
         // Once the progress says that it was done, nobody would do it again.
         for command in &commands {
             match command {
-                Command::Begun(ring) => self.export(*ring).await,
+                Command::Begun(ring) => self.export(*ring).await?,
                 Command::Done(ring) => self.ring_done(*ring).await?,
                 Command::Back(ring) => self.ring_back(*ring).await?,
                 Command::Order(_) | Command::Return(_) => {}
@@ -378,16 +383,30 @@ impl Driver {
         Ok(())
     }
 
-    async fn export(&self, ring: u16) {
-        let Some(planned) = self.run.record.plan.rings.get(usize::from(ring)) else { return };
+    /// What the control state fails to write is tried again with the ring.
+    async fn export(&mut self, ring: u16) -> Result<(), ControlError> {
+        let Some(planned) = self.run.record.plan.rings.get(usize::from(ring)) else { return Ok(()) };
         // Of one that is gone, hosts hear that when they are told.
-        let Some(generation) = &self.generation else { return };
-        if self.run.record.plan.export
-            && let Err(error) = self.here.exports.export(generation, &planned.to).await
-        {
-            // Hosts that do not see it refuse, and say why.
-            tracing::error!(rollout = %self.run.id, ring = planned.name, %error, "the generation is not exported");
+        let Some(generation) = self.generation.as_ref().filter(|_| self.run.record.plan.export) else {
+            return Ok(());
+        };
+        let mut lines = Vec::new();
+        // One by one: a group that is gone keeps it from nobody else.
+        for target in &planned.to {
+            match self.here.exports.export(generation, std::slice::from_ref(target)).await {
+                Ok(_) => {}
+                Err(ExportError::Control(error)) => return Err(error),
+                // Hosts that do not see it refuse, and say why.
+                Err(why) => {
+                    lines.push(format!("ring {}: the generation is not exported to {target}: {why}", planned.name));
+                }
+            }
         }
+        for line in lines {
+            tracing::error!(rollout = %self.run.id, "{line}");
+            self.run.record.line(now(), line);
+        }
+        Ok(())
     }
 
     /// From now on this is what the ring's hosts run.

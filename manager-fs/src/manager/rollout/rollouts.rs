@@ -62,6 +62,14 @@ pub enum RolloutError {
     /// It makes no sense now.
     #[error(transparent)]
     NotNow(#[from] NotNow),
+    /// The control state failed while it was recorded.
+    #[error("rollout {id} may not have taken this: {cause}; `manager-fs rollout status {id}` shows it")]
+    NotRecorded {
+        /// Which.
+        id: RolloutId,
+        /// What failed.
+        cause: String,
+    },
     /// Hosts would be left behind.
     #[error("nothing of rollout {id} is taken back: {cause}")]
     NoWayBack {
@@ -188,6 +196,7 @@ impl Rollouts {
         answered.await.map_err(|_| ControlError::Closed)?.map_err(|declined| match declined {
             Declined::NotNow(not_now) => RolloutError::NotNow(not_now),
             Declined::NoWayBack(cause) => RolloutError::NoWayBack { id, cause },
+            Declined::NotRecorded(cause) => RolloutError::NotRecorded { id, cause },
         })?;
         let shown = live.shown.borrow().as_ref().clone();
         Ok(shown)

@@ -223,6 +223,25 @@ async fn a_rollback_to_what_is_no_longer_there_changes_nothing_and_says_so() {
     until(&bench, id, |view| view.state == State::RolledBack).await;
 }
 
+#[tokio::test]
+async fn a_group_that_is_gone_when_its_ring_begins_keeps_the_generation_from_nobody_else_and_is_told() {
+    let (bench, [_, two], mut orders) = prepared(2).await;
+    let gone = "gone".parse().unwrap();
+    bench.manager.state.add_members(&gone, &["h1".parse().unwrap()]).await.unwrap();
+    let text = format!("{PLAN}[[ring]]\nname = \"first\"\nto = [\"@gone\", \"h1\"]\ncanaries = 0\n");
+    let id = bench.manager.rollouts.plan(&text, true).await.unwrap().id;
+    bench.manager.state.delete_group(&gone).await.unwrap();
+    bench.manager.rollouts.wish(None, Wish::Start).await.unwrap();
+    let (host, order) = tokio::time::timeout(SOON, orders.recv()).await.unwrap().unwrap();
+    over(&bench, &host, &order, &two, Step::Confirmed).await;
+    let view = until(&bench, id, |view| view.state == State::Done).await;
+    let told = |text: &str| view.lines.iter().any(|(_, line)| line.contains(text));
+    assert!(told("ring first: the generation is not exported to @gone: "), "{:?}", view.lines);
+    let exported: Vec<String> =
+        bench.manager.state.exports().iter().map(|export| export.target.to_string()).collect();
+    assert_eq!(exported, ["h1"]);
+}
+
 /// A new version whose own record cannot be read is all the more a reason to leave it.
 #[tokio::test]
 async fn a_rollout_whose_new_generation_is_gone_can_be_taken_back_and_not_be_begun() {
