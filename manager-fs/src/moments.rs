@@ -62,6 +62,10 @@ agent_core::moments! {
     DecisionsAppend = "decisions-append" by Manager,
     /// A control state that was built anew takes the place of the damaged one.
     ControlRecover = "control-recover" by Manager,
+    /// A backup of the manager gets its name.
+    BackupPut = "backup-put" by Manager,
+    /// Keys and decisions of a backup get their names in a new store.
+    StoreRestore = "store-restore" by Manager,
     /// A host is told to change over.
     ChangeSend = "change-send" by Manager,
     /// A host is told to run a job.

@@ -71,9 +71,11 @@ const COVERED: &[(&str, &str)] = &[
     ("manager-fs/src/manager/ingest/zip/header.rs", "zip"),
     ("manager-fs/src/manager/ingest/zip/mod.rs", "zip"),
     ("manager-fs/src/manager/jobs/drive.rs", "events"),
+    ("manager-fs/src/manager/parcel.rs", "manager_backup"),
     ("manager-fs/src/manager/session.rs", "host_request"),
     ("manager-fs/src/manager/store/pack.rs", "pack_index"),
     ("manager-fs/src/manager/toml_text.rs", "descriptor"),
+    ("manager-fs/src/manager/upkeep/restore.rs", "manager_backup"),
     ("manager-fs/src/net/link.rs", "host_reply"),
 ];
 

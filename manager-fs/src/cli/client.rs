@@ -29,6 +29,11 @@ const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// How often a local socket whose queue is full is tried again.
 const QUEUE_PAUSE: Duration = Duration::from_millis(50);
 
+/// Whether a manager takes connections where this command would look for one.
+pub(super) fn is_served(here: &Here) -> bool {
+    sockets(here).iter().any(|socket| std::os::unix::net::UnixStream::connect(socket).is_ok())
+}
+
 /// Asks for something that is quick.
 pub(super) fn ask_once(here: &Here, request: &Quick) -> anyhow::Result<AdminReply> {
     let late = format!("the manager lives, but has not answered within {}", units::duration(QUICK_WITHIN));

@@ -45,6 +45,7 @@ mod serve;
 mod started;
 mod status;
 mod status_text;
+mod store;
 mod token;
 mod unmount;
 mod upgrade;
@@ -93,6 +94,9 @@ enum Command {
     Record(record::RecordCommand),
     /// Build the manager's control state anew when it is damaged or gone; no manager may run meanwhile
     Recover(recover::RecoverArgs),
+    /// Back the manager up, and put a backup back
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Let hosts see and fetch a generation
     Export(export::ExportArgs),
     /// Take an export back
@@ -242,6 +246,7 @@ fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
         Command::Gc(args) => gc::gc(&args, here),
         Command::Record(command) => record::run(&command, here),
         Command::Recover(args) => recover::run(&args, dirs),
+        Command::Store(command) => store::run(&command, here),
         Command::Export(args) => export::export(&args, here),
         Command::Unexport(args) => export::unexport(&args, here),
         Command::Hosts(args) => hosts::hosts(&args, here),

@@ -420,6 +420,7 @@ fn files(put: &mut Put<'_>) {
     let value = crate::manager::fuzzing::sealed("sequence", 7);
     let hex: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
     put("backup", "sequence", format!("manager-fs control state\nsequence\t{hex}\n").into_bytes());
+    put("manager_backup", "small", block("parcel-format.md", "backup"));
     put("certificate", "request", request());
 }
 

@@ -26,6 +26,7 @@ use super::repositories::RepositoriesError;
 use super::rollout::RolloutError;
 use super::store::StoreError;
 use super::upgrade::UpgradeError;
+use super::upkeep::UpkeepError;
 use super::worker::BrokenOff;
 use crate::net::NetError;
 
@@ -99,6 +100,9 @@ pub enum ManagerError {
     /// A generation was not published or taken back.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+    /// There is no backup.
+    #[error(transparent)]
+    Upkeep(#[from] UpkeepError),
     /// A connection failed.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -176,8 +180,10 @@ impl From<ManagerError> for Fault {
                 CatalogError::Cancelled => Fault::Failed,
                 _ => Fault::BadRequest,
             },
+            ManagerError::Upkeep(UpkeepError::Relative(_) | UpkeepError::Exists(_)) => Fault::BadRequest,
             ManagerError::Control(_)
             | ManagerError::Store(_)
+            | ManagerError::Upkeep(_)
             | ManagerError::Publish(_)
             | ManagerError::Net(_)
             | ManagerError::Listen { .. }

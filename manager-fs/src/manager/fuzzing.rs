@@ -12,7 +12,7 @@ use super::monitor::Quiet;
 use super::policy::Policy;
 use super::rollout::Plan;
 use super::store::Store;
-use super::{control, elf, identity, ingest, metadata, store};
+use super::{control, elf, identity, ingest, metadata, store, upkeep};
 
 /// Reads an archive into a draft, which is dropped; with a base it is a service pack. A MiB is a bomb here.
 pub fn archive(bytes: &[u8], base: Option<&Manifest>, path: &Path, to: &Store) -> bool {
@@ -37,6 +37,15 @@ fn source(source: &Path, base: Option<&Manifest>, to: &Store) -> bool {
             assert!(proto::Manifest::decode(&bytes, &id).is_ok());
         }
         true
+    })
+}
+
+/// A backup of a manager, put back as far as it goes.
+pub fn manager_backup(bytes: &[u8], dir: &Path) -> bool {
+    let packs = store::LocalPacks::open(&dir.join("restored"));
+    packs.is_ok_and(|packs| {
+        upkeep::read_any(bytes, &packs, true);
+        upkeep::read_any(bytes, &packs, false)
     })
 }
 

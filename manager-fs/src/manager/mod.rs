@@ -33,6 +33,7 @@ pub mod metadata;
 mod metrics;
 pub mod monitor;
 mod news;
+mod parcel;
 pub mod policy;
 mod product_file;
 pub mod publish;
@@ -49,6 +50,7 @@ mod tally;
 mod targets;
 mod toml_text;
 pub mod upgrade;
+pub mod upkeep;
 pub mod whole;
 mod worker;
 

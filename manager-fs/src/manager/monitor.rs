@@ -14,6 +14,8 @@ pub enum Task {
     Collect,
     /// Putting back what is lost; counted in chunks.
     Repair,
+    /// Copying what is to be carried elsewhere; counted in bytes.
+    Copy,
 }
 
 /// Takes the reports of long work. Calls come from several threads, at most some hundred times a second.

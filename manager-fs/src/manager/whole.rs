@@ -12,7 +12,7 @@ use super::budget::Budgets;
 use super::bundle::Bundles;
 use super::connections::Connections;
 use super::control::backup::BACKUP_FILE;
-use super::control::{self, LocalObservations, LocalStore, State};
+use super::control::{self, ControlStore, LocalObservations, LocalStore, State};
 use super::delta::Deltas;
 use super::enrolment::Enrolment;
 use super::error::ManagerError;
@@ -204,6 +204,11 @@ impl Manager {
     /// How often the disk was synced since the start: for decisions, and for what hosts reported.
     pub fn synced(&self) -> (u64, u64) {
         (self.files.0.synced(), self.files.1.synced())
+    }
+
+    /// Where decisions are kept.
+    pub(super) fn decisions(&self) -> Arc<dyn ControlStore> {
+        Arc::clone(&self.files.0) as _
     }
 
     /// Where hosts reach this manager, once it listens.

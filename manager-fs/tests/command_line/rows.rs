@@ -30,6 +30,8 @@ const ROWS: &[(&str, &[&str], Asks)] = &[
     ("record list", &[], Asks::Manager),
     ("record remove", &["host/h"], Asks::Manager),
     ("recover", &[], Asks::Nobody("it works on a store that no manager has open")),
+    ("store backup", &["/nowhere/b"], Asks::Nobody("without a manager it works on the store itself")),
+    ("store restore", &["/nowhere/b"], Asks::Nobody("it works on a directory that is no store yet")),
     ("export", &["p@1", "--to", "h"], Asks::Manager),
     ("unexport", &["p@1", "--from", "h"], Asks::Manager),
     ("hosts", &[], Asks::Manager),

@@ -133,6 +133,7 @@ pub(crate) fn orders(world: &mut World, scenario: Scenario) -> Vec<Order> {
     match scenario {
         Scenario::Begin | Scenario::Change | Scenario::Copy => order::change(world),
         Scenario::Recover => order::recover(world),
+        Scenario::Backup => order::backup(world),
         Scenario::Enrol => order::enrol(world),
         Scenario::Group => order::group(world),
         Scenario::Collect => order::collect(world),

@@ -10,6 +10,8 @@ pub(crate) enum Scenario {
     Begin,
     /// The control state is damaged, and is built anew while no manager runs.
     Recover,
+    /// The manager is backed up while it serves, and the backup is put back beside it.
+    Backup,
     /// A change-over on a host where nothing may be mounted.
     Copy,
     /// A host is enrolled.
@@ -83,6 +85,7 @@ fn of_ours(moment: ours::Moment) -> Scenario {
         | FloorRaise | SpoolAdd | SpoolRewrite | ManifestKeep | ObjectSync | ObjectPut | TreeMount | ChangeRelay
         | JobRelay => Scenario::Change,
         ControlRecover => Scenario::Recover,
+        BackupPut | StoreRestore => Scenario::Backup,
         CopyPut | CopyRemove => Scenario::Copy,
     }
 }

@@ -202,6 +202,17 @@ pub(crate) fn recover(world: &mut World) -> Vec<Order> {
     vec![Order::admin(&["recover"], whole)]
 }
 
+/// What the manager knows is copied while it serves, and put back into a directory of its own.
+pub(crate) fn backup(world: &mut World) -> Vec<Order> {
+    world.published += 1;
+    let file = world.manager.path(&format!("backup-{}", world.published));
+    let back = world.manager.path(&format!("restored-{}", world.published));
+    let (file_text, back_text) = (file.display().to_string(), back.display().to_string());
+    let made = Order::admin(&["store", "backup", "--packs", &file_text], move |_| file.exists());
+    let line = ["store", "restore", &file_text, "--store", &back_text];
+    vec![made, Order::admin(&line, move |_| back.join("format").exists())]
+}
+
 /// A job that is cancelled.
 pub(crate) fn cancel() -> Vec<Order> {
     let [start, wait] = <[Order; 2]>::try_from(job(1_000)).ok().unwrap();

@@ -25,6 +25,7 @@ pub(super) const TARGETS: &[Target] = &[
     ("acl", |bytes| fuzzing::acl(bytes)),
     ("elf", |bytes| fuzzing::elf(bytes)),
     ("pack_index", |bytes| fuzzing::pack_index(bytes)),
+    ("manager_backup", manager_backup),
 ];
 
 /// What it is is told by its first bytes; the targets differ by their seeds.
@@ -35,6 +36,10 @@ fn archive(bytes: &[u8]) -> bool {
 /// As `docker save` writes an image.
 fn container(bytes: &[u8]) -> bool {
     store(|dir, store| fuzzing::container(bytes, &dir.join("source"), store))
+}
+
+fn manager_backup(bytes: &[u8]) -> bool {
+    store(|dir, _| std::fs::create_dir_all(dir.join("restored")).is_ok() && fuzzing::manager_backup(bytes, dir))
 }
 
 /// Over a tree with a directory and some files.

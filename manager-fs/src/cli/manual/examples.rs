@@ -55,6 +55,20 @@ const EXAMPLES: &[(&str, Examples)] = &[
     ("record remove", &[("manager-fs record remove job/000006b1a0c4f3d2", "one that cannot be read")]),
     ("recover", &[("manager-fs recover --store /var/lib/manager-fs/store", "after the manager has ended")]),
     (
+        "store backup",
+        &[
+            ("manager-fs store backup /backup/manager-2026-12-01", "while it serves; packs/ is copied by itself"),
+            ("manager-fs store backup --packs /backup/all-2026-12-01", "one file with everything"),
+        ],
+    ),
+    (
+        "store restore",
+        &[(
+            "manager-fs store restore /backup/all-2026-12-01 --store /srv/manager-fs",
+            "on this machine or another, before `serve`",
+        )],
+    ),
+    (
         "export",
         &[
             ("manager-fs export data-agent@2.0 --to host-17", "to one host"),

@@ -8,6 +8,7 @@ mod page;
 mod policy_fields;
 mod repository_fields;
 mod rollout_fields;
+mod store_fields;
 
 use std::sync::LazyLock;
 
@@ -33,6 +34,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
             "gc",
             "record",
             "recover",
+            "store",
             "export",
             "unexport",
         ],
@@ -50,8 +52,9 @@ const OTHERS: &str = "More";
 
 /// Every JSON document that the commands print.
 pub fn documents() -> &'static [Document] {
-    static ALL: LazyLock<Vec<Document>> =
-        LazyLock::new(|| [fields::DOCUMENTS, host_fields::DOCUMENTS, policy_fields::DOCUMENTS].concat());
+    static ALL: LazyLock<Vec<Document>> = LazyLock::new(|| {
+        [fields::DOCUMENTS, host_fields::DOCUMENTS, policy_fields::DOCUMENTS, store_fields::DOCUMENTS].concat()
+    });
     &ALL
 }
 

@@ -7,8 +7,9 @@ use proto::name::Target;
 use proto::{GroupName, HostName, RepositoryName};
 
 use super::filter::{HOSTS_PAGE, HostFilter, HostState};
-use super::message::{AgentView, ChangedView, HostView, RepositoryTokenView, RepositoryView};
+use super::message::ChangedView;
 use super::refusal::CatalogError;
+use super::view::{AgentView, HostView, RepositoryTokenView, RepositoryView};
 use crate::manager::control::HostStatus;
 use crate::manager::control::hosts::HostRecord;
 use crate::manager::control::repositories::{GrantRecord, RepositoryRecord};

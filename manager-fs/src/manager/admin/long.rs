@@ -10,11 +10,12 @@ use proto::number::RolloutId;
 use tokio::sync::mpsc;
 
 use super::catalog::Catalog;
-use super::message::{AdminEvent, AdminReply, Long};
+use super::message::{AdminEvent, AdminReply, Long, path_of};
 use super::progress::Reporter;
 use super::verify;
 use crate::manager::error::ManagerError;
 use crate::manager::news::News;
+use crate::manager::upkeep;
 use crate::manager::whole::Manager;
 use crate::manager::worker::command;
 use crate::net::{Answer, NetError};
@@ -68,6 +69,16 @@ pub(crate) async fn answer(
         }
         Long::Gc { dry_run } => {
             work(answer, move |monitor, _| Ok(AdminReply::Collected(Catalog(&whole).gc(dry_run, monitor)?))).await
+        }
+        Long::Backup(order) => {
+            work(answer, move |monitor, cancelled| {
+                let (file, decisions) = (path_of(&order.file), whole.decisions());
+                let made =
+                    upkeep::backup(&whole.store, decisions.as_ref(), (&file, order.packs), monitor, cancelled)?;
+                tracing::info!(file = %file.display(), bytes = made.bytes, packs = order.packs, "backed up");
+                Ok(AdminReply::BackedUp(made))
+            })
+            .await
         }
         Long::Upgrade(order) => {
             let (events, received) = mpsc::unbounded_channel();

@@ -6,12 +6,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use proto::adapter::Adapter;
-use proto::agent::{AgentStatus, JobId, Operation, StepEvent};
+use proto::agent::{JobId, Operation};
 use proto::bundle::Touch;
 use proto::door::Access;
 use proto::health::HealthCheck;
 use proto::keeping::Keeping;
-use proto::message::{BundleFacts, Fault, Unix};
+use proto::message::{BundleFacts, Fault};
 use proto::name::Target;
 use proto::number::RolloutId;
 use proto::{GenerationRecord, GenerationRef, GroupName, HostName, Product, RepositoryName, TreeId, Version};
@@ -21,16 +21,18 @@ use super::api_tokens::{ApiTokenAnswer, ApiTokenAsk};
 use super::architecture::Architecture;
 use super::diff::ArchitectureDiff;
 use super::filter::HostFilter;
+use super::view::{AgentView, HostView, RepositoryTokenView, RepositoryView};
 use crate::manager::control::exports::Export;
 use crate::manager::control::jobs::JobRecord;
 use crate::manager::jobs::{JobFilter, JobPage};
-use crate::manager::labels::{LabelChange, Labels, Selector};
+use crate::manager::labels::{LabelChange, Selector};
 use crate::manager::policy::{PolicyAnswer, PolicyAsk};
 use crate::manager::repositories::RepositoryOrder;
 use crate::manager::rollout::machine::vocabulary::Wish;
 use crate::manager::rollout::{Plan, RolloutView};
 use crate::manager::store::GcReport;
 use crate::manager::upgrade::{UpgradeEvent, UpgradeOrder, UpgradeReport};
+use crate::manager::upkeep::{self, BackedUp};
 
 /// What a command asks of the manager over its local socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +78,8 @@ pub enum Long {
     RolloutWatch(RolloutId),
     /// One job, once it is over. `Event`s carry [`AdminEvent::Job`]. The job goes on when the asker goes away.
     JobWait(JobId),
+    /// Copy all that the manager knows into one file. `Event`s carry [`AdminEvent::Progress`].
+    Backup(upkeep::Order),
 }
 
 /// Commands that need no more than the control state and some reading.
@@ -314,40 +318,8 @@ pub enum AdminReply {
     ApiToken(ApiTokenAnswer),
     /// To any request: it was refused or failed, and why.
     Fault(Fault),
-}
-
-/// A repository that is served, as an operator sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RepositoryView {
-    /// What it is called.
-    pub name: RepositoryName,
-    /// Whose media agent serves it.
-    pub host: HostName,
-    /// Which agent of that host.
-    pub product: Product,
-    /// Its directory there.
-    pub path: String,
-    /// Where others reach it.
-    pub address: String,
-    /// When that was decided.
-    pub created: Unix,
-    /// What its agent shows to programs that are no agents: the base64 of a certificate's DER.
-    pub certificate: Option<String>,
-}
-
-/// A token of a repository, as an operator sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RepositoryTokenView {
-    /// By which it can be taken back.
-    pub id: String,
-    /// What it lets do.
-    pub access: Access,
-    /// When it was given.
-    pub created: Unix,
-    /// When it ends by itself.
-    pub until: Unix,
-    /// When it was taken back.
-    pub revoked: Option<Unix>,
+    /// To `Backup`: what is in the file.
+    BackedUp(BackedUp),
 }
 
 /// What comes before an answer.
@@ -449,48 +421,4 @@ pub struct ProblemView {
     pub generations: Vec<String>,
     /// From where it was repaired; `None`: it was not.
     pub repaired: Option<String>,
-}
-
-/// A host as an operator sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostView {
-    /// The name that its certificate bears.
-    pub name: HostName,
-    /// Since when it is connected; `None`: it is not.
-    pub connected_since: Option<Unix>,
-    /// When it was last heard of, 0 if never.
-    pub last_seen: Unix,
-    /// When it enrolled last, milliseconds since 1970.
-    pub enrolled: Unix,
-    /// When its newest certificate ends.
-    pub certificate_expires: Option<Unix>,
-    /// When it was revoked.
-    pub revoked: Option<Unix>,
-    /// The groups that it is in, by name.
-    pub groups: Vec<GroupName>,
-    /// What an operator says of it.
-    pub labels: Labels,
-    /// Version of its `manager-fs`.
-    pub software: String,
-    /// What its machine calls itself, if it has said so since the manager started.
-    pub machine: Option<String>,
-    /// The trees attached there.
-    pub attached: Vec<TreeId>,
-    /// The last wrong hashes that it found.
-    pub wrong_hashes: Vec<(Unix, String)>,
-}
-
-/// An agent as an operator sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AgentView {
-    /// The host that it runs on.
-    pub host: HostName,
-    /// Whether the host is connected now.
-    pub connected: bool,
-    /// When the host was last heard of.
-    pub last_seen: Unix,
-    /// What the host said of it.
-    pub status: AgentStatus,
-    /// The steps of its last change-over or start.
-    pub last_change: Vec<StepEvent>,
 }

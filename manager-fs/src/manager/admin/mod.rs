@@ -14,6 +14,7 @@ mod message;
 mod progress;
 pub mod refusal;
 mod verify;
+mod view;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,9 +41,10 @@ pub use architecture::Architecture;
 pub use diff::{ArchitectureDiff, DiffEntry, DiffReport, Difference};
 pub use filter::{HOSTS_PAGE, HostFilter, HostState};
 pub use message::{
-    AdminEvent, AdminReply, AdminRequest, AgentView, ChangedView, GenerationView, HostView, Long, ProblemView,
-    PublishOrder, PublishReport, Quick, RepairOrder, RepositoryTokenView, RepositoryView, VerifyView,
+    AdminEvent, AdminReply, AdminRequest, ChangedView, GenerationView, Long, ProblemView, PublishOrder,
+    PublishReport, Quick, RepairOrder, VerifyView,
 };
+pub use view::{AgentView, HostView, RepositoryTokenView, RepositoryView};
 
 /// How long nothing is accepted after a failure: out of descriptors, most likely, and connections that end will help.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);

@@ -36,6 +36,7 @@ impl Monitor for Reporter {
             Task::Verify => ("checking", true),
             Task::Collect => ("collecting packs", false),
             Task::Repair => ("looking for lost chunks", false),
+            Task::Copy => ("copying", true),
         };
         let _ = self.events.send(AdminEvent::Progress { task: name.to_owned(), done, total, bytes });
     }

@@ -24,9 +24,10 @@ use std::sync::Arc;
 
 pub use bring_over::{BroughtOver, CONTROL_FILE, OBSERVATIONS_FILE};
 pub use contract::{ControlError, ControlStore};
+pub(crate) use contract::{Entry, list_all};
 pub use database::LocalStore;
 pub use observations::{HostStatus, JobSeen, LocalObservations, Noted, Observation, Observations};
-pub(crate) use rebuild::{add_record, names_without, raise_lists, raise_sequence};
+pub(crate) use rebuild::{add_record, is_entry, leave_out, names_without, raise_lists, raise_sequence, trees_of};
 pub use state::{
     Key, State, api_tokens, changes, exports, generations, groups, hosts, jobs, policies, repositories, rollouts,
     targets, tokens, turns,

@@ -8,7 +8,7 @@ use proto::{GenerationRecord, TreeId};
 use super::contract::ControlError;
 use super::state::exports::after_loss;
 use super::state::generations::{PART_BYTES, key_of, verify};
-use super::state::{GenerationHead, Key, decode_value, encode};
+use super::state::{GenerationHead, Key, decode_value, encode, is_whole};
 
 /// Adds a signed record, of a new version or `also` for another architecture, unless its generation is there already; whether it was added.
 ///
@@ -66,6 +66,34 @@ pub(crate) fn raise_lists(entries: &mut BTreeMap<String, Vec<u8>>, now: Unix) ->
     let value = encode(&key, &known.unwrap_or(0).max(after_loss(now)))?;
     entries.insert(key, value);
     Ok(())
+}
+
+/// Numbers of records that are left out after a restore: more than were signed since any backup that anybody puts back.
+const LEFT_OUT: u64 = 1 << 20;
+
+/// Sees to it that no record and no list of exports gets a number that was given after these entries were copied.
+///
+/// # Errors
+/// They cannot be kept.
+pub(crate) fn leave_out(entries: &mut BTreeMap<String, Vec<u8>>, now: Unix) -> Result<(), ControlError> {
+    let generations = entries.keys().filter(|key| key.starts_with("generation/"));
+    let newest = generations.filter_map(|key| record_at(entries, key)).map(|record| record.sequence).max();
+    let key = Key::Sequence.to_string();
+    let signed = entries.get(&key).and_then(|value| decode_value::<u64>(&key, value).ok());
+    let last = signed.unwrap_or(0).max(newest.unwrap_or(0));
+    raise_sequence(entries, last.saturating_add(LEFT_OUT))?;
+    raise_lists(entries, now)
+}
+
+/// The trees of all generations whose records can be read.
+pub(crate) fn trees_of(entries: &BTreeMap<String, Vec<u8>>) -> BTreeSet<TreeId> {
+    let generations = entries.keys().filter(|key| key.starts_with("generation/"));
+    generations.filter_map(|key| record_at(entries, key)).map(|record| record.tree).collect()
+}
+
+/// Whether a value is undamaged and stands under its own key.
+pub(crate) fn is_entry(key: &str, value: &[u8]) -> bool {
+    is_whole(key, value)
 }
 
 /// Names of the generations whose trees are not among these.

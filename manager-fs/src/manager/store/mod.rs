@@ -22,6 +22,7 @@ mod repack;
 mod repair;
 mod source;
 mod verify;
+mod whole_blobs;
 mod writer;
 
 use std::collections::HashSet;
@@ -42,6 +43,7 @@ pub use repack::Repacked;
 pub use repair::{Lost, Mender, Where};
 pub(crate) use source::{Dense, Piece, Source, SparseFile};
 pub use verify::{Problem, Thing, VerifyReport};
+pub(crate) use whole_blobs::{Packs, become_store, check_pack, claim};
 pub(crate) use writer::{AddError, ContentWriter};
 
 use format::{Format, owned, read_format, write_format};

@@ -16,6 +16,16 @@ impl PackId {
         self.0.to_hex()
     }
 
+    /// The id as bytes of its own.
+    pub(crate) fn object(self) -> ObjectId {
+        self.0
+    }
+
+    /// The pack whose id these bytes are.
+    pub(crate) fn of_object(id: ObjectId) -> Self {
+        Self(id)
+    }
+
     pub(super) fn to_shard(self) -> (String, String) {
         self.0.to_shard()
     }
