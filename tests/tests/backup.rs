@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -354,4 +355,52 @@ fn a_restore_goes_over_what_is_there_where_the_host_permits_it_through_a_kill_an
     assert_eq!(fs::read_to_string(there.join("older")).unwrap(), "host-2's own");
     assert_eq!(fs::read_to_string(there.join("gone")).unwrap(), "as backed up");
     lab.host.stop("data-agent");
+}
+
+#[test]
+fn a_large_file_goes_on_inside_after_a_kill_and_a_change_over() {
+    const LARGE: usize = 192 << 20;
+    let mut lab = Lab::new();
+    let source = lab.source(&[]);
+    fs::create_dir_all(&source).unwrap();
+    fs::write(source.join("image"), tests::noise(1, LARGE)).unwrap();
+    let changed = fs::metadata(source.join("image")).unwrap().ctime();
+    let now = || std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    tests::command::until("a change would be seen", || (now() > changed.cast_unsigned() + 3).then_some(()));
+
+    let repository = text(&lab.repository());
+    let order = ["job", "backup", "--host", "host-1", "--repository", &repository, "--limit-read", "10M", "--detach"];
+    let job = lab.manager.run(&[&order[..], &[&text(&source)]].concat()).expect(0).text();
+    let noted = || {
+        let record = fs::read_dir(lab.host.path("state/checkpoints")).ok()?.next()?.ok()?;
+        let record = fs::read(record.path()).ok()?;
+        let header = record.iter().position(|byte| *byte == b'\n')? + 1;
+        Some(((record.len() - header) / 32) as u64)
+    };
+    let pieces = tests::command::until("much of the file is noted", || noted().filter(|pieces| *pieces >= 16));
+    let pid = || lab.manager.agent("host-1", "data-agent").unwrap()["pid"].as_i64().unwrap();
+    lab.kill_agent();
+    tests::command::until("more of it is noted by the next process", || noted().filter(|more| *more > pieces));
+    let descriptor = "drain_deadline = \"1s\"\nprobation = \"10s\"\n";
+    lab.manager.publish("data-agent", "2.0", TreeFixture::agent("2.0", "data", descriptor).path());
+    lab.manager.export("data-agent@2.0", "host-1");
+    lab.manager.run(&["upgrade", "data-agent", "data-agent@2.0", "--to", "host-1"]).expect(0);
+    lab.manager.run(&["job", "wait", &job]).expect(0);
+    lab.manager.wait_for_version("host-1", "data-agent", "2.0");
+
+    let log = lab.host.stub("data-agent").log();
+    let places: Vec<usize> = log
+        .split("image: goes on at byte ")
+        .skip(1)
+        .map(|rest| rest.split(' ').next().unwrap().parse().unwrap())
+        .collect();
+    assert!(matches!(places[..], [killed, changed] if 8 << 20 < killed && killed < changed), "{places:?}");
+    // The process stays the same through a change-over, of which what was in hand is read twice.
+    let read = fs::read_to_string(format!("/proc/{}/io", pid())).unwrap();
+    let read: usize = read.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap();
+    assert!(read < LARGE - places[0] + (20 << 20), "{read} bytes were read, from {places:?} on");
+    lab.end("verify", &[], 0);
+    assert!(lab.restic(&["check", "--read-data"]).contains("no errors were found"));
+    assert!(lab.restic(&["snapshots", "--json"]).matches("short_id").count() == 1);
+    assert_eq!(fs::read_dir(lab.host.path("state/checkpoints")).unwrap().count(), 0);
 }

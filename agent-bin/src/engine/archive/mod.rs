@@ -3,6 +3,7 @@
 //! One thread walks and looks at metadata; some more read, hash, compress and seal. Nothing waits for order: a directory
 //! is stored by whoever finishes its last entry ([`folder`]). The size that is stored is what was read.
 
+mod checkpoint;
 mod folder;
 mod output;
 mod queue;
@@ -31,6 +32,7 @@ use super::format::packs::{Packs, StoreFault};
 use super::live::Owners;
 use super::selection::Selection;
 use super::source::Source;
+pub(super) use checkpoint::Checkpoints;
 use folder::{Complete, Folder};
 use queue::{Queue, Work};
 use read::{FileTask, Piece};
@@ -60,6 +62,8 @@ pub(super) struct Order<'a> {
     pub(super) selection: &'a Selection,
     /// How many threads read; none: as many as there are processors.
     pub(super) readers: Option<u8>,
+    /// Where large files go on; none: at their beginning.
+    pub(super) checkpoints: Option<&'a Checkpoints>,
 }
 
 /// The snapshot that unchanged files are taken from.
@@ -108,6 +112,7 @@ struct Archive<'a> {
     parent: Option<Parent>,
     selection: &'a Selection,
     reading: &'a Pace,
+    checkpoints: Option<&'a Checkpoints>,
     queue: Queue<FileTask<'a>, Piece>,
     ended: Mutex<Option<Result<Id, ArchiveFault>>>,
     end: Condvar,
@@ -146,6 +151,7 @@ pub(super) fn archive<'a>(
         parent: order.parent,
         selection: order.selection,
         reading: order.reading,
+        checkpoints: order.checkpoints,
         queue: Queue::new(),
         ended: Mutex::new(None),
         end: Condvar::new(),

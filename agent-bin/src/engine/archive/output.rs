@@ -36,7 +36,7 @@ impl Archive<'_> {
         // What a database says of itself is not for everybody.
         let node = node(path.file_name().unwrap_or_default(), NodeKind::File, 0o600);
         let entry = Entry { path: path.to_owned(), node, place: here.reserve(), folder: here, is_new: true };
-        self.pieces(entry, Bytes::printed(file), &mut Vec::new())?;
+        self.pieces(entry, Bytes::printed(file), None, &mut Vec::new())?;
         folders.iter().rev().try_for_each(|folder| self.complete(folder.leave()))
     }
 }

@@ -1,7 +1,7 @@
 //! Files read: each from one descriptor, to the end that it had when it was opened.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,6 +15,7 @@ use super::super::format::index::BlobKind;
 use super::super::format::tree::{Node, NodeKind};
 use super::super::live::{At, node_of};
 use super::super::source::Source;
+use super::checkpoint::{Checkpoint, GoOn};
 use super::folder::{Complete, Folder};
 use super::{Archive, ArchiveFault};
 
@@ -56,6 +57,8 @@ struct OpenFile {
     open: AtomicUsize,
     /// It could not be read to its end.
     lost: AtomicBool,
+    /// Where it is noted how far it came.
+    checkpoint: Option<Arc<Checkpoint>>,
 }
 
 /// The bytes of one file that are still to be read.
@@ -75,10 +78,24 @@ impl Bytes {
 }
 
 impl OpenFile {
+    fn new(go_on: Option<GoOn>) -> Self {
+        let (checkpoint, pieces) = go_on.map_or_else(Default::default, |on| (Some(on.checkpoint), on.pieces));
+        Self {
+            entry: Mutex::new(None),
+            pieces: Mutex::new(pieces.into_iter().map(Some).collect()),
+            open: AtomicUsize::new(1),
+            lost: AtomicBool::new(false),
+            checkpoint,
+        }
+    }
+
     fn reserve(&self) -> usize {
         self.open.fetch_add(1, Ordering::Relaxed);
         let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
         pieces.push(None);
+        if let Some(checkpoint) = &self.checkpoint {
+            checkpoint.reserve();
+        }
         pieces.len() - 1
     }
 }
@@ -95,6 +112,9 @@ impl<'a> Archive<'a> {
         let left = if facts.size == 0 { SIZELESS_BYTES_MAX } else { facts.size };
         let mut bytes = Bytes { file, left, ended: false, before: Some(facts) };
         buffer.clear();
+        if let Some(go_on) = self.checkpoints.and_then(|all| all.begin(&entry.path, &facts, self.blobs.index())) {
+            return self.further(entry, bytes, go_on, buffer);
+        }
         // Most files are one piece, which needs none of what follows.
         if let Err(error) = self.fill(&mut bytes, buffer, self.chunker.min().saturating_add(1))? {
             return self.lost(&entry, &error);
@@ -105,7 +125,18 @@ impl<'a> Archive<'a> {
             self.look_again(&bytes, &entry.path, read);
             return self.complete(self.settle(entry, content, read));
         }
-        self.pieces(entry, bytes, buffer)
+        self.pieces(entry, bytes, None, buffer)
+    }
+
+    /// Reads what an earlier run has not.
+    fn further(&self, entry: Entry, mut bytes: Bytes, go_on: GoOn, buffer: &mut Vec<u8>) -> Result<(), ArchiveFault> {
+        if let Err(error) = bytes.file.seek(SeekFrom::Start(go_on.offset)) {
+            return self.lost(&entry, &error);
+        }
+        bytes.left = bytes.left.saturating_sub(go_on.offset);
+        bytes.ended = bytes.left == 0;
+        self.meter.advance(go_on.offset);
+        self.pieces(entry, bytes, Some(go_on), buffer)
     }
 
     /// Cuts a file; the pieces are stored by whoever has time.
@@ -113,15 +144,11 @@ impl<'a> Archive<'a> {
         &self,
         mut entry: Entry,
         mut bytes: Bytes,
+        go_on: Option<GoOn>,
         buffer: &mut Vec<u8>,
     ) -> Result<(), ArchiveFault> {
-        let file = Arc::new(OpenFile {
-            entry: Mutex::new(None),
-            pieces: Mutex::default(),
-            open: AtomicUsize::new(1),
-            lost: AtomicBool::new(false),
-        });
-        let (mut at, mut read) = (0, 0u64);
+        let (mut at, mut read) = (0, go_on.as_ref().map_or(0, |on| on.offset));
+        let file = Arc::new(OpenFile::new(go_on));
         loop {
             if buffer.len() - at < self.chunker.max() && !bytes.ended {
                 // Twice the longest piece: at most every byte is moved once.
@@ -155,6 +182,10 @@ impl<'a> Archive<'a> {
     pub(super) fn piece(&self, piece: Piece) -> Result<(), ArchiveFault> {
         self.go_on()?;
         let id = self.packs.add(BlobKind::Data, &piece.bytes)?;
+        if let (Some(checkpoint), Some(checkpoints)) = (&piece.file.checkpoint, self.checkpoints) {
+            checkpoint.stored(piece.number, id);
+            checkpoints.note_if_due(self.packs);
+        }
         if let Some(slot) = piece.file.pieces.lock().unwrap_or_else(PoisonError::into_inner).get_mut(piece.number) {
             *slot = Some(id);
         }
@@ -165,6 +196,9 @@ impl<'a> Archive<'a> {
     fn stored(&self, file: &OpenFile) -> Result<(), ArchiveFault> {
         if file.open.fetch_sub(1, Ordering::AcqRel) > 1 {
             return Ok(());
+        }
+        if let Some(checkpoint) = &file.checkpoint {
+            checkpoint.end();
         }
         let Some(entry) = file.entry.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
         if file.lost.load(Ordering::Relaxed) {

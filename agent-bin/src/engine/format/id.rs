@@ -34,7 +34,7 @@ impl Id {
         Self(digest)
     }
 
-    pub(super) fn from_bytes(bytes: [u8; 32]) -> Self {
+    pub(in crate::engine) fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 

@@ -185,6 +185,11 @@ impl Index {
         self.entries_of(kind, id).any(|(entry, pack)| pack.bytes.is_some_and(|bytes| within(entry, bytes)))
     }
 
+    /// How many bytes a blob has that can be referred to.
+    pub(crate) fn length(&self, kind: BlobKind, id: &Id) -> Option<u64> {
+        self.find(kind, id).next().filter(|_| self.has(kind, id)).map(|location| location.plain_length())
+    }
+
     /// Every copy of a blob.
     pub(crate) fn find(&self, kind: BlobKind, id: &Id) -> impl Iterator<Item = Location> {
         self.entries_of(kind, id).map(|(entry, pack)| Location {

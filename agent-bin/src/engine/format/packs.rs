@@ -3,7 +3,8 @@
 //! The order is what makes a cut harmless: a pack is on the disk before an index file names it, and every index file
 //! before a snapshot needs it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,8 +22,10 @@ use super::seal::{Key, SealFault};
 const PACK_BYTES: usize = 16 << 20;
 /// An index file is written once this many blobs are new: restic's bound.
 const INDEX_BLOBS: usize = 50_000;
-/// And at the latest after this time: what is written down by then, a killed agent need not store again.
+/// And at the latest after this time: what is written down by then, a killed agent need not store again. The first ones
+/// come sooner, so that it loses no more than half of what it did.
 const INDEX_EVERY: Duration = Duration::from_secs(60);
+const FIRST_INDEX_AFTER: Duration = Duration::from_secs(5);
 /// Shorter blobs are compressed without a trial.
 const TRIAL_BYTES: usize = 64 << 10;
 
@@ -58,7 +61,9 @@ pub(crate) struct Packs<'a> {
     /// Nothing is written: what would be is only counted.
     dry: bool,
     pace: Option<&'a Pace>,
-    fresh: Mutex<HashSet<(BlobKind, Id)>>,
+    /// What was added, and whether an index file names it.
+    fresh: Mutex<HashMap<(BlobKind, Id), bool>>,
+    index_files: AtomicU64,
     open: [Mutex<OpenPack>; 2],
     unindexed: Mutex<Unindexed>,
     counts: Counts,
@@ -74,6 +79,7 @@ struct Unindexed {
     packs: Vec<IndexPack>,
     blobs: usize,
     since: Instant,
+    every: Duration,
 }
 
 #[derive(Default)]
@@ -86,7 +92,7 @@ struct Counts {
 
 impl<'a> Packs<'a> {
     pub(crate) fn new(files: &'a Files, key: &'a Key, index: &'a Index, compression: Option<i32>) -> Self {
-        let unindexed = Unindexed { packs: Vec::new(), blobs: 0, since: Instant::now() };
+        let unindexed = Unindexed { packs: Vec::new(), blobs: 0, since: Instant::now(), every: FIRST_INDEX_AFTER };
         Self {
             files,
             key,
@@ -95,6 +101,7 @@ impl<'a> Packs<'a> {
             dry: false,
             pace: None,
             fresh: Mutex::default(),
+            index_files: AtomicU64::new(0),
             open: Default::default(),
             unindexed: Mutex::new(unindexed),
             counts: Counts::default(),
@@ -114,7 +121,7 @@ impl<'a> Packs<'a> {
     /// Stores a blob unless the repository has it. Its pack may be written later, at [`Packs::finish`].
     pub(crate) fn add(&self, kind: BlobKind, plain: &[u8]) -> Result<Id, StoreFault> {
         let id = Id::of(plain);
-        if self.index.has(kind, &id) || !lock(&self.fresh).insert((kind, id)) {
+        if self.index.has(kind, &id) || !self.is_first(kind, id) {
             return Ok(id);
         }
         let packed = self.compression.and_then(|level| compress(plain, level));
@@ -142,6 +149,26 @@ impl<'a> Packs<'a> {
         Ok(id)
     }
 
+    fn is_first(&self, kind: BlobKind, id: Id) -> bool {
+        match lock(&self.fresh).entry((kind, id)) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(place) => {
+                place.insert(false);
+                true
+            }
+        }
+    }
+
+    /// Whether a blob is there for whoever reads the repository anew.
+    pub(crate) fn is_indexed(&self, kind: BlobKind, id: &Id) -> bool {
+        lock(&self.fresh).get(&(kind, *id)).copied().unwrap_or_else(|| self.index.has(kind, id))
+    }
+
+    /// How many index files were written.
+    pub(crate) fn index_files(&self) -> u64 {
+        self.index_files.load(Ordering::Acquire)
+    }
+
     fn count(&self, kind: BlobKind, plain: usize, sealed: usize) {
         let blobs = match kind {
             BlobKind::Data => &self.counts.data_blobs,
@@ -167,7 +194,7 @@ impl<'a> Packs<'a> {
             let mut unindexed = lock(&self.unindexed);
             unindexed.blobs += blobs.len();
             unindexed.packs.push(IndexPack { id, blobs });
-            if unindexed.blobs >= INDEX_BLOBS || unindexed.since.elapsed() >= INDEX_EVERY {
+            if unindexed.blobs >= INDEX_BLOBS || unindexed.since.elapsed() >= unindexed.every {
                 take(&mut unindexed)
             } else {
                 Vec::new()
@@ -180,8 +207,15 @@ impl<'a> Packs<'a> {
         if packs.is_empty() {
             return Ok(());
         }
-        let document = serde_json::to_vec(&IndexFile { packs })?;
+        let index = IndexFile { packs };
+        let document = serde_json::to_vec(&index)?;
         self.files.write(FileKind::Index, &self.key.seal_document(&document, self.compression)?)?;
+        {
+            let mut fresh = lock(&self.fresh);
+            let blobs = index.packs.iter().flat_map(|pack| &pack.blobs);
+            fresh.extend(blobs.map(|blob| ((blob.kind, blob.id), true)));
+        }
+        self.index_files.fetch_add(1, Ordering::Release);
         Ok(())
     }
 
@@ -206,6 +240,7 @@ impl<'a> Packs<'a> {
 fn take(unindexed: &mut Unindexed) -> Vec<IndexPack> {
     unindexed.blobs = 0;
     unindexed.since = Instant::now();
+    unindexed.every = (unindexed.every * 2).min(INDEX_EVERY);
     std::mem::take(&mut unindexed.packs)
 }
 

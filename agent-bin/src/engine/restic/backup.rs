@@ -9,7 +9,7 @@ use proto::agent::Repository as Location;
 use proto::backup::BackupOptions;
 use proto::means::Commands;
 
-use super::super::archive::{self, ArchiveFault, Input, Parent, Seen, archive};
+use super::super::archive::{self, ArchiveFault, Checkpoints, Input, Parent, Seen, archive};
 use super::super::command::output_of;
 use super::super::fault::{CommandFault, EngineError, Refusal};
 use super::super::format::chunker::Chunker;
@@ -23,8 +23,8 @@ use super::super::session::Session;
 use super::super::snapshots::{self, Snapshot};
 use super::super::source::Source;
 use super::super::{Mark, SharedMeter, Work};
-use super::compression;
 use super::made::{finish_snapshot, finished, must_be_free, new_snapshot, total_bytes, work_of};
+use super::{compression, id_of};
 
 /// What is backed up, and how.
 pub(super) struct Order<'a> {
@@ -76,13 +76,20 @@ pub(super) fn back_up(
     options.tags.iter().for_each(|tag| file.tags.add(tag.clone()));
     let index = session.index(meter)?;
     let parent = parent.filter(|_| !options.force);
+    // What is only tried is not gone on with, and what a command prints has no other end.
+    let going_on = !options.dry_run && matches!(content, Content::Sources(_));
+    let checkpoints = going_on.then(|| Checkpoints::new(state, id_of(&session.repository), mark.job, options.force));
     let ((tree, seen, added), ran) = match content {
-        Content::Sources(sources) => (session.store(order, Input::Sources(sources), parent, &index, meter)?, None),
+        Content::Sources(sources) => {
+            let reading = Reading { input: Input::Sources(sources), parent, checkpoints: checkpoints.as_ref() };
+            (session.store(order, reading, &index, meter)?, None)
+        }
         Content::Output(commands, name) => {
             let path = paths.first().map(PathBuf::as_path).unwrap_or(Path::new("/stdin"));
             let (stored, ran) = output_of(commands, name, path, mark, meter, |stdout| {
                 let from = File::from(OwnedFd::from(stdout));
-                let stored = session.store(order, Input::Output(path, &from), None, &index, meter)?;
+                let reading = Reading { input: Input::Output(path, &from), parent: None, checkpoints: None };
+                let stored = session.store(order, reading, &index, meter)?;
                 let unread = || EngineError::Command {
                     name: name.clone(),
                     moment: "output",
@@ -106,7 +113,17 @@ pub(super) fn back_up(
     let level = compression(&session.repository);
     let sealed = session.key.seal_document(&document, level).map_err(|e| session.store_fault(e.into(), meter))?;
     let id = session.files.write(FileKind::Snapshot, &sealed).map_err(|e| session.store_fault(e.into(), meter))?;
+    if let Some(checkpoints) = checkpoints {
+        checkpoints.end();
+    }
     Ok(done(id, vec![id.to_string()]))
+}
+
+/// What is read, and what of it is known already.
+struct Reading<'a> {
+    input: Input<'a>,
+    parent: Option<&'a Snapshot>,
+    checkpoints: Option<&'a Checkpoints>,
 }
 
 impl Session {
@@ -114,12 +131,12 @@ impl Session {
     fn store(
         &self,
         order: &Order<'_>,
-        input: Input<'_>,
-        parent: Option<&Snapshot>,
+        reading: Reading<'_>,
         index: &Index,
         meter: &SharedMeter,
     ) -> Result<(Id, Seen, Added), EngineError> {
         let Order { selection, options, .. } = *order;
+        let Reading { input, parent, checkpoints } = reading;
         let config = self.repository.config();
         let chunker =
             Chunker::new(config).map_err(|fault| EngineError::Chunker { path: self.path.clone(), fault })?;
@@ -133,12 +150,14 @@ impl Session {
         meter.expect(parent.map_or(0, total_bytes));
         let parent = parent.and_then(|parent| Some(Parent { tree: parent.tree()?, began: parent.at() }));
         let (reading, readers) = (&self.reading, options.readers);
-        let order = archive::Order { input, reading, parent, selection, readers };
+        let order = archive::Order { input, reading, parent, selection, readers, checkpoints };
         let blobs = self.blobs(index);
         let archived = archive(&blobs, &packs, &chunker, &order, meter);
         let stopped = matches!(archived, Err(ArchiveFault::Stopped));
         // Also of a backup that was stopped: what is stored and indexed need not be stored again.
         let added = if stopped || archived.is_ok() { packs.finish() } else { Ok(Added::default()) };
+        // And of what ended in another way at least what is indexed.
+        checkpoints.inspect(|checkpoints| checkpoints.note(&packs));
         match archived {
             _ if meter.is_stopped() => Err(EngineError::Stopped),
             Ok((tree, seen)) => Ok((tree, seen, added.map_err(|fault| self.store_fault(fault, meter))?)),

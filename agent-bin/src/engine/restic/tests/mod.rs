@@ -16,6 +16,7 @@ mod company;
 mod damage;
 mod hostile;
 mod interop;
+mod large;
 mod looks;
 mod options;
 mod outputs;
