@@ -94,6 +94,22 @@ fn nobody_is_lost(seen: &Seen) {
     assert_eq!(seen.lost(), 0, "{seen}");
 }
 
+#[test]
+fn versions_that_failed_leave_nothing_mounted() {
+    let lab = Lab::running("");
+    for version in ["2", "3", "4"] {
+        lab.publish(version, "exit 7", "");
+        assert_eq!(lab.site.upgrade(version).code, Some(1));
+    }
+    until("the version that serves is all that is mounted", || {
+        let status = lab.site.host.status();
+        let generations = status["generations"].as_array().unwrap();
+        let mounted: Vec<&str> =
+            generations.iter().filter(|one| one["mounted"] == true).filter_map(|one| one["name"].as_str()).collect();
+        (mounted == ["plain@1"]).then_some(())
+    });
+}
+
 /// Whether the socket that the program was started with makes nobody wait.
 #[track_caller]
 fn started_without_blocking(lab: &Lab) -> bool {

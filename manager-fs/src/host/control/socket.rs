@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use proto::agent::StepEvent;
+use proto::agent::{Step, StepEvent};
 use proto::codec;
 use proto::daemon::{Attached, DaemonReply, DaemonRequest, StageProgress};
 use proto::limits::MESSAGE_BYTES_MAX;
@@ -194,7 +194,11 @@ async fn newest(daemon: &Daemon, product: &Product) -> Result<DaemonReply, Fault
 async fn report(daemon: Arc<Daemon>, event: StepEvent) -> Result<(), Fault> {
     blocking(move || {
         if event.step.ends().is_some() {
-            daemon.generations.leases.stage_over(&event.to);
+            // Who returns comes from what was prepared for it.
+            let prepared = if event.step == Step::Returned { event.from } else { Some(event.to) };
+            if let Some(tree) = prepared {
+                daemon.generations.leases.stage_over(&tree);
+            }
             daemon.generations.changed();
         }
         daemon.relay.report(event);
