@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use proto::message::Unix;
 use proto::name::Target;
 use proto::{GroupName, HostName, Product, TreeId};
 use tokio::sync::broadcast::error::RecvError;
@@ -15,6 +16,7 @@ use super::connections::Connections;
 use super::control::changes::{ChangeOrder, ChangeRecord};
 use super::control::targets::Wanted;
 use super::control::{ControlError, State};
+use super::hours::Hours;
 use super::news::{News, NewsBoard};
 use super::now;
 use super::upgrade::{Manner, Told, Upgrades};
@@ -24,7 +26,10 @@ use crate::sync::lock;
 const REPORTS_COME: Duration = Duration::from_secs(2);
 
 /// How often it is looked whether the hours of a target have begun.
-const LOOK_FOR_HOURS: Duration = Duration::from_secs(60);
+const LOOK_FOR_HOURS: Duration = Duration::from_secs(10);
+
+/// Over how long hosts that waited for the same hours are told, milliseconds.
+const SPREAD_MS: u64 = 600_000;
 
 /// Delivers what was ordered while a host was away.
 pub(crate) struct Targets {
@@ -127,7 +132,7 @@ impl Targets {
             if ordered || self.is_claimed(host, &product) || self.connections.control_link(host).is_none() {
                 continue;
             }
-            if wanted.hours.as_ref().is_some_and(|hours| hours.open_since(now()).is_none()) {
+            if wanted.hours.as_ref().is_some_and(|hours| !may_be_told(host, hours, now())) {
                 continue;
             }
             let Some(turn) = self.upgrades.telling.begin(host, &product) else { continue };
@@ -183,6 +188,16 @@ impl Targets {
         let agent = status.agents.iter().find(|agent| agent.product == *product && agent.takes_orders());
         Ok(agent.is_some_and(|agent| agent.tree != tree || agent.version != wanted.version))
     }
+}
+
+/// Whether a target's hours have come for a host. Those that waited for the same hours are not told all at once: each has a
+/// moment of its own in the beginning of them, the same on every day.
+fn may_be_told(host: &HostName, hours: &Hours, at: Unix) -> bool {
+    let Some(since) = hours.open_since(at) else { return false };
+    let [a, b, c, d, ..] = *blake3::hash(host.as_str().as_bytes()).as_bytes();
+    let own = u64::from(u32::from_le_bytes([a, b, c, d])) % SPREAD_MS;
+    // Hours that are over by then have no moment of its own for it.
+    at.saturating_sub(since) >= own || hours.open_since(since.saturating_add(own)) != Some(since)
 }
 
 fn manner(wanted: &Wanted) -> Manner {

@@ -159,6 +159,28 @@ async fn a_target_with_hours_is_told_in_them_and_not_before() {
     assert_eq!(tokio::time::timeout(SOON, orders.recv()).await.unwrap().unwrap().attach, two.record.tree);
 }
 
+#[test]
+fn hosts_that_waited_for_the_same_hours_are_told_one_after_the_other_and_all_of_them_in_time() {
+    let hosts: Vec<HostName> = (0..1000).map(|number| host(&format!("host-{number}"))).collect();
+    // 22:00 of the first day, milliseconds.
+    let opens: Unix = 22 * 3_600_000;
+    let told = |hours: &str, after: u64| {
+        let hours: Hours = hours.parse().unwrap();
+        hosts.iter().filter(|host| may_be_told(host, &hours, opens + after)).count()
+    };
+    assert_eq!(told("23:00-06:00", 0), 0);
+    for (seconds, least, most) in
+        [(0, 0, 5), (60, 60, 140), (300, 420, 580), (600, 1000, 1000), (7 * 3600, 1000, 1000)]
+    {
+        let count = told("22:00-06:00", seconds * 1000);
+        assert!((least..=most).contains(&count), "{count} after {seconds} s");
+    }
+    assert_eq!(told("22:00-06:00", 8 * 3_600_000), 0);
+    // Whose moment would come after the end is told at the beginning.
+    assert!((400..600).contains(&told("22:00-22:05", 0)));
+    assert_eq!(told("22:00-22:05", 299_999), 1000);
+}
+
 #[tokio::test]
 async fn what_is_known_of_last_orders_survives_a_start_and_is_never_forgotten() {
     let (bench, [one, two], _) = prepared().await;
