@@ -6,14 +6,14 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::command::until;
 use tests::repository::root;
-use tests::{Host, Manager, TreeFixture};
+use tests::{Host, Manager, TreeFixture, noise};
 
 /// The name in the manager's own certificate.
 const NAME: &str = "manager.manager-fs.internal";
@@ -21,7 +21,7 @@ const ROLES: [&str; 4] = ["viewer", "operator", "publisher", "admin"];
 
 /// What every address takes, beside what only looks at something, which takes a viewer. A route that is not here, or takes
 /// another role, fails the test: who may do what is decided, and not only written down.
-const ORDERS: [(&str, &str, &str); 28] = [
+const ORDERS: [(&str, &str, &str); 29] = [
     ("post", "/v1/upgrades", "operator"),
     ("post", "/v1/rollouts", "operator"),
     ("post", "/v1/rollouts/{rollout}/{wish}", "operator"),
@@ -33,6 +33,7 @@ const ORDERS: [(&str, &str, &str); 28] = [
     ("delete", "/v1/groups/{group}/hosts", "operator"),
     ("put", "/v1/groups/{group}/rule", "operator"),
     ("delete", "/v1/groups/{group}", "operator"),
+    ("post", "/v1/generations", "publisher"),
     ("post", "/v1/generations/{generation}/exports", "operator"),
     ("delete", "/v1/generations/{generation}/exports", "operator"),
     ("delete", "/v1/generations/{generation}", "publisher"),
@@ -351,6 +352,72 @@ fn the_console_shows_the_fleet_and_orders_only_what_a_page_of_its_own_asked() {
     page("/").expect(303);
     lab.manager.run(&["api-token", "revoke", "viewer"]).expect(0);
     lab.ask("/", &["-H", &looks]).expect(303);
+}
+
+#[test]
+fn an_archive_that_is_sent_becomes_a_generation_and_nothing_else_of_it_stays() {
+    let lab = Lab::open();
+    let (tree, archive) = (TreeFixture::script("echo one", ""), lab.manager.path("one.tar.gz"));
+    // Larger than what is written at once, and nothing that compresses.
+    tree.file("data", 0o644, noise(1, 5 << 20));
+    let packed = Command::new("tar").arg("-C").arg(tree.path()).arg("-czf").arg(&archive).arg(".").status().unwrap();
+    assert!(packed.success());
+    let send = |role: &str, path: &str, file: &Path| {
+        let from = format!("@{}", file.display());
+        lab.ask_as(
+            role,
+            path,
+            &["--data-binary", &from, "-H", "Expect:", "-H", "Content-Type: application/octet-stream"],
+        )
+    };
+    let address = "/v1/generations?product=sample&version=1";
+    send("operator", address, &archive).expect(403);
+    let told = send("publisher", &format!("{address}&entrypoint=bin/agent"), &archive).expect(200);
+    assert!(told.head.contains("text/event-stream"), "{}", told.head);
+    let (_, done) = told.body.split_once("event: done\ndata: ").unwrap_or_else(|| panic!("{}", told.body));
+    let done: Value = serde_json::from_str(done.trim()).unwrap();
+    lab.manager.publish("local", "1", &archive);
+    let local = lab.manager.run(&["show", "local@1", "--json"]).expect(0).json();
+    let sent = &done["records"][0]["tree_id"];
+    assert!(sent.is_string() && *sent == local["tree_id"], "{done}\n{local}");
+    assert_eq!(lab.get("/v1/generations/sample@1")["entry_point"], "bin/agent");
+
+    // What is no archive, what is asked wrongly, and what breaks off in the middle.
+    let text = lab.manager.path("text");
+    fs::write(&text, "no archive").unwrap();
+    let failed = send("publisher", "/v1/generations?product=sample&version=2", &text).expect(200).body;
+    assert!(
+        failed.contains("event: failed") && failed.contains("upload") && failed.contains("\"status\":409"),
+        "{failed}"
+    );
+    send("publisher", "/v1/generations?product=sample", &archive).expect(400);
+    send("publisher", "/v1/generations?product=sample&version=a/b", &archive).expect(400);
+    let bearer = format!("Authorization: Bearer {}", lab.token("publisher"));
+    let (from, version) = (format!("@{}", archive.display()), lab.url("/v1/generations?product=sample&version=3"));
+    let broken = lab
+        .curl()
+        .args([
+            "-H",
+            &bearer,
+            "-H",
+            "Expect:",
+            "--limit-rate",
+            "1M",
+            "--max-time",
+            "1",
+            "--data-binary",
+            &from,
+            &version,
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(broken.status.code(), Some(28), "{}", String::from_utf8_lossy(&broken.stderr));
+    until("nothing of it is left", || {
+        (fs::read_dir(lab.manager.store().join("tmp")).unwrap().count() == 0).then_some(())
+    });
+    let published = lab.get("/v1/generations");
+    let known: Vec<&Value> = published["generations"].as_array().unwrap().iter().map(|one| &one["product"]).collect();
+    assert_eq!(known, ["local", "sample"], "{published}");
 }
 
 #[test]

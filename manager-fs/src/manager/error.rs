@@ -18,6 +18,7 @@ use super::export::SendError;
 use super::exports::ExportError;
 use super::greeting::GreetingError;
 use super::identity::IdentityError;
+use super::ingest::IngestError;
 use super::jobs::JobError;
 use super::policy::PolicyError;
 use super::publish::PublishError;
@@ -176,6 +177,7 @@ impl From<ManagerError> for Fault {
             },
             ManagerError::Rollout(error) => of_rollout(error),
             ManagerError::Policy(error) => of_policy(error),
+            ManagerError::Publish(error) => of_publish(error),
             ManagerError::Catalog(error) => match error {
                 CatalogError::Cancelled => Fault::Failed,
                 _ => Fault::BadRequest,
@@ -184,7 +186,6 @@ impl From<ManagerError> for Fault {
             ManagerError::Control(_)
             | ManagerError::Store(_)
             | ManagerError::Upkeep(_)
-            | ManagerError::Publish(_)
             | ManagerError::Net(_)
             | ManagerError::Listen { .. }
             | ManagerError::BrokenOff(_) => Fault::Failed,
@@ -195,6 +196,16 @@ impl From<ManagerError> for Fault {
 
 /// A kind of fault, to be made of its text.
 type Kind = fn(String) -> Fault;
+
+/// What is wrong with the files is for whoever brought them to mend.
+fn of_publish(error: &PublishError) -> Kind {
+    match error {
+        PublishError::Store(_) | PublishError::Record(_) | PublishError::Ingest(IngestError::Store(_)) => {
+            Fault::Failed
+        }
+        _ => Fault::BadRequest,
+    }
+}
 
 fn of_host(error: &HostError) -> Kind {
     match error {

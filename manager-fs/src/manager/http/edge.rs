@@ -15,11 +15,12 @@ use super::body::{Body, whole};
 use super::caller::{By, Caller, Door};
 use super::problem::Problem;
 use super::reads::StatusDocument;
-use super::received::taken;
+use super::received::{kept, taken};
 use super::route::{self, Replies, Route, Work};
 use super::server::Peer;
 use super::{members, openapi, orders, reads, stream};
-use crate::manager::admin::{self, Quick};
+use crate::manager::admin::{self, Long, PublishOrder, Quick};
+use crate::manager::control::api_tokens::Role;
 use crate::manager::documents;
 use crate::manager::whole::Manager;
 
@@ -29,6 +30,8 @@ const AT_ONCE: usize = 16;
 const TURN_DEADLINE: Duration = Duration::from_secs(10);
 /// Streams at once.
 const STREAMS_MAX: usize = 64;
+/// Archives that arrive at once.
+const UPLOADS_MAX: usize = 4;
 
 const JSON: &str = "application/json";
 
@@ -47,6 +50,7 @@ pub(super) struct Edge {
     routes: Vec<Route>,
     turns: Semaphore,
     streams: Arc<Semaphore>,
+    uploads: Semaphore,
 }
 
 impl Edge {
@@ -57,6 +61,7 @@ impl Edge {
             routes: routes(),
             turns: Semaphore::new(AT_ONCE),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            uploads: Semaphore::new(UPLOADS_MAX),
         }
     }
 
@@ -85,14 +90,17 @@ impl Edge {
             let (name, path) = (caller.name.as_str(), request.uri().path());
             tracing::info!(by = name, role = %caller.role, method = %request.method(), path, "ordered by HTTP");
         }
-        let body = if route.body.is_some() {
+        let mut ask = Ask { path: named, query, body: Bytes::new(), role: caller.role };
+        if let Work::Publish(to_order) = &route.work {
+            return self.publish(to_order(&ask)?, request.body_mut(), caller.role).await;
+        }
+        ask.body = if route.body.is_some() {
             taken(request.body_mut()).await?
         } else if request.body().is_end_stream() {
             Bytes::new()
         } else {
             return Err(Problem::bad_request("this takes no body"));
         };
-        let ask = Ask { path: named, query, body, role: caller.role };
         self.work(route, &ask, &caller).await
     }
 
@@ -106,6 +114,7 @@ impl Edge {
                 let long = to_long(ask)?;
                 Ok(events(stream::begin(&self.manager, long, ask.role, self.stream()?)))
             }
+            Work::Publish(_) => Err(Problem::unexpected()),
             Work::Description => Ok(document(&openapi::description(&self.routes))),
             Work::Status => Ok(document(&documents::json(&self.status(caller)))),
         }
@@ -119,6 +128,16 @@ impl Edge {
             replies.push(admin::at_once(&self.manager, quick).await?);
         }
         Ok(Replies::new(replies))
+    }
+
+    /// Takes an archive in; what it was told first is known to be right.
+    async fn publish(&self, order: PublishOrder, body: &mut Incoming, role: Role) -> Result<Response<Body>, Problem> {
+        let (stream, one_of_few) = (self.stream()?, self.uploads.try_acquire().map_err(|_| Problem::busy())?);
+        let upload = kept(body, &self.manager.store).await?;
+        drop(one_of_few);
+        let source = PublishOrder::source_bytes(upload.path());
+        let work = Long::Publish(PublishOrder { source, ..order });
+        Ok(events(stream::begin(&self.manager, work, role, (stream, upload))))
     }
 
     fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {

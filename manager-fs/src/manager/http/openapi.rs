@@ -52,7 +52,7 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
     let parameters: Vec<Value> = in_paths.chain(route.query.iter().map(in_query)).collect();
     let answer = (route.answer)(generator);
     let kind = match route.work {
-        Work::Long(_) => "text/event-stream",
+        Work::Long(_) | Work::Publish(_) => "text/event-stream",
         _ => "application/json",
     };
     let answer = if kind == "application/json" { json!({ "schema": answer }) } else { events(&answer) };
@@ -70,6 +70,9 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
         let schema = body(generator);
         operation["requestBody"] =
             json!({ "required": true, "content": { "application/json": { "schema": schema } } });
+    }
+    if let Work::Publish(_) = route.work {
+        operation["requestBody"] = json!({ "required": true, "content": { "application/octet-stream": {} } });
     }
     operation
 }

@@ -12,9 +12,10 @@ use super::problem::Problem;
 use super::reads::{policy, rollout};
 use super::route::{Replies, Route, Work};
 use super::shape::{
-    GenerationForm, Kind, ProductForm, RoleForm, TARGET, TargetForm, TaskForm, TokenForm, any, may, must,
+    GENERATION, GenerationForm, Kind, PRODUCT, ProductForm, RoleForm, TARGET, TargetForm, TaskForm, TokenForm,
+    VERSION, any, may, must,
 };
-use crate::manager::admin::{AdminReply, ApiTokenAnswer, ApiTokenAsk, Long, Quick, RepairOrder};
+use crate::manager::admin::{AdminReply, ApiTokenAnswer, ApiTokenAsk, Long, PublishOrder, Quick, RepairOrder};
 use crate::manager::control::api_tokens::Role;
 use crate::manager::documents::{
     ChangedDocument, EventDocument, JobDocument, PolicyDocument, PolicyRanDocument, RolloutDocument,
@@ -174,6 +175,37 @@ struct ExportBody {
     to: Vec<Target>,
 }
 
+/// Files that become a generation.
+fn publish() -> Route {
+    Route::other::<EventDocument>(
+        Method::POST,
+        "/v1/generations",
+        Role::Publisher,
+        "Publish the archive that is the body, of any kind that `publish` takes",
+        Work::Publish(|ask| {
+            let (product, version) = (ask.one("product")?, ask.one("version")?);
+            let missing = || Problem::bad_request("product and version: name them");
+            Ok(PublishOrder {
+                product: product.ok_or_else(missing)?,
+                version: version.ok_or_else(missing)?,
+                source: Vec::new(),
+                onto: ask.one("onto")?,
+                entry_point: ask.one("entrypoint")?,
+                chunk_bytes: ask.one("chunk_bytes")?,
+                strict: ask.flag("strict")?,
+            })
+        }),
+    )
+    .with([
+        must("product", PRODUCT, "the product that gets a version"),
+        must("version", VERSION, "the version's name"),
+        may("onto", GENERATION, "the body is a service pack, laid over this generation"),
+        may("entrypoint", Kind::Text("^[^\\u0000]{1,4096}$"), "path of the program to start"),
+        may("chunk_bytes", Kind::Number(4_294_967_295), "size of the tree's chunks"),
+        may("strict", Kind::Truth, "refuse a tar archive that has a path twice"),
+    ])
+}
+
 fn generations() -> Vec<Route> {
     let export = Route::quick(
         Method::POST,
@@ -244,7 +276,7 @@ fn generations() -> Vec<Route> {
         Work::Long(|ask| Ok(Long::Verify { repair: ask.flag("repair")?.then(RepairOrder::default) })),
     )
     .with([may("repair", Kind::Truth, "put back what is damaged or gone, out of packs and from hosts")]);
-    vec![export, unexport, unpublish, reset, gc, verify]
+    vec![publish(), export, unexport, unpublish, reset, gc, verify]
 }
 
 /// A policy.

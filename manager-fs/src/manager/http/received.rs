@@ -1,5 +1,7 @@
-//! Bodies of requests: taken within their bounds, and what nobody wants is read and forgotten.
+//! Bodies of requests: taken within their bounds, kept in a file where they are archives; and what nobody wants is read
+//! and forgotten.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -9,11 +11,18 @@ use hyper::header::EXPECT;
 use tokio::time::timeout;
 
 use super::problem::Problem;
+use crate::manager::error::ManagerError;
+use crate::manager::store::{Store, Upload};
+use crate::manager::worker::command;
 
 /// Bytes of a body that is a document; a policy or plan is never as long.
 const BYTES_MAX: usize = 1 << 20;
 /// How long such a body may take.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// How long nothing may come of an archive.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Bytes of an archive that are written at once.
+const WRITTEN_AT_ONCE: usize = 1 << 20;
 /// Bytes that are read of a body that nobody wants.
 const FORGOTTEN_BYTES_MAX: usize = 16 << 20;
 /// How long they may take.
@@ -38,6 +47,28 @@ async fn within_bounds(body: &mut Incoming) -> Result<Bytes, Problem> {
         taken.extend_from_slice(&piece);
     }
     Ok(taken.into())
+}
+
+/// The whole body of a request, an archive, in a file of the store.
+pub(super) async fn kept(body: &mut Incoming, store: &Arc<Store>) -> Result<Upload, Problem> {
+    let store = Arc::clone(store);
+    let mut upload = command(move || Upload::begin(&store).map_err(ManagerError::from)).await?;
+    let mut waiting = Vec::new();
+    loop {
+        let frame = timeout(SILENCE, body.frame()).await.map_err(|_| Problem::too_slow())?;
+        let ended = frame.is_none();
+        if let Some(frame) = frame {
+            let Ok(frame) = frame else { return Err(Problem::bad_request("the archive ended before its end")) };
+            waiting.extend_from_slice(&frame.into_data().unwrap_or_default());
+        }
+        if ended || waiting.len() >= WRITTEN_AT_ONCE {
+            let piece = std::mem::take(&mut waiting);
+            upload = command(move || upload.add(&piece).map(|()| upload).map_err(ManagerError::from)).await?;
+        }
+        if ended {
+            return Ok(upload);
+        }
+    }
 }
 
 /// Reads what is left of a body whose answer is known, within bounds: whoever is still sending would else find the

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::ask::{Ask, decoded};
 use super::problem::Problem;
 use super::shape::Parameter;
-use crate::manager::admin::{AdminReply, Long, Quick};
+use crate::manager::admin::{AdminReply, Long, PublishOrder, Quick};
 use crate::manager::control::api_tokens::Role;
 use crate::manager::documents;
 
@@ -39,6 +39,8 @@ pub(super) enum Work {
     Quick(ToQuick, ToDocument),
     /// By one that takes its time: events, and the document in the last of them.
     Long(fn(&Ask) -> Result<Long, Problem>),
+    /// By taking in the archive that is the body, as events.
+    Publish(fn(&Ask) -> Result<PublishOrder, Problem>),
     /// By the description of the interface.
     Description,
     /// By who asks, and whom.

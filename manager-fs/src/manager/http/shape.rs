@@ -63,6 +63,7 @@ const TARGET_PATTERN: &str = "^@?[A-Za-z0-9][A-Za-z0-9._-]{0,63}$";
 const PRODUCT_PATTERN: &str = "^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$";
 const GENERATION_PATTERN: &str =
     "^([A-Za-z0-9][A-Za-z0-9._+-]{0,63}@[A-Za-z0-9][A-Za-z0-9._+~:-]{0,127}|[0-9a-f]{4,64})$";
+const VERSION_PATTERN: &str = "^[A-Za-z0-9][A-Za-z0-9._+~:-]{0,127}$";
 const NUMBER_PATTERN: &str = "^([0-9]{1,10}|[0-9a-hjkmnp-tv-z]{5}-[0-9a-hjkmnp-tv-z]{5})$";
 const SELECTOR_PATTERN: &str =
     "^(![A-Za-z0-9][A-Za-z0-9._-]{0,63}|[A-Za-z0-9][A-Za-z0-9._-]{0,63}(!?=[A-Za-z0-9][A-Za-z0-9._-]{0,63})?)$";
@@ -74,6 +75,7 @@ const REPOSITORY_PATTERN: &str = "^[a-z0-9][a-z0-9-]{0,63}$";
 pub(super) const HOST: Kind = Kind::Text(HOST_PATTERN);
 pub(super) const TARGET: Kind = Kind::Text(TARGET_PATTERN);
 pub(super) const PRODUCT: Kind = Kind::Text(PRODUCT_PATTERN);
+pub(super) const VERSION: Kind = Kind::Text(VERSION_PATTERN);
 pub(super) const GENERATION: Kind = Kind::Text(GENERATION_PATTERN);
 pub(super) const NUMBER: Kind = Kind::Text(NUMBER_PATTERN);
 pub(super) const SELECTOR: Kind = Kind::Text(SELECTOR_PATTERN);

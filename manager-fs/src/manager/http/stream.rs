@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 use proto::message::Fault;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::body::{Body, pieces};
@@ -55,12 +55,12 @@ impl Asker for Reader {
     }
 }
 
-/// Begins the work; what it answers arrives piece by piece. `turn` is given back when it is over.
-pub(super) fn begin(manager: &Arc<Manager>, work: Long, role: Role, turn: OwnedSemaphorePermit) -> Body {
+/// Begins the work; what it answers arrives piece by piece. What it needs is held until it is over.
+pub(super) fn begin(manager: &Arc<Manager>, work: Long, role: Role, held: impl Send + 'static) -> Body {
     let (sender, received) = mpsc::channel(WAITING_MAX);
     let (manager, reader) = (Arc::clone(manager), Reader { sender, role });
     tokio::spawn(async move {
-        let _turn = turn;
+        let _held = held;
         let mut alive = interval(SIGN_OF_LIFE);
         alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut working = std::pin::pin!(long::answer(&manager, work, &reader));

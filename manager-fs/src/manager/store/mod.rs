@@ -21,6 +21,7 @@ mod pipeline;
 mod repack;
 mod repair;
 mod source;
+mod upload;
 mod verify;
 mod whole_blobs;
 mod writer;
@@ -42,6 +43,7 @@ pub use pack_store::{BlobKind, BlobName, Draft, LocalPacks, PackStore, Put};
 pub use repack::Repacked;
 pub use repair::{Lost, Mender, Where};
 pub(crate) use source::{Dense, Piece, Source, SparseFile};
+pub(crate) use upload::Upload;
 pub use verify::{Problem, Thing, VerifyReport};
 pub(crate) use whole_blobs::{Packs, become_store, check_pack, claim};
 pub(crate) use writer::{AddError, ContentWriter};
@@ -55,6 +57,9 @@ use crate::sync::{lock, read, write};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
+    /// An archive that is sent is too large.
+    #[error("an archive that is sent may have {} GiB: publish it on the manager's machine", upload::UPLOAD_BYTES_MAX >> 30)]
+    UploadTooLarge,
     /// The directory is something else.
     #[error("{path} is not a store: {fault}")]
     NotAStore {
