@@ -64,6 +64,8 @@ agent_core::moments! {
     ControlRecover = "control-recover" by Manager,
     /// A backup of the manager gets its name.
     BackupPut = "backup-put" by Manager,
+    /// A file of saved generations gets its name.
+    SavedPut = "saved-put" by Manager,
     /// Keys and decisions of a backup get their names in a new store.
     StoreRestore = "store-restore" by Manager,
     /// A host is told to change over.

@@ -61,6 +61,7 @@ const COVERED: &[(&str, &str)] = &[
     ("manager-fs/src/manager/control/database/tables.rs", "control_records"),
     ("manager-fs/src/manager/control/observations/database/tables.rs", "control_records"),
     ("manager-fs/src/manager/control/state/records.rs", "backup"),
+    ("manager-fs/src/manager/crossing/load.rs", "saved_generations"),
     ("manager-fs/src/manager/identity.rs", "certificate"),
     ("manager-fs/src/manager/ingest/acl.rs", "acl"),
     ("manager-fs/src/manager/ingest/gzip.rs", "compressed"),

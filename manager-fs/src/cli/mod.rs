@@ -9,6 +9,7 @@ mod api_token;
 mod attach;
 mod client;
 mod completions;
+mod crossing;
 mod daemon;
 mod demo;
 mod diff;
@@ -97,6 +98,10 @@ enum Command {
     /// Back the manager up, and put a backup back
     #[command(subcommand)]
     Store(store::StoreCommand),
+    /// Copy generations into a file for a manager that no network reaches
+    Save(crossing::SaveArgs),
+    /// Take generations in that another manager saved, verified against its signed records
+    Load(crossing::LoadArgs),
     /// Let hosts see and fetch a generation
     Export(export::ExportArgs),
     /// Take an export back
@@ -247,6 +252,8 @@ fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
         Command::Record(command) => record::run(&command, here),
         Command::Recover(args) => recover::run(&args, dirs),
         Command::Store(command) => store::run(&command, here),
+        Command::Save(args) => crossing::save(&args, here),
+        Command::Load(args) => crossing::load(&args, here),
         Command::Export(args) => export::export(&args, here),
         Command::Unexport(args) => export::unexport(&args, here),
         Command::Hosts(args) => hosts::hosts(&args, here),

@@ -63,6 +63,7 @@ impl Typed {
                 typed.generations.push(order.generation.clone());
                 typed.targets(&order.targets);
             }
+            AdminRequest::Long(Long::Save(order)) => typed.generations.extend(order.generations.clone()),
             AdminRequest::Long(_) => {}
         }
         typed

@@ -421,6 +421,7 @@ fn files(put: &mut Put<'_>) {
     let hex: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
     put("backup", "sequence", format!("manager-fs control state\nsequence\t{hex}\n").into_bytes());
     put("manager_backup", "small", block("parcel-format.md", "backup"));
+    put("saved_generations", "one", block("parcel-format.md", "saved"));
     put("certificate", "request", request());
 }
 

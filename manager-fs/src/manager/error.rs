@@ -12,6 +12,7 @@ use super::control::generations::GenerationError;
 use super::control::hosts::HostError;
 use super::control::jobs::JobRecordError;
 use super::control::repositories::RepositoryError;
+use super::crossing::CrossingError;
 use super::delta::SendDeltaError;
 use super::enrolment::EnrolmentError;
 use super::export::SendError;
@@ -101,6 +102,9 @@ pub enum ManagerError {
     /// A generation was not published or taken back.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+    /// Generations were not saved, or not loaded.
+    #[error(transparent)]
+    Crossing(#[from] CrossingError),
     /// There is no backup.
     #[error(transparent)]
     Upkeep(#[from] UpkeepError),
@@ -183,6 +187,10 @@ impl From<ManagerError> for Fault {
                 _ => Fault::BadRequest,
             },
             ManagerError::Upkeep(UpkeepError::Relative(_) | UpkeepError::Exists(_)) => Fault::BadRequest,
+            ManagerError::Crossing(error) => match error {
+                CrossingError::Io { .. } | CrossingError::Cancelled | CrossingError::Store(_) => Fault::Failed,
+                _ => Fault::BadRequest,
+            },
             ManagerError::Control(_)
             | ManagerError::Store(_)
             | ManagerError::Upkeep(_)

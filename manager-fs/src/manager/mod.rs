@@ -10,6 +10,7 @@ pub mod bundle;
 mod connections;
 mod content;
 pub mod control;
+pub mod crossing;
 pub mod delta;
 pub(crate) mod documents;
 pub mod elf;

@@ -16,6 +16,8 @@ pub enum Task {
     Repair,
     /// Copying what is to be carried elsewhere; counted in bytes.
     Copy,
+    /// As before; counted in chunks.
+    Chunks,
 }
 
 /// Takes the reports of long work. Calls come from several threads, at most some hundred times a second.

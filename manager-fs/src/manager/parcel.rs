@@ -79,6 +79,21 @@ impl Chain {
     }
 }
 
+/// Where a file of frames goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    chain: Chain,
+    frames: u64,
+    at: u64,
+}
+
+impl Place {
+    /// Bytes before it.
+    pub(crate) fn at(&self) -> u64 {
+        self.at
+    }
+}
+
 /// Writes frames.
 pub(crate) struct ParcelWriter<W> {
     to: W,
@@ -96,6 +111,19 @@ impl<W: Write> ParcelWriter<W> {
         let preamble = format.encode(0);
         to.write_all(&preamble)?;
         Ok(Self { to, chain: Chain::begin(&preamble), frames: 0, bytes: PREAMBLE_BYTES as u64 })
+    }
+
+    /// Goes on behind the frames that are there.
+    pub(crate) fn resume(to: W, place: Place) -> Self {
+        Self { to, chain: place.chain, frames: place.frames, bytes: place.at }
+    }
+
+    /// Hands on what is buffered.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
     }
 
     /// Writes a frame whose body is these parts, one after another.
@@ -205,6 +233,11 @@ impl<R: Read> ParcelReader<R> {
     #[cfg(any(test, fuzzing))]
     pub(crate) fn believing(self) -> Self {
         Self { believes: true, ..self }
+    }
+
+    /// Where the file goes on behind the frame that was read last.
+    pub(crate) fn place(&self) -> Place {
+        Place { chain: self.chain, frames: self.frames, at: self.at }
     }
 
     /// Bytes read so far.

@@ -32,6 +32,8 @@ const ROWS: &[(&str, &[&str], Asks)] = &[
     ("recover", &[], Asks::Nobody("it works on a store that no manager has open")),
     ("store backup", &["/nowhere/b"], Asks::Nobody("without a manager it works on the store itself")),
     ("store restore", &["/nowhere/b"], Asks::Nobody("it works on a directory that is no store yet")),
+    ("save", &["p@1", "/nowhere/f"], Asks::Manager),
+    ("load", &["/nowhere/f"], Asks::Manager),
     ("export", &["p@1", "--to", "h"], Asks::Manager),
     ("unexport", &["p@1", "--from", "h"], Asks::Manager),
     ("hosts", &[], Asks::Manager),

@@ -10,7 +10,7 @@ pub(crate) enum Scenario {
     Begin,
     /// The control state is damaged, and is built anew while no manager runs.
     Recover,
-    /// The manager is backed up while it serves, and the backup is put back beside it.
+    /// The manager is backed up while it serves, the backup is put back beside it, and a generation is saved.
     Backup,
     /// A change-over on a host where nothing may be mounted.
     Copy,
@@ -85,7 +85,7 @@ fn of_ours(moment: ours::Moment) -> Scenario {
         | FloorRaise | SpoolAdd | SpoolRewrite | ManifestKeep | ObjectSync | ObjectPut | TreeMount | ChangeRelay
         | JobRelay => Scenario::Change,
         ControlRecover => Scenario::Recover,
-        BackupPut | StoreRestore => Scenario::Backup,
+        BackupPut | StoreRestore | SavedPut => Scenario::Backup,
         CopyPut | CopyRemove => Scenario::Copy,
     }
 }

@@ -210,7 +210,10 @@ pub(crate) fn backup(world: &mut World) -> Vec<Order> {
     let (file_text, back_text) = (file.display().to_string(), back.display().to_string());
     let made = Order::admin(&["store", "backup", "--packs", &file_text], move |_| file.exists());
     let line = ["store", "restore", &file_text, "--store", &back_text];
-    vec![made, Order::admin(&line, move |_| back.join("format").exists())]
+    let restored = Order::admin(&line, move |_| back.join("format").exists());
+    let saved = world.manager.path(&format!("saved-{}", world.published));
+    let line = ["save", &generation(world.version), &saved.display().to_string()];
+    vec![made, restored, Order::admin(&line, move |_| saved.exists())]
 }
 
 /// A job that is cancelled.

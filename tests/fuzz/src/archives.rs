@@ -26,6 +26,7 @@ pub(super) const TARGETS: &[Target] = &[
     ("elf", |bytes| fuzzing::elf(bytes)),
     ("pack_index", |bytes| fuzzing::pack_index(bytes)),
     ("manager_backup", manager_backup),
+    ("saved_generations", |bytes| store(|_, store| fuzzing::saved_generations(bytes, store))),
 ];
 
 /// What it is is told by its first bytes; the targets differ by their seeds.

@@ -69,6 +69,21 @@ const EXAMPLES: &[(&str, Examples)] = &[
         )],
     ),
     (
+        "save",
+        &[
+            ("manager-fs save data-agent@2.1 /media/usb/agents", "all of it, for a side that has nothing"),
+            ("manager-fs save data-agent@2.1 /media/usb/agents --have /media/usb/have", "only what it lacks"),
+        ],
+    ),
+    (
+        "load",
+        &[
+            ("manager-fs load --have > /media/usb/have", "what this side has"),
+            ("manager-fs load /media/usb/agents", "from a manager with the same keys"),
+            ("manager-fs load /media/usb/agents --publisher $KEY", "from another one, whose key `show` prints there"),
+        ],
+    ),
+    (
         "export",
         &[
             ("manager-fs export data-agent@2.0 --to host-17", "to one host"),

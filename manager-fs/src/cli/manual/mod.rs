@@ -35,6 +35,8 @@ const GROUPS: [(&str, &[&str]); 6] = [
             "record",
             "recover",
             "store",
+            "save",
+            "load",
             "export",
             "unexport",
         ],

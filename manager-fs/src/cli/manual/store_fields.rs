@@ -32,4 +32,32 @@ pub(super) const DOCUMENTS: &[Document] = &[
             ("incomplete[]?", "generations that lack bytes"),
         ],
     },
+    Document {
+        command: "save",
+        what: ONE,
+        fields: &[
+            ("file", "what was made"),
+            ("bytes", "its length"),
+            ("generations[]", "what is in it"),
+            ("publishers[]", "who signed them"),
+            ("chunks", "chunks that are in it"),
+            ("left_out", "chunks that the other side has"),
+            ("relies_on[]?", "trees that the other side must have, as it calls them"),
+            ("unknown", "trees of the other side that are not known here"),
+            ("resumed_bytes", "what was there from an earlier try"),
+        ],
+    },
+    Document {
+        command: "load",
+        what: ONE,
+        fields: &[
+            ("generations[].generation", "product@version"),
+            ("generations[].architecture?", "for which machine"),
+            ("generations[].tree_id", "its tree"),
+            ("generations[].sequence", "the number of the record that this manager signed"),
+            ("generations[].already_published", "it was here before"),
+            ("new_chunks", "chunks that the store did not have"),
+            ("stored_bytes", "their bytes in the store"),
+        ],
+    },
 ];

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use proto::limits::RECORD_BYTES_MAX;
 use proto::name::Target;
-use proto::{GenerationRecord, GenerationRef, HostName, Product, SignedRecord, TreeId};
+use proto::{GenerationRecord, GenerationRef, HostName, Product, SignedRecord, TreeId, Version};
 
 use super::architecture::Architecture;
 use super::diff::{ArchitectureDiff, compare};
@@ -70,7 +70,7 @@ impl Catalog<'_> {
         }
         let mut report = PublishReport { already: true, ..PublishReport::default() };
         for published in &all {
-            let (record, already) = self.commit_record(order, published)?;
+            let (record, already) = self.commit_record(&order.product, &order.version, published)?;
             tracing::info!(generation = record.name(), tree = %record.tree, already, "published");
             report.records.push(record);
             report.already &= already;
@@ -82,13 +82,13 @@ impl Catalog<'_> {
     }
 
     /// Signs and commits the record; whether it was published before.
-    fn commit_record(
+    pub(super) fn commit_record(
         &self,
-        order: &PublishOrder,
+        product: &Product,
+        version: &Version,
         published: &Published,
     ) -> Result<(GenerationRecord, bool), ManagerError> {
-        let (product, version) = (&order.product, &order.version);
-        let sign = |sequence| self.sign(order, published, sequence);
+        let sign = |sequence| self.sign(product, version, published, sequence);
         loop {
             let also = match place_of(&self.0.state.generations_of(product, version), published)? {
                 Place::Taken(record) => return Ok((*record, true)),
@@ -114,10 +114,16 @@ impl Catalog<'_> {
         }
     }
 
-    fn sign(&self, order: &PublishOrder, published: &Published, sequence: u64) -> Result<Vec<u8>, ManagerError> {
+    fn sign(
+        &self,
+        product: &Product,
+        version: &Version,
+        published: &Published,
+        sequence: u64,
+    ) -> Result<Vec<u8>, ManagerError> {
         let record = GenerationRecord {
-            product: order.product.clone(),
-            version: order.version.clone(),
+            product: product.clone(),
+            version: version.clone(),
             sequence,
             tree: published.tree,
             manifest_bytes: published.manifest_bytes,
@@ -295,7 +301,7 @@ impl Catalog<'_> {
 }
 
 /// Where what was published belongs.
-enum Place {
+pub(super) enum Place {
     /// It is published already.
     Taken(Box<GenerationRecord>),
     /// There is nothing of its version yet.
@@ -306,7 +312,7 @@ enum Place {
 
 /// Publishing the same thing twice is no error, and neither is the same version for another architecture; something else
 /// under the same name is.
-fn place_of(of_version: &[Arc<Generation>], published: &Published) -> Result<Place, CatalogError> {
+pub(super) fn place_of(of_version: &[Arc<Generation>], published: &Published) -> Result<Place, CatalogError> {
     let Some(first) = of_version.first() else { return Ok(Place::First) };
     let architecture = &published.metadata.architecture;
     let same = of_version.iter().find(|generation| generation.record.metadata.architecture == *architecture);

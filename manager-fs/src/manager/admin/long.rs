@@ -10,6 +10,7 @@ use proto::number::RolloutId;
 use tokio::sync::mpsc;
 
 use super::catalog::Catalog;
+use super::crossing;
 use super::message::{AdminEvent, AdminReply, Long, path_of};
 use super::progress::Reporter;
 use super::verify;
@@ -80,6 +81,22 @@ pub(crate) async fn answer(
             })
             .await
         }
+        Long::Save(order) => {
+            work(answer, move |monitor, cancelled| {
+                Ok(AdminReply::Saved(crossing::save(&whole, &order, monitor, cancelled)?))
+            })
+            .await
+        }
+        Long::Load(order) => {
+            work(answer, move |monitor, cancelled| {
+                let loaded = crossing::load(&whole, &order, monitor, cancelled)?;
+                whole.idle.work();
+                loaded.generations.iter().for_each(|loaded| whole.bundles.published(loaded.record.tree));
+                Ok(AdminReply::Loaded(loaded))
+            })
+            .await
+        }
+        Long::Have => work(answer, move |_, _| Ok(AdminReply::Have(crossing::have(&whole)?))).await,
         Long::Upgrade(order) => {
             let (events, received) = mpsc::unbounded_channel();
             let upgrade = async move { Ok(AdminReply::Upgraded(whole.upgrades.upgrade(order, events).await?)) };

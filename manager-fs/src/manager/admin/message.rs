@@ -24,6 +24,7 @@ use super::filter::HostFilter;
 use super::view::{AgentView, HostView, RepositoryTokenView, RepositoryView};
 use crate::manager::control::exports::Export;
 use crate::manager::control::jobs::JobRecord;
+use crate::manager::crossing::{self, Saved};
 use crate::manager::jobs::{JobFilter, JobPage};
 use crate::manager::labels::{LabelChange, Selector};
 use crate::manager::policy::{PolicyAnswer, PolicyAsk};
@@ -80,6 +81,12 @@ pub enum Long {
     JobWait(JobId),
     /// Copy all that the manager knows into one file. `Event`s carry [`AdminEvent::Progress`].
     Backup(upkeep::Order),
+    /// Copy generations into a file that is carried to another manager.
+    Save(crossing::Order),
+    /// Take generations in that were saved.
+    Load(LoadOrder),
+    /// The trees that are whole here, as text for [`Long::Save`].
+    Have,
 }
 
 /// Commands that need no more than the control state and some reading.
@@ -221,6 +228,35 @@ pub struct RepairOrder {
     pub source: Option<Vec<u8>>,
 }
 
+/// Which file of saved generations is taken in, and who may have signed them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadOrder {
+    /// Absolute path on the manager's machine, as raw bytes.
+    pub file: Vec<u8>,
+    /// Publishers that are believed beside this manager's own.
+    pub publishers: Vec<[u8; 32]>,
+}
+
+/// What was taken in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loaded {
+    /// Each with the record that this manager signed.
+    pub generations: Vec<LoadedView>,
+    /// Chunks that the store did not have.
+    pub new_chunks: u64,
+    /// Their stored bytes.
+    pub stored_bytes: u64,
+}
+
+/// A generation that was taken in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadedView {
+    /// The record as it stands here.
+    pub record: GenerationRecord,
+    /// It was here before; nothing changed.
+    pub already: bool,
+}
+
 /// What an operator wants published, and as what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishOrder {
@@ -320,6 +356,12 @@ pub enum AdminReply {
     Fault(Fault),
     /// To `Backup`: what is in the file.
     BackedUp(BackedUp),
+    /// To `Save`: what is in the file.
+    Saved(Saved),
+    /// To `Load`: what is visible now.
+    Loaded(Loaded),
+    /// To `Have`: the text.
+    Have(String),
 }
 
 /// What comes before an answer.

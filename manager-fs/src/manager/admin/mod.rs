@@ -6,6 +6,7 @@
 mod api_tokens;
 mod architecture;
 mod catalog;
+mod crossing;
 mod diff;
 mod filter;
 mod fleet;
@@ -41,8 +42,8 @@ pub use architecture::Architecture;
 pub use diff::{ArchitectureDiff, DiffEntry, DiffReport, Difference};
 pub use filter::{HOSTS_PAGE, HostFilter, HostState};
 pub use message::{
-    AdminEvent, AdminReply, AdminRequest, ChangedView, GenerationView, Long, ProblemView, PublishOrder,
-    PublishReport, Quick, RepairOrder, VerifyView,
+    AdminEvent, AdminReply, AdminRequest, ChangedView, GenerationView, LoadOrder, Loaded, LoadedView, Long,
+    ProblemView, PublishOrder, PublishReport, Quick, RepairOrder, VerifyView,
 };
 pub use view::{AgentView, HostView, RepositoryTokenView, RepositoryView};
 

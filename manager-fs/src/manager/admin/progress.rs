@@ -37,6 +37,7 @@ impl Monitor for Reporter {
             Task::Collect => ("collecting packs", false),
             Task::Repair => ("looking for lost chunks", false),
             Task::Copy => ("copying", true),
+            Task::Chunks => ("copying chunks", false),
         };
         let _ = self.events.send(AdminEvent::Progress { task: name.to_owned(), done, total, bytes });
     }

@@ -23,6 +23,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use bring_over::{BroughtOver, CONTROL_FILE, OBSERVATIONS_FILE};
+#[cfg(test)]
+pub(crate) use contract::Revision;
 pub use contract::{ControlError, ControlStore};
 pub(crate) use contract::{Entry, list_all};
 pub use database::LocalStore;
