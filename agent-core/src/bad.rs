@@ -67,4 +67,14 @@ mod tests {
         let aside = fs::read_to_string(paths.bad().join(format!("{tree}.withdrawn"))).unwrap();
         assert!(aside.contains("boom"));
     }
+
+    #[test]
+    fn evidence_that_cannot_be_read_marks_the_version_all_the_same() {
+        let state = tempfile::tempdir().unwrap();
+        let paths = AgentPaths::new(state.path(), "", "agent".parse().unwrap());
+        let tree = TreeId::of(b"tree");
+        fs::create_dir_all(file(&paths, &tree)).unwrap();
+        let reason = reason(&paths, &tree).unwrap();
+        assert!(reason.contains("the evidence cannot be read"), "{reason}");
+    }
 }

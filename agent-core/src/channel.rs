@@ -198,4 +198,16 @@ mod tests {
         assert_eq!(ours.receive().unwrap(), Some(Received::Known(StubMessage::Confirmed)));
         assert_eq!(ours.receive().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
+
+    #[test]
+    fn a_stub_that_does_not_read_holds_nobody_up() {
+        let (_stub, ours) = Channel::pair().unwrap();
+        let fault = loop {
+            if let Err(fault) = ours.send(&StubMessage::Serving) {
+                break fault;
+            }
+        };
+        assert_eq!(fault.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(ours.send_with(&StubMessage::Serving, None).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
 }

@@ -269,4 +269,70 @@ mod tests {
         drop(server);
         assert!(client.request::<_, (), u32>(&7u32, None, |()| {}).unwrap_err().may_retry());
     }
+
+    /// Gives these pieces one after the other, and an interruption before each.
+    struct Pieces(Vec<Vec<u8>>, bool);
+
+    impl Read for Pieces {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            if self.0.is_empty() {
+                return Ok(0);
+            }
+            let piece = self.0.remove(0);
+            into[..piece.len()].copy_from_slice(&piece);
+            Ok(piece.len())
+        }
+    }
+
+    #[test]
+    fn a_frame_comes_whole_in_any_pieces_or_not_at_all() {
+        let whole = frame::frame(FrameKind::Event, 5, b"body");
+        let wanted = Frame { kind: FrameKind::Event, request: 5, body: b"body".to_vec() };
+        let bytes = whole.iter().map(|byte| vec![*byte]).collect();
+        assert_eq!(read_frame(&mut Pieces(bytes, false)).unwrap(), Some(wanted));
+        assert_eq!(read_frame(&mut io::empty()).unwrap(), None);
+        for length in 1..whole.len() {
+            let fault = read_frame(&mut &whole[..length]).unwrap_err();
+            assert!(matches!(fault, ControlError::Broken(_)), "{length}: {fault}");
+        }
+    }
+
+    #[test]
+    fn the_largest_message_is_sent_and_a_larger_one_is_refused_here() {
+        let largest = "x".repeat(MESSAGE_BYTES_MAX - codec::encode(&"").unwrap().len());
+        write_frame(io::sink(), FrameKind::Request, 1, &largest).unwrap();
+        let fault = write_frame(io::sink(), FrameKind::Request, 1, &(largest + "x")).unwrap_err();
+        assert!(matches!(fault, ControlError::Frame(FrameFault::TooLong { .. })), "{fault}");
+    }
+
+    #[test]
+    fn each_request_has_a_number_of_its_own() {
+        let (mut client, mut server) = pair();
+        client.send(&1u32, None).unwrap();
+        client.send(&2u32, None).unwrap();
+        let numbers = [(); 2].map(|()| read_frame(&mut server).unwrap().unwrap().request);
+        assert_eq!(numbers, [1, 2]);
+    }
+
+    #[test]
+    fn an_end_within_a_frame_is_no_silence() {
+        let (mut client, mut server) = pair();
+        server.write_all(&frame::frame(FrameKind::Response, 1, b"body")[..20]).unwrap();
+        drop(server);
+        let fault = client.receive::<(), u32>(Some(Duration::from_secs(60)), &mut |()| {}).unwrap_err();
+        assert!(matches!(fault, ControlError::Broken(_)), "{fault}");
+    }
+
+    #[test]
+    fn a_connection_that_is_kept_stays_open_in_the_next_program() {
+        let (client, _server) = pair();
+        let flags = || rustix::io::fcntl_getfd(client.stream()).unwrap();
+        assert!(flags().contains(rustix::io::FdFlags::CLOEXEC));
+        client.keep_across_exec().unwrap();
+        assert!(!flags().contains(rustix::io::FdFlags::CLOEXEC));
+    }
 }

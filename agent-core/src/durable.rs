@@ -193,4 +193,30 @@ mod tests {
         assert!(write(&dir.path().join("directory"), b"", Durability::PowerCut).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
+
+    #[test]
+    fn a_fault_names_the_file_and_says_whether_asking_again_may_help() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, b"").unwrap();
+        let below = file.join("below");
+        let fault = write(&below, b"", Durability::PowerCut).unwrap_err();
+        assert!(matches!(&fault, FileFault::Io { path, .. } if *path == below), "{fault}");
+        assert!(fault.is_io());
+        let damaged = FileFault::Damaged { path: file, what: "test", detail: String::new() };
+        assert!(!damaged.is_io());
+    }
+
+    #[test]
+    fn what_is_removed_may_be_gone_already_but_a_directory_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, b"").unwrap();
+        remove(&file, Durability::PowerCut).unwrap();
+        assert!(!file.exists());
+        remove(&file, Durability::PowerCut).unwrap();
+        fs::create_dir(&file).unwrap();
+        assert!(remove(&file, Durability::ProcessDeath).unwrap_err().is_io());
+        assert!(sync_dir(&dir.path().join("none")).is_err(), "and a directory that is not there is not synced");
+    }
 }

@@ -112,4 +112,18 @@ mod tests {
         assert_eq!(attachment.program(&entry).unwrap(), program);
         assert!(attachment.program(&TreePath::parse(b"bin").unwrap()).unwrap_err().is_of_the_version());
     }
+
+    #[test]
+    fn a_tree_is_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, b"").unwrap();
+        let fault = Attachment::open(&file).unwrap_err();
+        assert!(matches!(&fault, ProgramFault::NotAttached { .. }), "{fault}");
+    }
+
+    #[test]
+    fn a_machine_calls_itself_by_what_its_programs_are_built_for() {
+        assert_eq!(machine(), std::env::consts::ARCH);
+    }
 }

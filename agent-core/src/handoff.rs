@@ -87,12 +87,7 @@ impl Handoff {
         if let Some(bytes) = self.kept_bytes {
             body.extend(codec::encode(&bytes).map_err(io::Error::other)?);
         }
-        if body.len() > BYTES_MAX {
-            return Err(io::Error::other(format!(
-                "the state to hand over has {} bytes, at most {BYTES_MAX}",
-                body.len()
-            )));
-        }
+        must_fit(body.len())?;
         Ok(durable::seal(if self.kept_bytes.is_some() { MAGIC_TWO } else { MAGIC }, &body))
     }
 
@@ -120,6 +115,13 @@ impl Handoff {
             }
         }
     }
+}
+
+fn must_fit(bytes: usize) -> io::Result<()> {
+    if bytes > BYTES_MAX {
+        return Err(io::Error::other(format!("the state to hand over has {bytes} bytes, at most {BYTES_MAX}")));
+    }
+    Ok(())
 }
 
 /// A memory file with these bytes that nobody can change any more. It is closed by `execve` unless the caller says
@@ -186,5 +188,34 @@ mod tests {
         let memory = rustix::fs::memfd_create("x", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
         assert!(Handoff::read(memory).unwrap_err().to_string().contains("not sealed"));
         assert!(Handoff::read(File::open("/dev/null").unwrap().into()).is_err());
+    }
+
+    #[test]
+    fn a_state_in_a_memory_file_of_its_own_stands_in_no_second_place() {
+        let kept = |state: Vec<u8>| Handoff { kept_bytes: Some(5), state, ..handoff() };
+        let alone = kept(Vec::new());
+        assert_eq!(Handoff::from_bytes(&alone.to_bytes().unwrap()).unwrap(), alone);
+        let fault = Handoff::from_bytes(&kept(vec![1]).to_bytes().unwrap()).unwrap_err().to_string();
+        assert!(fault.contains("its state stands in two places"), "{fault}");
+        let mut behind = codec::encode(&handoff()).unwrap();
+        behind.push(0);
+        let fault = Handoff::from_bytes(&durable::seal(MAGIC, &behind)).unwrap_err().to_string();
+        assert!(fault.contains("1 bytes stand behind it"), "{fault}");
+    }
+
+    #[test]
+    fn the_largest_handoff_is_read_whole_and_of_a_larger_file_no_more() {
+        assert_eq!(INLINE_MAX, 65_011_712, "which every version can read");
+        must_fit(BYTES_MAX).unwrap();
+        assert!(must_fit(BYTES_MAX + 1).unwrap_err().to_string().contains("67108865 bytes"));
+        let read = |bytes: usize| {
+            let memory =
+                File::from(rustix::fs::memfd_create("x", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap());
+            memory.set_len(bytes as u64).unwrap();
+            rustix::fs::fcntl_add_seals(&memory, seals()).unwrap();
+            read_sealed(memory.into(), "x").unwrap().len()
+        };
+        assert_eq!(read(BYTES_MAX + 40), BYTES_MAX + 40, "with its magic and its checksum");
+        assert_eq!(read(BYTES_MAX + 1000), BYTES_MAX + 64);
     }
 }

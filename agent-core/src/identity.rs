@@ -285,4 +285,49 @@ mod tests {
         fs::write(directory(state.path()).join("publishers"), "").unwrap();
         assert!(is_whole(state.path()));
     }
+
+    #[test]
+    fn only_what_was_written_as_a_file_of_the_identity_is_one() {
+        let state = identity();
+        assert_eq!(names(&directory(state.path())), FILES.iter().map(|(name, _)| (*name).to_owned()).collect());
+        for name in ["sums", "sums.2"] {
+            fs::remove_file(directory(state.path()).join(name)).unwrap();
+        }
+        for name in ["host.key.damaged-7", ".host.key.77.tmp"] {
+            fs::write(directory(state.path()).join(name), b"left over").unwrap();
+        }
+        assert_eq!(names(&directory(state.path())), FILES.iter().map(|(name, _)| (*name).to_owned()).collect());
+        assert!(!is_name("a/b"), "a flipped bit leads out of no directory");
+    }
+
+    #[test]
+    fn a_file_of_which_one_copy_is_left_and_damaged_keeps_its_sum() {
+        let state = identity();
+        let path = directory(state.path()).join("publishers");
+        fs::write(&path, "abd\n").unwrap();
+        fs::remove_file(second(&path)).unwrap();
+        for now in 1..3 {
+            mend(state.path(), now);
+            assert!(read(state.path(), "publishers").is_err(), "damage is never taken for what was written");
+        }
+    }
+
+    #[test]
+    fn the_largest_file_is_read_and_a_larger_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        for (bytes, is_read) in [(FILE_BYTES_MAX, true), (FILE_BYTES_MAX + 1, false)] {
+            fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+            assert_eq!(read_bounded(&path).is_ok(), is_read, "{bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn an_identity_that_names_no_publisher_is_not_believed() {
+        let state = tempfile::tempdir().unwrap();
+        fs::create_dir(directory(state.path())).unwrap();
+        write(&directory(state.path()), &[(PUBLISHERS, "# nobody\n")]).unwrap();
+        let fault = publishers(state.path()).unwrap_err().to_string();
+        assert!(fault.contains("no publisher's key"), "{fault}");
+    }
 }

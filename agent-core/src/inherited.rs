@@ -339,6 +339,7 @@ mod tests {
         let named = |name: &str, number| Named { name: name.parse().unwrap(), number };
         let many: Vec<Named> = (0..513).map(|n| named(&format!("n{n}"), n)).collect();
         assert!(from_bytes(&to_bytes(&many).unwrap()).is_err());
+        assert_eq!(from_bytes(&to_bytes(&many[1..]).unwrap()).unwrap().len(), KEPT_MAX);
         let mut bytes = to_bytes(&many[..1]).unwrap();
         assert_eq!(from_bytes(&bytes).unwrap(), &many[..1]);
         *bytes.last_mut().unwrap() ^= 1;
@@ -370,5 +371,43 @@ mod tests {
     fn what_nobody_could_make_says_its_name() {
         let fault = alone().take_or::<std::fs::File>("log", || Err(io::Error::other("no disk"))).unwrap_err();
         assert_eq!(fault.to_string(), "descriptor 'log': no disk");
+    }
+
+    #[test]
+    fn the_stub_is_told_of_all_that_is_kept_and_forgotten_and_why_a_program_is_not_well() {
+        use crate::channel::Received;
+        let (stub, ours) = Channel::pair().unwrap();
+        let inherited = Inherited::new(Table::default(), Some(Arc::new(ours)));
+        let name: DescriptorName = "null".parse().unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        inherited.keep("null", &null).unwrap();
+        let (message, descriptor) = stub.receive_with().unwrap().unwrap();
+        assert_eq!(message, Received::Known(StubMessage::Keep { name: name.clone() }));
+        let kept = sys::fd::file_id(descriptor.unwrap().as_fd());
+        assert_eq!(kept, sys::fd::file_id(null.as_fd()), "with the descriptor itself");
+        inherited.forget("null");
+        inherited.forget("null");
+        unwell(&inherited, "no disk");
+        let told = [(); 3].map(|()| stub.receive().unwrap());
+        let well = StubMessage::unwell("no disk");
+        assert_eq!(told, [Some(Received::Known(StubMessage::Forget { name })), Some(Received::Known(well)), None]);
+    }
+
+    #[test]
+    fn a_table_that_is_shared_goes_on_by_itself_and_the_next_program_takes_it_over() {
+        let inherited = alone();
+        inherited.keep("null", std::fs::File::open("/dev/null").unwrap()).unwrap();
+        let name = "null".parse().unwrap();
+        let mut shared = inherited.table().share();
+        assert!(shared.contains(&name));
+        shared.remove(&name);
+        assert!(inherited.take("null").is_some());
+        assert_eq!(format!("{inherited:?}"), "{DescriptorName(\"null\")}");
+        // As it is after `execve`: a number that nobody owns.
+        let number = std::os::fd::IntoRawFd::into_raw_fd(std::fs::File::open("/dev/null").unwrap());
+        let list = to_bytes(&[Named { name, number }]).unwrap();
+        let table = Table::from_memory(handoff::seal_in_memory("x", &list).unwrap()).unwrap();
+        let taken: Vec<_> = table.descriptors().map(|descriptor| descriptor.as_raw_fd()).collect();
+        assert_eq!(taken, [number]);
     }
 }

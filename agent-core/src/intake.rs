@@ -289,4 +289,25 @@ mod tests {
             answers.recv().unwrap();
         }
     }
+
+    #[test]
+    fn a_listener_of_either_kind_does_not_wait_and_its_connections_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let local = Intake::new(UnixListener::bind(&path).unwrap()).unwrap();
+        assert_eq!(Listen::accept(&local.listener).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let mut client = UnixStream::connect(&path).unwrap();
+        let (mut served, pass) = local.accept().unwrap();
+        assert_eq!(format!("{:?}", local.gate()), "Gate(open, 1 under way)");
+        drop(pass);
+        local.gate().close(Duration::ZERO);
+        assert_eq!(format!("{:?}", local.gate()), "Gate(closed, 0 under way)");
+        served.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let writer = std::thread::spawn(move || client.write_all(b"x"));
+        served.read_exact(&mut [0]).unwrap();
+        writer.join().unwrap().unwrap();
+
+        let remote = Intake::new(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+        assert_eq!(Listen::accept(&remote.listener).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
 }

@@ -355,4 +355,53 @@ mod tests {
         journal.phase = Phase::Probation { change: ChangeId(1), attempts: 1, probation_ms: 1 };
         assert_eq!(journal.pins().mounted.len(), 2);
     }
+
+    #[test]
+    fn of_two_copies_with_one_number_the_first_is_believed() {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join("journal");
+        let mut journal = Journal::first(entry(1));
+        journal.write(&path).unwrap();
+        let other = Journal { reason: "another".to_owned(), ..journal.clone() };
+        fs::write(second(&path), other.to_bytes(&path).unwrap()).unwrap();
+        assert_eq!(Journal::read(&path).unwrap(), Some(journal.clone()));
+        assert!(!journal.says_as(&other));
+        assert!(journal.says_as(&Journal { sequence: 9, ..journal.clone() }), "its number is not what it says");
+    }
+
+    #[test]
+    fn a_copy_that_cannot_be_read_just_now_stays_where_it_is() {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join("journal");
+        std::os::unix::fs::symlink("journal", &path).unwrap();
+        assert!(Journal::read(&path).unwrap_err().is_io());
+        let said = Copies::read(&path).set_aside(1);
+        assert!(said.len() == 1 && !said[0].contains("damaged-1"), "{said:?}");
+        assert!(fs::symlink_metadata(&path).is_ok());
+    }
+
+    #[test]
+    fn a_host_without_agents_has_none_and_one_that_cannot_be_listed_is_told() {
+        let state = tempfile::tempdir().unwrap();
+        assert!(list(state.path()).unwrap().is_empty());
+        fs::write(state.path().join("agents"), b"").unwrap();
+        assert!(list(state.path()).unwrap_err().is_io());
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_cut_at_a_character() {
+        let cut = |text: &str, bytes_max| {
+            let mut text = text.to_owned();
+            cut(&mut text, bytes_max);
+            text
+        };
+        assert_eq!(cut("abcdef", 3), "abc");
+        assert_eq!(cut("abc", 3), "abc");
+        assert_eq!(cut("ab", 3), "ab");
+        assert_eq!(cut("a\u{e4}\u{e4}", 4), "a\u{e4}");
+        let state = tempfile::tempdir().unwrap();
+        let mut journal = Journal { reason: "x".repeat(REASON_MAX + 1), ..Journal::first(entry(1)) };
+        journal.write(&state.path().join("journal")).unwrap();
+        assert_eq!(journal.reason.len(), REASON_MAX);
+    }
 }

@@ -233,3 +233,38 @@ pub(crate) mod testing {
         OperationContext { job: Arc::new(asked), resume: None }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_stops_for_a_checkpoint_or_a_cancel_and_not_for_a_drain_alone() {
+        let demands = [Demand::None, Demand::Finish, Demand::Checkpoint, Demand::Cancel];
+        let stops = demands.map(|demand| testing::context(testing::Asked(demand)).should_stop());
+        assert_eq!(stops, [false, false, true, true]);
+    }
+
+    struct Bare;
+
+    impl Operations for Bare {}
+
+    struct Saves;
+
+    impl Operations for Saves {
+        fn save_state(&self, schema: u32) -> Vec<u8> {
+            schema.to_le_bytes().to_vec()
+        }
+    }
+
+    #[test]
+    fn a_program_without_a_state_saves_none_and_one_with_a_small_one_need_not_write_a_file() {
+        let saved = |operations: &dyn Operations| {
+            let mut file = crate::state::memory().unwrap();
+            operations.save_state_to(7, &mut file).unwrap();
+            crate::state::bytes(&file).unwrap()
+        };
+        assert!(saved(&Bare).is_empty());
+        assert_eq!(saved(&Saves), [7, 0, 0, 0]);
+    }
+}

@@ -438,11 +438,15 @@ fn open(path: &Path) -> Result<Option<String>, PermitsFault> {
         return Err(PermitsFault::NoFile { path: path.to_owned() });
     }
     let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
-    let own = owner == 0 || owner == rustix::process::geteuid().as_raw();
-    if !own || mode & 0o022 != 0 {
+    if !is_trusted(owner, mode, rustix::process::geteuid().as_raw()) {
         return Err(PermitsFault::NotTrusted { path: path.to_owned(), owner, mode });
     }
     read(file).map(Some).map_err(fault)
+}
+
+/// Whether nobody but root and this user can have written a file of this owner and mode.
+fn is_trusted(owner: u32, mode: u32, us: u32) -> bool {
+    (owner == 0 || owner == us) && mode & 0o022 == 0
 }
 
 fn read(file: File) -> io::Result<String> {
@@ -649,6 +653,7 @@ mod tests {
             ("[backup]\nsources = [\n\"/a/../b\"]\n", 3),
             ("[repository]\nkeep-last = -1\n", 2),
             ("[change-over]\npinned = [\"a/b\"]\n", 2),
+            ("[backup]\nsources =\n", 2),
             ("x", 1),
         ] {
             let fault = Bench::new(text).read().unwrap_err();
@@ -665,5 +670,48 @@ mod tests {
         fs::remove_file(bench.file()).unwrap();
         fs::create_dir(bench.file()).unwrap();
         assert!(matches!(bench.read(), Err(PermitsFault::NoFile { .. })));
+    }
+
+    #[test]
+    fn a_file_is_trusted_that_nobody_but_root_and_this_user_can_have_written() {
+        for (owner, mode, us, is) in [
+            (0, 0o644, 0, true),
+            (0, 0o644, 7, true),
+            (7, 0o600, 7, true),
+            (8, 0o600, 7, false),
+            (7, 0o600, 0, false),
+            (7, 0o620, 7, false),
+            (0, 0o602, 7, false),
+        ] {
+            assert_eq!(is_trusted(owner, mode, us), is, "{mode:o} of {owner}, for {us}");
+        }
+    }
+
+    #[test]
+    fn a_file_has_a_bound_and_is_neither_a_link_nor_waited_for() {
+        let bytes = usize::try_from(BYTES_MAX).unwrap();
+        assert!(Bench::new(&"#".repeat(bytes)).read().unwrap().is_there());
+        let larger = Bench::new(&"#".repeat(bytes + 1));
+        assert!(matches!(larger.read(), Err(PermitsFault::NoFile { .. })));
+        let link = Bench::new("");
+        fs::rename(link.file(), link.0.path().join("elsewhere")).unwrap();
+        symlink("elsewhere", link.file()).unwrap();
+        assert!(matches!(link.read(), Err(PermitsFault::NoFile { .. })));
+        fs::remove_file(link.file()).unwrap();
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, link.file(), kind, rustix::fs::Mode::from_raw_mode(0o600), 0).unwrap();
+        assert!(matches!(link.read(), Err(PermitsFault::NoFile { .. })));
+        // That it cannot be opened is not that it is no file.
+        let fault = Permits::read(&link.0.path().join("elsewhere"), Path::new("/run")).unwrap_err();
+        assert!(matches!(fault, PermitsFault::Io { .. }), "{fault}");
+    }
+
+    #[test]
+    fn a_pinned_product_stays_what_it_is() {
+        let bench = Bench::new("[change-over]\npinned = [\"index\"]\n");
+        let of = |product: &str| AgentPaths::new(bench.0.path(), "", product.parse().unwrap());
+        may_change_over(&of("other")).unwrap();
+        let stays = may_change_over(&of("index")).unwrap_err();
+        assert!(matches!(stays, Stays::Pinned(_)), "{stays}");
     }
 }

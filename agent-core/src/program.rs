@@ -198,6 +198,53 @@ mod tests {
         assert_eq!(call.within(Duration::from_secs(30), || 3), Ok(3));
     }
 
+    #[derive(Default)]
+    struct Calls {
+        until: std::sync::Mutex<Option<Instant>>,
+        told: AtomicBool,
+        sick: AtomicBool,
+    }
+
+    impl Operations for Calls {
+        fn quiesce(&self, until: Instant) {
+            *self.until.lock().unwrap() = Some(until);
+        }
+
+        fn confirmed(&self) {
+            self.told.store(true, Ordering::Release);
+        }
+
+        fn healthy(&self) -> Result<(), NotHealthy> {
+            if self.sick.load(Ordering::Acquire) { Err(NotHealthy("sick".into())) } else { Ok(()) }
+        }
+    }
+
+    #[test]
+    fn a_program_has_until_the_deadline_and_what_it_finishes_is_not_named() {
+        let calls = Arc::new(Calls::default());
+        let program = Program::new(calls.clone(), vec![Gate::new().unwrap()], None);
+        assert_eq!(program.quiesce(Duration::from_secs(1000)), "");
+        assert!(calls.until.lock().unwrap().unwrap() > Instant::now());
+        program.confirmed();
+        while !calls.told.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_program_is_well_when_it_and_its_check_say_so() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let probe = proto::health::HealthProbe::Socket(listener.local_addr().unwrap());
+        let check = HealthCheck { probe, interval_ms: 1, timeout_ms: 60_000 };
+        let calls = Arc::new(Calls::default());
+        let program = Program::new(calls.clone(), Vec::new(), Some(check));
+        program.healthy().unwrap();
+        drop(listener);
+        assert!(program.healthy().unwrap_err().0.contains("refused"));
+        calls.sick.store(true, Ordering::Release);
+        assert_eq!(program.healthy().unwrap_err().0, "sick");
+    }
+
     struct Own;
 
     impl Operations for Own {

@@ -279,4 +279,21 @@ mod tests {
         assert!(file.write_all(b"x").is_err() && file.set_len(0).is_err());
         assert_eq!(bytes(&file).unwrap(), b"state");
     }
+
+    #[test]
+    fn a_state_that_somebody_could_change_still_is_not_given_to_a_program() {
+        let all = [SealFlags::WRITE, SealFlags::SHRINK, SealFlags::GROW];
+        for missing in 0..all.len() {
+            let inherited = alone();
+            let file = memory().unwrap();
+            for (n, seal) in all.into_iter().enumerate() {
+                if n != missing {
+                    rustix::fs::fcntl_add_seals(&file, seal).unwrap();
+                }
+            }
+            inherited.keep_own(DescriptorName::own(STATE, 1), file.as_fd()).unwrap();
+            let fault = open(&inherited, 1, 0).unwrap_err().to_string();
+            assert!(fault.contains("not sealed"), "without {:?}: {fault}", all[missing]);
+        }
+    }
 }

@@ -101,4 +101,24 @@ mod tests {
             assert!(reader.join().unwrap() > 0);
         });
     }
+
+    #[test]
+    fn a_link_that_was_prepared_is_used_for_its_own_tree_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = AgentPaths::new(dir.path().join("state"), dir.path(), "agent".parse().unwrap());
+        fs::create_dir_all(paths.link().parent().unwrap()).unwrap();
+        let (one, two) = (TreeId::of(b"1"), TreeId::of(b"2"));
+        prepare(&paths, &one, &paths.generation(&one)).unwrap();
+        assert_eq!(fs::read_link(beside(&paths)).unwrap(), Path::new("../../gens").join(one.to_hex()));
+        swap(&paths, &two, &paths.generation(&two)).unwrap();
+        assert_eq!(current(&paths), Some(two));
+        let elsewhere = dir.path().join("fallback").join(one.to_hex());
+        swap(&paths, &one, &elsewhere).unwrap();
+        assert_eq!(fs::read_link(paths.link()).unwrap(), elsewhere);
+        // What cannot be put out of the way is named.
+        fs::create_dir(beside(&paths)).unwrap();
+        let fault = prepare(&paths, &one, &elsewhere).unwrap_err().to_string();
+        assert!(fault.contains(".current.new") && fault.contains("directory"), "{fault}");
+        assert_eq!(fs::read_link(paths.link()).unwrap(), elsewhere);
+    }
 }

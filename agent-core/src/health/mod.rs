@@ -201,4 +201,26 @@ mod tests {
         let fault = ask(&check(probe, 100), &Answering::Only(&nobody)).unwrap_err().0;
         assert!(fault.contains("taken by others"), "{fault}");
     }
+
+    /// Answers, and breaks the connection with the request unread.
+    fn breaking(answer: &'static [u8]) -> Result<(), String> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            stream.peek(&mut [0]).unwrap();
+            stream.write_all(answer).unwrap();
+        });
+        let probe = HealthProbe::Http { address, path: "/".into() };
+        let asked = ask(&check(probe, 10_000), &Answering::Anyone).map_err(|e| e.0);
+        server.join().unwrap();
+        asked
+    }
+
+    #[test]
+    fn how_the_connection_ends_counts_only_before_the_answer() {
+        assert_eq!(breaking(b"HTTP/1.1 204 No Content\r\n"), Ok(()));
+        let fault = breaking(b"").unwrap_err();
+        assert!(fault.contains("reset"), "{fault}");
+    }
 }

@@ -102,4 +102,15 @@ mod tests {
             assert!(!has_open(&[rustix::process::getpid()], inode), "{at}");
         }
     }
+
+    #[test]
+    fn a_connection_that_is_left_over_listens_to_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let _stream = TcpStream::connect(at).unwrap();
+        let _accepted = listener.accept().unwrap();
+        assert!(who_listens(at).is_some());
+        drop(listener);
+        assert_eq!(who_listens(at), None);
+    }
 }

@@ -38,3 +38,24 @@ pub(crate) fn sweep(paths: &AgentPaths) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_for_counts_until_a_stub_begins() {
+        let run = tempfile::tempdir().unwrap();
+        let paths = AgentPaths::new("", run.path(), "agent".parse().unwrap());
+        sweep(&paths).unwrap();
+        for id in 1..=2 {
+            set(&paths, JobId(id));
+        }
+        drop(&paths, JobId(1));
+        assert!(!has(&paths, JobId(1)) && has(&paths, JobId(2)));
+        sweep(&paths).unwrap();
+        assert!(!has(&paths, JobId(2)));
+        File::create(paths.asked()).unwrap();
+        assert!(sweep(&paths).is_err(), "what cannot be swept is told");
+    }
+}

@@ -1,3 +1,4 @@
+use super::job::DrainStage;
 use super::record::{Paper, read};
 use super::*;
 use crate::kinds::Results;
@@ -400,4 +401,92 @@ fn a_kind_that_the_host_does_not_permit_is_not_begun_and_not_gone_on_with() {
     assert!(why.contains("line 2: operations.kinds"), "{why}");
     jobs.cancel(JobId(1)).unwrap();
     assert!(matches!(outcome(&job), Outcome::Cancelled(_)), "one that runs is stopped as any other");
+}
+
+const LONG: Duration = Duration::from_secs(1000);
+
+fn saved(fixture: &Fixture, id: u64) -> Job {
+    let record = JobRecord::new(JobId(id), short());
+    Job::new(record, fixture.paths.job(JobId(id)), "1.0".parse().unwrap(), 1, DrainStage::default())
+}
+
+#[test]
+fn a_watcher_is_told_every_end_at_once_and_progress_only_once() {
+    let fixture = fixture();
+    let job = Arc::new(saved(&fixture, 1).ordered_by(origin()));
+    assert!(format!("{job:?}").starts_with("Job(1, "), "{job:?}");
+    let context = OperationContext { job: job.clone(), resume: None };
+    assert_eq!(context.origin(), Some(&origin()));
+    context.units(1, 2, "half");
+    assert!(matches!(job.wait(0, LONG), News::Progress(1, progress) if progress.activity == "half"));
+    assert_eq!(job.wait(1, Duration::ZERO), News::Nothing);
+    job.suspend(true);
+    assert_eq!(job.wait(1, LONG), News::Suspended);
+    job.suspend(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(20));
+            job.tell_outcome(Outcome::Failed("no disk".to_owned()));
+        });
+        job.wait_end(LONG);
+        assert!(job.has_outcome(), "it had not ended");
+    });
+    let other = saved(&fixture, 2);
+    other.withdraw("no disk".to_owned());
+    assert_eq!(other.wait(0, LONG), News::Withdrawn("no disk".to_owned()));
+}
+
+#[test]
+fn what_nobody_has_asked_for_is_taken_one_at_a_time_and_then_counts_as_working() {
+    let fixture = fixture();
+    let mut table = Table::default();
+    for id in 1..=2 {
+        table.add_saved(Arc::new(saved(&fixture, id)), false);
+    }
+    let ids = |jobs: Vec<Arc<Job>>| jobs.iter().map(|job| job.id()).collect::<Vec<_>>();
+    assert_eq!(ids(table.take_unasked(Some(JobId(1)))), [JobId(1)]);
+    assert!(table.has_unasked());
+    assert_eq!(ids(table.take_unasked(None)), [JobId(2)]);
+    assert!(!table.has_unasked());
+    assert_eq!(table.suspend(), (vec![JobId(1), JobId(2)], 2));
+    let joined = table.admit(JobId(1), &short(), |_| panic!("it is known"));
+    assert!(matches!(joined, Err(Fault::Draining)), "one that waits for the exec is not joined");
+    table.end_drain();
+    table.forget(JobId(1));
+    assert!(table.get(JobId(1)).is_none() && table.get(JobId(2)).is_some());
+}
+
+/// Stops without having been asked to, each time.
+struct StopsUnasked;
+
+impl Operations for StopsUnasked {
+    fn run(&self, _operation: &Operation, _context: &OperationContext) -> Ended {
+        Ended::Checkpointed
+    }
+}
+
+#[test]
+fn only_who_stops_unasked_is_given_up_in_the_end() {
+    let fixture = fixture();
+    let schemas = SchemaRange { min: 1, max: 1 };
+    let waits = Kinds::new().on("wait", |(): (), context| -> Result<Results, crate::kinds::Halt> {
+        loop {
+            context.go_on()?;
+            std::thread::yield_now();
+        }
+    });
+    let vouched = Vouched { handed_over: &[], at_most: UNASKED_MAX };
+    let version = "1.0".parse().unwrap();
+    let jobs = Jobs::open(&fixture.paths, version, schemas, Arc::new(StopsUnasked), waits, vouched);
+    let Outcome::Failed(why) = outcome(&jobs.run(JobId(1), origin(), short()).unwrap()) else { panic!("not failed") };
+    assert!(why.starts_with("given up"), "{why}");
+    jobs.run(JobId(2), origin(), own("wait")).unwrap();
+    let starts = || read(&fixture.paths.job(JobId(2))).unwrap().starts;
+    while starts() == 0 {
+        std::thread::yield_now();
+    }
+    jobs.begin_drain();
+    jobs.demand_checkpoint();
+    assert!(jobs.wait_idle(soon()));
+    assert_eq!(starts(), 0, "stopping in good order is no sign of an operation that takes the agent down");
 }

@@ -195,4 +195,35 @@ mod tests {
         assert!(door.visitors.len() <= VISITORS_MAX);
         drop(silent);
     }
+
+    #[test]
+    fn each_answer_goes_to_whoever_asked_and_the_conversation_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stub.sock");
+        let mut door = Door::open(&path).unwrap();
+        let mut other = socket::connect(&path).unwrap();
+        let client = ask(&path, AgentRequest::Status);
+        assert_eq!(serve(&mut door, 1), [Ok(AgentRequest::Status)]);
+        assert_eq!(client.join().unwrap().unwrap(), AgentReply::Done);
+        let body = codec::encode(&AgentRequest::Status).unwrap();
+        for number in [77, 78] {
+            other.write_all(&frame(FrameKind::Request, number, &body)).unwrap();
+            assert_eq!(serve(&mut door, 1), [Ok(AgentRequest::Status)]);
+            assert_eq!(crate::control::read_frame(&mut other).unwrap().unwrap().request, number);
+        }
+    }
+
+    #[test]
+    fn a_visitor_who_leaves_without_the_answer_is_let_go_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stub.sock");
+        let mut door = Door::open(&path).unwrap();
+        let mut visitor = socket::connect(&path).unwrap();
+        visitor.write_all(&frame(FrameKind::Request, 1, &codec::encode(&AgentRequest::Status).unwrap())).unwrap();
+        serve(&mut door, 1);
+        assert_eq!(door.visitors.len(), 1);
+        // What is unread when it closes breaks the connection.
+        drop(visitor);
+        assert!(door.hear().is_empty() && door.visitors.is_empty());
+    }
 }

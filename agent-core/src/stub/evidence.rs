@@ -70,4 +70,36 @@ mod tests {
         let text = text(&bad, "exit status 3", &tail, &[]);
         assert!(text.starts_with("exit status 3\n") && text.contains("  last words\n"), "{text}");
     }
+
+    #[test]
+    fn a_tail_has_a_bound_whatever_is_pushed() {
+        let mut tail = Tail::default();
+        tail.push(&vec![b'a'; 2 * STDERR_TAIL_BYTES_MAX]);
+        assert_eq!(tail.0.len(), 2 * STDERR_TAIL_BYTES_MAX);
+        tail.push(b"b");
+        assert_eq!(tail.0.len(), STDERR_TAIL_BYTES_MAX);
+        assert!(tail.text().ends_with("ab"));
+        tail.push(&vec![b'c'; 10 * STDERR_TAIL_BYTES_MAX]);
+        assert_eq!(tail.text(), "c".repeat(STDERR_TAIL_BYTES_MAX));
+        tail.clear();
+        assert_eq!(tail.text(), "");
+    }
+
+    #[test]
+    fn what_led_there_is_told_where_anything_did() {
+        let bad = Entry { version: "2.0".parse().unwrap(), tree: TreeId::of(b"2") };
+        let step = StepEvent {
+            change: proto::agent::ChangeId(1),
+            product: "agent".parse().unwrap(),
+            from: None,
+            to: bad.tree,
+            step: proto::agent::Step::Staged,
+            at_unix_ms: 7,
+            duration_us: 9,
+            detail: "x".to_owned(),
+        };
+        let told = text(&bad, "late", &Tail::default(), &[step]);
+        assert!(told.contains("timeline (") && told.contains("  7 ") && told.ends_with(" 9 x\n"), "{told}");
+        assert!(!text(&bad, "late", &Tail::default(), &[]).contains("timeline"));
+    }
 }

@@ -215,5 +215,13 @@ mod tests {
         assert!(Known { pid, started }.is_alive());
         assert!(!Known { pid, started: started + 1 }.is_alive());
         assert_eq!(start_time(u32::MAX), None);
+        assert!(started > 0, "no test runs before the system does");
+        // What has ended, and is not reaped yet, is no process any more.
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        let ended = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(rustix::process::WaitId::Pid(pid), ended).unwrap();
+        assert_eq!(start_time(child.id()), None);
+        child.wait().unwrap();
     }
 }

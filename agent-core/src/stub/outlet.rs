@@ -153,8 +153,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     /// Ten times what a pipe and the pending words hold: nothing waits, and the reader is told what it missed.
-    fn check(write: OwnedFd, mut read: impl Read + AsFd) {
-        let outlet = Outlet::to(write);
+    fn check(outlet: &Outlet, mut read: impl Read + AsFd) {
         let (done, waits) = std::sync::mpsc::channel();
         let writer = outlet.clone();
         std::thread::spawn(move || {
@@ -176,9 +175,11 @@ mod tests {
     #[test]
     fn nobody_who_does_not_read_holds_the_writer_up() {
         let (read, write) = io::pipe().unwrap();
-        check(write.into(), read);
+        check(&Outlet::to(write.into()), read);
         let (read, write) = UnixStream::pair().unwrap();
-        check(write.into(), read);
+        check(&Outlet::to(write.into()), read);
+        let (read, write) = io::pipe().unwrap();
+        check(&Outlet::with(Way::Polled(File::from(OwnedFd::from(write)))), read);
     }
 
     #[test]
@@ -189,5 +190,34 @@ mod tests {
         file.write_all(b"before\n").unwrap();
         Outlet::to(file.into()).line("after");
         assert_eq!(std::fs::read_to_string(path).unwrap(), "before\nafter\n");
+    }
+
+    /// Into a pipe that takes nothing: what is pending, and how much was lost.
+    fn kept(pieces: &[usize]) -> (usize, usize) {
+        let (_read, write) = io::pipe().unwrap();
+        let outlet = Outlet::to(write.into());
+        let fill = |inner: &mut Inner| while inner.way.write(b"x").is_ok() {};
+        fill(&mut outlet.0.lock().unwrap());
+        pieces.iter().for_each(|bytes| outlet.pass(&vec![b'y'; *bytes]));
+        let inner = outlet.0.lock().unwrap();
+        (inner.pending.len(), inner.lost)
+    }
+
+    #[test]
+    fn what_is_pending_has_a_bound_and_what_comes_behind_a_gap_waits_for_its_notice() {
+        assert_eq!(kept(&[300, 300]), (600, 0));
+        assert_eq!(kept(&[PENDING_MAX]), (PENDING_MAX, 0));
+        assert_eq!(kept(&[PENDING_MAX + 1]), (0, PENDING_MAX + 1));
+        assert_eq!(kept(&[PENDING_MAX - 1, 2, 1]), (PENDING_MAX - 1, 3));
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_for_good_is_written_to_no_more() {
+        let (read, write) = io::pipe().unwrap();
+        let mut outlet = Outlet::to(write.into());
+        drop(read);
+        assert_eq!(outlet.write(b"words").unwrap(), 5);
+        let inner = outlet.0.lock().unwrap();
+        assert!(matches!(inner.way, Way::Nowhere) && inner.pending.is_empty());
     }
 }

@@ -123,4 +123,19 @@ mod tests {
         reader.wait().unwrap();
         holder.wait().unwrap();
     }
+
+    #[test]
+    fn a_lock_of_another_kind_is_not_the_products() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let file = fs::File::create(&path).unwrap();
+        let is = file.metadata().unwrap();
+        let us = rustix::process::getpid();
+        let taken = || taker(us, (is.dev(), is.ino()));
+        rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert_eq!(taken(), None);
+        rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::Unlock).unwrap();
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert_eq!(taken(), Some(us.as_raw_nonzero().get()));
+    }
 }

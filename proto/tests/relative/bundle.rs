@@ -52,6 +52,14 @@ fn the_bytes_of_a_header_are_pinned() {
     let bytes = bare.encode();
     assert_eq!((&bytes[10..14], &bytes[50..82]), ([0; 4].as_slice(), [0; 32].as_slice()));
     assert_eq!(Header::decode(&bytes), Ok(bare));
+
+    for (origin, fast, features) in
+        [(Origin::Carried, false, 5), (Origin::Carried, true, 7), (Origin::Guessed, true, 3)]
+    {
+        let header = Header { origin, fast, ..header() };
+        assert_eq!(header.encode()[10], features, "{header:?}");
+        assert_eq!(Header::decode(&header.encode()), Ok(header));
+    }
 }
 
 #[test]
