@@ -271,3 +271,39 @@ fn flip_in_place(path: &Path) {
         drop(file.write_all_at(&byte, at));
     }
 }
+
+#[test]
+fn what_is_still_right_in_a_damaged_pack_is_saved_out_of_it_before_the_pack_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let elsewhere = Elsewhere::new(dir.path());
+    let store = opened(|| Store::open(&elsewhere.root));
+    let pack = blobs(&elsewhere.root).into_iter().next().unwrap();
+    let whole = fs::metadata(&pack).unwrap().len();
+    let mut bytes = fs::read(&pack).unwrap();
+    bytes[18] ^= 0x80;
+    fs::write(&pack, bytes).unwrap();
+    assert_eq!(store.verify(&Quiet).unwrap().problems.iter().filter(|p| !p.trees.is_empty()).count(), 2);
+    let broken: Vec<_> = elsewhere.chunks.keys().filter(|id| store.plain_chunk(id).is_err()).copied().collect();
+    let [broken] = broken[..] else { panic!("{broken:?}") };
+    // The pack stays as long as something may still be saved out of it.
+    assert!(!store.has_sound(&broken));
+    assert_eq!(store.begin_gc().drop_mended(&elsewhere.trees).unwrap(), 0);
+    assert_eq!(fs::metadata(&pack).unwrap().len(), whole);
+    let mut mender = store.mender(&elsewhere.trees).unwrap();
+    assert_eq!(mender.lost().chunks.keys().copied().collect::<Vec<_>>(), [broken]);
+    assert!(!mender.lost().is_empty() && !mender.saved().is_empty());
+    assert!(!mender.take_manifest(&elsewhere.manifests[0]).unwrap(), "it was not lost");
+    assert_eq!(mender.take(&elsewhere.chunks[&broken]).unwrap(), Some(broken));
+    assert!(mender.lost().is_empty());
+    assert!(mender.finish().unwrap().is_empty());
+    assert_eq!(store.begin_gc().drop_mended(&elsewhere.trees).unwrap(), 1);
+    assert!(!pack.exists() && store.has_sound(&broken));
+    drop(store);
+    elsewhere.assert_whole();
+}
+
+#[test]
+fn a_manifest_alone_that_is_lost_is_a_loss() {
+    let lost = Lost { manifests: [TreeId::of(b"tree")].into(), ..Lost::default() };
+    assert!(!lost.is_empty() && Lost::default().is_empty());
+}

@@ -568,3 +568,169 @@ fn stores_of_every_format_stay_readable() {
         assert_eq!((again.tree, again.stats.new_chunks), (tree, 0), "the same input is the same tree for ever");
     }
 }
+
+fn bytes_of(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().len()
+}
+
+#[test]
+fn a_collection_tells_every_byte_that_it_frees_and_keeps() {
+    let fixture = Fixture::new();
+    let (store, root) = (&fixture.store, fixture.store.root());
+    let published = publish_plain(store, &source(fixture.dir.path(), "a", &[1])).unwrap();
+    let (pack, manifest) = (bytes_of(&blob(root, "packs")), bytes_of(&blob(root, "manifests")));
+    let none = BTreeSet::new();
+    let in_use = GcReport { packs_in_use: 1, bytes_kept: pack, ..GcReport::default() };
+    assert_eq!(store.gc(&none, false, &Quiet).unwrap(), in_use);
+    drop(published);
+    let freed =
+        GcReport { manifests_removed: 1, packs_removed: 1, bytes_freed: pack + manifest, ..GcReport::default() };
+    for dry_run in [true, false] {
+        assert_eq!(store.gc(&none, dry_run, &Quiet).unwrap(), freed);
+    }
+    assert_eq!(store.gc(&none, false, &Quiet).unwrap(), GcReport::default());
+}
+
+/// A pack whose own index cannot be read stays while something that is needed may lie in it alone.
+#[test]
+fn a_pack_that_cannot_be_read_goes_when_all_that_is_needed_lies_elsewhere() {
+    let fixture = Fixture::new();
+    let dir = fixture.dir.path();
+    let tree = publish_plain(&fixture.store, &source(dir, "tree", &[1, 2])).unwrap().tree;
+    let root = dir.join("store");
+    drop(fixture.store);
+    let pack = blob(&root, "packs");
+    damage(&pack, |bytes| {
+        let at = bytes.len() - 20;
+        bytes[at] ^= 1;
+    });
+    let bytes = bytes_of(&pack);
+    let store = opened(|| Store::open(&root));
+    let keep = BTreeSet::from([tree]);
+    for dry_run in [true, false] {
+        let report = store.gc(&keep, dry_run, &Quiet).unwrap();
+        assert_eq!(report, GcReport { packs_damaged: 1, bytes_kept: bytes, ..GcReport::default() });
+        assert!(pack.exists());
+    }
+    // Two thirds of the new pack are needed, so that it stays as it is.
+    let more = publish_plain(&store, &source(dir, "more", &[1, 2, 3])).unwrap().tree;
+    let manifest = store.packs.size(&BlobName::Manifest(more)).unwrap().unwrap();
+    let kept = store.usage().unwrap().pack_bytes;
+    let kept = if kept > bytes * 2 { kept - bytes } else { kept };
+    for dry_run in [true, false] {
+        assert!(pack.exists());
+        let report = store.gc(&keep, dry_run, &Quiet).unwrap();
+        let gone = GcReport {
+            manifests_removed: 1,
+            packs_removed: 1,
+            bytes_freed: bytes + manifest,
+            bytes_kept: kept,
+            ..GcReport::default()
+        };
+        assert_eq!(report, gone);
+    }
+    assert!(!pack.exists());
+    read_all(&store, &tree);
+    assert_sound(&store);
+}
+
+#[test]
+fn a_pack_that_is_rewritten_in_vain_is_told_as_damaged_and_one_in_use_stays() {
+    let fixture = Fixture::new();
+    let (store, dir) = (&fixture.store, fixture.dir.path());
+    let most = publish_plain(store, &source(dir, "most", &[10, 11, 12, 13, 14])).unwrap();
+    let few = publish_plain(store, &source(dir, "few", &[10])).unwrap().tree;
+    let keep = BTreeSet::from([few]);
+    let pack = blob(store.root(), "packs");
+    let (bytes, manifest) = (bytes_of(&pack), store.packs.size(&BlobName::Manifest(most.tree)).unwrap().unwrap());
+    let in_use = GcReport { packs_in_use: 1, bytes_kept: bytes, ..GcReport::default() };
+    assert_eq!(store.gc(&keep, false, &Quiet).unwrap(), in_use);
+    drop(most);
+    // Of the one file that is needed.
+    damage(&pack, |bytes| bytes[18] ^= 0x80);
+    let report = store.gc(&keep, false, &Quiet).unwrap();
+    let damaged = GcReport {
+        manifests_removed: 1,
+        packs_damaged: 1,
+        bytes_freed: manifest,
+        bytes_kept: bytes,
+        ..GcReport::default()
+    };
+    assert_eq!(report, damaged);
+    assert!(pack.exists(), "what is still right in it may be saved");
+}
+
+#[test]
+fn small_chunks_count_with_their_lines_of_the_index_and_no_more() {
+    let fixture = Fixture::new();
+    let publish_first = |count: u32| {
+        let path = fixture.dir.path().join(format!("{count}"));
+        let mut model = Model::new([]);
+        model.0.extend((0..count).map(|n| (format!("{n}"), Item::file(n.to_string()))));
+        model.write(&path);
+        publish_plain(&fixture.store, &path).unwrap().tree
+    };
+    publish_first(500);
+    let keep = BTreeSet::from([publish_first(100)]);
+    assert_eq!(fixture.store.gc(&keep, false, &Quiet).unwrap().packs_rewritten, 1);
+    keep.iter().for_each(|tree| read_all(&fixture.store, tree));
+}
+
+#[test]
+fn a_copy_of_a_pack_that_a_publication_relies_on_goes_again() {
+    let fixture = Fixture::new();
+    let store = &fixture.store;
+    let published = publish_plain(store, &source(fixture.dir.path(), "a", &[1, 2])).unwrap();
+    let (old, slot, frame) = {
+        let index = store.index();
+        let old = index.packs().into_iter().next().unwrap();
+        let slot = index.slot(&old).unwrap();
+        (old, slot, index.frames_of(slot)[0])
+    };
+    let range = frame.offset..frame.offset + u64::from(frame.stored_bytes);
+    let stored = store.packs.get(&BlobName::Pack(old), range).unwrap();
+    let mut copy = pack::PackWriter::create(store.packs.as_ref(), store.index().effort(&old)).unwrap();
+    copy.append_many([frame], &stored).unwrap();
+    let (copy, index) = copy.seal().unwrap().commit().unwrap();
+    let _alone = lock(&store.collecting);
+    assert!(!store.replace((old, slot), copy, &index).unwrap());
+    assert_eq!(store.packs.size(&BlobName::Pack(copy)).unwrap(), None);
+    read_all(store, &published.tree);
+}
+
+#[test]
+fn a_pack_that_is_removed_under_a_running_store_is_missed() {
+    let fixture = Fixture::new();
+    let tree = publish_plain(&fixture.store, &source(fixture.dir.path(), "tree", &[1])).unwrap().tree;
+    fs::remove_file(blob(fixture.store.root(), "packs")).unwrap();
+    let problems = fixture.store.verify(&Quiet).unwrap().problems;
+    let missing = problems.iter().find(|problem| matches!(problem.thing, Thing::Pack(_))).unwrap();
+    assert!(missing.fault.contains("missing") && missing.trees.contains(&tree), "{problems:?}");
+}
+
+#[test]
+fn a_verification_tells_all_that_it_has_read() {
+    let fixture = Fixture::new();
+    let (store, dir) = (&fixture.store, fixture.dir.path());
+    let trees = [("a", [1, 2]), ("b", [2, 3])].map(|(name, seeds)| {
+        let tree = publish_plain(store, &source(dir, name, &seeds)).unwrap().tree;
+        store.tree(&tree).unwrap()
+    });
+    let objects: BTreeSet<_> = trees.iter().flat_map(|tree| tree.objects.iter().map(|object| object.id)).collect();
+    let chunks = store.index().iter().map(|(_, place)| u64::from(place.stored_bytes)).collect::<Vec<_>>();
+    let report = store.verify(&Quiet).unwrap();
+    assert_eq!((report.packs, report.manifests, report.objects), (2, 2, objects.len() as u64));
+    assert_eq!((report.chunks, report.bytes), (chunks.len() as u64, chunks.iter().sum()));
+    assert_eq!((objects.len(), report.problems.len()), (3, 0));
+}
+
+#[test]
+fn damage_to_what_no_tree_needs_is_found_as_well() {
+    let fixture = Fixture::new();
+    publish_plain(&fixture.store, &source(fixture.dir.path(), "tree", &[1])).unwrap();
+    fs::remove_file(blob(fixture.store.root(), "manifests")).unwrap();
+    damage(&blob(fixture.store.root(), "packs"), |bytes| bytes[18] ^= 0x80);
+    let problems = fixture.store.verify(&Quiet).unwrap().problems;
+    assert!(matches!(problems[..], [Problem { thing: Thing::Chunk(..), .. }]), "{problems:?}");
+    assert!(problems[0].fault.contains("not what was stored"), "{problems:?}");
+}
