@@ -53,6 +53,9 @@ fn everything_works_on(storage: &Storage, secret: &str) {
         said
     };
     assert!(restic(&["check", "--read-data"]).contains("no errors were found"));
+    // Opening it costs a millisecond there, too.
+    let key = restic(&["list", "keys"]);
+    assert!(restic(&["cat", "key", key.trim()]).contains("\"N\": 1024"), "{key}");
     restic(&["backup", "--host", "web", &text(&source.join("below"))]);
     let theirs = lab.web.path("theirs");
     let below = text(&source.join("below"));

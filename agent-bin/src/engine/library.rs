@@ -99,11 +99,16 @@ pub(super) fn make_store(
     let made = guarded(path, meter, || {
         connect(files, meter)?.init(&credentials, &KeyOptions::default(), &ConfigOptions::default())
     });
-    match made {
+    let made = match made {
         // Somebody else was faster; by which password is seen when it is opened.
-        Err(_) if !meter.is_stopped() && store.read(FileKind::Config, &config).is_ok() => Ok(()),
-        made => made.map(drop),
+        Err(_) if !meter.is_stopped() && store.read(FileKind::Config, &config).is_ok() => return Ok(()),
+        made => made?,
+    };
+    if light_key::is_drawn(password) {
+        let put = light_key::put(&Files::of(store.clone()), &made.key(), password);
+        put.map_err(|fault| EngineError::LightKey { path: path.to_owned(), fault })?;
     }
+    Ok(())
 }
 
 /// Makes a further key. It says of itself on which host and when it was made.
