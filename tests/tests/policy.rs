@@ -183,6 +183,46 @@ fn a_policy_is_made_of_flags_shown_as_a_file_changed_and_run_by_hand() {
 }
 
 #[test]
+fn a_policy_goes_to_a_repository_that_is_served_with_what_its_hosts_run_before_and_after() {
+    let lab = Lab::new();
+    let repository = lab.host.path("repository").display().to_string();
+    let address = tests::vault::free_address();
+    let create = ["repository", "create", "main", "--on", "host-1", "--path", &repository, "--address", &address];
+    lab.manager.run(&create).expect(0);
+    let source = lab.host.path("source").display().to_string();
+    let create = ["policy", "create", "nightly", "--hosts", "@servers", "--source", &source, "--repository", "main"];
+    let more = ["--schedule", "monthly 1 02:00", "--media", "host-1", "--keep-last", "1", "--prune", "weekly"];
+    let commands = ["--before", "freeze", "--after", "thaw", "--command-deadline", "1m"];
+    lab.manager.run(&[&create[..], &more, &commands].concat()).expect(0);
+    let text = lab.manager.run(&["policy", "show", "nightly", "--toml"]).expect(0).stdout;
+    for line in ["repository = \"main\"", "backup.before = \"freeze\"", "backup.command-deadline = \"1m\""] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    assert!(lab.apply(&text, &[]).expect(0).stderr.contains("is so already"));
+    let run = |task: &str, code: i32| {
+        let order = ["policy", "run", "nightly", "--host", "host-1", "--task", task, "--json"];
+        let job = lab.manager.run(&order).expect(0).json()["jobs"][0]["job"].to_string();
+        lab.manager.run(&["job", "wait", &job]).expect(code);
+        lab.manager.run(&["job", "show", &job, "--json"]).expect(0).json()
+    };
+    // What a host does not know it does not run, and then nothing is backed up.
+    let unknown = run("backup", 1);
+    assert!(unknown["error"].as_str().unwrap().contains("does not permit the command freeze"), "{unknown}");
+    let script = |text: &str| format!("[\"/bin/sh\", \"-c\", {text:?}]");
+    let permits = format!("[commands]\nfreeze = {}\nthaw = {}\n", script("echo frozen"), script("echo thawed"));
+    fs::write(lab.host.path("state/permits.toml"), permits).unwrap();
+    let done = run("backup", 0);
+    assert_eq!((&done["policy"], &done["repository"]), (&json!("nightly"), &json!("main")), "{done}");
+    assert_eq!(done["ran"][0]["output"], json!(["frozen"]), "{done}");
+    assert_eq!(done["ran"][1]["output"], json!(["thawed"]), "{done}");
+    run("backup", 0);
+    let pruned = run("prune", 0);
+    assert_eq!(pruned["files"], json!(1), "one of two is forgotten: {pruned}");
+    let protected = lab.manager.run(&["protection", "--json"]).expect(3).json();
+    assert_eq!(protected["at_risk"], json!(1), "host-2 is: {protected}");
+}
+
+#[test]
 fn what_is_not_protected_comes_first_and_jobs_go_to_groups() {
     let lab = Lab::new();
     lab.apply(&lab.text("monthly 1 02:00", ""), &[]).expect(0);

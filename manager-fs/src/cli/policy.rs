@@ -108,7 +108,7 @@ pub(super) struct Terms {
     /// Absolute path on each host; may be given several times
     #[arg(long, required = true, value_name = "DIR")]
     source: Vec<String>,
-    /// The repository's directory on each host
+    /// The repository's directory on each host, or the name of one that is served
     #[arg(long, value_name = "DIR")]
     repository: String,
     /// File on each host with the repository's password; by default one in the host's state directory
@@ -222,6 +222,15 @@ struct BackupFlags {
     /// Other file systems below a source
     #[arg(long)]
     one_file_system: bool,
+    /// Run this command of the host's before each snapshot; if it fails, none is made
+    #[arg(long, value_name = "COMMAND", help_heading = "Commands of the hosts")]
+    before: Option<String>,
+    /// Run this command after each, however it ended
+    #[arg(long, value_name = "COMMAND", help_heading = "Commands of the hosts")]
+    after: Option<String>,
+    /// How long each command may take [default: 1h]
+    #[arg(long, value_name = "DURATION", help_heading = "Commands of the hosts")]
+    command_deadline: Option<String>,
 }
 
 impl Terms {
@@ -267,6 +276,9 @@ impl Terms {
                 exclude_caches: backup.exclude_caches,
                 exclude_larger_than: backup.exclude_larger_than,
                 one_file_system: backup.one_file_system,
+                before: backup.before.clone(),
+                after: backup.after.clone(),
+                command_deadline: backup.command_deadline.clone(),
                 ..BackupForm::default()
             },
         }

@@ -6,6 +6,7 @@ use std::fmt::{self, Write as _};
 use proto::agent::{HostScope, Operation, Repository, SnapshotRef};
 use proto::backup::BackupOptions;
 use proto::look::{Forget, Keep, SnapshotFilter};
+use proto::means::{Commands, Pace};
 use proto::message::Unix;
 use proto::name::{PolicyName, Target};
 use proto::{GroupName, Product};
@@ -34,6 +35,8 @@ pub struct Policy {
     pub sources: Vec<String>,
     /// How they are backed up.
     pub options: BackupOptions,
+    /// What each host runs before and after, by the names that it has given.
+    pub commands: Commands,
     /// Where the snapshots go.
     pub place: Place,
     /// The agent that backs up.
@@ -69,7 +72,7 @@ pub struct Policy {
 /// Where backups go.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Place {
-    /// A directory, under the same path on each host.
+    /// A directory, under the same path on each host; or one that is served, by its name.
     Directory(Repository),
 }
 
@@ -119,7 +122,13 @@ impl Policy {
         let operation = match task {
             Task::Backup => {
                 let (sources, options) = (self.sources.clone(), self.options.clone());
-                Operation::BackupWith { repository, sources, options }
+                // What earlier versions of agents know, wherever it says all.
+                if self.commands.are_none() {
+                    Operation::BackupWith { repository, sources, options }
+                } else {
+                    let commands = self.commands.clone();
+                    Operation::BackupBy { repository, sources, options, commands, pace: Pace::default() }
+                }
             }
             Task::Verify => Operation::Verify { repository, snapshot: SnapshotRef::latest() },
             Task::RestoreTest => {
@@ -222,6 +231,9 @@ impl Policy {
                     ("force", yes(options.force)),
                     ("readers", options.readers.map(|readers| readers.to_string())),
                     ("compression", options.compression.map(|level| level.to_string())),
+                    ("before", self.commands.before.as_ref().map(quoted)),
+                    ("after", self.commands.after.as_ref().map(quoted)),
+                    ("command-deadline", (!self.commands.are_none()).then(|| deadline(&self.commands))),
                 ],
             ),
         ];
@@ -233,6 +245,10 @@ impl Policy {
         }
         text
     }
+}
+
+fn deadline(commands: &Commands) -> String {
+    duration(u64::from(commands.seconds) * 1000)
 }
 
 /// As TOML and JSON write a text.

@@ -7,8 +7,9 @@ use proto::agent::Repository;
 use proto::backup::BackupOptions;
 use proto::limits::{SOURCES_MAX, TAGS_MAX};
 use proto::look::Keep;
+use proto::means::Commands;
 use proto::name::{NameError, Target};
-use proto::{GroupName, Product};
+use proto::{CommandName, GroupName, Product, RepositoryName};
 use serde::{Deserialize, Serialize};
 
 use super::definition::{AT_REPOSITORY, Place, Policy, UNLIMITED};
@@ -23,6 +24,8 @@ const TARGETS_MAX: usize = 1000;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 /// Nobody waits longer for the load to be spread.
 const JITTER_MS_MAX: u64 = DAY_MS;
+/// How long a command may take, unless a policy says otherwise.
+const COMMAND_MS: u64 = 3600 * 1000;
 const RPO_MS_MAX: u64 = 10 * 366 * DAY_MS;
 
 /// Why a text or some flags are no policy.
@@ -98,6 +101,9 @@ pub struct BackupForm {
     pub force: bool,
     pub readers: Option<u8>,
     pub compression: Option<u8>,
+    pub before: Option<String>,
+    pub after: Option<String>,
+    pub command_deadline: Option<String>,
 }
 
 impl From<BackupOptions> for BackupForm {
@@ -114,6 +120,7 @@ impl From<BackupOptions> for BackupForm {
             force: of.force,
             readers: of.readers,
             compression: of.compression,
+            ..Self::default()
         }
     }
 }
@@ -186,7 +193,13 @@ impl PolicyForm {
             )));
         }
         self.sources.iter().try_for_each(|path| absolute(path).map_err(of("sources")))?;
-        absolute(&self.repository).map_err(of("repository"))?;
+        // One that is served has a name, which is told from a path by its first character.
+        let is_served = self.repository.parse::<RepositoryName>().is_ok();
+        if !is_served {
+            absolute(&self.repository).map_err(of("repository"))?;
+        } else if self.password_file.is_some() {
+            return Err(of::<&str>("password-file")("whoever serves the repository has its password"));
+        }
         self.password_file.iter().try_for_each(|path| absolute(path).map_err(of("password-file")))?;
         let site = |text: &String| text.strip_prefix('@').unwrap_or(text).parse::<GroupName>();
         let limits = &self.limits;
@@ -201,6 +214,7 @@ impl PolicyForm {
             place: Place::Directory(Repository { path: self.repository, password_file: self.password_file }),
             product: product("product", self.product, "data-agent")?,
             media_product: product("media-product", self.media_product, "media-agent")?,
+            commands: self.backup.commands(ms)?,
             options: self.backup.options(),
             sources: self.sources,
             schedule,
@@ -240,6 +254,28 @@ impl LimitsForm {
 }
 
 impl BackupForm {
+    fn commands(
+        &self,
+        ms: impl Fn(&'static str, &Option<String>, u64) -> Result<Option<u64>, NotAPolicy>,
+    ) -> Result<Commands, NotAPolicy> {
+        let named = |key: &'static str, text: &Option<String>| {
+            text.as_deref().map(str::parse::<CommandName>).transpose().map_err(of::<NameError>(key))
+        };
+        let (before, after) = (named("backup.before", &self.before)?, named("backup.after", &self.after)?);
+        let ms = ms("backup.command-deadline", &self.command_deadline, DAY_MS)?;
+        if before.is_none() && after.is_none() {
+            return match ms {
+                Some(_) => Err(of::<&str>("backup.command-deadline")("there is no command (before, after)")),
+                None => Ok(Commands::default()),
+            };
+        }
+        let seconds = u32::try_from(ms.unwrap_or(COMMAND_MS) / 1000).unwrap_or(u32::MAX);
+        if seconds == 0 {
+            return Err(of::<&str>("backup.command-deadline")("a command needs a second at least"));
+        }
+        Ok(Commands { output_of: None, before, after, seconds })
+    }
+
     fn options(self) -> BackupOptions {
         BackupOptions {
             exclude: self.exclude,

@@ -56,6 +56,9 @@ fn large() -> String {
         tags = ["web"]
         readers = 2
         compression = 3
+        before = "freeze"
+        after = "thaw"
+        command-deadline = "90s"
         "#,
     )
 }
@@ -70,7 +73,12 @@ fn everything_that_can_be_said_is_read_and_written_the_same() {
     assert_eq!((policy.keep.monthly, policy.keep.within_seconds), (12, Some(3 * 24 * 3600)));
     assert_eq!((policy.rpo_ms, policy.jitter_ms, policy.sites.len()), (Some(26 * 3_600_000), 1_800_000, 2));
     assert_eq!((policy.options.compression, policy.options.exclude_larger_than), (Some(3), Some(1_000_000)));
-    for policy in [policy, Policy::parse(SMALL).unwrap()] {
+    let (before, after) = (policy.commands.before.as_ref(), policy.commands.after.as_ref());
+    let names = [before, after].map(|name| name.map(ToString::to_string));
+    assert_eq!((names, policy.commands.seconds), ([Some("freeze".into()), Some("thaw".into())], 90));
+    let served = Policy::parse(&SMALL.replace("/mnt/backup", "main")).unwrap();
+    assert_eq!(served.place.repository().path, "main");
+    for policy in [policy, served, Policy::parse(SMALL).unwrap()] {
         assert_eq!(Policy::parse(&policy.text()), Ok(policy.clone()), "{}", policy.text());
         assert_eq!(difference(Some(&policy), &policy), Vec::<String>::new());
     }
@@ -96,7 +104,12 @@ fn a_refusal_names_the_line_and_the_fault() {
         (with("window = \"22:00\""), "line 6", "no window"),
         (with("verify = \"never\""), "line 6", "no schedule"),
         (SMALL.replace("Berlin", "Berlyn"), "line 5", "no time zone"),
-        (SMALL.replace("/mnt/backup", "backup"), "line 4", "not an absolute path"),
+        (SMALL.replace("/mnt/backup", "./backup"), "line 4", "not an absolute path"),
+        (SMALL.replace("\"/mnt/backup\"", "\"main\"\npassword-file = \"/p\""), "line 5", "whoever serves"),
+        (with("backup.before = \"rm -rf\""), "line 6", "command"),
+        (with("backup.command-deadline = \"1m\""), "line 6", "no command"),
+        (with("backup.after = \"a\"\nbackup.command-deadline = \"2d\""), "line 7", "longer than"),
+        (with("backup.after = \"a\"\nbackup.command-deadline = \"1ms\""), "line 7", "a second"),
         (SMALL.replace("\"/srv\"", "\"srv\""), "line 3", "not an absolute path"),
         (SMALL.replace("[\"/srv\"]", "[]"), "line 3", "there are 0"),
         (SMALL.replace("@all", "@-"), "line 2", "group"),

@@ -3,6 +3,7 @@
 
 use proto::backup::BackupOptions;
 use proto::look::Keep;
+use proto::means::Commands;
 use proto::message::Unix;
 use proto::name::Target;
 use proto::{GroupName, PolicyName, Product};
@@ -37,6 +38,7 @@ struct Stored {
     paused: Option<Unix>,
     since: Vec<(Task, Unix)>,
     restore_test: Later<Schedule>,
+    commands: Later<Commands>,
 }
 
 /// A policy as the first version of policies wrote it.
@@ -64,12 +66,13 @@ struct StoredPolicy {
 
 impl From<Stored> for PolicyRecord {
     fn from(of: Stored) -> Self {
-        let Stored { policy: of, created, paused, since, restore_test } = of;
+        let Stored { policy: of, created, paused, since, restore_test, commands } = of;
         let policy = Policy {
             name: of.name,
             hosts: of.hosts,
             sources: of.sources,
             options: of.options,
+            commands: commands.0.unwrap_or_default(),
             place: of.place,
             product: of.product,
             schedule: of.schedule,
@@ -94,6 +97,7 @@ impl From<PolicyRecord> for Stored {
     fn from(of: PolicyRecord) -> Self {
         let PolicyRecord { policy: of, created, paused, since } = of;
         let restore_test = Later(of.restore_test);
+        let commands = Later((!of.commands.are_none()).then_some(of.commands));
         let policy = StoredPolicy {
             name: of.name,
             hosts: of.hosts,
@@ -114,7 +118,7 @@ impl From<PolicyRecord> for Stored {
             limits: of.limits,
             sites: of.sites,
         };
-        Self { policy, created, paused, since, restore_test }
+        Self { policy, created, paused, since, restore_test, commands }
     }
 }
 
@@ -151,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_policy_of_the_first_version_is_read_and_has_no_restore_test() {
+    fn a_policy_of_an_earlier_version_is_read_and_has_no_restore_test_and_no_commands() {
         let text = "name = \"n\"\nhosts = [\"@a\"]\nsources = [\"/s\"]\nrepository = \"/r\"\nschedule = \"hourly\"\n";
         let plain = Policy::parse(text).unwrap();
         let tested = Policy::parse(&format!("{text}restore-test = \"monthly\"\n")).unwrap();
@@ -165,8 +169,14 @@ mod tests {
         let read = |bytes: &[u8]| proto::codec::decode::<PolicyRecord, 65_536>(bytes);
         let whole = of(&record(&plain));
         assert_eq!(read(&whole).unwrap(), record(&plain));
-        // One byte is what says that there is none: that version did not write it.
-        assert_eq!(read(&whole[..whole.len() - 1]).unwrap(), record(&plain));
-        assert_eq!(read(&of(&record(&tested))).unwrap(), record(&tested));
+        // One byte is what says that there is none of either: those versions did not write it.
+        for missing in [1, 2] {
+            assert_eq!(read(&whole[..whole.len() - missing]).unwrap(), record(&plain));
+        }
+        let later = of(&record(&tested));
+        assert_eq!(read(&later).unwrap(), record(&tested));
+        assert_eq!(read(&later[..later.len() - 1]).unwrap(), record(&tested));
+        let commands = Policy::parse(&format!("{text}backup.after = \"thaw\"\n")).unwrap();
+        assert_eq!(read(&of(&record(&commands))).unwrap(), record(&commands));
     }
 }
