@@ -8,6 +8,9 @@ have() { command -v "$1" >/dev/null 2>&1; }
 # rustup puts cargo here; a shell that was open before does not have it on its PATH yet.
 have cargo || PATH="$PATH:${CARGO_HOME:-${HOME:-}/.cargo}/bin"
 
+# Servers are there, which is not on the PATH of everybody.
+PATH="$PATH:/usr/sbin"
+
 # wants PROGRAM PACKAGE WHY: notes a program that is missing.
 wanted=()
 reasons=()
@@ -36,6 +39,8 @@ wants_to_test() {
     wants pkg-config pkg-config "finds the C library for it"
     wants valgrind valgrind "watches the memory of a program in C"
     wants python3 python3-venv "runs the example in Python"
+    wants sshd openssh-server "is a server of SFTP on which repositories lie"
+    wants ssh openssh-client "reaches it"
     wants rclone rclone "is a REST server in which repositories lie"
     wants unshare util-linux "makes the namespaces in which tests without root mount"
 }

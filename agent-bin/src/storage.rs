@@ -29,7 +29,7 @@ const BYTES_MAX: u64 = 64 << 10;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StorageFault {
     #[error("{path}: {source}; this host's administrator says there what lets it in to {to}", path = path.display())]
-    Io { path: PathBuf, to: Location, source: io::Error },
+    Io { path: PathBuf, to: Box<Location>, source: io::Error },
     #[error("{path} is no plain file of at most 64 KiB", path = path.display())]
     NoFile { path: PathBuf },
     #[error(
@@ -48,14 +48,28 @@ pub(crate) enum StorageFault {
         "{path} has no entry for {to}: this host's administrator adds one, [[storage]] with that url or one above it",
         path = path.display()
     )]
-    NoEntry { path: PathBuf, to: Location },
+    NoEntry { path: PathBuf, to: Box<Location> },
 }
 
 /// What lets this host in to a storage.
 #[derive(Debug)]
 pub(crate) enum Access {
-    S3 { id: Secret, secret: Secret, token: Option<Secret>, region: String, authorities: Option<PathBuf> },
-    Rest { login: Option<(String, Secret)>, authorities: Option<PathBuf> },
+    S3 {
+        id: Secret,
+        secret: Secret,
+        token: Option<Secret>,
+        region: String,
+        authorities: Option<PathBuf>,
+    },
+    Rest {
+        login: Option<(String, Secret)>,
+        authorities: Option<PathBuf>,
+    },
+    /// Files of ssh's: a key without a passphrase, and whom that host must be.
+    Sftp {
+        identity: PathBuf,
+        known_hosts: PathBuf,
+    },
 }
 
 /// A text that no log and no message shows.
@@ -104,7 +118,9 @@ pub(crate) fn access(state: &Path, to: &Location) -> Result<Access, StorageFault
             }
         }
     }
-    nearest.map(|(_, access)| access).ok_or_else(|| StorageFault::NoEntry { path: path.clone(), to: to.clone() })
+    nearest
+        .map(|(_, access)| access)
+        .ok_or_else(|| StorageFault::NoEntry { path: path.clone(), to: Box::new(to.clone()) })
 }
 
 fn want_storage() -> String {
@@ -117,7 +133,7 @@ fn line_of(text: &str, at: usize) -> usize {
 }
 
 fn read(path: &Path, to: &Location) -> Result<String, StorageFault> {
-    let fault = |source| StorageFault::Io { path: path.to_owned(), to: to.clone(), source };
+    let fault = |source| StorageFault::Io { path: path.to_owned(), to: Box::new(to.clone()), source };
     // A FIFO in its place would be waited for.
     let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(fault)?;
@@ -145,7 +161,6 @@ fn one(path: &Path, mut keys: BTreeMap<String, String>) -> Result<(Location, Acc
     })?;
     let mut take = |key: &str| keys.remove(key);
     let needs = |key: &str| fault(format!("{key} is missing"));
-    let authorities = take("ca-file").map(PathBuf::from);
     let access = match &at {
         Location::Directory(_) => return Err(fault("a directory needs no entry".to_owned())),
         Location::S3 { .. } => Access::S3 {
@@ -153,7 +168,7 @@ fn one(path: &Path, mut keys: BTreeMap<String, String>) -> Result<(Location, Acc
             secret: take("secret-access-key").map(Secret).ok_or_else(|| needs("secret-access-key"))?,
             token: take("session-token").map(Secret),
             region: take("region").unwrap_or_else(|| "us-east-1".to_owned()),
-            authorities,
+            authorities: take("ca-file").map(PathBuf::from),
         },
         Location::Rest { server, .. } => {
             let login = match (take("user"), take("password")) {
@@ -166,7 +181,18 @@ fn one(path: &Path, mut keys: BTreeMap<String, String>) -> Result<(Location, Acc
             if login.is_some() && !server.tls && !is_here && server.name() != "localhost" {
                 return Err(fault("a password is sent by https alone".to_owned()));
             }
-            Access::Rest { login, authorities }
+            Access::Rest { login, authorities: take("ca-file").map(PathBuf::from) }
+        }
+        Location::Sftp { .. } => {
+            let mut file = |key: &str| {
+                let text = take(key).ok_or_else(|| needs(key))?;
+                // ssh reads more into some of them.
+                let is_plain = text.starts_with('/') && !text.contains(['"', '%', '$', '\\', '\n']);
+                is_plain
+                    .then(|| PathBuf::from(&text))
+                    .ok_or_else(|| fault(format!("{key} is an absolute path without '\"', '%', '$' and '\\'")))
+            };
+            Access::Sftp { identity: file("identity-file")?, known_hosts: file("known-hosts-file")? }
         }
     };
     match keys.keys().next() {
@@ -215,6 +241,9 @@ mod tests {
     #[test]
     fn a_file_that_others_can_read_or_nobody_understands_lets_nobody_in() {
         let s3 = |more: &str| format!("[[storage]]\nurl = \"s3:https://h/bucket\"\n{more}");
+        let sftp = |key: &str, more: &str| {
+            format!("[[storage]]\nurl = \"sftp://u@h//srv\"\nidentity-file = \"{key}\"\n{more}")
+        };
         for (text, mode, word) in [
             (GOOD.to_owned(), 0o644, "chmod 0600"),
             (GOOD.to_owned(), 0o660, "chmod 0600"),
@@ -225,6 +254,11 @@ mod tests {
             (s3("access-key-id = \"a\"\nsecret-access-key = \"b\"\nuser = \"x\"\n"), 0o600, "user means nothing"),
             ("[[storage]]\nurl = \"rest:http://h/\"\nuser = \"u\"\npassword = \"p\"\n".into(), 0o600, "https alone"),
             ("[[storage]]\nurl = \"/srv\"\n".into(), 0o600, "needs no entry"),
+            (sftp("/k", ""), 0o600, "known-hosts-file is missing"),
+            (sftp("k", "known-hosts-file = \"/h\"\n"), 0o600, "identity-file is an absolute path"),
+            (sftp("/%k", "known-hosts-file = \"/h\"\n"), 0o600, "identity-file is an absolute path"),
+            (sftp("/k", "known-hosts-file = \"/h\"\npassword = \"x\"\n"), 0o600, "password means nothing"),
+            (sftp("/k", "known-hosts-file = \"/h\"\nca-file = \"/c\"\n"), 0o600, "ca-file means nothing"),
             ("[[storage]]\nurl = \"rest:https://u:hidden@h/\"\n".into(), 0o600, "no user or password"),
         ] {
             let fault = asked(&text, mode, "s3:https://h/bucket/x").unwrap_err().to_string();

@@ -4,7 +4,9 @@
 //! directory   "/" …
 //! s3          "s3:" ("http://" | "https://") HOST [":" PORT] "/" BUCKET ["/" PREFIX]
 //! rest        "rest:" ("http://" | "https://") HOST [":" PORT] ["/" PATH]
+//! sftp        "sftp://" USER "@" HOST [":" PORT] ("//" PATH | "/" PATH)
 //! ```
+//! The path of SFTP is one of the server with two slashes, and with one below the directory in which that user begins.
 //! These are restic's own spellings. There is never a password in one, and nothing that has to be escaped: what stands
 //! here is shown, logged, and part of requests that are signed.
 
@@ -35,6 +37,26 @@ pub enum Location {
         /// Names between slashes; empty: the root.
         path: String,
     },
+    /// On a host that is reached by SSH.
+    Sftp {
+        /// Who is let in where.
+        login: Login,
+        /// Whether the path begins at the root; otherwise where that user begins.
+        is_absolute: bool,
+        /// Names between slashes, one at least.
+        path: String,
+    },
+}
+
+/// A user of a host that is reached by SSH.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Login {
+    /// Its name there.
+    pub user: String,
+    /// A name, or an address (of version 6 in brackets).
+    pub host: String,
+    /// `None`: 22.
+    pub port: Option<u16>,
 }
 
 /// An HTTP server.
@@ -53,8 +75,8 @@ pub struct Server {
 pub enum LocationFault {
     /// It begins like none.
     #[error(
-        "'{0}' is no place for a repository: want an absolute path, s3:https://HOST/BUCKET/PREFIX or \
-         rest:https://HOST/PATH"
+        "'{0}' is no place for a repository: want an absolute path, s3:https://HOST/BUCKET/PREFIX, \
+         rest:https://HOST/PATH or sftp://USER@HOST//PATH"
     )]
     Unknown(String),
     /// It has a user and a password in it, which are shown and logged.
@@ -87,6 +109,20 @@ impl Server {
     }
 }
 
+impl Login {
+    /// The name alone, without brackets.
+    pub fn name(&self) -> &str {
+        self.host.trim_start_matches('[').trim_end_matches(']')
+    }
+}
+
+impl fmt::Display for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.user, self.host)?;
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}", if self.tls { "https" } else { "http" }, self.authority())
@@ -110,6 +146,9 @@ impl Location {
                 server == s && bucket == b && below(prefix, p)
             }
             (Location::Rest { server, path }, Location::Rest { server: s, path: p }) => server == s && below(path, p),
+            (Location::Sftp { login, is_absolute, path }, Location::Sftp { login: l, is_absolute: a, path: p }) => {
+                login == l && is_absolute == a && below(path, p)
+            }
             _ => false,
         }
     }
@@ -117,7 +156,9 @@ impl Location {
     /// How deep it lies, in bytes.
     pub fn depth(&self) -> usize {
         match self {
-            Location::S3 { prefix: path, .. } | Location::Rest { path, .. } => path.len(),
+            Location::S3 { prefix: path, .. } | Location::Rest { path, .. } | Location::Sftp { path, .. } => {
+                path.len()
+            }
             Location::Directory(path) => path.len(),
         }
     }
@@ -130,6 +171,9 @@ impl fmt::Display for Location {
             Location::S3 { server, bucket, prefix } if prefix.is_empty() => write!(f, "s3:{server}/{bucket}"),
             Location::S3 { server, bucket, prefix } => write!(f, "s3:{server}/{bucket}/{prefix}"),
             Location::Rest { server, path } => write!(f, "rest:{server}/{path}"),
+            Location::Sftp { login, is_absolute, path } => {
+                write!(f, "sftp://{login}/{}{path}", if *is_absolute { "/" } else { "" })
+            }
         }
     }
 }
@@ -156,6 +200,8 @@ impl FromStr for Location {
         } else if let Some(rest) = text.strip_prefix("rest:") {
             let (server, path) = web(rest, "rest").map_err(|fault| fault.of(text))?;
             Location::Rest { server, path: path.to_owned() }
+        } else if let Some(rest) = text.strip_prefix("sftp:") {
+            sftp(rest).map_err(|fault| fault.of(text))?
         } else {
             return Err(LocationFault::Unknown(shortened(text)));
         };
@@ -198,6 +244,28 @@ fn web<'a>(text: &'a str, kind: &'static str) -> Result<(Server, &'a str), Wrong
     let path = path.trim_matches('/');
     must_be_names(path)?;
     Ok((Server { tls, host, port }, path))
+}
+
+/// `//USER@HOST[:PORT]`, and a path.
+fn sftp(text: &str) -> Result<Location, Wrong> {
+    let want = "want sftp://USER@HOST//PATH, or sftp://USER@HOST/PATH for one below that user's own directory";
+    let (authority, path) = text.strip_prefix("//").and_then(|rest| rest.split_once('/')).ok_or(Wrong::What(want))?;
+    let (user, place) = authority.rsplit_once('@').ok_or(Wrong::What(want))?;
+    if user.contains(':') {
+        return Err(Wrong::Secret("sftp"));
+    }
+    let is_part = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    if user.is_empty() || user.len() > 64 || user.starts_with('-') || !user.bytes().all(is_part) {
+        return Err(Wrong::What("this is no user"));
+    }
+    let (host, port) = host_and_port(place)?;
+    let (is_absolute, path) = path.strip_prefix('/').map_or((false, path), |path| (true, path));
+    let path = path.trim_end_matches('/');
+    if path.is_empty() {
+        return Err(Wrong::What("a repository has a directory of its own"));
+    }
+    must_be_names(path)?;
+    Ok(Location::Sftp { login: Login { user: user.to_owned(), host, port }, is_absolute, path: path.to_owned() })
 }
 
 fn host_and_port(text: &str) -> Result<(String, Option<u16>), Wrong> {
@@ -247,6 +315,8 @@ mod tests {
             "s3:https://[::1]:9000/bucket/a",
             "rest:https://backup.example:8000/",
             "rest:http://localhost/main/x",
+            "sftp://backup@store.example//srv/main",
+            "sftp://backup@[::1]:2222/main",
         ] {
             assert_eq!(of(text).to_string(), text);
         }
@@ -255,6 +325,7 @@ mod tests {
             ("s3:https://h/bucket/a/", "s3:https://h/bucket/a"),
             ("rest:https://h", "rest:https://h/"),
             ("rest:https://h/a/", "rest:https://h/a"),
+            ("sftp://u@h//srv/a//", "sftp://u@h//srv/a"),
         ] {
             assert_eq!(of(text).to_string(), canonical);
             assert_eq!(of(text), of(canonical));
@@ -289,6 +360,18 @@ mod tests {
             "s3:https://h\r\nx/bucket",
             "rest:https://h/a\u{0}b",
             "s3:https://-oProxyCommand=x/bucket",
+            "sftp:u@h:/srv",
+            "sftp://h//srv",
+            "sftp://u@h",
+            "sftp://u@h/",
+            "sftp://u@h//",
+            "sftp://u@h//srv/../etc",
+            "sftp://u@h///srv",
+            "sftp://u@-oProxyCommand=x//srv",
+            "sftp://-oProxyCommand=x@h//srv",
+            "sftp://u u@h//srv",
+            "sftp://u@h:x//srv",
+            "sftp://u@h//srv/$(x)",
         ] {
             assert!(text.parse::<Location>().is_err(), "{text:?}");
         }
@@ -297,7 +380,7 @@ mod tests {
 
     #[test]
     fn a_password_is_not_repeated() {
-        for text in ["rest:https://me:secret@h/a", "s3:https://secret@h/bucket"] {
+        for text in ["rest:https://me:secret@h/a", "s3:https://secret@h/bucket", "sftp://me:secret@h//a"] {
             let fault = text.parse::<Location>().unwrap_err();
             assert!(matches!(fault, LocationFault::Secret(_)) && !fault.to_string().contains("secret"), "{fault}");
         }
@@ -315,6 +398,10 @@ mod tests {
             ("s3:https://h:9/bucket", "s3:https://h/bucket", false),
             ("rest:https://h/a", "rest:https://h/", true),
             ("rest:https://evil/a", "rest:https://h/", false),
+            ("sftp://u@h//srv/a", "sftp://u@h//srv", true),
+            ("sftp://u@h//srv", "sftp://u@h/srv", false),
+            ("sftp://u@h//srv/a", "sftp://v@h//srv", false),
+            ("sftp://u@h:22//srv/a", "sftp://u@h//srv", false),
             ("/srv/r", "/srv", false),
         ] {
             assert_eq!(of(inner).is_within(&of(outer)), is, "{inner} in {outer}");

@@ -27,6 +27,8 @@ pub struct Storage {
     /// As restic calls the repository.
     pub restic: String,
     environment: Vec<(&'static str, String)>,
+    /// What restic is told beside.
+    options: Vec<String>,
     /// Whether it has all that restic asks for.
     pub suits_restic: bool,
 }
@@ -41,6 +43,16 @@ fn tool(name: &'static str) -> PathBuf {
     let found = files.find(|file| file.is_file());
     demand(found.clone().map(drop).ok_or(Lack::Program(name)));
     found.unwrap()
+}
+
+/// OpenSSH's server, which wants to be called by its whole path.
+fn sshd(config: &str) -> Service {
+    let mut sshd = Command::new(
+        ["/usr/sbin/sshd", "/usr/bin/sshd"].into_iter().find(|at| Path::new(at).exists()).unwrap_or_default(),
+    );
+    demand(if sshd.get_program().is_empty() { Err(Lack::Program("sshd")) } else { Ok(()) });
+    sshd.args(["-D", "-e", "-f", config]);
+    Service::spawn("sshd", &mut sshd, "Server listening").unwrap()
 }
 
 impl Storage {
@@ -111,6 +123,7 @@ impl Storage {
                 // Not every server can be asked.
                 ("AWS_DEFAULT_REGION", "us-east-1".to_owned()),
             ],
+            options: vec!["s3.region=us-east-1".to_owned()],
             suits_restic: true,
             address,
         }
@@ -133,24 +146,76 @@ impl Storage {
             ),
             restic: format!("rest:http://me:pass-word@{address}/deep/main/"),
             environment: Vec::new(),
+            options: Vec::new(),
             suits_restic: true,
             address,
         }
+    }
+
+    /// OpenSSH's server, which lets one key in.
+    #[track_caller]
+    pub fn sftp() -> Self {
+        let (dir, address) = (tempfile::tempdir().unwrap(), free_address());
+        let path = |name: &str| text(&dir.path().join(name));
+        for key in ["host", "key"] {
+            let mut keygen = Command::new("ssh-keygen");
+            keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f", &path(key)]);
+            assert!(keygen.status().unwrap().success());
+        }
+        fs::copy(path("key.pub"), path("authorized")).unwrap();
+        // Whatever its address is, also behind a line that can be cut.
+        let host = fs::read_to_string(path("host.pub")).unwrap();
+        fs::write(path("known"), format!("* {host}")).unwrap();
+        let (host, port) = address.rsplit_once(':').unwrap();
+        let config = format!(
+            "ListenAddress {host}\nPort {port}\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nPidFile none\n\
+             UsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nSubsystem sftp internal-sftp\n",
+            path("host"),
+            path("authorized"),
+        );
+        fs::write(path("config"), config).unwrap();
+        let user = String::from_utf8(Command::new("id").arg("-un").output().unwrap().stdout).unwrap();
+        let user = user.trim();
+        if user == "root" {
+            // Where its services have not made it.
+            fs::create_dir_all("/run/sshd").unwrap();
+        }
+        let service = sshd(&path("config"));
+        let (key, known) = (path("key"), path("known"));
+        let place = path("deep/main");
+        let ssh = format!(
+            "ssh -F none -i {key} -o UserKnownHostsFile={known} -o BatchMode=yes -p {port} {user}@{host} -s sftp"
+        );
+        Self {
+            service,
+            lies: ["--sftp".to_owned(), format!("sftp://{user}@{address}/{place}")],
+            access: format!(
+                "[[storage]]\nurl = \"sftp://{user}@{address}/{}\"\nidentity-file = \"{key}\"\n\
+                 known-hosts-file = \"{known}\"\n",
+                text(dir.path()),
+            ),
+            restic: format!("sftp:{user}@{host}:{place}"),
+            environment: Vec::new(),
+            options: vec![format!("sftp.command={ssh}")],
+            suits_restic: true,
+            address,
+            dir,
+        }
+    }
+
+    /// Ends it, and begins it anew.
+    #[track_caller]
+    pub fn sshd_again(&mut self) {
+        self.service.kill();
+        self.service = sshd(&text(&self.dir.path().join("config")));
     }
 
     /// Debian's restic, at the storage itself; whether it succeeds, and what it says.
     pub fn restic(&self, password_file: &Path, arguments: &[&str]) -> (bool, String) {
         let mut restic = Command::new("restic");
         restic
-            .args([
-                "--no-cache",
-                "--option",
-                "s3.region=us-east-1",
-                "--repo",
-                &self.restic,
-                "--password-file",
-                &text(password_file),
-            ])
+            .args(["--no-cache", "--repo", &self.restic, "--password-file", &text(password_file)])
+            .args(self.options.iter().flat_map(|option| ["--option", option]))
             .args(arguments);
         restic.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let output = restic.output().unwrap();

@@ -111,6 +111,38 @@ fn a_repository_lies_with_a_rest_server() {
 }
 
 #[test]
+fn a_repository_lies_on_a_host_that_is_reached_by_ssh() {
+    let storage = Storage::sftp();
+    everything_works_on(&storage, key_of(&storage, "identity-file"));
+}
+
+#[test]
+fn an_ssh_server_that_refuses_is_named_with_what_is_to_be_done() {
+    let storage = Storage::sftp();
+    let lab = Vault::hosts();
+    let refused = |url: &str, words: &[&str]| {
+        let created = lab.create(&["--adopt", "--sftp", url]).expect(1);
+        let said = format!("{}{}", created.stdout, created.stderr);
+        assert!(words.iter().all(|word| said.contains(word)), "{words:?}: {said}");
+    };
+    let url = storage.lies[1].as_str();
+    refused(url, &["storage.toml", "sftp://"]);
+    let file = |name: &str| text(&storage.path().join(name));
+    lab.lets_in(&storage.access.replace(&file("key"), &file("host")));
+    refused(url, &[&storage.address, "Permission denied", "identity-file"]);
+    lab.lets_in(&storage.access.replace(&file("known"), "/dev/null"));
+    refused(url, &[&storage.address, "Host key verification failed", "known-hosts-file"]);
+    lab.lets_in(&storage.access);
+    refused(&url.replace("deep/main", "config/main"), &["config/main", "config"]);
+    refused(&url.replace("sftp://", "sftp://me:word@"), &["no user or password"]);
+    let away = |text: &str| text.replace(&storage.address, "127.0.0.1:9");
+    lab.lets_in(&away(&storage.access));
+    refused(&away(url), &["127.0.0.1:9", "efused"]);
+    lab.lets_in(&storage.access);
+    lab.create(&["--adopt", "--sftp", url]).expect(0);
+}
+
+#[test]
 fn a_storage_that_refuses_is_named_with_what_is_to_be_done() {
     let storage = Storage::moto();
     let lab = Vault::hosts();
@@ -144,12 +176,20 @@ fn a_storage_that_refuses_is_named_with_what_is_to_be_done() {
 
 #[test]
 fn a_backup_outlives_a_line_that_is_cut_and_an_agent_that_is_killed_in_the_middle_of_an_upload() {
-    let storage = Storage::moto();
+    outlives_a_cut_and_a_kill(&Storage::moto());
+}
+
+#[test]
+fn a_backup_by_sftp_outlives_a_line_that_is_cut_and_an_agent_that_is_killed() {
+    outlives_a_cut_and_a_kill(&Storage::sftp());
+}
+
+fn outlives_a_cut_and_a_kill(storage: &Storage) {
     let line = Proxy::start(&storage.address);
     let lab = Vault::hosts();
     lab.lets_in(&storage.access.replace(&storage.address, &line.address()));
     let url = storage.lies[1].replace(&storage.address, &line.address());
-    lab.create(&["--s3", &url]).expect(0);
+    lab.create(&[&storage.lies[0], &url]).expect(0);
     let source = lab.web.path("source");
     fs::create_dir(&source).unwrap();
     for number in 0..6 {

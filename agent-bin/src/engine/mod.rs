@@ -27,6 +27,7 @@ mod retention;
 mod s3;
 mod selection;
 mod session;
+mod sftp;
 mod snapshots;
 mod source;
 mod stores;

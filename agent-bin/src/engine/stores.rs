@@ -14,6 +14,7 @@ use super::format::files::{FileKind, Store};
 use super::format::id::Id;
 use super::remote::{PATIENCE, Remote};
 use super::s3::{Keys, S3};
+use super::sftp::{Sftp, Way};
 use crate::storage::{self, Access};
 use crate::wire::web;
 
@@ -43,6 +44,11 @@ pub(crate) fn store(
             let login = login.map(|(user, password)| (user, password.0));
             Ok(Arc::new(Remote::at(place, (server, path), login, client, again(server.to_string()))))
         }
+        (Location::Sftp { login, is_absolute, path }, Access::Sftp { identity, known_hosts }) => {
+            let root = if *is_absolute { format!("/{path}") } else { path.clone() };
+            let way = Way { login: login.clone(), identity, known_hosts };
+            Ok(Arc::new(Sftp::new(place, root, way, again(login.to_string()))))
+        }
         _ => Err(EngineError::refused(&place, Refusal::RepositoryNotAbsolute)),
     }
 }
@@ -57,7 +63,7 @@ pub(super) fn reach(state: &Path, at: &Location, meter: &SharedMeter) -> Result<
         Location::Directory(path) => {
             return Err(EngineError::refused(Path::new(path), Refusal::RepositoryNotAbsolute));
         }
-        Location::S3 { .. } | Location::Rest { .. } => {}
+        Location::S3 { .. } | Location::Rest { .. } | Location::Sftp { .. } => {}
     }
     let store = store(state, at, meter, FIRST_OUTAGE_MAX)?;
     match store.read(FileKind::Config, &Id::of(&[])) {

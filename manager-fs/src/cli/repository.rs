@@ -90,6 +90,9 @@ pub(super) struct Lies {
     /// With a server of restic's REST protocol, `https://HOST/PATH`
     #[arg(long, value_name = "URL")]
     rest: Option<String>,
+    /// On a host that is reached by SSH, `sftp://USER@HOST//PATH`
+    #[arg(long, value_name = "URL")]
+    sftp: Option<String>,
 }
 
 impl Lies {
@@ -98,6 +101,7 @@ impl Lies {
         let text = match self {
             Lies { s3: Some(url), .. } => format!("s3:{}", url.trim_start_matches("s3:")),
             Lies { rest: Some(url), .. } => format!("rest:{}", url.trim_start_matches("rest:")),
+            Lies { sftp: Some(url), .. } => format!("sftp:{}", url.trim_start_matches("sftp:")),
             Lies { path, .. } => return Ok(path.clone().unwrap_or_default()),
         };
         Ok(text.parse::<Location>()?.to_string())

@@ -11,6 +11,8 @@ mod formats;
 #[path = "../../../tests/fuzz/src/records.rs"]
 mod records;
 mod seeds;
+#[path = "../../../tests/fuzz/src/storages.rs"]
+mod storages;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,7 +26,7 @@ use ::tests::dice::Dice;
 /// A name, and what takes its bytes and says whether they were taken for something.
 type Target = (&'static str, fn(&[u8]) -> bool);
 
-const TARGETS: [&[Target]; 3] = [formats::TARGETS, records::TARGETS, archives::TARGETS];
+const TARGETS: [&[Target]; 4] = [formats::TARGETS, records::TARGETS, archives::TARGETS, storages::TARGETS];
 /// Changes of each seed: what takes a few seconds in all. An archive is written to a store and read back.
 const CHANGES: usize = 1000;
 /// Seeds of what only the fuzz build has a door to.

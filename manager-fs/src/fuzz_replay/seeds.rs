@@ -28,6 +28,7 @@ pub(super) fn all() -> Seeds {
     messages(&mut put);
     samples(&mut put);
     texts(&mut put);
+    packets(&mut put);
     streams(&mut put);
     records(&mut put);
     archives(&mut put);
@@ -135,12 +136,38 @@ fn texts(put: &mut Put<'_>) {
     let permits = "[change-over]\npinned = [\"data-agent\"]\n[backup]\nsources = [\"/home\", \"/srv\"]\n\
                    [restore]\ntargets = [\"/srv/restored\"]\n[repository]\nplaces = [\"/mnt\"]\nprune = true\nkeep-last = 7\n";
     put("permits", "whole", permits.as_bytes().to_vec());
+    let listing = "<?xml version=\"1.0\"?><ListBucketResult><IsTruncated>true</IsTruncated>\
+                   <NextContinuationToken>a&#x2F;b</NextContinuationToken><!-- two -->\
+                   <Contents><Key>deep/index/a&amp;b</Key><Size>7</Size></Contents>\
+                   <Contents><Key>deep/index/c</Key><Size>8</Size></Contents></ListBucketResult>";
+    put("s3_answer", "listing", listing.as_bytes().to_vec());
+    let refused = "<Error><Code>NoSuchBucket</Code><Message>none</Message><Region>eu</Region></Error>";
+    put("s3_answer", "refusal", refused.as_bytes().to_vec());
     for (name, text) in [
         ("access", "user::rw-,user:joe:r--:12,group::r--,mask::r--,other::r--"),
         ("lines", "user::rwx\ngroup::r-x\t#effective:r--\nother::---\n"),
     ] {
         put("acl", name, text.as_bytes().to_vec());
     }
+}
+
+/// What a server of SFTP says first, and one answer of each kind.
+fn packets(put: &mut Put<'_>) {
+    let number = |number: u32| number.to_be_bytes().to_vec();
+    let string = |text: &str| [number(u32::try_from(text.len()).unwrap()), text.as_bytes().to_vec()].concat();
+    let attributes = [number(1 | 2 | 4 | 8), number(0), number(9), number(0), number(0), number(0o100_600)].concat();
+    let attributes = [attributes, number(7), number(8)].concat();
+    let answer = |kind: u8, parts: &[Vec<u8>]| [vec![kind], number(1), parts.concat()].concat();
+    let packets = [
+        [vec![2], number(3), string("fsync@openssh.com"), string("1")].concat(),
+        answer(101, &[number(2), string("No such file"), string("en")]),
+        answer(102, &[string("handle")]),
+        answer(103, &[string("content")]),
+        answer(104, &[number(1), string("name"), string("-rw name"), attributes.clone()]),
+        answer(105, &[attributes]),
+    ];
+    let sent = packets.map(|packet| [number(u32::try_from(packet.len()).unwrap()), packet].concat());
+    put("sftp_packet", "answers", sent.concat());
 }
 
 /// A part's stored and plain length, as the targets read it.

@@ -9,13 +9,14 @@
 mod archives;
 mod formats;
 mod records;
+mod storages;
 
 use std::sync::OnceLock;
 
 /// A name, and what takes its bytes and says whether they were taken for something.
 type Target = (&'static str, fn(&[u8]) -> bool);
 
-const TARGETS: &[&[Target]] = &[formats::TARGETS, records::TARGETS, archives::TARGETS];
+const TARGETS: &[&[Target]] = &[formats::TARGETS, records::TARGETS, archives::TARGETS, storages::TARGETS];
 
 fn targets() -> impl Iterator<Item = Target> {
     TARGETS.iter().copied().flatten().copied()

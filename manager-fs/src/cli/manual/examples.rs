@@ -360,6 +360,10 @@ const EXAMPLES: &[(&str, Examples)] = &[
                 "in a bucket; storage.toml of vault says what lets that host in",
             ),
             (
+                "manager-fs repository create far --on vault --sftp sftp://backup@store.example//srv/main",
+                "on a host that is reached by SSH; storage.toml of vault says by which key",
+            ),
+            (
                 "manager-fs repository create main --on vault-2 --path /srv/repository --password-file /srv/p --adopt",
                 "vault is lost, its disk in vault-2; /srv/p has what `repository key recover` printed",
             ),
