@@ -107,6 +107,7 @@ const NOT_OF_ITS_OWN: &[(&str, &str)] = &[
     ),
     ("manager-fs/src/manager/policy/board.rs", "a hash as a number"),
     ("manager-fs/src/manager/rollout/run.rs", "a hash as a number"),
+    ("manager-fs/src/manager/targets.rs", "a hash as a number"),
     ("manager-fs/src/patch.rs", "the target patch; any eight bytes are a number"),
 ];
 
