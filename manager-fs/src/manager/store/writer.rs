@@ -88,14 +88,15 @@ impl ContentWriter<'_> {
             if self.is_cancelled() {
                 return Err(AddError::Cancelled);
             }
-            match self.fill(source, &mut file)? {
-                Piece::Data(_) => {}
-                Piece::Hole(zeros) if zeros > bytes_max.saturating_sub(file.bytes) => return Err(AddError::TooLarge),
-                Piece::Hole(zeros) => self.hole(zeros, &mut file)?,
-                Piece::End => break,
-            }
+            let piece = self.fill(source, &mut file)?;
             if file.bytes > bytes_max {
                 return Err(AddError::TooLarge);
+            }
+            match piece {
+                Piece::Data(_) => {}
+                Piece::Hole(zeros) if zeros > bytes_max - file.bytes => return Err(AddError::TooLarge),
+                Piece::Hole(zeros) => self.hole(zeros, &mut file)?,
+                Piece::End => break,
             }
         }
         self.end_chunk(&mut file);
@@ -359,5 +360,103 @@ impl Span {
     fn object(&self, id: ObjectId, ids: &[ChunkId]) -> Object {
         let first = width::index(self.first);
         Object { id, bytes: self.bytes, chunks: ids[first..first + width::index(self.chunks)].to_vec() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use ::tests::noise;
+
+    use super::*;
+    use crate::manager::monitor::Quiet;
+
+    enum Given {
+        Bytes(Vec<u8>),
+        Zeros(u64),
+    }
+
+    struct Script(VecDeque<Given>);
+
+    impl Source for Script {
+        fn piece(&mut self, buffer: &mut [u8]) -> io::Result<Piece> {
+            Ok(match self.0.pop_front() {
+                None => Piece::End,
+                Some(Given::Zeros(zeros)) => Piece::Hole(zeros),
+                Some(Given::Bytes(mut bytes)) => {
+                    let taken = bytes.len().min(buffer.len());
+                    buffer[..taken].copy_from_slice(&bytes[..taken]);
+                    let rest = bytes.split_off(taken);
+                    if !rest.is_empty() {
+                        self.0.push_front(Given::Bytes(rest));
+                    }
+                    Piece::Data(taken)
+                }
+            })
+        }
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        (dir, store)
+    }
+
+    fn add(
+        store: &Store,
+        given: Vec<Given>,
+        bytes_max: u64,
+        cancelled: bool,
+    ) -> (Result<Content, AddError>, Contents) {
+        let (guard, cancelled) = (store.guard(), AtomicBool::new(cancelled));
+        let body = |writer: &mut ContentWriter<'_>| Ok(writer.add(&mut Script(given.into()), bytes_max));
+        store.write_contents::<_, StoreError>(4096, &guard, &Quiet, &cancelled, body).unwrap()
+    }
+
+    #[test]
+    fn a_content_has_its_bound_with_its_holes_and_is_refused_before_they_are_gone_through() {
+        let (_dir, store) = store();
+        let (bytes, zeros) = (|n| Given::Bytes(noise(1, n)), Given::Zeros);
+        let contents: [fn() -> Vec<Given>; 3] = [
+            || vec![Given::Bytes(noise(1, 10_000))],
+            || vec![Given::Zeros(10_000)],
+            || vec![Given::Bytes(noise(1, 5_000)), Given::Zeros(5_000)],
+        ];
+        for content in contents {
+            assert_eq!(add(&store, content(), 10_000, false).0.unwrap().bytes, 10_000);
+            assert!(matches!(add(&store, content(), 9_999, false).0, Err(AddError::TooLarge)));
+        }
+        let endless = vec![bytes(1), zeros(1 << 62)];
+        assert!(matches!(add(&store, endless, 1 << 20, false).0, Err(AddError::TooLarge)));
+        assert!(matches!(add(&store, vec![bytes(1)], 1, true).0, Err(AddError::Cancelled)));
+    }
+
+    #[test]
+    fn new_chunks_and_bytes_are_counted() {
+        let (_dir, store) = store();
+        let (content, contents) = add(&store, vec![Given::Bytes(noise(1, 6_000))], 6_000, false);
+        assert_eq!((content.unwrap().bytes, contents.bytes), (6_000, 6_000));
+        assert_eq!(contents.new_chunks(), (2, 6_000), "noise does not become smaller");
+    }
+
+    /// Data that begins in the middle of a chunk, on both sides of a batch's end.
+    #[test]
+    fn wherever_data_and_holes_meet_the_content_is_the_same() {
+        let batch = BATCH_BYTES;
+        for lengths in [[100, 50, 2 * batch], [batch - 10, 5_000, 10], [4096, 4096, 4096], [1, 10_000, batch + 1]] {
+            let (_dir, store) = store();
+            let (front, back) = (noise(1, lengths[0]), noise(2, lengths[2]));
+            let plain = [front.clone(), vec![0; lengths[1]], back.clone()].concat();
+            let given = vec![Given::Bytes(front), Given::Zeros(lengths[1] as u64), Given::Bytes(back)];
+            let (content, contents) = add(&store, given, u64::MAX, false);
+            let NodeKind::File(id) = content.unwrap().kind else { panic!("no file") };
+            assert_eq!(id, ObjectId::of(&plain));
+            let chunks = &contents.objects[&id].chunks;
+            assert_eq!(chunks.len(), plain.len().div_ceil(4096), "{lengths:?}");
+            for (chunk, piece) in chunks.iter().zip(plain.chunks(4096)) {
+                assert!(contents.plain_chunk(&store, chunk).unwrap() == piece, "{lengths:?}");
+            }
+        }
     }
 }
