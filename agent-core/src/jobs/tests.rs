@@ -490,3 +490,13 @@ fn only_who_stops_unasked_is_given_up_in_the_end() {
     assert!(jobs.wait_idle(soon()));
     assert_eq!(starts(), 0, "stopping in good order is no sign of an operation that takes the agent down");
 }
+
+#[test]
+fn each_stage_of_a_drain_is_what_was_set() {
+    let drain = DrainStage::default();
+    for demand in [Demand::Finish, Demand::Checkpoint, Demand::None] {
+        drain.set(demand);
+        assert_eq!(drain.get(), demand);
+    }
+    assert_eq!(UNASKED_MAX.as_secs(), 86_400, "a day");
+}
