@@ -48,12 +48,12 @@ wants_to_test() {
 # Servers of S3 that tests start are in no package of the system: they lie in an environment of their own, once for this
 # user. Where it cannot be made, the tests that want it say so.
 provide_tools() {
-    local dir=${XDG_CACHE_HOME:-$HOME/.cache}/manager-fs-tests/tools-1
+    local dir=${XDG_CACHE_HOME:-$HOME/.cache}/manager-fs-tests/tools-2
     if [ -e "$dir/complete" ] || ! have python3; then return; fi
-    say "installing servers of S3 for tests into $dir"
+    say "installing servers of S3 and a prober of HTTP interfaces for tests into $dir"
     rm -rf "$dir"
     if python3 -m venv "$dir" >&2 && "$dir/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: \
-        'moto[s3]==5.2.5' flask flask-cors localbucket==1.2.1 >&2; then
+        'moto[s3]==5.2.5' flask flask-cors localbucket==1.2.1 schemathesis==4.32.5 >&2; then
         touch "$dir/complete"
     else
         say "they cannot be installed; tests that want them will be listed"

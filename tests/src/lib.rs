@@ -23,6 +23,7 @@ pub mod repository;
 pub mod site;
 pub mod sources;
 pub mod storages;
+pub mod tools;
 pub mod tree;
 pub mod vault;
 

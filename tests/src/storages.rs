@@ -1,7 +1,7 @@
 //! Storage servers that are none of ours, each started for one test with an empty place in it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -9,9 +9,6 @@ use tempfile::TempDir;
 use crate::command::Service;
 use crate::needs::{Lack, demand};
 use crate::vault::{free_address, text};
-
-/// Where `tests/run` puts programs that no package of the system has (tests/machine.sh).
-const TOOLS: &str = "manager-fs-tests/tools-1/bin";
 
 /// A storage, and how a repository in it is reached.
 #[derive(Debug)]
@@ -33,18 +30,6 @@ pub struct Storage {
     pub suits_restic: bool,
 }
 
-/// What there is of a server in the tests' own environment, or on the PATH.
-fn tool(name: &'static str) -> PathBuf {
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::iter::once(cache.join(TOOLS)).chain(std::env::split_paths(&path));
-    let mut files = places.map(|place| place.join(name));
-    let found = files.find(|file| file.is_file());
-    demand(found.clone().map(drop).ok_or(Lack::Program(name)));
-    found.unwrap()
-}
-
 /// OpenSSH's server, which wants to be called by its whole path.
 fn sshd(config: &str) -> Service {
     let mut sshd = Command::new(
@@ -60,7 +45,7 @@ impl Storage {
     #[track_caller]
     pub fn moto() -> Self {
         let (dir, address) = (tempfile::tempdir().unwrap(), free_address());
-        let mut command = Command::new(tool("moto_server"));
+        let mut command = Command::new(crate::tools::find("moto_server"));
         let (host, port) = address.rsplit_once(':').unwrap();
         command.args(["--host", host, "--port", port]);
         let service = Service::spawn("moto", &mut command, "Running on").unwrap();
@@ -99,7 +84,7 @@ impl Storage {
         let (dir, address) = (tempfile::tempdir().unwrap(), free_address());
         let (host, port) = address.rsplit_once(':').unwrap();
         fs::create_dir(dir.path().join("backups")).unwrap();
-        let mut command = Command::new(tool("localbucket"));
+        let mut command = Command::new(crate::tools::find("localbucket"));
         command.args(["--host", host, "--port", port]).arg(dir.path());
         let service = Service::spawn("localbucket", &mut command, " serving ").unwrap();
         // restic wants to know who owns an object, which this one refuses to say.
@@ -133,7 +118,7 @@ impl Storage {
     #[track_caller]
     pub fn rest() -> Self {
         let (dir, address) = (tempfile::tempdir().unwrap(), free_address());
-        let mut command = Command::new(tool("rclone"));
+        let mut command = Command::new(crate::tools::find("rclone"));
         command.args(["serve", "restic", "--addr", &address, "--user", "me", "--pass", "pass-word"]).arg(dir.path());
         command.args(["--verbose", "--config"]).arg(dir.path().join("none.conf"));
         let service = Service::spawn("rclone", &mut command, "Serving restic").unwrap();

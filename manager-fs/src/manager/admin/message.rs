@@ -15,6 +15,7 @@ use proto::message::{BundleFacts, Fault};
 use proto::name::Target;
 use proto::number::RolloutId;
 use proto::{GenerationRecord, GenerationRef, GroupName, HostName, Product, RepositoryName, TreeId, Version};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::api_tokens::{ApiTokenAnswer, ApiTokenAsk};
@@ -432,7 +433,7 @@ pub struct GenerationView {
 }
 
 /// How much of the store was read, and what is wrong with it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VerifyView {
     /// Packs whose every byte was read.
     pub packs: u64,
@@ -453,7 +454,7 @@ pub struct VerifyView {
 }
 
 /// Something that `verify` found to be wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProblemView {
     /// The pack, chunk, manifest or record, for people.
     pub what: String,

@@ -46,7 +46,7 @@ pub(crate) struct GenerationDocument {
     /// Hosts on which it is attached.
     pub(crate) attached_on: Vec<String>,
     /// Of a version for several architectures, each.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) architectures: Vec<ArchitectureDocument>,
 }
 
@@ -157,7 +157,6 @@ pub(crate) struct ShownDocument {
     publisher: String,
     /// How an unchanged program of it is handed over.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String")]
     adapter: Option<Value>,
     /// How it is asked whether it is well.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -167,7 +166,7 @@ pub(crate) struct ShownDocument {
     /// Hosts on which it is attached.
     attached_on: Vec<String>,
     /// Of a version for several architectures, each.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     architectures: Vec<ArchitectureDocument>,
 }
 

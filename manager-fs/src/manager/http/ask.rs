@@ -11,8 +11,10 @@ use serde::{Deserialize, Deserializer};
 use super::problem::Problem;
 use crate::manager::control::api_tokens::Role;
 
-/// Names and values in one query or form.
-const PAIRS_MAX: usize = 64;
+/// Names and values in one query or form; a name may stand there [`MANY_MAX`] times, beside others.
+const PAIRS_MAX: usize = 2 * MANY_MAX;
+/// Values of one name.
+pub(super) const MANY_MAX: usize = 64;
 
 /// What is asked.
 #[derive(Debug)]
@@ -41,6 +43,9 @@ impl Ask {
     /// The values of a name in the query.
     pub(crate) fn many<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Vec<T>, Problem> {
         let named = self.query.iter().filter(|(of, _)| of == name);
+        if named.clone().count() > MANY_MAX {
+            return Err(Problem::bad_request(format!("{name}: there are more than {MANY_MAX}")));
+        }
         named.map(|(_, text)| parsed(name, text)).collect()
     }
 
@@ -147,7 +152,7 @@ mod tests {
             assert_eq!(ask.one::<u32>(name).map_err(|problem| problem.status), Err(400), "{name}");
         }
         assert!(ask.flag("limit").is_err(), "7 is no truth");
-        for bad in ["a=%", "a=%1", "a=%zz", "a=%ff", &"a&".repeat(65)] {
+        for bad in ["a=%", "a=%1", "a=%zz", "a=%ff", &"a&".repeat(129)] {
             assert_eq!(pairs(bad).map_err(|problem| problem.status), Err(400), "{bad}");
         }
     }

@@ -37,6 +37,9 @@ struct LabelsBody {
     labels: Vec<LabelChange>,
 }
 
+/// How long a token may be used at most: a leap year.
+const TTL_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
+
 /// A host that is let in.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -46,7 +49,7 @@ struct EnrolmentBody {
     host: HostName,
     /// How long the token may be used.
     #[serde(default = "a_day")]
-    #[schemars(range(min = 1, max = 31_622_400_000u64))]
+    #[schemars(range(min = 1, max = TTL_MS_MAX))]
     ttl_ms: u64,
 }
 
@@ -91,6 +94,9 @@ fn hosts() -> Vec<Route> {
         "A one-time token that enrols a host",
         |ask| {
             let EnrolmentBody { host, ttl_ms } = ask.json()?;
+            if !(1..=TTL_MS_MAX).contains(&ttl_ms) {
+                return Err(Problem::bad_request(format!("ttl_ms: want 1 to {TTL_MS_MAX}")));
+            }
             Ok(vec![Quick::Token { host, ttl_ms }])
         },
         |ask, mut replies| {

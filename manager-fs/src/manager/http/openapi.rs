@@ -3,6 +3,7 @@
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
+use super::ask::MANY_MAX;
 use super::problem::Problem;
 use super::route::{Route, Work, name_in};
 use super::shape::{Parameter, in_path};
@@ -77,14 +78,15 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
     operation
 }
 
-/// A stream is text; what its events bear is said beside it.
+/// One event after the other, of which this is each; what its data is, its name says.
 fn events(of: &schemars::Schema) -> Value {
-    json!({ "schema": { "type": "string" }, "x-event": of })
+    let data = json!({ "type": "string", "contentMediaType": "application/json", "contentSchema": of });
+    json!({ "schema": { "type": "object", "properties": { "event": { "type": "string" }, "data": data } } })
 }
 
 fn in_query(parameter: &Parameter) -> Value {
     let one = parameter.kind.schema();
-    let schema = if parameter.many { json!({ "type": "array", "items": one, "maxItems": 64 }) } else { one };
+    let schema = if parameter.many { json!({ "type": "array", "items": one, "maxItems": MANY_MAX }) } else { one };
     json!({
         "name": parameter.name,
         "in": "query",

@@ -15,14 +15,18 @@ use super::shape::{
     GENERATION, GenerationForm, Kind, PRODUCT, ProductForm, RoleForm, TARGET, TargetForm, TaskForm, TokenForm,
     VERSION, any, may, must,
 };
-use crate::manager::admin::{AdminReply, ApiTokenAnswer, ApiTokenAsk, Long, PublishOrder, Quick, RepairOrder};
+use crate::manager::admin::{
+    AdminReply, ApiTokenAnswer, ApiTokenAsk, Long, PublishOrder, Quick, RepairOrder, VerifyView,
+};
 use crate::manager::control::api_tokens::Role;
 use crate::manager::documents::{
-    ChangedDocument, EventDocument, JobDocument, PolicyDocument, PolicyRanDocument, RolloutDocument,
+    ChangedDocument, JobDocument, PolicyDocument, PolicyRanDocument, PublishedDocument, RolloutDocument,
+    UpgradedDocument,
 };
 use crate::manager::policy::machine::vocabulary::Task;
 use crate::manager::policy::{PolicyAnswer, PolicyAsk, Typed};
 use crate::manager::rollout::machine::vocabulary::Wish;
+use crate::manager::store::GcReport;
 use crate::manager::upgrade::UpgradeOrder;
 
 /// It is done.
@@ -88,7 +92,7 @@ struct PlanBody {
 
 fn changes_over() -> Vec<Route> {
     let upgrade =
-        Route::other::<EventDocument>(
+        Route::long::<UpgradedDocument>(
             Method::POST,
             "/v1/upgrades",
             Role::Operator,
@@ -177,7 +181,7 @@ struct ExportBody {
 
 /// Files that become a generation.
 fn publish() -> Route {
-    Route::other::<EventDocument>(
+    Route::long::<PublishedDocument>(
         Method::POST,
         "/v1/generations",
         Role::Publisher,
@@ -201,7 +205,7 @@ fn publish() -> Route {
         must("version", VERSION, "the version's name"),
         may("onto", GENERATION, "the body is a service pack, laid over this generation"),
         may("entrypoint", Kind::Text("^[^\\u0000]{1,4096}$"), "path of the program to start"),
-        may("chunk_bytes", Kind::Number(4_294_967_295), "size of the tree's chunks"),
+        may("chunk_bytes", Kind::Number(4096, 1 << 20), "size of the tree's chunks"),
         may("strict", Kind::Truth, "refuse a tar archive that has a path twice"),
     ])
 }
@@ -260,7 +264,7 @@ fn generations() -> Vec<Route> {
         |ask| Ok(vec![Quick::ResetProfile(ask.path("generation")?)]),
         done,
     );
-    let gc = Route::other::<EventDocument>(
+    let gc = Route::long::<GcReport>(
         Method::POST,
         "/v1/gc",
         Role::Admin,
@@ -268,7 +272,7 @@ fn generations() -> Vec<Route> {
         Work::Long(|ask| Ok(Long::Gc { dry_run: ask.flag("dry_run")? })),
     )
     .with([may("dry_run", Kind::Truth, "only say what would be removed")]);
-    let verify = Route::other::<EventDocument>(
+    let verify = Route::long::<VerifyView>(
         Method::POST,
         "/v1/verify",
         Role::Admin,

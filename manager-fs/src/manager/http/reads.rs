@@ -97,7 +97,7 @@ fn fleet() -> Vec<Route> {
         any("of", TARGET, "only this host, or the hosts of this group (@GROUP)"),
         any("label", SELECTOR, "only hosts whose labels meet this: site=fra, site!=fra, site, !site"),
         may("only", ONLY, "only hosts in this state"),
-        may("limit", Kind::Number(HOSTS_PAGE as u64), LIMIT),
+        may("limit", Kind::Number(1, HOSTS_PAGE as u64), LIMIT),
         may("after", HOST, "only hosts whose names come after this one"),
     ]);
     let host = get(
@@ -122,7 +122,7 @@ fn fleet() -> Vec<Route> {
         get("/v1/agents", Role::Viewer, "What runs where", |_| Ok(vec![Quick::Agents]), answer_agents).with([
             may("host", HOST, "only of this host"),
             may("product", PRODUCT, "only of this product"),
-            may("limit", Kind::Number(AGENTS_PAGE as u64), LIMIT),
+            may("limit", Kind::Number(1, AGENTS_PAGE as u64), LIMIT),
             may("after", HOST, "only of hosts whose names come after this one"),
         ]);
     let groups = get(
@@ -241,10 +241,10 @@ fn work() -> Vec<Route> {
             Ok(JobsDocument::of(&jobs, more))
         })
         .with([
-            may("limit", Kind::Number(JOBS_PAGE_MAX), "so many at most"),
+            may("limit", Kind::Number(1, JOBS_PAGE_MAX), "so many at most"),
             may("host", TARGET, "on this host, or the hosts of this group (@GROUP)"),
             any("only", JOB_STATES, "only in one of these states"),
-            may("since_unix_ms", Kind::Number(1 << 50), "ordered since then"),
+            may("since_unix_ms", Kind::Number(0, 1 << 50), "ordered since then"),
             may("policy", super::shape::NAME, "ordered by this policy"),
             may("product", PRODUCT, "of this agent"),
             any("kind", Kind::Text("^[a-z0-9][a-z0-9-]{0,31}$"), "of one of these kinds, such as backup"),
@@ -432,7 +432,7 @@ fn events() -> Route {
         (None, Some(job)) => Ok(Long::JobWait(job)),
         _ => Err(Problem::bad_request("say which rollout, or which job")),
     };
-    Route::other::<EventDocument>(Method::GET, "/v1/events", Role::Viewer, what, Work::Long(ask))
+    Route::long::<EventDocument>(Method::GET, "/v1/events", Role::Viewer, what, Work::Long(ask))
         .with([may("rollout", NUMBER, "of this rollout"), may("job", NUMBER, "of this job")])
 }
 

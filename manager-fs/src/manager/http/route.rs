@@ -2,7 +2,7 @@
 //! becomes a command of the manager and its reply a document. No route does anything itself.
 
 use hyper::Method;
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use super::problem::Problem;
 use super::shape::Parameter;
 use crate::manager::admin::{AdminReply, Long, PublishOrder, Quick};
 use crate::manager::control::api_tokens::Role;
-use crate::manager::documents;
+use crate::manager::documents::{self, EventDocument};
 
 /// The form of a document.
 pub(super) type Form = fn(&mut SchemaGenerator) -> Schema;
@@ -66,7 +66,24 @@ fn form<D: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<D>()
 }
 
+/// What the events of a stream bear: what goes on, and at its end this document, or why there is none.
+fn told<D: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    let (event, done) = (generator.subschema_for::<EventDocument>(), generator.subschema_for::<D>());
+    json_schema!({ "anyOf": [event, done, generator.subschema_for::<Problem>()] })
+}
+
 impl Route {
+    /// One that is answered by events, of which the last bears this document.
+    pub(super) fn long<D: JsonSchema>(
+        method: Method,
+        path: &'static str,
+        role: Role,
+        what: &'static str,
+        work: Work,
+    ) -> Self {
+        Self { answer: told::<D>, ..Self::other::<D>(method, path, role, what, work) }
+    }
+
     /// One that is answered at once.
     pub(super) fn quick<D: Serialize + JsonSchema + 'static>(
         method: Method,
@@ -116,6 +133,12 @@ impl Route {
             let there = if names.is_empty() { String::from("there is none") } else { names.join(", ") };
             let name = proto::text::line(name, 80);
             return Err(Problem::bad_request(format!("nothing here is called '{name}': {there}")));
+        }
+        for (name, text) in query {
+            let kind = self.query.iter().find(|parameter| parameter.name == name).map(|parameter| parameter.kind);
+            if let Some(fault) = kind.and_then(|kind| kind.fault(text)) {
+                return Err(Problem::bad_request(format!("{name}: {fault}")));
+            }
         }
         let missing =
             |parameter: &&Parameter| parameter.required && !query.iter().any(|(name, _)| name == parameter.name);
@@ -214,6 +237,12 @@ mod tests {
         assert_eq!(of("/v1/hosts", &[("label", "site"), ("label", "!spare")]), Ok(()));
         assert!(of("/v1/hosts", &[("lable", "site")]).unwrap_err().contains("label, only"));
         assert!(of("/v1/groups", &[("x", "")]).unwrap_err().contains("there is none"));
+        for (limit, allowed) in
+            [("0", false), ("1", true), ("2000", true), ("2001", false), ("-1", false), ("x", false)]
+        {
+            assert_eq!(of("/v1/hosts", &[("limit", limit)]).is_ok(), allowed, "{limit}");
+        }
+        assert_eq!(of("/v1/hosts", &[("limit", "0")]), Err("limit: want 1 to 2000".to_owned()));
         assert_eq!(of("/v1/diff", &[("old", "p@1"), ("new", "p@2")]), Ok(()));
         assert_eq!(of("/v1/diff", &[("old", "p@1")]), Err("new is missing: to this one".to_owned()));
     }

@@ -11,8 +11,8 @@ use serde_json::Value;
 pub(super) enum Kind {
     /// A text that matches this.
     Text(&'static str),
-    /// A whole number up to this.
-    Number(u64),
+    /// A whole number from this to that.
+    Number(u64, u64),
     /// `true` or `false`.
     Truth,
     /// One of these words.
@@ -20,11 +20,18 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    /// Why a text is none of this form, as far as its type does not say it.
+    pub(super) fn fault(self, text: &str) -> Option<String> {
+        let Kind::Number(min, max) = self else { return None };
+        let is_there = text.parse().is_ok_and(|number: u64| (min..=max).contains(&number));
+        (!is_there).then(|| format!("want {min} to {max}"))
+    }
+
     /// As JSON Schema.
     pub(super) fn schema(self) -> Value {
         match self {
             Kind::Text(pattern) => serde_json::json!({ "type": "string", "pattern": pattern }),
-            Kind::Number(max) => serde_json::json!({ "type": "integer", "minimum": 0, "maximum": max }),
+            Kind::Number(min, max) => serde_json::json!({ "type": "integer", "minimum": min, "maximum": max }),
             Kind::Truth => serde_json::json!({ "type": "boolean" }),
             Kind::Word(words) => serde_json::json!({ "type": "string", "enum": words }),
         }

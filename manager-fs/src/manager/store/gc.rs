@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::MutexGuard;
 
 use proto::{ChunkId, TreeId};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::index::{Index, Slot};
@@ -14,7 +15,7 @@ use crate::manager::monitor::{Monitor, Task};
 use crate::sync::{lock, write};
 
 /// What a collection removed, or would remove.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GcReport {
     /// Manifests that nothing named.
     pub manifests_removed: u64,
