@@ -65,6 +65,9 @@ pub(super) async fn kept(body: &mut Incoming, store: &Arc<Store>) -> Result<Uplo
             let piece = std::mem::take(&mut waiting);
             upload = command(move || upload.add(&piece).map(|()| upload).map_err(ManagerError::from)).await?;
         }
+        if ended && upload.is_empty() {
+            return Err(Problem::bad_request("the body, the archive, is empty"));
+        }
         if ended {
             return Ok(upload);
         }

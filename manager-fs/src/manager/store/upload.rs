@@ -48,6 +48,11 @@ impl Upload {
         self.file.write_all(piece).map_err(failed)
     }
 
+    /// Whether nothing has come.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
     /// Where it lies.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -73,7 +78,9 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         let left = || fs::read_dir(dir.path().join("tmp")).unwrap().count();
         let mut upload = Upload::begin(&store).unwrap();
+        assert!(upload.is_empty());
         upload.add(b"one").unwrap();
+        assert!(!upload.is_empty());
         upload.add(b" two").unwrap();
         assert_eq!(fs::read(upload.path()).unwrap(), b"one two");
         let other = Upload::begin(&store).unwrap();
