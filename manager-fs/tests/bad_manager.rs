@@ -156,7 +156,10 @@ impl Evil {
                 drop(answer.finish(&ManagerReply::ExportList { number: 10_000, ids, records }).await);
             }
             (attack, HostRequest::ExportList { .. }) => drop(answer.finish(&list(attack)).await),
-            (Attack::BundleBomb | Attack::BundleBehind, HostRequest::Start { manifest: true, .. }) => {
+            (
+                Attack::BundleBomb | Attack::BundleBehind,
+                HostRequest::Start { manifest: true, .. } | HostRequest::StartOf { manifest: true, .. },
+            ) => {
                 self.bundle(attack == Attack::BundleBomb, answer).await;
             }
             (Attack::Bomb, HostRequest::Manifest { .. }) => {

@@ -80,6 +80,14 @@ pub enum DaemonRequest {
         /// The tree, by its whole id.
         tree: TreeId,
     },
+    /// As `Hold`, for this program of the tree.
+    HoldFor {
+        /// As of `Hold`.
+        generation: GenerationRef,
+        /// What was typed: a path in the tree, or a name that is looked for in [`crate::start_up::PROGRAM_DIRS`].
+        #[serde(deserialize_with = "within::<_, PathText>")]
+        program: String,
+    },
 }
 
 /// What the mount daemon answers.
@@ -91,7 +99,7 @@ pub enum DaemonReply {
     Status(#[serde(deserialize_with = "within::<_, Exact<STATUS_BYTES_MAX>>")] String),
     /// To `Newest`: the signed record.
     Record(#[serde(deserialize_with = "within::<_, Blob<RECORD_BYTES_MAX>>")] Vec<u8>),
-    /// To `Attach`, `Hold`, `HoldLocal` and `Stage`.
+    /// To `Attach`, `Hold`, `HoldFor`, `HoldLocal` and `Stage`.
     Attached(Attached),
     /// To any request: nothing of it was done.
     Fault(Fault),

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{AgentStatus, ChangeId, JobId, JobOrigin, Operation, Outcome, Progress, StepEvent};
-use crate::bounded::{Blob, Exact, Line, List, Own, within};
+use crate::bounded::{Blob, Exact, Line, List, Own, PathText, within};
 use crate::bundle::{TOUCHES_MAX, Touch};
 pub use crate::fault::{Fault, Unix};
 use crate::id::{ObjectId, TreeId};
@@ -123,6 +123,18 @@ pub enum HostRequest {
         /// What the machine calls itself, such as `x86_64` (`uname -m`).
         #[serde(deserialize_with = "within::<_, Line<VERSION_BYTES_MAX>>")]
         machine: String,
+    },
+    /// `Start` of a program of the tree: while nobody has recorded a start, the guess is of this one.
+    StartOf {
+        /// As of `Start`.
+        generation: GenerationRef,
+        /// As of `Start`.
+        from: Option<TreeId>,
+        /// As of `Start`.
+        manifest: bool,
+        /// What was typed: a path in the tree, or a name that is looked for in [`crate::start_up::PROGRAM_DIRS`].
+        #[serde(deserialize_with = "within::<_, PathText>")]
+        program: String,
     },
 }
 

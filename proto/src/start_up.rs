@@ -2,12 +2,32 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use crate::manifest::Manifest;
 use crate::path::TreePath;
 use crate::record::{ElfFile, Metadata};
 
 /// Where the dynamic loader looks by default, inside the tree.
 const LIBRARY_DIRS: [&str; 6] =
     ["lib64", "usr/lib64", "lib", "usr/lib", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
+
+/// Where a bare command name is looked for in a tree, in this order.
+pub const PROGRAM_DIRS: [&str; 6] = ["bin", "usr/bin", "usr/local/bin", "sbin", "usr/sbin", ""];
+
+/// The program of a tree that a command names: a path, or a name to look for in [`PROGRAM_DIRS`]; without its links. `None`
+/// when the tree has no such file.
+pub fn program(tree: &Manifest, command: &str) -> Option<TreePath> {
+    let real = |path: &str| {
+        let path = TreePath::parse(path.as_bytes()).ok()?;
+        let at = tree.resolve(&path).ok()?;
+        let is_file = matches!(tree.node(&tree.entries[at]).kind, crate::manifest::NodeKind::File(_));
+        is_file.then(|| tree.entries[at].path.clone())
+    };
+    if command.contains('/') {
+        return real(command);
+    }
+    let in_dir = |dir: &str| real(&if dir.is_empty() { command.to_owned() } else { format!("{dir}/{command}") });
+    PROGRAM_DIRS.into_iter().find_map(in_dir)
+}
 
 /// The entry point (and its interpreter, for a script of the tree) and everything it needs that is in the tree, in the
 /// order in which the loader opens it. Empty when there is no entry point. `real` follows symlinks of the tree, as far as

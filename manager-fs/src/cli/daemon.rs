@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use agent_core::internal::control::{Client, ControlError};
 use anyhow::{Context, Result, anyhow, bail};
 use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProgress};
+use proto::limits::PATH_BYTES_MAX;
 use proto::local_greeting::Greeting;
 use proto::message::Fault;
 use proto::{GenerationRef, HostName};
@@ -41,16 +42,25 @@ pub(super) fn request(here: &Here, request: &DaemonRequest) -> Result<DaemonRepl
     unless_refused(here, request, reply)
 }
 
-/// Attaches a generation for as long as the connection lives, which is returned too.
+/// Attaches a generation for as long as the connection lives, which is returned too; for a program, if one was typed.
 ///
 /// # Errors
 /// As [`request`].
-pub(super) fn hold(here: &Here, generation: &GenerationRef) -> Result<(Client, Attached)> {
+pub(super) fn hold(here: &Here, generation: &GenerationRef, program: Option<&str>) -> Result<(Client, Attached)> {
     let order = DaemonRequest::Hold { generation: generation.clone() };
+    // A program of this host is nothing that the tree has.
+    let program = program.filter(|program| !program.starts_with('/') && program.len() <= PATH_BYTES_MAX);
+    let of_program =
+        program.map(|program| DaemonRequest::HoldFor { generation: generation.clone(), program: program.to_owned() });
     let sent = order.clone();
     let (client, reply) = exchange(here, move |socket| {
         let mut client = Client::connect(socket)?;
-        let reply = client.request::<_, (), DaemonReply>(&sent, Some(ANSWER_WITHIN), |()| {})?;
+        let mut ask = |order| client.request::<_, (), DaemonReply>(order, Some(ANSWER_WITHIN), |()| {});
+        let reply = match of_program.as_ref().map(&mut ask).transpose()? {
+            // A daemon from before there was this request.
+            None | Some(DaemonReply::Fault(Fault::BadRequest(_))) => ask(&sent)?,
+            Some(reply) => reply,
+        };
         Ok((client, reply))
     })?;
     Ok((client, attached(unless_refused(here, &order, reply)?)?))

@@ -8,14 +8,12 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use proto::daemon::Attached;
+use proto::start_up::PROGRAM_DIRS;
 use proto::{GenerationRecord, GenerationRef, SignedRecord};
 
 use super::{Done, Here, daemon};
 use crate::config::Dirs;
 use crate::host::enroll;
-
-/// Where a bare command name is looked for in a tree, in this order.
-const PROGRAM_DIRS: [&str; 6] = ["bin", "usr/bin", "usr/local/bin", "sbin", "usr/sbin", ""];
 
 /// `exec GENERATION -- CMD [ARG…]`.
 #[derive(Debug, Args)]
@@ -30,7 +28,8 @@ pub(super) struct ExecArgs {
 
 /// Becomes the program. Returns only when that fails.
 pub(super) fn exec(args: &ExecArgs, here: &Here) -> Result<Done> {
-    let (lease, tree) = daemon::hold(here, &args.generation)?;
+    let (lease, tree) =
+        daemon::hold(here, &args.generation, args.command.first().and_then(|program| program.to_str()))?;
     let root = PathBuf::from(&tree.path);
     if let Some(pid) = tree.namespace_pid {
         agent_core::internal::sys::namespace::enter(pid).context("entering the mount daemon's namespaces")?;

@@ -150,7 +150,7 @@ pub(super) fn record(
     // There are processes and a mount to take away.
     interrupt::note_from_now_on()?;
     // The connection is the lease.
-    let (_lease, tree) = daemon::hold(here, generation)?;
+    let (_lease, tree) = daemon::hold(here, generation, None)?;
     wait_until_local(&tree, here)?;
     let work = Work::make(&here.dirs)?;
     let (over, touches) = work.run(generation, command, &tree, limit, &here.dirs)?;

@@ -66,6 +66,8 @@ pub fn acl(bytes: &[u8]) -> bool {
 pub fn elf(bytes: &[u8]) -> bool {
     let described = elf::describe(&TreePath::root(), bytes.len() as u64, Cursor::new(bytes));
     let pages = elf::loaded::pages(bytes.len() as u64, Cursor::new(bytes), 1024);
+    let reached = elf::reach::pages(Cursor::new(bytes), &mut elf::reach::Imports::new(), 1024);
+    assert!(reached.len() <= 1024);
     assert!(pages.iter().all(|page| u64::from(*page) * 4096 < bytes.len() as u64));
     described.is_some()
 }

@@ -283,7 +283,8 @@ impl Session {
             HostRequest::Manifest { .. }
             | HostRequest::Chunks { .. }
             | HostRequest::Delta { .. }
-            | HostRequest::Start { .. } => {
+            | HostRequest::Start { .. }
+            | HostRequest::StartOf { .. } => {
                 held._sending = Some(tokio::select! {
                     turn = self.sending.acquire() => turn.map_err(|_| BrokenOff)?,
                     () = answer.cancelled() => return Err(BudgetError::Cancelled.into()),
@@ -338,7 +339,12 @@ impl Session {
             }
             HostRequest::Delta { from, to } => services.deltas.send(&host, from, to, answer).await?,
             HostRequest::Start { generation, from, manifest } => {
-                services.bundles.send(&host, StartOrder { generation, from, manifest }, answer).await?
+                let order = StartOrder { generation, from, manifest, program: None };
+                services.bundles.send(&host, order, answer).await?
+            }
+            HostRequest::StartOf { generation, from, manifest, program } => {
+                let order = StartOrder { generation, from, manifest, program: Some(program) };
+                services.bundles.send(&host, order, answer).await?
             }
             _ => return Err(GreetingError::Enrolled.into()),
         })

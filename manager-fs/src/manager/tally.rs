@@ -83,7 +83,7 @@ pub(crate) fn kind(request: &HostRequest) -> &'static str {
         HostRequest::Chunks { .. } => "chunks",
         HostRequest::Report { .. } => "report",
         HostRequest::Delta { .. } => "delta",
-        HostRequest::Start { .. } => "start",
+        HostRequest::Start { .. } | HostRequest::StartOf { .. } => "start",
         HostRequest::Profile { .. } => "profile",
     }
 }

@@ -58,8 +58,16 @@ impl Pair {
     }
 
     fn make(&self, from: Option<&TreeId>, touches: &[Touch]) -> Result<Vec<u8>, BundleError> {
-        let order =
-            BundleOrder { tree: &self.new.tree, from, touches, origin: proto::bundle::Origin::Recorded, level: 3 };
+        self.make_as(proto::bundle::Origin::Recorded, from, touches)
+    }
+
+    fn make_as(
+        &self,
+        origin: proto::bundle::Origin,
+        from: Option<&TreeId>,
+        touches: &[Touch],
+    ) -> Result<Vec<u8>, BundleError> {
+        let order = BundleOrder { tree: &self.new.tree, from, touches, origin, level: 3 };
         bundle::make(&self.store, order, &AtomicBool::new(false)).map(|(bytes, _)| bytes)
     }
 }
@@ -92,7 +100,7 @@ fn host(pair: Pair, bundle: Vec<u8>) -> Host {
 
 impl Host {
     fn begin(&self, from: Option<TreeId>) {
-        self.fetcher.begin(&"p@2".parse().unwrap(), None, from);
+        self.fetcher.begin(&"p@2".parse().unwrap(), None, from, None);
     }
 
     fn read(&self, path: &str, offset: u64, len: u32) -> Vec<u8> {
@@ -156,6 +164,25 @@ fn a_reader_waits_for_a_page_on_its_way_and_asks_itself_for_any_other() {
         assert_eq!(reading.join().unwrap(), host.upstream.pair.content("library")[70_000..70_010]);
     });
     assert_eq!(host.read_touched(), 1);
+}
+
+#[test]
+fn a_guess_may_have_a_chunk_in_several_parts_and_stays_out_of_the_page_cache() {
+    let pair = pair();
+    let (program, library) = (pair.object("bin/run"), pair.object("library"));
+    let touch = |object, first, count| Touch { object, first, count };
+    let touches = [touch(library, 0, 1), touch(program, 0, 240), touch(library, 8, 30), touch(library, 1, 3)];
+    let bundle = pair.make_as(proto::bundle::Origin::Guessed, None, &touches).unwrap();
+    let host = host(pair, bundle);
+    host.begin(None);
+    host.fetcher.manifest(&host.upstream.pair.new.tree, soon()).unwrap();
+    let content = host.upstream.pair.content("library");
+    assert_eq!(host.read("library", 0, 16_384), content[..16_384]);
+    assert_eq!(host.read("library", 8 * PAGE, 100), content[8 * 4096..][..100]);
+    host.wait_until_over();
+    assert_eq!(host.upstream.chunks.load(Ordering::Relaxed), 0);
+    assert_eq!(host.wrong.load(Ordering::Relaxed), 0);
+    assert!(host.arrived.lock().unwrap().is_empty());
 }
 
 #[test]

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use manager_fs::host::fetch::{Upstream, UpstreamError, Urgency};
+use manager_fs::host::fetch::{StartWanted, Upstream, UpstreamError, Urgency};
 use manager_fs::manager::monitor::Quiet;
 use manager_fs::manager::publish::{PublishOptions, Published, publish};
 use manager_fs::manager::store::Store;
 use proto::bulk::ChunkHead;
 use proto::message::{ChunkRange, numbered};
-use proto::{GenerationRef, Manifest, TreeId};
+use proto::{Manifest, TreeId};
 
 /// What a test of a moment may wait for.
 pub(crate) fn soon() -> Instant {
@@ -145,9 +145,7 @@ impl Upstream for Origin {
 
     fn start(
         &self,
-        _generation: &GenerationRef,
-        _from: Option<&TreeId>,
-        _with_manifest: bool,
+        _wanted: StartWanted<'_>,
         deadline: Instant,
         sink: &mut dyn FnMut(&[u8]),
     ) -> Result<(), UpstreamError> {

@@ -515,6 +515,9 @@ pub(crate) fn host_request() -> impl Strategy<Value = HostRequest> {
         (any::<u16>(), line(), any::<[u8; 16]>(), line()).prop_map(|(protocol, software, instance, machine)| {
             HostRequest::HelloFrom { protocol, software, role: Role::Control, instance: Instance(instance), machine }
         }),
+        (generation(), option::of(tree()), any::<bool>(), path()).prop_map(
+            |(generation, from, manifest, program)| { HostRequest::StartOf { generation, from, manifest, program } }
+        ),
     ]
 }
 
@@ -636,6 +639,7 @@ pub(crate) fn daemon_request() -> impl Strategy<Value = DaemonRequest> {
         (tree(), vec(touch(), 0..4)).prop_map(|(tree, touches)| DaemonRequest::Profile { tree, touches }),
         any::<bool>().prop_map(|repair| DaemonRequest::Check { repair }),
         tree().prop_map(|tree| DaemonRequest::HoldLocal { tree }),
+        (generation(), path()).prop_map(|(generation, program)| DaemonRequest::HoldFor { generation, program }),
     ]
 }
 

@@ -315,7 +315,7 @@ choice!(Role { Control = 0, Bulk = 1 } vec![Role::Control, Role::Bulk]);
 
 choice!(HostRequest {
     Hello = 0, Enroll = 1, Renew = 2, Exports = 3, Manifest = 4, Chunks = 5, Report = 6, Delta = 7, Start = 8, Profile = 9,
-    ExportList = 10, HelloFrom = 11,
+    ExportList = 10, HelloFrom = 11, StartOf = 12,
 } vec![
     HostRequest::Hello { protocol: 2, software: "0.1.0".into(), role: Role::Bulk, instance: Instance([0x15; 16]) },
     HostRequest::Enroll { protocol: 2, secret: vec![1, 2, 3], csr: vec![0x30, 0x82] },
@@ -335,6 +335,7 @@ choice!(HostRequest {
         instance: Instance([0x15; 16]),
         machine: "x86_64".into(),
     },
+    HostRequest::StartOf { generation: named(), from: None, manifest: true, program: "bin/agent".into() },
 ]);
 
 choice!(ManagerReply {
@@ -532,7 +533,7 @@ choice!(Step {
 
 choice!(DaemonRequest {
     Status = 0, Newest = 1, Attach = 2, Release = 3, Hold = 4, Stage = 5, Report = 6, Changed = 7, Unmount = 8, Profile = 9, Check = 10,
-    HoldLocal = 11,
+    HoldLocal = 11, HoldFor = 12,
 } vec![
     DaemonRequest::Status,
     DaemonRequest::Newest { product: product() },
@@ -546,6 +547,7 @@ choice!(DaemonRequest {
     DaemonRequest::Profile { tree: tree(), touches: vec![touch()] },
     DaemonRequest::Check { repair: true },
     DaemonRequest::HoldLocal { tree: tree() },
+    DaemonRequest::HoldFor { generation: named(), program: "bin/agent".into() },
 ]);
 
 choice!(DaemonReply { Done = 0, Status = 1, Record = 2, Attached = 3, Fault = 4, Bundle = 5, Checked = 6 } vec![

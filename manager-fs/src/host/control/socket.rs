@@ -114,17 +114,16 @@ async fn answer_simple(
         DaemonRequest::Status => Ok(DaemonReply::Status(status_text(&daemon).await)),
         DaemonRequest::Newest { product } => newest(&daemon, &product).await,
         DaemonRequest::Attach { generation } => {
-            begin(&daemon, &generation).await?;
+            begin(&daemon, &generation, None).await?;
             let resolved = daemon.exports.resolve(&generation).await?;
             blocking(move || daemon.generations.attach(&resolved, &generation)).await.map(DaemonReply::Attached)
         }
         DaemonRequest::Release { generation } => {
             blocking(move || daemon.generations.release(&generation)).await.map(|()| DaemonReply::Done)
         }
-        DaemonRequest::Hold { generation } => {
-            begin(&daemon, &generation).await?;
-            let resolved = daemon.exports.resolve(&generation).await?;
-            blocking(move || daemon.generations.hold(&resolved, connection, pid)).await.map(DaemonReply::Attached)
+        DaemonRequest::Hold { generation } => hold(daemon, generation, None, connection, pid).await,
+        DaemonRequest::HoldFor { generation, program } => {
+            hold(daemon, generation, Some(program), connection, pid).await
         }
         DaemonRequest::HoldLocal { tree } => {
             blocking(move || daemon.generations.hold_local(&tree, connection, pid)).await.map(DaemonReply::Attached)
@@ -156,10 +155,22 @@ async fn answer_simple(
     }
 }
 
-async fn begin(daemon: &Arc<Daemon>, generation: &GenerationRef) -> Result<(), Fault> {
+async fn hold(
+    daemon: Arc<Daemon>,
+    generation: GenerationRef,
+    program: Option<String>,
+    connection: u64,
+    pid: Option<u32>,
+) -> Result<DaemonReply, Fault> {
+    begin(&daemon, &generation, program).await?;
+    let resolved = daemon.exports.resolve(&generation).await?;
+    blocking(move || daemon.generations.hold(&resolved, connection, pid)).await.map(DaemonReply::Attached)
+}
+
+async fn begin(daemon: &Arc<Daemon>, generation: &GenerationRef, program: Option<String>) -> Result<(), Fault> {
     let (daemon, generation) = (Arc::clone(daemon), generation.clone());
     blocking(move || {
-        daemon.generations.begin(&generation);
+        daemon.generations.begin(&generation, program.as_deref());
         Ok(())
     })
     .await

@@ -10,19 +10,19 @@
 //! growing pause. The bulk and start lanes are only up while something is fetched on them: what a start needs neither stands
 //! behind a background fetch, nor does a demand stand behind it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use proto::TreeId;
 use proto::bulk::ChunkHead;
 use proto::message::{ChunkRange, Fault, HostRequest, ManagerReply, Role};
-use proto::{GenerationRef, TreeId};
 use tokio::sync::watch;
 
 use super::lane::{Dial, Lane, LinkFacts};
 use super::unpacking::Unpacking;
 use crate::clock::Clock;
-use crate::host::fetch::{Upstream, UpstreamError, Urgency};
+use crate::host::fetch::{StartWanted, Upstream, UpstreamError, Urgency};
 use crate::net::{Handler, Incoming, Link, RefuseAll};
 use crate::sync::lock;
 
@@ -36,6 +36,8 @@ pub(crate) struct ManagerLink {
     dial: Arc<dyn Dial>,
     facts: Arc<Mutex<LinkFacts>>,
     bytes: AtomicU64,
+    /// The manager has refused `StartOf`.
+    knows_no_programs: AtomicBool,
 }
 
 impl ManagerLink {
@@ -51,6 +53,7 @@ impl ManagerLink {
             dial,
             facts: Arc::default(),
             bytes: AtomicU64::new(0),
+            knows_no_programs: AtomicBool::new(false),
         })
     }
 
@@ -119,7 +122,7 @@ impl ManagerLink {
         request: &HostRequest,
         deadline: Instant,
         sink: &mut dyn FnMut(&[u8]),
-    ) -> Result<(), UpstreamError> {
+    ) -> Result<(), Fault> {
         let (mut frames, mut bytes) = (0, 0);
         let on = |incoming| {
             let Incoming::Bulk(body) = incoming else { return sink(&[]) };
@@ -134,7 +137,7 @@ impl ManagerLink {
             lane.request(demand, request, on, deadline).await
         });
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(check_sent(reply?, frames)?)
+        check_sent(reply?, frames)
     }
 
     /// Ends all connections and stops dialling.
@@ -185,14 +188,22 @@ impl Upstream for ManagerLink {
 
     fn start(
         &self,
-        generation: &GenerationRef,
-        from: Option<&TreeId>,
-        manifest: bool,
+        wanted: StartWanted<'_>,
         deadline: Instant,
         sink: &mut dyn FnMut(&[u8]),
     ) -> Result<(), UpstreamError> {
-        let request = HostRequest::Start { generation: generation.clone(), from: from.copied(), manifest };
-        self.stream(&self.start, true, &request, deadline, sink)
+        let (generation, from, manifest) = (wanted.generation.clone(), wanted.from.copied(), wanted.with_manifest);
+        if let Some(program) = wanted.program.filter(|_| !self.knows_no_programs.load(Ordering::Relaxed)) {
+            let (generation, program) = (generation.clone(), program.to_owned());
+            let request = HostRequest::StartOf { generation, from, manifest, program };
+            match self.stream(&self.start, true, &request, deadline, sink) {
+                // A manager from before there was this request.
+                Err(Fault::BadRequest(_)) => self.knows_no_programs.store(true, Ordering::Relaxed),
+                answer => return Ok(answer?),
+            }
+        }
+        let request = HostRequest::Start { generation, from, manifest };
+        Ok(self.stream(&self.start, true, &request, deadline, sink)?)
     }
 
     fn delta(
@@ -203,7 +214,7 @@ impl Upstream for ManagerLink {
         sink: &mut dyn FnMut(&[u8]),
     ) -> Result<(), UpstreamError> {
         let request = HostRequest::Delta { from: *from, to: *to };
-        self.stream(&self.bulk, false, &request, deadline, sink)
+        Ok(self.stream(&self.bulk, false, &request, deadline, sink)?)
     }
 }
 

@@ -207,7 +207,7 @@ impl DataPlane {
 }
 
 impl Trees for DataPlane {
-    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>) {
+    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>, program: Option<&str>) {
         if tree.is_some_and(|tree| self.sizes(tree).is_some_and(|(local, all)| local == all)) {
             return;
         }
@@ -217,7 +217,7 @@ impl Trees for DataPlane {
             (None, GenerationRef::Named(product, _)) => self.newest_whole(product, None),
             (None, GenerationRef::TreePrefix(_)) => None,
         };
-        self.objects.fetcher().begin(generation, tree.copied(), from);
+        self.objects.fetcher().begin(generation, tree.copied(), from, program);
     }
 
     fn prepare(&self, tree: &TreeId, deadline: Instant) -> Result<(), Fault> {

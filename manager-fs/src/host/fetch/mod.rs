@@ -39,6 +39,7 @@ use wrong::{ChunkFault, WrongChunk};
 mod after_read;
 mod around;
 mod assemble;
+mod coming;
 mod counts;
 mod error;
 mod flight;
@@ -60,7 +61,7 @@ pub use error::FetchError;
 pub use from_old::{FromOldOptions, TreeRef};
 pub use hydrate::{HydrateOptions, HydrateProgress};
 
-pub use upstream::{Upstream, UpstreamError, Urgency};
+pub use upstream::{StartWanted, Upstream, UpstreamError, Urgency};
 
 /// How bytes are fetched.
 #[derive(Clone)]
@@ -276,7 +277,7 @@ impl Fetcher {
             None => None,
         };
         if let Some(partial) = &partial
-            && self.starts.bring(wanted, partial, offset, wanted_len, deadline)
+            && self.starts.bring(wanted, partial, offset, wanted_len, (self.first_answer(), deadline))
         {
             return assemble(wanted, Some(partial), &[], &HashMap::new(), offset, wanted_len);
         }

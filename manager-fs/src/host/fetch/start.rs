@@ -8,19 +8,19 @@
 //! which overtakes. Whatever goes wrong here costs nothing but time: what is missing is fetched as it is.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use proto::bundle::{Frame, Origin};
+use proto::bundle::Origin;
 use proto::manifest::{Manifest, Object};
 use proto::proof::{PAGE_BYTES, PageSet};
 use proto::width;
 use proto::{GenerationRef, ObjectId, TreeId};
 
-use super::{ArrivedRange, Fetcher, UpstreamError, Wanted};
-use crate::host::bundle::{Arrived, BundleError, OldTree, Reader};
+use super::coming::Coming;
+use super::{ArrivedRange, Fetcher, StartWanted, UpstreamError, Wanted};
+use crate::host::bundle::{BundleError, OldTree, Reader};
 use crate::host::cache::{Partial, Place};
 use crate::sync::{lock, wait_for};
 
@@ -33,6 +33,13 @@ const WATCH: Duration = Duration::from_secs(30);
 /// Misses of a start that is known from another tree: so many are strays, in files of which the bundle had the rest
 /// (`docs/decisions.md`). One that misses more is another start than was recorded.
 const STRAYS_MAX: u32 = 12;
+/// The same of one that was only guessed.
+const GUESS_STRAYS_MAX: u32 = 6;
+/// What an answer takes while nothing is known of the network, and what it takes beside the network.
+const ANSWER: Duration = Duration::from_millis(100);
+const ANSWER_MORE: Duration = Duration::from_millis(5);
+/// A rate that was measured for less is none.
+const LEAST: Duration = Duration::from_millis(1);
 /// So many misses show that a bundle does not have what a start wants, and that the delta is worth its bytes now.
 const MISSES: u32 = 2;
 /// How often one who waits for quiet looks whether it is no longer wanted.
@@ -82,17 +89,44 @@ impl Drop for OnItsWay<'_> {
     }
 }
 
-struct Start {
+pub(super) struct Start {
     number: u64,
     generation: GenerationRef,
     /// Known from the beginning, or by the first bytes.
-    tree: Option<TreeId>,
-    manifest: ManifestState,
+    pub(super) tree: Option<TreeId>,
+    pub(super) manifest: ManifestState,
     /// Pages that will come; `None` before the index is here.
-    expected: Option<HashMap<(ObjectId, u32), PageSet>>,
+    pub(super) expected: Option<Expected>,
+    pub(super) pace: Pace,
 }
 
-enum ManifestState {
+/// Pages that will come, by object and chunk: which, and after how many bytes.
+pub(super) type Expected = HashMap<(ObjectId, u32), Vec<(PageSet, u64)>>;
+
+/// How fast a bundle comes.
+#[derive(Default)]
+pub(super) struct Pace {
+    /// When its first bytes came.
+    pub(super) since: Option<Instant>,
+    /// Bytes since.
+    pub(super) bytes: u64,
+    /// Bytes at which the frames begin.
+    pub(super) front: u64,
+    /// What nobody has recorded is long, and has what may never be wanted: of it only what is about to come is waited for.
+    pub(super) is_guess: bool,
+}
+
+impl Pace {
+    /// Whether what stands before byte `at` of the frames comes sooner than an answer that takes so long.
+    fn is_near(&self, at: u64, answer: Duration) -> bool {
+        let Some(since) = self.since.filter(|_| self.is_guess) else { return true };
+        let left = (self.front + at).saturating_sub(self.bytes);
+        let took = since.elapsed().max(LEAST);
+        took.mul_f64(left as f64 / self.bytes.max(1) as f64) <= answer
+    }
+}
+
+pub(super) enum ManifestState {
     Awaited,
     /// Kept until someone takes it: the disk may not have it.
     Here(Box<Manifest>),
@@ -105,7 +139,7 @@ impl Starts {
         lock(&self.state)
     }
 
-    fn change(&self, number: u64, change: impl FnOnce(&mut Start)) {
+    pub(super) fn change(&self, number: u64, change: impl FnOnce(&mut Start)) {
         if let Some(start) = self.lock().under_way.iter_mut().find(|start| start.number == number) {
             change(start);
         }
@@ -121,7 +155,7 @@ impl Starts {
         state.next += 1;
         let (number, generation) = (state.next, generation.clone());
         let manifest = if with_manifest { ManifestState::Awaited } else { ManifestState::Elsewhere };
-        state.under_way.push(Start { number, generation, tree, manifest, expected: None });
+        state.under_way.push(Start { number, generation, tree, manifest, expected: None, pace: Pace::default() });
         Some(number)
     }
 
@@ -156,8 +190,9 @@ impl Starts {
         partial: &Partial,
         offset: u64,
         len: usize,
-        deadline: Instant,
+        (answer, deadline): (Option<Duration>, Instant),
     ) -> bool {
+        let answer = answer.map_or(ANSWER, |answer| answer + ANSWER_MORE);
         let until = deadline.min(Instant::now() + PATIENCE);
         let mut state = self.lock();
         loop {
@@ -166,7 +201,8 @@ impl Starts {
                 return true;
             }
             let start = state.under_way.iter().find(|start| start.tree.as_ref() == Some(wanted.tree));
-            if !start.is_some_and(|start| start.will_bring(wanted, partial, offset, len)) {
+            let at = start.and_then(|start| Some((start, start.will_bring(wanted, partial, offset, len)?)));
+            if !at.is_some_and(|(start, at)| start.pace.is_near(at, answer)) {
                 return false;
             }
             let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
@@ -175,7 +211,7 @@ impl Starts {
     }
 
     /// A bundle comes of which it is known so what is touched.
-    fn come(&self, tree: TreeId, origin: Origin) {
+    pub(super) fn come(&self, tree: TreeId, origin: Origin) {
         let mut state = self.lock();
         if origin != Origin::Recorded {
             state.unrecorded.insert(tree);
@@ -187,11 +223,18 @@ impl Starts {
         }
     }
 
+    /// A guess comes that has most of what a start touches: what it has not is here and there.
+    pub(super) fn come_long(&self, tree: TreeId) {
+        self.lock().strays.insert(tree, GUESS_STRAYS_MAX);
+    }
+
     /// Whether a miss of this tree says something of what will be wanted next: not when the rest of the tree is on its way,
     /// and not when the start is known from another tree and misses here and there.
     pub(super) fn is_telling(&self, tree: &TreeId) -> bool {
         let mut state = self.lock();
-        if state.on_their_way.contains_key(tree) {
+        // While a guess comes, what lies around a miss may be in it.
+        let is_coming = |start: &Start| start.tree.as_ref() == Some(tree) && start.pace.is_guess;
+        if state.on_their_way.contains_key(tree) || state.under_way.iter().any(is_coming) {
             return false;
         }
         match state.strays.get_mut(tree) {
@@ -273,16 +316,20 @@ impl Drop for UnderWay<'_> {
 }
 
 impl Start {
-    /// Whether every page of the range that is not here is still to come.
-    fn will_bring(&self, wanted: Wanted<'_>, partial: &Partial, offset: u64, len: usize) -> bool {
-        let Some(expected) = &self.expected else { return true };
+    /// When every page of the range that is not here has come: after how many bytes of the frames; `None`: some will not.
+    fn will_bring(&self, wanted: Wanted<'_>, partial: &Partial, offset: u64, len: usize) -> Option<u64> {
+        let Some(expected) = &self.expected else { return Some(0) };
         let page_bytes = u64::from(PAGE_BYTES);
         let per_chunk = u64::from(wanted.chunk_bytes) / page_bytes;
-        (offset / page_bytes..(offset + len as u64).div_ceil(page_bytes)).all(|page| {
+        (offset / page_bytes..(offset + len as u64).div_ceil(page_bytes)).try_fold(0, |at, page| {
             let start = (page * page_bytes).max(offset);
             let here = || partial.has_range(wanted.object, start, width::index((page + 1) * page_bytes - start));
             let coming = expected.get(&(wanted.object.id, width::count(page / per_chunk)));
-            coming.is_some_and(|set| set.contains(width::count(page % per_chunk))) || here()
+            let mut sets = coming.into_iter().flatten();
+            match sets.find(|(set, _)| set.contains(width::count(page % per_chunk))) {
+                Some((_, comes)) => Some(at.max(*comes)),
+                None => here().then_some(at),
+            }
         })
     }
 }
@@ -300,14 +347,20 @@ impl Fetcher {
     }
 
     /// Asks for everything that a start of a generation needs, in a thread of its own; once, however often it is called
-    /// meanwhile. `from` is a tree of which every object is local.
-    pub fn begin(self: &Arc<Self>, generation: &GenerationRef, tree: Option<TreeId>, from: Option<TreeId>) {
+    /// meanwhile. `from` is a tree of which every object is local; `program` is what was typed, if anything.
+    pub fn begin(
+        self: &Arc<Self>,
+        generation: &GenerationRef,
+        tree: Option<TreeId>,
+        from: Option<TreeId>,
+        program: Option<&str>,
+    ) {
         let manifest = tree.as_ref().and_then(|tree| self.cache.manifest(tree));
         let Some(number) = self.starts.begin(generation, tree, manifest.is_none()) else { return };
-        let (fetcher, generation) = (Arc::clone(self), generation.clone());
+        let (fetcher, generation, program) = (Arc::clone(self), generation.clone(), program.map(str::to_owned));
         let work = move || {
             let _under_way = UnderWay { starts: &fetcher.starts, number };
-            fetcher.start(number, &generation, tree, manifest, from);
+            fetcher.start(number, &generation, (tree, manifest), from, program.as_deref());
         };
         if let Err(error) = std::thread::Builder::new().name("start".into()).stack_size(512 << 10).spawn(work) {
             tracing::warn!(%error, "no thread for a start-up bundle");
@@ -319,9 +372,9 @@ impl Fetcher {
         self: &Arc<Self>,
         number: u64,
         generation: &GenerationRef,
-        tree: Option<TreeId>,
-        manifest: Option<Manifest>,
+        (tree, manifest): (Option<TreeId>, Option<Manifest>),
         from: Option<TreeId>,
+        program: Option<&str>,
     ) {
         let with_manifest = manifest.is_none();
         let old = from.and_then(|from| {
@@ -330,10 +383,11 @@ impl Fetcher {
         });
         let from = from.filter(|_| old.is_some());
         let reader = Reader::new(old, manifest);
-        let mut coming = Coming { fetcher: self, number, tree, reader, origin: Origin::Recorded, failed: None };
+        let mut coming = Coming::new(self, number, tree, reader);
         let deadline = Instant::now() + DEADLINE;
         self.counters.requests.add(1);
-        let result = self.upstream.start(generation, from.as_ref(), with_manifest, deadline, &mut |bytes| {
+        let wanted = StartWanted { generation, from: from.as_ref(), with_manifest, program };
+        let result = self.upstream.start(wanted, deadline, &mut |bytes| {
             self.counters.wire_bytes.add(bytes.len() as u64);
             self.counters.bundle_bytes.add(bytes.len() as u64);
             coming.take(bytes);
@@ -352,7 +406,7 @@ impl Fetcher {
     }
 
     /// Keeps verified pages of one chunk; returns where they are, when the cache took them.
-    fn keep_pages(
+    pub(super) fn keep_pages(
         self: &Arc<Self>,
         object: &Object,
         chunk_bytes: u32,
@@ -382,101 +436,6 @@ impl Fetcher {
     }
 }
 
-/// One bundle as it comes in.
-struct Coming<'f> {
-    fetcher: &'f Arc<Fetcher>,
-    number: u64,
-    tree: Option<TreeId>,
-    reader: Reader,
-    /// How it is known what is touched. Told before any of it comes.
-    origin: Origin,
-    failed: Option<BundleError>,
-}
-
-impl Coming<'_> {
-    fn take(&mut self, bytes: &[u8]) {
-        if self.failed.is_none() {
-            self.reader.push(bytes);
-            self.failed = self.take_arrived().err();
-        }
-        if self.failed.is_some() {
-            // Readers stop waiting.
-            self.fetcher.starts.change(self.number, |start| {
-                start.expected = Some(HashMap::new());
-                start.manifest = ManifestState::Elsewhere;
-            });
-        }
-    }
-
-    fn take_arrived(&mut self) -> Result<(), BundleError> {
-        while let Some(arrived) = self.reader.arrived()? {
-            match arrived {
-                Arrived::Tree(tree, origin) => {
-                    if self.tree.is_some_and(|known| known != tree) {
-                        return Err(BundleError::Old(format!(
-                            "tree {tree} came instead of the one that was asked for"
-                        )));
-                    }
-                    (self.tree, self.origin) = (Some(tree), origin);
-                    self.fetcher.starts.change(self.number, |start| start.tree = Some(tree));
-                    self.fetcher.starts.come(tree, origin);
-                }
-                Arrived::Manifest(bytes) => self.take_manifest(&bytes),
-                Arrived::Index => self.expect(),
-                Arrived::Frame(frame, stored) => self.take_frame(&frame, &stored)?,
-                Arrived::End => break,
-            }
-        }
-        Ok(())
-    }
-
-    fn take_manifest(&self, bytes: &[u8]) {
-        let (Some(tree), Some(manifest)) = (self.tree, self.reader.tree()) else { return };
-        if let Err(error) = self.fetcher.cache.put_manifest_soon(&tree, bytes) {
-            tracing::warn!(%error, "the manifest is not kept");
-        }
-        let manifest = Box::new(manifest.clone());
-        self.fetcher.starts.change(self.number, |start| start.manifest = ManifestState::Here(manifest));
-    }
-
-    fn expect(&self) {
-        let Some(tree) = self.reader.tree() else { return };
-        let mut expected = HashMap::new();
-        for part in self.reader.frames().iter().flat_map(|frame| &frame.makes) {
-            if let (Some((set, _)), Some(object)) = (part.of(tree), tree.objects.get(part.object as usize)) {
-                expected.insert((object.id, part.chunk), set);
-            }
-        }
-        self.fetcher.starts.change(self.number, |start| start.expected = Some(expected));
-    }
-
-    fn take_frame(&mut self, frame: &Frame, stored: &[u8]) -> Result<(), BundleError> {
-        let fetcher = self.fetcher;
-        let Some(chunk_bytes) = self.reader.tree().map(|tree| tree.chunk_bytes) else { return Ok(()) };
-        let mut read_old = |object: &Object, offset: u64, into: &mut [u8]| {
-            let file = fetcher.cache.open_base(object).ok_or(std::io::ErrorKind::NotFound)?;
-            file.read_exact_at(into, offset)
-        };
-        let (mut ranges, mut made) = (Vec::new(), Vec::new());
-        let result = self.reader.make(frame, stored, &mut read_old, &mut |object, index, set, plain| {
-            ranges.extend(fetcher.keep_pages(object, chunk_bytes, index, set, plain));
-            made.push((object.id, index));
-        });
-        fetcher.starts.change(self.number, |start| {
-            if let Some(expected) = &mut start.expected {
-                for key in &made {
-                    expected.remove(key);
-                }
-            }
-        });
-        // A guess stays out of the page cache: what the program really touches is to be seen.
-        if let Some(tree) = self.tree.filter(|_| !ranges.is_empty() && self.origin == Origin::Recorded) {
-            (fetcher.options.on_arrived)(&tree, ranges);
-        }
-        result
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -491,11 +450,24 @@ mod tests {
         starts.come(tree, Origin::Carried);
         starts.come(tree, Origin::Guessed);
         assert_eq!(telling(1), 1);
+        starts.come_long(tree);
+        assert_eq!(telling(GUESS_STRAYS_MAX + 1), 1);
         let (one, another) = (starts.coming(&tree), starts.coming(&tree));
         drop(one);
         assert_eq!(telling(3), 0, "all that is missing is on its way");
         drop(another);
         assert_eq!(telling(1), 1);
+    }
+
+    #[test]
+    fn of_a_guess_only_what_comes_sooner_than_an_answer_is_waited_for() {
+        let since = Instant::now().checked_sub(Duration::from_millis(100));
+        let mut pace = Pace { since, bytes: 1_000_000, front: 100_000, is_guess: true };
+        let near =
+            |pace: &Pace| [900_000, 1_100_000, 3_000_000].map(|at| pace.is_near(at, Duration::from_millis(25)));
+        assert_eq!(near(&pace), [true, true, false]);
+        pace.is_guess = false;
+        assert_eq!(near(&pace), [true; 3], "what was recorded is wanted");
     }
 
     #[test]

@@ -6,6 +6,19 @@ use proto::bulk::ChunkHead;
 use proto::message::ChunkRange;
 use proto::{GenerationRef, TreeId};
 
+/// The start of a generation.
+#[derive(Debug, Clone, Copy)]
+pub struct StartWanted<'a> {
+    /// Which, by any name.
+    pub generation: &'a GenerationRef,
+    /// A tree of which every object is here.
+    pub from: Option<&'a TreeId>,
+    /// Whether the manifest is wanted too.
+    pub with_manifest: bool,
+    /// The program, as it was typed; otherwise the entry point.
+    pub program: Option<&'a str>,
+}
+
 /// Where bytes come from. Implemented over the network by the daemon, and by tests. All calls block.
 pub trait Upstream: Send + Sync {
     /// The stored bytes of a tree's manifest; the caller checks them.
@@ -22,13 +35,11 @@ pub trait Upstream: Send + Sync {
         sink: &mut dyn FnMut(ChunkHead, Vec<u8>),
     ) -> Result<(), UpstreamError>;
 
-    /// Calls `sink` with the bytes of everything that a start of a generation needs, in order ([`proto::bundle`]); `from`
-    /// is a tree of which every object is here. What `sink` was given before an error is used.
+    /// Calls `sink` with the bytes of everything that a start needs, in order ([`proto::bundle`]). What `sink` was given
+    /// before an error is used.
     fn start(
         &self,
-        _generation: &GenerationRef,
-        _from: Option<&TreeId>,
-        _with_manifest: bool,
+        _wanted: StartWanted<'_>,
         _deadline: Instant,
         _sink: &mut dyn FnMut(&[u8]),
     ) -> Result<(), UpstreamError> {

@@ -35,8 +35,8 @@ mod wake;
 /// What the data path offers; a trait so that the rules here are tested without mounts.
 pub(crate) trait Trees: Send + Sync + 'static {
     /// Asks for everything that a start of a generation needs, in the background, if its tree (when it is known) is not
-    /// local. Comes before `prepare`, which finds the manifest in the answer.
-    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>);
+    /// local; of this program, if one was typed. Comes before `prepare`, which finds the manifest in the answer.
+    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>, program: Option<&str>);
     /// Makes the objects of a tree readable: its manifest comes from the cache or the manager.
     fn prepare(&self, tree: &TreeId, deadline: Instant) -> Result<(), Fault>;
     /// Hashes those local objects of a tree again that do not look as they did when they were hashed last: after a boot all.
@@ -186,11 +186,11 @@ impl Generations {
 
     /// What a reference means is about to be looked up, and then used: unless it is mounted already, its start is asked for
     /// now, and not only when the look-up has come back from the manager.
-    pub(crate) fn begin(&self, reference: &GenerationRef) {
+    pub(crate) fn begin(&self, reference: &GenerationRef, program: Option<&str>) {
         match self.resolve(reference) {
             Ok(resolved) if lock(&self.live).contains_key(&resolved.tree) => {}
-            Ok(resolved) => self.trees.begin(reference, Some(&resolved.tree)),
-            Err(Fault::NotFound(_)) => self.trees.begin(reference, None),
+            Ok(resolved) => self.trees.begin(reference, Some(&resolved.tree), program),
+            Err(Fault::NotFound(_)) => self.trees.begin(reference, None, program),
             Err(_) => {}
         }
     }
@@ -253,7 +253,7 @@ impl Generations {
         if !self.trees.has_manifest(tree) {
             return Err(Fault::Unavailable(format!("the manifest of tree {tree} is not on this host")));
         }
-        self.begin(&reference);
+        self.begin(&reference, None);
         self.hold(&resolved, connection, pid)
     }
 
@@ -271,7 +271,7 @@ impl Generations {
         let _in_hand = self.turn(&tree);
         let deadline = self.deadline();
         if lazy {
-            self.begin(&GenerationRef::TreePrefix(tree.to_hex()));
+            self.begin(&GenerationRef::TreePrefix(tree.to_hex()), None);
         }
         self.trees.prepare(&tree, deadline)?;
         if !lazy {

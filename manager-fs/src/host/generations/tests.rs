@@ -57,7 +57,7 @@ impl Fake {
 }
 
 impl Trees for Fake {
-    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>) {
+    fn begin(&self, generation: &GenerationRef, tree: Option<&TreeId>, _program: Option<&str>) {
         let tree = tree.map_or_else(|| "unknown".to_owned(), |tree| tree.to_hex()[..4].to_owned());
         self.state().begun.push(format!("{generation} {tree}"));
     }
@@ -251,11 +251,11 @@ fn attached_until_released_and_collected_when_no_longer_busy() {
 #[test]
 fn a_start_is_asked_for_before_it_is_known_what_it_means_and_not_when_it_is_mounted() {
     let Fixture { dir: _dir, fake, generations } = fixture();
-    generations.begin(&named("p@1"));
-    generations.begin(&named("unheard@9"));
+    generations.begin(&named("p@1"), None);
+    generations.begin(&named("unheard@9"), None);
     let resolved = generations.resolve(&named("p@1")).unwrap();
     generations.attach(&resolved, &named("p@1")).unwrap();
-    generations.begin(&named("p@1"));
+    generations.begin(&named("p@1"), None);
     let first = tree(1).to_hex()[..4].to_owned();
     assert_eq!(fake.state().begun, [format!("p@1 {first}"), "unheard@9 unknown".to_owned()]);
 }

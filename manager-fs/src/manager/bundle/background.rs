@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use proto::TreeId;
 use proto::bundle::Touch;
+use proto::{TreeId, TreePath};
 
 use crate::sync::lock;
 
@@ -23,6 +23,8 @@ pub(super) enum Wish {
     Learned(TreeId, Vec<Touch>),
     /// Out of what was recorded of another tree.
     Carried(TreeId),
+    /// Out of what the files say about a start of this program, better than while somebody waited.
+    Guessed(TreeId, Option<TreePath>),
 }
 
 /// What waits to be made.

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::parts;
+use super::super::{Gather, parts};
 use super::*;
 use crate::manager::monitor::Quiet;
 use crate::manager::publish::PublishOptions;
@@ -173,6 +173,6 @@ proptest! {
         let carried = pair.carried(&recorded);
         let pages = |touches: &[Touch]| touches.iter().map(|touch| touch.count).sum::<u32>();
         prop_assert!(pages(&carried) <= (2 + GAP_PAGES_MAX) * pages(&recorded));
-        prop_assert!(carried.is_empty() || parts(&carried, &pair.new).is_ok());
+        prop_assert!(carried.is_empty() || parts(&carried, &pair.new, Gather::Whole).is_ok());
     }
 }

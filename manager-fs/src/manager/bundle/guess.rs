@@ -43,7 +43,7 @@ pub(super) fn touches<'a>(
 }
 
 /// Pages in this order, neighbours as one.
-fn runs(object: u32, pages: &[u32]) -> impl Iterator<Item = Touch> {
+pub(super) fn runs(object: u32, pages: &[u32]) -> impl Iterator<Item = Touch> {
     let neighbours = pages.chunk_by(|page, next| page + 1 == *next);
     neighbours.map(move |run| Touch { object, first: run[0], count: width::count(run.len()) })
 }

@@ -11,6 +11,7 @@ mod agreement;
 mod background;
 mod carried;
 mod guess;
+mod likely;
 mod recorded;
 mod serve;
 
@@ -47,6 +48,9 @@ const MANIFEST_BYTES_BEST: usize = 4 << 20;
 /// soon as the first is there.
 const FIRST_FRAME_BYTES: u64 = 64 << 10;
 const FRAME_BYTES: u64 = 512 << 10;
+
+/// Pages of a guess that come by chunk before the order of their likelihood is kept.
+const NEAR_PAGES: usize = 256;
 
 /// What to make a bundle of.
 #[derive(Debug, Clone, Copy)]
@@ -104,7 +108,9 @@ pub fn make(
 ) -> Result<(Vec<u8>, BundleFacts), BundleError> {
     let tree = store.tree(order.tree)?;
     let from = order.from.map(|from| store.tree(from)).transpose()?;
-    let mut parts = parts(order.touches, &tree)?;
+    // What is guessed stands in the order of its likelihood, and that is kept.
+    let gather = if order.origin == Origin::Guessed { Gather::Near } else { Gather::Whole };
+    let mut parts = parts(order.touches, &tree, gather)?;
     if let Some(from) = &from {
         // The host has these objects whole, and the kernel never asks the daemon for them.
         parts.retain(|part| from.object(&tree.objects[part.object as usize].id).is_none());
@@ -155,11 +161,23 @@ pub(crate) fn touches_of(bundle: &[u8], header: &Header, store: &Store) -> Resul
     Ok(touches.collect())
 }
 
+/// Which pages of a chunk come with the first of them, so that one proof serves them all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gather {
+    /// All.
+    Whole,
+    /// Those that are touched before twice as much has been, and [`NEAR_PAGES`]. The others come later, with a proof of
+    /// their own.
+    Near,
+}
+
 /// Touched pages by chunk, in the order of the chunks' first touches.
-fn parts(touches: &[Touch], tree: &Manifest) -> Result<Vec<Pages>, BundleError> {
+fn parts(touches: &[Touch], tree: &Manifest, gather: Gather) -> Result<Vec<Pages>, BundleError> {
     let pages_per_chunk = tree.chunk_bytes / PAGE_BYTES;
     let mut order: Vec<(u32, u32, PageSet)> = Vec::new();
-    let mut places: HashMap<(u32, u32), usize> = HashMap::new();
+    let mut places: HashMap<(u32, u32), (usize, usize)> = HashMap::new();
+    let mut seen: HashMap<(u32, u32), PageSet> = HashMap::new();
+    let mut count = 0;
     if touches.len() > TOUCHES_MAX {
         return Err(BundleError::Touches(format!("{} touches; {TOUCHES_MAX} are allowed", touches.len())));
     }
@@ -174,11 +192,18 @@ fn parts(touches: &[Touch], tree: &Manifest) -> Result<Vec<Pages>, BundleError> 
         };
         for page in touch.first..past {
             let key = (touch.object, page / pages_per_chunk);
-            let at = *places.entry(key).or_insert_with(|| {
+            let known = seen.entry(key).or_default();
+            if known.contains(page % pages_per_chunk) {
+                continue;
+            }
+            known.insert(page % pages_per_chunk);
+            let is_far = |(_, until): &mut (usize, usize)| gather == Gather::Near && count >= *until;
+            if places.get_mut(&key).is_none_or(is_far) {
                 order.push((key.0, key.1, PageSet::default()));
-                order.len() - 1
-            });
-            order[at].2.insert(page % pages_per_chunk);
+                places.insert(key, (order.len() - 1, (count * 2).max(NEAR_PAGES)));
+            }
+            count += 1;
+            order[places[&key].0].2.insert(page % pages_per_chunk);
         }
     }
     let parts: Vec<Pages> =

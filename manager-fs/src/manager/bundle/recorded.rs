@@ -20,7 +20,7 @@ use proto::{GenerationRecord, GroupName, HostName, TreeId};
 use super::agreement::cut;
 use super::background::Wish;
 use super::serve::{Bundles, Key, LEVEL_GUESS, SendStartError, served};
-use super::{BundleError, BundleOrder, LEVEL, carried, make, parts, touches_of};
+use super::{BundleError, BundleOrder, Gather, LEVEL, carried, make, parts, touches_of};
 use crate::manager::worker::blocking;
 use crate::sync::lock;
 
@@ -49,7 +49,7 @@ impl Bundles {
         let (bundles, asker) = (Arc::clone(self), host.clone());
         let facts = blocking(move || {
             // Said to whoever recorded it, not to whoever agrees.
-            parts(&touches, &bundles.store.tree(&tree)?)?;
+            parts(&touches, &bundles.store.tree(&tree)?, Gather::Whole)?;
             let touches = if bundles.believes(&asker) {
                 Some(touches)
             } else {
@@ -161,6 +161,7 @@ impl Bundles {
                 Wish::Learned(tree, _) if bundles.is_recorded(&tree) => (tree, Ok(())),
                 Wish::Learned(tree, touches) => (tree, bundles.record_learned(&tree, &touches)),
                 Wish::Carried(tree) => (tree, bundles.carry_over(&tree)),
+                Wish::Guessed(tree, program) => (tree, bundles.guess_well(tree, program)),
             };
             if let Err(error) = made {
                 tracing::warn!(%tree, %error, "a start-up bundle was not made; hosts get the one that there is");
@@ -209,6 +210,10 @@ impl Bundles {
     /// A generation has been published: what was recorded of the one before tells how it will start.
     pub(crate) fn published(self: &Arc<Self>, tree: TreeId) {
         self.wish(Wish::Carried(tree));
+        // Whoever waits for a first start shall not wait for its guess.
+        for program in self.programs(&tree).unwrap_or_default() {
+            self.wish(Wish::Guessed(tree, program));
+        }
     }
 
     /// Makes a bundle of a tree that nobody has recorded out of what was recorded of another, and of the guess. It stays a

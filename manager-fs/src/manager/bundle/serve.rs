@@ -2,20 +2,18 @@
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use lru::LruCache;
-use proto::bundle::{HEADER_BYTES, Header, Origin, Touch};
+use proto::bundle::{HEADER_BYTES, Header, Touch};
 use proto::message::ManagerReply;
 use proto::relative::Part;
-use proto::width;
 use proto::{GenerationRef, HostName, TreeId};
 
 use super::agreement::Told;
 use super::background::{Background, Wish};
-use super::{BundleError, BundleOrder, guess, make};
+use super::likely::Guessed;
+use super::{BundleError, guess};
 use crate::manager::control::State;
 use crate::manager::exports::{ExportError, Exports};
 use crate::manager::store::{Store, StoreError};
@@ -48,6 +46,8 @@ pub(crate) struct StartOrder {
     pub(crate) from: Option<TreeId>,
     /// Whether the manifest is wanted too.
     pub(crate) manifest: bool,
+    /// The program, as it was typed; otherwise the entry point.
+    pub(crate) program: Option<String>,
 }
 
 /// Why a host did not get a bundle, or a profile was not taken.
@@ -85,7 +85,9 @@ pub(crate) struct Bundles {
     /// Trees to which nothing could be carried over, since the last recording.
     pub(super) sourceless: Mutex<HashSet<TreeId>>,
     /// Who guesses one: a host waits for it, so not behind those that are made well.
-    guessing: Mutex<()>,
+    pub(super) guessing: Mutex<()>,
+    /// What was guessed, by tree and program.
+    pub(super) guessed: Mutex<Guessed>,
 }
 
 impl Bundles {
@@ -101,6 +103,7 @@ impl Bundles {
             background: Arc::default(),
             sourceless: Mutex::default(),
             guessing: Mutex::default(),
+            guessed: Mutex::default(),
         }
     }
 
@@ -143,11 +146,16 @@ impl Bundles {
             Some(from) if from != tree && self.exports.permits(host, &from) => Some(from),
             _ => None,
         };
-        self.bundle_for(from, tree)
+        self.bundle_for(from, tree, order.program.as_deref())
     }
 
     /// The bundle that serves a host best: made for the tree that it has, else for any host, else a guess.
-    fn bundle_for(self: &Arc<Self>, from: Option<TreeId>, tree: TreeId) -> Result<Arc<Served>, SendStartError> {
+    fn bundle_for(
+        self: &Arc<Self>,
+        from: Option<TreeId>,
+        tree: TreeId,
+        program: Option<&str>,
+    ) -> Result<Arc<Served>, SendStartError> {
         if let Some(from) = from {
             if let Some(served) = self.stored_bundle((Some(from), tree))? {
                 return Ok(served);
@@ -163,36 +171,7 @@ impl Bundles {
         if !lock(&self.sourceless).contains(&tree) {
             self.wish(Wish::Carried(tree));
         }
-        self.guessed_bundle(tree)
-    }
-
-    /// What a start will touch as far as the tree says it, made when the first host asks and kept in memory.
-    fn guessed_bundle(&self, tree: TreeId) -> Result<Arc<Served>, SendStartError> {
-        let _one_at_a_time = lock(&self.guessing);
-        // Someone else may have made it meanwhile, or better: recorded a start.
-        if let Some(served) = self.stored_bundle((None, tree))? {
-            return Ok(served);
-        }
-        let since = Instant::now();
-        let touches = self.guess(&tree)?;
-        let order =
-            |touches| BundleOrder { tree: &tree, from: None, touches, origin: Origin::Guessed, level: LEVEL_GUESS };
-        let never = AtomicBool::new(false);
-        // The manifest is worth an answer of its own.
-        let made = make(&self.store, order(&touches), &never).or_else(|error| {
-            tracing::warn!(%tree, %error, "no guess of what a start touches");
-            make(&self.store, order(&[]), &never)
-        });
-        let (bytes, facts) = made?;
-        let (made_ms, bundle_bytes) = (width::millis(since.elapsed()), facts.bundle_bytes);
-        tracing::info!(%tree, pages = facts.plain_bytes, bytes = bundle_bytes, made_ms, "start-up bundle guessed");
-        let guessed = Arc::new(served(bytes)?);
-        let mut bundles = self.served();
-        if let Some(Some(recorded)) = bundles.get(&(None, tree)) {
-            return Ok(Arc::clone(recorded));
-        }
-        bundles.put((None, tree), Some(Arc::clone(&guessed)));
-        Ok(guessed)
+        self.guessed_bundle(tree, program)
     }
 
     /// What a start will touch as far as the tree says it.
@@ -202,7 +181,7 @@ impl Bundles {
         Ok(guess::touches(&self.store, &self.store.tree(tree)?, records.map(|record| &record.metadata)))
     }
 
-    fn stored_bundle(&self, key: Key) -> Result<Option<Arc<Served>>, SendStartError> {
+    pub(super) fn stored_bundle(&self, key: Key) -> Result<Option<Arc<Served>>, SendStartError> {
         if let Some(known) = self.served().get(&key) {
             return Ok(known.clone());
         }

@@ -2,6 +2,7 @@
 //! contradicts itself yields what could be read.
 
 pub(crate) mod loaded;
+pub(crate) mod reach;
 
 use std::io::{Read, Seek};
 
