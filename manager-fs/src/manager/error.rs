@@ -187,10 +187,7 @@ impl From<ManagerError> for Fault {
                 _ => Fault::BadRequest,
             },
             ManagerError::Upkeep(UpkeepError::Relative(_) | UpkeepError::Exists(_)) => Fault::BadRequest,
-            ManagerError::Crossing(error) => match error {
-                CrossingError::Io { .. } | CrossingError::Cancelled | CrossingError::Store(_) => Fault::Failed,
-                _ => Fault::BadRequest,
-            },
+            ManagerError::Crossing(error) => of_crossing(error),
             ManagerError::Control(_)
             | ManagerError::Store(_)
             | ManagerError::Upkeep(_)
@@ -211,6 +208,13 @@ fn of_publish(error: &PublishError) -> Kind {
         PublishError::Store(_) | PublishError::Record(_) | PublishError::Ingest(IngestError::Store(_)) => {
             Fault::Failed
         }
+        _ => Fault::BadRequest,
+    }
+}
+
+fn of_crossing(error: &CrossingError) -> Kind {
+    match error {
+        CrossingError::Io { .. } | CrossingError::Cancelled | CrossingError::Store(_) => Fault::Failed,
         _ => Fault::BadRequest,
     }
 }

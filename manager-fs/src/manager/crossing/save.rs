@@ -67,7 +67,7 @@ pub(crate) fn save(
     monitor: &dyn Monitor,
     cancelled: &AtomicBool,
 ) -> Result<Saved, CrossingError> {
-    for path in [Some(file), have].into_iter().flatten().filter(|path| !path.is_absolute()) {
+    if let Some(path) = [Some(file), have].into_iter().flatten().find(|path| !path.is_absolute()) {
         return Err(CrossingError::Relative(path.to_path_buf()));
     }
     if fs::symlink_metadata(file).is_ok() {

@@ -297,7 +297,8 @@ fn frames_in_a_wrong_place_and_chunks_that_nothing_needs_are_refused() {
     let headless = (CHUNK, vec![1; 5]);
     let endless = (RECORD, u64::MAX.to_le_bytes().to_vec());
     let empty = (RECORD, 0_u64.to_le_bytes().to_vec());
-    let cases: [(&str, Vec<&(u8, Vec<u8>)>); 14] = [
+    type Case<'a> = (&'a str, Vec<&'a (u8, Vec<u8>)>);
+    let cases: [Case<'_>; 14] = [
         ("nothing", vec![]),
         ("facts alone", vec![&facts]),
         ("no facts", vec![&record, &signed, &manifest, &bytes, &chunk]),

@@ -201,7 +201,8 @@ fn frames_that_no_backup_has_are_refused_by_name() {
     let sealed = |name: &str| super::super::fuzzing::sealed(name, 1);
     let elsewhere = (ABSENT, encoded(FileName::Key(String::from("ca.key")), 1));
     let piece = |bytes: usize| (PIECE, vec![7; bytes]);
-    let cases: [(&str, Vec<(u8, Vec<u8>)>); 16] = [
+    type Case = (&'static str, Vec<(u8, Vec<u8>)>);
+    let cases: [Case; 16] = [
         ("a kind that is not known", vec![(9, Vec::new())]),
         ("facts twice", vec![(FACTS, Vec::new())]),
         ("a piece of no file", vec![piece(1)]),

@@ -2,19 +2,19 @@ use super::*;
 
 /// A program of three pages of code and one of pointers; its entry calls a function in the third page by way of a table.
 fn program() -> Vec<u8> {
-    const DATA: u64 = 0x6000;
+    const DATA: usize = 0x6000;
     let mut file = vec![0; 7 * 4096];
-    let mut put = |at: u64, bytes: &[u8]| file[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"\x7fELF\x02\x01\x01");
     put(16, &[3, 0, 62, 0, 1]);
     put(24, &0x1000_u64.to_le_bytes());
     put(32, &64_u64.to_le_bytes());
     put(52, &[64, 0, 56, 0, 3, 0]);
-    let mut header = |index: u64, kind: u32, flags: u32, at: u64, bytes: u64| {
+    let mut header = |index: usize, kind: u32, flags: u32, at: usize, bytes: usize| {
         put(64 + index * 56, &kind.to_le_bytes());
         put(64 + index * 56 + 4, &flags.to_le_bytes());
         [at, at, at, bytes, bytes].iter().zip([8, 16, 24, 32, 40]).for_each(|(value, field)| {
-            put(64 + index * 56 + field, &value.to_le_bytes());
+            put(64 + index * 56 + field, &(value as u64).to_le_bytes());
         });
     };
     header(0, 1, 5, 0x1000, 0x4000);
@@ -23,11 +23,11 @@ fn program() -> Vec<u8> {
     // Functions at the begin of each page of code.
     put(0x5000, &[1, 0x1b, 0x03, 0x3b]);
     for (index, start) in [0x1000, 0x2000, 0x3000, 0x4000_i32].into_iter().enumerate() {
-        put(0x500c + index as u64 * 8, &(start - 0x5000).to_le_bytes());
+        put(0x500c + index * 8, &(start - 0x5000).to_le_bytes());
     }
     // lea of a place in the data; there stands where the third function is, which calls the fourth.
     put(0x1000, &[0x48, 0x8d, 0x05]);
-    put(0x1003, &(DATA as i32 + 8 - 0x1007).to_le_bytes());
+    put(0x1003, &(0x6008 - 0x1007_i32).to_le_bytes());
     put(DATA + 8, &0x3000_u64.to_le_bytes());
     put(0x3010, &[0xe8]);
     put(0x3011, &(0x4000 - 0x3015_i32).to_le_bytes());
