@@ -10,7 +10,7 @@ use proto::bundle::{Frame, Origin};
 use proto::manifest::Object;
 
 use super::Fetcher;
-use super::start::{Expected, ManifestState};
+use super::awaited::{Expected, ManifestState};
 use crate::host::bundle::{Arrived, BundleError, Reader};
 
 /// Stored bytes of a guess that has more than what a loader reads.

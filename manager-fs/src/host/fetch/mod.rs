@@ -39,6 +39,7 @@ use wrong::{ChunkFault, WrongChunk};
 mod after_read;
 mod around;
 mod assemble;
+mod awaited;
 mod coming;
 mod counts;
 mod error;

@@ -18,6 +18,7 @@ use proto::proof::{PAGE_BYTES, PageSet};
 use proto::width;
 use proto::{GenerationRef, ObjectId, TreeId};
 
+use super::awaited::{Expected, ManifestState, Pace};
 use super::coming::Coming;
 use super::{ArrivedRange, Fetcher, StartWanted, UpstreamError, Wanted};
 use crate::host::bundle::{BundleError, OldTree, Reader};
@@ -38,8 +39,6 @@ const GUESS_STRAYS_MAX: u32 = 6;
 /// What an answer takes while nothing is known of the network, and what it takes beside the network.
 const ANSWER: Duration = Duration::from_millis(100);
 const ANSWER_MORE: Duration = Duration::from_millis(5);
-/// A rate that was measured for less is none.
-const LEAST: Duration = Duration::from_millis(1);
 /// So many misses show that a bundle does not have what a start wants, and that the delta is worth its bytes now.
 const MISSES: u32 = 2;
 /// How often one who waits for quiet looks whether it is no longer wanted.
@@ -98,40 +97,6 @@ pub(super) struct Start {
     /// Pages that will come; `None` before the index is here.
     pub(super) expected: Option<Expected>,
     pub(super) pace: Pace,
-}
-
-/// Pages that will come, by object and chunk: which, and after how many bytes.
-pub(super) type Expected = HashMap<(ObjectId, u32), Vec<(PageSet, u64)>>;
-
-/// How fast a bundle comes.
-#[derive(Default)]
-pub(super) struct Pace {
-    /// When its first bytes came.
-    pub(super) since: Option<Instant>,
-    /// Bytes since.
-    pub(super) bytes: u64,
-    /// Bytes at which the frames begin.
-    pub(super) front: u64,
-    /// What nobody has recorded is long, and has what may never be wanted: of it only what is about to come is waited for.
-    pub(super) is_guess: bool,
-}
-
-impl Pace {
-    /// Whether what stands before byte `at` of the frames comes sooner than an answer that takes so long.
-    fn is_near(&self, at: u64, answer: Duration) -> bool {
-        let Some(since) = self.since.filter(|_| self.is_guess) else { return true };
-        let left = (self.front + at).saturating_sub(self.bytes);
-        let took = since.elapsed().max(LEAST);
-        took.mul_f64(left as f64 / self.bytes.max(1) as f64) <= answer
-    }
-}
-
-pub(super) enum ManifestState {
-    Awaited,
-    /// Kept until someone takes it: the disk may not have it.
-    Here(Box<Manifest>),
-    /// Nobody has to wait for it.
-    Elsewhere,
 }
 
 impl Starts {

@@ -11,9 +11,11 @@ mod agreement;
 mod background;
 mod carried;
 mod guess;
+mod guessed;
 mod likely;
 mod recorded;
 mod serve;
+mod served;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

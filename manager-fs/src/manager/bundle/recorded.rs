@@ -19,7 +19,8 @@ use proto::{GenerationRecord, GroupName, HostName, TreeId};
 
 use super::agreement::cut;
 use super::background::Wish;
-use super::serve::{Bundles, Key, LEVEL_GUESS, SendStartError, served};
+use super::serve::{Bundles, Key, LEVEL_GUESS, SendStartError};
+use super::served::served;
 use super::{BundleError, BundleOrder, Gather, LEVEL, carried, make, parts, touches_of};
 use crate::manager::worker::blocking;
 use crate::sync::lock;

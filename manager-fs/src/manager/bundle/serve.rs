@@ -12,7 +12,8 @@ use proto::{GenerationRef, HostName, TreeId};
 
 use super::agreement::Told;
 use super::background::{Background, Wish};
-use super::likely::Guessed;
+use super::guessed::Guessed;
+use super::served::Served;
 use super::{BundleError, guess};
 use crate::manager::control::State;
 use crate::manager::exports::{ExportError, Exports};
@@ -31,12 +32,6 @@ const SEND_BYTES: usize = 64 << 10;
 
 /// From which tree, and which tree.
 pub(super) type Key = (Option<TreeId>, TreeId);
-
-/// A bundle as it is sent, without its trailer.
-pub(super) struct Served {
-    pub(super) header: Header,
-    pub(super) bytes: Vec<u8>,
-}
 
 /// What a host asks for when it starts a generation.
 pub(crate) struct StartOrder {
@@ -189,17 +184,5 @@ impl Bundles {
         let found = found.map(|(header, bytes)| Arc::new(Served { header, bytes }));
         self.served().put(key, found.clone());
         Ok(found)
-    }
-}
-
-pub(super) fn served(bytes: Vec<u8>) -> Result<Served, BundleError> {
-    Ok(Served { header: served_header(&bytes)?, bytes })
-}
-
-pub(super) fn served_header(bytes: &[u8]) -> Result<Header, BundleError> {
-    let header = bytes.first_chunk().map(Header::decode);
-    match header {
-        Some(Ok(header)) => Ok(header),
-        _ => Err(BundleError::Make(patch::PatchError::Malformed("a header of another format").into())),
     }
 }

@@ -4,13 +4,11 @@
 //! Made behind a publication for the entry point, or for the few programs that the tree has; for any other when the first
 //! host asks for it.
 
-use std::collections::{HashMap, HashSet};
-use std::num::NonZeroUsize;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use lru::LruCache;
 use proto::bundle::{Origin, Touch};
 use proto::manifest::{NodeKind, Object};
 use proto::proof::PAGE_BYTES;
@@ -20,7 +18,9 @@ use proto::{Manifest, Metadata, TreeId, TreePath};
 
 use super::background::Wish;
 use super::guess;
-use super::serve::{Bundles, LEVEL_GUESS, SendStartError, Served, served};
+use super::guessed::Guess;
+use super::serve::{Bundles, LEVEL_GUESS, SendStartError};
+use super::served::{Served, served};
 use super::{BundleOrder, make};
 use crate::manager::content::ObjectReader;
 use crate::manager::elf::reach::{Imports, pages};
@@ -37,37 +37,8 @@ const LIKELY_BYTES_MAX: u64 = 24 << 20;
 const FILES_MAX: usize = 64;
 /// A tree without an entry point that has more programs than this is guessed when one of them is started.
 const PROGRAMS_MAX: usize = 3;
-/// Guesses kept in memory: a handful of megabytes each.
-const GUESSES_KEPT: NonZeroUsize = NonZeroUsize::new(12).unwrap();
-/// So many programs of one tree are guessed because hosts name them; any other start gets the guess of the entry point.
-const GUESSES_MAX: usize = 64;
 /// zstd level of what nobody waits for: higher ones take ten times as long for a hundredth.
 const LEVEL_LIKELY: i32 = 15;
-
-/// The program of a tree whose start is guessed; without one nothing is known but the manifest.
-type Guess = (TreeId, Option<TreePath>);
-
-/// What was guessed.
-pub(super) struct Guessed {
-    bundles: LruCache<Guess, Arc<Served>>,
-    /// Of how many programs of a tree a host has had one made.
-    made: HashMap<TreeId, usize>,
-}
-
-impl Default for Guessed {
-    fn default() -> Self {
-        Self { bundles: LruCache::new(GUESSES_KEPT), made: HashMap::new() }
-    }
-}
-
-impl Guessed {
-    /// Whether one more program of a tree may be guessed because a host named it: a second of a processor each.
-    fn may_make(&mut self, tree: TreeId) -> bool {
-        let made = self.made.entry(tree).or_default();
-        *made += 1;
-        *made <= GUESSES_MAX
-    }
-}
 
 impl Bundles {
     /// What a start will touch as far as the tree says it, from memory or made now.

@@ -14,7 +14,7 @@ fn program() -> Vec<u8> {
         put(64 + index * 56, &kind.to_le_bytes());
         put(64 + index * 56 + 4, &flags.to_le_bytes());
         [at, at, at, bytes, bytes].iter().zip([8, 16, 24, 32, 40]).for_each(|(value, field)| {
-            put(64 + index * 56 + field, &(value as u64).to_le_bytes());
+            put(64 + index * 56 + field, &(*value as u64).to_le_bytes());
         });
     };
     header(0, 1, 5, 0x1000, 0x4000);
