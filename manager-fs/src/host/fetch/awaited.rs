@@ -43,3 +43,40 @@ pub(super) enum ManifestState {
     /// Nobody has to wait for it.
     Elsewhere,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANSWER: Duration = Duration::from_millis(50);
+
+    /// A guess of which so many bytes have come in a second.
+    fn pace(bytes: u64) -> Pace {
+        let since = Instant::now().checked_sub(Duration::from_secs(1));
+        Pace { since, bytes, front: 1000, is_guess: true }
+    }
+
+    #[test]
+    fn of_a_guess_only_what_comes_sooner_than_an_answer_is_waited_for() {
+        // A megabyte a second, in 50 ms some fifty thousand bytes.
+        let pace = pace(1_000_000);
+        assert!(pace.is_near(0, ANSWER), "it has come");
+        assert!(pace.is_near(1_030_000, ANSWER));
+        assert!(!pace.is_near(1_200_000, ANSWER));
+        assert!(pace.is_near(1_200_000, Duration::from_secs(1)), "an answer takes longer here");
+    }
+
+    #[test]
+    fn what_is_known_to_be_touched_is_waited_for_wherever_it_stands() {
+        let recorded = Pace { is_guess: false, ..pace(1_000_000) };
+        assert!(recorded.is_near(u64::from(u32::MAX), ANSWER));
+        let nothing_yet = Pace { since: None, ..pace(0) };
+        assert!(nothing_yet.is_near(u64::from(u32::MAX), ANSWER), "nobody knows how fast it comes");
+    }
+
+    #[test]
+    fn a_guess_that_does_not_come_keeps_nobody() {
+        assert!(!pace(0).is_near(1 << 20, ANSWER));
+        assert!(!Pace::default().is_guess && Pace::default().is_near(0, ANSWER));
+    }
+}

@@ -7,7 +7,7 @@
 //! A reader of a page that is on its way waits for it; any other asks for its chunk on the connection for demands,
 //! which overtakes. Whatever goes wrong here costs nothing but time: what is missing is fetched as it is.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use proto::bundle::Origin;
 use proto::manifest::{Manifest, Object};
 use proto::proof::{PAGE_BYTES, PageSet};
 use proto::width;
-use proto::{GenerationRef, ObjectId, TreeId};
+use proto::{GenerationRef, TreeId};
 
 use super::awaited::{Expected, ManifestState, Pace};
 use super::coming::Coming;

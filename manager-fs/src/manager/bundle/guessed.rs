@@ -38,3 +38,16 @@ impl Guessed {
         *made <= GUESSES_MAX
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_have_so_many_programs_of_a_tree_guessed_and_no_more() {
+        let (mut guessed, tree, other) = (Guessed::default(), TreeId::of(b"one"), TreeId::of(b"other"));
+        assert!((0..GUESSES_MAX).all(|_| guessed.may_make(tree)));
+        assert!(!guessed.may_make(tree) && !guessed.may_make(tree));
+        assert!(guessed.may_make(other), "each tree has its own");
+    }
+}

@@ -20,7 +20,6 @@ use crate::manager::exports::{ExportError, Exports};
 use crate::manager::store::{Store, StoreError};
 use crate::manager::worker::{BrokenOff, blocking};
 use crate::net::{Answer, NetError};
-use crate::patch;
 use crate::sync::lock;
 
 /// Bundles kept in memory: what a rollout of a handful of products asks for at once, some megabytes each.

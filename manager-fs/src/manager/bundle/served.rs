@@ -22,3 +22,15 @@ pub(super) fn served_header(bytes: &[u8]) -> Result<Header, BundleError> {
         _ => Err(BundleError::Make(patch::PatchError::Malformed("a header of another format").into())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_header_of_this_format_is_not_served() {
+        for bytes in [vec![], vec![0; proto::bundle::HEADER_BYTES - 1], vec![7; proto::bundle::HEADER_BYTES + 9]] {
+            assert!(matches!(served(bytes), Err(BundleError::Make(_))));
+        }
+    }
+}
