@@ -127,13 +127,16 @@ impl Evil {
         zstd::encode_all(self.plain_manifest(tree).as_slice(), 1).unwrap()
     }
 
+    fn welcome(&self) -> ManagerReply {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        ManagerReply::Welcome { host: self.host.clone(), now: width::millis(now) }
+    }
+
     async fn answer(self: Arc<Self>, request: HostRequest, answer: Answer) {
         let attack = *self.attack.lock().unwrap();
         self.asked.fetch_add(1, Ordering::SeqCst);
         if let HostRequest::Hello { .. } | HostRequest::HelloFrom { .. } = request {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-            let welcome = ManagerReply::Welcome { host: self.host.clone(), now: width::millis(now) };
-            return drop(answer.finish(&welcome).await);
+            return drop(answer.finish(&self.welcome()).await);
         }
         match (attack, request) {
             (Attack::Silent, _) => answer.cancelled().await,
