@@ -80,7 +80,10 @@ const EXAMPLES: &[(&str, Examples)] = &[
         &[
             ("manager-fs load --have > /media/usb/have", "what this side has"),
             ("manager-fs load /media/usb/agents", "from a manager with the same keys"),
-            ("manager-fs load /media/usb/agents --publisher $KEY", "from another one, whose key `show` prints there"),
+            (
+                "manager-fs load /media/usb/agents --publisher 3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29",
+                "from another one, whose key `show` prints there",
+            ),
         ],
     ),
     (
