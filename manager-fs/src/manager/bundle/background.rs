@@ -12,6 +12,9 @@ use crate::sync::lock;
 /// Wishes that wait; one more is dropped, and comes again with the next host that asks.
 const WAITING_MAX: usize = 64;
 
+/// The nice value of such work (setpriority(2)): behind everything that somebody waits for, before what nobody ever does.
+const NICE: i32 = 10;
+
 /// A bundle that nobody waits for.
 #[derive(Debug, PartialEq)]
 pub(super) enum Wish {
@@ -57,6 +60,9 @@ impl<T: PartialEq + Send + 'static> Background<T> {
         }
         let background = Arc::clone(self);
         let work = move || {
+            if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+                tracing::debug!(%error, "start-up bundles are made at the priority of everything else");
+            }
             while let Some(wish) = background.next() {
                 fulfil(wish);
             }

@@ -19,7 +19,7 @@ pub(super) type Guess = (TreeId, Option<TreePath>);
 
 /// What was guessed.
 pub(super) struct Guessed {
-    pub(super) bundles: LruCache<Guess, Arc<Served>>,
+    bundles: LruCache<Guess, (Arc<Served>, How)>,
     /// Of how many programs of a tree a host has had one made.
     made: HashMap<TreeId, usize>,
 }
@@ -30,7 +30,33 @@ impl Default for Guessed {
     }
 }
 
+/// How much was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum How {
+    /// What the loader reads, while somebody waits: milliseconds.
+    Quickly,
+    /// All that can be told, while nobody does: a second, or a few.
+    Well,
+}
+
 impl Guessed {
+    /// What is at hand.
+    pub(super) fn get(&mut self, of: &Guess) -> Option<Arc<Served>> {
+        self.bundles.get(of).map(|(served, _)| Arc::clone(served))
+    }
+
+    /// Whether it is as good as it will be.
+    pub(super) fn is_well(&self, of: &Guess) -> bool {
+        self.bundles.peek(of).is_some_and(|(_, how)| *how == How::Well)
+    }
+
+    /// Keeps one, unless a better one is there.
+    pub(super) fn put(&mut self, of: Guess, served: Arc<Served>, how: How) {
+        if self.bundles.peek(&of).is_none_or(|(_, there)| *there <= how) {
+            self.bundles.put(of, (served, how));
+        }
+    }
+
     /// Whether one more program of a tree may be guessed because a host named it: a second of a processor each.
     pub(super) fn may_make(&mut self, tree: TreeId) -> bool {
         let made = self.made.entry(tree).or_default();
@@ -41,7 +67,37 @@ impl Guessed {
 
 #[cfg(test)]
 mod tests {
+    use proto::bundle::{Header, Origin};
+    use proto::relative::Part;
+
     use super::*;
+
+    fn served(bytes: usize) -> Arc<Served> {
+        let header = Header {
+            tree: TreeId::of(b"one"),
+            from: None,
+            origin: Origin::Guessed,
+            fast: true,
+            manifest: Part::default(),
+            index: Part::default(),
+            proofs_bytes: 0,
+            frames_bytes: 0,
+        };
+        Arc::new(Served { header, bytes: vec![0; bytes] })
+    }
+
+    #[test]
+    fn what_was_guessed_well_takes_the_place_of_what_was_guessed_quickly_and_never_the_other_way() {
+        let (mut guessed, of) = (Guessed::default(), (TreeId::of(b"one"), None));
+        assert!(guessed.get(&of).is_none() && !guessed.is_well(&of));
+        guessed.put(of.clone(), served(1), How::Quickly);
+        assert_eq!(guessed.get(&of).map(|served| served.bytes.len()), Some(1));
+        assert!(!guessed.is_well(&of));
+        guessed.put(of.clone(), served(2), How::Well);
+        guessed.put(of.clone(), served(3), How::Quickly);
+        assert_eq!(guessed.get(&of).map(|served| served.bytes.len()), Some(2));
+        assert!(guessed.is_well(&of));
+    }
 
     #[test]
     fn hosts_have_so_many_programs_of_a_tree_guessed_and_no_more() {

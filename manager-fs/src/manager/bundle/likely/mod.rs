@@ -18,7 +18,7 @@ use proto::{Manifest, Metadata, TreeId, TreePath};
 
 use super::background::Wish;
 use super::guess;
-use super::guessed::Guess;
+use super::guessed::{Guess, How};
 use super::serve::{Bundles, LEVEL_GUESS, SendStartError};
 use super::served::{Served, served};
 use super::{BundleOrder, make};
@@ -53,17 +53,17 @@ impl Bundles {
             return Ok(served);
         }
         let mut key = (tree, self.program(&tree, typed)?);
-        if let Some(guessed) = lock(&self.guessed).bundles.get(&key) {
-            return Ok(Arc::clone(guessed));
+        if let Some(guessed) = lock(&self.guessed).get(&key) {
+            return Ok(guessed);
         }
         if !lock(&self.guessed).may_make(tree) {
             key.1 = self.program(&tree, None)?;
-            if let Some(guessed) = lock(&self.guessed).bundles.get(&key) {
-                return Ok(Arc::clone(guessed));
+            if let Some(guessed) = lock(&self.guessed).get(&key) {
+                return Ok(guessed);
             }
         }
-        let guessed = self.make_guess(&key, LEVEL_GUESS)?;
-        lock(&self.guessed).bundles.put(key.clone(), Arc::clone(&guessed));
+        let guessed = self.make_guess(&key, How::Quickly)?;
+        lock(&self.guessed).put(key.clone(), Arc::clone(&guessed), How::Quickly);
         self.wish(Wish::Guessed(key.0, key.1));
         Ok(guessed)
     }
@@ -74,12 +74,14 @@ impl Bundles {
             return Ok(());
         }
         let key = (tree, program);
-        let guessed = self.make_guess(&key, LEVEL_LIKELY)?;
-        lock(&self.guessed).bundles.put(key, guessed);
+        if !lock(&self.guessed).is_well(&key) {
+            let guessed = self.make_guess(&key, How::Well)?;
+            lock(&self.guessed).put(key, guessed, How::Well);
+        }
         Ok(())
     }
 
-    fn make_guess(&self, (tree, program): &Guess, level: i32) -> Result<Arc<Served>, SendStartError> {
+    fn make_guess(&self, (tree, program): &Guess, how: How) -> Result<Arc<Served>, SendStartError> {
         let since = Instant::now();
         let manifest = self.store.tree(tree)?;
         let mut records = self.metadata(tree);
@@ -87,7 +89,10 @@ impl Bundles {
             records.truncate(1);
             records.iter_mut().for_each(|record| record.entry_point.clone_from(program));
         }
-        let touches = touches(&self.store, &manifest, &records);
+        let (touches, level) = match how {
+            How::Quickly => (guess::touches(&self.store, &manifest, &records), LEVEL_GUESS),
+            How::Well => (touches(&self.store, &manifest, &records), LEVEL_LIKELY),
+        };
         let order = |touches| BundleOrder { tree, from: None, touches, origin: Origin::Guessed, level };
         let never = AtomicBool::new(false);
         // The manifest is worth an answer of its own.
