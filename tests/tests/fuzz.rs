@@ -63,6 +63,8 @@ const COVERED: &[(&str, &str)] = &[
     ("manager-fs/src/manager/control/observations/database/tables.rs", "control_records"),
     ("manager-fs/src/manager/control/state/records.rs", "backup"),
     ("manager-fs/src/manager/crossing/load.rs", "saved_generations"),
+    ("manager-fs/src/manager/elf/reach/links.rs", "elf"),
+    ("manager-fs/src/manager/elf/reach/mod.rs", "elf"),
     ("manager-fs/src/manager/identity.rs", "certificate"),
     ("manager-fs/src/manager/ingest/acl.rs", "acl"),
     ("manager-fs/src/manager/ingest/gzip.rs", "compressed"),

@@ -200,7 +200,8 @@ fn a_start_that_nobody_recorded_gets_what_the_loader_reads_and_teaches_what_the_
         manager.export("sample@1.0", name);
         host.attach("sample@1.0");
         until("the guess is here", || (count(&host.status(), "bundle_plain_bytes") > 40 * 4096).then_some(()));
-        assert!(count(&host.status(), "bundle_plain_bytes") <= 4 << 20, "{}", host.status()["fetch"]);
+        // What the loader reads, or all that is guessed if that has been made by now (docs/bundle-format.md).
+        assert!(count(&host.status(), "bundle_plain_bytes") <= 24 << 20, "{}", host.status()["fetch"]);
         // Of all that was guessed this start touches nothing.
         let read = host.run(&["exec", "sample@1.0", "--", "/bin/sh", "-c", "head -c 10 \"$MANAGER_FS_TREE/data\""]);
         assert_eq!(read.expect(0).stdout, "7777777777");
