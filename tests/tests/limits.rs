@@ -139,7 +139,7 @@ fn a_host_that_its_manager_shuts_out_is_told_why() {
     assert!(refused.contains("issued by another manager") && refused.contains(&other.address()), "{refused}");
 }
 
-/// Seconds that each thread of a process has worked so far, but for those that work while nobody waits (at nice 10 and 19).
+/// Seconds that each thread of a process has worked so far, but for those that work while nobody waits (at nice 19).
 fn worked(pid: u32) -> BTreeMap<OsString, f64> {
     let mut threads = BTreeMap::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
@@ -147,7 +147,7 @@ fn worked(pid: u32) -> BTreeMap<OsString, f64> {
         // One that has ended meanwhile works no more.
         let Ok(stat) = fs::read_to_string(thread.path().join("stat")) else { continue };
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        if ["10", "19"].contains(&fields[16]) {
+        if fields[16] == "19" {
             continue;
         }
         // In hundredths, on every Linux (`USER_HZ`).

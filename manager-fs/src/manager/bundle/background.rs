@@ -12,9 +12,6 @@ use crate::sync::lock;
 /// Wishes that wait; one more is dropped, and comes again with the next host that asks.
 const WAITING_MAX: usize = 64;
 
-/// The nice value of such work (setpriority(2)): behind everything that somebody waits for, before what nobody ever does.
-const NICE: i32 = 10;
-
 /// A bundle that nobody waits for.
 #[derive(Debug, PartialEq)]
 pub(super) enum Wish {
@@ -33,6 +30,8 @@ pub(super) enum Wish {
 /// What waits to be made.
 pub(super) struct Background<T> {
     state: Mutex<Waiting<T>>,
+    /// The nice value at which it is made (setpriority(2)).
+    nice: i32,
 }
 
 struct Waiting<T> {
@@ -43,7 +42,14 @@ struct Waiting<T> {
 
 impl<T> Default for Background<T> {
     fn default() -> Self {
-        Self { state: Mutex::new(Waiting { wishes: VecDeque::new(), working: false }) }
+        Self::at(0)
+    }
+}
+
+impl<T> Background<T> {
+    /// What is made at this nice value; 19 is the lowest priority.
+    pub(super) fn at(nice: i32) -> Self {
+        Self { state: Mutex::new(Waiting { wishes: VecDeque::new(), working: false }), nice }
     }
 }
 
@@ -60,7 +66,9 @@ impl<T: PartialEq + Send + 'static> Background<T> {
         }
         let background = Arc::clone(self);
         let work = move || {
-            if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+            if background.nice != 0
+                && let Err(error) = rustix::process::setpriority_process(None, background.nice)
+            {
                 tracing::debug!(%error, "start-up bundles are made at the priority of everything else");
             }
             while let Some(wish) = background.next() {

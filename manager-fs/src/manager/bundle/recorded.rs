@@ -155,7 +155,8 @@ impl Bundles {
 
     pub(super) fn wish(self: &Arc<Self>, wish: Wish) {
         let bundles = Arc::clone(self);
-        self.background.wish(wish, move |wish| {
+        let queue = if let Wish::Guessed(..) = wish { &self.guesses } else { &self.background };
+        queue.wish(wish, move |wish| {
             let (tree, made) = match wish {
                 Wish::Best(tree) => (tree, bundles.make_best(&tree)),
                 Wish::From(from, tree) => (tree, bundles.make_from(&from, &tree)),

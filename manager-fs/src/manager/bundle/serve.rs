@@ -76,6 +76,8 @@ pub(crate) struct Bundles {
     /// What hosts have told of their starts.
     pub(super) told: Mutex<Told>,
     pub(super) background: Arc<Background<Wish>>,
+    /// Guesses that are made well take seconds each: nothing that was recorded stands behind them.
+    pub(super) guesses: Arc<Background<Wish>>,
     /// Trees to which nothing could be carried over, since the last recording.
     pub(super) sourceless: Mutex<HashSet<TreeId>>,
     /// Who guesses one: a host waits for it, so not behind those that are made well.
@@ -95,6 +97,7 @@ impl Bundles {
             storing: Mutex::default(),
             told: Mutex::default(),
             background: Arc::default(),
+            guesses: Arc::new(Background::at(19)),
             sourceless: Mutex::default(),
             guessing: Mutex::default(),
             guessed: Mutex::default(),
