@@ -177,6 +177,8 @@ fn from_hex(digits: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::super::LocalStore;
     use super::super::contract::{Change, Expect, Revision};
     use super::super::state::encode;
@@ -226,7 +228,7 @@ mod tests {
         let (followed, file) = (Arc::clone(&store), path.clone());
         let following = tokio::spawn(async move { follow(followed.as_ref(), &file, 4 << 10).await });
         let put = |number, text: &str| Change::put(key(number), Expect::Any, value(number, text));
-        let mut largest = 0;
+        let (mut largest, mut copies) = (0, Vec::new());
         for round in 0..12 {
             store
                 .commit(vec![put(round % 7, &format!("{round}").repeat(200)), put(10 + round % 5, "x")])
@@ -242,10 +244,30 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             assert_eq!(read(&path).unwrap().damaged, 0);
-            largest = largest.max(fs::metadata(&path).unwrap().len());
+            let file = fs::metadata(&path).unwrap();
+            largest = largest.max(file.len());
+            copies.push(file.ino());
         }
         assert!(largest < 40 << 10, "{largest} bytes");
+        // Some of it was added to the copy that was there, and when that was much, the copy was written anew.
+        copies.dedup();
+        assert!((2..=6).contains(&copies.len()), "{copies:?}");
         following.abort();
+    }
+
+    #[tokio::test]
+    async fn the_copy_is_kept_until_the_state_is_closed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(BACKUP_FILE);
+        let store = LocalStore::open(&directory.path().join("control.redb")).unwrap();
+        store.commit(vec![Change::put(key(1), Expect::Any, value(1, "x"))]).await.unwrap();
+        let keeping = tokio::spawn(keep(Arc::new(store), path.clone()));
+        while !path.exists() {
+            assert!(!keeping.is_finished(), "nobody keeps it");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(read(&path).unwrap().entries.len(), 1);
+        keeping.abort();
     }
 
     #[test]

@@ -393,6 +393,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_just_as_large_as_it_may_be_is_kept() {
+        let key = "k".repeat(KEY_BYTES_MAX);
+        let rest = COMMIT_BYTES_MAX - VALUE_BYTES_MAX - key.len() - "a".len();
+        assert_eq!(check_bounds(&[value(&key, VALUE_BYTES_MAX), value("a", rest)]), Ok(()));
+        let bytes = COMMIT_BYTES_MAX + 1;
+        let over = check_bounds(&[value(&key, VALUE_BYTES_MAX), value("a", rest + 1)]);
+        assert_eq!(over, Err(ControlError::TooLarge { key, changes: 2, bytes }));
+    }
+
+    #[test]
     fn a_key_is_neither_empty_nor_long_nor_there_twice() {
         for keys in [&["a", "a"][..], &[""], &["k".repeat(KEY_BYTES_MAX + 1).as_str()]] {
             let changes: Vec<Change> = keys.iter().map(|key| Change::delete(*key, Expect::Any)).collect();

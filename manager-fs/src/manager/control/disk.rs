@@ -26,7 +26,7 @@ use crate::sync::{lock, read, write};
 /// Page cache of a database, bytes. The whole state of some thousand hosts is a few MiB.
 const CACHE_BYTES: usize = 16 << 20;
 /// A database file larger than this is compacted when it is opened.
-const COMPACT_BYTES: u64 = 256 << 20;
+const COMPACT_BYTES: u64 = if cfg!(test) { 4 << 20 } else { 256 << 20 };
 /// Revisions that listings under way may still read, and for how long: a listing is over in milliseconds, but a kept
 /// revision keeps its pages from being used again.
 const KEPT_MAX: usize = 8;
@@ -304,5 +304,116 @@ pub(super) fn join(threads: impl Iterator<Item = JoinHandle<()>>) {
         if thread.join().is_err() {
             tracing::error!("a thread of the control state panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redb::backends::InMemoryBackend;
+
+    use super::*;
+
+    fn disk() -> Disk {
+        let open = || Database::builder().create_with_backend(InMemoryBackend::new()).map_err(storage);
+        Disk::open(Box::new(open)).unwrap()
+    }
+
+    fn keep(disk: &Disk, revision: u64) {
+        disk.read_and_keep(|_| Ok(((), Some(Revision(revision))))).unwrap();
+    }
+
+    fn is_kept(disk: &Disk, revision: u64) -> bool {
+        disk.read_kept(Revision(revision), |_| Ok(())).unwrap().is_some()
+    }
+
+    #[test]
+    fn the_last_revisions_that_are_read_from_are_kept_for_a_while() {
+        let disk = disk();
+        let last = KEPT_MAX as u64 + 1;
+        (1..=last).for_each(|revision| keep(&disk, revision));
+        assert!(!is_kept(&disk, 1) && (2..=last).all(|revision| is_kept(&disk, revision)));
+        // One that is read from again takes no second place.
+        keep(&disk, 2);
+        assert!(disk.kept().len() == KEPT_MAX && (2..=last).all(|revision| is_kept(&disk, revision)));
+        let long_ago = Instant::now().checked_sub(KEPT_FOR + Duration::from_millis(1)).unwrap();
+        disk.kept().iter_mut().filter(|kept| kept.revision.0 % 2 == 0).for_each(|kept| kept.since = long_ago);
+        assert!((2..=last).all(|revision| is_kept(&disk, revision) == (revision % 2 == 1)));
+        disk.kept().iter_mut().for_each(|kept| kept.since = long_ago);
+        keep(&disk, 20);
+        assert_eq!(disk.kept().len(), 1);
+    }
+
+    const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("table");
+
+    fn change(disk: &Disk, work: impl FnOnce(&mut redb::Table<'_, u64, &[u8]>)) {
+        let write = |transaction: &WriteTransaction| {
+            work(&mut transaction.open_table(TABLE).unwrap());
+            Ok(((), Changed::Something))
+        };
+        disk.write(write).unwrap();
+    }
+
+    fn on_disk(path: &Path) -> Disk {
+        let path = path.to_path_buf();
+        Disk::open(Box::new(move || open_file(&path))).unwrap()
+    }
+
+    #[test]
+    fn one_flipped_bit_in_a_value_that_nobody_reads_is_found_when_the_file_is_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("database");
+        let disk = on_disk(&path);
+        change(&disk, |table| drop(table.insert(0, [0x5a; 20_000].as_slice()).unwrap()));
+        change(&disk, |table| drop(table.insert(1, b"later".as_slice()).unwrap()));
+        drop(disk);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(10_000).position(|part| part.iter().all(|byte| *byte == 0x5a)).unwrap();
+        bytes[at + 5_000] ^= 4;
+        std::fs::write(&path, bytes).unwrap();
+        let opened = open_file(&path).map(drop);
+        assert!(matches!(opened, Err(ControlError::Broken { .. })), "{opened:?}");
+    }
+
+    #[test]
+    fn a_large_file_that_is_mostly_empty_is_made_small_when_it_is_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("database");
+        let (disk, large) = (on_disk(&path), vec![7; 1 << 20]);
+        for key in 0..12 {
+            change(&disk, |table| drop(table.insert(key, large.as_slice()).unwrap()));
+        }
+        // What lies behind the others keeps the file long.
+        change(&disk, |table| (0..11).for_each(|key| drop(table.remove(key).unwrap())));
+        drop(disk);
+        let before = std::fs::metadata(&path).unwrap().len();
+        let database = open_file(&path).unwrap();
+        let table = database.begin_read().unwrap().open_table(TABLE).unwrap();
+        assert_eq!(table.get(11).unwrap().unwrap().value(), large);
+        let after = std::fs::metadata(&path).unwrap().len();
+        assert!(before > COMPACT_BYTES && after < before / 2, "{before} bytes, then {after}");
+    }
+
+    #[test]
+    fn a_panic_is_told_in_its_own_words() {
+        assert_eq!(text_of(&"a text"), "a text");
+        assert_eq!(text_of(&String::from("a string")), "a string");
+        assert_eq!(text_of(&7), "a panic without words");
+    }
+
+    #[test]
+    fn the_end_waits_for_what_is_being_read() {
+        let readers = Readers::start(&Arc::new(disk()), "test-read", 1).unwrap();
+        let (begun, begins) = mpsc::channel();
+        let read = Arc::new(AtomicBool::new(false));
+        let its = Arc::clone(&read);
+        let work: Work = Box::new(move |_| {
+            begun.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+            its.store(true, Ordering::SeqCst);
+        });
+        readers.queue.send(work).unwrap();
+        begins.recv().unwrap();
+        drop(readers);
+        assert!(read.load(Ordering::SeqCst));
     }
 }

@@ -103,6 +103,20 @@ mod tests {
     }
 
     #[test]
+    fn a_number_says_in_which_second_it_was_drawn_and_the_rest_of_it_is_chance() {
+        let (second, low) = (5_000_007, NUMBER_LOW_BITS);
+        let drawn = |random| next(7, NUMBERS_BEGIN_UNIX_MS + second * 1000 + 999, random);
+        for random in [0, 5, (1 << low) - 1] {
+            assert_eq!(drawn(random), second << low | u64::from(random));
+        }
+        assert_eq!(drawn(u32::MAX), second << low | ((1 << low) - 1));
+        // In the same second, and before it, numbers follow the last in steps of 1 to 32.
+        for (last, random, step) in [(second << low, 0, 1), (second << low, 31, 32), ((9 * second) << low, 33, 2)] {
+            assert_eq!(next(last, NUMBERS_BEGIN_UNIX_MS + second * 1000, random), last + step);
+        }
+    }
+
+    #[test]
     fn a_thousand_at_once_stay_within_their_second_and_a_broken_clock_gives_numbers_too() {
         let ids = Ids::default();
         let drawn: Vec<u64> = (0..1000).map(|_| ids.draw(NOW).unwrap()).collect();

@@ -10,7 +10,8 @@ use super::state::exports::after_loss;
 use super::state::generations::{PART_BYTES, key_of, verify};
 use super::state::{GenerationHead, Key, decode_value, encode, is_whole};
 
-/// Adds a signed record, of a new version or `also` for another architecture, unless its generation is there already; whether it was added.
+/// Adds a signed record, of a new version or `also` for another architecture, unless its generation is there already;
+/// whether it was added.
 ///
 /// # Errors
 /// It cannot be kept.
@@ -117,4 +118,114 @@ fn record_at(entries: &BTreeMap<String, Vec<u8>>, key: &str) -> Option<Generatio
         }
     };
     verify(&signed).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use proto::record::{ElfFile, Metadata};
+    use proto::{SignedRecord, TreePath};
+
+    use super::*;
+
+    type Entries = BTreeMap<String, Vec<u8>>;
+
+    /// A record as it is signed; of 20,000 files it does not fit into one value.
+    fn record(version: &str, sequence: u64, machine: Option<&str>, files: usize) -> (GenerationRecord, Vec<u8>) {
+        let file = |number: usize| ElfFile {
+            path: TreePath::parse(format!("lib/{number:06}").as_bytes()).unwrap(),
+            architecture: String::from("x86_64"),
+            kind: String::from("shared object"),
+            interpreter: None,
+            needed: vec![String::from("libc.so.6")],
+            soname: None,
+            runpath: None,
+            build_id: None,
+            bytes: 1,
+        };
+        let elf_files = (0..files).map(file).collect();
+        let metadata = Metadata { architecture: machine.map(String::from), elf_files, ..Metadata::default() };
+        let record = GenerationRecord {
+            product: "data-agent".parse().unwrap(),
+            version: version.parse().unwrap(),
+            sequence,
+            tree: tree(version),
+            manifest_bytes: 1,
+            published_unix_ms: 1,
+            metadata,
+        };
+        let signed = SignedRecord::sign(&record, &SigningKey::from_bytes(&[7; 32])).unwrap().to_bytes().unwrap();
+        (record, signed)
+    }
+
+    fn tree(version: &str) -> TreeId {
+        TreeId::of(version.as_bytes())
+    }
+
+    fn add(entries: &mut Entries, version: &str, machine: Option<&str>, files: usize, also: bool) -> bool {
+        let (record, signed) = record(version, 1, machine, files);
+        add_record(entries, &record, also, signed).unwrap()
+    }
+
+    fn number(entries: &Entries, key: &Key) -> u64 {
+        let key = key.to_string();
+        decode_value(&key, &entries[&key]).unwrap()
+    }
+
+    #[test]
+    fn a_record_is_added_once_whole_or_in_parts_and_can_be_read_again() {
+        let mut entries = Entries::new();
+        assert!(add(&mut entries, "1", None, 1, false) && add(&mut entries, "2", None, 20_000, false));
+        assert!(!add(&mut entries, "1", None, 1, false) && !add(&mut entries, "2", None, 20_000, false));
+        let parts: Vec<String> = entries.keys().filter(|key| key.starts_with("part/")).cloned().collect();
+        let heads: Vec<&String> = entries.keys().filter(|key| !key.starts_with("part/")).collect();
+        assert_eq!(heads, ["generation/data-agent/1", "generation/data-agent/2"]);
+        assert!(parts.len() > 1 && parts.iter().all(|part| is_entry(part, &entries[part])), "{parts:?}");
+        assert!(!is_entry(&parts[0], &entries[&parts[1]]), "a value is good under its own key alone");
+
+        assert_eq!(trees_of(&entries), [tree("1"), tree("2")].into());
+        assert_eq!(names_without(&entries, &BTreeSet::new()), ["data-agent@1", "data-agent@2"]);
+        assert_eq!(names_without(&entries, &[tree("2")].into()), ["data-agent@1"]);
+        // Without one of its parts the long one cannot be read: it is added anew.
+        entries.remove(&parts[1]);
+        assert_eq!(names_without(&entries, &BTreeSet::new()), ["data-agent@1"]);
+        assert!(add(&mut entries, "2", None, 20_000, false));
+        assert_eq!(trees_of(&entries).len(), 2);
+    }
+
+    #[test]
+    fn a_version_for_one_more_architecture_stands_beside_the_first_of_it() {
+        let mut entries = Entries::new();
+        // Whose first one is lost becomes the first.
+        assert!(add(&mut entries, "1", Some("aarch64"), 1, true));
+        assert!(add(&mut entries, "1", Some("x86_64"), 1, true));
+        assert!(!add(&mut entries, "1", Some("x86_64"), 1, true));
+        assert!(!add(&mut entries, "1", Some("riscv64"), 1, false), "there is one of this name");
+        let keys: Vec<&String> = entries.keys().collect();
+        assert_eq!(keys, ["generation/data-agent/1", "generation/data-agent/1/x86_64"]);
+    }
+
+    #[test]
+    fn no_number_is_given_twice_whatever_was_lost() {
+        let mut entries = Entries::new();
+        for (newest, expected) in [(7, 7), (3, 7), (9, 9)] {
+            raise_sequence(&mut entries, newest).unwrap();
+            assert_eq!(number(&entries, &Key::Sequence), expected);
+        }
+        for (now, expected) in [(7, 7), (3, 7), (9, 9)] {
+            raise_lists(&mut entries, now).unwrap();
+            assert_eq!(number(&entries, &Key::Lists), after_loss(expected));
+        }
+        // After a restore: beyond what was signed last, and beyond every record that is there.
+        leave_out(&mut entries, 10).unwrap();
+        assert_eq!((number(&entries, &Key::Sequence), number(&entries, &Key::Lists)), (9 + LEFT_OUT, after_loss(10)));
+        let (newer, signed) = record("1", 3 * LEFT_OUT, None, 1);
+        add_record(&mut entries, &newer, false, signed).unwrap();
+        leave_out(&mut entries, 10).unwrap();
+        assert_eq!(number(&entries, &Key::Sequence), 4 * LEFT_OUT);
+        // A number that nobody can read counts as none.
+        entries.insert(Key::Sequence.to_string(), b"damaged".to_vec());
+        raise_sequence(&mut entries, 5).unwrap();
+        assert_eq!(number(&entries, &Key::Sequence), 5);
+    }
 }

@@ -230,3 +230,34 @@ async fn jobs_of_every_kind_are_brought_over_with_what_they_were_to_do() {
     let Operation::Restore { snapshot, target, .. } = state.job(JobId(12)).await.unwrap().operation else { panic!() };
     assert_eq!((snapshot.snapshot.as_str(), target.as_str()), ("abcd1234", "/t"));
 }
+
+#[test]
+fn a_value_as_long_as_may_be_is_brought_over_and_a_longer_one_is_not() {
+    let key = Key::SetAside(String::from("k"));
+    let around = encode(&key.to_string(), &Vec::<u8>::new()).unwrap().len();
+    let mut new = New::default();
+    new.put(&key, &vec![0_u8; VALUE_BYTES_MAX - around]).unwrap();
+    for over in [1, 2] {
+        let fault = new.put(&key, &vec![0_u8; VALUE_BYTES_MAX - around + over]);
+        assert!(matches!(fault, Err(PutFault::TooLong(bytes)) if bytes == VALUE_BYTES_MAX + over), "{fault:?}");
+    }
+    assert_eq!(new.entries.len(), 1);
+    assert_eq!(new.entries[0].1.len(), VALUE_BYTES_MAX);
+}
+
+#[test]
+fn what_cannot_be_removed_is_told_and_what_is_not_there_need_not_be() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    remove_if_there(&path).unwrap();
+    fs::write(&path, "").unwrap();
+    remove_if_there(&path).unwrap();
+    assert!(!path.exists());
+    fs::create_dir(&path).unwrap();
+    assert!(remove_if_there(&path).is_err());
+}
+
+#[test]
+fn of_what_is_no_record_the_fuzzer_is_told_so() {
+    assert!(!convert_any("host/a", b"") && !convert_any("nothing", b"\x01"));
+}

@@ -26,6 +26,8 @@ mod tables;
 #[cfg(any(test, fuzzing))]
 pub(super) use tables::read_any_commit;
 #[cfg(test)]
+mod bounds_tests;
+#[cfg(test)]
 mod tests;
 
 /// Threads that read. Reads are short; a second one keeps a long listing from holding up the rest.

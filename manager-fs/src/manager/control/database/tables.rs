@@ -19,7 +19,7 @@ const LEASES: TableDefinition<'_, &str, u64> = TableDefinition::new("leases");
 pub(super) const FORMAT: u64 = 2;
 
 /// Commits whose history is kept: a watcher that is further behind lists again.
-const HISTORY_COMMITS: u64 = 4096;
+pub(super) const HISTORY_COMMITS: u64 = 4096;
 /// Bytes of changes whose history is kept.
 pub(super) const HISTORY_BYTES_MAX: usize = if cfg!(test) { 64 << 10 } else { 64 << 20 };
 /// Bytes of one page of a listing or of the history, unless one entry alone has more.

@@ -73,3 +73,87 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::super::database::LocalStore;
+    use super::super::super::observations::LocalObservations;
+    use super::*;
+
+    async fn open() -> (tempfile::TempDir, State) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(LocalStore::open(&directory.path().join("control.redb")).unwrap());
+        let opened = LocalObservations::open(&directory.path().join("observations.redb")).unwrap();
+        let state = State::open(store, Arc::new(opened.observations)).await.unwrap();
+        (directory, state)
+    }
+
+    fn hash(number: usize) -> String {
+        format!("{number:064x}")
+    }
+
+    fn token(expires: Unix, used: Option<Unix>) -> TokenRecord {
+        TokenRecord { host: "web-1".parse().unwrap(), expires, used }
+    }
+
+    async fn fault(state: &State, number: usize, now: Unix) -> Option<TokenFault> {
+        match state.token(&hash(number), now).await {
+            Ok(_) => None,
+            Err(HostError::Token(fault)) => Some(fault),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Days of 86,400,000 ms.
+    const DAY: Unix = 86_400_000;
+
+    #[tokio::test]
+    async fn a_token_is_good_until_it_ends_or_is_used_and_never_for_more_than_a_year() {
+        let (_directory, state) = open().await;
+        let now = 1_000 * DAY;
+        for (number, token) in
+            [token(now + 1, None), token(now + 366 * DAY, None), token(now + 1, Some(7))].into_iter().enumerate()
+        {
+            state.add_token(&hash(number), &token, now).await.unwrap();
+        }
+        assert_eq!((fault(&state, 0, now).await, fault(&state, 0, now + 1).await), (None, Some(TokenFault::Expired)));
+        assert_eq!((fault(&state, 1, now).await, fault(&state, 1, now - 1).await), (None, Some(TokenFault::Ahead)));
+        assert_eq!(fault(&state, 2, now).await, Some(TokenFault::Used));
+        assert_eq!(fault(&state, 3, now).await, Some(TokenFault::Unknown));
+    }
+
+    #[tokio::test]
+    async fn a_token_is_remembered_for_a_week_after_its_end_and_is_used_once() {
+        let (_directory, state) = open().await;
+        let end = 1_000 * DAY;
+        state.add_token(&hash(0), &token(end, None), end - 1).await.unwrap();
+        let found = state.token(&hash(0), end - 1).await.unwrap();
+        assert_eq!(found.record, token(end, None));
+        state.commit(vec![found.used(end - 1).unwrap()]).await.unwrap();
+        assert!(matches!(state.commit(vec![found.used(end - 1).unwrap()]).await, Err(ControlError::Conflict { .. })));
+        let again = state.add_token(&hash(0), &token(end, None), end - 1).await;
+        assert!(matches!(again, Err(ControlError::Conflict { .. })), "{again:?}");
+        for (number, now, remembered) in [(1, end + 7 * DAY, true), (2, end + 7 * DAY + 1, false)] {
+            state.add_token(&hash(number), &token(now + 1, None), now).await.unwrap();
+            let expected = if remembered { TokenFault::Used } else { TokenFault::Unknown };
+            assert_eq!(fault(&state, 0, now).await, Some(expected));
+        }
+    }
+
+    /// What is forgotten goes with the commit of a new one, which has its bound.
+    #[tokio::test]
+    async fn more_old_tokens_than_one_commit_has_changes_are_forgotten_one_commit_after_the_other() {
+        let (_directory, state) = open().await;
+        for number in 0..CHANGES_MAX + 5 {
+            state.add_token(&hash(number), &token(1, None), 1).await.unwrap();
+        }
+        let count = || async { state.read_all::<TokenRecord>("token/").await.unwrap().len() };
+        let now = 8 * DAY;
+        state.add_token(&hash(1_000), &token(now + 1, None), now).await.unwrap();
+        assert_eq!(count().await, 6 + 1);
+        state.add_token(&hash(1_001), &token(now + 1, None), now).await.unwrap();
+        assert_eq!(count().await, 2);
+    }
+}
