@@ -164,3 +164,151 @@ impl GcPass<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use proto::bundle::Origin;
+    use proto::relative::Part;
+    use proto::width;
+
+    use super::super::tests::{open_unreadable, publish_plain, source, stored_bytes};
+    use super::*;
+    use crate::manager::monitor::Quiet;
+    use crate::manager::testing::Fixture;
+
+    /// As long as its header says, without its trailer; what is in it nobody asks here.
+    fn made(from: Option<TreeId>, tree: TreeId) -> (Header, Vec<u8>) {
+        let part = |bytes| Part { stored_bytes: bytes, plain_bytes: bytes };
+        let (manifest, index, origin) = (part(3), part(4), Origin::Recorded);
+        let header = Header { tree, from, origin, fast: false, manifest, index, proofs_bytes: 32, frames_bytes: 6 };
+        let rest = width::index(header.bundle_bytes()) - HEADER_BYTES - TRAILER_BYTES;
+        (header, [header.encode().as_slice(), &vec![7; rest]].concat())
+    }
+
+    /// Two trees, `a` and `b`.
+    fn trees(store: &Store, dir: &std::path::Path) -> [TreeId; 2] {
+        [("a", 1), ("b", 2)].map(|(name, seed)| publish_plain(store, &source(dir, name, &[seed])).unwrap().tree)
+    }
+
+    fn put(store: &Store, from: Option<TreeId>, tree: TreeId) {
+        store.put_bundle(from.as_ref(), &tree, &made(from, tree).1).unwrap();
+    }
+
+    fn file(store: &Store, from: Option<TreeId>, tree: TreeId) -> PathBuf {
+        let (shard, rest) = tree.to_shard();
+        let name = from.map_or_else(|| rest.clone(), |from| format!("{rest}-{from}"));
+        store.root().join("bundles").join(shard).join(name)
+    }
+
+    #[test]
+    fn a_bundle_is_read_as_it_was_put_and_goes_alone_or_with_all_of_its_tree() {
+        let fixture = Fixture::new();
+        let store = &fixture.store;
+        let [a, b] = trees(store, fixture.dir.path());
+        assert_eq!((store.bundle(None, &a).unwrap(), store.bundle_header(&a).unwrap()), (None, None));
+        for (from, tree) in [(None, a), (Some(b), a), (None, b), (Some(a), b)] {
+            put(store, from, tree);
+            assert_eq!(store.bundle(from.as_ref(), &tree).unwrap(), Some(made(from, tree)));
+        }
+        assert_eq!(store.bundle_header(&a).unwrap(), Some(made(None, a).0));
+        assert_eq!((store.bundle_bases(&a).unwrap(), store.bundle_bases(&b).unwrap()), (vec![b], vec![a]));
+        assert_eq!(store.remove_bundles(&a).unwrap(), 2);
+        assert_eq!((store.bundle_bases(&a).unwrap(), store.bundle(None, &a).unwrap()), (vec![], None));
+        store.remove_bundle(&a, &b).unwrap();
+        assert_eq!((store.bundle_bases(&b).unwrap(), store.bundle(None, &b).unwrap()), (vec![], Some(made(None, b))));
+        let unknown = TreeId::of(b"unknown");
+        for (from, tree) in [(None, unknown), (Some(unknown), a)] {
+            let refused = store.put_bundle(from.as_ref(), &tree, &made(from, tree).1);
+            assert!(matches!(refused, Err(StoreError::Missing { .. })), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_bundle_counts_as_none_and_is_removed_whoever_finds_it() {
+        let fixture = Fixture::new();
+        let store = &fixture.store;
+        let [a, b] = trees(store, fixture.dir.path());
+        put(store, None, a);
+        let path = file(store, None, a);
+        let whole = fs::read(&path).unwrap();
+        let flipped = |at: usize| {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            bytes
+        };
+        let places = [0, 20, 60, HEADER_BYTES + 5, whole.len() - 40, whole.len() - 1];
+        let mut damaged: Vec<Vec<u8>> = places.into_iter().map(flipped).collect();
+        damaged.extend([0, HEADER_BYTES - 1, HEADER_BYTES, whole.len() - 1].map(|length| whole[..length].to_vec()));
+        damaged.push([whole.as_slice(), b"x"].concat());
+        for (number, bytes) in damaged.iter().enumerate() {
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(store.bundle(None, &a).unwrap(), None, "{number}");
+            assert!(!path.exists(), "{number}");
+            fs::write(&path, bytes).unwrap();
+            let problems = store.verify(&Quiet).unwrap().problems;
+            assert!(matches!(problems[..], [super::super::Problem { thing: Thing::Bundle(tree), .. }] if tree == a));
+            assert!(!path.exists(), "{number}");
+        }
+        // A sound one, under the name of another.
+        for (from, tree) in [(None, b), (Some(b), a)] {
+            put(store, from, tree);
+            fs::write(file(store, from, tree), &whole).unwrap();
+            assert_eq!(store.bundle(from.as_ref(), &tree).unwrap(), None);
+        }
+        fs::write(&path, &whole).unwrap();
+        assert_eq!(store.bundle(None, &a).unwrap(), Some(made(None, a)));
+        fs::write(&path, b"short").unwrap();
+        assert_eq!(store.bundle_header(&a).unwrap(), None);
+    }
+
+    #[test]
+    fn a_bundle_that_goes_while_it_is_read_is_none_and_one_that_cannot_be_read_is_told_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fails, store) = open_unreadable(&dir.path().join("store"));
+        let [a, _] = trees(&store, dir.path());
+        put(&store, None, a);
+        *crate::sync::lock(&fails) = Some(io::ErrorKind::NotFound);
+        assert_eq!((store.bundle(None, &a).unwrap(), store.bundle_header(&a).unwrap()), (None, None));
+        *crate::sync::lock(&fails) = Some(io::ErrorKind::PermissionDenied);
+        assert!(store.bundle(None, &a).is_err() && store.bundle_header(&a).is_err());
+        *crate::sync::lock(&fails) = None;
+        assert_eq!(store.bundle(None, &a).unwrap(), Some(made(None, a)));
+    }
+
+    #[test]
+    fn a_verification_reads_every_bundle() {
+        let fixture = Fixture::new();
+        let store = &fixture.store;
+        let [a, b] = trees(store, fixture.dir.path());
+        let before = store.verify(&Quiet).unwrap().bytes;
+        put(store, None, a);
+        put(store, Some(a), b);
+        let report = store.verify(&Quiet).unwrap();
+        assert_eq!((report.bytes - before, report.problems), (store.usage().unwrap().bundle_bytes, vec![]));
+    }
+
+    #[test]
+    fn a_bundle_is_collected_when_one_of_its_trees_is() {
+        let fixture = Fixture::new();
+        let store = &fixture.store;
+        let [a, b] = trees(store, fixture.dir.path());
+        let all = [(None, a), (None, b), (Some(a), b), (Some(b), a)];
+        all.iter().for_each(|(from, tree)| put(store, *from, *tree));
+        assert_eq!(store.gc(&[a, b].into(), false, &Quiet).unwrap().bundles_removed, 0);
+        // A publication that runs needs its tree as much as one that is kept.
+        let guard = store.guard();
+        guard.pin_tree(a);
+        assert_eq!(store.gc(&[b].into(), false, &Quiet).unwrap().bundles_removed, 0);
+        drop(guard);
+        let before = stored_bytes(store);
+        let dry = store.gc(&[b].into(), true, &Quiet).unwrap();
+        assert_eq!((dry.bundles_removed, stored_bytes(store)), (3, before));
+        let report = store.gc(&[b].into(), false, &Quiet).unwrap();
+        assert_eq!((report.bundles_removed, report.bytes_freed), (3, before - stored_bytes(store)));
+        assert_eq!(dry.bytes_freed, report.bytes_freed);
+        assert_eq!(store.bundle(None, &b).unwrap(), Some(made(None, b)));
+    }
+}

@@ -103,3 +103,37 @@ pub(super) fn owned(root: &Path) -> Result<File, StoreError> {
         Err(error) => Err(failed(error.into())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_becomes_a_store_unless_it_holds_a_store_s_blobs_or_something_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        // What the manager has made before is no blob.
+        for name in ["keys", "tmp"] {
+            fs::create_dir(root.join(name)).unwrap();
+            fs::write(root.join(name).join("file"), "").unwrap();
+        }
+        fs::create_dir(root.join("manifests")).unwrap();
+        assert_eq!(read_format(root).unwrap(), Format::Missing);
+        for blobs in ["packs", "manifests"] {
+            fs::create_dir_all(root.join(blobs).join("ab")).unwrap();
+            let error = read_format(root).unwrap_err().to_string();
+            assert!(error.contains("'format' is missing") && error.contains(blobs), "{error}");
+            fs::remove_dir_all(root.join(blobs)).unwrap();
+        }
+        fs::write(root.join("notes"), "").unwrap();
+        let error = read_format(root).unwrap_err().to_string();
+        assert!(error.contains("holds other files") && error.contains("notes"), "{error}");
+    }
+
+    #[test]
+    fn a_format_file_that_cannot_be_read_is_not_taken_for_a_missing_one() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("format")).unwrap();
+        assert!(matches!(read_format(dir.path()), Err(StoreError::Io { .. })));
+    }
+}

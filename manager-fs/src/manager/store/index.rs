@@ -279,3 +279,78 @@ impl Drop for PublishGuard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pack(number: u8) -> PackId {
+        format!("{number:02x}").repeat(32).parse().unwrap()
+    }
+
+    fn chunk(name: &str) -> ChunkId {
+        ChunkId::of(name.as_bytes())
+    }
+
+    /// Three packs that all have the chunk `x`, and one of their own each.
+    fn index() -> Index {
+        let mut index = Index::default();
+        for number in 1..=3 {
+            let frame = |offset: u64, chunk| Frame {
+                chunk,
+                offset,
+                stored_bytes: 1,
+                plain_bytes: 1,
+                encoding: Encoding::Raw,
+                check: [number; 8],
+            };
+            let frames = vec![frame(1, chunk("x")), frame(2, chunk(&number.to_string()))];
+            index.add(pack(number), &PackIndex { effort: Effort::Fast, frames });
+        }
+        index
+    }
+
+    fn of_x(index: &Index) -> Vec<PackId> {
+        let mut packs: Vec<PackId> = index.places(&chunk("x")).into_iter().map(|(pack, _)| pack).collect();
+        packs.sort();
+        packs
+    }
+
+    #[test]
+    fn a_chunk_of_several_packs_counts_once_and_outlives_all_but_the_last_of_them() {
+        let mut index = index();
+        assert_eq!((index.len(), of_x(&index)), (4, vec![pack(1), pack(2), pack(3)]));
+        for (gone, left) in [(2, vec![pack(1), pack(3)]), (1, vec![pack(3)]), (3, vec![])] {
+            index.remove(&[pack(gone)]);
+            assert_eq!((index.len(), of_x(&index)), (left.len() + usize::from(!left.is_empty()), left));
+        }
+    }
+
+    #[test]
+    fn one_place_of_a_chunk_is_forgotten_and_the_others_stay() {
+        for order in [[1, 2, 3], [3, 2, 1], [2, 1, 3]] {
+            let mut index = index();
+            for (forgotten, number) in (1..).zip(order) {
+                let slot = index.slot(&pack(number)).unwrap();
+                index.forget(&chunk("x"), slot);
+                let left = order[forgotten..].iter().map(|number| pack(*number)).collect::<BTreeSet<_>>();
+                assert_eq!(of_x(&index), Vec::from_iter(left), "{order:?} after {forgotten}");
+            }
+            // What else these packs have is as it was, and a pack that is read again brings its places back.
+            assert_eq!((index.len(), index.first(&chunk("x"))), (3, None));
+            let frames = vec![Frame { stored_bytes: 1, ..index.first(&chunk("1")).unwrap().frame(chunk("x")) }];
+            index.add(pack(1), &PackIndex { effort: Effort::Fast, frames });
+            assert_eq!(of_x(&index), [pack(1)]);
+        }
+    }
+
+    #[test]
+    fn a_publication_runs_until_its_guard_is_dropped() {
+        let registry = Arc::new(Registry::default());
+        assert!(!registry.is_publishing());
+        let guards = [registry.guard(), registry.guard()];
+        assert!(registry.is_publishing());
+        drop(guards);
+        assert!(!registry.is_publishing());
+    }
+}

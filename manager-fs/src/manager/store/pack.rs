@@ -357,5 +357,30 @@ mod tests {
         let mut unknown = index(good);
         unknown[40] = 9;
         assert!(decode_index(&unknown, 3).is_err());
+        assert!(read_any_index(&index(good), 3) && !read_any_index(&unknown, 3));
+    }
+
+    #[test]
+    fn a_pack_of_another_length_than_its_own_is_refused_and_an_empty_one_is_none_of_these() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalPacks::open(dir.path()).unwrap();
+        let (id, made) = PackWriter::create(&store, Effort::Fast).unwrap().seal().unwrap().commit().unwrap();
+        assert_eq!(read_index(&store, &id).unwrap(), made);
+        assert_eq!(made, PackIndex { effort: Effort::Fast, frames: Vec::new() });
+        let (shard, rest) = id.to_shard();
+        let path = dir.path().join("packs").join(shard).join(format!("{rest}.pack"));
+        let whole = std::fs::read(&path).unwrap();
+        let longer = [whole.as_slice(), b"x"].concat();
+        for length in (0..whole.len()).chain([longer.len()]) {
+            std::fs::write(&path, &longer[..length]).unwrap();
+            let refused = read_index(&store, &id);
+            assert!(matches!(refused, Err(PackFault::Malformed(_))), "{length} bytes: {refused:?}");
+        }
+    }
+
+    /// `docs/decisions.md`, entry 5.
+    #[test]
+    fn what_somebody_waits_for_is_compressed_fast_and_everything_else_as_well_as_it_goes() {
+        assert_eq!((Effort::Fast.level(), Effort::Best.level()), (3, 16));
     }
 }

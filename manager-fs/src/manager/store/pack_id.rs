@@ -49,3 +49,16 @@ impl FromStr for PackId {
         text.parse().map(Self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pack_is_written_as_it_is_read_and_shortened_where_only_programmers_look() {
+        let text = "0123456789abcdef".repeat(4);
+        let id: PackId = text.parse().unwrap();
+        assert_eq!((id.to_string(), id.to_hex()), (text.clone(), text));
+        assert_eq!(format!("{id:?}"), "PackId(0123456789ab)");
+    }
+}

@@ -132,7 +132,7 @@ impl PackStore for LocalPacks {
         let number = self.drafts.fetch_add(1, Ordering::Relaxed);
         let path = self.layout.root.join("tmp").join(format!("{number:016x}"));
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Box::new(LocalDraft { layout: self.layout.clone(), open: Arc::clone(&self.open), path, file, bytes: 0 }))
+        Ok(Box::new(LocalDraft { layout: self.layout.clone(), open: Arc::clone(&self.open), path, file }))
     }
 
     fn size(&self, name: &BlobName) -> io::Result<Option<u64>> {
@@ -225,14 +225,11 @@ struct LocalDraft {
     open: Arc<OpenFiles>,
     path: PathBuf,
     file: File,
-    bytes: u64,
 }
 
 impl Draft for LocalDraft {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.bytes += bytes.len() as u64;
-        Ok(())
+        self.file.write_all(bytes)
     }
 
     fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
@@ -319,4 +316,46 @@ pub(super) fn make_dir(path: &Path) -> io::Result<()> {
 /// Makes renames into a directory durable.
 pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pack(number: usize) -> BlobName {
+        BlobName::Pack(format!("{number:064x}").parse().unwrap())
+    }
+
+    #[test]
+    fn as_many_packs_stay_open_as_may_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalPacks::open(dir.path()).unwrap();
+        make_dir(&dir.path().join("packs/00")).unwrap();
+        for number in 0..=OPEN_FILES_MAX {
+            fs::write(store.layout.path(&pack(number)), [7; 10]).unwrap();
+            assert_eq!(store.get(&pack(number), 3..5).unwrap(), [7, 7]);
+            let open = lock(&store.open).len();
+            assert_eq!(open, if number < OPEN_FILES_MAX { number + 1 } else { 1 });
+        }
+    }
+
+    #[test]
+    fn only_what_is_not_there_counts_as_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalPacks::open(dir.path()).unwrap();
+        assert_eq!(store.size(&pack(1)).unwrap(), None);
+        store.delete(&pack(1)).unwrap();
+        // Somebody's file stands where the directory of such packs would.
+        fs::write(dir.path().join("packs/00"), "").unwrap();
+        assert!(store.size(&pack(1)).is_err() && store.delete(&pack(1)).is_err());
+    }
+
+    #[test]
+    fn a_directory_that_is_there_is_made_and_one_that_cannot_be_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        make_dir(&path).unwrap();
+        make_dir(&path).unwrap();
+        assert!(make_dir(&dir.path().join("b/c")).is_err());
+    }
 }

@@ -233,6 +233,77 @@ mod tests {
         assert_ne!(store.verify(&Quiet).unwrap().problems, []);
     }
 
+    /// As after a crash, but the new pack is damaged: the old one is the only sound copy, and stays.
+    #[test]
+    fn a_damaged_copy_takes_no_pack_s_place() {
+        let fixture = Fixture::new();
+        let tree = publish_plain(&fixture.store, &source(fixture.dir.path())).unwrap().tree;
+        let [old] = fixture.store.packs_to_repack()[..] else { panic!("one pack") };
+        let both = fixture.dir.path().join("both");
+        copy(fixture.store.root(), &both);
+        assert_eq!(repack_all(&fixture.store).len(), 1);
+        let [BlobName::Pack(new)] = fixture.store.packs.list(BlobKind::Pack).unwrap()[..] else { panic!("one pack") };
+        let path = |root: &Path| {
+            let (shard, rest) = new.to_shard();
+            root.join("packs").join(shard).join(format!("{rest}.pack"))
+        };
+        let mut bytes = fs::read(path(fixture.store.root())).unwrap();
+        bytes[1000] ^= 1;
+        fs::create_dir_all(path(&both).parent().unwrap()).unwrap();
+        fs::write(path(&both), bytes).unwrap();
+
+        let store = Store::open(&both).unwrap();
+        assert_ne!(store.verify(&Quiet).unwrap().problems, []);
+        assert_eq!(store.repack(&old, &|| false).unwrap(), None);
+        assert_eq!(store.usage().unwrap().packs, 2);
+        read_all(&store, &tree);
+    }
+
+    #[test]
+    fn a_pack_that_a_collection_removes_meanwhile_is_no_fault() {
+        let fixture = Fixture::new();
+        let store = &fixture.store;
+        publish_plain(store, &source(fixture.dir.path())).unwrap();
+        let [pack] = store.packs_to_repack()[..] else { panic!("one pack") };
+        let collect = || {
+            store.gc(&std::collections::BTreeSet::new(), false, &Quiet).unwrap();
+            false
+        };
+        assert_eq!(store.repack(&pack, &collect).unwrap(), None);
+        assert_eq!(store.usage().unwrap().packs, 0);
+    }
+
+    /// Such as one that came compressed from another store.
+    #[test]
+    fn a_chunk_that_is_smaller_already_stays_as_it_is() {
+        let fixture = Fixture::new();
+        let store = &fixture.store;
+        let mut random = vec![0; 40_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut random);
+        let plain = text(&random)[..256 << 10].to_vec();
+        let best = zstd::bulk::compress(&plain, 22).unwrap();
+        assert!(best.len() < zstd::bulk::compress(&plain, Effort::Best.level()).unwrap().len());
+        let (id, plain_bytes) = (proto::ChunkId::of(&plain), width::count(plain.len()));
+        let chunk = StoredChunk { encoding: Encoding::Zstd, plain_bytes, bytes: best };
+        let guard = store.guard();
+        let mut taker = store.taker(&guard);
+        taker.take(id, &chunk).unwrap();
+        taker.finish().unwrap();
+        drop(guard);
+        assert_eq!(repack_all(store).len(), 1);
+        assert_eq!(store.chunk(&id).unwrap().unwrap(), chunk);
+    }
+
+    #[test]
+    fn what_does_not_come_back_as_it_was_takes_nothing_s_place() {
+        let plain = b"plain".repeat(100);
+        let stored = zstd::bulk::compress(&plain, 3).unwrap();
+        assert!(comes_back(Encoding::Raw, &plain, &plain) && comes_back(Encoding::Zstd, &stored, &plain));
+        let other = b"other".repeat(100);
+        assert!(!comes_back(Encoding::Raw, &other, &plain) && !comes_back(Encoding::Zstd, &stored, &other));
+        assert!(!comes_back(Encoding::Zstd, &plain, &plain));
+    }
+
     /// Readers, publishers and a collection beside it: everything that is kept can be read at every moment.
     #[test]
     fn nobody_notices() {

@@ -661,6 +661,121 @@ fn a_pack_that_is_rewritten_in_vain_is_told_as_damaged_and_one_in_use_stays() {
 }
 
 #[test]
+fn a_pack_of_which_half_is_needed_stays_and_one_of_which_less_is_needed_does_not() {
+    let fixture = Fixture::new();
+    let publish_noise = |name: &str, lengths: &[usize]| {
+        let path = fixture.dir.path().join(name);
+        let mut model = Model::new([]);
+        let file = |length: &usize| (length.to_string(), Item::file(noise(*length as u64, *length)));
+        model.0.extend(lengths.iter().map(file));
+        model.write(&path);
+        publish_plain(&fixture.store, &path).unwrap().tree
+    };
+    // What every pack has besides its frames counts as needed, so that the other frame is so much longer.
+    let around = width::index(pack::pack_bytes(0, 0));
+    let (needed, less) = (1000, 2000);
+    publish_noise("even", &[needed, needed + around]);
+    publish_noise("odd", &[less, less + around + 1]);
+    let keep = [publish_noise("half", &[needed]), publish_noise("less", &[less])].into();
+    let report = fixture.store.gc(&keep, false, &Quiet).unwrap();
+    assert_eq!((report.packs_rewritten, fixture.store.usage().unwrap().packs), (1, 2));
+    keep.iter().for_each(|tree| read_all(&fixture.store, tree));
+}
+
+/// Blobs whose lengths are told, and whose bytes cannot be had.
+struct Unreadable {
+    inner: Box<dyn PackStore>,
+    kind: Fails,
+}
+
+/// How every attempt to read ends, as long as it is set.
+pub(super) type Fails = Arc<Mutex<Option<io::ErrorKind>>>;
+
+pub(super) fn open_unreadable(root: &Path) -> (Fails, Store) {
+    let kind = Fails::default();
+    let store = opened(|| {
+        let kind = Arc::clone(&kind);
+        let packs = |root: &Path| -> io::Result<Box<dyn PackStore>> {
+            Ok(Box::new(Unreadable { inner: Box::new(LocalPacks::open(root)?), kind }))
+        };
+        Store::open_with(root, packs)
+    });
+    (kind, store)
+}
+
+/// What the directory has, in bytes of its files.
+pub(super) fn stored_bytes(store: &Store) -> u64 {
+    let usage = store.usage().unwrap();
+    usage.pack_bytes + usage.manifest_bytes + usage.delta_bytes + usage.bundle_bytes
+}
+
+impl PackStore for Unreadable {
+    fn create(&self) -> io::Result<Box<dyn Draft>> {
+        self.inner.create()
+    }
+    fn size(&self, name: &BlobName) -> io::Result<Option<u64>> {
+        self.inner.size(name)
+    }
+    fn get(&self, name: &BlobName, range: Range<u64>) -> io::Result<Vec<u8>> {
+        (*lock(&self.kind)).map_or_else(|| self.inner.get(name, range), |kind| Err(kind.into()))
+    }
+    fn list(&self, kind: BlobKind) -> io::Result<Vec<BlobName>> {
+        self.inner.list(kind)
+    }
+    fn delete(&self, name: &BlobName) -> io::Result<()> {
+        self.inner.delete(name)
+    }
+}
+
+#[test]
+fn what_goes_while_it_is_read_is_missing_and_what_cannot_be_read_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (kind, store) = open_unreadable(&dir.path().join("store"));
+    let tree = publish_plain(&store, &source(dir.path(), "a", &[1])).unwrap().tree;
+    let chunk = store.tree(&tree).unwrap().objects[0].chunks[0];
+    assert!(store.manifest(&tree).unwrap().is_some() && store.chunk(&chunk).unwrap().is_some());
+    *lock(&kind) = Some(io::ErrorKind::NotFound);
+    assert_eq!(store.manifest(&tree).unwrap(), None);
+    assert!(matches!(store.chunk(&chunk), Err(StoreError::Missing { .. })), "it was moved, again and again");
+    *lock(&kind) = Some(io::ErrorKind::PermissionDenied);
+    assert!(matches!(store.manifest(&tree), Err(StoreError::Io { .. })));
+    assert!(matches!(store.chunk(&chunk), Err(StoreError::Io { .. })));
+}
+
+#[test]
+fn the_fuzzer_is_told_what_is_an_index_and_what_is_none() {
+    assert!(read_pack_index(&[], 0) && !read_pack_index(&[0; 49], 1));
+}
+
+#[test]
+fn a_manifest_that_is_too_long_is_refused_before_it_is_read() {
+    let fixture = Fixture::new();
+    let tree = publish_plain(&fixture.store, &source(fixture.dir.path(), "a", &[1])).unwrap().tree;
+    let file = fs::File::options().write(true).open(blob(fixture.store.root(), "manifests")).unwrap();
+    for (bytes, fault) in [(MANIFEST_BYTES_MAX, "its hash is"), (MANIFEST_BYTES_MAX + 1, "larger than a manifest")] {
+        file.set_len(bytes as u64).unwrap();
+        let error = fixture.store.manifest(&tree).unwrap_err().to_string();
+        assert!(error.contains(fault), "{error}");
+    }
+}
+
+#[test]
+fn what_lies_in_a_sound_pack_is_not_written_again_because_another_is_damaged() {
+    let fixture = Fixture::new();
+    let store = &fixture.store;
+    let [sound, bad] = ["sound", "bad"].map(|name| {
+        let seed = name.len() as u64;
+        let tree = publish_plain(store, &source(fixture.dir.path(), name, &[seed])).unwrap().tree;
+        store.tree(&tree).unwrap().objects[0].chunks[0]
+    });
+    let of_bad = store.index().places(&bad)[0].0;
+    store.mark_bad(&of_bad);
+    let guard = store.guard();
+    assert!(store.pin(&sound, &guard) && !store.pin(&bad, &guard));
+    assert!(store.has_sound(&sound) && !store.has_sound(&bad));
+}
+
+#[test]
 fn small_chunks_count_with_their_lines_of_the_index_and_no_more() {
     let fixture = Fixture::new();
     let publish_first = |count: u32| {

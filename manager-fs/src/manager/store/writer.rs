@@ -440,18 +440,35 @@ mod tests {
         assert_eq!(contents.new_chunks(), (2, 6_000), "noise does not become smaller");
     }
 
+    #[test]
+    fn a_hole_of_more_chunks_than_one_batch_may_have_is_taken_in_as_a_whole() {
+        let (_dir, store) = store();
+        let many = BATCH_CHUNKS_MAX + 2;
+        let zeros = Given::Zeros(4096 * many as u64 + 1);
+        let (content, contents) = add(&store, vec![zeros], u64::MAX, false);
+        let NodeKind::File(id) = content.unwrap().kind else { panic!("no file") };
+        assert_eq!((contents.objects[&id].chunks.len(), contents.new_chunks().0), (many + 1, 2));
+    }
+
     /// Data that begins in the middle of a chunk, on both sides of a batch's end.
     #[test]
     fn wherever_data_and_holes_meet_the_content_is_the_same() {
         let batch = BATCH_BYTES;
-        for lengths in [[100, 50, 2 * batch], [batch - 10, 5_000, 10], [4096, 4096, 4096], [1, 10_000, batch + 1]] {
+        let in_the_last_chunk = [batch - 4096 + 100, 50, 5_000];
+        for lengths in [
+            [100, 50, 2 * batch],
+            [batch - 10, 5_000, 10],
+            [4096, 4096, 4096],
+            [1, 10_000, batch + 1],
+            in_the_last_chunk,
+        ] {
             let (_dir, store) = store();
             let (front, back) = (noise(1, lengths[0]), noise(2, lengths[2]));
             let plain = [front.clone(), vec![0; lengths[1]], back.clone()].concat();
             let given = vec![Given::Bytes(front), Given::Zeros(lengths[1] as u64), Given::Bytes(back)];
             let (content, contents) = add(&store, given, u64::MAX, false);
             let NodeKind::File(id) = content.unwrap().kind else { panic!("no file") };
-            assert_eq!(id, ObjectId::of(&plain));
+            assert_eq!((id, contents.heads[&id].as_slice()), (ObjectId::of(&plain), &plain[..4]));
             let chunks = &contents.objects[&id].chunks;
             assert_eq!(chunks.len(), plain.len().div_ceil(4096), "{lengths:?}");
             for (chunk, piece) in chunks.iter().zip(plain.chunks(4096)) {
