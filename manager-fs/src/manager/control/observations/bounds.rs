@@ -20,7 +20,7 @@ const STEPS_BYTES: std::ops::RangeInclusive<usize> = 8 << 10..=256 << 10;
 /// Bytes of the steps of all agents of all hosts.
 const ALL_STEPS_BYTES: usize = 1 << 30;
 /// Jobs whose progress is remembered.
-pub(super) const PROGRESS_MAX: u64 = 10_000;
+pub(super) const PROGRESS_MAX: u64 = if cfg!(test) { 100 } else { 10_000 };
 
 /// Bytes of steps of one agent, so that all agents of all hosts stay within their bound.
 pub(super) fn steps_bytes(hosts: usize) -> usize {

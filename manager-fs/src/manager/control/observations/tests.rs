@@ -86,6 +86,43 @@ async fn what_many_hosts_say_at_once_shares_a_sync() {
     assert_eq!(observations.statuses().await.unwrap().len(), 200);
 }
 
+#[tokio::test]
+async fn what_is_said_one_after_the_other_is_synced_each_time_and_the_last_of_it_is_there_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let (observations, web) = (open(&directory), host("web-1"));
+    let before = observations.synced();
+    for at in [5, 9] {
+        observations.note(&web, vec![seen(at)]).await.unwrap();
+    }
+    assert_eq!(observations.synced() - before, 2);
+    drop(observations);
+    assert_eq!(open(&directory).status(&web).await.unwrap().last_seen, 9);
+}
+
+#[tokio::test]
+async fn as_many_products_of_a_host_and_jobs_are_remembered_as_may_be_and_then_the_oldest_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let (observations, web) = (open(&directory), host("web-1"));
+    let name = |number: usize| format!("p{number}").parse::<Product>().unwrap();
+    let step_of = |number: usize| StepEvent { product: name(number), ..step(number as u64, "") };
+    let all = (0..bounds::PRODUCTS_MAX).map(|number| Observation::Step(step_of(number))).collect();
+    observations.note(&web, all).await.unwrap();
+    for extra in 0..3 {
+        for number in 0..bounds::PRODUCTS_MAX + extra {
+            let steps = observations.steps(&web, &name(number)).await.unwrap();
+            assert_eq!(steps.len(), usize::from(number >= extra), "{number} with {extra} more");
+        }
+        let one_more = Observation::Step(step_of(bounds::PRODUCTS_MAX + extra));
+        observations.note(&web, vec![one_more]).await.unwrap();
+    }
+    let of_job = |job: u64| Observation::Progress { job: JobId(job), progress: progress(1), at: 1 };
+    observations.note(&web, (1..=bounds::PROGRESS_MAX).map(of_job).collect()).await.unwrap();
+    assert!(observations.progress(JobId(1)).await.unwrap().is_some());
+    observations.note(&web, vec![of_job(bounds::PROGRESS_MAX + 1)]).await.unwrap();
+    assert_eq!(observations.progress(JobId(1)).await.unwrap(), None);
+    assert!(observations.progress(JobId(2)).await.unwrap().is_some());
+}
+
 /// Whatever a host says, however long and however often, little of it is kept.
 #[tokio::test]
 async fn a_talkative_host_is_cut_short() {
@@ -181,7 +218,10 @@ async fn a_damaged_file_is_set_aside_and_begun_anew() {
         damage();
         let opened = LocalObservations::open(&path).unwrap();
         let text = opened.set_aside.unwrap();
-        assert!(text.contains(".damaged-") || text.contains("memory"), "{text}");
+        let names = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
+        let aside = names.filter(|name| text.ends_with(&format!("lies in {}", name.display()))).count();
+        assert!(aside == 1 && text.contains(".damaged-"), "{text}");
+        assert!(!text.contains("control state") && !text.contains("recover"), "nothing is to be done: {text}");
         assert_eq!(opened.observations.statuses().await.unwrap(), BTreeMap::new(), "damage {at}");
         opened.observations.note(&host("web-1"), vec![seen(9)]).await.unwrap();
         assert_eq!(opened.observations.status(&host("web-1")).await.unwrap().last_seen, 9);

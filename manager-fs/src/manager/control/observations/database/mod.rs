@@ -73,6 +73,12 @@ impl LocalObservations {
             Err(fault) => fault,
         };
         let unreadable = matches!(fault, ControlError::Broken { .. } | ControlError::Newer { .. });
+        // What an error says of the decisions, and of how they come back, is not so of what hosts report.
+        let fault = match fault {
+            ControlError::Broken { reason, .. } => reason,
+            ControlError::Newer { found, known } => format!("it is of format {found}; this program knows {known}"),
+            other => other.to_string(),
+        };
         if let Some(aside) = unreadable.then(|| set_aside(path)).flatten()
             && let Ok(observations) = Self::open_with(opener(path.to_path_buf()))
         {
@@ -254,5 +260,45 @@ impl Writer {
         self.disk.write(|transaction| tables::forget_host(transaction, host))?;
         write(&self.statuses).remove(host);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(host: &str, times: usize) -> (Order, oneshot::Receiver<Result<Vec<Noted>, ControlError>>) {
+        let (answer, answered) = oneshot::channel();
+        let seen = vec![Observation::Seen { at: 1, software: None }; times];
+        (Order::Note(Note { host: host.parse().unwrap(), seen, answer }), answered)
+    }
+
+    #[test]
+    fn a_batch_takes_so_many_observations_and_leaves_the_others_to_the_next() {
+        let memory = || Database::builder().create_with_backend(InMemoryBackend::new()).map_err(storage);
+        let disk = Arc::new(Disk::open(Box::new(memory)).unwrap());
+        let statuses = Arc::new(RwLock::new(tables::begin(&disk).unwrap()));
+        let before = disk.synced();
+        let (queue, orders) = mpsc::channel();
+        let answers = [("a", BATCH_MAX - 1), ("b", 1), ("c", 1)].map(|(host, times)| {
+            let (order, answered) = note(host, times);
+            queue.send(order).unwrap();
+            answered
+        });
+        drop(queue);
+        Writer { disk: Arc::clone(&disk), statuses }.run(&orders);
+        assert_eq!(disk.synced() - before, 2);
+        let noted = answers.map(|answered| answered.blocking_recv().unwrap().unwrap().len());
+        assert_eq!(noted, [BATCH_MAX - 1, 1, 1]);
+    }
+
+    #[tokio::test]
+    async fn the_first_of_a_batch_waits_for_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = LocalObservations::open(&directory.path().join("observations.redb")).unwrap();
+        let begun = Instant::now();
+        let seen = vec![Observation::Seen { at: 1, software: None }];
+        opened.observations.note(&"a".parse().unwrap(), seen).await.unwrap();
+        assert!(begun.elapsed() >= GATHER);
     }
 }
