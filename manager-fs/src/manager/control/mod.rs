@@ -72,3 +72,50 @@ pub fn open(root: &Path) -> Result<Files, ControlError> {
     }
     Ok(Files { store, observations: Arc::new(opened.observations), notices })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const FORMAT_1: &[u8] = include_bytes!("bring_over/format-1.redb.zst");
+
+    #[test]
+    fn a_state_whose_copies_are_there_without_it_is_not_begun_anew() {
+        for copy in [backup::BACKUP_FILE, RECORDS] {
+            let directory = tempfile::tempdir().unwrap();
+            let root = directory.path();
+            drop(open(root).unwrap());
+            fs::write(root.join(copy), "").unwrap();
+            drop(open(root).unwrap());
+            fs::remove_file(root.join(CONTROL_FILE)).unwrap();
+            let error = open(root).err().unwrap();
+            assert!(matches!(&error, ControlError::Gone { copy: named, .. } if named.ends_with(copy)), "{error}");
+            assert!(!root.join(CONTROL_FILE).exists());
+        }
+    }
+
+    #[test]
+    fn a_store_of_before_is_said_to_be_brought_over_and_how_much_of_it_was_not_readable() {
+        for damaged in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join(CONTROL_FILE);
+            fs::write(&path, zstd::stream::decode_all(FORMAT_1).unwrap()).unwrap();
+            if damaged {
+                let database = redb::Database::create(&path).unwrap();
+                let transaction = database.begin_write().unwrap();
+                let values = redb::TableDefinition::<&str, &[u8]>::new("values");
+                transaction.open_table(values).unwrap().insert("nothing/known", [0; 9].as_slice()).unwrap();
+                transaction.commit().unwrap();
+            }
+            let notices = open(directory.path()).unwrap().notices;
+            let [notice] = notices.as_slice() else { panic!("{notices:?}") };
+            assert!(
+                notice.contains("brought over") && notice.ends_with("1 could not be read") == damaged,
+                "{notice}"
+            );
+            assert_eq!(open(directory.path()).unwrap().notices, [""; 0]);
+        }
+    }
+}

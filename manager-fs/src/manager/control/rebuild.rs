@@ -121,7 +121,7 @@ fn record_at(entries: &BTreeMap<String, Vec<u8>>, key: &str) -> Option<Generatio
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use ed25519_dalek::SigningKey;
     use proto::record::{ElfFile, Metadata};
     use proto::{SignedRecord, TreePath};
@@ -131,7 +131,12 @@ mod tests {
     type Entries = BTreeMap<String, Vec<u8>>;
 
     /// A record as it is signed; of 20,000 files it does not fit into one value.
-    fn record(version: &str, sequence: u64, machine: Option<&str>, files: usize) -> (GenerationRecord, Vec<u8>) {
+    pub(in crate::manager::control) fn record(
+        version: &str,
+        sequence: u64,
+        machine: Option<&str>,
+        files: usize,
+    ) -> (GenerationRecord, Vec<u8>) {
         let file = |number: usize| ElfFile {
             path: TreePath::parse(format!("lib/{number:06}").as_bytes()).unwrap(),
             architecture: String::from("x86_64"),

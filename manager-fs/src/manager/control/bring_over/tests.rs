@@ -261,3 +261,18 @@ fn what_cannot_be_removed_is_told_and_what_is_not_there_need_not_be() {
 fn of_what_is_no_record_the_fuzzer_is_told_so() {
     assert!(!convert_any("host/a", b"") && !convert_any("nothing", b"\x01"));
 }
+
+#[tokio::test]
+async fn a_record_of_many_files_comes_over_in_parts() {
+    let directory = old_store();
+    let (record, signed) = super::super::rebuild::tests::record("many", 9, None, 20_000);
+    alter(directory.path(), |values| {
+        let value = [&[0; 8], [1].as_slice(), &proto::codec::encode(&signed).unwrap()].concat();
+        values.insert("generation/data-agent/many", value.as_slice()).unwrap();
+    });
+    assert_eq!(bring_over(directory.path()).unwrap().unwrap().set_aside, 0);
+    let state = open(directory.path()).await;
+    assert!(state.damaged().is_empty(), "{:?}", state.damaged());
+    let found = state.generation(&record.product, &record.version).unwrap();
+    assert_eq!((&found.record, found.signed.len()), (&record, signed.len()));
+}

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use redb::{Database, TableDefinition};
 
-use super::super::contract::Expect;
+use super::super::contract::{COMMIT_BYTES_MAX, Expect, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use super::tables::{HISTORY_BYTES_MAX, HISTORY_COMMITS, PAGE_BYTES};
 use super::*;
 
@@ -52,6 +52,15 @@ async fn a_page_has_as_many_bytes_as_it_may_and_of_a_longer_entry_that_alone() {
         }
         assert_eq!(seen, ["a", "b", "c"]);
     }
+}
+
+#[tokio::test]
+async fn a_commit_of_the_largest_size_can_be_read_in_the_history() {
+    let (_directory, store) = open();
+    let keys = ["a", "b"].map(|name| name.repeat(KEY_BYTES_MAX));
+    let rest = COMMIT_BYTES_MAX - VALUE_BYTES_MAX - 2 * KEY_BYTES_MAX;
+    store.commit(vec![put(&keys[0], VALUE_BYTES_MAX), put(&keys[1], rest)]).await.unwrap();
+    assert_eq!(store.watch("", Revision(0)).next().await.unwrap().events.len(), 2);
 }
 
 #[tokio::test]

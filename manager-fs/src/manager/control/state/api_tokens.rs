@@ -200,6 +200,7 @@ mod tests {
         assert!(Role::ALL.is_sorted());
         assert!(Role::ALL.iter().all(|role| role.as_str().parse() == Ok(*role)));
         assert!("root".parse::<Role>().is_err());
+        assert_eq!(format!("{:>9}", Role::Viewer), "   viewer");
         assert!(!record(Some(5)).is_good(5), "at its end it is over");
     }
 }
