@@ -164,3 +164,51 @@ fn append(pack: &mut PackWriter, batch: &mut Batch, written: &mut HashSet<ChunkI
     }
     pack.append_many(frames, &batch.stored)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::LocalPacks;
+    use super::*;
+
+    #[test]
+    fn what_an_earlier_batch_has_brought_is_not_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let packs = LocalPacks::open(dir.path()).unwrap();
+        let mut pack = PackWriter::create(&packs, Effort::Fast).unwrap();
+        let frame = |plain: &[u8]| Frame {
+            chunk: ChunkId::of(plain),
+            offset: 0,
+            stored_bytes: width::count(plain.len()),
+            plain_bytes: width::count(plain.len()),
+            encoding: Encoding::Raw,
+            check: check_of(plain),
+        };
+        let mut written = HashSet::from([ChunkId::of(b"bb"), ChunkId::of(b"dddd")]);
+        let chunks: [&[u8]; 5] = [b"a", b"bb", b"ccc", b"dddd", b"a"];
+        let mut batch = Batch { frames: chunks.map(frame).into(), stored: chunks.concat(), ..Batch::default() };
+        append(&mut pack, &mut batch, &mut written).unwrap();
+        let found: Vec<Vec<u8>> = pack.frames().iter().map(|frame| pack.read(frame).unwrap()).collect();
+        assert_eq!(found, [b"a".as_slice(), b"ccc"]);
+        assert_eq!(pack.frames()[1].offset, pack.frames()[0].offset + 1);
+    }
+
+    #[test]
+    fn a_chunk_is_compressed_if_that_saves_a_part_of_it_and_stands_as_it_is_otherwise() {
+        let mut compressor = zstd::bulk::Compressor::new(3).unwrap();
+        let mut out = vec![0; 4096];
+        for (plain, encoding) in
+            [(vec![7; 4096], Encoding::Zstd), (::tests::noise(1, 4096), Encoding::Raw), (vec![7; 1], Encoding::Raw)]
+        {
+            let (found, bytes) = compress(Some(&mut compressor), &plain, &mut out);
+            assert_eq!(found, encoding);
+            match found {
+                Encoding::Raw => assert_eq!(out[..bytes], plain),
+                Encoding::Zstd => {
+                    assert!(bytes <= plain.len() - plain.len() / MIN_GAIN);
+                    assert_eq!(zstd::bulk::decompress(&out[..bytes], plain.len()).unwrap(), plain);
+                }
+            }
+            assert_eq!(compress(None, &plain, &mut out), (Encoding::Raw, plain.len()));
+        }
+    }
+}

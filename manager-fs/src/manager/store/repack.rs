@@ -275,23 +275,30 @@ mod tests {
 
     /// Such as one that came compressed from another store.
     #[test]
-    fn a_chunk_that_is_smaller_already_stays_as_it_is() {
+    fn a_chunk_that_is_smaller_already_stays_as_it_is_and_one_that_nobody_compressed_becomes_smaller() {
         let fixture = Fixture::new();
         let store = &fixture.store;
-        let mut random = vec![0; 40_000];
+        let mut random = vec![0; 40_008];
         blake3::Hasher::new().finalize_xof().fill(&mut random);
         let plain = text(&random)[..256 << 10].to_vec();
         let best = zstd::bulk::compress(&plain, 22).unwrap();
         assert!(best.len() < zstd::bulk::compress(&plain, Effort::Best.level()).unwrap().len());
-        let (id, plain_bytes) = (proto::ChunkId::of(&plain), width::count(plain.len()));
-        let chunk = StoredChunk { encoding: Encoding::Zstd, plain_bytes, bytes: best };
+        let raw = text(&random[8..])[..256 << 10].to_vec();
         let guard = store.guard();
         let mut taker = store.taker(&guard);
-        taker.take(id, &chunk).unwrap();
+        let mut take = |plain: &[u8], encoding, bytes: &[u8]| {
+            let id = proto::ChunkId::of(plain);
+            let chunk = StoredChunk { encoding, plain_bytes: width::count(plain.len()), bytes: bytes.to_vec() };
+            taker.take(id, &chunk).unwrap();
+            (id, chunk)
+        };
+        let (small, large) = (take(&plain, Encoding::Zstd, &best), take(&raw, Encoding::Raw, &raw));
         taker.finish().unwrap();
         drop(guard);
         assert_eq!(repack_all(store).len(), 1);
-        assert_eq!(store.chunk(&id).unwrap().unwrap(), chunk);
+        assert_eq!(store.chunk(&small.0).unwrap().unwrap(), small.1);
+        assert_eq!(store.chunk(&large.0).unwrap().unwrap().encoding, Encoding::Zstd);
+        assert_sound(store);
     }
 
     #[test]

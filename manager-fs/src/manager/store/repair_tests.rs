@@ -298,6 +298,7 @@ fn what_is_still_right_in_a_damaged_pack_is_saved_out_of_it_before_the_pack_goes
     assert!(mender.finish().unwrap().is_empty());
     assert_eq!(store.begin_gc().drop_mended(&elsewhere.trees).unwrap(), 1);
     assert!(!pack.exists() && store.has_sound(&broken));
+    assert_eq!(store.begin_gc().drop_mended(&elsewhere.trees).unwrap(), 0, "it is gone");
     drop(store);
     elsewhere.assert_whole();
 }

@@ -102,7 +102,7 @@ fn read(buffer: &mut [u8], mut read: impl FnMut(&mut [u8]) -> io::Result<usize>)
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
+    use std::os::unix::fs::{FileExt, MetadataExt};
 
     use super::*;
 
@@ -121,6 +121,24 @@ mod tests {
         }
     }
 
+    /// Gives one byte at a time, and is interrupted before each.
+    struct Nagged(&'static [u8], bool);
+
+    impl Read for Nagged {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 { Err(io::ErrorKind::Interrupted.into()) } else { self.0.read(&mut buffer[..1]) }
+        }
+    }
+
+    #[test]
+    fn whoever_is_interrupted_reads_on_and_another_fault_is_told() {
+        assert_eq!(all(&mut Dense(Nagged(b"three", false))), (b"three".to_vec(), 0));
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::open(directory.path()).unwrap();
+        assert!(Dense(&file).piece(&mut [0; 10]).is_err());
+    }
+
     #[test]
     fn a_file_s_holes_are_told_and_not_read() {
         let dir = tempfile::tempdir().unwrap();
@@ -131,9 +149,12 @@ mod tests {
             let file = File::create_new(&path).unwrap();
             file.set_len(length).unwrap();
             written.iter().for_each(|at| file.write_all_at(b"data", *at).unwrap());
+            file.sync_all().unwrap();
+            let on_disk = file.metadata().unwrap().blocks() * 512;
             let file = File::open(&path).unwrap();
             let (plain, holes) = all(&mut SparseFile::new(&file));
             assert!(plain == std::fs::read(&path).unwrap(), "{length} {written:?}");
+            assert!(length - holes <= on_disk, "{} bytes were read, {on_disk} are there", length - holes);
             assert!(length < 1 << 20 || holes > length / 2, "{holes} bytes of holes in {length}");
             std::fs::remove_file(path).unwrap();
         }

@@ -270,3 +270,37 @@ impl Store {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{publish_plain, source};
+    use super::*;
+    use crate::manager::monitor::Quiet;
+    use crate::manager::testing::Fixture;
+
+    #[test]
+    fn a_pack_that_a_collection_has_removed_since_it_was_listed_is_no_problem() {
+        let fixture = Fixture::new();
+        let (mut report, mut bad) = (VerifyReport::default(), HashMap::new());
+        let gone: PackId = "ab".repeat(32).parse().unwrap();
+        fixture.store.verify_pack(&gone, 0, &Quiet, &mut report, &mut bad);
+        assert_eq!((report.packs, report.problems.len(), fixture.store.is_bad(&gone)), (0, 0, false));
+    }
+
+    /// Every chunk is sound, but they are another object's: of the same length, or not.
+    #[test]
+    fn an_object_that_its_chunks_do_not_make_is_told() {
+        let fixture = Fixture::new();
+        let store = &fixture.store;
+        let tree = publish_plain(store, &source(fixture.dir.path(), "a", &[1, 2])).unwrap().tree;
+        let whole = store.tree(&tree).unwrap();
+        assert!(whole.objects.iter().all(|object| store.verify_object(&whole, object.id).is_ok()));
+        let mut swapped = whole.clone();
+        swapped.objects[0].chunks = whole.objects[1].chunks.clone();
+        let fault = store.verify_object(&swapped, whole.objects[0].id).unwrap_err().to_string();
+        assert!(fault.contains(&whole.objects[1].id.to_string()), "{fault}");
+        let mut longer = whole.clone();
+        longer.objects[0].bytes += 1;
+        assert!(store.verify_object(&longer, whole.objects[0].id).is_err());
+    }
+}

@@ -106,3 +106,73 @@ pub(crate) fn claim(root: &Path) -> Result<File, StoreError> {
 pub(crate) fn become_store(root: &Path) -> io::Result<()> {
     write_format(root)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{publish_plain, source};
+    use super::*;
+    use crate::manager::testing::Fixture;
+
+    #[test]
+    fn the_packs_of_trees_are_told_and_what_no_sound_one_has_is_counted() {
+        let fixture = Fixture::new();
+        let (store, dir) = (&fixture.store, fixture.dir.path());
+        let [a, b] =
+            [("a", 1), ("b", 2)].map(|(name, seed)| publish_plain(store, &source(dir, name, &[seed])).unwrap().tree);
+        let chunks = |tree| store.tree(&tree).unwrap().objects[0].chunks.clone();
+        let [pack_a, pack_b] = [a, b].map(|tree| store.index().places(&chunks(tree)[0])[0].0);
+        let guard = store.guard();
+        let all = |packs: &[PackId], missing| Packs { packs: packs.iter().copied().collect(), missing };
+        assert_eq!(store.packs_of(&[a, b].into(), &guard).unwrap(), all(&[pack_a, pack_b], 0));
+        assert_eq!(store.packs_of(&[b].into(), &guard).unwrap(), all(&[pack_b], 0));
+        // They stay as long as the guard is held, whatever is collected.
+        store.gc(&BTreeSet::new(), false, &crate::manager::monitor::Quiet).unwrap();
+        assert_eq!(store.packs_of(&[a, b].into(), &guard).unwrap(), all(&[pack_a, pack_b], 0));
+        store.mark_bad(&pack_a);
+        let lost = chunks(a).len() as u64;
+        let unknown = TreeId::of(b"unknown");
+        assert_eq!(store.packs_of(&[a, b, unknown].into(), &guard).unwrap(), all(&[pack_b], lost + 1));
+    }
+
+    #[test]
+    fn the_bundles_of_trees_are_those_that_lead_to_them() {
+        let fixture = Fixture::new();
+        let (store, dir) = (&fixture.store, fixture.dir.path());
+        let [a, b] =
+            [("a", 1), ("b", 2)].map(|(name, seed)| publish_plain(store, &source(dir, name, &[seed])).unwrap().tree);
+        for (from, tree) in [(None, a), (Some(a), b), (None, b)] {
+            store.put_bundle(from.as_ref(), &tree, b"bundle").unwrap();
+        }
+        assert_eq!(store.bundles_of(&[a].into()).unwrap(), [BlobName::Bundle(None, a)]);
+        let of_b = store.bundles_of(&[b].into()).unwrap();
+        assert_eq!(BTreeSet::from_iter(of_b), [BlobName::Bundle(None, b), BlobName::Bundle(Some(a), b)].into());
+    }
+
+    #[test]
+    fn a_blob_is_read_as_it_lies_and_a_pack_is_checked_by_its_id() {
+        let fixture = Fixture::new();
+        let store = &fixture.store;
+        let tree = publish_plain(store, &source(fixture.dir.path(), "a", &[1])).unwrap().tree;
+        let (manifest, bytes) = (BlobName::Manifest(tree), store.manifest(&tree).unwrap().unwrap());
+        let length = bytes.len() as u64;
+        assert_eq!(store.blob_bytes(&manifest).unwrap(), Some(length));
+        assert_eq!(store.blob(&manifest, 3..length).unwrap(), bytes[3..]);
+        assert!(store.blob(&manifest, 3..length + 1).is_err());
+        assert_eq!(store.blob_bytes(&BlobName::Manifest(TreeId::of(b"unknown"))).unwrap(), None);
+        let pack = store.index().packs().into_iter().next().unwrap();
+        check_pack(store.packs.as_ref(), &pack).unwrap();
+        let other: PackId = "ab".repeat(32).parse().unwrap();
+        assert!(check_pack(store.packs.as_ref(), &other).is_err());
+    }
+
+    #[test]
+    fn a_directory_that_has_become_a_store_is_one_process_s_and_opens() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = claim(dir.path()).unwrap();
+        assert!(matches!(claim(dir.path()), Err(StoreError::InUse { .. })));
+        become_store(dir.path()).unwrap();
+        assert!(dir.path().join("format").exists());
+        drop(held);
+        super::super::tests::opened(|| Store::open(dir.path()));
+    }
+}

@@ -450,6 +450,19 @@ mod tests {
         assert_eq!((contents.objects[&id].chunks.len(), contents.new_chunks().0), (many + 1, 2));
     }
 
+    /// Zeros have no place among the plain bytes of a batch, and one among the stored ones.
+    #[test]
+    fn a_batch_that_is_full_of_what_does_not_become_smaller_takes_a_hole_as_well() {
+        let (_dir, store) = store();
+        let back = noise(1, BATCH_BYTES);
+        let given = vec![Given::Zeros(4096), Given::Bytes(back.clone())];
+        let (content, contents) = add(&store, given, u64::MAX, false);
+        let NodeKind::File(id) = content.unwrap().kind else { panic!("no file") };
+        let chunks = &contents.objects[&id].chunks;
+        let plain: Vec<u8> = chunks.iter().flat_map(|chunk| contents.plain_chunk(&store, chunk).unwrap()).collect();
+        assert!(plain[..4096] == [0; 4096] && plain[4096..] == back);
+    }
+
     /// Data that begins in the middle of a chunk, on both sides of a batch's end.
     #[test]
     fn wherever_data_and_holes_meet_the_content_is_the_same() {
