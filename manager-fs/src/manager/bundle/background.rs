@@ -25,6 +25,8 @@ pub(super) enum Wish {
     Carried(TreeId),
     /// Out of what the files say about a start of this program, better than while somebody waited.
     Guessed(TreeId, Option<TreePath>),
+    /// As [`Wish::Guessed`], of the programs that a tree is for, which are looked for first.
+    Programs(TreeId),
 }
 
 /// What waits to be made.

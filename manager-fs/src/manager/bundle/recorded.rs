@@ -155,7 +155,7 @@ impl Bundles {
 
     pub(super) fn wish(self: &Arc<Self>, wish: Wish) {
         let bundles = Arc::clone(self);
-        let queue = if let Wish::Guessed(..) = wish { &self.guesses } else { &self.background };
+        let queue = if let Wish::Guessed(..) | Wish::Programs(_) = wish { &self.guesses } else { &self.background };
         queue.wish(wish, move |wish| {
             let (tree, made) = match wish {
                 Wish::Best(tree) => (tree, bundles.make_best(&tree)),
@@ -164,6 +164,7 @@ impl Bundles {
                 Wish::Learned(tree, touches) => (tree, bundles.record_learned(&tree, &touches)),
                 Wish::Carried(tree) => (tree, bundles.carry_over(&tree)),
                 Wish::Guessed(tree, program) => (tree, bundles.guess_well(tree, program)),
+                Wish::Programs(tree) => (tree, bundles.wish_for_programs(tree)),
             };
             if let Err(error) = made {
                 tracing::warn!(%tree, %error, "a start-up bundle was not made; hosts get the one that there is");
@@ -212,10 +213,14 @@ impl Bundles {
     /// A generation has been published: what was recorded of the one before tells how it will start.
     pub(crate) fn published(self: &Arc<Self>, tree: TreeId) {
         self.wish(Wish::Carried(tree));
-        // Whoever waits for a first start shall not wait for its guess.
-        for program in self.programs(&tree).unwrap_or_default() {
-            self.wish(Wish::Guessed(tree, program));
-        }
+        // Whoever waits for a first start shall not wait for its guess, nor who publishes for what there is to guess.
+        self.wish(Wish::Programs(tree));
+    }
+
+    fn wish_for_programs(self: &Arc<Self>, tree: TreeId) -> Result<(), SendStartError> {
+        let programs = self.programs(&tree)?;
+        programs.into_iter().for_each(|program| self.wish(Wish::Guessed(tree, program)));
+        Ok(())
     }
 
     /// Makes a bundle of a tree that nobody has recorded out of what was recorded of another, and of the guess. It stays a

@@ -114,23 +114,26 @@ impl Bundles {
 
     /// The program that is started: what was typed, if the tree has it, else the entry point.
     fn program(&self, tree: &TreeId, typed: Option<&str>) -> Result<Option<TreePath>, SendStartError> {
-        let manifest = self.store.tree(tree)?;
+        Ok(self.program_of(&self.store.tree(tree)?, tree, typed))
+    }
+
+    fn program_of(&self, manifest: &Manifest, tree: &TreeId, typed: Option<&str>) -> Option<TreePath> {
         let is_program =
             |path: &TreePath| manifest.entry(path).is_some_and(|entry| manifest.node(entry).mode & 0o111 != 0);
-        let typed = typed.and_then(|typed| program(&manifest, typed)).filter(is_program);
+        let typed = typed.and_then(|typed| program(manifest, typed)).filter(is_program);
         let entry = || {
             let mut entries = self.metadata(tree).into_iter().filter_map(|record| record.entry_point);
-            entries.find_map(|entry| program(&manifest, &String::from_utf8_lossy(entry.as_bytes())))
+            entries.find_map(|entry| program(manifest, &String::from_utf8_lossy(entry.as_bytes())))
         };
-        Ok(typed.or_else(entry))
+        typed.or_else(entry)
     }
 
     /// The programs that a tree is for: its entry point, else what it has in the usual places, if that is little.
     pub(super) fn programs(&self, tree: &TreeId) -> Result<Vec<Option<TreePath>>, SendStartError> {
-        if let Some(entry) = self.program(tree, None)? {
+        let manifest = self.store.tree(tree)?;
+        if let Some(entry) = self.program_of(&manifest, tree, None) {
             return Ok(vec![Some(entry)]);
         }
-        let manifest = self.store.tree(tree)?;
         let mut found = Vec::new();
         for entry in &manifest.entries {
             let path = String::from_utf8_lossy(entry.path.as_bytes());
