@@ -26,6 +26,7 @@ pub mod storages;
 pub mod tools;
 pub mod tree;
 pub mod vault;
+pub mod web;
 
 pub use clock::Clock;
 pub use command::Output;

@@ -13,15 +13,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::command::until;
 use tests::repository::root;
-use tests::{Host, Manager, TreeFixture, noise};
-
-/// The name in the manager's own certificate.
-const NAME: &str = "manager.manager-fs.internal";
-const ROLES: [&str; 4] = ["viewer", "operator", "publisher", "admin"];
+use tests::web::{Lab, ROLES};
+use tests::{Host, TreeFixture, noise};
 
 /// What every address takes, beside what only looks at something, which takes a viewer. A route that is not here, or takes
 /// another role, fails the test: who may do what is decided, and not only written down.
-const ORDERS: [(&str, &str, &str); 29] = [
+const ORDERS: [(&str, &str, &str); 34] = [
     ("post", "/v1/upgrades", "operator"),
     ("post", "/v1/rollouts", "operator"),
     ("post", "/v1/rollouts/{rollout}/{wish}", "operator"),
@@ -40,7 +37,12 @@ const ORDERS: [(&str, &str, &str); 29] = [
     ("delete", "/v1/generations/{generation}/profile", "publisher"),
     ("post", "/v1/gc", "admin"),
     ("post", "/v1/verify", "admin"),
+    ("post", "/v1/jobs", "operator"),
     ("post", "/v1/jobs/{job}/cancel", "operator"),
+    ("post", "/v1/repositories", "operator"),
+    ("delete", "/v1/repositories/{repository}", "operator"),
+    ("post", "/v1/repositories/{repository}/tokens", "admin"),
+    ("delete", "/v1/repositories/{repository}/tokens/{token}", "admin"),
     ("post", "/v1/policies", "operator"),
     ("delete", "/v1/policies/{policy}", "operator"),
     ("post", "/v1/policies/{policy}/runs", "operator"),
@@ -52,82 +54,6 @@ const ORDERS: [(&str, &str, &str); 29] = [
     ("get", "/v1/events", "viewer"),
     ("get", "/v1/openapi.json", "viewer"),
 ];
-
-/// A manager that is answered by HTTP, and the tokens of each role.
-struct Lab {
-    manager: Manager,
-    address: String,
-    tokens: Vec<(&'static str, String)>,
-}
-
-/// An answer.
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-impl Answer {
-    #[track_caller]
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
-    }
-
-    #[track_caller]
-    fn expect(self, status: u16) -> Self {
-        assert_eq!(self.status, status, "{}\n{}", self.head, self.body);
-        self
-    }
-}
-
-impl Lab {
-    fn open() -> Self {
-        let manager = Manager::start_with(&["--http", "127.0.0.1:0"]);
-        let log = manager.log();
-        let address = log.split("https://").nth(1).unwrap().split('/').next().unwrap().to_owned();
-        let token = |role: &str| manager.run(&["api-token", "add", role, "--role", role]).expect(0).text();
-        let tokens = ROLES.iter().map(|role| (*role, token(role).trim().to_owned())).collect();
-        Self { manager, address, tokens }
-    }
-
-    fn token(&self, role: &str) -> &str {
-        &self.tokens.iter().find(|(name, _)| *name == role).unwrap().1
-    }
-
-    fn curl(&self) -> Command {
-        let mut curl = Command::new("curl");
-        let port = self.address.rsplit_once(':').unwrap().1;
-        curl.args(["-sS", "-i", "--max-time", "60", "--resolve", &format!("{NAME}:{port}:127.0.0.1")]);
-        curl.arg("--cacert").arg(self.manager.store().join("keys/ca.pem"));
-        curl
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("https://{NAME}:{}{path}", self.address.rsplit_once(':').unwrap().1)
-    }
-
-    /// Asks with further arguments of curl.
-    #[track_caller]
-    fn ask(&self, path: &str, more: &[&str]) -> Answer {
-        let output = self.curl().args(more).arg(self.url(path)).output().expect("curl");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{path}: {}", String::from_utf8_lossy(&output.stderr));
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Answer { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
-    }
-
-    #[track_caller]
-    fn ask_as(&self, role: &str, path: &str, more: &[&str]) -> Answer {
-        let bearer = format!("Authorization: Bearer {}", self.token(role));
-        self.ask(path, &[&["-H", &bearer], more].concat())
-    }
-
-    #[track_caller]
-    fn get(&self, path: &str) -> Value {
-        self.ask_as("viewer", path, &[]).expect(200).json()
-    }
-}
 
 #[test]
 fn every_address_takes_a_role_and_whoever_has_less_is_refused() {

@@ -1,4 +1,5 @@
-//! How commands reach the manager: its local socket, a greeting, one request, its events and reply.
+//! How commands reach the manager: its local socket, or the connection of `remote` that is like it, a greeting, one
+//! request, its events and reply.
 //!
 //! Every wait here has an end. A manager that gives no sign of life within `--silence` ends the command with the reason;
 //! one that lives may take its time with long work, and only [`QUICK_WITHIN`] with what is quick.
@@ -20,7 +21,7 @@ use crate::manager::admin::{AdminEvent, AdminReply, AdminRequest, Long, Quick};
 use crate::net::{self, Incoming, Link, NetError, RefuseAll};
 use crate::version;
 
-use super::{Here, Interrupted, near, peer, units};
+use super::{Here, Interrupted, near, peer, remote, units};
 
 /// How long a manager that lives may take to answer what needs no more than its control state and some reading.
 const QUICK_WITHIN: Duration = Duration::from_secs(120);
@@ -29,7 +30,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// How often a local socket whose queue is full is tried again.
 const QUEUE_PAUSE: Duration = Duration::from_millis(50);
 
-/// Whether a manager takes connections where this command would look for one.
+/// Whether a manager takes connections on this machine where this command would look for one.
 pub(super) fn is_served(here: &Here) -> bool {
     sockets(here).iter().any(|socket| std::os::unix::net::UnixStream::connect(socket).is_ok())
 }
@@ -37,7 +38,7 @@ pub(super) fn is_served(here: &Here) -> bool {
 /// Asks for something that is quick.
 pub(super) fn ask_once(here: &Here, request: &Quick) -> anyhow::Result<AdminReply> {
     let late = format!("the manager lives, but has not answered within {}", units::duration(QUICK_WITHIN));
-    exchange(here, &request.clone().into(), |_| {}, Some((QUICK_WITHIN, &late)), "")
+    exchange(here, request.clone().into(), |_| {}, Some((QUICK_WITHIN, &late)), "")
 }
 
 /// Asks for work that takes as long as it takes. `interrupted` is what becomes of it after Ctrl-C, for people.
@@ -47,7 +48,7 @@ pub(super) fn ask(
     interrupted: &str,
     on: impl FnMut(AdminEvent),
 ) -> anyhow::Result<AdminReply> {
-    exchange(here, &request.clone().into(), on, None, interrupted)
+    exchange(here, request.clone().into(), on, None, interrupted)
 }
 
 /// The error for a reply of the wrong kind. Both sides have the same messages, so this is a fault of the program.
@@ -57,24 +58,29 @@ pub(super) fn unexpected<T>() -> anyhow::Result<T> {
 
 fn exchange(
     here: &Here,
-    request: &AdminRequest,
+    request: AdminRequest,
     mut on: impl FnMut(AdminEvent),
     at_most: Option<(Duration, &str)>,
     interrupted: &str,
 ) -> anyhow::Result<AdminReply> {
+    let (request, files) = if here.remote.is_meant() { remote::divided(request)? } else { (request, None) };
+    let request = &request;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let on = |incoming| {
-            if let Incoming::Event(body) = incoming
-                && let Ok(event) = codec::decode::<AdminEvent, MESSAGE_BYTES_MAX>(&body)
-            {
-                on(event);
-            }
-        };
         let answered = async {
             let (link, pid) = connect(here).await?;
             greet(&link, pid, here.silence).await?;
+            if let Some(files) = &files {
+                remote::send(&link, files, &mut on).await?;
+            }
+            let on = |incoming| {
+                if let Incoming::Event(body) = incoming
+                    && let Ok(event) = codec::decode::<AdminEvent, MESSAGE_BYTES_MAX>(&body)
+                {
+                    on(event);
+                }
+            };
             let reply = tokio::select! {
                 // What has arrived counts, also when the clock says that it is late.
                 biased;
@@ -162,6 +168,9 @@ pub(super) fn sockets(here: &Here) -> Vec<PathBuf> {
 
 /// The connection, and the process that listens there.
 async fn connect(here: &Here) -> anyhow::Result<(Link, Option<u32>)> {
+    if here.remote.is_meant() {
+        return Ok((here.remote.connect(here.silence).await?, None));
+    }
     let mut tried = Vec::new();
     for socket in sockets(here) {
         match connect_in_time(&socket, here.silence).await {

@@ -6,6 +6,7 @@
 mod adapter;
 mod agents;
 mod api_token;
+mod archive;
 mod attach;
 mod client;
 mod completions;
@@ -38,6 +39,7 @@ mod protection;
 mod publish;
 mod record;
 mod recover;
+mod remote;
 mod repository;
 mod repository_key;
 mod rescue;
@@ -61,6 +63,7 @@ use crate::config::{Dirs, GlobalFlags};
 use crate::host::adapter::Keep;
 use crate::units;
 use out::note;
+use remote::Remote;
 
 /// Serves versioned executable trees to hosts, and changes their running agents' versions.
 #[derive(Debug, Parser)]
@@ -68,6 +71,8 @@ use out::note;
 struct Line {
     #[command(flatten)]
     global: GlobalFlags,
+    #[command(flatten)]
+    remote: Remote,
     #[command(subcommand)]
     command: Command,
 }
@@ -183,6 +188,8 @@ struct Here {
     dirs: Dirs,
     /// How long the manager or the mount daemon may give no sign of life.
     silence: Duration,
+    /// Where the manager is, if it is not on this machine.
+    remote: Remote,
 }
 
 /// The flag of every command that prints.
@@ -218,7 +225,8 @@ pub fn run() -> ExitCode {
     // The parser is made of the same type.
     let line = Line::from_arg_matches(&typed).unwrap_or_else(|error| error.exit());
     let done = Dirs::resolve(&line.global).map_err(anyhow::Error::from);
-    let done = done.and_then(|dirs| dispatch(line.command, &Here { dirs, silence: line.global.silence }));
+    let silence = line.global.silence;
+    let done = done.and_then(|dirs| dispatch(line.command, &Here { dirs, silence, remote: line.remote }));
     match done.and_then(|done| out::finish().map(|()| done)) {
         Ok(Done::Clean) => ExitCode::SUCCESS,
         Ok(Done::WithProblems) => ExitCode::from(3),
@@ -239,6 +247,7 @@ pub fn run() -> ExitCode {
 }
 
 fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
+    here.remote.allows(&command)?;
     let dirs = &here.dirs;
     match command {
         Command::Serve(args) => serve::run(&args, dirs),

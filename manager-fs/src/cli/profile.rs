@@ -161,7 +161,7 @@ pub(super) fn record(
 
 /// Gives what was touched to the manager: as its operator where its own socket is here, otherwise as this host.
 fn tell(tree: TreeId, touches: Vec<Touch>, here: &Here) -> Result<Became> {
-    if client::sockets(here).iter().any(|socket| socket.exists()) {
+    if here.remote.is_meant() || client::sockets(here).iter().any(|socket| socket.exists()) {
         let order = Quick::Record { tree, touches: touches.clone() };
         match ask_once(here, &order) {
             Ok(AdminReply::Recorded(facts)) => return Ok(Became::Bundle(facts)),

@@ -20,6 +20,7 @@ mod peer_tests;
 mod tests;
 pub mod tls;
 pub mod unix;
+pub mod web;
 
 pub use answer::{Answer, Cancellation};
 pub use link::{Handler, Incoming, Link, LinkLimits, RefuseAll, start, start_with};
@@ -28,6 +29,12 @@ pub use tls::{
     ServerStream, TlsIdentity, accept, client_config, connect, enrolment_config, server_config, web_config,
 };
 pub use unix::{bind_unix, connect_unix, peer_is_trusted};
+pub use web::{WebIdentity, connect_web, web_client_config};
+
+/// Where a manager's HTTP interface lets a connection of this program go on as a [`Link`].
+pub const LINK_PATH: &str = "/v1/link";
+/// What it is called in the request for it.
+pub const LINK_PROTOCOL: &str = "manager-fs";
 
 /// A boxed future, as trait methods return it.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;

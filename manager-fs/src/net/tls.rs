@@ -183,12 +183,22 @@ pub async fn connect(
     address: &str,
     config: Arc<ClientConfig>,
 ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, NetError> {
+    dial(address, MANAGER_NAME, config, explain).await
+}
+
+/// Dials and shakes hands; `explain` says why not.
+pub(super) async fn dial(
+    address: &str,
+    name: &str,
+    config: Arc<ClientConfig>,
+    explain: fn(&io::Error) -> String,
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, NetError> {
     let failed = |reason: String| NetError::Connect { address: address.to_owned(), reason };
     let stream = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(address)).await;
     let stream = stream.map_err(|_| failed(format!("nothing accepted within {CONNECT_DEADLINE:?}")))?;
     let stream = stream.map_err(|error| failed(error.to_string()))?;
     tune(&stream).map_err(|error| failed(error.to_string()))?;
-    let name = ServerName::try_from(MANAGER_NAME).map_err(|error| failed(error.to_string()))?;
+    let name = ServerName::try_from(name.to_owned()).map_err(|error| failed(error.to_string()))?;
     let handshake = TlsConnector::from(config).connect(name, stream);
     let stream = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await;
     let stream = stream.map_err(|_| failed(format!("no TLS handshake within {HANDSHAKE_DEADLINE:?}")))?;
@@ -279,7 +289,7 @@ impl std::fmt::Debug for TlsIdentity {
     }
 }
 
-fn client_builder(
+pub(super) fn client_builder(
     verifier: Arc<dyn ServerCertVerifier>,
 ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, NetError> {
     Ok(ClientConfig::builder_with_provider(provider())
@@ -301,7 +311,7 @@ pub fn random<const N: usize>() -> Result<[u8; N], NetError> {
 }
 
 /// Named explicitly: a second provider anywhere in the program would make the process-wide default a panic.
-fn provider() -> Arc<CryptoProvider> {
+pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
@@ -388,7 +398,7 @@ impl std::fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-fn refused(reason: &str) -> rustls::Error {
+pub(super) fn refused(reason: &str) -> rustls::Error {
     let reason = Refusal(reason.to_owned());
     rustls::Error::InvalidCertificate(CertificateError::Other(rustls::OtherError(Arc::new(reason))))
 }

@@ -220,6 +220,8 @@ pub enum Quick {
     Rollouts,
     /// Something about tokens of the HTTP interface.
     ApiToken(ApiTokenAsk),
+    /// The next piece of an archive, from afar; `Publish` on the same connection takes what was sent.
+    Piece(Vec<u8>),
 }
 
 /// What `verify --repair` takes.
@@ -283,7 +285,8 @@ impl PublishOrder {
         path.as_os_str().as_bytes().to_vec()
     }
 
-    pub(super) fn source_path(&self) -> PathBuf {
+    /// The source as a path.
+    pub(crate) fn source_path(&self) -> PathBuf {
         path_of(&self.source)
     }
 }

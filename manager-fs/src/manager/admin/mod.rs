@@ -3,6 +3,7 @@
 //! Frames and codec are those of the network. Only root and the manager's own user are heard (peer credentials), and only
 //! by a program of the same messages: both sides greet each other first (`proto::local`).
 
+pub(crate) mod afar;
 mod api_tokens;
 mod architecture;
 mod catalog;
@@ -25,16 +26,19 @@ use proto::codec;
 use proto::limits::MESSAGE_BYTES_MAX;
 use proto::local_greeting::Greeting;
 use proto::message::Fault;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 
 use super::error::ManagerError;
 use super::rollout::{RolloutError, RolloutView};
 use super::whole::Manager;
 use super::worker::command;
-use crate::net::{self, Answer, BoxFuture, Handler};
+use crate::net::{self, Answer, BoxFuture, Handler, Link, LinkLimits};
 use crate::version;
+use afar::{Afar, Gate, OnlyThere};
 use catalog::Catalog;
 use fleet::Fleet;
+use long::Asker;
 
 pub(crate) use api_tokens::ApiToken;
 pub use api_tokens::{ApiTokenAnswer, ApiTokenAsk, ApiTokenView};
@@ -50,6 +54,14 @@ pub use view::{AgentView, HostView, RepositoryTokenView, RepositoryView};
 /// How long nothing is accepted after a failure: out of descriptors, most likely, and connections that end will help.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+/// Refuses what is only for the manager's machine.
+///
+/// # Errors
+/// It is, and why.
+pub fn only_there(request: &AdminRequest) -> Result<(), OnlyThere> {
+    afar::needed(request).map(drop)
+}
+
 /// Answers commands on a local socket until it is dropped.
 pub async fn serve_admin(manager: Arc<Manager>, listener: UnixListener) {
     loop {
@@ -62,23 +74,40 @@ pub async fn serve_admin(manager: Arc<Manager>, listener: UnixListener) {
             }
         };
         match net::peer_is_trusted(&stream) {
-            Ok(true) => drop(net::start(stream, Arc::new(Admin::new(&manager)))),
+            Ok(true) => drop(net::start(stream, Arc::new(Arc::new(Admin::new(&manager, None))))),
             Ok(false) => tracing::warn!("a local user without permission asked; refused"),
             Err(error) => tracing::warn!(%error, "cannot tell who asks; refused"),
         }
     }
 }
 
+/// Bytes of one command that comes from afar: a piece of an archive, or a plan.
+const AFAR_BYTES_MAX: usize = 4 << 20;
+/// Commands that are under way at once on a connection from afar: one, and a look whether its manager lives.
+const AFAR_REQUESTS_MAX: usize = 8;
+
+/// Answers commands from afar on a stream whose other end is known at `gate`.
+pub(crate) fn answer_from_afar<S>(stream: S, manager: &Arc<Manager>, gate: Arc<dyn Gate>) -> Link
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let limits = LinkLimits { requests_max: AFAR_REQUESTS_MAX, request_bytes_max: AFAR_BYTES_MAX };
+    let admin: Arc<dyn Handler> = Arc::new(Arc::new(Admin::new(manager, Some(Afar::new(gate)))));
+    net::start_with(stream, limits, |_| admin)
+}
+
 /// One connection.
 struct Admin {
     manager: Arc<Manager>,
+    /// Where it does not come from this machine.
+    afar: Option<Afar>,
     /// Whoever asks has our messages.
     same: AtomicBool,
 }
 
 impl Admin {
-    fn new(manager: &Arc<Manager>) -> Self {
-        Self { manager: Arc::clone(manager), same: AtomicBool::new(false) }
+    fn new(manager: &Arc<Manager>, afar: Option<Afar>) -> Self {
+        Self { manager: Arc::clone(manager), afar, same: AtomicBool::new(false) }
     }
 
     /// Our greeting, whatever theirs is: it tells the other side what to do.
@@ -93,22 +122,36 @@ impl Admin {
     }
 }
 
-impl Handler for Admin {
+impl Handler for Arc<Admin> {
     fn handle(&self, body: Vec<u8>, answer: Answer) -> BoxFuture<()> {
         if let Some(theirs) = Greeting::read(&body) {
             let ours = self.greet(&theirs);
             return Box::pin(async move { delivered(answer.finish(&ours).await) });
         }
-        let (manager, same) = (Arc::clone(&self.manager), self.same.load(Ordering::SeqCst));
+        let (admin, same) = (Arc::clone(self), self.same.load(Ordering::SeqCst));
         Box::pin(async move {
             let reply = match codec::decode::<AdminRequest, MESSAGE_BYTES_MAX>(&body) {
                 _ if !same => Ok(AdminReply::Fault(Fault::BadRequest(not_greeted()))),
-                Ok(AdminRequest::Quick(request)) => at_once(&manager, *request).await,
-                Ok(AdminRequest::Long(request)) => long::answer(&manager, request, &answer).await,
+                Ok(request) => match &admin.afar {
+                    Some(afar) => afar.answered(&admin.manager, request, &answer).await,
+                    None => answered(&admin.manager, request, &answer).await,
+                },
                 Err(error) => Ok(AdminReply::Fault(Fault::BadRequest(error.to_string()))),
             };
             delivered(answer.finish(&reply.unwrap_or_else(|error| AdminReply::Fault(error.into()))).await);
         })
+    }
+}
+
+/// Answers whatever is asked.
+async fn answered(
+    manager: &Arc<Manager>,
+    request: AdminRequest,
+    asker: &impl Asker,
+) -> Result<AdminReply, ManagerError> {
+    match request {
+        AdminRequest::Quick(request) => at_once(manager, *request).await,
+        AdminRequest::Long(request) => long::answer(manager, request, asker).await,
     }
 }
 
@@ -190,6 +233,10 @@ pub(crate) async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<Ad
         Quick::Policy(ask) => AdminReply::Policy(manager.policies.answer(ask).await?),
         Quick::ApiToken(ask) => AdminReply::ApiToken(api_tokens::answer(manager, ask).await?),
         Quick::Rollouts => AdminReply::Rollouts(manager.rollouts.all().await?),
+        Quick::Piece(_) => {
+            let why = "a command on the manager's machine names its archive, and sends none";
+            AdminReply::Fault(Fault::BadRequest(why.to_owned()))
+        }
     })
 }
 

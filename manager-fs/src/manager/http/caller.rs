@@ -40,6 +40,18 @@ pub(crate) struct Caller {
     pub(crate) form_key: Option<String>,
 }
 
+impl Caller {
+    /// Refuses a form without the key of its sender's sign-in.
+    pub(super) fn must_have_sent(&self, form_key: Option<&str>) -> Result<(), Problem> {
+        // Hashes are compared in constant time.
+        let read = |key: Option<&str>| key.and_then(|key| blake3::Hash::from_hex(key).ok());
+        match (read(self.form_key.as_deref()), read(form_key)) {
+            (Some(wanted), Some(sent)) if wanted == sent => Ok(()),
+            _ => Err(Problem::forged()),
+        }
+    }
+}
+
 /// By what somebody is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum By {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -18,7 +18,8 @@ use super::reads::StatusDocument;
 use super::received::{kept, taken};
 use super::route::{self, Replies, Route, Work};
 use super::server::Peer;
-use super::{members, openapi, orders, reads, stream};
+use super::{members, openapi, orders, reads, repositories, storage, stream};
+use crate::manager::admin::afar::of_quick;
 use crate::manager::admin::{self, Long, PublishOrder, Quick};
 use crate::manager::control::api_tokens::Role;
 use crate::manager::documents;
@@ -27,7 +28,7 @@ use crate::manager::whole::Manager;
 /// Requests that are worked on at once; others wait for their turn.
 const AT_ONCE: usize = 16;
 /// How long they wait.
-const TURN_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const TURN_DEADLINE: Duration = Duration::from_secs(10);
 /// Streams at once.
 const STREAMS_MAX: usize = 64;
 /// Archives that arrive at once.
@@ -39,6 +40,8 @@ const JSON: &str = "application/json";
 pub(super) fn routes() -> Vec<Route> {
     let mut all = reads::routes();
     all.extend(members::routes());
+    all.extend(storage::routes());
+    all.extend(repositories::routes());
     all.extend(orders::routes());
     all
 }
@@ -46,22 +49,22 @@ pub(super) fn routes() -> Vec<Route> {
 /// What answers.
 pub(super) struct Edge {
     pub(super) manager: Arc<Manager>,
-    pub(super) door: Door,
+    pub(super) door: Arc<Door>,
     routes: Vec<Route>,
-    turns: Semaphore,
+    pub(super) turns: Arc<Semaphore>,
     streams: Arc<Semaphore>,
-    uploads: Semaphore,
+    pub(super) uploads: Arc<Semaphore>,
 }
 
 impl Edge {
     pub(super) fn new(manager: Arc<Manager>) -> Self {
         Self {
             manager,
-            door: Door::default(),
+            door: Arc::default(),
             routes: routes(),
-            turns: Semaphore::new(AT_ONCE),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
-            uploads: Semaphore::new(UPLOADS_MAX),
+            uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
         }
     }
 
@@ -82,11 +85,7 @@ impl Edge {
         let query = pairs(request.uri().query().unwrap_or_default())?;
         route.allows(&query)?;
         if *request.method() != Method::GET && *request.method() != Method::HEAD {
-            // By what a browser sends by itself nobody orders anything: another site could make it do so.
-            let by_a_page = ["origin", "sec-fetch-site"].iter().any(|name| request.headers().contains_key(*name));
-            if caller.by == By::Session || (caller.by == By::Certificate && by_a_page) {
-                return Err(Problem::forged());
-            }
+            by_nobody_elses_page(&caller, request.headers())?;
             let (name, path) = (caller.name.as_str(), request.uri().path());
             tracing::info!(by = name, role = %caller.role, method = %request.method(), path, "ordered by HTTP");
         }
@@ -107,7 +106,7 @@ impl Edge {
     async fn work(&self, route: &Route, ask: &Ask, caller: &Caller) -> Result<Response<Body>, Problem> {
         match &route.work {
             Work::Quick(to_quick, to_document) => {
-                let replies = self.ask(to_quick(ask)?).await?;
+                let replies = self.ask(to_quick(ask)?, ask.role).await?;
                 Ok(document(&to_document(ask, replies)?))
             }
             Work::Long(to_long) => {
@@ -120,8 +119,12 @@ impl Edge {
         }
     }
 
-    /// Asks the manager one thing after the other.
-    pub(super) async fn ask(&self, all: Vec<Quick>) -> Result<Replies, Problem> {
+    /// Asks the manager one thing after the other, for somebody of this role.
+    pub(super) async fn ask(&self, all: Vec<Quick>, role: Role) -> Result<Replies, Problem> {
+        // A route says who may ask it; what is asked by it says so once more.
+        if let Some(needed) = all.iter().map(of_quick).find(|needed| *needed > role) {
+            return Err(Problem::forbidden(needed, role));
+        }
         let Ok(Ok(_turn)) = timeout(TURN_DEADLINE, self.turns.acquire()).await else { return Err(Problem::busy()) };
         let mut replies = Vec::with_capacity(all.len());
         for quick in all {
@@ -140,7 +143,7 @@ impl Edge {
         Ok(events(stream::begin(&self.manager, work, role, (stream, upload))))
     }
 
-    fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
+    pub(super) fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
         Arc::clone(&self.streams).try_acquire_owned().map_err(|_| Problem::busy())
     }
 
@@ -153,6 +156,15 @@ impl Edge {
             notices: self.manager.notices(),
         }
     }
+}
+
+/// By what a browser sends by itself nobody orders anything: another site could make it do so.
+pub(super) fn by_nobody_elses_page(caller: &Caller, headers: &HeaderMap) -> Result<(), Problem> {
+    let by_a_page = ["origin", "sec-fetch-site"].iter().any(|name| headers.contains_key(*name));
+    if caller.by == By::Session || (caller.by == By::Certificate && by_a_page) {
+        return Err(Problem::forged());
+    }
+    Ok(())
 }
 
 fn with_type(status: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
@@ -174,7 +186,7 @@ fn events(body: Body) -> Response<Body> {
     with_type(StatusCode::OK, "text/event-stream", body)
 }
 
-fn refused(problem: &Problem) -> Response<Body> {
+pub(super) fn refused(problem: &Problem) -> Response<Body> {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = whole(documents::json(problem).to_string());
     let mut response = with_type(status, "application/problem+json", body);
@@ -191,7 +203,7 @@ fn refused(problem: &Problem) -> Response<Body> {
 }
 
 /// What every answer bears: nothing is kept by anybody on the way, and nothing is what it does not say it is.
-pub(super) fn harden(headers: &mut hyper::HeaderMap) {
+pub(super) fn harden(headers: &mut HeaderMap) {
     const ALL: [(HeaderName, &str); 5] = [
         (CACHE_CONTROL, "no-store"),
         (hyper::header::X_CONTENT_TYPE_OPTIONS, "nosniff"),

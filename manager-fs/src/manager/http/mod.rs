@@ -3,25 +3,29 @@
 //! ```text
 //! bytes ──server──> request ──caller──> who, and which role ──route──> command ──admin──> reply ──> document, or page
 //! ```
-//! `server` bounds connections, `caller` knows who asks, `route` and what stands in `reads`, `members` and `orders` turn an address
+//! `server` bounds connections, `caller` knows who asks, `route` and what stands in `reads`, `members`, `storage`, `repositories` and `orders` turn
+//! an address
 //! into a command of `admin` and its reply into a document; `openapi` describes just that. `console` shows the same to
-//! people. Nothing here decides anything. What it takes and answers: `docs/api.md`, `docs/console.md`.
+//! people, and by `link` commands of this program ask from other machines. Nothing here decides anything. What it takes and answers: `docs/api.md`, `docs/console.md`.
 
 mod ask;
 mod body;
 mod caller;
 mod console;
 mod edge;
+mod link;
 mod members;
 mod openapi;
 mod orders;
 mod problem;
 mod reads;
 mod received;
+mod repositories;
 mod route;
 mod server;
 mod sessions;
 mod shape;
+mod storage;
 mod stream;
 mod visit;
 
@@ -72,7 +76,9 @@ pub async fn serve(manager: &Arc<Manager>, options: &HttpOptions) -> Result<Sock
 async fn answer(both: Arc<(Edge, Console)>, mut request: Request<Incoming>, peer: Peer) -> Response<Body> {
     let (edge, console) = both.as_ref();
     let path = request.uri().path();
-    let mut response = if path == "/healthz" || path.starts_with("/v1/") {
+    let mut response = if link::is_meant(path) {
+        link::answer(edge, &mut request, &peer).await.unwrap_or_else(|problem| edge::refused(&problem))
+    } else if path == "/healthz" || path.starts_with("/v1/") {
         edge.answer(&mut request, &peer).await
     } else {
         console.answer(edge, &mut request, &peer).await

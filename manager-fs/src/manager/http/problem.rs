@@ -7,6 +7,7 @@ use proto::message::Fault;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::manager::admin::afar::too_little;
 use crate::manager::control::api_tokens::Role;
 use crate::manager::error::ManagerError;
 
@@ -45,8 +46,7 @@ impl Problem {
 
     /// Who asks may not.
     pub(super) fn forbidden(needed: Role, has: Role) -> Self {
-        let detail = format!("this takes the role {needed}, and the token has {has}: ask an admin for another token");
-        Self::new(StatusCode::FORBIDDEN, detail)
+        Self::new(StatusCode::FORBIDDEN, too_little(needed, has))
     }
 
     /// A form was not made by a page of this sign-in.

@@ -12,6 +12,7 @@ use super::ask::Ask;
 use super::problem::Problem;
 use super::route::{Replies, Route, Work};
 use super::shape::{GENERATION, HOST, Kind, NUMBER, PRODUCT, SELECTOR, TARGET, any, may, must};
+use crate::manager::admin::afar::veil;
 use crate::manager::admin::{
     AdminReply, ApiTokenAnswer, ApiTokenAsk, HOSTS_PAGE, HostFilter, HostState, Long, Quick,
 };
@@ -285,15 +286,6 @@ fn work() -> Vec<Route> {
 pub(super) fn rollout(mut replies: Replies) -> Result<RolloutDocument, Problem> {
     let view = replies.next(|reply| if let AdminReply::Rollout(view) = reply { Some(view) } else { None })?;
     Ok(RolloutDocument::from(view.as_ref()))
-}
-
-/// Takes out what was read in a repository, where the asker may not see it.
-fn veil(role: Role, job: &mut crate::manager::control::jobs::JobRecord) {
-    if role < Role::Operator
-        && let Some(proto::agent::Outcome::Found { found, .. }) = &mut job.outcome
-    {
-        found.clear();
-    }
 }
 
 fn ask_jobs(ask: &Ask) -> Result<Vec<Quick>, Problem> {

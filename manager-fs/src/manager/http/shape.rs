@@ -146,6 +146,10 @@ text_forms! {
     TokenForm = TOKEN_PATTERN;
     /// A role.
     RoleForm = "^(viewer|operator|publisher|admin)$";
+    /// What a repository is called.
+    RepositoryForm = REPOSITORY_PATTERN;
+    /// What something is called.
+    NameForm = NAME_PATTERN;
     /// A task of a policy.
     TaskForm = "^(backup|verify|check|prune|restore-test)$";
 }

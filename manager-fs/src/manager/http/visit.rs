@@ -58,7 +58,7 @@ impl Console {
         }
         let query = pairs(request.uri().query().unwrap_or_default())?;
         let ask = Ask { path: path_names, query, body: Default::default(), role: caller.role };
-        let replies = edge.ask((page.ask)(&ask)?).await?;
+        let replies = edge.ask((page.ask)(&ask)?, caller.role).await?;
         let shown = (page.show)(&caller, &ask, replies)?;
         Ok(html(StatusCode::OK, console::page(&caller, path, &shown)))
     }
@@ -79,7 +79,7 @@ impl Console {
         let (name, role) = (caller.name.as_str(), caller.role);
         tracing::info!(by = name, %role, path, "ordered at the console");
         let ask = Ask { path: path_names, query: Vec::new(), body: Default::default(), role };
-        edge.ask((order.ask)(&ask)?).await?;
+        edge.ask((order.ask)(&ask)?, role).await?;
         Ok(to(&(order.then)(&ask)?))
     }
 }
@@ -93,12 +93,8 @@ async fn formed(
     let caller = edge.door.caller(&edge.manager.state, request.headers(), peer).await?;
     let form = form(request).await?;
     let sent = form.iter().find(|(name, _)| name == "form_key").map(|(_, key)| key.as_str());
-    // Hashes are compared in constant time.
-    let read = |key: Option<&str>| key.and_then(|key| blake3::Hash::from_hex(key).ok());
-    match (read(caller.form_key.as_deref()), read(sent)) {
-        (Some(wanted), Some(sent)) if wanted == sent => Ok((caller, form)),
-        _ => Err(Problem::forged()),
-    }
+    caller.must_have_sent(sent)?;
+    Ok((caller, form))
 }
 
 async fn form(request: &mut Request<Incoming>) -> Result<Vec<(String, String)>, Problem> {
