@@ -60,6 +60,20 @@ provide_tools() {
     fi
 }
 
+# A browser is a large thing, and no package of every system: where root cannot install it from packages, the tests that
+# want it are listed.
+provide_browser() {
+    if have chromium && have chromedriver; then return; fi
+    if [ "$(id -u)" = 0 ] && have apt-get; then
+        say "installing chromium and chromium-driver"
+        apt-get update -qq >&2 || true
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver \
+            >/dev/null || true
+        hash -r
+    fi
+    have chromedriver || say "there is no chromium with its chromedriver; tests that want it will be listed"
+}
+
 # Installs what is wanted, by apt as root or by way of sudo; otherwise says all that is missing, and ends with 2.
 provide() {
     local as_root=() left=()

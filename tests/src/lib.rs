@@ -4,6 +4,7 @@
 // A test fails by panicking; here a message with the cause is the way to report it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod browser;
 pub mod choices;
 pub mod clock;
 pub mod command;

@@ -15,6 +15,7 @@ mod console;
 mod edge;
 mod link;
 mod members;
+mod multipart;
 mod openapi;
 mod orders;
 mod problem;
@@ -27,6 +28,7 @@ mod sessions;
 mod shape;
 mod storage;
 mod stream;
+mod upload;
 mod visit;
 
 use std::net::SocketAddr;

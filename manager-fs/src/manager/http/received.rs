@@ -20,9 +20,9 @@ const BYTES_MAX: usize = 1 << 20;
 /// How long such a body may take.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// How long nothing may come of an archive.
-const SILENCE: Duration = Duration::from_secs(30);
+pub(super) const SILENCE: Duration = Duration::from_secs(30);
 /// Bytes of an archive that are written at once.
-const WRITTEN_AT_ONCE: usize = 1 << 20;
+pub(super) const WRITTEN_AT_ONCE: usize = 1 << 20;
 /// Bytes that are read of a body that nobody wants.
 const FORGOTTEN_BYTES_MAX: usize = 16 << 20;
 /// How long they may take.

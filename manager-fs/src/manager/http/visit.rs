@@ -14,6 +14,7 @@ use super::received::taken;
 use super::route::named;
 use super::server::Peer;
 use super::sessions::SESSION_COOKIE;
+use super::upload;
 
 /// What is shown, and what can be ordered by forms.
 pub(super) struct Console {
@@ -36,6 +37,7 @@ impl Console {
             ("/sign-in", true) => Ok(html(StatusCode::OK, console::sign_in_page(None))),
             ("/sign-in", false) => sign_in(edge, request, peer).await,
             ("/sign-out", false) => sign_out(edge, request, peer).await,
+            (console::PUBLISH, false) => upload::publish(edge, request, peer).await.map(|place| to(&place)),
             (_, true) => self.page(edge, request, peer).await,
             (_, false) => self.order(edge, request, peer).await,
         };

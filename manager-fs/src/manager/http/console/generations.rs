@@ -2,11 +2,12 @@
 
 use maud::{Markup, html};
 
-use super::layout::{host_link, since};
+use super::layout::{form_key, host_link, since};
 use super::{Page, Shown};
 use crate::manager::admin::{AdminReply, AgentView, ArchitectureDiff, Difference, GenerationView, Quick};
 use crate::manager::control::api_tokens::Role;
 use crate::manager::http::ask::{Ask, encoded};
+use crate::manager::http::caller::Caller;
 use crate::manager::http::problem::Problem;
 use crate::manager::http::route::Replies;
 use crate::units::{bytes, count, ms};
@@ -16,18 +17,27 @@ const NAMED_MAX: usize = 50;
 /// Differences that are listed.
 const ENTRIES_MAX: usize = 500;
 
-pub(super) fn pages() -> [Page; 3] {
+/// Where a form publishes.
+pub(in crate::manager::http) const PUBLISH: &str = "/publish";
+
+pub(super) fn pages() -> [Page; 4] {
     [
+        Page {
+            path: PUBLISH,
+            role: Role::Publisher,
+            ask: |_| Ok(Vec::new()),
+            show: |caller, _, _| Ok(Shown::new("Publish", publish_form(caller))),
+        },
         Page {
             path: "/generations",
             role: Role::Viewer,
             ask: |_| Ok(vec![Quick::Generations(None), Quick::Agents]),
-            show: |_, _, mut replies| {
+            show: |caller, _, mut replies| {
                 let all =
                     replies.next(|reply| if let AdminReply::Generations(all) = reply { Some(all) } else { None })?;
                 let agents =
                     replies.next(|reply| if let AdminReply::Agents(all) = reply { Some(all) } else { None })?;
-                Ok(Shown::new("Generations", list(&all, &agents)))
+                Ok(Shown::new("Generations", list(caller, &all, &agents)))
             },
         },
         Page {
@@ -60,10 +70,11 @@ fn runs(view: &GenerationView, agents: &[AgentView]) -> usize {
     agents.iter().filter(|agent| agent.status.tree == view.record.tree).count()
 }
 
-fn list(all: &[GenerationView], agents: &[AgentView]) -> Markup {
+fn list(caller: &Caller, all: &[GenerationView], agents: &[AgentView]) -> Markup {
     let mut newest_first: Vec<&GenerationView> = all.iter().collect();
     newest_first.sort_by_key(|view| std::cmp::Reverse(view.record.published_unix_ms));
     html! {
+        @if caller.role >= Role::Publisher { div.acts { a.button href=(PUBLISH) { "Publish" } } }
         @if all.is_empty() { p.quiet { "Nothing is published; " code { "manager-fs publish" } " does." } }
         div.scroll { table.stack {
             thead { tr { th { "Generation" } th { "Published" } th { "Content" } th { "Agents" } th { "Exported to" } } }
@@ -78,6 +89,22 @@ fn list(all: &[GenerationView], agents: &[AgentView]) -> Markup {
                 }
             } }
         } }
+    }
+}
+
+/// What is to be published. The key stands before the file: without it nothing of that is kept.
+fn publish_form(caller: &Caller) -> Markup {
+    html! {
+        form method="post" action=(PUBLISH) enctype="multipart/form-data" {
+            (form_key(caller))
+            p { label { "Product" input name="product" required autocomplete="off"; } }
+            p { label { "Version" input name="version" required autocomplete="off"; } }
+            p { label { "Program to start, if the archive does not say it" input name="entrypoint" autocomplete="off"; } }
+            p { label { "Of a service pack: the generation that it is laid over" input name="onto" autocomplete="off"; } }
+            p { label { "Archive (tar, .deb, .rpm, wheel, zip or image)" input name="archive" type="file" required; } }
+            p { button { "Publish" } }
+        }
+        p.quiet { "The page of the generation is shown when all of it is there and was taken in." }
     }
 }
 
@@ -112,7 +139,7 @@ fn show(one: &GenerationView, all: &[GenerationView], agents: &[AgentView]) -> M
     }
 }
 
-fn diff(_: &crate::manager::http::caller::Caller, ask: &Ask, mut replies: Replies) -> Result<Shown, Problem> {
+fn diff(_: &Caller, ask: &Ask, mut replies: Replies) -> Result<Shown, Problem> {
     let found = replies.next(|reply| if let AdminReply::Diff(found) = reply { Some(found) } else { None })?;
     let name = |of: &str| ask.one::<String>(of).ok().flatten().unwrap_or_default();
     let title = format!("From {} to {}", name("old"), name("new"));

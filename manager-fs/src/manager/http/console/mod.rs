@@ -21,6 +21,7 @@ use super::route::Replies;
 use crate::manager::admin::Quick;
 use crate::manager::control::api_tokens::Role;
 
+pub(super) use generations::PUBLISH;
 pub(super) use layout::{STYLE, fault_page, page};
 pub(super) use sign_in::sign_in_page;
 
