@@ -34,7 +34,8 @@ impl Browser {
         driver.arg("--port=0").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut driver = driver.spawn().unwrap();
         let mut said = BufReader::new(driver.stdout.take().unwrap()).lines();
-        let line = said.find(|line| line.as_ref().is_ok_and(|line| line.contains("successfully on port"))).unwrap().unwrap();
+        let line =
+            said.find(|line| line.as_ref().is_ok_and(|line| line.contains("successfully on port"))).unwrap().unwrap();
         let port = line.rsplit("on port").next().unwrap().trim().trim_end_matches('.').to_owned();
         // What it says further on must not fill the pipe.
         std::thread::spawn(move || said.for_each(drop));

@@ -5,6 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::Manager;
+use crate::command::until;
 
 /// The name in the manager's own certificate.
 pub const NAME: &str = "manager.manager-fs.internal";
@@ -54,6 +55,16 @@ impl Lab {
         let token = |role: &str| manager.run(&["api-token", "add", role, "--role", role]).expect(0).text();
         let tokens = ROLES.iter().map(|role| (*role, token(role).trim().to_owned())).collect();
         Self { manager, address, tokens }
+    }
+
+    /// What was sent to be published lies nowhere any more.
+    #[track_caller]
+    pub fn nothing_sent_stays(&self) {
+        until("what was sent is gone", || {
+            let names = std::fs::read_dir(self.manager.store().join("tmp")).unwrap();
+            let mut names = names.map(|found| found.unwrap().file_name());
+            names.all(|name| !name.to_string_lossy().starts_with("upload-")).then_some(())
+        });
     }
 
     /// The token of a role.

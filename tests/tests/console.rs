@@ -241,7 +241,7 @@ fn a_publisher_sends_an_archive_and_sees_its_generation() {
     person.has_no_complaint();
     let local = lab.manager.run(&["publish", "local", "1", archive.to_str().unwrap(), "--json"]).json();
     assert_eq!(lab.manager.run(&["show", "sample@1.0", "--json"]).json()["tree_id"], local["tree_id"]);
-    assert_eq!(fs::read_dir(lab.manager.store().join("tmp")).unwrap().count(), 0, "what was sent is gone");
+    lab.nothing_sent_stays();
     // Who may not publish is not offered it, and a form of another page brings nothing.
     let form = format!("archive=@{}", archive.display());
     let fields = ["-F", "product=x", "-F", "version=1", "-F", form.as_str()];

@@ -18,10 +18,11 @@ use tests::{Host, TreeFixture, noise};
 
 /// What every address takes, beside what only looks at something, which takes a viewer. A route that is not here, or takes
 /// another role, fails the test: who may do what is decided, and not only written down.
-const ORDERS: [(&str, &str, &str); 34] = [
+const ORDERS: [(&str, &str, &str); 35] = [
     ("post", "/v1/upgrades", "operator"),
     ("post", "/v1/rollouts", "operator"),
     ("post", "/v1/rollouts/{rollout}/{wish}", "operator"),
+    ("post", "/v1/rollouts/{rollout}/hosts/{host}", "operator"),
     ("post", "/v1/labels", "operator"),
     ("post", "/v1/hosts/{host}/revoke", "admin"),
     ("delete", "/v1/hosts/{host}", "admin"),

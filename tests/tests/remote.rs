@@ -74,7 +74,7 @@ fn commands_of_another_machine_do_what_those_of_the_managers_own_do() {
         .expect(0);
     let again = desk.run("publisher", &["publish", "sample", "1", archive.to_str().unwrap(), "--json"]).json();
     assert_eq!(again["already_published"], true, "{again}");
-    assert_eq!(fs::read_dir(lab.manager.store().join("tmp")).unwrap().count(), 0, "what was sent is gone");
+    lab.nothing_sent_stays();
 
     let host = Host::mounted("host-1", &lab.manager);
     desk.run("operator", &["export", "sample@1", "--to", "host-1"]).expect(0);

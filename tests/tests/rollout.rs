@@ -158,10 +158,21 @@ fn a_bad_version_stops_at_its_canary_with_the_evidence_and_goes_back() {
     let busy = fleet.rollout(&["start", &other]).expect(1);
     assert!(busy.stderr.contains("end it first"), "{}", busy.stderr);
     fleet.until_ring(&good, 1, "canary_soak");
+    // While the canary is watched, one is ordered out of its turn, for a reason that stays; and is no longer then.
+    let runs = |host: &Host| fleet.manager.agent(&host.name, PRODUCT).unwrap()["version"].clone();
+    let waits = fleet.hosts[2..6].iter().find(|host| runs(host) == "1.0").unwrap();
+    let nameless = fleet.rollout(&["force", &waits.name, "--reason", " "]).expect(1);
+    assert!(nameless.stderr.contains("say why"), "{}", nameless.stderr);
+    fleet.rollout(&["force", &waits.name, "--reason", "needed tonight"]).expect(0);
+    fleet.manager.wait_for_version(&waits.name, PRODUCT, "2.0");
+    until("it is counted", || (fleet.status(&good)["rings"][1]["hosts"]["good"] == 2).then_some(()));
+    let again = fleet.rollout(&["force", &waits.name, "--reason", "x"]).expect(1);
+    assert!(again.stderr.contains("it runs the new generation"), "{}", again.stderr);
+    assert!(fleet.rollout(&["history", &good]).text().contains("was forced: needed tonight"));
     fleet.rollout(&["rollback", &good]).expect(0);
     let end = last(&fleet.rollout(&["watch", &good, "--json"]).expect(3));
     let returned = |ring: usize| end["rings"][ring]["hosts"]["returned"].clone();
-    assert_eq!((returned(0), returned(1)), (json!(2), json!(1)), "{end}");
+    assert_eq!((returned(0), returned(1)), (json!(2), json!(2)), "{end}");
     fleet.run_version("1.0", 0..6);
     let shown = fleet.rollout(&["status", &good]).expect(3).stdout;
     assert!(shown.contains("rolled back") && shown.contains("2 back"), "{shown}");

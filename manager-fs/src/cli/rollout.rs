@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Subcommand;
+use proto::HostName;
 use proto::number::RolloutId;
 use serde_json::{Value, json};
 
@@ -15,7 +16,7 @@ use super::{Done, Here, Json};
 use crate::manager::admin::{AdminEvent, AdminReply, Long, Quick};
 use crate::manager::documents::{self, RolloutDocument, RolloutsDocument};
 use crate::manager::rollout::machine::vocabulary::{Counts, Phase, State, Wish};
-use crate::manager::rollout::{RingView, RolloutView, state_words, words};
+use crate::manager::rollout::{ForceOrder, RingView, RolloutView, state_words, words};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RolloutCommand {
@@ -82,6 +83,19 @@ pub(super) enum RolloutCommand {
         #[command(flatten)]
         output: Json,
     },
+    /// Order a host now: before its turn, outside of its window, or once more where it has failed
+    Force {
+        /// The host
+        host: HostName,
+        /// Why, for whoever reads it later in the history
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// Of which rollout [default: the newest that is not over]
+        #[arg(long, value_name = "ROLLOUT")]
+        of: Option<RolloutId>,
+        #[command(flatten)]
+        output: Json,
+    },
     /// Every rollout, or what happened in one
     History {
         /// Its number
@@ -122,6 +136,10 @@ pub(super) fn run(command: &RolloutCommand, here: &Here) -> anyhow::Result<Done>
         RolloutCommand::Resume { which, output } => wish(which, Wish::Resume, *output, here),
         RolloutCommand::Abort { which, output } => wish(which, Wish::Abort, *output, here),
         RolloutCommand::Rollback { which, output } => wish(which, Wish::Rollback, *output, here),
+        RolloutCommand::Force { host, reason, of, output } => {
+            let order = ForceOrder { rollout: *of, host: host.clone(), reason: reason.clone() };
+            told(&one(&Quick::RolloutForce(order), here)?, *output)
+        }
         RolloutCommand::History { rollout, output } => history(*rollout, *output, here),
     }
 }

@@ -298,6 +298,8 @@ fn of_rollout(error: &RolloutError) -> Kind {
         | RolloutError::NoEntryPoint(_)
         | RolloutError::Busy { .. }
         | RolloutError::NotNow(_)
+        | RolloutError::NotForced(_)
+        | RolloutError::NoReason
         | RolloutError::NoWayBack { .. }
         | RolloutError::None
         | RolloutError::Gone(_) => Fault::BadRequest,

@@ -209,6 +209,10 @@ const EXAMPLES: &[(&str, Examples)] = &[
     ("rollout abort", &[("manager-fs rollout abort", "what has changed over stays")]),
     ("rollout rollback", &[("manager-fs rollout rollback", "also of one that is done")]),
     (
+        "rollout force",
+        &[("manager-fs rollout force host-17 --reason needed-tonight", "outside of its window, or once more")],
+    ),
+    (
         "rollout history",
         &[
             ("manager-fs rollout history", "every rollout"),

@@ -413,6 +413,7 @@ pub(super) const DOCUMENTS: &[Document] = &[
     Document { command: "rollout resume", what: "As rollout plan", fields: &[] },
     Document { command: "rollout abort", what: "As rollout plan", fields: &[] },
     Document { command: "rollout rollback", what: "As rollout plan", fields: &[] },
+    Document { command: "rollout force", what: "As rollout plan", fields: &[] },
     Document { command: "rollout history", what: ONE, fields: super::rollout_fields::HISTORY },
     Document {
         command: "agents",

@@ -101,6 +101,7 @@ pub(crate) fn of_quick(quick: &Quick) -> Role {
         | Quick::RolloutPlan { .. }
         | Quick::RolloutAdd(_)
         | Quick::RolloutWish(..)
+        | Quick::RolloutForce(_)
         | Quick::Policy(
             PolicyAsk::Apply { .. } | PolicyAsk::Remove(_) | PolicyAsk::Run { .. } | PolicyAsk::Pause(..),
         ) => Role::Operator,

@@ -31,7 +31,7 @@ use crate::manager::labels::{LabelChange, Selector};
 use crate::manager::policy::{PolicyAnswer, PolicyAsk};
 use crate::manager::repositories::RepositoryOrder;
 use crate::manager::rollout::machine::vocabulary::Wish;
-use crate::manager::rollout::{Plan, RolloutView};
+use crate::manager::rollout::{ForceOrder, Plan, RolloutView};
 use crate::manager::store::GcReport;
 use crate::manager::upgrade::{UpgradeEvent, UpgradeOrder, UpgradeReport};
 use crate::manager::upkeep::{self, BackedUp};
@@ -212,6 +212,8 @@ pub enum Quick {
     RolloutAdd(Box<Plan>),
     /// Tell a rollout something; without a number, the newest that is not over.
     RolloutWish(Option<RolloutId>, Wish),
+    /// Order a host of a rollout now, out of its turn.
+    RolloutForce(ForceOrder),
     /// One rollout; without a number, the newest that is not over, or else the newest.
     Rollout(Option<RolloutId>),
     /// Something about policies.
@@ -348,7 +350,7 @@ pub enum AdminReply {
     Ordered(Vec<JobRecord>),
     /// To `Repositories`: by name.
     Repositories(Vec<RepositoryView>),
-    /// To `RolloutPlan`, `RolloutAdd`, `RolloutWish`, `Rollout` and `RolloutWatch`.
+    /// To `RolloutPlan`, `RolloutAdd`, `RolloutWish`, `RolloutForce`, `Rollout` and `RolloutWatch`.
     Rollout(Box<RolloutView>),
     /// To `Rollouts`: the newest last.
     Rollouts(Vec<RolloutView>),

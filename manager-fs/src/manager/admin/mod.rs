@@ -229,6 +229,7 @@ pub(crate) async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<Ad
         Quick::RolloutPlan { text, keep } => shown(manager.rollouts.plan(&text, keep).await)?,
         Quick::RolloutAdd(plan) => shown(manager.rollouts.add(*plan, true).await)?,
         Quick::RolloutWish(id, wish) => shown(manager.rollouts.wish(id, wish).await)?,
+        Quick::RolloutForce(order) => shown(manager.rollouts.force(order).await)?,
         Quick::Rollout(id) => shown(manager.rollouts.view(id).await)?,
         Quick::Policy(ask) => AdminReply::Policy(manager.policies.answer(ask).await?),
         Quick::ApiToken(ask) => AdminReply::ApiToken(api_tokens::answer(manager, ask).await?),

@@ -25,6 +25,7 @@ use crate::manager::documents::{
 };
 use crate::manager::policy::machine::vocabulary::Task;
 use crate::manager::policy::{PolicyAnswer, PolicyAsk, Typed};
+use crate::manager::rollout::ForceOrder;
 use crate::manager::rollout::machine::vocabulary::Wish;
 use crate::manager::store::GcReport;
 use crate::manager::upgrade::UpgradeOrder;
@@ -149,7 +150,32 @@ fn changes_over() -> Vec<Route> {
         },
         |_, replies| rollout(replies),
     );
-    vec![upgrade, plan, wish]
+    vec![upgrade, plan, force(), wish]
+}
+
+/// A host that is ordered out of its turn.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ForceBody {
+    /// Why, for whoever reads it later.
+    #[schemars(length(min = 1, max = 400))]
+    reason: String,
+}
+
+fn force() -> Route {
+    Route::quick::<RolloutDocument>(
+        Method::POST,
+        "/v1/rollouts/{rollout}/hosts/{host}",
+        Role::Operator,
+        "Order a host now: before its turn, outside of its window, or once more where it has failed",
+        |ask| {
+            let ForceBody { reason } = ask.json()?;
+            let (rollout, host) = (Some(ask.path("rollout")?), ask.path("host")?);
+            Ok(vec![Quick::RolloutForce(ForceOrder { rollout, host, reason })])
+        },
+        |_, replies| rollout(replies),
+    )
+    .takes::<ForceBody>()
 }
 
 /// What a word wishes of a rollout.

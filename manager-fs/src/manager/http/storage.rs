@@ -16,7 +16,7 @@ use proto::{ArgumentName, HostName, OperationKind, Product};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::ask::{Ask, from_text};
+use super::ask::from_text;
 use super::problem::Problem;
 use super::route::Route;
 use super::shape::{HostForm, NameForm, ProductForm, TargetForm};
@@ -459,6 +459,7 @@ fn bounded(operation: &Operation) -> Result<Operation, Problem> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ask::Ask;
     use super::*;
     use hyper::body::Bytes;
 

@@ -15,11 +15,12 @@ use proto::{GenerationRef, HostName, TreeId, Version};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use super::machine::NotNow;
-use super::machine::vocabulary::{Command, End, Event, HostNo, HostState, Phase, Progress, State, Wish};
+use super::asked::{Ask, Asked, Declined};
+use super::machine::NotForced;
+use super::machine::vocabulary::{Command, End, Event, HostNo, HostState, Phase, State, Wish};
 use super::run::{Here, Run, end_of};
-use super::view::{RolloutView, state_words, words};
-use super::way_back::{self, NoWayBack};
+use super::view::{RolloutView, lines};
+use super::way_back;
 use crate::manager::control::ControlError;
 use crate::manager::control::changes::{ChangeOrder, ChangeRecord};
 use crate::manager::control::generations::Generation;
@@ -37,23 +38,6 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// How long a host that has just come may take to report what it did while it was away.
 const REPORTS_COME: Duration = Duration::from_secs(2);
 
-/// A wish, and where its answer goes.
-pub(super) type Ask = (Wish, oneshot::Sender<Result<(), Declined>>);
-
-/// Why a wish is not carried out.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Declined {
-    /// It makes no sense now.
-    #[error(transparent)]
-    NotNow(#[from] NotNow),
-    /// A host would be left behind.
-    #[error(transparent)]
-    NoWayBack(#[from] NoWayBack),
-    /// The control state failed: whether it is recorded is seen when it answers again.
-    #[error("the control state failed: {0}")]
-    NotRecorded(String),
-}
-
 /// One rollout, at work.
 pub(super) struct Driver {
     here: Arc<Here>,
@@ -64,6 +48,8 @@ pub(super) struct Driver {
     asked: mpsc::UnboundedReceiver<Ask>,
     told: mpsc::UnboundedReceiver<(HostNo, Told)>,
     tell: mpsc::UnboundedSender<(HostNo, Told)>,
+    /// Hosts on which it is tried also where it has failed before.
+    forced: HashSet<HostNo>,
     shown: watch::Sender<Arc<RolloutView>>,
 }
 
@@ -78,7 +64,7 @@ impl Driver {
         shown: watch::Sender<Arc<RolloutView>>,
     ) -> Self {
         let (tell, told) = mpsc::unbounded_channel();
-        Self { here, run, generation, news, asked, told, tell, shown }
+        Self { here, run, generation, news, asked, told, tell, forced: HashSet::new(), shown }
     }
 
     /// Sees the rollout to its end.
@@ -100,7 +86,8 @@ impl Driver {
                 },
                 Some((no, told)) = self.told.recv() => self.answered(no, told).await,
                 asked = self.asked.recv() => match asked {
-                    Some((wish, answer)) => self.wished(wish, answer).await,
+                    Some((Asked::Wish(wish), answer)) => self.wished(wish, answer).await,
+                    Some((Asked::Force(host, why), answer)) => self.force(&host, &why, answer).await,
                     None => return,
                 },
                 _ = look.tick() => self.look().await,
@@ -143,6 +130,33 @@ impl Driver {
         }
         self.shown.send_replace(Arc::new(self.run.view()));
         let _ = answer.send(may);
+        done
+    }
+
+    /// Orders a host out of its turn.
+    async fn force(
+        &mut self,
+        host: &HostName,
+        why: &str,
+        answer: oneshot::Sender<Result<(), Declined>>,
+    ) -> Result<(), ControlError> {
+        let no = self.run.number(host).ok_or(NotForced::NotOfIt);
+        let mut may = no.and_then(|no| self.run.machine.may_force(no).map(|()| no)).map_err(Declined::from);
+        let mut done = Ok(());
+        if let Ok(no) = may {
+            self.forced.insert(no);
+            self.run.why.remove(&no);
+            let line = format!("{host} was forced: {why}");
+            tracing::warn!(rollout = %self.run.id, "{line}");
+            self.run.record.line(now(), line);
+            done = match self.here.state.save_rollout(self.run.id, &self.run.record).await {
+                Ok(()) => self.on(Event::Forced(no)).await,
+                failed => failed,
+            };
+            may = done.as_ref().map(|()| no).map_err(|error| Declined::NotRecorded(error.to_string()));
+        }
+        self.shown.send_replace(Arc::new(self.run.view()));
+        let _ = answer.send(may.map(drop));
         done
     }
 
@@ -240,7 +254,8 @@ impl Driver {
     /// Tells a host of a change-over that is recorded.
     fn say(&self, no: HostNo, change: ChangeRecord, first: bool) {
         let (here, tell, plan) = (Arc::clone(&self.here), self.tell.clone(), &self.run.record.plan);
-        let manner = Manner { lazy: plan.lazy, drain_deadline_ms: plan.drain_deadline_ms, retry_bad: false };
+        let retry_bad = self.forced.contains(&no);
+        let manner = Manner { lazy: plan.lazy, drain_deadline_ms: plan.drain_deadline_ms, retry_bad };
         tokio::spawn(async move {
             let (host, product) = (&change.order.host, &change.order.product);
             let _turn = here.upgrades.telling.begin(host, product);
@@ -471,25 +486,4 @@ impl Driver {
 pub(super) fn generation_of(here: &Here, record: &RolloutRecord) -> Option<Arc<Generation>> {
     let named = GenerationRef::Named(record.plan.product.clone(), record.version.clone());
     here.state.resolve(&named).ok().filter(|found| found.record.tree == record.tree)
-}
-
-/// What has changed, for people.
-fn lines(before: &Progress, after: &Progress, view: &RolloutView) -> Vec<String> {
-    let mut lines = Vec::new();
-    for ((old, new), ring) in before.rings.iter().zip(&after.rings).zip(&view.rings) {
-        if old.phase != new.phase {
-            lines.push(format!("ring {}: {}", ring.name, words(new.phase)));
-        }
-        if !old.back && new.back {
-            lines.push(format!("ring {}: back to what it was", ring.name));
-        }
-    }
-    if before.state != after.state {
-        let why = match (after.state, &view.halted) {
-            (State::Halted | State::RollingBack, Some(why)) if before.halted != after.halted => format!(": {why}"),
-            _ => String::new(),
-        };
-        lines.push(format!("{}{why}", state_words(after.state)));
-    }
-    lines
 }

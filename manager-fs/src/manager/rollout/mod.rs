@@ -8,6 +8,7 @@
 //! The machine is pure: no I/O, no clock, no randomness, so that a million hosts can be simulated with it.
 
 mod amount;
+mod asked;
 mod driver;
 pub mod machine;
 pub mod plan;
@@ -21,8 +22,9 @@ pub(crate) use rollouts::Rollouts;
 pub(crate) use run::Here;
 
 pub use amount::{Amount, NotAnAmount};
+pub use machine::NotForced;
 pub use plan::Plan;
 pub use plan_file::NotAPlan;
-pub use rollouts::RolloutError;
+pub use rollouts::{ForceOrder, RolloutError};
 pub use view::{ProblemGroup, RingView, RolloutView, WindowView, state_words, words};
 pub use way_back::NoWayBack;

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use proto::Product;
 use proto::number::RolloutId;
+use proto::{HostName, Product};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::driver::{Ask, Declined, Driver, generation_of};
+use super::asked::{Ask, Asked, Declined};
+use super::driver::{Driver, generation_of};
 use super::machine::vocabulary::{Progress, State, Wish};
-use super::machine::{NotNow, may};
+use super::machine::{NotForced, NotNow, may};
 use super::plan::Plan;
 use super::plan_file::NotAPlan;
 use super::run::{Here, Run};
@@ -70,6 +71,12 @@ pub enum RolloutError {
         /// What failed.
         cause: String,
     },
+    /// A host is not ordered out of its turn.
+    #[error("nothing is ordered there: {0}")]
+    NotForced(#[from] NotForced),
+    /// Nobody would know why.
+    #[error("say why a host is ordered out of its turn: --reason TEXT")]
+    NoReason,
     /// Hosts would be left behind.
     #[error("nothing of rollout {id} is taken back: {cause}")]
     NoWayBack {
@@ -191,15 +198,32 @@ impl Rollouts {
             live = Some(self.drive(id, record).await?);
         }
         let Some(live) = live else { return Err(RolloutError::Unknown(id)) };
-        let (answer, answered) = oneshot::channel();
-        let _ = live.asks.send((wish, answer));
-        answered.await.map_err(|_| ControlError::Closed)?.map_err(|declined| match declined {
-            Declined::NotNow(not_now) => RolloutError::NotNow(not_now),
-            Declined::NoWayBack(cause) => RolloutError::NoWayBack { id, cause },
-            Declined::NotRecorded(cause) => RolloutError::NotRecorded { id, cause },
-        })?;
-        let shown = live.shown.borrow().as_ref().clone();
-        Ok(shown)
+        asked(id, &live, Asked::Wish(wish)).await
+    }
+
+    /// Orders one host now, before its turn or once more, for a reason that stays with the rollout.
+    ///
+    /// # Errors
+    /// There is no such rollout at work, or the host is not ordered by it now.
+    pub(crate) async fn force(&self, order: ForceOrder) -> Result<RolloutView, RolloutError> {
+        let ForceOrder { rollout, host, reason } = order;
+        let reason = proto::text::line(&reason, REASON_BYTES_MAX);
+        if reason.trim().is_empty() {
+            return Err(RolloutError::NoReason);
+        }
+        let _one = self.starting.lock().await;
+        let id = self.which(rollout).await?;
+        let live = match self.live(id) {
+            Some(live) => live,
+            None => {
+                let record = self.record(id).await?;
+                match record.progress.state {
+                    State::Running | State::Paused | State::Halted => self.drive(id, record).await?,
+                    state => return Err(NotForced::State(state).into()),
+                }
+            }
+        };
+        asked(id, &live, Asked::Force(host, reason)).await
     }
 
     /// One as it is now. Without a number the newest that is not over is meant, or else the newest.
@@ -281,6 +305,34 @@ impl Rollouts {
         lock(&self.live).insert(id, live.clone());
         Ok(live)
     }
+}
+
+/// What `rollout force` orders.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ForceOrder {
+    /// Which rollout; without a number, the newest that is not over.
+    pub rollout: Option<RolloutId>,
+    /// The host.
+    pub host: HostName,
+    /// Why, for whoever reads it later.
+    pub reason: String,
+}
+
+/// Bytes of a reason.
+const REASON_BYTES_MAX: usize = 400;
+
+/// Asks one that is at work, and shows it as it is then.
+async fn asked(id: RolloutId, live: &Live, what: Asked) -> Result<RolloutView, RolloutError> {
+    let (answer, answered) = oneshot::channel();
+    let _ = live.asks.send((what, answer));
+    answered.await.map_err(|_| ControlError::Closed)?.map_err(|declined| match declined {
+        Declined::NotNow(not_now) => RolloutError::NotNow(not_now),
+        Declined::NoWayBack(cause) => RolloutError::NoWayBack { id, cause },
+        Declined::NotForced(cause) => RolloutError::NotForced(cause),
+        Declined::NotRecorded(cause) => RolloutError::NotRecorded { id, cause },
+    })?;
+    let shown = live.shown.borrow().as_ref().clone();
+    Ok(shown)
 }
 
 #[cfg(test)]

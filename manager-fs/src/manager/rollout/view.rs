@@ -5,7 +5,7 @@ use proto::number::RolloutId;
 use proto::{HostName, Product, Version};
 use serde::{Deserialize, Serialize};
 
-use super::machine::vocabulary::{Counts, Jobs, Phase, State};
+use super::machine::vocabulary::{Counts, Jobs, Phase, Progress, State};
 
 /// How far a rollout is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,4 +109,25 @@ pub fn state_words(state: State) -> &'static str {
         State::Done => "done",
         State::Aborted => "aborted",
     }
+}
+
+/// What has changed, for people.
+pub(super) fn lines(before: &Progress, after: &Progress, view: &RolloutView) -> Vec<String> {
+    let mut lines = Vec::new();
+    for ((old, new), ring) in before.rings.iter().zip(&after.rings).zip(&view.rings) {
+        if old.phase != new.phase {
+            lines.push(format!("ring {}: {}", ring.name, words(new.phase)));
+        }
+        if !old.back && new.back {
+            lines.push(format!("ring {}: back to what it was", ring.name));
+        }
+    }
+    if before.state != after.state {
+        let why = match (after.state, &view.halted) {
+            (State::Halted | State::RollingBack, Some(why)) if before.halted != after.halted => format!(": {why}"),
+            _ => String::new(),
+        };
+        lines.push(format!("{}{why}", state_words(after.state)));
+    }
+    lines
 }

@@ -10,6 +10,7 @@
 //! the rollout halts.
 
 mod due;
+mod force;
 mod judge;
 mod ring;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use proto::message::Unix;
 
 use super::plan::{Plan, RingPlan};
+pub use force::NotForced;
 use judge::Verdict;
 use ring::{Host, Ring};
 use vocabulary::{
@@ -148,6 +150,12 @@ impl Machine {
                 }
             }
             Event::Wish(wish) => self.wish(wish),
+            Event::Forced(no) => {
+                if self.may_force(no).is_ok() {
+                    self.set(no, HostState::InFlight(self.now));
+                    self.commands.push(Command::Order(no));
+                }
+            }
         }
     }
 

@@ -388,6 +388,8 @@ pub enum Event {
     Job(HostNo, bool),
     /// An operator wants something that [`super::Machine::may`] allows.
     Wish(Wish),
+    /// An operator wants a host ordered now, which [`super::Machine::may_force`] allows.
+    Forced(HostNo),
 }
 
 /// How a change-over ended.
