@@ -171,7 +171,7 @@ fn a_person_with_a_keyboard_and_a_telephones_width_leads_a_rollout() {
     person.shows("console-rollout-narrow.png");
     person.follows("Give up");
     person.follows("Give up");
-    person.reads("given up");
+    person.reads("aborted");
     assert_eq!(state(&lab), "aborted");
 
     person.follows("Hosts");

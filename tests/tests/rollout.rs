@@ -161,12 +161,12 @@ fn a_bad_version_stops_at_its_canary_with_the_evidence_and_goes_back() {
     // While the canary is watched, one is ordered out of its turn, for a reason that stays; and is no longer then.
     let runs = |host: &Host| fleet.manager.agent(&host.name, PRODUCT).unwrap()["version"].clone();
     let waits = fleet.hosts[2..6].iter().find(|host| runs(host) == "1.0").unwrap();
-    let nameless = fleet.rollout(&["force", &waits.name, "--reason", " "]).expect(1);
+    let nameless = fleet.rollout(&["force", &waits.name, "--reason", " ", "--of", &good]).expect(1);
     assert!(nameless.stderr.contains("say why"), "{}", nameless.stderr);
-    fleet.rollout(&["force", &waits.name, "--reason", "needed tonight"]).expect(0);
+    fleet.rollout(&["force", &waits.name, "--reason", "needed tonight", "--of", &good]).expect(0);
     fleet.manager.wait_for_version(&waits.name, PRODUCT, "2.0");
     until("it is counted", || (fleet.status(&good)["rings"][1]["hosts"]["good"] == 2).then_some(()));
-    let again = fleet.rollout(&["force", &waits.name, "--reason", "x"]).expect(1);
+    let again = fleet.rollout(&["force", &waits.name, "--reason", "x", "--of", &good]).expect(1);
     assert!(again.stderr.contains("it runs the new generation"), "{}", again.stderr);
     assert!(fleet.rollout(&["history", &good]).text().contains("was forced: needed tonight"));
     fleet.rollout(&["rollback", &good]).expect(0);

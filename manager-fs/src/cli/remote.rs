@@ -284,7 +284,8 @@ mod tests {
             let read = theirs.read(&mut asked).await.unwrap();
             String::from_utf8_lossy(&asked[..read]).into_owned()
         };
-        let (begun, asked) = tokio::join!(begin(ours, "m:1", &Shown::Token("t".to_owned())), serve);
+        let shown = Shown::Token("t".to_owned());
+        let (begun, asked) = tokio::join!(begin(ours, "m:1", &shown), serve);
         assert!(asked.starts_with("GET /v1/link HTTP/1.1\r\nHost: m:1\r\nAuthorization: Bearer t\r\n"), "{asked}");
         begun.err().map(|error| format!("{error:#}")).unwrap_or_default()
     }

@@ -155,6 +155,10 @@ async fn answered(
     }
 }
 
+fn sends_none() -> String {
+    String::from("a command on the manager's machine names its archive, and sends none")
+}
+
 fn not_greeted() -> String {
     format!("this manager runs version {}: use the same program, which greets it first", version::VERSION)
 }
@@ -234,10 +238,7 @@ pub(crate) async fn at_once(manager: &Arc<Manager>, request: Quick) -> Result<Ad
         Quick::Policy(ask) => AdminReply::Policy(manager.policies.answer(ask).await?),
         Quick::ApiToken(ask) => AdminReply::ApiToken(api_tokens::answer(manager, ask).await?),
         Quick::Rollouts => AdminReply::Rollouts(manager.rollouts.all().await?),
-        Quick::Piece(_) => {
-            let why = "a command on the manager's machine names its archive, and sends none";
-            AdminReply::Fault(Fault::BadRequest(why.to_owned()))
-        }
+        Quick::Piece(_) => AdminReply::Fault(Fault::BadRequest(sends_none())),
     })
 }
 
