@@ -124,11 +124,11 @@ impl Remote {
 fn address_of(typed: &str) -> anyhow::Result<(String, u16)> {
     let wrong = || anyhow!("--manager '{typed}': want https://HOST:PORT");
     let uri: Uri = typed.parse().map_err(|_| wrong())?;
-    let is_bare = uri.path() == "/" && uri.query().is_none();
-    match (uri.scheme_str(), uri.host(), is_bare) {
-        (Some("https"), Some(host), true) => Ok((host.to_owned(), uri.port_u16().unwrap_or(443))),
-        _ => Err(wrong()),
-    }
+    let (host, port) = (uri.host().ok_or_else(wrong)?, uri.port_u16());
+    // What else stands there, such as a port that is none, is not passed over.
+    let whole = port.map_or_else(|| format!("https://{host}"), |port| format!("https://{host}:{port}"));
+    let is_whole = typed.strip_suffix('/').unwrap_or(typed) == whole;
+    if is_whole { Ok((host.to_owned(), port.unwrap_or(443))) } else { Err(wrong()) }
 }
 
 fn text_of(file: &Path) -> anyhow::Result<String> {

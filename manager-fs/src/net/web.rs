@@ -130,10 +130,12 @@ pub async fn connect_web(
 /// As [`explain`], to an operator who named the authorities that are believed.
 fn explain_web(error: &io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => String::from(
-            "its certificate was signed by none of those in --manager-ca: name the one that did (of a manager's own, \
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
+            String::from(
+                "its certificate was signed by none of those in --manager-ca: name the one that did (of a manager's own, \
              STORE/keys/ca.pem)",
-        ),
+            )
+        }
         Some(rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         )) => String::from("its certificate is for another name than the one in --manager"),

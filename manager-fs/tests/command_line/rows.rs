@@ -59,6 +59,7 @@ const ROWS: &[(&str, &[&str], Asks)] = &[
     ("rollout resume", &[], Asks::Manager),
     ("rollout abort", &[], Asks::Manager),
     ("rollout rollback", &[], Asks::Manager),
+    ("rollout force", &["h", "--reason", "x"], Asks::Manager),
     ("rollout history", &[], Asks::Manager),
     (
         "policy create",
