@@ -120,8 +120,13 @@ impl Line {
     }
 
     fn greet(&mut self) -> io::Result<()> {
-        self.send(Asked::hello())?;
-        let hello = packet::hello(&packet::next(self)?).map_err(packet::invalid)?;
+        // Who ended may have said before why, which tells more than that nothing can be sent to it.
+        let sent = self.send(Asked::hello());
+        let answer = packet::next(self).map_err(|error| match sent {
+            Err(unsent) if error.kind() != io::ErrorKind::InvalidData => unsent,
+            _ => error,
+        })?;
+        let hello = packet::hello(&answer).map_err(packet::invalid)?;
         if hello.version != VERSION {
             let what = format!("it speaks version {} of SFTP, and not {VERSION}", hello.version);
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
@@ -469,5 +474,23 @@ impl Drop for Line {
         // Without its connection it ends by itself; nobody waits for that.
         drop(self.ssh.kill());
         drop(self.ssh.wait());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_before_the_end_tells_more_than_that_nothing_can_be_sent() {
+        let (stream, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"Welcome to this host\n").unwrap();
+        drop(theirs);
+        let (said, _) = UnixStream::pair().unwrap();
+        let ssh = Command::new("true").spawn().unwrap();
+        let until = Instant::now() + ANSWER_DEADLINE;
+        let mut line = Line { ssh, stream, said, until, number: 0, can_sync: false, ahead: VecDeque::new() };
+        let error = line.greet().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
     }
 }
