@@ -18,11 +18,12 @@ use proto::agent::{AgentState, ChangeId, Outcome, Step};
 use proto::message::Fault;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Cold, and with something that cannot be read: from the stub's start to an agent that serves.
-const COLD_FALLBACK: Duration = Duration::from_secs(5);
+/// Within this a stub that is told to end has ended, although its daemon's answer is waited for 30 s. How long a cold
+/// start with something that cannot be read takes is measured by `reliability`, beside which nothing runs.
+const END: Duration = Duration::from_secs(15);
 
 fn quick<'a>(version: &'a str, arguments: &'a [&'a str]) -> Spec<'a> {
-    Spec { probation_ms: 400, ..Spec::new(version, arguments) }
+    Spec { probation_ms: common::PROBATION_MS, ..Spec::new(version, arguments) }
 }
 
 /// A host that went from 1.0 to 2.0, and whose stub has been told to end.
@@ -45,12 +46,10 @@ fn journals(host: &Host) -> [PathBuf; 2] {
     [host.paths.journal(), host.paths.directory().join("journal.2")]
 }
 
-/// Starts, and does a job under this version in time.
+/// Starts, and does a job under this version.
 fn comes_up(host: &mut Host, version: &str) {
-    let began = Instant::now();
     host.launch().wait_for("stub: ready");
     host.wait_serving(version);
-    assert!(began.elapsed() < COLD_FALLBACK, "{:?}", began.elapsed());
     static JOB: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(100);
     let job = JOB.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let (Outcome::Done(summary), _) = host.finish(&Host::backup(job, 2)) else { panic!("not done") };
@@ -300,9 +299,7 @@ fn a_confirmed_version_that_only_runs_when_it_is_handed_over_to_gives_way_at_a_c
     let two = host.publish(&quick("2.0", &["--only-handed-over"]));
     host.upgrade(&two);
     host.terminate();
-    let began = Instant::now();
     host.launch().wait_for("stub: ready: tiny@1.0");
-    assert!(began.elapsed() < COLD_FALLBACK, "{:?}", began.elapsed());
     let status = host.wait_serving("1.0");
     assert!(status.reason.starts_with("returned from 2.0: failed 3 times in a row"), "{}", status.reason);
     let evidence = bad::evidence(&host.paths, &tree("2.0")).unwrap();
@@ -492,10 +489,8 @@ fn a_tree_that_is_lost_while_its_version_runs_gives_way_to_one_that_is_here() {
     let path = host.paths.generation(&tree("2.0"));
     fs::rename(&path, path.with_extension("gone")).unwrap();
     host.set_absent("2.0", true);
-    let began = Instant::now();
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
     let status = host.wait_status("another one", |s| s.version.as_str() == "1.0");
-    assert!(began.elapsed() < COLD_FALLBACK, "{:?}", began.elapsed());
     assert_eq!(status.reason, "fell back from 2.0: unavailable: the manager is away");
     assert_eq!(host.journal().current.tree, tree("1.0"));
 }
@@ -549,7 +544,7 @@ fn a_stub_that_waits_for_a_daemon_that_does_not_speak_ends_when_it_is_told_to() 
         std::thread::sleep(Duration::from_millis(200));
         let began = Instant::now();
         assert_eq!(host.terminate().code(), Some(0));
-        assert!(began.elapsed() < COLD_FALLBACK, "{:?}", began.elapsed());
+        assert!(began.elapsed() < END, "{:?}", began.elapsed());
     };
     // At the first start, at a later one, and when a version is started again.
     let mut host = Host::new();

@@ -16,7 +16,7 @@ use proto::message::Fault;
 use proto::record::SchemaRange;
 
 fn quick<'a>(version: &'a str, arguments: &'a [&'a str]) -> Spec<'a> {
-    Spec { probation_ms: 400, ..Spec::new(version, arguments) }
+    Spec { probation_ms: common::PROBATION_MS, ..Spec::new(version, arguments) }
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn scenario(moment: Moment) -> Scenario {
 }
 
 fn quick<'a>(version: &'a str, arguments: &'a [&'a str]) -> Spec<'a> {
-    Spec { probation_ms: 600, ..Spec::new(version, arguments) }
+    Spec { probation_ms: common::PROBATION_MS, ..Spec::new(version, arguments) }
 }
 
 /// What a service manager would do.
@@ -155,15 +155,19 @@ fn cell(moment: Moment, action: &str) -> String {
 /// Work that is under way when the order comes; nobody waits for it.
 fn work(host: &mut Host, scenario: Scenario) {
     let socket = host.paths.socket();
-    let run = Host::backup(1, 60);
+    let run = Host::backup(1, if scenario == Scenario::Cancel { 1_000 } else { 60 });
     std::thread::spawn(move || {
         let client = Client::connect(&socket);
         drop(client.and_then(|mut client| client.request::<_, Progress, AgentReply>(&run, None, |_| {})));
     });
-    std::thread::sleep(Duration::from_millis(20));
-    if scenario == Scenario::Cancel {
+    let until = Instant::now() + PATIENCE;
+    // Until it is under way: a demand that comes before the job it means is lost, as it should be.
+    while scenario == Scenario::Cancel && !host.faults().reached().contains(Moment::JobCancel.name()) {
+        restart_if_ended(host);
+        assert!(Instant::now() < until, "it is not cancelled; the stub said {:#?}", host.stub().log());
         let cancel = AgentRequest::Cancel { job: JobId(1) };
         drop(Client::ask::<_, AgentReply>(&host.paths.socket(), &cancel, PATIENCE));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -32,8 +32,8 @@ fn switches(processes: &[u32]) -> BTreeMap<String, u64> {
 
 #[test]
 fn no_thread_of_an_agent_or_its_stub_wakes_while_nothing_happens() {
-    let mut host = Host::with_first(&Spec { probation_ms: 400, ..Spec::new("1.0", &[]) });
-    let two = host.publish(&Spec { probation_ms: 400, ..Spec::new("2.0", &["--keep", "3"]) });
+    let mut host = Host::with_first(&Spec { probation_ms: common::PROBATION_MS, ..Spec::new("1.0", &[]) });
+    let two = host.publish(&Spec { probation_ms: common::PROBATION_MS, ..Spec::new("2.0", &["--keep", "3"]) });
     host.upgrade(&two);
     let agent = host.wait_serving("2.0").pid;
     let processes = [agent, host.stub().child.id()];

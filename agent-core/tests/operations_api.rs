@@ -16,7 +16,7 @@ use proto::frame::{FrameKind, frame};
 use proto::message::Fault;
 
 fn host(arguments: &[&str]) -> Host {
-    let host = Host::with_first(&Spec { probation_ms: 400, ..Spec::new("1.0", arguments) });
+    let host = Host::with_first(&Spec { probation_ms: common::PROBATION_MS, ..Spec::new("1.0", arguments) });
     host.wait_serving("1.0");
     host
 }

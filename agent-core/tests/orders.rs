@@ -18,7 +18,7 @@ use proto::agent::{AgentReply, AgentRequest, AgentState, ChangeId, Outcome, Step
 use proto::message::Fault;
 
 fn quick<'a>(version: &'a str, arguments: &'a [&'a str]) -> Spec<'a> {
-    Spec { probation_ms: 600, ..Spec::new(version, arguments) }
+    Spec { probation_ms: common::PROBATION_MS, ..Spec::new(version, arguments) }
 }
 
 /// A host whose only version had confirmed, and fails at every start while the file is there.

@@ -13,7 +13,7 @@ use proto::agent::Step;
 use rustix::process::{Pid, Signal};
 
 fn spec<'a>(version: &'a str, arguments: &'a [&'a str]) -> Spec<'a> {
-    Spec { probation_ms: 400, ..Spec::new(version, arguments) }
+    Spec { probation_ms: common::PROBATION_MS, ..Spec::new(version, arguments) }
 }
 
 /// A file beside the trees, as an argument.

@@ -40,7 +40,7 @@ impl Bench {
     fn publish(&self, version: &str, (min, max): (u32, u32), more: &[&str]) -> Vec<u8> {
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
         let schemas = SchemaRange { min, max };
-        self.host.publish(&Spec { schemas, probation_ms: 400, ..Spec::new(version, &arguments) })
+        self.host.publish(&Spec { schemas, probation_ms: common::PROBATION_MS, ..Spec::new(version, &arguments) })
     }
 
     /// What was restored last: schema, operations, bytes; by the process that is there now.

@@ -63,12 +63,12 @@ impl Service {
             self.host.place(&example(self.example), &root.join("agent"));
         }
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
-        self.host.publish(&Spec { probation_ms: 400, ..Spec::new(version, &arguments) })
+        self.host.publish(&Spec { probation_ms: common::PROBATION_MS, ..Spec::new(version, &arguments) })
     }
 
     /// A version that is something else: the tiny agent, which knows of no web.
     fn publish_other(&self, version: &str, arguments: &[&str]) -> Vec<u8> {
-        self.host.publish(&Spec { probation_ms: 400, ..Spec::new(version, arguments) })
+        self.host.publish(&Spec { probation_ms: common::PROBATION_MS, ..Spec::new(version, arguments) })
     }
 
     /// One request on a connection of its own.
@@ -268,8 +268,9 @@ fn what_a_version_forgets_before_it_has_proved_itself_is_there_for_the_one_befor
 
 #[test]
 fn a_state_that_is_never_saved_ends_the_change_over_and_the_service_goes_on() {
-    let mut host = Host::with_first(&Spec { probation_ms: 400, ..Spec::new("1.0", &["--saves-for-ever"]) });
-    let two = host.publish(&Spec { probation_ms: 400, ..Spec::new("2.0", &[]) });
+    let mut host =
+        Host::with_first(&Spec { probation_ms: common::PROBATION_MS, ..Spec::new("1.0", &["--saves-for-ever"]) });
+    let two = host.publish(&Spec { probation_ms: common::PROBATION_MS, ..Spec::new("2.0", &[]) });
     let pid = host.wait_serving("1.0").pid;
     let (change, told) = host.tell(&two, &Order::default());
     told.unwrap();

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tests::needs;
 
 fn quick<'a>(version: &'a str, arguments: &'a [&'a str]) -> Spec<'a> {
-    Spec { probation_ms: 400, ..Spec::new(version, arguments) }
+    Spec { probation_ms: common::PROBATION_MS, ..Spec::new(version, arguments) }
 }
 
 fn kill(pid: u32) {
@@ -132,7 +132,7 @@ fn an_agent_that_dies_on_the_way_out_is_no_evidence_against_the_new_version() {
     let pid = host.wait_serving("1.0").pid;
     // The intent is on disk, and the old version dies before it tells the stub that it executes.
     let entry = |v: &str| Entry { version: v.parse().unwrap(), tree: tree(v) };
-    let phase = Phase::Probation { change: ChangeId(9), attempts: 1, probation_ms: 400 };
+    let phase = Phase::Probation { change: ChangeId(9), attempts: 1, probation_ms: common::PROBATION_MS };
     let mut intent = Journal { last_good: Some(entry("1.0")), phase, ..Journal::first(entry("2.0")) };
     intent.write(&host.paths.journal()).unwrap();
     kill(pid);
@@ -150,8 +150,11 @@ fn a_power_cut_leaves_the_old_version_or_the_new() {
     host.upgrade(&two);
     host.terminate();
     let entry = |v: &str| Entry { version: v.parse().unwrap(), tree: tree(v) };
-    let probation =
-        |attempts| Phase::Probation { change: ChangeId(70 + u64::from(attempts)), attempts, probation_ms: 400 };
+    let probation = |attempts| Phase::Probation {
+        change: ChangeId(70 + u64::from(attempts)),
+        attempts,
+        probation_ms: common::PROBATION_MS,
+    };
     let journal = |current: &str, phase: Phase| Journal {
         last_good: Some(entry(if current == "1.0" { "2.0" } else { "1.0" })),
         phase,

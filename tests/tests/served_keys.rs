@@ -160,14 +160,30 @@ fn nobody_prunes_beside_a_backup_and_nobody_backs_up_beside_who_is_alone() {
     lab.restic(&["check", "--read-data"]);
 
     // Somebody is alone in the directory, whom no manager knows: a served backup waits for that lock.
-    let mut alone = restic(&lab.repository(), &lab.password_file())
-        .args(["check", "--read-data"])
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let process = Pid::from_child(&alone);
-    until("restic is alone", || (locks() > 0).then_some(()));
-    kill_process(process, Signal::STOP).unwrap();
+    let (mut alone, process) = until("restic is stopped while it is alone", || {
+        let mut check = restic(&lab.repository(), &lab.password_file());
+        let mut alone = check.args(["check", "--read-data"]).stdout(Stdio::null()).spawn().unwrap();
+        let process = Pid::from_child(&alone);
+        while locks() == 0 {
+            if alone.try_wait().unwrap().is_some() {
+                return None;
+            }
+        }
+        // Whoever nobody has waited for can be told, also when it has ended.
+        kill_process(process, Signal::STOP).unwrap();
+        let stat = Path::new("/proc").join(process.to_string()).join("stat");
+        until("it stands still", || {
+            let stat = fs::read_to_string(&stat).unwrap();
+            [") T", ") Z"].iter().any(|state| stat.contains(state)).then_some(())
+        });
+        // It may have let go just then.
+        if locks() > 0 {
+            return Some((alone, process));
+        }
+        kill_process(process, Signal::CONT).unwrap();
+        assert!(alone.wait().unwrap().success());
+        None
+    });
     let backup = order("backup", "web", &["--force", &text(&source)]);
     until("the backup waits for it", || waits(&lab, &backup).1.contains("waits for").then_some(()));
     kill_process(process, Signal::CONT).unwrap();

@@ -30,6 +30,9 @@ use tests::Faults;
 
 /// Nothing here takes longer unless it is broken; what is waited for is awaited, so a long bound costs nothing.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Of versions that are good. A version confirms after half of its probation, so that is what each change-over takes, and
+/// the other half is what a busy machine may keep it waiting.
+pub const PROBATION_MS: u64 = 2_000;
 
 /// Held while a program is written and while a child is forked.
 static FORK: Mutex<()> = Mutex::new(());
