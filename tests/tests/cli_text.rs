@@ -315,7 +315,7 @@ fn jobs_and_change_overs_are_told_in_lines() {
     let manager = Manager::start();
     let mut host = Host::mounted("host-1", &manager);
     for version in ["1", "2"] {
-        let tree = TreeFixture::agent(version, "data", "drain_deadline = \"20s\"\nprobation = \"4s\"\n");
+        let tree = TreeFixture::agent(version, "data", "drain_deadline = \"20s\"\nprobation = \"8s\"\n");
         manager.publish("data-agent", version, tree.path());
     }
     manager.export("data-agent@1", "host-1");

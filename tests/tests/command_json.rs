@@ -122,7 +122,7 @@ fn what_the_hosts_agents_and_jobs_commands_print_is_documented() {
     page.check("enroll", &[&("enroll", 0)], &enrolled.json());
     host.mount(&[]);
     for version in ["1", "2"] {
-        let tree = TreeFixture::agent(version, "data", "drain_deadline = \"20s\"\nprobation = \"4s\"\n");
+        let tree = TreeFixture::agent(version, "data", "drain_deadline = \"20s\"\nprobation = \"8s\"\n");
         manager.publish("data-agent", version, tree.path());
         manager.export(&format!("data-agent@{version}"), "host-1");
         if version == "1" {

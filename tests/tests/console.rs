@@ -13,7 +13,7 @@ use tests::web::Lab;
 use tests::{Host, TreeFixture};
 
 const PRODUCT: &str = "data-agent";
-const DESCRIPTOR: &str = "drain_deadline = \"20s\"\nprobation = \"1s\"\n";
+const DESCRIPTOR: &str = "drain_deadline = \"20s\"\nprobation = \"6s\"\n";
 /// What a picture in the documents may have.
 const PICTURE_BYTES_MAX: u64 = 100_000;
 

@@ -34,7 +34,7 @@ fn publish(manager: &Manager, host: &Host, version: &str) {
     tree.file("bin/worker", 0o755, fs::read(program("examples/worker")).unwrap());
     tree.file("VERSION", 0o644, version);
     let directory = host.path("work");
-    let text = format!("entrypoint = \"bin/worker\"\narguments = [{directory:?}]\nprobation = \"2s\"\n");
+    let text = format!("entrypoint = \"bin/worker\"\narguments = [{directory:?}]\nprobation = \"8s\"\n");
     tree.file("manager-fs.toml", 0o644, text + "drain_deadline = \"1s\"\n");
     manager.publish(PRODUCT, version, tree.path());
     manager.export(&format!("{PRODUCT}@{version}"), "host-1");

@@ -14,7 +14,7 @@ use tests::power::{Moment, Recording, Trace, Unsynced, now};
 use tests::{Host, Manager, TreeFixture};
 
 const PRODUCT: &str = "data-agent";
-const DESCRIPTOR: &str = "drain_deadline = \"20s\"\nprobation = \"1s\"\n";
+const DESCRIPTOR: &str = "drain_deadline = \"20s\"\nprobation = \"4s\"\n";
 
 /// A manager and a host that were recorded, neither of which runs any more.
 struct Scene {

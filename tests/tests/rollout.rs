@@ -11,7 +11,7 @@ use tests::command::until;
 use tests::{Host, Manager, Output, TreeFixture};
 
 const PRODUCT: &str = "data-agent";
-const DESCRIPTOR: &str = "drain_deadline = \"20s\"\nprobation = \"3s\"\n";
+const DESCRIPTOR: &str = "drain_deadline = \"20s\"\nprobation = \"6s\"\n";
 
 /// A manager and six hosts that run version 1: two in the lab, four in production.
 struct Fleet {

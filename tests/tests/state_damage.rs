@@ -15,7 +15,7 @@ use tests::tree::files_below;
 use tests::{Host, Manager, Output, TreeFixture};
 
 const PRODUCT: &str = "data-agent";
-const DESCRIPTOR: &str = "drain_deadline = \"20s\"\nprobation = \"2s\"\n";
+const DESCRIPTOR: &str = "drain_deadline = \"20s\"\nprobation = \"8s\"\n";
 
 /// A host that has gone from 1.0 to 2.0 and has everything locally; neither agent nor daemon runs any more, and the manager
 /// is away.

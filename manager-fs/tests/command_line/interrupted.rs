@@ -10,7 +10,7 @@ use crate::pseudo::{Behaviour, Pseudo};
 use crate::rows::{Asks, every_asking_command};
 
 /// A slow machine included; the other side would be waited for much longer.
-const ENDS_WITHIN: Duration = Duration::from_secs(10);
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
 /// Starts a command that would wait for ten minutes, and waits until it has a connection.
 fn waits(arguments: &[&str], dir: &Path) -> Option<Child> {
