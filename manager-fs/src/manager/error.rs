@@ -5,6 +5,7 @@ use proto::message::Fault;
 use super::admin::refusal::CatalogError;
 use super::budget::BudgetError;
 use super::bundle::{BundleError, SendStartError};
+use super::company::CompanyError;
 use super::connections::ConnectionError;
 use super::control::ControlError;
 use super::control::api_tokens::ApiTokenError;
@@ -177,6 +178,7 @@ impl From<ManagerError> for Fault {
                 UpgradeError::Target(error) => of_host(error),
                 UpgradeError::Generation(error) => of_generation(error),
                 UpgradeError::Export(error) => of_export(error),
+                UpgradeError::Company(error) => of_company(error),
                 _ => Fault::Failed,
             },
             ManagerError::Rollout(error) => of_rollout(error),
@@ -235,6 +237,13 @@ fn of_generation(error: &GenerationError) -> Kind {
         GenerationError::Unknown { .. } => Fault::NotFound,
         GenerationError::Ambiguous { .. } | GenerationError::SeveralTrees { .. } => Fault::BadRequest,
         GenerationError::Control(_) => Fault::Failed,
+    }
+}
+
+fn of_company(error: &CompanyError) -> Kind {
+    match error {
+        CompanyError::Skew(_) => Fault::BadRequest,
+        CompanyError::Control(_) => Fault::Failed,
     }
 }
 
@@ -306,6 +315,7 @@ fn of_rollout(error: &RolloutError) -> Kind {
         RolloutError::Unknown(_) => Fault::NotFound,
         RolloutError::Target { cause, .. } => of_host(cause),
         RolloutError::Generation(error) => of_generation(error),
+        RolloutError::Company(error) => of_company(error),
         RolloutError::Control(_) | RolloutError::NotRecorded { .. } => Fault::Failed,
     }
 }

@@ -7,15 +7,16 @@ use proto::manifest::{Node, NodeKind, Object, Unresolved};
 use proto::path::PathError;
 use proto::record::{ElfFile, HealthContract, Metadata, Script};
 use proto::width;
-use proto::{Manifest, ObjectId, TreePath};
+use proto::{ChunkId, Manifest, ObjectId, TreeId, TreePath};
 
 use super::content::{ObjectReader, ReadChunk};
 use super::elf;
 use super::ingest::Start;
 use super::libraries;
-use super::monitor::{Monitor, Task};
+use super::monitor::{Monitor, Quiet, Task};
 use super::product_file::{ProductFile, ProductFileFault};
-use super::store::StoreError;
+use super::skew::Standing;
+use super::store::{Store, StoreError};
 
 /// The descriptor, in the root of a tree.
 pub const DESCRIPTOR: &str = "manager-fs.toml";
@@ -342,6 +343,18 @@ fn obvious(candidates: &[TreePath]) -> Option<TreePath> {
     None
 }
 
+/// What the product file of a stored tree says of its part among agents; `None`: nothing.
+///
+/// # Errors
+/// The store does not have the tree, or not whole.
+pub(crate) fn standing(store: &Store, tree: &TreeId) -> Result<Option<Standing>, MetadataError> {
+    let manifest = store.tree(tree)?;
+    let (heads, chunk) = (HashMap::new(), |id: &ChunkId| store.plain_chunk(id));
+    let (monitor, cancelled) = (&Quiet, &AtomicBool::new(false));
+    let inspection = Inspection { manifest: &manifest, heads: &heads, chunk: &chunk, monitor, cancelled };
+    Ok(inspection.product_file()?.company)
+}
+
 /// For `tests/fuzz`: a `manager-fs.toml`.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn read_any_descriptor(text: &str) -> bool {
@@ -351,7 +364,6 @@ pub(crate) fn read_any_descriptor(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manager::monitor::Quiet;
     use crate::manager::publish::PublishOptions;
     use crate::manager::testing::{Fixture, Item, Kind, Model, tree_path};
     use proto::record::SchemaRange;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::skew::{Role, Standing};
 use super::toml_text::{self, DurationFault, TomlFault, read};
 use proto::adapter::{Adapter, Drain, Handover, Listen, ListenAddress, NotASignal, Variable};
 use proto::health::{HealthCheck, HealthProbe};
@@ -90,6 +91,9 @@ pub enum ProductFileFault {
          \"overlap\" or \"restart\""
     )]
     NoSocket,
+    /// Numbers that nobody could keep.
+    #[error("[company] wants speaks of 1 or more, and hears (of a media agent alone) from 1 to speaks")]
+    Company,
     /// A name that no environment has.
     #[error("adapter.environment: '{0}' is no variable")]
     Variable(String),
@@ -114,6 +118,8 @@ pub(super) struct ProductFile {
     pub(super) probation_ms: u64,
     pub(super) health: Option<HealthCheck>,
     pub(super) adapter: Option<Adapter>,
+    /// Its part among agents.
+    pub(super) company: Option<Standing>,
     /// Libraries that its hosts have, beside those that every host has.
     pub(super) host_libraries: Vec<String>,
 }
@@ -130,8 +136,17 @@ struct Text {
     probation: Option<String>,
     health: Option<HealthText>,
     adapter: Option<AdapterText>,
+    company: Option<CompanyText>,
     #[serde(default)]
     host_libraries: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CompanyText {
+    role: Role,
+    speaks: u32,
+    hears: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -191,8 +206,19 @@ impl ProductFile {
             probation_ms: duration_ms("probation", text.probation.as_deref(), PROBATION)?,
             health: text.health.map(HealthText::check).transpose()?,
             adapter: text.adapter.map(AdapterText::adapter).transpose()?,
+            company: text.company.map(CompanyText::standing).transpose()?,
             host_libraries: text.host_libraries,
         })
+    }
+}
+
+impl CompanyText {
+    fn standing(self) -> Result<Standing, ProductFileFault> {
+        let hears = self.hears.unwrap_or(1);
+        let is_heard = self.hears.is_none() || self.role == Role::Media;
+        let fits = self.speaks >= 1 && (1..=self.speaks).contains(&hears) && is_heard;
+        let standing = Standing { role: self.role, speaks: self.speaks, hears };
+        if fits { Ok(standing) } else { Err(ProductFileFault::Company) }
     }
 }
 
@@ -335,6 +361,16 @@ mod tests {
     }
 
     #[test]
+    fn a_part_among_agents_is_read() {
+        let read = |text: &str| ProductFile::parse(text).unwrap().company;
+        let media = Standing { role: Role::Media, speaks: 3, hears: 2 };
+        assert_eq!(read("[company]\nrole = 'media'\nspeaks = 3\nhears = 2"), Some(media));
+        let data = Standing { role: Role::Data, speaks: 2, hears: 1 };
+        assert_eq!(read("[company]\nrole = 'data'\nspeaks = 2"), Some(data));
+        assert_eq!(read(""), None);
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let restart = |more: &str| format!("[adapter]\nhandover = 'restart'\n{more}");
         let many: String = (0..65).map(|n| format!("{{ name = 'n{n}', tcp = '[::]:{n}' }},")).collect();
@@ -353,6 +389,10 @@ mod tests {
             (restart("drain = { signal = 'SIGKILL' }"), "SIGTERM, SIGINT, SIGQUIT"),
             (restart("drain = { deadline = 'late' }"), "drain.deadline = \"late\""),
             (restart("environment = { 'A=B' = '' }"), "'A=B' is no variable"),
+            ("[company]\nrole = 'boss'\nspeaks = 1".to_owned(), "unknown variant `boss`"),
+            ("[company]\nrole = 'data'\nspeaks = 0".to_owned(), "speaks of 1 or more"),
+            ("[company]\nrole = 'data'\nspeaks = 2\nhears = 1".to_owned(), "of a media agent alone"),
+            ("[company]\nrole = 'media'\nspeaks = 2\nhears = 3".to_owned(), "from 1 to speaks"),
             ("[health]".to_owned(), "one of http, socket and command"),
             ("[health]\nhttp = 'https://x/'".to_owned(), "http://127.0.0.1:8080/"),
             ("[health]\ncommand = []".to_owned(), "is empty"),

@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 
 use super::budget::Budgets;
 use super::bundle::Bundles;
+use super::company::Company;
 use super::connections::Connections;
 use super::control::backup::BACKUP_FILE;
 use super::control::{self, ControlStore, LocalObservations, LocalStore, State};
@@ -98,7 +99,7 @@ impl Manager {
         let first = state.begin_lists(now()).await?;
         let exports = Arc::new(Exports::new(Arc::clone(&state), Arc::clone(&connections), first));
         let jobs = Arc::new(Jobs::new(Arc::clone(&state), Arc::clone(&connections), Arc::clone(&news)));
-        let upgrades = Arc::new(Upgrades::new(&state, &connections, &news, &exports));
+        let upgrades = Arc::new(Upgrades::new(&state, &connections, &news, &exports, Company::new(&state, &store)));
         let (targets, rollouts) = for_many(&state, &connections, &news, &exports, &upgrades);
         let policies = policies(&state, &connections, &news, &jobs);
         let (deltas, bundles) = made_once(&store, &state, &exports);
@@ -270,7 +271,8 @@ fn for_many(
     let (exports, upgrades) = (Arc::clone(exports), Arc::clone(upgrades));
     let of_targets = (Arc::clone(&state), Arc::clone(&connections), Arc::clone(&news), Arc::clone(&upgrades));
     let targets = Arc::new(Targets::new(of_targets.0, of_targets.1, of_targets.2, of_targets.3));
-    let here = Here { state, connections, news, exports, upgrades, targets: Arc::clone(&targets) };
+    let company = Arc::clone(&upgrades.company);
+    let here = Here { state, connections, news, exports, upgrades, targets: Arc::clone(&targets), company };
     (targets, Arc::new(Rollouts::new(here)))
 }
 

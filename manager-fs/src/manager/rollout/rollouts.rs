@@ -1,6 +1,6 @@
 //! All rollouts: planned, started, at work, and over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use proto::number::RolloutId;
@@ -16,6 +16,7 @@ use super::plan_file::NotAPlan;
 use super::run::{Here, Run};
 use super::view::RolloutView;
 use super::way_back::NoWayBack;
+use crate::manager::company::CompanyError;
 use crate::manager::control::ControlError;
 use crate::manager::control::generations::GenerationError;
 use crate::manager::control::hosts::HostError;
@@ -36,6 +37,9 @@ pub enum RolloutError {
     /// There is no program to change over to.
     #[error("{0} has no entry point: publish it with --entrypoint PATH")]
     NoEntryPoint(String),
+    /// It would not understand other agents.
+    #[error("this rollout would part what belongs together: {0}")]
+    Company(#[from] CompanyError),
     /// It is meant for a host or group that there is not.
     #[error("ring '{ring}': {cause}")]
     Target {
@@ -159,6 +163,7 @@ impl Rollouts {
                 known.map_err(|cause| RolloutError::Target { ring: ring.name.clone(), cause })?;
             }
         }
+        self.here.company.check(found, &self.hosts_of(&plan)).await?;
         let now = now();
         let mut record = RolloutRecord {
             version: found.version.clone(),
@@ -179,6 +184,12 @@ impl Rollouts {
         Ok(run.view())
     }
 
+    /// Every host that is in a ring now. A group that was deleted since it was planned has none.
+    fn hosts_of(&self, plan: &Plan) -> BTreeSet<HostName> {
+        let targets = plan.rings.iter().flat_map(|ring| &ring.to);
+        targets.flat_map(|target| self.here.state.hosts_of(target).unwrap_or_default()).collect()
+    }
+
     /// Tells a rollout something. Without a number the newest that is not over is meant.
     ///
     /// # Errors
@@ -193,7 +204,9 @@ impl Rollouts {
             if wish == Wish::Start {
                 self.nothing_else(&record.plan.product).await?;
                 let name = format!("{}@{}", record.plan.product, record.version);
-                generation_of(&self.here, &record).ok_or(RolloutError::Gone(name))?;
+                let generation = generation_of(&self.here, &record).ok_or(RolloutError::Gone(name))?;
+                // Others may have changed since it was planned.
+                self.here.company.check(&generation.record, &self.hosts_of(&record.plan)).await?;
             }
             live = Some(self.drive(id, record).await?);
         }

@@ -11,6 +11,7 @@ use proto::{HostName, TreeId, Version};
 use super::machine::Machine;
 use super::machine::vocabulary::{End, HostNo, HostState, Jobs};
 use super::view::{ProblemGroup, RingView, RolloutView, WindowView};
+use crate::manager::company::Company;
 use crate::manager::connections::Connections;
 use crate::manager::control::changes::{ChangeRecord, EndedBy};
 use crate::manager::control::jobs::JobState;
@@ -38,6 +39,7 @@ pub(crate) struct Here {
     pub(crate) exports: Arc<Exports>,
     pub(crate) upgrades: Arc<Upgrades>,
     pub(crate) targets: Arc<Targets>,
+    pub(crate) company: Arc<Company>,
 }
 
 /// One rollout.

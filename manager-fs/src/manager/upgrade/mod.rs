@@ -15,6 +15,7 @@ use proto::name::Target;
 use proto::{GenerationRecord, HostName, Product};
 use tokio::sync::{Semaphore, mpsc};
 
+use super::company::{Company, CompanyError};
 use super::connections::Connections;
 use super::control::changes::{ChangeEnd, ChangeOrder, ChangeRecord, EndedBy};
 use super::control::generations::{Generation, GenerationError};
@@ -67,6 +68,9 @@ pub enum UpgradeError {
     /// It cannot be exported.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// It would not understand other agents.
+    #[error("nothing is ordered: {0}")]
+    Company(#[from] CompanyError),
     /// The control state failed.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -78,6 +82,7 @@ pub(crate) struct Upgrades {
     pub(crate) connections: Arc<Connections>,
     pub(crate) news: Arc<NewsBoard>,
     pub(crate) exports: Arc<Exports>,
+    pub(crate) company: Arc<Company>,
     pub(crate) ordered: AtomicU32,
     pub(crate) at_once: Semaphore,
     pub(crate) telling: Arc<Telling>,
@@ -107,12 +112,14 @@ impl Upgrades {
         connections: &Arc<Connections>,
         news: &Arc<NewsBoard>,
         exports: &Arc<Exports>,
+        company: Company,
     ) -> Self {
         Self {
             state: Arc::clone(state),
             connections: Arc::clone(connections),
             news: Arc::clone(news),
             exports: Arc::clone(exports),
+            company: Arc::new(company),
             ordered: AtomicU32::new(0),
             at_once: Semaphore::new(AT_ONCE_MAX),
             telling: Arc::default(),
@@ -122,7 +129,8 @@ impl Upgrades {
     /// Tells agents to change over, and follows them until the end if asked to.
     ///
     /// # Errors
-    /// There is no such generation, host or group, or the generation has no entry point.
+    /// There is no such generation, host or group, the generation has no entry point, or other agents would not
+    /// understand it.
     pub(crate) async fn upgrade(
         self: &Arc<Self>,
         order: UpgradeOrder,
@@ -134,6 +142,7 @@ impl Upgrades {
             return Err(UpgradeError::NoEntryPoint(record.name()));
         }
         let hosts = self.hosts_of(&order.targets)?;
+        self.company.check(record, &hosts).await?;
         if order.export {
             self.exports.export(&generation, &order.targets).await?;
         }
