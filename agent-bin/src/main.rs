@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use agent_core::Permits;
+use agent_core::internal::memory;
 use agent_core::{Agent, AgentConfig, AgentError, AgentPaths, Ended, NotHealthy, OperationContext, Operations, Stop};
 use proto::agent::Operation;
 use tracing_subscriber::EnvFilter;
@@ -28,11 +29,15 @@ use engine::BackupEngine;
 use engine::restic::Restic;
 use serving::Serving;
 
+/// What goes back to the kernel when it is freed: packs. What compresses them takes some MiB for each blob.
+const LARGE_BYTES: i32 = 8 << 20;
+
 fn main() -> ExitCode {
     match Asked::read(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
         Ok(Asked::Help) => print!("{HELP}"),
         Ok(Asked::Version) => println!("agent-bin {}", env!("CARGO_PKG_VERSION")),
         Ok(Asked::Run(role)) => {
+            memory::be_frugal(LARGE_BYTES);
             log_to_stderr();
             engine::tell_panics();
             match serve(role) {
@@ -83,7 +88,10 @@ impl Operations for StorageAgent {
     fn run(&self, operation: &Operation, context: &OperationContext) -> Ended {
         // Anew for each: what the host's administrator has written meanwhile holds.
         let permits = Permits::read(self.paths.state(), self.paths.run());
-        jobs::run(&self.engine, self.role, permits, operation, context)
+        let ended = jobs::run(&self.engine, self.role, permits, operation, context);
+        // The next one may be a day away.
+        memory::give_back();
+        ended
     }
 
     fn healthy(&self) -> Result<(), NotHealthy> {

@@ -54,6 +54,11 @@ pub mod journal {
     pub use crate::journal::{Entry, Journal, Phase, Staged, list};
 }
 
+/// What the allocator keeps.
+pub mod memory {
+    pub use crate::sys::memory::{be_frugal, give_back};
+}
+
 /// What becomes durable, and what can fail there.
 pub mod moments {
     pub use crate::moments::{Moment, Process, at, watch};

@@ -12,6 +12,7 @@
 
 pub mod choice;
 pub mod cold;
+pub mod cost;
 pub mod crowd;
 pub mod exec;
 pub mod http;

@@ -1,4 +1,4 @@
-//! Tracing a child of this thread: what `rustix` has no call for, and all `unsafe` of this crate.
+//! Tracing a child of this thread, and what a child took: what `rustix` has no call for, and all `unsafe` of this crate.
 //!
 //! The kernel takes requests about a traced process from the one thread that started it.
 #![allow(unsafe_code)]
@@ -6,11 +6,43 @@
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus};
 use std::ptr;
+use std::time::Duration;
 
 use rustix::process::Pid;
+
+/// What a process took until it ended.
+pub(crate) struct Usage {
+    pub(crate) processor: Duration,
+    /// The most that was resident.
+    pub(crate) peak_bytes: u64,
+}
+
+/// Waits for a child that nobody has waited for.
+pub(crate) fn wait(child: Child) -> io::Result<(ExitStatus, Usage)> {
+    let pid = libc::pid_t::try_from(child.id()).map_err(io::Error::other)?;
+    let mut status = 0;
+    // SAFETY: all zero is a valid rusage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both are valid places for what wait4(2) writes; the child is this process's, and is waited for once, since
+    // `child` ends here and does not wait when it is dropped.
+    while unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) } < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    let time = |time: libc::timeval| {
+        let (seconds, micros) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_usec));
+        Duration::from_secs(seconds.unwrap_or(0)) + Duration::from_micros(micros.unwrap_or(0))
+    };
+    let processor = time(usage.ru_utime) + time(usage.ru_stime);
+    // getrusage(2): in kibibytes.
+    let peak_bytes = u64::try_from(usage.ru_maxrss).unwrap_or(0) << 10;
+    Ok((ExitStatus::from_raw(status), Usage { processor, peak_bytes }))
+}
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the same clock for all processes.
 pub(crate) fn now_ns() -> u64 {

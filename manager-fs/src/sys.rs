@@ -74,27 +74,3 @@ pub(crate) fn enable_verity(file: BorrowedFd<'_>) -> io::Result<()> {
     let result = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_ENABLE_VERITY, &raw const arg) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
-
-/// Gives memory back to the kernel that was freed and is kept for the next allocations: after work that took much of it
-/// and is not to be had again soon.
-pub(crate) fn give_memory_back() {
-    // SAFETY: malloc_trim(3) takes a number, may be called by any thread at any time, and touches nothing that is in use.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0)
-    };
-}
-
-/// Sets the allocator up for a process that now and then needs much memory for a moment: what is large comes from the
-/// kernel and goes back to it when it is freed, and threads share a few heaps. By itself the GNU allocator keeps what it
-/// once gave (up to 32 MiB a piece), in a heap for each of many threads.
-pub(crate) fn frugal_allocator() {
-    // mallopt(3): pieces of so many bytes are mapped one by one; free memory at the end of a heap beyond this is given back.
-    #[cfg(target_env = "gnu")]
-    for (parameter, value) in
-        [(libc::M_MMAP_THRESHOLD, 1 << 20), (libc::M_TRIM_THRESHOLD, 1 << 20), (libc::M_ARENA_MAX, 4)]
-    {
-        // SAFETY: mallopt takes two numbers and is called before the process has other threads.
-        unsafe { libc::mallopt(parameter, value) };
-    }
-}

@@ -5,6 +5,7 @@
 
 pub(crate) mod exec;
 pub(crate) mod fd;
+pub(crate) mod memory;
 pub(crate) mod namespace;
 pub(crate) mod signal;
 pub(crate) mod socket;

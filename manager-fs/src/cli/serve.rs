@@ -45,7 +45,7 @@ pub(super) struct ServeArgs {
 }
 
 pub(super) fn run(args: &ServeArgs, dirs: &Dirs) -> anyhow::Result<Done> {
-    crate::sys::frugal_allocator();
+    agent_core::internal::memory::be_frugal(1 << 20);
     args.log.start();
     net::allow_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

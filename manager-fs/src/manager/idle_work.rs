@@ -45,7 +45,7 @@ impl IdleWork {
             idle.repack();
             drop(turn);
             if idle.waiting.load(Ordering::Relaxed) == 0 {
-                crate::sys::give_memory_back();
+                agent_core::internal::memory::give_back();
             }
         });
         if let Err(error) = spawned {

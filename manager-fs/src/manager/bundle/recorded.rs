@@ -169,7 +169,7 @@ impl Bundles {
             if let Err(error) = made {
                 tracing::warn!(%tree, %error, "a start-up bundle was not made; hosts get the one that there is");
             }
-            crate::sys::give_memory_back();
+            agent_core::internal::memory::give_back();
         });
     }
 
