@@ -293,7 +293,8 @@ fn ask(paths: &AgentPaths, client: &mut Option<Client>, request: &DaemonRequest)
         | DaemonReply::Record(_)
         | DaemonReply::Attached(_)
         | DaemonReply::Bundle(_)
-        | DaemonReply::Checked(_) => Ok(()),
+        | DaemonReply::Checked(_)
+        | DaemonReply::Traced(_) => Ok(()),
     }
 }
 

@@ -124,7 +124,8 @@ fn ask(paths: &AgentPaths, order: &Order, handle: &StageHandle) -> Result<Attach
                 | DaemonReply::Status(_)
                 | DaemonReply::Record(_)
                 | DaemonReply::Bundle(_)
-                | DaemonReply::Checked(_),
+                | DaemonReply::Checked(_)
+                | DaemonReply::Traced(_),
             ) => return Err(NotStaged::Unexpected),
             Err(e) if e.may_retry() => e.to_string(),
             Err(e) => return Err(e.into()),

@@ -11,6 +11,7 @@ use crate::id::{ObjectId, TreeId};
 use crate::limits::{RECORD_BYTES_MAX, STATUS_BYTES_MAX, WRONG_OBJECTS_MAX};
 use crate::message::{BundleFacts, Fault};
 use crate::name::{GenerationRef, Product};
+use crate::trace::Trace;
 
 /// A request to the mount daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +89,10 @@ pub enum DaemonRequest {
         #[serde(deserialize_with = "within::<_, PathText>")]
         program: String,
     },
+    /// Note from now on what starts ask for and what comes, until `TraceEnd` or the end of this connection.
+    TraceBegin,
+    /// Stop noting; answered by `Traced`.
+    TraceEnd,
 }
 
 /// What the mount daemon answers.
@@ -107,6 +112,8 @@ pub enum DaemonReply {
     Bundle(BundleFacts),
     /// To `Check`, after the last object.
     Checked(CacheReport),
+    /// To `TraceEnd`.
+    Traced(Trace),
 }
 
 /// What a check of the cache found.

@@ -57,6 +57,7 @@ pub mod start_up;
 pub mod text;
 mod text_form;
 pub mod token;
+pub mod trace;
 pub mod width;
 
 pub use id::{ChunkId, ObjectId, TreeId};

@@ -248,3 +248,37 @@ fn a_worker_that_dies_in_the_middle_of_a_start_goes_unnoticed() {
         assert_eq!(output.expect(0).text(), right_output(), "round {round}");
     }
 }
+
+/// A drawing is of one start, also of one that fails, and costs the program nothing but its terminal.
+#[test]
+fn a_start_is_drawn_with_what_it_read_and_waited_for() {
+    let manager = published(&sample());
+    let mut host = Host::new("drawn");
+    host.enroll(&manager, &manager.address());
+    host.mount(&["--hydrate-rate", "1"]);
+    manager.export("sample@1.0", "drawn");
+    until("the export arrives", || (host.run(&["status"]).stdout.contains("sample@1.0")).then_some(()));
+    let image = host.path("start.svg");
+    let typed = ["exec", "--trace", image.to_str().unwrap(), "sample@1.0"];
+    let drawn = host.run(&typed).expect(0);
+    assert_eq!(drawn.stdout.trim(), right_output());
+    assert!(drawn.stderr.contains("first output after") && drawn.stderr.contains("drawn in"), "{}", drawn.stderr);
+    let svg = std::fs::read_to_string(&image).unwrap();
+    assert!(svg.starts_with("<svg ") && svg.contains("share/large") && svg.contains("bin/start"), "{svg}");
+    assert!(svg.contains("<rect class=\"start\"") && svg.contains("<rect class=\"missing\""), "{svg}");
+    // Everything is here by now, the code of the program is the command's, and its errors stay its errors.
+    let typed =
+        ["exec", "--trace", image.to_str().unwrap(), "sample@1.0", "--", "/bin/sh", "-c", "echo no >&2; exit 7"];
+    let failed = host.run(&typed).expect(7);
+    assert!(failed.stdout.is_empty() && failed.stderr.starts_with("no\n"), "{failed:?}");
+    assert!(!std::fs::read_to_string(&image).unwrap().contains("<rect class=\"missing\""));
+    // One start at a time is traced; who ends early leaves nothing behind.
+    let typed = ["exec", "--trace", image.to_str().unwrap(), "sample@1.0", "--", "/bin/sleep", "600"];
+    let mut first = host.command(&typed).spawn().unwrap();
+    until("it is traced", || host.run(&typed[..4]).stderr.contains("another start is being traced").then_some(()));
+    first.kill().unwrap();
+    first.wait().unwrap();
+    until("the next may be", || (host.run(&typed[..4]).code == Some(0)).then_some(()));
+    let nowhere = host.run(&["exec", "--trace", "/nowhere/start.svg", "sample@1.0"]).expect(1);
+    assert!(nowhere.stderr.contains("/nowhere/start.svg"), "{}", nowhere.stderr);
+}

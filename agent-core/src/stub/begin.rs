@@ -133,6 +133,7 @@ pub(super) fn newest_now(paths: &AgentPaths) -> Option<Verified> {
         | DaemonReply::Attached(_)
         | DaemonReply::Bundle(_)
         | DaemonReply::Checked(_)
+        | DaemonReply::Traced(_)
         | DaemonReply::Fault(_) => None,
     }
 }

@@ -180,6 +180,7 @@ pub(super) fn unexpected(what: &str, reply: &DaemonReply) -> StubError {
         DaemonReply::Attached(_) => "another tree",
         DaemonReply::Bundle(_) => "a bundle",
         DaemonReply::Checked(_) => "a check",
+        DaemonReply::Traced(_) => "a trace",
         DaemonReply::Fault(_) => "a fault",
     };
     StubError::Daemon { what: what.to_owned(), fault: format!("it answered with {kind}") }

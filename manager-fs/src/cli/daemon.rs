@@ -13,6 +13,7 @@ use proto::daemon::{Attached, CacheReport, DaemonReply, DaemonRequest, StageProg
 use proto::limits::PATH_BYTES_MAX;
 use proto::local_greeting::Greeting;
 use proto::message::Fault;
+use proto::trace::Trace;
 use proto::{GenerationRef, HostName};
 use serde_json::Value;
 
@@ -64,6 +65,46 @@ pub(super) fn hold(here: &Here, generation: &GenerationRef, program: Option<&str
         Ok((client, reply))
     })?;
     Ok((client, attached(unless_refused(here, &order, reply)?)?))
+}
+
+/// What the daemon notes of a start, for as long as this lives.
+pub(super) struct Tracing {
+    client: Client,
+    begun: Instant,
+}
+
+impl Tracing {
+    /// Notes from now on.
+    ///
+    /// # Errors
+    /// As [`request`]; or another start is being traced.
+    pub(super) fn begin(here: &Here) -> Result<Self> {
+        let (client, begun, reply) = exchange(here, |socket| {
+            let (mut client, begun) = (Client::connect(socket)?, Instant::now());
+            let reply = client.request(&DaemonRequest::TraceBegin, Some(ANSWER_WITHIN), |()| {})?;
+            Ok((client, begun, reply))
+        })?;
+        done(unless_refused(here, &DaemonRequest::TraceBegin, reply)?)?;
+        Ok(Self { client, begun })
+    }
+
+    /// When it began.
+    pub(super) fn begun(&self) -> Instant {
+        self.begun
+    }
+
+    /// What has been noted.
+    ///
+    /// # Errors
+    /// As [`request`]; or the daemon's worker was replaced meanwhile, and has noted nothing.
+    pub(super) fn end(&mut self, here: &Here) -> Result<Trace> {
+        let reply = self.client.request(&DaemonRequest::TraceEnd, Some(ANSWER_WITHIN), |()| {});
+        let reply = reply.map_err(|error| anyhow!("{}", reason(here, &error)))?;
+        match unless_refused(here, &DaemonRequest::TraceEnd, reply)? {
+            DaemonReply::Traced(trace) => Ok(trace),
+            other => bail!("the mount daemon answered with {other:?}"),
+        }
+    }
 }
 
 /// Has the daemon check its cache; `on` hears how far it is.

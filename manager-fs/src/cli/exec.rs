@@ -19,11 +19,15 @@ use crate::host::enroll;
 #[derive(Debug, Args)]
 pub(super) struct ExecArgs {
     /// product@version, a tree id, or the start of one
-    generation: GenerationRef,
+    pub(super) generation: GenerationRef,
+    /// Draw where the time of this start goes, as an SVG image: what was read, waited for, asked for and computed. The
+    /// program then runs as a child, with pipes and an empty standard input, and its exit code is this command's
+    #[arg(long, value_name = "FILE.svg")]
+    pub(super) trace: Option<PathBuf>,
     /// The program: a path in the tree (bin/node), a name to look for in its bin directories (node), or an absolute path of
     /// this host; then its arguments. Without it the generation's entry point runs
     #[arg(last = true, value_name = "CMD [ARG]")]
-    command: Vec<OsString>,
+    pub(super) command: Vec<OsString>,
 }
 
 /// Becomes the program. Returns only when that fails.
@@ -89,7 +93,7 @@ fn verified(record: &[u8], dirs: &Dirs) -> Result<GenerationRecord> {
 }
 
 /// Why a program of a tree did not start. ENOENT has two meanings, and the second is the common one.
-fn explain(program: &Path, error: &std::io::Error) -> anyhow::Error {
+pub(super) fn explain(program: &Path, error: &std::io::Error) -> anyhow::Error {
     let path = program.display();
     match error.kind() {
         std::io::ErrorKind::NotFound if program.is_symlink() && !program.exists() => {

@@ -50,6 +50,7 @@ mod status;
 mod status_text;
 mod store;
 mod token;
+mod traced;
 mod unmount;
 mod upgrade;
 mod verify;
@@ -287,7 +288,10 @@ fn dispatch(command: Command, here: &Here) -> anyhow::Result<Done> {
         Command::Helper(args) => mount::helper(&args, dirs),
         Command::Attach(args) => attach::attach(&args, here),
         Command::Release(args) => attach::release(&args, here),
-        Command::Exec(args) => exec::exec(&args, here),
+        Command::Exec(args) => match &args.trace {
+            Some(image) => traced::run(&args, image, here),
+            None => exec::exec(&args, here),
+        },
         Command::Profile(args) => profile::run(&args, here),
         Command::ProfileMount(args) => profile::mount(&args, dirs),
         Command::ProfileWorker(args) => profile::worker(&args, dirs),

@@ -52,17 +52,32 @@ impl Over {
 /// # Errors
 /// Interrupted, or it cannot be waited for.
 pub(super) fn watch(child: &mut Child, printed: &Arc<AtomicBool>, limit: Duration) -> anyhow::Result<Over> {
+    let over = match until_over(child, printed, limit) {
+        Ok(over) => over,
+        Err(interrupted) => {
+            signal(child, Signal::KILL);
+            child.wait()?;
+            return Err(interrupted);
+        }
+    };
+    if !matches!(over, Over::Ended(_)) {
+        end(child)?;
+    }
+    Ok(over)
+}
+
+/// As [`watch`], without ending anything.
+///
+/// # Errors
+/// Interrupted, or it cannot be waited for.
+pub(super) fn until_over(child: &mut Child, printed: &AtomicBool, limit: Duration) -> anyhow::Result<Over> {
     let begun = Instant::now();
     let (mut printed_at, mut quiet_since) = (None, begun);
-    let over = loop {
+    loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Over::Ended(status));
         }
-        if let Err(interrupted) = interrupt::check("nothing was recorded") {
-            signal(child, Signal::KILL);
-            child.wait()?;
-            return Err(interrupted.into());
-        }
+        interrupt::check("nothing was recorded")?;
         let now = Instant::now();
         if !is_quiet(child.id()) {
             quiet_since = now;
@@ -73,18 +88,20 @@ pub(super) fn watch(child: &mut Child, printed: &Arc<AtomicBool>, limit: Duratio
         let quiet = now - quiet_since;
         match printed_at {
             Some(at) if quiet >= QUIET_AFTER_OUTPUT || now - at >= WATCHED_AFTER_OUTPUT => {
-                break Over::Printed(at - begun);
+                return Ok(Over::Printed(at - begun));
             }
-            None if quiet >= QUIET => break Over::Quiet(now - begun),
-            None if now - begun >= limit => break Over::Cut(now - begun),
+            None if quiet >= QUIET => return Ok(Over::Quiet(now - begun)),
+            None if now - begun >= limit => return Ok(Over::Cut(now - begun)),
             _ => std::thread::sleep(LOOK),
         }
-    };
-    end(child)?;
-    Ok(over)
+    }
 }
 
-fn end(child: &mut Child) -> anyhow::Result<()> {
+/// Ends a program and everything that it has started: by SIGTERM, and by SIGKILL when that takes too long.
+///
+/// # Errors
+/// It cannot be waited for.
+pub(super) fn end(child: &mut Child) -> anyhow::Result<()> {
     for last in [Signal::TERM, Signal::KILL] {
         signal(child, last);
         let until = Instant::now() + END_PATIENCE;

@@ -16,6 +16,7 @@ use fuser::{
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen,
     ReplyStatfs, ReplyXattr, Request,
 };
+use proto::trace::TraceWhat;
 use proto::width;
 
 use super::data::recorder::Recorder;
@@ -24,6 +25,7 @@ use super::objects::{Attributes, FsError, Kind, Listed, Objects};
 use super::opcode::Opcode;
 pub use super::opcode::RequestCounts;
 use super::pool::Pool;
+use super::timeline::{About, Timeline};
 
 /// Validity of what can never change.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -51,6 +53,7 @@ pub(super) struct Adapter {
     objects: Arc<Objects>,
     counts: Arc<RequestCounts>,
     recorder: Arc<Recorder>,
+    timeline: Arc<Timeline>,
     waiting: Pool,
     options: ServeOptions,
 }
@@ -59,10 +62,11 @@ impl Adapter {
     pub(super) fn new(
         objects: Arc<Objects>,
         counts: Arc<RequestCounts>,
-        recorder: Arc<Recorder>,
+        (recorder, timeline): (Arc<Recorder>, Arc<Timeline>),
         options: ServeOptions,
     ) -> Self {
-        Self { objects, counts, recorder, waiting: Pool::new("fuse-wait", WAITING_READS_MAX, usize::MAX), options }
+        let waiting = Pool::new("fuse-wait", WAITING_READS_MAX, usize::MAX);
+        Self { objects, counts, recorder, timeline, waiting, options }
     }
 
     /// Answers now if the node's tree is in memory, else on a thread that may wait.
@@ -162,12 +166,19 @@ impl Filesystem for Adapter {
         self.counts.count(Opcode::Read);
         let Some(ino) = Ino::parse(ino.0) else { return reply.error(Errno::ENOENT) };
         self.recorder.note(ino, offset, size);
+        let object = if let Ino::Object(prefix) = ino { Some(prefix) } else { None };
+        let (since, about) = (self.timeline.since(), About { object, offset, bytes: size.into() });
         if let Some(present) = self.objects.read_present(ino, offset, size) {
+            self.timeline.note(TraceWhat::Present, since, about);
             return data(reply, present);
         }
-        let objects = self.objects.clone();
+        let (objects, timeline) = (self.objects.clone(), self.timeline.clone());
         let deadline = Instant::now() + objects.fetcher().read_deadline();
-        self.waiting.run(move || data(reply, objects.read(ino, offset, size, deadline)));
+        self.waiting.run(move || {
+            let read = objects.read(ino, offset, size, deadline);
+            timeline.note(TraceWhat::Missing, since, about);
+            data(reply, read);
+        });
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {

@@ -28,6 +28,7 @@ mod opcode;
 mod panics;
 mod pool;
 pub mod profile;
+pub mod timeline;
 pub mod worker;
 
 use proto::message::Fault;

@@ -80,7 +80,7 @@ pub fn run(options: &ProfileOptions) -> Result<(), ProfileError> {
     let fetcher = Fetcher::new(source, cache, fetch);
     let keep_owners = worker.namespace_pid().is_none();
     let objects = Objects::open(fetcher, ObjectsOptions { numbers_path: options.layout.numbers(), keep_owners });
-    let server = worker.serve(Arc::clone(&objects), ServeOptions { read_ahead_bytes: 0 })?;
+    let server = worker.serve(Arc::clone(&objects), Arc::default(), ServeOptions { read_ahead_bytes: 0 })?;
     let server = server.ok_or_else(|| ProfileError::NoFuse("the holder has no FUSE descriptor".to_owned()))?;
     let tree = objects.register(&options.tree, Instant::now() + DEADLINE)?;
     let mounted = worker.mounts().mount_generation(&options.tree, &objects, false)?;

@@ -19,7 +19,7 @@ use super::data::link::ManagerLink;
 use super::data::plane::{DataOptions, DataParts, DataPlane};
 use super::data::prefetch::Prefetch;
 use super::enroll::{EnrollError, Known};
-use super::fetch::{FetchOptions, Fetcher, Upstream};
+use super::fetch::{FetchOptions, Fetcher, Upstream, Watched};
 use super::files::{Doing, IoFault};
 use super::fuse::ServeOptions;
 use super::generations::leases::Leases;
@@ -29,6 +29,7 @@ use super::leftovers;
 use super::mount::{Layout, MountError, Worker};
 use super::objects::{Objects, ObjectsOptions};
 use super::panics;
+use super::timeline::Timeline;
 use crate::clock::Clock;
 use crate::config::Dirs;
 use crate::metrics;
@@ -135,9 +136,15 @@ fn open_parts(
     let prefetch =
         Prefetch::start(worker.mounts()).doing(|| "start the thread that fills the page cache".to_owned())?;
     let fetch = fetch_options(options, &spool, &prefetch);
-    let objects = open_objects(layout, options, Arc::clone(&manager) as Arc<dyn Upstream>, fetch, worker)?;
+    let timeline = Arc::<Timeline>::default();
+    let upstream = Arc::new(Watched::new(Arc::clone(&manager) as Arc<dyn Upstream>, Arc::clone(&timeline)));
+    let objects = open_objects(layout, options, upstream, fetch, worker)?;
     // From here on the kernel is answered; programs that an earlier worker left waiting go on.
-    let server = worker.serve(Arc::clone(&objects), ServeOptions { read_ahead_bytes: options.read_ahead_bytes })?;
+    let server = worker.serve(
+        Arc::clone(&objects),
+        Arc::clone(&timeline),
+        ServeOptions { read_ahead_bytes: options.read_ahead_bytes },
+    )?;
     let records = Arc::new(Records::open(&dirs.cache, &dirs.state, known.publishers.clone()));
     let reported = Arc::clone(&spool);
     let data = DataPlane::new(DataParts {
@@ -160,7 +167,7 @@ fn open_parts(
     let telling = Arc::clone(&relay);
     let tell = Box::new(move |trees| telling.set_attached(trees));
     let generations = Generations::new(Arc::clone(&data) as Arc<dyn Trees>, Arc::clone(&records), leases, tell);
-    Ok(DaemonParts { host: known.host.clone(), data, records, generations, relay, manager })
+    Ok(DaemonParts { host: known.host.clone(), data, records, generations, relay, manager, timeline })
 }
 
 fn fetch_options(options: &WorkerOptions, spool: &Arc<Spool>, prefetch: &Arc<Prefetch>) -> FetchOptions {

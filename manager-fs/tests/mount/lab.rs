@@ -406,7 +406,7 @@ fn worker(dir: &Path) -> anyhow::Result<()> {
     let keep_owners = worker.namespace_pid().is_none();
     let objects = Objects::open(fetcher, ObjectsOptions { numbers_path: layout.numbers(), keep_owners });
     let read_ahead_bytes = if dir.join("a-page").exists() { 4096 } else { 128 << 10 };
-    let server = worker.serve(objects.clone(), ServeOptions { read_ahead_bytes })?;
+    let server = worker.serve(objects.clone(), Arc::default(), ServeOptions { read_ahead_bytes })?;
     worker.end_with_holder()?;
     let socket = layout.run.join("lab.sock");
     let _ = fs::remove_file(&socket);

@@ -23,6 +23,7 @@ use proto::own::{Arguments, Finding, OwnSummary};
 use proto::record::{ElfFile, HealthContract, Metadata, SchemaRange, Script};
 use proto::recovery::RecoveryKey;
 use proto::restore::{Over, Overwrite, RestoreOptions};
+use proto::trace::{Trace, TraceEvent, TraceWhat};
 use proto::{
     CommandName, GenerationRecord, GenerationRef, GroupName, HostName, ObjectId, Product, TreeId, TreePath, Version,
 };
@@ -640,6 +641,8 @@ pub(crate) fn daemon_request() -> impl Strategy<Value = DaemonRequest> {
         any::<bool>().prop_map(|repair| DaemonRequest::Check { repair }),
         tree().prop_map(|tree| DaemonRequest::HoldLocal { tree }),
         (generation(), path()).prop_map(|(generation, program)| DaemonRequest::HoldFor { generation, program }),
+        Just(DaemonRequest::TraceBegin),
+        Just(DaemonRequest::TraceEnd),
     ]
 }
 
@@ -659,7 +662,37 @@ pub(crate) fn daemon_reply() -> impl Strategy<Value = DaemonReply> {
         fault().prop_map(DaemonReply::Fault),
         facts().prop_map(DaemonReply::Bundle),
         checked,
+        trace().prop_map(DaemonReply::Traced),
     ]
+}
+
+fn trace() -> impl Strategy<Value = Trace> {
+    let what = proptest::sample::select(vec![
+        TraceWhat::Present,
+        TraceWhat::Missing,
+        TraceWhat::Chunks,
+        TraceWhat::Background,
+        TraceWhat::Start,
+        TraceWhat::Arrived,
+        TraceWhat::Manifest,
+        TraceWhat::Delta,
+    ]);
+    let event = (what, any::<[u64; 5]>(), any::<Option<u32>>()).prop_map(
+        |(what, [from_us, until_us, cpu_us, bytes, offset], file)| TraceEvent {
+            what,
+            from_us,
+            until_us,
+            cpu_us,
+            bytes,
+            offset,
+            file,
+        },
+    );
+    (vec(event, 0..3), vec(path(), 0..3), any::<u64>()).prop_map(|(events, files, left_out)| Trace {
+        events,
+        files,
+        left_out,
+    })
 }
 
 pub(crate) fn stage_progress() -> impl Strategy<Value = StageProgress> {

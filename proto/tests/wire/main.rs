@@ -89,6 +89,7 @@ fn choices() -> Vec<Case> {
         choice::<Step>(),
         choice::<proto::GenerationRef>(),
         choice::<Target>(),
+        choice::<proto::trace::TraceWhat>(),
     ]
     .into_iter()
     .flatten()

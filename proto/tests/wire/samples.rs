@@ -20,6 +20,7 @@ use proto::name::Target;
 use proto::own::{Arguments, Finding, OwnSummary};
 use proto::recovery::RecoveryKey;
 use proto::restore::{Over, Overwrite, RestoreOptions};
+use proto::trace::{Trace, TraceEvent, TraceWhat};
 use proto::{GenerationRef, ObjectId, Product, TreeId, Version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -533,7 +534,7 @@ choice!(Step {
 
 choice!(DaemonRequest {
     Status = 0, Newest = 1, Attach = 2, Release = 3, Hold = 4, Stage = 5, Report = 6, Changed = 7, Unmount = 8, Profile = 9, Check = 10,
-    HoldLocal = 11, HoldFor = 12,
+    HoldLocal = 11, HoldFor = 12, TraceBegin = 13, TraceEnd = 14,
 } vec![
     DaemonRequest::Status,
     DaemonRequest::Newest { product: product() },
@@ -548,9 +549,11 @@ choice!(DaemonRequest {
     DaemonRequest::Check { repair: true },
     DaemonRequest::HoldLocal { tree: tree() },
     DaemonRequest::HoldFor { generation: named(), program: "bin/agent".into() },
+    DaemonRequest::TraceBegin,
+    DaemonRequest::TraceEnd,
 ]);
 
-choice!(DaemonReply { Done = 0, Status = 1, Record = 2, Attached = 3, Fault = 4, Bundle = 5, Checked = 6 } vec![
+choice!(DaemonReply { Done = 0, Status = 1, Record = 2, Attached = 3, Fault = 4, Bundle = 5, Checked = 6, Traced = 7 } vec![
     DaemonReply::Done,
     DaemonReply::Status("{}".into()),
     DaemonReply::Record(vec![0xaa, 0xbb]),
@@ -564,6 +567,26 @@ choice!(DaemonReply { Done = 0, Status = 1, Record = 2, Attached = 3, Fault = 4,
         fetched: 1,
         missing: vec![proto::ObjectId::from_bytes([0x0b; 32])],
     }),
+    DaemonReply::Traced(Trace {
+        events: vec![TraceEvent {
+            what: TraceWhat::Missing,
+            from_us: 1000,
+            until_us: 1500,
+            cpu_us: 90,
+            bytes: 4096,
+            offset: 8192,
+            file: Some(0),
+        }],
+        files: vec!["bin/agent".into()],
+        left_out: 0,
+    }),
+]);
+
+choice!(TraceWhat {
+    Present = 0, Missing = 1, Chunks = 2, Background = 3, Start = 4, Arrived = 5, Manifest = 6, Delta = 7,
+} vec![
+    TraceWhat::Present, TraceWhat::Missing, TraceWhat::Chunks, TraceWhat::Background, TraceWhat::Start,
+    TraceWhat::Arrived, TraceWhat::Manifest, TraceWhat::Delta,
 ]);
 
 choice!(GenerationRef { Named = 0, TreePrefix = 1 } vec![named(), GenerationRef::TreePrefix("7e7e".into())]);

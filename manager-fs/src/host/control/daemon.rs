@@ -15,6 +15,7 @@ use crate::host::data::link::ManagerLink;
 use crate::host::data::plane::DataPlane;
 use crate::host::generations::Generations;
 use crate::host::generations::records::Records;
+use crate::host::timeline::Timeline;
 use crate::net::{Answer, BoxFuture, Handler};
 
 /// The parts that [`Daemon`] answers from.
@@ -26,6 +27,7 @@ pub(crate) struct DaemonParts {
     pub(crate) generations: Arc<Generations>,
     pub(crate) relay: Arc<Relay>,
     pub(crate) manager: Arc<ManagerLink>,
+    pub(crate) timeline: Arc<Timeline>,
 }
 
 /// The mount daemon's worker.
@@ -38,6 +40,7 @@ pub(crate) struct Daemon {
     pub(crate) exports: Arc<Exports>,
     pub(crate) relay: Arc<Relay>,
     pub(crate) manager: Arc<ManagerLink>,
+    pub(crate) timeline: Arc<Timeline>,
     giver: Giver,
     /// Becomes true when someone asked for the end of the daemon.
     unmount: watch::Sender<bool>,
@@ -46,7 +49,7 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Puts the parts together; nothing runs yet.
     pub(crate) fn new(parts: DaemonParts) -> Arc<Self> {
-        let DaemonParts { host, data, records, generations, relay, manager } = parts;
+        let DaemonParts { host, data, records, generations, relay, manager, timeline } = parts;
         let (asked, known) = (Arc::clone(&manager), Arc::clone(&records));
         let exports = Exports::new(asked, known, Arc::clone(&data), Arc::clone(&generations));
         data.set_view(&records.all());
@@ -60,6 +63,7 @@ impl Daemon {
             exports: Arc::new(exports),
             relay,
             manager,
+            timeline,
             giver,
             unmount: watch::Sender::new(false),
         })

@@ -3,6 +3,7 @@
 //! Only root and the daemon's own user are listened to. What a connection holds ends with the connection, however its
 //! process ended.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -63,6 +64,8 @@ fn accept(stream: UnixStream, daemon: &Arc<Daemon>, connection: u64) {
     tokio::spawn(async move {
         let reason = link.closed().await;
         tracing::debug!(connection, ?pid, reason, "a local connection ended");
+        // Nobody will see it.
+        daemon.timeline.end(connection, |_| HashMap::new());
         if daemon.generations.leases.connection_ended(connection) {
             daemon.generations.changed();
         }
@@ -149,10 +152,19 @@ async fn answer_simple(
                 _ => Err(Fault::Failed("the manager answered Profile with something else".to_owned())),
             }
         }
+        DaemonRequest::TraceBegin if daemon.timeline.begin(connection) => Ok(DaemonReply::Done),
+        DaemonRequest::TraceBegin => Err(Fault::Unavailable("another start is being traced on this host".to_owned())),
+        DaemonRequest::TraceEnd => blocking(move || trace(&daemon, connection)).await,
         DaemonRequest::Stage { .. } | DaemonRequest::Check { .. } => {
             Err(Fault::BadRequest("this is answered elsewhere".to_owned()))
         }
     }
+}
+
+fn trace(daemon: &Daemon, connection: u64) -> Result<DaemonReply, Fault> {
+    let traced = daemon.timeline.end(connection, |objects| daemon.data.objects().paths_of(objects));
+    let none = || Fault::BadRequest("this connection has begun no trace".to_owned());
+    traced.map(DaemonReply::Traced).ok_or_else(none)
 }
 
 async fn hold(

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use proto::width;
 
+use super::assemble::chunk_range;
 use super::flight::Leg;
-use super::{Fetcher, Urgency, Wanted, chunk_range, has};
+use super::{Fetcher, Urgency, Wanted, has};
 use crate::host::cache::Partial;
 use crate::sync::lock;
 

@@ -1,4 +1,4 @@
-//! Chunks, put together again.
+//! Which chunks hold a range, and the range put together out of them.
 
 use std::collections::HashMap;
 use std::io;
@@ -39,4 +39,10 @@ pub(super) fn assemble(
         }
     }
     Ok(bytes)
+}
+
+/// The chunks that hold `len` bytes (at least one) from `offset`.
+pub(super) fn chunk_range(offset: u64, len: usize, chunk_bytes: u32) -> std::ops::RangeInclusive<u32> {
+    let chunk = u64::from(chunk_bytes);
+    width::count(offset / chunk)..=width::count((offset + len as u64 - 1) / chunk)
 }

@@ -27,7 +27,7 @@ use crate::clock::Clock;
 use crate::metrics::{Durations, durations};
 use crate::sync::lock;
 use around::Around;
-use assemble::assemble;
+use assemble::{assemble, chunk_range};
 use counts::Counters;
 use flight::{Departed, Flight, FlightKey, FlightState, Leg};
 use latency::Latency;
@@ -55,6 +55,7 @@ mod start;
 #[cfg(test)]
 mod tests;
 mod upstream;
+mod watched;
 mod wrong;
 
 pub use counts::FetchCounts;
@@ -63,6 +64,7 @@ pub use from_old::{FromOldOptions, TreeRef};
 pub use hydrate::{HydrateOptions, HydrateProgress};
 
 pub use upstream::{StartWanted, Upstream, UpstreamError, Urgency};
+pub use watched::Watched;
 
 /// How bytes are fetched.
 #[derive(Clone)]
@@ -491,10 +493,4 @@ fn has(partial: Option<&Partial>, wanted: Wanted<'_>, index: u32) -> bool {
 
 fn len_within(object: &Object, offset: u64, len: u32) -> usize {
     width::index(object.bytes.saturating_sub(offset).min(u64::from(len)))
-}
-
-/// The chunks that hold `len` bytes (at least one) from `offset`.
-fn chunk_range(offset: u64, len: usize, chunk_bytes: u32) -> std::ops::RangeInclusive<u32> {
-    let chunk = u64::from(chunk_bytes);
-    width::count(offset / chunk)..=width::count((offset + len as u64 - 1) / chunk)
 }

@@ -17,6 +17,7 @@ use crate::host::data::recorder::Recorder;
 use crate::host::files::Doing;
 use crate::host::fuse::{Adapter, ONE_PAGE_BYTES, RequestCounts, ServeOptions};
 use crate::host::objects::Objects;
+use crate::host::timeline::Timeline;
 use crate::sync::lock;
 
 /// A worker that has what its holder gave it.
@@ -63,7 +64,12 @@ impl Worker {
     ///
     /// # Errors
     /// The connection cannot be taken over.
-    pub fn serve(&self, objects: Arc<Objects>, options: ServeOptions) -> Result<Option<Server>, MountError> {
+    pub fn serve(
+        &self,
+        objects: Arc<Objects>,
+        timeline: Arc<Timeline>,
+        options: ServeOptions,
+    ) -> Result<Option<Server>, MountError> {
         let Some(device) = &self.device else { return Ok(None) };
         // Only root may change it later, so without root a fault never brings in more than its own page.
         let changes = self.namespace_pid().is_none();
@@ -72,7 +78,7 @@ impl Worker {
         let options = ServeOptions { read_ahead_bytes };
         let counts = Arc::new(RequestCounts::default());
         let recorder = Arc::new(Recorder::default());
-        let adapter = Adapter::new(objects.clone(), counts.clone(), recorder.clone(), options);
+        let adapter = Adapter::new(objects.clone(), counts.clone(), (recorder.clone(), timeline), options);
         let pinned = self.greeting.answer.as_deref();
         let resumed = resume::serve(adapter, device.as_fd(), &self.greeting.init, pinned)
             .doing(|| "take over the FUSE connection".to_owned())?;

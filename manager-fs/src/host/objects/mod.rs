@@ -281,6 +281,12 @@ impl Objects {
         Err(refused)
     }
 
+    /// A path of each of these objects (by [`object_prefix`]) in a tree that is in memory, if there is one.
+    pub(in crate::host) fn paths_of(&self, objects: &[u64]) -> HashMap<u64, String> {
+        let loaded: Vec<Arc<Tree>> = self.read_state().loaded.values().cloned().collect();
+        loaded.iter().flat_map(|tree| tree.paths_of(objects)).collect()
+    }
+
     fn read_state(&self) -> RwLockReadGuard<'_, State> {
         sync::read(&self.state)
     }

@@ -52,6 +52,18 @@ impl Tree {
         (object_prefix(&objects.get(at)?.id) == prefix).then_some(at)
     }
 
+    /// Paths of these objects, by [`object_prefix`], in ascending order.
+    pub(super) fn paths_of(&self, objects: &[u64]) -> Vec<(u64, String)> {
+        let path_of = |entry: &Entry| match &self.node(entry.node)?.kind {
+            NodeKind::File(id) => {
+                let prefix = object_prefix(id);
+                objects.binary_search(&prefix).ok().map(|_| (prefix, entry.path.to_string()))
+            }
+            _ => None,
+        };
+        self.manifest.entries.iter().filter_map(path_of).collect()
+    }
+
     pub(super) fn node(&self, index: u32) -> Option<&Node> {
         self.manifest.nodes.get(index as usize)
     }
