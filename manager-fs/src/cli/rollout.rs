@@ -16,7 +16,7 @@ use super::{Done, Here, Json};
 use crate::manager::admin::{AdminEvent, AdminReply, Long, Quick};
 use crate::manager::documents::{self, RolloutDocument, RolloutsDocument};
 use crate::manager::rollout::machine::vocabulary::{Counts, Phase, State, Wish};
-use crate::manager::rollout::{ForceOrder, RingView, RolloutView, state_words, words};
+use crate::manager::rollout::{ForceOrder, RingView, RolloutView, counts_words, state_words, words};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RolloutCommand {
@@ -256,23 +256,7 @@ fn title(view: &RolloutView) -> String {
 fn ring_line(ring: &RingView) -> String {
     let closed = ring.window.as_ref().filter(|_| !matches!(ring.phase, Phase::Waiting | Phase::Done));
     let opens = closed.and_then(|window| Some(format!(", told from {} on", moment(window.opens?))));
-    format!("{:<16}{:<21}{}{}", ring.name, words(ring.phase), counts(&ring.hosts), opens.unwrap_or_default())
-}
-
-fn counts(of: &Counts) -> String {
-    let named = [
-        (of.in_flight, "in flight"),
-        (of.failed, "failed"),
-        (of.refused, "refused"),
-        (of.silent, "silent"),
-        (of.returning, "going back"),
-        (of.returned, "back"),
-        (of.stuck, "stuck"),
-        (of.away, "away"),
-    ];
-    let parts: Vec<String> =
-        named.iter().filter(|(many, _)| *many > 0).map(|(many, name)| format!(", {many} {name}")).collect();
-    format!("{} of {} good{}", of.good, of.total(), parts.concat())
+    format!("{:<16}{:<21}{}{}", ring.name, words(ring.phase), counts_words(&ring.hosts), opens.unwrap_or_default())
 }
 
 fn show(view: &RolloutView) {
@@ -399,7 +383,7 @@ mod tests {
         assert_eq!(title(&view), "rollout 7  a@2  running", "an old halt is no news");
         let every = Counts { refused: 1, silent: 2, returning: 3, returned: 4, stuck: 5, ..Counts::default() };
         let text = "0 of 15 good, 1 refused, 2 silent, 3 going back, 4 back, 5 stuck";
-        assert_eq!(counts(&every), text);
+        assert_eq!(counts_words(&every), text);
     }
 
     #[test]

@@ -30,16 +30,11 @@ pub(super) fn run(args: &ExecArgs, image: &Path, here: &Here) -> Result<Done> {
     interrupt::note_from_now_on()?;
     let mut start = Start::begin(args, here)?;
     let over = started::until_over(&mut start.child, &start.output.printed, LIMIT);
-    let over = over.map_err(|interrupted| {
-        // The program has heard nothing: it is in a group of its own.
-        drop(started::end(&mut start.child));
-        interrupted
-    })?;
-    let marks = start.marks();
-    let trace = start.trace.end(here)?;
-    let title = title(args);
-    file.write_all(draw(&title, &trace, marks).as_bytes()).with_context(|| format!("write {}", image.display()))?;
-    note!("{title}: {}; drawn in {}", summary(&trace, marks), image.display());
+    // An interrupted program has heard nothing: it is in a group of its own.
+    let over = over.inspect_err(|_| drop(started::end(&mut start.child)))?;
+    // What cannot be drawn is not left to run for nobody.
+    let drawn = start.draw(&title(args), image, &mut file, here);
+    drawn.inspect_err(|_| drop(started::end(&mut start.child)))?;
     match over {
         Over::Ended(status) => Ok(code(status)),
         _ => wait(&mut start.child),
@@ -103,6 +98,15 @@ impl Start {
         pass_on(child.stdout.take(), std::io::stdout(), &output);
         pass_on(child.stderr.take(), std::io::stderr(), &output);
         Ok(Self { trace, _lease: lease, child, output, attached, started })
+    }
+
+    fn draw(&mut self, title: &str, image: &Path, file: &mut File, here: &Here) -> Result<()> {
+        let marks = self.marks();
+        let trace = self.trace.end(here)?;
+        file.write_all(draw(title, &trace, marks).as_bytes())
+            .with_context(|| format!("write {}", image.display()))?;
+        note!("{title}: {}; drawn in {}", summary(&trace, marks), image.display());
+        Ok(())
     }
 
     /// Of now, at which its start is over.

@@ -26,5 +26,5 @@ pub use machine::NotForced;
 pub use plan::Plan;
 pub use plan_file::NotAPlan;
 pub use rollouts::{ForceOrder, RolloutError};
-pub use view::{ProblemGroup, RingView, RolloutView, WindowView, state_words, words};
+pub use view::{ProblemGroup, RingView, RolloutView, WindowView, counts_words, state_words, words};
 pub use way_back::NoWayBack;

@@ -97,6 +97,23 @@ pub fn words(phase: Phase) -> &'static str {
     }
 }
 
+/// How many hosts of a ring are in which state, for people: `3 of 12 good, 1 failed`.
+pub fn counts_words(of: &Counts) -> String {
+    let named = [
+        (of.in_flight, "in flight"),
+        (of.failed, "failed"),
+        (of.refused, "refused"),
+        (of.silent, "silent"),
+        (of.returning, "going back"),
+        (of.returned, "back"),
+        (of.stuck, "stuck"),
+        (of.away, "away"),
+    ];
+    let parts: Vec<String> =
+        named.iter().filter(|(many, _)| *many > 0).map(|(many, name)| format!(", {many} {name}")).collect();
+    format!("{} of {} good{}", of.good, of.total(), parts.concat())
+}
+
 /// A state, for people.
 pub fn state_words(state: State) -> &'static str {
     match state {

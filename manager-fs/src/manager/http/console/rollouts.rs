@@ -13,7 +13,7 @@ use crate::manager::http::orders::wish_of;
 use crate::manager::http::problem::Problem;
 use crate::manager::http::route::Replies;
 use crate::manager::rollout::machine::vocabulary::{Counts, Jobs, State};
-use crate::manager::rollout::{ProblemGroup, RingView, RolloutView, state_words, words};
+use crate::manager::rollout::{ProblemGroup, RingView, RolloutView, counts_words, state_words, words};
 use crate::units::{count, moment};
 
 pub(super) fn pages() -> [Page; 3] {
@@ -133,19 +133,7 @@ fn hosts_bar(of: &Counts) -> Markup {
         Part { much: u64::from(of.in_flight + of.returning), class: "busy" },
         Part { much: u64::from(of.returned), class: "rest" },
     ];
-    let named = [
-        (of.in_flight, "in flight"),
-        (of.failed, "failed"),
-        (of.refused, "refused"),
-        (of.silent, "silent"),
-        (of.returning, "going back"),
-        (of.returned, "back"),
-        (of.stuck, "stuck"),
-        (of.away, "away"),
-    ];
-    let more: String =
-        named.iter().filter(|(many, _)| *many > 0).map(|(many, name)| format!(", {many} {name}")).collect();
-    bar(&parts, u64::from(of.total()), &format!("{} of {} good{more}", of.good, of.total()))
+    bar(&parts, u64::from(of.total()), &counts_words(of))
 }
 
 fn one(caller: &Caller, view: &RolloutView) -> Markup {
