@@ -8,6 +8,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ use drawing::{Marks, draw, summary};
 /// A start that takes longer is drawn as far as it came.
 const LIMIT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
+/// How long what an ended program has said may take to be passed on; what it has left running may go on saying things.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Runs the program, draws its start once that is over, and waits for the program's end.
 pub(super) fn run(args: &ExecArgs, image: &Path, here: &Here) -> Result<Done> {
@@ -35,10 +38,12 @@ pub(super) fn run(args: &ExecArgs, image: &Path, here: &Here) -> Result<Done> {
     // What cannot be drawn is not left to run for nobody.
     let drawn = start.draw(&title(args), image, &mut file, here);
     drawn.inspect_err(|_| drop(started::end(&mut start.child)))?;
-    match over {
-        Over::Ended(status) => Ok(code(status)),
-        _ => wait(&mut start.child),
-    }
+    let done = match over {
+        Over::Ended(status) => code(status),
+        _ => wait(&mut start.child)?,
+    };
+    start.said_all();
+    Ok(done)
 }
 
 fn title(args: &ExecArgs) -> String {
@@ -73,6 +78,8 @@ struct Start {
     _lease: agent_core::internal::control::Client,
     child: Child,
     output: Arc<Output>,
+    /// Ends when everything of the program's output, and of its errors, has been passed on.
+    passed: [Receiver<()>; 2],
     attached: Instant,
     started: Instant,
 }
@@ -95,9 +102,11 @@ impl Start {
         let started = Instant::now();
         let mut child = command.spawn().map_err(|error| explain(&path, &error))?;
         let output = Arc::new(Output::default());
-        pass_on(child.stdout.take(), std::io::stdout(), &output);
-        pass_on(child.stderr.take(), std::io::stderr(), &output);
-        Ok(Self { trace, _lease: lease, child, output, attached, started })
+        let passed = [
+            pass_on(child.stdout.take(), std::io::stdout(), &output),
+            pass_on(child.stderr.take(), std::io::stderr(), &output),
+        ];
+        Ok(Self { trace, _lease: lease, child, output, passed, attached, started })
     }
 
     fn draw(&mut self, title: &str, image: &Path, file: &mut File, here: &Here) -> Result<()> {
@@ -107,6 +116,15 @@ impl Start {
             .with_context(|| format!("write {}", image.display()))?;
         note!("{title}: {}; drawn in {}", summary(&trace, marks), image.display());
         Ok(())
+    }
+
+    /// Waits until what an ended program has said is passed on.
+    fn said_all(&self) {
+        let until = Instant::now() + LAST_WORDS;
+        for passed in &self.passed {
+            // Nothing is ever sent: the end is what is waited for.
+            let _ = passed.recv_timeout(until.saturating_duration_since(Instant::now()));
+        }
     }
 
     /// Of now, at which its start is over.
@@ -128,9 +146,14 @@ struct Output {
     first: OnceLock<Instant>,
 }
 
-/// Passes on what comes, and notes when the first of it came.
-fn pass_on(from: Option<impl Read + Send + 'static>, mut to: impl Write + Send + 'static, output: &Arc<Output>) {
-    let (Some(mut from), output) = (from, Arc::clone(output)) else { return };
+/// Passes on what comes, and notes when the first of it came. What is returned ends with it.
+fn pass_on(
+    from: Option<impl Read + Send + 'static>,
+    mut to: impl Write + Send + 'static,
+    output: &Arc<Output>,
+) -> Receiver<()> {
+    let ((ends, end), output) = (channel(), Arc::clone(output));
+    let Some(mut from) = from else { return end };
     std::thread::spawn(move || {
         let mut buffer = [0; 64 << 10];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -139,5 +162,7 @@ fn pass_on(from: Option<impl Read + Send + 'static>, mut to: impl Write + Send +
             // Nobody need listen.
             drop(to.write_all(&buffer[..count]).and_then(|()| to.flush()));
         }
+        drop(ends);
     });
+    end
 }
