@@ -273,12 +273,17 @@ fn a_start_is_drawn_with_what_it_read_and_waited_for() {
     assert!(failed.stdout.is_empty() && failed.stderr.starts_with("no\n"), "{failed:?}");
     assert!(!std::fs::read_to_string(&image).unwrap().contains("<rect class=\"missing\""));
     // One start at a time is traced; who ends early leaves nothing behind.
-    let typed = ["exec", "--trace", image.to_str().unwrap(), "sample@1.0", "--", "/bin/sleep", "600"];
+    let (flag, other) = (host.path("flag"), host.path("other.svg"));
+    let busy = format!("touch {}; while kill -0 $PPID; do :; done", flag.display());
+    let typed = ["exec", "--trace", other.to_str().unwrap(), "sample@1.0", "--", "/bin/sh", "-c", &busy];
     let mut first = host.command(&typed).spawn().unwrap();
-    until("it is traced", || host.run(&typed[..4]).stderr.contains("another start is being traced").then_some(()));
+    until("its program runs", || flag.exists().then_some(()));
+    let typed = ["exec", "--trace", image.to_str().unwrap(), "sample@1.0"];
+    let second = host.run(&typed).expect(1);
+    assert!(second.stderr.contains("another start is being traced"), "{}", second.stderr);
     first.kill().unwrap();
     first.wait().unwrap();
-    until("the next may be", || (host.run(&typed[..4]).code == Some(0)).then_some(()));
+    until("the next may be", || (host.run(&typed).code == Some(0)).then_some(()));
     let nowhere = host.run(&["exec", "--trace", "/nowhere/start.svg", "sample@1.0"]).expect(1);
     assert!(nowhere.stderr.contains("/nowhere/start.svg"), "{}", nowhere.stderr);
 }
