@@ -11,6 +11,23 @@ fn send(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
 }
 
+/// Stops a process, and waits until each of its threads stands: the first that gets to run stops the others, which go on
+/// until then (signal(7), group stop).
+fn stop(pid: u32) {
+    send(pid, Signal::STOP);
+    let stands = |stat: String| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'));
+    let since = Instant::now();
+    loop {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let mut stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+        if stats.all(stands) {
+            return;
+        }
+        assert!(since.elapsed() < Duration::from_secs(60), "process {pid} does not stop");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Children of a process, from proc_pid_stat(5).
 fn children(of: u32) -> Vec<u32> {
     let all = std::fs::read_dir("/proc").unwrap().flatten();
@@ -26,7 +43,7 @@ fn children(of: u32) -> Vec<u32> {
 fn a_stopped_manager_is_named_by_every_command_and_continued() {
     let manager = Manager::start();
     let pid = manager.pid();
-    send(pid, Signal::STOP);
+    stop(pid);
     std::thread::scope(|scope| {
         for (arguments, _) in every_asking_command().into_iter().filter(|(_, asks)| *asks == Asks::Manager) {
             let manager = &manager;
@@ -48,7 +65,7 @@ fn a_stopped_daemon_is_named_by_every_command_and_continued() {
     let host = Host::mounted("host-1", &manager);
     let holder = host.holder_pid();
     let stopped: Vec<u32> = std::iter::once(holder).chain(children(holder)).collect();
-    stopped.iter().for_each(|pid| send(*pid, Signal::STOP));
+    stopped.iter().for_each(|pid| stop(*pid));
     let since = Instant::now();
     let status = host.run(&["status", "--json"]).expect(3);
     // A second; the program itself takes its time to start on a busy machine.
@@ -69,7 +86,7 @@ fn a_stopped_daemon_is_named_by_every_command_and_continued() {
     });
     stopped.iter().for_each(|pid| send(*pid, Signal::CONT));
     host.run(&["status"]).expect(0);
-    stopped.iter().for_each(|pid| send(*pid, Signal::STOP));
+    stopped.iter().for_each(|pid| stop(*pid));
     let output = host.run(&["--silence", "1s", "unmount"]).expect(1);
     assert!(output.stderr.contains("kill -CONT"), "{}", output.stderr);
     stopped.iter().for_each(|pid| send(*pid, Signal::CONT));
