@@ -245,6 +245,8 @@ async fn what_one_host_tells_of_starts_costs_no_other_host_much_and_can_be_forgo
     fixture.export("data-agent@1.0", &["evil", "good"]).await;
     let guessed = start_bytes(&good, "data-agent@1.0").await;
     assert!(guessed < 10_000, "{guessed}");
+    // A guess is compressed better a while after it was made, which is some bytes of some hundred.
+    let as_guessed = |bytes: usize| assert!(bytes.abs_diff(guessed) < 1_000, "{bytes} instead of {guessed}");
     // Pages of whichever object is the large one; the other is refused, as it is smaller.
     for object in [0, 1] {
         let touches = vec![Touch { object, first: 0, count: 700 }];
@@ -252,7 +254,8 @@ async fn what_one_host_tells_of_starts_costs_no_other_host_much_and_can_be_forgo
             evil.report(HostReport::Touched { tree, touches: touches.clone() }).await;
         }
     }
-    assert_eq!(start_bytes(&good, "data-agent@1.0").await, guessed, "one host teaches nobody else");
+    // One host teaches nobody else.
+    as_guessed(start_bytes(&good, "data-agent@1.0").await);
 
     // Nor does it by a recording, until the operator believes it.
     let mut taken = Vec::new();
@@ -270,7 +273,7 @@ async fn what_one_host_tells_of_starts_costs_no_other_host_much_and_can_be_forgo
             }
         }
         if !believed {
-            assert_eq!(start_bytes(&good, "data-agent@1.0").await, guessed, "one host teaches nobody else");
+            as_guessed(start_bytes(&good, "data-agent@1.0").await);
             let recorders = Quick::GroupAdd("recorders".parse().unwrap(), vec!["evil".parse().unwrap()]);
             fixture.ask(recorders).await.unwrap();
         }
@@ -280,7 +283,7 @@ async fn what_one_host_tells_of_starts_costs_no_other_host_much_and_can_be_forgo
     assert!(taken >= 1, "nothing was recorded");
     assert!(start_bytes(&good, "data-agent@1.0").await < 600_000);
     fixture.ask(Quick::ResetProfile("data-agent@1.0".parse().unwrap())).await.unwrap();
-    assert_eq!(start_bytes(&good, "data-agent@1.0").await, guessed);
+    as_guessed(start_bytes(&good, "data-agent@1.0").await);
 }
 
 #[tokio::test]
