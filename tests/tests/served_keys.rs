@@ -139,7 +139,11 @@ fn nobody_prunes_beside_a_backup_and_nobody_backs_up_beside_who_is_alone() {
         lab.manager.run(&[&order, more].concat()).expect(0).text()
     };
     let backup = order("backup", "web", &[&text(&source)]);
-    let locks = || fs::read_dir(lab.repository().join("locks")).unwrap().count();
+    // By their names: until restic has written a lock it is called `…-tmp-…`, and holds nobody up.
+    let locks = || {
+        let names = fs::read_dir(lab.repository().join("locks")).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| !name.to_string_lossy().contains("-tmp-")).count()
+    };
     until("the backup has its lock on the other host", || (locks() > 0).then_some(()));
 
     // A person's prune on that host itself finds it; the media agent's own is told for whom it waits.
