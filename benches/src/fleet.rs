@@ -87,8 +87,9 @@ impl Fleet {
             tasks.spawn(async move {
                 let _turn = turns.acquire().await?;
                 let request = AdminRequest::from(Quick::Token { host, ttl_ms: 3_600_000 });
-                let AdminReply::Token(token) = admin.request(&request, |_| {}, DEADLINE).await? else {
-                    bail!("the manager gives no token");
+                let token = match admin.request(&request, |_| {}, DEADLINE).await? {
+                    AdminReply::Token(token) => token,
+                    other => bail!("the manager answered the wish for a token with {other:?}"),
                 };
                 let token: Token = token.parse().context("the manager's token")?;
                 let identity = enroll::enroll(&state, &address, &token, false).await?;
