@@ -10,23 +10,22 @@ use std::time::Duration;
 
 use proto::agent::{ChangeId, Step};
 use proto::message::Unix;
-use proto::name::Target;
 use proto::{GenerationRef, HostName, TreeId, Version};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::asked::{Ask, Asked, Declined};
 use super::machine::NotForced;
-use super::machine::vocabulary::{Command, End, Event, HostNo, HostState, Phase, State, Wish};
+use super::machine::vocabulary::{Command, End, Event, HostNo, HostState, Wish};
 use super::run::{Here, Run, end_of};
 use super::view::{RolloutView, lines};
 use super::way_back;
 use crate::manager::control::ControlError;
 use crate::manager::control::changes::{ChangeOrder, ChangeRecord};
+use crate::manager::control::contract::CHANGES_MAX;
 use crate::manager::control::generations::Generation;
 use crate::manager::control::rollouts::RolloutRecord;
-use crate::manager::control::targets::Wanted;
-use crate::manager::exports::ExportError;
 use crate::manager::news::News;
 use crate::manager::now;
 use crate::manager::upgrade::{Manner, Told};
@@ -38,18 +37,25 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// How long a host that has just come may take to report what it did while it was away.
 const REPORTS_COME: Duration = Duration::from_secs(2);
 
+/// How long the first order waits for others, unless they make a whole commit before: where each host that is done makes
+/// room for one more, each order would be a commit of its own.
+const GATHER: Duration = Duration::from_millis(200);
+
 /// One rollout, at work.
 pub(super) struct Driver {
-    here: Arc<Here>,
-    run: Run,
+    pub(super) here: Arc<Here>,
+    pub(super) run: Run,
     /// `None`: it was taken back, or its record cannot be read. Hosts can leave it all the same.
-    generation: Option<Arc<Generation>>,
+    pub(super) generation: Option<Arc<Generation>>,
     news: broadcast::Receiver<(HostName, News)>,
     asked: mpsc::UnboundedReceiver<Ask>,
     told: mpsc::UnboundedReceiver<(HostNo, Told)>,
     tell: mpsc::UnboundedSender<(HostNo, Told)>,
     /// Hosts on which it is tried also where it has failed before.
     forced: HashSet<HostNo>,
+    /// Hosts whose orders are gathered, and until when.
+    gathered: Vec<HostNo>,
+    gather_until: Option<Instant>,
     shown: watch::Sender<Arc<RolloutView>>,
 }
 
@@ -64,7 +70,8 @@ impl Driver {
         shown: watch::Sender<Arc<RolloutView>>,
     ) -> Self {
         let (tell, told) = mpsc::unbounded_channel();
-        Self { here, run, generation, news, asked, told, tell, forced: HashSet::new(), shown }
+        let (forced, gathered) = (HashSet::new(), Vec::new());
+        Self { here, run, generation, news, asked, told, tell, forced, gathered, gather_until: None, shown }
     }
 
     /// Sees the rollout to its end.
@@ -92,6 +99,7 @@ impl Driver {
                 },
                 _ = look.tick() => self.look().await,
                 () = tokio::time::sleep(wake) => self.on(Event::Tick).await,
+                () = sleep_until(self.gather_until) => self.order_gathered().await,
             };
             if let Err(error) = done {
                 tracing::error!(rollout = %self.run.id, %error, "a rollout waits for the control state");
@@ -114,6 +122,8 @@ impl Driver {
         wish: Wish,
         answer: oneshot::Sender<Result<(), Declined>>,
     ) -> Result<(), ControlError> {
+        // What it has decided so far is done before it decides otherwise.
+        self.order_gathered().await?;
         let mut may = self.run.machine.may(wish).map_err(Declined::from);
         if may.is_ok() && wish == Wish::Rollback {
             may = way_back::check(&self.here, &self.run).await?.map_err(Declined::from);
@@ -165,6 +175,8 @@ impl Driver {
         self.news = self.here.news.of_all();
         let Some(record) = self.here.state.rollout(self.run.id).await? else { return Ok(()) };
         self.run = Run::assemble(&self.here, self.run.id, record).await?;
+        // Who was not ordered is ordered anew.
+        (self.gathered, self.gather_until) = (Vec::new(), None);
         self.claim();
         self.say_open_again();
         self.on(Event::Tick).await
@@ -206,18 +218,18 @@ impl Driver {
 
     /// Orders what hosts are to be told; what concerns rings has been done.
     async fn carry_out(&mut self, commands: Vec<Command>) -> Result<(), ControlError> {
-        let (mut order, mut back) = (Vec::new(), Vec::new());
+        let mut back = Vec::new();
         for command in commands {
             match command {
-                Command::Order(no) => order.push(no),
+                Command::Order(no) => self.gathered.push(no),
                 Command::Return(no) => back.push(no),
                 Command::Begun(_) | Command::Done(_) | Command::Back(_) => {}
             }
         }
-        if !order.is_empty() {
-            let (version, tree) = (self.run.record.version.clone(), self.run.record.tree);
-            let to = order.into_iter().map(|no| (no, version.clone(), tree)).collect();
-            self.order(to).await?;
+        if self.gathered.len() >= CHANGES_MAX {
+            self.order_gathered().await?;
+        } else if !self.gathered.is_empty() {
+            self.gather_until.get_or_insert_with(|| Instant::now() + GATHER);
         }
         let mut to = Vec::new();
         for no in back {
@@ -227,6 +239,18 @@ impl Driver {
             }
         }
         self.order(to).await
+    }
+
+    /// Orders what was gathered, of hosts that are still meant.
+    async fn order_gathered(&mut self) -> Result<(), ControlError> {
+        self.gather_until = None;
+        let (version, tree) = (self.run.record.version.clone(), self.run.record.tree);
+        let is_meant = |no: &HostNo| matches!(self.run.machine.host(*no), Some(HostState::InFlight(_)));
+        let to: Vec<_> = std::mem::take(&mut self.gathered).into_iter().filter(is_meant).collect();
+        if to.is_empty() {
+            return Ok(());
+        }
+        self.order(to.into_iter().map(|no| (no, version.clone(), tree)).collect()).await
     }
 
     /// Records change-overs, and tells the hosts.
@@ -397,88 +421,12 @@ impl Driver {
         }
         Ok(())
     }
+}
 
-    /// What the control state fails to write is tried again with the ring.
-    async fn export(&mut self, ring: u16) -> Result<(), ControlError> {
-        let Some(planned) = self.run.record.plan.rings.get(usize::from(ring)) else { return Ok(()) };
-        // Of one that is gone, hosts hear that when they are told.
-        let Some(generation) = self.generation.as_ref().filter(|_| self.run.record.plan.export) else {
-            return Ok(());
-        };
-        let mut lines = Vec::new();
-        // One by one: a group that is gone keeps it from nobody else.
-        for target in &planned.to {
-            match self.here.exports.export(generation, std::slice::from_ref(target)).await {
-                Ok(_) => {}
-                Err(ExportError::Control(error)) => return Err(error),
-                // Hosts that do not see it refuse, and say why.
-                Err(why) => {
-                    lines.push(format!("ring {}: the generation is not exported to {target}: {why}", planned.name));
-                }
-            }
-        }
-        for line in lines {
-            tracing::error!(rollout = %self.run.id, "{line}");
-            self.run.record.line(now(), line);
-        }
-        Ok(())
-    }
-
-    /// From now on this is what the ring's hosts run.
-    async fn ring_done(&mut self, ring: u16) -> Result<(), ControlError> {
-        let record = &mut self.run.record;
-        let Some(planned) = record.plan.rings.get(usize::from(ring)) else { return Ok(()) };
-        let (product, to) = (record.plan.product.clone(), planned.to.clone());
-        if !record.replaced.iter().any(|(of, ..)| *of == ring) {
-            let before = to.iter().map(|target| (ring, target.clone(), self.here.state.target(&product, target)));
-            record.replaced.extend(before);
-            self.here.state.save_rollout(self.run.id, record).await?;
-        }
-        let wanted = Wanted {
-            version: record.version.clone(),
-            tree: record.tree,
-            // Whoever was ordered something since the start is not meant.
-            set: self.run.machine.progress().started.unwrap_or_else(now),
-            lazy: record.plan.lazy,
-            drain_deadline_ms: record.plan.drain_deadline_ms,
-            hours: planned.hours.clone(),
-        };
-        self.here.state.set_targets(&product, &to, &wanted).await
-    }
-
-    /// The ring's hosts are to run what they ran before, also those that come later.
-    async fn ring_back(&mut self, ring: u16) -> Result<(), ControlError> {
-        let product = self.run.record.plan.product.clone();
-        for (of, target, before) in self.run.record.replaced.clone() {
-            match before {
-                _ if of != ring => {}
-                Some(wanted) => self.here.state.set_targets(&product, &[target], &wanted).await?,
-                None => self.here.state.clear_targets(&product, &[target]).await?,
-            }
-        }
-        for (no, host) in self.run.hosts_of(ring) {
-            let left = matches!(self.run.machine.host(no), Some(HostState::Good | HostState::Silent));
-            if left && let Ok((version, tree)) = way_back::of(&self.here, &self.run, no).await? {
-                let set = self.here.state.ordered_after_all(now());
-                let wanted = Wanted { version, tree, set, lazy: false, drain_deadline_ms: None, hours: None };
-                self.here.state.set_targets(&product, &[Target::Host(host)], &wanted).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Hosts of rings that have begun and are not done are told by nobody else.
-    fn claim(&self) {
-        let progress = self.run.machine.progress();
-        let mut hosts = HashSet::new();
-        if progress.state.is_live() {
-            for (ring, known) in (0..).zip(&progress.rings) {
-                if !matches!(known.phase, Phase::Waiting | Phase::Done) || progress.state == State::RollingBack {
-                    hosts.extend(self.run.hosts_of(ring).into_iter().map(|(_, host)| host));
-                }
-            }
-        }
-        self.here.targets.claim(&self.run.record.plan.product, hosts);
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

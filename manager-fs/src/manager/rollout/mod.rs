@@ -13,6 +13,7 @@ mod driver;
 pub mod machine;
 pub mod plan;
 mod plan_file;
+mod rings;
 mod rollouts;
 mod run;
 mod view;

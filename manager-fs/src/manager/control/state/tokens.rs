@@ -11,6 +11,9 @@ use super::{Key, State, encode};
 /// How long a token is remembered after its end, so that people are told why it is refused.
 const REMEMBERED_MS: u64 = 7 * 24 * 3600 * 1000;
 
+/// How many characters of a hash (hexadecimal digits) its neighbours share with it.
+const NEAR: usize = 2;
+
 /// How long a token may be good for, milliseconds: a year. One that seems to be good for longer was printed by a clock
 /// that stood in the future.
 pub const TOKEN_TTL_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
@@ -44,12 +47,15 @@ impl Token {
 }
 
 impl State {
-    /// Remembers a token's hash. Tokens that ended long ago are forgotten on the way.
+    /// Remembers a token's hash. Of the tokens whose hashes begin as its own, one in 256 of all, those that ended long ago
+    /// are forgotten on the way: a look at all of them, for each host of a fleet that is being enrolled, would take longer
+    /// than the state stands still.
     ///
     /// # Errors
     /// The control state failed.
     pub async fn add_token(&self, hash: &str, token: &TokenRecord, now: Unix) -> Result<(), ControlError> {
-        let tokens: Vec<(Key, TokenRecord)> = self.read_all("token/").await?;
+        let near = hash.get(..NEAR).unwrap_or(hash);
+        let tokens: Vec<(Key, TokenRecord)> = self.read_all(&format!("token/{near}")).await?;
         let old = tokens.into_iter().filter(|(_, old)| old.expires.saturating_add(REMEMBERED_MS) < now);
         let mut changes: Vec<Change> =
             old.take(CHANGES_MAX - 1).map(|(key, _)| Change::delete(key.to_string(), Expect::Any)).collect();
@@ -140,6 +146,18 @@ mod tests {
             let expected = if remembered { TokenFault::Used } else { TokenFault::Unknown };
             assert_eq!(fault(&state, 0, now).await, Some(expected));
         }
+    }
+
+    #[tokio::test]
+    async fn a_token_costs_its_neighbours_alone() {
+        let (_directory, state) = open().await;
+        let elsewhere = "f".repeat(64);
+        state.add_token(&elsewhere, &token(1, None), 1).await.unwrap();
+        state.add_token(&hash(1), &token(1, None), 1).await.unwrap();
+        state.add_token(&hash(2), &token(9 * DAY, None), 8 * DAY).await.unwrap();
+        let left: Vec<Key> =
+            state.read_all::<TokenRecord>("token/").await.unwrap().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(left, [Key::Token(hash(2)), Key::Token(elsewhere)]);
     }
 
     /// What is forgotten goes with the commit of a new one, which has its bound.
