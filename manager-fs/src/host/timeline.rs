@@ -10,6 +10,9 @@ use proto::width;
 
 use crate::sync::lock;
 
+/// Bytes of all names of a trace: it is one message (`MESSAGE_BYTES_MAX`), and a path may have 4 KiB. Files beyond have none.
+const NAMES_BYTES_MAX: usize = 4 << 20;
+
 /// Notes what happens while it is switched on.
 #[derive(Debug, Default)]
 pub struct Timeline {
@@ -107,8 +110,13 @@ impl Noted {
         objects.dedup();
         let mut paths = name(&objects);
         let (mut numbers, mut files) = (HashMap::new(), Vec::new());
+        let mut names_bytes = 0;
         for object in objects.into_iter().take(TRACE_FILES_MAX) {
             if let Some(path) = paths.remove(&object) {
+                names_bytes += path.len();
+                if names_bytes > NAMES_BYTES_MAX {
+                    break;
+                }
                 numbers.insert(object, width::count(files.len()));
                 files.push(path);
             }
@@ -129,6 +137,10 @@ fn processor_time() -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use proto::codec;
+    use proto::daemon::DaemonReply;
+    use proto::limits::MESSAGE_BYTES_MAX;
+
     use super::*;
 
     #[test]
@@ -168,5 +180,14 @@ mod tests {
         }
         let trace = timeline.end(1, |_| HashMap::new()).unwrap();
         assert_eq!((trace.events.len(), trace.left_out), (TRACE_EVENTS_MAX, 3));
+        timeline.begin(1);
+        for object in 0..TRACE_FILES_MAX as u64 {
+            let about = About { object: Some(object), ..About::default() };
+            timeline.note(TraceWhat::Present, timeline.since(), about);
+        }
+        let long = |objects: &[u64]| objects.iter().map(|object| (*object, "x".repeat(4_000))).collect();
+        let trace = timeline.end(1, long).unwrap();
+        let read = codec::encode(&DaemonReply::Traced(trace)).unwrap();
+        assert!(read.len() < MESSAGE_BYTES_MAX && codec::decode::<DaemonReply, MESSAGE_BYTES_MAX>(&read).is_ok());
     }
 }

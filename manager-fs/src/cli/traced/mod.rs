@@ -7,8 +7,8 @@ use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -120,10 +120,12 @@ impl Start {
 
     /// Waits until what an ended program has said is passed on.
     fn said_all(&self) {
-        let until = Instant::now() + LAST_WORDS;
         for passed in &self.passed {
-            // Nothing is ever sent: the end is what is waited for.
-            let _ = passed.recv_timeout(until.saturating_duration_since(Instant::now()));
+            // Nothing is ever sent: the end is what is waited for. Whoever reads slowly is waited for, too.
+            while passed.recv_timeout(LAST_WORDS) == Err(RecvTimeoutError::Timeout)
+                && self.output.writing.load(Ordering::Relaxed) > 0
+                && interrupt::check("").is_ok()
+            {}
         }
     }
 
@@ -144,6 +146,8 @@ impl Start {
 struct Output {
     printed: AtomicBool,
     first: OnceLock<Instant>,
+    /// How many of its two streams are just being passed on to somebody.
+    writing: AtomicUsize,
 }
 
 /// Passes on what comes, and notes when the first of it came. What is returned ends with it.
@@ -160,7 +164,9 @@ fn pass_on(
             output.first.get_or_init(Instant::now);
             output.printed.store(true, Ordering::Relaxed);
             // Nobody need listen.
+            output.writing.fetch_add(1, Ordering::Relaxed);
             drop(to.write_all(&buffer[..count]).and_then(|()| to.flush()));
+            output.writing.fetch_sub(1, Ordering::Relaxed);
         }
         drop(ends);
     });

@@ -123,12 +123,14 @@ impl Driver {
         answer: oneshot::Sender<Result<(), Declined>>,
     ) -> Result<(), ControlError> {
         // What it has decided so far is done before it decides otherwise.
-        self.order_gathered().await?;
-        let mut may = self.run.machine.may(wish).map_err(Declined::from);
+        let mut done = self.order_gathered().await;
+        let mut may = match &done {
+            Ok(()) => self.run.machine.may(wish).map_err(Declined::from),
+            Err(error) => Err(Declined::NotRecorded(error.to_string())),
+        };
         if may.is_ok() && wish == Wish::Rollback {
             may = way_back::check(&self.here, &self.run).await?.map_err(Declined::from);
         }
-        let mut done = Ok(());
         if may.is_ok() {
             if wish == Wish::Start {
                 self.run.record.before = self.run.before(&self.here).await?;
